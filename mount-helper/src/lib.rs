@@ -1,0 +1,1 @@
+//! Protocol and policy of the mount helper.

@@ -1,0 +1,27 @@
+//! holofs presents an rcc environment as a filesystem instead of restoring it.
+//!
+//! The layers, from what a user types to what lies on disk. Dependencies point downward only:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | what was typed; human and JSON output from the same value; exit codes |
+//! | [`session`] | mount, daemonize, readiness, signals, the registry of live mounts |
+//! | [`fuse`] | adapter between fuser's types and ours; the one place that replies with an error |
+//! | [`fs`] | file operations on our own types; testable without FUSE |
+//! | [`namespace`] | the merged view of lower and upper; the inode table; the lock order |
+//! | [`materialize`] | a lower file becomes a private backing file |
+//! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, the recorder |
+//! | [`space`] | a space on disk: names, paths, locks, metadata, state |
+//! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
+//!
+//! `docs/ARCHITECTURE.md` follows one request through all of them.
+
+pub mod cli;
+pub mod fs;
+pub mod fuse;
+pub mod library;
+pub mod materialize;
+pub mod namespace;
+pub mod session;
+pub mod space;
+pub mod sys;
