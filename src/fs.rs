@@ -1,1 +1,218 @@
-//! (skeleton)
+//! The file operations: what a request means, on our own types. FUSE is one caller of it, tests are another.
+//!
+//! Names and attributes are the namespace's, bytes are the materializer's; here a request is put together from
+//! both. There is no table of open files: every operation names an inode, so a file may gain its private backing
+//! between two reads of one open file, and nobody notices. Invariant: no operation panics, and each error has
+//! exactly one errno ([`error::errno`]).
+
+pub mod error;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom, StatVfs};
+use rustix::io::Errno;
+
+use crate::materialize::{Content, Materializer};
+pub use crate::namespace::change::Make;
+use crate::namespace::error::{Error, Result, upper as call};
+use crate::namespace::types::Ino;
+use crate::namespace::{Namespace, read::Bytes};
+
+/// The operations of one mounted space.
+#[derive(Debug)]
+pub struct Fs {
+    namespace: Namespace,
+    materializer: Arc<Materializer>,
+    /// The upper's root, asked for the filesystem's free space.
+    space: OwnedFd,
+}
+
+/// Where `lseek` looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whence {
+    /// The next data.
+    Data,
+    /// The next hole.
+    Hole,
+}
+
+impl Fs {
+    /// Puts the layers together. `space` is any descriptor on the filesystem of the space's state.
+    #[must_use]
+    pub fn new(namespace: Namespace, materializer: Arc<Materializer>, space: OwnedFd) -> Self {
+        Self { namespace, materializer, space }
+    }
+
+    /// The merged view: lookups, listings, and the operations on names.
+    #[must_use]
+    pub fn names(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The materializer, for its counts.
+    #[must_use]
+    pub fn materializer(&self) -> &Materializer {
+        &self.materializer
+    }
+
+    /// Where the bytes of a file are to be read from.
+    ///
+    /// # Errors
+    /// `IsADirectory` or `Invalid` for what has no bytes; EIO when its blob is missing or corrupt.
+    pub fn content(&self, ino: Ino) -> Result<Content> {
+        match self.namespace.bytes(ino)? {
+            Bytes::Lower(lower) => Ok(self.materializer.content(lower)?),
+            Bytes::Upper(file) => Ok(Content::Upper(file)),
+        }
+    }
+
+    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// As [`Fs::content`], and what reading may answer.
+    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        read_content(&self.content(ino)?, offset, buffer)
+    }
+
+    /// Writes all of `data`.
+    ///
+    /// # Errors
+    /// What copying the file up and writing may answer; ENOSPC leaves a file that was not yet copied up as it was.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        let file = self.writable(ino)?;
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&file, rest, offset + done as u64) {
+                Ok(0) => return Err(call("write")(Errno::IO)),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                // What was written is written: the next write will meet the error again.
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(call("write")(errno)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Allocates, punches or zeroes a range, as fallocate(2).
+    ///
+    /// # Errors
+    /// What copying up and fallocate(2) may answer.
+    pub fn fallocate(&self, ino: Ino, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let flags = FallocateFlags::from_bits(mode).ok_or(Error::NotSupported("unknown fallocate mode"))?;
+        let file = self.writable(ino)?;
+        rustix::fs::fallocate(&file, flags, offset, len).map_err(call("fallocate"))
+    }
+
+    /// The next data or hole from `offset` on.
+    ///
+    /// # Errors
+    /// `BeyondEnd` when there is none.
+    pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
+        if let Content::Upper(file) = self.content(ino)? {
+            let from = match whence {
+                Whence::Data => SeekFrom::Data(offset),
+                Whence::Hole => SeekFrom::Hole(offset),
+            };
+            // The descriptor's own position is nobody's: all reads and writes name theirs.
+            return match rustix::fs::seek(&file, from) {
+                Err(Errno::NXIO) => Err(Error::BeyondEnd),
+                other => other.map_err(call("lseek")),
+            };
+        }
+        let size = self.namespace.attr(ino)?.size;
+        match whence {
+            _ if offset >= size => Err(Error::BeyondEnd),
+            Whence::Data => Ok(offset),
+            Whence::Hole => Ok(size),
+        }
+    }
+
+    /// Copies a range between two files inside the kernel, by reflink where the filesystem can.
+    ///
+    /// # Errors
+    /// `NotSupported` when the source's bytes are in memory only: the caller then reads and writes.
+    pub fn copy_range(&self, from: Ino, from_at: u64, to: Ino, to_at: u64, len: u64) -> Result<usize> {
+        let target = self.writable(to)?;
+        let source = self.content(from)?;
+        let source = source.file().ok_or(Error::NotSupported("the source has no file to copy from"))?;
+        let (mut from_at, mut to_at) = (from_at, to_at);
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        rustix::fs::copy_file_range(source, Some(&mut from_at), &target, Some(&mut to_at), len)
+            .map_err(call("copy_file_range"))
+    }
+
+    /// Makes what was written to an entry survive a loss of power.
+    ///
+    /// # Errors
+    /// What fsync(2) may answer.
+    pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        let Some(file) = self.namespace.to_sync(ino)? else { return Ok(()) };
+        if data_only {
+            rustix::fs::fdatasync(&file).map_err(call("fdatasync"))
+        } else {
+            rustix::fs::fsync(&file).map_err(call("fsync"))
+        }
+    }
+
+    /// Space and inodes of the filesystem that changes go to.
+    ///
+    /// # Errors
+    /// What statvfs(3) may answer.
+    pub fn statfs(&self) -> Result<StatVfs> {
+        rustix::fs::fstatvfs(&self.space).map_err(call("statvfs"))
+    }
+
+    /// Whether reading would first have to fetch a blob of some size.
+    #[must_use]
+    pub fn must_fetch_much(&self, ino: Ino) -> bool {
+        match self.namespace.bytes(ino) {
+            Ok(Bytes::Lower(lower)) => self.materializer.must_fetch_much(lower),
+            // An error will be met, and answered, by the operation itself.
+            Ok(Bytes::Upper(_)) | Err(_) => false,
+        }
+    }
+
+    /// Whether writing would first have to copy up a file of some size.
+    #[must_use]
+    pub fn must_copy_much(&self, ino: Ino) -> bool {
+        match self.namespace.bytes(ino) {
+            Ok(Bytes::Lower(lower)) => self.materializer.is_large(lower),
+            Ok(Bytes::Upper(_)) | Err(_) => false,
+        }
+    }
+
+    fn writable(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
+        self.namespace.writable(ino)
+    }
+}
+
+/// Reads from content by offset.
+///
+/// # Errors
+/// What pread(2) may answer.
+pub fn read_content(content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    if let Content::Bytes(bytes) = content {
+        let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..n), rest.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        return Ok(n);
+    }
+    let Some(file) = content.file() else { return Ok(0) };
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(file, rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(call("read")(errno)),
+        }
+    }
+    Ok(done)
+}

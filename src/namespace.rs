@@ -1,1 +1,392 @@
-//! (skeleton)
+//! The merged view: what a space shows is its catalog's tree (the lower) with the space's own changes (the
+//! upper) over it.
+//!
+//! It is not the place where bytes are made (`materialize`) nor where a request is understood (`fs`, `fuse`).
+//!
+//! # Invariants
+//!
+//! 1. A directory without a counterpart in the upper is pure lower, and so is everything below it: it costs no
+//!    system call and no memory. The table holds an entry if and only if the upper has (or is about to have) it.
+//! 2. An upper directory merges with the lower one that its mark names, wherever it stands; without a mark with
+//!    none. So renaming a lower directory is one rename.
+//! 3. Every change of the upper becomes visible in ONE system call, which is the last of its operation: whatever
+//!    instant the daemon dies, the next mount shows the state before the operation or after it.
+//! 4. A change that changes nothing leaves the upper as it is.
+//!
+//! # Lock order
+//!
+//! 1. `Namespace::renames`
+//! 2. a node's `change`, a child's before its directory's
+//! 3. nodes' `dir`, two or more by rising number
+//! 4. a node's `state`
+//! 5. the table, and then the leaf locks (open descriptors)
+//!
+//! No `dir`, `state` or table lock is held while bytes are copied.
+
+pub(crate) mod change;
+mod copy_up;
+mod dir;
+pub mod error;
+pub(crate) mod read;
+pub(crate) mod rename;
+mod table;
+#[cfg(test)]
+mod tests;
+pub mod types;
+pub(crate) mod upper;
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
+use crate::materialize::Materializer;
+use crate::materialize::staging::Staging;
+use dir::{DirState, Entry, Present};
+use error::{Error, Result, upper as call};
+use table::{Backing, Node, Table};
+use types::{Ino, Kind};
+use upper::{Mark, What};
+
+/// The longest name, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Who owns the lower entries, and with which bits their directories appear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The mounting user.
+    pub uid: u32,
+    /// The mounting user's group.
+    pub gid: u32,
+    /// Permission bits of lower directories: 0750 less the user's umask, as rcc makes them.
+    pub dir_mode: u32,
+}
+
+/// The merged view of one mounted space.
+#[derive(Debug)]
+pub struct Namespace {
+    index: Arc<Index>,
+    materializer: Arc<Materializer>,
+    staging: Arc<Staging>,
+    root: Arc<OwnedFd>,
+    owner: Owner,
+    table: Table,
+    /// Held by every rename and rmdir: the first lock in the order.
+    renames: Mutex<()>,
+}
+
+/// What stands at a number.
+enum View {
+    /// A pure lower entry.
+    Lower(NodeId),
+    /// An entry that the table holds.
+    Node(Arc<Node>),
+}
+
+/// What stands at a name.
+enum Found {
+    /// A pure lower entry.
+    Lower(NodeId),
+    /// An entry of the upper.
+    Upper(Present),
+}
+
+impl Namespace {
+    /// Opens the merged view over the upper directory `root`, which may be empty.
+    ///
+    /// # Errors
+    /// When the upper cannot be read or cannot hold what it must (no user attributes on its filesystem).
+    pub fn open(
+        index: Arc<Index>,
+        materializer: Arc<Materializer>,
+        staging: Arc<Staging>,
+        root: OwnedFd,
+        owner: Owner,
+    ) -> Result<Self> {
+        let table = Table::new(index.len());
+        let root = Arc::new(root);
+        // A root without its mark is one that was just made: give it what rcc's root directory has.
+        let parent = root.as_fd();
+        if upper::read_mark(parent, c".", FileType::Directory)?.is_none() {
+            upper::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
+            upper::write_mark(parent, Mark::Dir(NodeId(0)))?;
+            upper::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
+        }
+        let stat = rustix::fs::fstat(&root).map_err(call("stat"))?;
+        table.acquire(Ino::ROOT, 1, || {
+            Node::new(Ino::ROOT, Some(NodeId(0)), Kind::Dir, Vec::new(), Backing::Upper, stat.st_ino)
+        });
+        table.keep_open(Ino::ROOT, &root);
+        Ok(Self { index, materializer, staging, root, owner, table, renames: Mutex::new(()) })
+    }
+
+    /// The compiled index of the lower tree.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Entries that the table holds: the changed ones that were looked at.
+    #[must_use]
+    pub fn table_len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The kernel gives back lookups.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.table.forget(ino, count);
+    }
+
+    fn view(&self, ino: Ino) -> Result<View> {
+        if let Some(node) = self.table.get(ino) {
+            return Ok(View::Node(node));
+        }
+        match ino.lower() {
+            Some(lower) if lower.0 < self.index.len() => Ok(View::Lower(lower)),
+            _ => Err(Error::Stale(ino)),
+        }
+    }
+
+    /// The node of a number; a pure lower entry gets one, as the place where its copy-up is agreed on.
+    fn node(&self, ino: Ino) -> Result<Arc<Node>> {
+        let lower = match self.view(ino)? {
+            View::Node(node) => return Ok(node),
+            View::Lower(lower) => lower,
+        };
+        let found = self.index.node(lower)?;
+        let kind = kind_of_lower(&found);
+        let place = (Ino::of_lower(found.parent), c_name(found.name)?);
+        Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], Backing::Lower, 0)))
+    }
+
+    /// Runs `f` with the state of an upper directory, reading it first if need be.
+    fn with_dir<T>(&self, node: &Node, f: impl FnOnce(&DirState) -> Result<T>) -> Result<T> {
+        if let Some(state) = &*node.dir.read() {
+            return f(state);
+        }
+        let mut guard = node.dir.write();
+        f(self.loaded(node, &mut guard)?)
+    }
+
+    /// The state behind a directory's lock, read from the backing directory when it was not yet.
+    fn loaded<'a>(&self, node: &Node, guard: &'a mut Option<DirState>) -> Result<&'a mut DirState> {
+        if guard.is_none() {
+            let mut state = DirState::default();
+            if node.backing() == Backing::Upper && !node.is_gone() {
+                let dir = self.backing_fd(node)?;
+                for listed in upper::list(dir.as_fd())? {
+                    let name = listed.name.as_bytes();
+                    let in_lower = self.in_lower(node, name)?;
+                    let entry = match listed.what {
+                        // Over nothing it hides nothing: left by an exchange that a crash cut short.
+                        What::Whiteout if !in_lower => continue,
+                        What::Whiteout => Entry::Whiteout,
+                        What::Damaged => Entry::Damaged,
+                        What::Entry { file_type, mark, backing_ino } => {
+                            self.understand(&listed.name, file_type, mark, backing_ino)?
+                        }
+                    };
+                    self.set_entry(node, &mut state, name, entry)?;
+                }
+            }
+            *guard = Some(state);
+        }
+        guard.as_mut().ok_or(Error::NotADirectory)
+    }
+
+    /// What a backing entry is in the mount.
+    fn understand(
+        &self,
+        name: &CStr,
+        file_type: FileType,
+        mark: Option<Mark>,
+        backing_ino: u64,
+    ) -> Result<Entry> {
+        let damaged = |why: &'static str| {
+            tracing::error!(?name, why, "an entry of the upper is left out");
+            Ok(Entry::Damaged)
+        };
+        let Some(kind) = upper::kind_of(file_type) else {
+            return damaged("a device: the upper holds none");
+        };
+        let Some(mark) = mark else {
+            let ino = Ino::of_born(backing_ino);
+            return Ok(Entry::Present(Present { ino, kind, origin: None, meta: false, backing_ino }));
+        };
+        let origin = mark.origin();
+        if origin.0 >= self.index.len() {
+            return damaged("its mark names a node that the catalog does not have");
+        }
+        let lower_kind = kind_of_lower(&self.index.node(origin)?);
+        let (fits, kind, meta) = match mark {
+            Mark::Dir(_) => (lower_kind == Kind::Dir && kind == Kind::Dir, Kind::Dir, false),
+            Mark::Data(_) => (lower_kind == Kind::File && kind == Kind::File, Kind::File, false),
+            Mark::Meta(_) => (lower_kind != Kind::Dir && kind == Kind::File, lower_kind, true),
+        };
+        if !fits {
+            return damaged("its mark names a node of another kind");
+        }
+        let ino = Ino::of_lower(origin);
+        Ok(Entry::Present(Present { ino, kind, origin: Some(origin), meta, backing_ino }))
+    }
+
+    /// Whether the lower directory that `node` merges with has the name.
+    fn in_lower(&self, node: &Node, name: &[u8]) -> Result<bool> {
+        Ok(self.lower_child(node, name)?.is_some())
+    }
+
+    /// The lower entry under a name of `node`, whatever the upper says of it.
+    fn lower_child(&self, node: &Node, name: &[u8]) -> Result<Option<NodeId>> {
+        match node.lower {
+            Some(lower) => Ok(self.index.lookup(lower, name)?),
+            None => Ok(None),
+        }
+    }
+
+    /// Sets what the upper says of a name, keeping the count of subdirectories right.
+    fn set_entry(&self, node: &Node, state: &mut DirState, name: &[u8], entry: Entry) -> Result<()> {
+        let lower = self.lower_child(node, name)?;
+        let before = self.shows_dir(lower, state.get(name))?;
+        let after = self.shows_dir(lower, Some(entry))?;
+        state.subdir_delta += i64::from(after) - i64::from(before);
+        state.set(name, entry, lower.is_some());
+        Ok(())
+    }
+
+    /// Takes a name out of the upper: a whiteout where the lower has it, nothing where not.
+    fn clear_entry(&self, node: &Node, state: &mut DirState, name: &[u8]) -> Result<()> {
+        if self.in_lower(node, name)? {
+            return self.set_entry(node, state, name, Entry::Whiteout);
+        }
+        let before = self.shows_dir(None, state.get(name))?;
+        state.subdir_delta -= i64::from(before);
+        state.remove(name);
+        Ok(())
+    }
+
+    fn shows_dir(&self, lower: Option<NodeId>, entry: Option<Entry>) -> Result<bool> {
+        Ok(match (entry, lower) {
+            (Some(Entry::Present(present)), _) => present.kind == Kind::Dir,
+            (Some(Entry::Whiteout | Entry::Damaged), _) | (None, None) => false,
+            (None, Some(lower)) => kind_of_lower(&self.index.node(lower)?) == Kind::Dir,
+        })
+    }
+
+    /// What a name of an upper directory leads to.
+    fn find(&self, node: &Node, state: &DirState, name: &[u8]) -> Result<Option<Found>> {
+        match state.get(name) {
+            Some(Entry::Present(present)) => Ok(Some(Found::Upper(present))),
+            Some(Entry::Whiteout) => Ok(None),
+            Some(Entry::Damaged) => Err(Error::Damaged {
+                name: String::from_utf8_lossy(name).into_owned(),
+                why: "see the log of the mount",
+            }),
+            None => Ok(self.lower_child(node, name)?.map(Found::Lower)),
+        }
+    }
+
+    /// The node of an entry of the upper, reached by this name; `count` lookups are added.
+    fn entry_node(&self, dir: &Node, name: &CStr, present: Present, count: u32) -> Arc<Node> {
+        let node = self.table.acquire(present.ino, count, || {
+            let backing = if present.meta { Backing::Meta } else { Backing::Upper };
+            Node::new(present.ino, present.origin, present.kind, Vec::new(), backing, present.backing_ino)
+        });
+        let mut state = node.state.lock();
+        if !state.gone && !state.places.iter().any(|(at, known)| *at == dir.ino && **known == *name) {
+            state.places.push((dir.ino, name.to_owned()));
+            // Reached by another name after the one we knew was unlinked: no descriptor needs to keep it now.
+            state.pinned = None;
+        }
+        drop(state);
+        node
+    }
+
+    /// A descriptor of an entry's backing: readable and writable for a file that has its bytes here, `O_PATH` for
+    /// everything else.
+    fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
+        // A rename may move the entry between reading its place and opening it: the inode number tells.
+        for _ in 0..100 {
+            let (place, backing, backing_ino) = {
+                let state = node.state.lock();
+                if let Some(pinned) = &state.pinned {
+                    return Ok(Arc::clone(pinned));
+                }
+                (state.places.first().cloned(), state.backing, state.backing_ino)
+            };
+            if node.ino == Ino::ROOT {
+                return Ok(Arc::clone(&self.root));
+            }
+            let keep = backing == Backing::Upper;
+            if keep && let Some(fd) = self.table.opened(node.ino) {
+                return Ok(fd);
+            }
+            let Some((parent, name)) = place.filter(|_| backing != Backing::Lower) else {
+                return Err(Error::Stale(node.ino));
+            };
+            let Some(parent) = self.table.get(parent) else { return Err(Error::Stale(parent)) };
+            let dir = self.backing_fd(&parent)?;
+            let access = if keep && node.kind == Kind::File { OFlags::RDWR } else { OFlags::PATH };
+            let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = match rustix::fs::openat(&dir, &name, flags, Mode::empty()) {
+                Ok(fd) => Arc::new(fd),
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(call("open")(errno)),
+            };
+            if rustix::fs::fstat(&fd).map_err(call("stat"))?.st_ino != backing_ino {
+                continue;
+            }
+            if keep {
+                self.table.keep_open(node.ino, &fd);
+            }
+            return Ok(fd);
+        }
+        Err(Error::Stale(node.ino))
+    }
+
+    /// Whether the merged directory shows nothing.
+    fn is_empty(&self, node: &Node, state: &DirState) -> Result<bool> {
+        if state.iter().any(|(_, entry)| entry != Entry::Whiteout) {
+            return Ok(false);
+        }
+        let Some(lower) = node.lower else { return Ok(true) };
+        for child in lower_children(&self.index.node(lower)?) {
+            if state.get(self.index.node(child)?.name).is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The kind of a lower node.
+fn kind_of_lower(node: &LowerNode<'_>) -> Kind {
+    match node.kind {
+        NodeKind::Dir { .. } => Kind::Dir,
+        NodeKind::File { .. } => Kind::File,
+        NodeKind::Symlink { .. } => Kind::Symlink,
+    }
+}
+
+/// The children of a lower node; none for what is no directory.
+fn lower_children(node: &LowerNode<'_>) -> impl Iterator<Item = NodeId> + use<> {
+    let range = match &node.kind {
+        NodeKind::Dir { children, .. } => children.clone(),
+        NodeKind::File { .. } | NodeKind::Symlink { .. } => 0..0,
+    };
+    range.map(NodeId)
+}
+
+/// A name as the calls on the upper want it.
+fn c_name(name: &[u8]) -> Result<CString> {
+    if name.len() > NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    if name.is_empty() || name.contains(&b'/') || matches!(name, b"." | b"..") {
+        return Err(Error::Invalid("not a name"));
+    }
+    CString::new(name).map_err(|_| Error::Invalid("a name cannot hold a NUL byte"))
+}

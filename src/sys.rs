@@ -1,1 +1,5 @@
-//! (skeleton)
+//! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings and mountinfo.
+
+pub mod fuse_mount;
+pub mod map;
+pub mod process;

@@ -1,0 +1,73 @@
+//! Extended attributes: on a pure lower entry there are none; setting one gives it its counterpart in the upper.
+
+use std::ffi::CString;
+
+use rustix::fs::XattrFlags;
+
+use super::Fs;
+use crate::namespace::error::{Error, Result};
+use crate::namespace::types::Ino;
+use crate::namespace::upper;
+
+impl Fs {
+    /// The value of an attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, and what getxattr(2) may answer.
+    pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let name = checked(name).map_err(|_| Error::NoAttribute)?;
+        match self.namespace.existing_fd(ino)? {
+            Some(fd) => upper::get_xattr(upper::fd(&fd), &name),
+            None => Err(Error::NoAttribute),
+        }
+    }
+
+    /// The names of the attributes, each ended by a NUL.
+    ///
+    /// # Errors
+    /// What listxattr(2) may answer.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
+        match self.namespace.existing_fd(ino)? {
+            Some(fd) => upper::list_xattrs(upper::fd(&fd)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets an attribute.
+    ///
+    /// # Errors
+    /// `NotPermitted` for our own names, and what copying up and setxattr(2) may answer.
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        let name = checked(name)?;
+        let flags = XattrFlags::from_bits_retain(flags);
+        // Setting what cannot be set must not copy anything up.
+        if flags.contains(XattrFlags::REPLACE) {
+            self.get_xattr(ino, name.to_bytes())?;
+        }
+        let fd = self.namespace.changed_fd(ino)?;
+        upper::set_xattr(upper::fd(&fd), &name, value, flags)
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, `NotPermitted` for our own names, and what removexattr(2) may answer.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let name = checked(name)?;
+        match self.namespace.existing_fd(ino)? {
+            Some(fd) => upper::remove_xattr(upper::fd(&fd), &name),
+            None => Err(Error::NoAttribute),
+        }
+    }
+}
+
+/// Refuses our own attributes, and the ACLs that this filesystem does not enforce.
+fn checked(name: &[u8]) -> Result<CString> {
+    if name.starts_with(upper::OWN_XATTRS) {
+        return Err(Error::NotPermitted("user.holofs.* belongs to holofs"));
+    }
+    if name.starts_with(b"system.") {
+        return Err(Error::NotSupported("POSIX ACLs are not supported"));
+    }
+    CString::new(name).map_err(|_| Error::Invalid("an attribute's name cannot hold a NUL byte"))
+}

@@ -1,0 +1,276 @@
+//! The clone ladder: FICLONE, then `copy_file_range`, then read and write.
+//!
+//! Not a policy about *what* is copied: it moves the bytes of one open file into another, empty one, says which
+//! way it took, and why a better one was refused. Invariant: only an answer that means "this pair of filesystems
+//! cannot" leads one step down; ENOSPC, EDQUOT, EIO and the like are errors, since a fallback would hide them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+/// What the user asked for (`--strategy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Reflink where the filesystem can, else the cheapest copy. The default.
+    #[default]
+    Smart,
+    /// Reflink, or fail.
+    Reflink,
+    /// Plain copies only.
+    Copy,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Smart => "smart",
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// The way the bytes went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Extents are shared; no byte was copied.
+    Reflink,
+    /// `copy_file_range` inside the kernel.
+    CopyRange,
+    /// Read and written through this process.
+    Copy,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reflink => "reflink",
+            Self::CopyRange => "copy_file_range",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// Why cloning failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// `--strategy reflink`, and the filesystems cannot.
+    #[error("the filesystems cannot share extents (FICLONE: {0})")]
+    ReflinkRefused(Errno),
+    /// A read, write or clone failed for a reason that no other way would cure.
+    #[error("{call} failed: {source}")]
+    Os {
+        /// The system call.
+        call: &'static str,
+        /// Its answer.
+        source: Errno,
+    },
+    /// The source ended before the promised length.
+    #[error("the source ended at byte {at} of {len}")]
+    ShortSource {
+        /// Where it ended.
+        at: u64,
+        /// What was expected.
+        len: u64,
+    },
+}
+
+/// One clone done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cloned {
+    /// The way taken.
+    pub method: Method,
+    /// The errno with which FICLONE refused, when a lower rung was taken for that.
+    pub refused: Option<Errno>,
+}
+
+/// Performs clones and remembers, per pair of devices, which rungs were refused.
+#[derive(Debug)]
+pub struct Cloner {
+    strategy: Strategy,
+    /// (source device, target device) -> what is known. A leaf lock: nothing is locked while it is held.
+    refusals: Mutex<HashMap<(u64, u64), Refusals>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Refusals {
+    ficlone: Option<Errno>,
+    copy_range: Option<Errno>,
+}
+
+/// The answers that mean "not between these two files", as against "failed".
+fn means_unsupported(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::OPNOTSUPP
+            | Errno::XDEV
+            | Errno::INVAL
+            | Errno::NOTTY
+            | Errno::PERM
+            | Errno::NOSYS
+            | Errno::TXTBSY
+    )
+}
+
+impl Cloner {
+    /// A cloner for one mount.
+    #[must_use]
+    pub fn new(strategy: Strategy) -> Self {
+        Self { strategy, refusals: Mutex::new(HashMap::new()) }
+    }
+
+    /// The strategy it follows.
+    #[must_use]
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
+    /// Makes the empty file `to` hold the `len` bytes of `from`.
+    ///
+    /// # Errors
+    /// See [`CloneError`]. On an error `to` holds rubbish: the caller drops it.
+    pub fn clone_file(&self, from: &File, to: &File, len: u64) -> Result<Cloned, CloneError> {
+        let pair = (device(from)?, device(to)?);
+        let known = self.refusals.lock().get(&pair).copied().unwrap_or_default();
+        if self.strategy == Strategy::Copy {
+            copy(from, to, len)?;
+            return Ok(Cloned { method: Method::Copy, refused: None });
+        }
+        let refused = match known.ficlone {
+            Some(errno) => errno,
+            None => match rustix::fs::ioctl_ficlone(to, from) {
+                Ok(()) => return Ok(Cloned { method: Method::Reflink, refused: None }),
+                Err(errno) if means_unsupported(errno) => {
+                    self.refusals.lock().entry(pair).or_default().ficlone = Some(errno);
+                    errno
+                }
+                Err(source) => return Err(CloneError::Os { call: "FICLONE", source }),
+            },
+        };
+        if self.strategy == Strategy::Reflink {
+            return Err(CloneError::ReflinkRefused(refused));
+        }
+        if known.copy_range.is_none() {
+            match copy_range(from, to, len) {
+                Ok(()) => return Ok(Cloned { method: Method::CopyRange, refused: Some(refused) }),
+                Err(CloneError::Os { source, .. }) if means_unsupported(source) => {
+                    self.refusals.lock().entry(pair).or_default().copy_range = Some(source);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        copy(from, to, len)?;
+        Ok(Cloned { method: Method::Copy, refused: Some(refused) })
+    }
+}
+
+fn device(file: &File) -> Result<u64, CloneError> {
+    Ok(rustix::fs::fstat(file).map_err(|source| CloneError::Os { call: "fstat", source })?.st_dev)
+}
+
+fn copy_range(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
+    let (mut from_at, mut to_at) = (0u64, 0u64);
+    while from_at < len {
+        let want = usize::try_from((len - from_at).min(1 << 30)).unwrap_or(1 << 30);
+        match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), want) {
+            Ok(0) => return Err(CloneError::ShortSource { at: from_at, len }),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(source) => return Err(CloneError::Os { call: "copy_file_range", source }),
+        }
+    }
+    Ok(())
+}
+
+/// Copies by offset, so that a `copy_file_range` that stopped half-way is simply written over.
+fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
+    let mut buffer = vec![0u8; usize::try_from(len.clamp(1, 256 * 1024)).unwrap_or(256 * 1024)];
+    let mut at = 0u64;
+    while at < len {
+        let want = usize::try_from((len - at).min(buffer.len() as u64)).unwrap_or(buffer.len());
+        let Some(chunk) = buffer.get_mut(..want) else { break };
+        let n = match rustix::io::pread(from, &mut *chunk, at) {
+            Ok(0) => return Err(CloneError::ShortSource { at, len }),
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            Err(source) => return Err(CloneError::Os { call: "read", source }),
+        };
+        let mut rest = chunk.get(..n).unwrap_or_default();
+        while !rest.is_empty() {
+            match rustix::io::pwrite(to, rest, at) {
+                Ok(0) => return Err(CloneError::Os { call: "write", source: Errno::IO }),
+                Ok(written) => {
+                    at += written as u64;
+                    rest = rest.get(written..).unwrap_or_default();
+                }
+                Err(Errno::INTR) => {}
+                Err(source) => return Err(CloneError::Os { call: "write", source }),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+
+    fn pair(bytes: &[u8]) -> (File, File) {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(bytes).unwrap();
+        (from, tempfile::tempfile().unwrap())
+    }
+
+    fn content(mut file: File) -> Vec<u8> {
+        let mut out = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn every_rung_copies_the_bytes() {
+        let bytes: Vec<u8> = (0..700_001u32).map(|n| n as u8).collect();
+        for strategy in [Strategy::Smart, Strategy::Copy] {
+            let (from, to) = pair(&bytes);
+            let done = Cloner::new(strategy).clone_file(&from, &to, bytes.len() as u64).unwrap();
+            assert_eq!(content(to), bytes);
+            if strategy == Strategy::Copy {
+                assert_eq!(done, Cloned { method: Method::Copy, refused: None });
+            }
+        }
+    }
+
+    #[test]
+    fn reflink_or_nothing_when_asked_for() {
+        let (from, to) = pair(b"x");
+        match Cloner::new(Strategy::Reflink).clone_file(&from, &to, 1) {
+            Ok(done) => assert_eq!(done.method, Method::Reflink),
+            Err(error) => assert!(matches!(error, CloneError::ReflinkRefused(_)), "{error}"),
+        }
+    }
+
+    #[test]
+    fn a_short_source_is_an_error() {
+        let (from, to) = pair(b"abc");
+        let error = Cloner::new(Strategy::Copy).clone_file(&from, &to, 10).unwrap_err();
+        assert!(matches!(error, CloneError::ShortSource { at: 3, len: 10 }));
+    }
+
+    #[test]
+    fn a_refusal_is_remembered() {
+        let cloner = Cloner::new(Strategy::Smart);
+        let (from, to) = pair(b"abc");
+        let first = cloner.clone_file(&from, &to, 3).unwrap();
+        if let Some(errno) = first.refused {
+            let known = cloner.refusals.lock().values().next().copied().unwrap();
+            assert_eq!(known.ficlone, Some(errno));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Staging: a file or directory is made under a name of its own in the space's `work` directory, and becomes
+//! visible in one rename.
+//!
+//! Not a cache: what lies here has no meaning for a reader, and whatever a crash leaves is swept at the next
+//! mount. Invariant: an entry is published whole or not at all; a dropped [`Staged`] removes itself.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+/// The `work` directory of a mounted space.
+#[derive(Debug)]
+pub struct Staging {
+    dir: Arc<OwnedFd>,
+    next: AtomicU64,
+}
+
+/// Something staged and not yet visible.
+#[derive(Debug)]
+pub struct Staged {
+    dir: Arc<OwnedFd>,
+    /// None once published.
+    name: Option<CString>,
+    is_dir: bool,
+}
+
+impl Staging {
+    /// Takes the directory; the caller holds the space's lock, so that nobody else stages here.
+    #[must_use]
+    pub fn new(dir: OwnedFd) -> Self {
+        Self { dir: Arc::new(dir), next: AtomicU64::new(0) }
+    }
+
+    /// The directory itself, as a source or target of renames.
+    #[must_use]
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Removes what an earlier mount left behind. Returns how many entries went.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or an entry not be removed.
+    pub fn sweep(&self) -> Result<usize, Errno> {
+        let mut swept = 0;
+        let dir = rustix::fs::Dir::read_from(&*self.dir)?;
+        for entry in dir {
+            let entry = entry?;
+            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                continue;
+            }
+            remove_tree(self.dir.as_fd(), entry.file_name())?;
+            swept += 1;
+        }
+        Ok(swept)
+    }
+
+    /// A name that nothing staged by this mount has.
+    #[must_use]
+    pub fn fresh_name(&self) -> CString {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        CString::new(number.to_string()).unwrap_or_default()
+    }
+
+    /// A new empty regular file, open for reading and writing, mode 0600.
+    ///
+    /// # Errors
+    /// The errno of the open.
+    pub fn file(&self) -> Result<(File, Staged), Errno> {
+        let name = self.fresh_name();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&*self.dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok((File::from(fd), self.adopt(name, false)))
+    }
+
+    /// A new empty directory, mode 0700, with an `O_PATH` descriptor for it.
+    ///
+    /// # Errors
+    /// The errno of the calls.
+    pub fn directory(&self) -> Result<(OwnedFd, Staged), Errno> {
+        let name = self.fresh_name();
+        rustix::fs::mkdirat(&*self.dir, &name, Mode::RWXU)?;
+        let staged = self.adopt(name, true);
+        let fd = rustix::fs::openat(
+            &*self.dir,
+            staged.name()?,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )?;
+        Ok((fd, staged))
+    }
+
+    /// Takes responsibility for an entry of `work` that was made by other means (a symlink, a fifo, a link).
+    #[must_use]
+    pub fn adopt(&self, name: CString, is_dir: bool) -> Staged {
+        Staged { dir: Arc::clone(&self.dir), name: Some(name), is_dir }
+    }
+}
+
+impl Staged {
+    /// Its name inside `work`.
+    ///
+    /// # Errors
+    /// ENOENT when it was published already, which no caller does.
+    pub fn name(&self) -> Result<&CString, Errno> {
+        self.name.as_ref().ok_or(Errno::NOENT)
+    }
+
+    /// Renames it to its place, over whatever stands there.
+    ///
+    /// # Errors
+    /// The errno of the rename; the staged entry is then removed.
+    pub fn publish(self, dir: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> {
+        self.publish_with(dir, name, RenameFlags::empty())
+    }
+
+    /// Renames it to its place with flags.
+    ///
+    /// # Errors
+    /// The errno of the rename; the staged entry is then removed.
+    pub fn publish_with(
+        mut self,
+        dir: BorrowedFd<'_>,
+        name: &CString,
+        flags: RenameFlags,
+    ) -> Result<(), Errno> {
+        rustix::fs::renameat_with(&*self.dir, self.name()?, dir, name, flags)?;
+        self.name = None;
+        Ok(())
+    }
+
+    /// Changes places with what stands at `name`; what stood there is then staged, and goes when this is dropped.
+    ///
+    /// # Errors
+    /// The errno of the rename.
+    pub fn exchange(&mut self, dir: BorrowedFd<'_>, name: &CString, other_is_dir: bool) -> Result<(), Errno> {
+        rustix::fs::renameat_with(&*self.dir, self.name()?, dir, name, RenameFlags::EXCHANGE)?;
+        self.is_dir = other_is_dir;
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let Some(name) = self.name.take() else { return };
+        let removed = if self.is_dir {
+            remove_tree(self.dir.as_fd(), &name)
+        } else {
+            rustix::fs::unlinkat(&*self.dir, &name, AtFlags::empty())
+        };
+        if let Err(errno) = removed {
+            // Nothing is lost: the next mount sweeps.
+            tracing::warn!(name = ?name, %errno, "a staging entry stays until the next mount");
+        }
+    }
+}
+
+/// Removes `name` below `dir` with all that is in it, never following a symbolic link.
+///
+/// # Errors
+/// The errno of the first removal that failed.
+pub fn remove_tree(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(errno),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let inner = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        // Somebody took our own permission away (chmod 0 on a directory of the upper while unmounted).
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            rustix::fs::openat(dir, name, flags, Mode::empty())?
+        }
+        other => other?,
+    };
+    for entry in rustix::fs::Dir::read_from(&inner)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            remove_tree(inner.as_fd(), entry.file_name())?;
+        }
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}

@@ -1,0 +1,369 @@
+//! New names and removed names: create, mkdir, mknod, symlink, link, unlink, rmdir.
+//!
+//! Each works under the lock of the one directory it changes, and ends in the one call that makes its change
+//! visible (invariant 3 of `namespace`). What has to be prepared first is prepared in the staging directory.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::copy_up::How;
+use super::dir::{DirState, Entry, Present};
+use super::error::{Error, Result, upper as call};
+use super::table::{Backing, Node};
+use super::types::{Attr, Caller, Ino, Kind, SetAttr};
+use super::{Found, Namespace, c_name, upper};
+use crate::materialize::staging::Staged;
+
+/// What is to be made under a new name.
+#[derive(Clone, Copy, Debug)]
+pub enum Make<'a> {
+    /// A regular file with these permission bits.
+    File(u32),
+    /// A directory with these permission bits.
+    Dir(u32),
+    /// A named pipe.
+    Fifo(u32),
+    /// A socket.
+    Socket(u32),
+    /// A symbolic link with this text.
+    Symlink(&'a CStr),
+}
+
+impl Make<'_> {
+    fn kind(self) -> Kind {
+        match self {
+            Self::File(_) => Kind::File,
+            Self::Dir(_) => Kind::Dir,
+            Self::Fifo(_) => Kind::Fifo,
+            Self::Socket(_) => Kind::Socket,
+            Self::Symlink(_) => Kind::Symlink,
+        }
+    }
+
+    fn mode(self) -> u32 {
+        match self {
+            Self::File(mode) | Self::Dir(mode) | Self::Fifo(mode) | Self::Socket(mode) => mode & 0o7777,
+            Self::Symlink(_) => 0o777,
+        }
+    }
+}
+
+impl Namespace {
+    /// Makes an entry under a new name and counts one lookup of it.
+    ///
+    /// # Errors
+    /// `Exists`, `NotFound` when the directory itself is gone, and what the calls on the upper may answer.
+    pub fn make(&self, parent: Ino, name: &[u8], what: Make<'_>, caller: Caller) -> Result<Attr> {
+        let name = c_name(name)?;
+        let dir = self.upper_dir(parent)?;
+        let mut guard = dir.dir.write();
+        let state = self.loaded(&dir, &mut guard)?;
+        let covered = self.must_be_free(&dir, state, &name)?;
+        let at = self.backing_fd(&dir)?;
+        let dir_stat = rustix::fs::fstat(&at).map_err(call("stat"))?;
+        let dir_setgid = self.held_mode(&dir, &at)?.unwrap_or(dir_stat.st_mode) & 0o2000 != 0;
+        let gid = if dir_setgid { dir_stat.st_gid } else { caller.gid };
+        let mut mode = what.mode();
+        if dir_setgid && what.kind() == Kind::Dir {
+            mode |= 0o2000;
+        }
+        // A file that the backing can hold as it is asked for is simply made in place: one call.
+        let plain = !covered
+            && (caller.uid, gid) == (self.owner.uid, self.owner.gid)
+            && dir_stat.st_mode & 0o2000 == 0
+            && mode & 0o600 == 0o600
+            && mode & 0o7000 == 0;
+        let fd = match what {
+            Make::File(_) if plain => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(&at, &name, flags, Mode::from_raw_mode(mode)).map_err(call("create"))?
+            }
+            _ => {
+                let (fd, staged) = self.stage(what)?;
+                self.own(&fd, caller.uid, gid)?;
+                if !matches!(what, Make::Symlink(_)) {
+                    upper::write_mode(fd.as_fd(), what.kind(), mode, None)?;
+                }
+                put(staged, at.as_fd(), &name, what.kind(), covered)?;
+                fd
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
+        let ino = Ino::of_born(stat.st_ino);
+        let kind = what.kind();
+        let present = Present { ino, kind, origin: None, meta: false, backing_ino: stat.st_ino };
+        self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
+        let node = self.entry_node(&dir, &name, present, 1);
+        if kind == Kind::Dir {
+            *node.dir.write() = Some(DirState::default());
+        }
+        self.table.keep_open(ino, &Arc::new(fd));
+        drop(guard);
+        self.node_attr(&node)
+    }
+
+    /// Makes the entry in the staging directory; the descriptor is writable for a file, `O_PATH` for the rest.
+    fn stage(&self, what: Make<'_>) -> Result<(OwnedFd, Staged)> {
+        let name = match what {
+            Make::File(_) => {
+                let (file, staged) = self.staging.file().map_err(call("create"))?;
+                return Ok((file.into(), staged));
+            }
+            Make::Dir(_) => return self.staging.directory().map_err(call("mkdir")),
+            Make::Fifo(_) => self.stage_node(FileType::Fifo)?,
+            Make::Socket(_) => self.stage_node(FileType::Socket)?,
+            Make::Symlink(text) => {
+                let name = self.staging.fresh_name();
+                rustix::fs::symlinkat(text, self.staging.dir(), &name).map_err(call("symlink"))?;
+                name
+            }
+        };
+        let staged = self.staging.adopt(name, false);
+        let fd = upper::open_path(self.staging.dir(), staged.name().map_err(call("stage"))?)?;
+        Ok((fd, staged))
+    }
+
+    fn stage_node(&self, file_type: FileType) -> Result<CString> {
+        let name = self.staging.fresh_name();
+        rustix::fs::mknodat(self.staging.dir(), &name, file_type, Mode::RUSR | Mode::WUSR, 0)
+            .map_err(call("mknod"))?;
+        Ok(name)
+    }
+
+    /// Refuses a name that shows something; says whether a whiteout stands there.
+    fn must_be_free(&self, dir: &Node, state: &DirState, name: &CString) -> Result<bool> {
+        if dir.is_gone() {
+            return Err(Error::NotFound);
+        }
+        match self.find(dir, state, name.as_bytes())? {
+            Some(_) => Err(Error::Exists),
+            None => Ok(state.get(name.as_bytes()) == Some(Entry::Whiteout)),
+        }
+    }
+
+    /// Gives a file a further name; its attributes are returned and one lookup is counted.
+    ///
+    /// # Errors
+    /// `NotPermitted` for a directory, `Exists`, and what copying up may answer.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let name = c_name(name)?;
+        let how = match self.attr(ino)?.kind {
+            Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
+            // Both names share the backing file, so its bytes must be there before there are two.
+            Kind::File => How::Data(u64::MAX),
+            Kind::Symlink | Kind::Fifo | Kind::Socket => How::Meta,
+        };
+        let node = self.copy_up(ino, how, &SetAttr::default())?;
+        let dir = self.upper_dir(parent)?;
+        let mut guard = dir.dir.write();
+        let state = self.loaded(&dir, &mut guard)?;
+        let covered = self.must_be_free(&dir, state, &name)?;
+        let at = self.backing_fd(&dir)?;
+        let fd = self.backing_fd(&node)?;
+        let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        if covered {
+            let staged_name = self.staging.fresh_name();
+            rustix::fs::linkat(rustix::fs::CWD, &source, self.staging.dir(), &staged_name, follow)
+                .map_err(call("link"))?;
+            let staged = self.staging.adopt(staged_name, false);
+            staged.publish(at.as_fd(), &name).map_err(call("rename"))?;
+        } else {
+            rustix::fs::linkat(rustix::fs::CWD, &source, &at, &name, follow).map_err(call("link"))?;
+        }
+        let (meta, backing_ino) = {
+            let state = node.state.lock();
+            (state.backing == Backing::Meta, state.backing_ino)
+        };
+        let present = Present { ino: node.ino, kind: node.kind, origin: node.lower, meta, backing_ino };
+        self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
+        self.entry_node(&dir, &name, present, 1);
+        drop(guard);
+        self.node_attr(&node)
+    }
+
+    /// Removes a name of what is no directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsADirectory`, and what the calls on the upper may answer.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let name = c_name(name)?;
+        // Asked before the directory is copied up, so that a mistake leaves no trace.
+        self.must_show(parent, &name)?;
+        let dir = self.upper_dir(parent)?;
+        let mut guard = dir.dir.write();
+        let state = self.loaded(&dir, &mut guard)?;
+        let found = self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
+        let at = self.backing_fd(&dir)?;
+        let node = match found {
+            Found::Lower(lower) => {
+                let node = self.node(Ino::of_lower(lower))?;
+                if node.kind == Kind::Dir {
+                    return Err(Error::IsADirectory);
+                }
+                make_whiteout(at.as_fd(), &name)?;
+                node
+            }
+            Found::Upper(present) => {
+                if present.kind == Kind::Dir {
+                    return Err(Error::IsADirectory);
+                }
+                let node = self.entry_node(&dir, &name, present, 0);
+                self.pin(&node)?;
+                if self.in_lower(&dir, name.as_bytes())? {
+                    let junk = self.staging.fresh_name();
+                    let flags = RenameFlags::WHITEOUT;
+                    rustix::fs::renameat_with(&at, &name, self.staging.dir(), &junk, flags)
+                        .map_err(call("rename"))?;
+                    drop(self.staging.adopt(junk, false));
+                } else {
+                    rustix::fs::unlinkat(&at, &name, AtFlags::empty()).map_err(call("unlink"))?;
+                }
+                node
+            }
+        };
+        self.clear_entry(&dir, state, name.as_bytes())?;
+        drop(guard);
+        self.unlinked(&node, parent, &name)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotADirectory`, `NotEmpty`, and what the calls on the upper may answer.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let name = c_name(name)?;
+        let _renames = self.renames.lock();
+        let attr = self.must_show(parent, &name)?;
+        if attr.kind != Kind::Dir {
+            return Err(Error::NotADirectory);
+        }
+        let child = self.node(attr.ino)?;
+        // Asked before the parent is copied up, so that a mistake leaves no trace. Nobody renames meanwhile, but
+        // somebody may create: asked again below.
+        self.with_dir(&child, |state| self.is_empty(&child, state))?.then_some(()).ok_or(Error::NotEmpty)?;
+        let dir = self.upper_dir(parent)?;
+        let (mut guard, mut child_guard) = lock_two(&dir, &child);
+        let state = self.loaded(&dir, &mut guard)?;
+        let child_state = self.loaded(&child, &mut child_guard)?;
+        if !self.is_empty(&child, child_state)? {
+            return Err(Error::NotEmpty);
+        }
+        let at = self.backing_fd(&dir)?;
+        let in_lower = self.in_lower(&dir, name.as_bytes())?;
+        match self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
+            Found::Lower(_) => make_whiteout(at.as_fd(), &name)?,
+            Found::Upper(_) => {
+                self.pin(&child)?;
+                if in_lower {
+                    let mut staged = self.stage_whiteout()?;
+                    staged.exchange(at.as_fd(), &name, true).map_err(call("rename"))?;
+                } else if child_state.is_silent() {
+                    rustix::fs::unlinkat(&at, &name, AtFlags::REMOVEDIR).map_err(call("rmdir"))?;
+                } else {
+                    let junk = self.staging.fresh_name();
+                    rustix::fs::renameat(&at, &name, self.staging.dir(), &junk).map_err(call("rename"))?;
+                    drop(self.staging.adopt(junk, true));
+                }
+            }
+        }
+        self.clear_entry(&dir, state, name.as_bytes())?;
+        *child_state = DirState::default();
+        drop((guard, child_guard));
+        self.unlinked(&child, parent, &name)
+    }
+
+    /// The attributes of what a name shows, without counting a lookup.
+    pub(super) fn must_show(&self, parent: Ino, name: &CString) -> Result<Attr> {
+        let attr = self.lookup(parent, name.as_bytes())?;
+        self.forget(attr.ino, 1);
+        Ok(attr)
+    }
+
+    /// A whiteout in the staging directory.
+    pub(super) fn stage_whiteout(&self) -> Result<Staged> {
+        let name = self.staging.fresh_name();
+        make_whiteout(self.staging.dir(), &name)?;
+        Ok(self.staging.adopt(name, false))
+    }
+
+    /// Before a name goes: keeps the backing open when the kernel may go on using the entry without a name, or by a
+    /// name that we do not know.
+    pub(super) fn pin(&self, node: &Node) -> Result<()> {
+        let needed = {
+            let state = node.state.lock();
+            state.backing != Backing::Lower && state.places.len() <= 1
+        };
+        if needed && self.table.lookups(node.ino) > 0 {
+            let fd = self.backing_fd(node)?;
+            node.state.lock().pinned = Some(fd);
+        }
+        Ok(())
+    }
+
+    /// After a name went: the node no longer has it.
+    pub(super) fn unlinked(&self, node: &Node, parent: Ino, name: &CString) -> Result<()> {
+        let (last, pinned) = {
+            let mut state = node.state.lock();
+            state.places.retain(|(at, known)| *at != parent || known != name);
+            (state.places.is_empty(), state.pinned.clone())
+        };
+        if !last {
+            return Ok(());
+        }
+        let links = match pinned {
+            Some(fd) if node.kind != Kind::Dir => rustix::fs::fstat(&fd).map_err(call("stat"))?.st_nlink,
+            _ => 0,
+        };
+        if links == 0 {
+            node.state.lock().gone = true;
+            self.table.close(node.ino);
+            self.table.drop_unused(node.ino);
+        }
+        Ok(())
+    }
+}
+
+/// Makes the mark of a lower name that is gone.
+pub(super) fn make_whiteout(dir: impl AsFd, name: &CStr) -> Result<()> {
+    match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
+        Err(Errno::PERM) => Err(Error::NotSupported(
+            "the filesystem of the space's state refuses whiteouts (mknod of device 0/0)",
+        )),
+        other => other.map_err(call("mknod")),
+    }
+}
+
+/// Renames a staged entry into place: over the whiteout that stands there, or where nothing does.
+fn put(
+    mut staged: Staged,
+    at: std::os::fd::BorrowedFd<'_>,
+    name: &CString,
+    kind: Kind,
+    covered: bool,
+) -> Result<()> {
+    let done = match (covered, kind) {
+        (false, _) => staged.publish_with(at, name, RenameFlags::NOREPLACE),
+        // A directory cannot be renamed over a device: they change places, and the whiteout goes with `staged`.
+        (true, Kind::Dir) => staged.exchange(at, name, false),
+        (true, _) => staged.publish(at, name),
+    };
+    done.map_err(call("rename"))
+}
+
+type DirGuard<'a> = parking_lot::RwLockWriteGuard<'a, Option<DirState>>;
+
+/// Locks two directories in the order of their numbers.
+pub(super) fn lock_two<'a>(first: &'a Node, second: &'a Node) -> (DirGuard<'a>, DirGuard<'a>) {
+    if first.ino < second.ino {
+        let guard = first.dir.write();
+        (guard, second.dir.write())
+    } else {
+        let guard = second.dir.write();
+        (first.dir.write(), guard)
+    }
+}

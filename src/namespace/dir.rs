@@ -1,0 +1,143 @@
+//! What one directory of the upper says, held in memory: names that are new, changed or gone.
+//!
+//! Not the merged directory: lower names that the upper does not mention are not here, so that a directory of
+//! ten thousand lower files and one change costs one entry. Invariant: it mirrors the backing directory, which
+//! only this daemon changes while the space is mounted; a cookie, once given to a name, stays that name's for
+//! the whole mount, which is what lets a directory be read without a handle while it changes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::types::{Ino, Kind};
+use crate::library::index::NodeId;
+
+/// Cookies from here on belong to names that the lower directory does not have.
+pub(super) const EXTRA_COOKIES: u64 = 1 << 32;
+
+/// What the upper says of one name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Entry {
+    /// The lower name is gone.
+    Whiteout,
+    /// The backing entry cannot be understood.
+    Damaged,
+    /// A backing entry.
+    Present(Present),
+}
+
+/// A backing entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Present {
+    /// Its number in the mount.
+    pub(super) ino: Ino,
+    /// Its kind in the mount.
+    pub(super) kind: Kind,
+    /// The lower node it came from.
+    pub(super) origin: Option<NodeId>,
+    /// Whether its bytes are still the lower's.
+    pub(super) meta: bool,
+    /// The inode number of the backing entry.
+    pub(super) backing_ino: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    entry: Entry,
+    /// Set for names that the lower directory does not have.
+    cookie: Option<u64>,
+}
+
+/// The upper's word on one directory.
+#[derive(Debug, Default)]
+pub(super) struct DirState {
+    entries: HashMap<Box<[u8]>, Slot>,
+    extra: BTreeMap<u64, Box<[u8]>>,
+    next_extra: u64,
+    /// Subdirectories that the upper adds to (or, negative, takes from) the lower's.
+    pub(super) subdir_delta: i64,
+}
+
+impl DirState {
+    /// What the upper says of a name; None when it says nothing.
+    pub(super) fn get(&self, name: &[u8]) -> Option<Entry> {
+        self.entries.get(name).map(|slot| slot.entry)
+    }
+
+    /// Sets what the upper says of a name. `in_lower`: the lower directory has the name too.
+    pub(super) fn set(&mut self, name: &[u8], entry: Entry, in_lower: bool) {
+        if let Some(slot) = self.entries.get_mut(name) {
+            slot.entry = entry;
+            return;
+        }
+        let cookie = (!in_lower).then(|| {
+            let cookie = EXTRA_COOKIES + self.next_extra;
+            self.next_extra += 1;
+            self.extra.insert(cookie, name.into());
+            cookie
+        });
+        self.entries.insert(name.into(), Slot { entry, cookie });
+    }
+
+    /// Forgets a name.
+    pub(super) fn remove(&mut self, name: &[u8]) {
+        if let Some(Slot { cookie: Some(cookie), .. }) = self.entries.remove(name) {
+            self.extra.remove(&cookie);
+        }
+    }
+
+    /// The names that the lower does not have, with cookies above `after`, in order.
+    pub(super) fn extras(&self, after: u64) -> impl Iterator<Item = (u64, &[u8], Entry)> {
+        let from = after.saturating_add(1).max(EXTRA_COOKIES);
+        self.extra.range(from..).filter_map(|(cookie, name)| {
+            let slot = self.entries.get(name)?;
+            Some((*cookie, &**name, slot.entry))
+        })
+    }
+
+    /// Every name with what is said of it, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
+        self.entries.iter().map(|(name, slot)| (&**name, slot.entry))
+    }
+
+    /// Whether the upper says nothing at all, whiteouts included.
+    pub(super) fn is_silent(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn present(ino: u64) -> Entry {
+        Entry::Present(Present {
+            ino: Ino(ino),
+            kind: Kind::File,
+            origin: None,
+            meta: false,
+            backing_ino: ino,
+        })
+    }
+
+    #[test]
+    fn cookies_stay_while_names_come_and_go() {
+        let mut state = DirState::default();
+        for (n, name) in [b"a", b"b", b"c"].into_iter().enumerate() {
+            state.set(name, present(n as u64), false);
+        }
+        let before: Vec<_> = state.extras(0).map(|(cookie, name, _)| (cookie, name.to_vec())).collect();
+        state.remove(b"a");
+        state.set(b"d", present(9), false);
+        let after: Vec<_> =
+            state.extras(before[0].0).map(|(cookie, name, _)| (cookie, name.to_vec())).collect();
+        assert_eq!(after[..2], before[1..]);
+        assert_eq!(after[2].1, b"d");
+    }
+
+    #[test]
+    fn names_of_the_lower_take_no_extra_cookie() {
+        let mut state = DirState::default();
+        state.set(b"x", Entry::Whiteout, true);
+        assert_eq!(state.extras(0).count(), 0);
+        assert!(!state.is_silent());
+    }
+}

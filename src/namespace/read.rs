@@ -1,0 +1,404 @@
+//! Reading the merged view: lookup, attributes, listing, link texts. Nothing here changes the upper.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::copy_up::reopen;
+use super::dir::{DirState, EXTRA_COOKIES, Entry};
+use super::error::{Error, Result, upper as call};
+use super::table::{Backing, Node};
+use super::types::{Attr, Ino, Kind, SetTime, Time};
+use super::{Found, NAME_MAX, Namespace, View, c_name, kind_of_lower, lower_children, upper};
+use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
+use crate::materialize::MOTHER_TIME;
+
+/// The time of every lower entry.
+pub(super) const MOTHER: SetTime = SetTime::At(MOTHER_AS_TIME);
+const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
+
+/// What a directory is said to be long: one block, as on most filesystems.
+const DIR_SIZE: u64 = 4096;
+
+/// Cookies of a listing: 1 for `.`, 2 for `..`, then the lower's children by position, then the extra names.
+const FIRST_LOWER: u64 = 3;
+
+/// One entry of a listing.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its number.
+    pub ino: Ino,
+    /// Its kind.
+    pub kind: Kind,
+    /// Where a listing goes on after it.
+    pub cookie: u64,
+    /// Its attributes, when they were asked for.
+    pub attr: Option<Attr>,
+}
+
+/// Whether a listing goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// The entry was taken.
+    Yes,
+    /// There was no room for it: the listing ends before it.
+    Full,
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// In the lower.
+    Lower(NodeId),
+    /// In the upper, in this open file.
+    Upper(Arc<OwnedFd>),
+}
+
+impl Namespace {
+    /// Where the bytes of a file are to be read from.
+    pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
+        let node = match self.view(ino)? {
+            View::Lower(lower) => return Ok(Bytes::Lower(lower)),
+            View::Node(node) => node,
+        };
+        match node.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(Error::IsADirectory),
+            Kind::Symlink | Kind::Fifo | Kind::Socket => return Err(Error::Invalid("not a regular file")),
+        }
+        match (node.backing(), node.lower) {
+            (Backing::Lower | Backing::Meta, Some(lower)) => Ok(Bytes::Lower(lower)),
+            _ => Ok(Bytes::Upper(self.backing_fd(&node)?)),
+        }
+    }
+
+    /// What has to be synced for an entry: its file or directory in the upper, if it has one.
+    pub(crate) fn to_sync(&self, ino: Ino) -> Result<Option<OwnedFd>> {
+        let View::Node(node) = self.view(ino)? else { return Ok(None) };
+        match (node.backing(), node.kind) {
+            (Backing::Lower, _) | (_, Kind::Fifo | Kind::Socket) => Ok(None),
+            // A born link cannot be opened to be synced; its directory can.
+            (Backing::Upper, Kind::Symlink) => Ok(None),
+            _ => Ok(Some(reopen(&self.backing_fd(&node)?)?.into())),
+        }
+    }
+
+    /// Finds a name, and counts one lookup of what it finds.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotADirectory`, and what reading the upper may answer.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let node = match self.view(parent)? {
+            View::Lower(lower) => {
+                self.must_be_lower_dir(lower)?;
+                let child = self.index.lookup(lower, name)?.ok_or(Error::NotFound)?;
+                let attr = self.lower_attr(&self.index.node(child)?);
+                self.table.count_lower(child, 1);
+                return Ok(attr);
+            }
+            View::Node(node) => node,
+        };
+        must_be_dir(&node)?;
+        let found = self.with_dir(&node, |state| {
+            let found = self.find(&node, state, name)?.ok_or(Error::NotFound)?;
+            Ok(match found {
+                Found::Lower(child) => {
+                    self.table.count_lower(child, 1);
+                    Err(child)
+                }
+                Found::Upper(present) => Ok(self.entry_node(&node, &c_name(name)?, present, 1)),
+            })
+        })?;
+        match found {
+            Err(lower) => Ok(self.lower_attr(&self.index.node(lower)?)),
+            Ok(child) => self.node_attr(&child).inspect_err(|_| self.table.forget(child.ino, 1)),
+        }
+    }
+
+    /// The attributes of a number.
+    ///
+    /// # Errors
+    /// `Stale` for a number that nothing has, and what reading the upper may answer.
+    pub fn attr(&self, ino: Ino) -> Result<Attr> {
+        match self.view(ino)? {
+            View::Lower(lower) => Ok(self.lower_attr(&self.index.node(lower)?)),
+            View::Node(node) => self.node_attr(&node),
+        }
+    }
+
+    /// The text of a symbolic link.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no link.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let lower = match self.view(ino)? {
+            View::Lower(lower) => lower,
+            View::Node(node) => match (node.backing(), node.lower) {
+                (Backing::Lower | Backing::Meta, Some(lower)) => lower,
+                _ => {
+                    let fd = self.backing_fd(&node)?;
+                    return match rustix::fs::readlinkat(&fd, c"", Vec::new()) {
+                        Ok(text) => Ok(text.into_bytes()),
+                        // What readlinkat says of a descriptor that is no link.
+                        Err(rustix::io::Errno::NOENT) => Err(Error::Invalid("not a symbolic link")),
+                        Err(errno) => Err(call("readlink")(errno)),
+                    };
+                }
+            },
+        };
+        match self.index.node(lower)?.kind {
+            NodeKind::Symlink { target } => Ok(target.to_vec()),
+            NodeKind::Dir { .. } | NodeKind::File { .. } => Err(Error::Invalid("not a symbolic link")),
+        }
+    }
+
+    /// Lists a directory from after `cookie` (0: from the start) until `take` has no more room. With `plus` each
+    /// entry but `.` and `..` comes with its attributes and counts as looked up.
+    ///
+    /// # Errors
+    /// `NotADirectory`, and what reading the upper may answer.
+    pub fn readdir(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+    ) -> Result<()> {
+        let view = self.view(ino)?;
+        let (lower, parent) = match &view {
+            View::Lower(lower) => {
+                self.must_be_lower_dir(*lower)?;
+                (Some(*lower), Ino::of_lower(self.index.node(*lower)?.parent))
+            }
+            View::Node(node) => {
+                must_be_dir(node)?;
+                if node.is_gone() {
+                    return Ok(());
+                }
+                (node.lower, self.parent_of(node))
+            }
+        };
+        for (dot, name, target) in [(1, &b"."[..], ino), (2, b"..", parent)] {
+            let entry = DirEntry { name, ino: target, kind: Kind::Dir, cookie: dot, attr: None };
+            if cookie < dot && take(entry) == Taken::Full {
+                return Ok(());
+            }
+        }
+        match &view {
+            View::Lower(_) => self.list_lower(lower, None, cookie, plus, take).map(|_| ()),
+            View::Node(node) => self.with_dir(node, |state| {
+                if self.list_lower(lower, Some((node, state)), cookie, plus, take)? == Taken::Full {
+                    return Ok(());
+                }
+                self.list_extras(node, state, cookie, plus, take)
+            }),
+        }
+    }
+
+    /// The names that the lower has, in the index's order, each as the upper now shows it.
+    fn list_lower(
+        &self,
+        lower: Option<NodeId>,
+        over: Option<(&Node, &DirState)>,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+    ) -> Result<Taken> {
+        let Some(lower) = lower else { return Ok(Taken::Yes) };
+        if cookie >= EXTRA_COOKIES {
+            return Ok(Taken::Yes);
+        }
+        let skip = usize::try_from(cookie.saturating_sub(FIRST_LOWER - 1)).unwrap_or(usize::MAX);
+        let children = lower_children(&self.index.node(lower)?);
+        for (position, child) in children.enumerate().skip(skip) {
+            let found = self.index.node(child)?;
+            let cookie = FIRST_LOWER + position as u64;
+            match over.and_then(|(node, state)| Some((node, state.get(found.name)?))) {
+                None => {
+                    let entry = DirEntry {
+                        name: found.name,
+                        ino: Ino::of_lower(child),
+                        kind: kind_of_lower(&found),
+                        cookie,
+                        attr: plus.then(|| self.lower_attr(&found)),
+                    };
+                    if take(entry) == Taken::Full {
+                        return Ok(Taken::Full);
+                    }
+                    if plus {
+                        self.table.count_lower(child, 1);
+                    }
+                }
+                Some((node, entry)) => {
+                    if self.list_upper(node, found.name, entry, cookie, plus, take)? == Taken::Full {
+                        return Ok(Taken::Full);
+                    }
+                }
+            }
+        }
+        Ok(Taken::Yes)
+    }
+
+    fn list_extras(
+        &self,
+        node: &Node,
+        state: &DirState,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+    ) -> Result<()> {
+        for (cookie, name, entry) in state.extras(cookie) {
+            if self.list_upper(node, name, entry, cookie, plus, take)? == Taken::Full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_upper(
+        &self,
+        dir: &Node,
+        name: &[u8],
+        entry: Entry,
+        cookie: u64,
+        plus: bool,
+        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+    ) -> Result<Taken> {
+        let Entry::Present(present) = entry else { return Ok(Taken::Yes) };
+        let mut shown = DirEntry { name, ino: present.ino, kind: present.kind, cookie, attr: None };
+        if !plus {
+            return Ok(take(shown));
+        }
+        // Counted first, so that the node is held; given back when there was no room.
+        let node = self.entry_node(dir, &c_name(name)?, present, 1);
+        let taken = match self.node_attr(&node) {
+            Ok(attr) => {
+                shown.attr = Some(attr);
+                take(shown)
+            }
+            // One entry that cannot be read must not hide the others; a lookup of it will say why.
+            Err(error) => {
+                tracing::error!(name = %String::from_utf8_lossy(name), %error, "left out of a listing");
+                self.table.forget(node.ino, 1);
+                return Ok(Taken::Yes);
+            }
+        };
+        if taken == Taken::Full {
+            self.table.forget(node.ino, 1);
+        }
+        Ok(taken)
+    }
+
+    /// The number of the directory that holds a directory.
+    fn parent_of(&self, node: &Node) -> Ino {
+        node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)
+    }
+
+    fn must_be_lower_dir(&self, lower: NodeId) -> Result<()> {
+        match self.index.node(lower)?.kind {
+            NodeKind::Dir { .. } => Ok(()),
+            NodeKind::File { .. } | NodeKind::Symlink { .. } => Err(Error::NotADirectory),
+        }
+    }
+
+    /// The attributes of a pure lower entry: all from the index.
+    pub(super) fn lower_attr(&self, node: &LowerNode<'_>) -> Attr {
+        let (kind, mode, nlink, size) = match node.kind {
+            NodeKind::Dir { subdirs, .. } => {
+                (Kind::Dir, self.owner.dir_mode, subdirs.saturating_add(2), DIR_SIZE)
+            }
+            NodeKind::File { size, perm, .. } => (Kind::File, perm, 1, size),
+            NodeKind::Symlink { target } => (Kind::Symlink, 0o777, 1, target.len() as u64),
+        };
+        Attr {
+            ino: Ino::of_lower(node.id),
+            kind,
+            mode,
+            nlink,
+            uid: self.owner.uid,
+            gid: self.owner.gid,
+            size,
+            blocks: size.div_ceil(512),
+            atime: MOTHER_AS_TIME,
+            mtime: MOTHER_AS_TIME,
+            ctime: MOTHER_AS_TIME,
+        }
+    }
+
+    /// The attributes of an entry that the table holds.
+    pub(super) fn node_attr(&self, node: &Node) -> Result<Attr> {
+        let (backing, gone) = {
+            let state = node.state.lock();
+            (state.backing, state.gone)
+        };
+        let lower = match node.lower {
+            Some(lower) if backing != Backing::Upper || node.kind == Kind::Dir => {
+                Some(self.lower_attr(&self.index.node(lower)?))
+            }
+            _ => None,
+        };
+        if backing == Backing::Lower {
+            let mut attr = lower.ok_or(Error::Stale(node.ino))?;
+            if gone {
+                attr.nlink = 0;
+            }
+            return Ok(attr);
+        }
+        let fd = self.backing_fd(node)?;
+        let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
+        let mut attr = upper::attr_of(&stat, node.ino, node.kind);
+        if let Some(mode) = self.held_mode(node, &fd)? {
+            attr.mode = mode;
+        }
+        match node.kind {
+            Kind::Dir => {
+                attr.size = DIR_SIZE;
+                attr.blocks = DIR_SIZE / 512;
+                attr.nlink = if gone { 0 } else { self.dir_nlink(node, lower)? };
+            }
+            Kind::File if backing == Backing::Meta => {
+                if let Some(lower) = lower {
+                    attr.size = lower.size;
+                    attr.blocks = lower.blocks;
+                }
+            }
+            Kind::Symlink => {
+                attr.mode = 0o777;
+                if let Some(lower) = lower {
+                    attr.size = lower.size;
+                    attr.blocks = 0;
+                }
+            }
+            Kind::File | Kind::Fifo | Kind::Socket => {}
+        }
+        Ok(attr)
+    }
+
+    /// Two, and one for each subdirectory that shows.
+    fn dir_nlink(&self, node: &Node, lower: Option<Attr>) -> Result<u32> {
+        let own = i64::from(lower.map_or(2, |attr| attr.nlink));
+        self.with_dir(node, |state| Ok(u32::try_from(own + state.subdir_delta).unwrap_or(2)))
+    }
+
+    /// What the mode attribute of a node holds, asked once.
+    pub(super) fn held_mode(&self, node: &Node, fd: &impl AsFd) -> Result<Option<u32>> {
+        if let Some(known) = node.state.lock().mode {
+            return Ok(known);
+        }
+        let held = match node.kind {
+            Kind::File | Kind::Dir => upper::read_mode(fd.as_fd())?,
+            Kind::Symlink | Kind::Fifo | Kind::Socket => None,
+        };
+        node.state.lock().mode = Some(held);
+        Ok(held)
+    }
+}
+
+/// Refuses what is no directory.
+pub(super) fn must_be_dir(node: &Node) -> Result<()> {
+    if node.kind == Kind::Dir { Ok(()) } else { Err(Error::NotADirectory) }
+}

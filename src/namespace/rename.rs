@@ -1,0 +1,288 @@
+//! Rename, exchange included: the one operation that changes two directories.
+//!
+//! Everything that must be in the upper for it is brought there first, which no reader can see. The change itself
+//! is one `renameat2`: it moves the entry, replaces the target, and leaves a whiteout where the lower has the old
+//! name, all at once. So there is nothing between "before" and "after", and EXDEV does not exist.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::{AtFlags, RenameFlags};
+
+use super::copy_up::How;
+use super::dir::{DirState, Entry, Present};
+use super::error::{Error, Result, upper as call};
+use super::table::Node;
+use super::types::{Attr, Ino, Kind, SetAttr};
+use super::{Found, Namespace, c_name, upper};
+
+/// How a target that exists is treated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// It makes the rename fail.
+    NoReplace,
+    /// The two change places.
+    Exchange,
+}
+
+/// The write locks of up to three directories, taken by rising number.
+struct Locked<'a> {
+    guards: Vec<(Ino, RwLockWriteGuard<'a, Option<DirState>>)>,
+}
+
+impl<'a> Locked<'a> {
+    fn new(nodes: &[&'a Arc<Node>]) -> Self {
+        let mut nodes = nodes.to_vec();
+        nodes.sort_by_key(|node| node.ino);
+        nodes.dedup_by_key(|node| node.ino);
+        Self { guards: nodes.into_iter().map(|node| (node.ino, node.dir.write())).collect() }
+    }
+
+    fn of(&mut self, node: &Node) -> Result<&mut Option<DirState>> {
+        let found = self.guards.iter_mut().find(|(ino, _)| *ino == node.ino);
+        found.map(|(_, guard)| &mut **guard).ok_or(Error::Stale(node.ino))
+    }
+}
+
+impl Namespace {
+    /// Renames an entry.
+    ///
+    /// # Errors
+    /// As rename(2) on a local filesystem, less EXDEV.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        let (name, new_name) = (c_name(name)?, c_name(new_name)?);
+        let _renames = self.renames.lock();
+        let source = self.must_show(parent, &name)?;
+        let target = match self.must_show(new_parent, &new_name) {
+            Ok(target) => Some(target),
+            Err(Error::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        if !self.wanted(source, parent, new_parent, target, mode)? {
+            return Ok(());
+        }
+        let source = self.bring_up(source)?;
+        let target = match (target, mode) {
+            (Some(target), RenameMode::Exchange) => Some(self.bring_up(target)?),
+            (Some(target), _) => Some(self.node(target.ino)?),
+            (None, _) => None,
+        };
+        let (dir, new_dir) = (self.upper_dir(parent)?, self.upper_dir(new_parent)?);
+        match (mode, &target) {
+            (RenameMode::Exchange, Some(target)) => {
+                self.exchange_locked((&dir, &name, &source), (&new_dir, &new_name, target))
+            }
+            _ => self.move_locked((&dir, &name, &source), (&new_dir, &new_name), target.as_ref()),
+        }
+    }
+
+    /// Refuses what rename(2) refuses before anything is changed; false when there is nothing to do.
+    fn wanted(
+        &self,
+        source: Attr,
+        parent: Ino,
+        new_parent: Ino,
+        target: Option<Attr>,
+        mode: RenameMode,
+    ) -> Result<bool> {
+        if source.kind == Kind::Dir && self.is_below(new_parent, source.ino)? {
+            return Err(Error::Invalid("a directory cannot move into itself"));
+        }
+        let Some(target) = target else {
+            return if mode == RenameMode::Exchange { Err(Error::NotFound) } else { Ok(true) };
+        };
+        match mode {
+            RenameMode::NoReplace => return Err(Error::Exists),
+            RenameMode::Exchange => {
+                if target.kind == Kind::Dir && self.is_below(parent, target.ino)? {
+                    return Err(Error::Invalid("a directory cannot move into itself"));
+                }
+                return Ok(target.ino != source.ino);
+            }
+            RenameMode::Replace => {}
+        }
+        if target.ino == source.ino {
+            return Ok(false);
+        }
+        match (source.kind == Kind::Dir, target.kind == Kind::Dir) {
+            (true, false) => Err(Error::NotADirectory),
+            (false, true) => Err(Error::IsADirectory),
+            (false, false) => Ok(true),
+            (true, true) => {
+                let node = self.node(target.ino)?;
+                if self.with_dir(&node, |state| self.is_empty(&node, state))? {
+                    Ok(true)
+                } else {
+                    Err(Error::NotEmpty)
+                }
+            }
+        }
+    }
+
+    /// Whether a directory is another one or lies below it.
+    fn is_below(&self, mut at: Ino, above: Ino) -> Result<bool> {
+        loop {
+            if at == above {
+                return Ok(true);
+            }
+            if at == Ino::ROOT {
+                return Ok(false);
+            }
+            at = match self.view(at)? {
+                super::View::Lower(lower) => Ino::of_lower(self.index.node(lower)?.parent),
+                super::View::Node(node) => match node.state.lock().places.first() {
+                    Some((parent, _)) => *parent,
+                    None => return Ok(false),
+                },
+            };
+        }
+    }
+
+    /// Gives an entry its counterpart in the upper, so that there is something to rename.
+    fn bring_up(&self, entry: Attr) -> Result<Arc<Node>> {
+        match entry.kind {
+            Kind::Dir => self.upper_dir(entry.ino),
+            _ => self.copy_up(entry.ino, How::Meta, &SetAttr::default()),
+        }
+    }
+
+    fn move_locked(
+        &self,
+        (dir, name, source): (&Arc<Node>, &CString, &Arc<Node>),
+        (new_dir, new_name): (&Arc<Node>, &CString),
+        target: Option<&Arc<Node>>,
+    ) -> Result<()> {
+        let target_dir = target.filter(|target| target.kind == Kind::Dir);
+        let mut involved = vec![dir, new_dir];
+        involved.extend(target_dir);
+        let mut locked = Locked::new(&involved);
+        let present = self.present_at(dir, name, source, &mut locked)?;
+        let new_state = self.loaded(new_dir, locked.of(new_dir)?)?;
+        if new_dir.is_gone() {
+            return Err(Error::NotFound);
+        }
+        let covered = new_state.get(new_name.as_bytes()) == Some(Entry::Whiteout);
+        let in_upper = matches!(new_state.get(new_name.as_bytes()), Some(Entry::Present(_)));
+        // Unlink and create need no rename lock: what stood there a moment ago may have changed.
+        let now = self.find(new_dir, new_state, new_name.as_bytes())?.map(|found| match found {
+            Found::Lower(lower) => Ino::of_lower(lower),
+            Found::Upper(present) => present.ino,
+        });
+        if now != target.map(|target| target.ino) {
+            return Err(Error::Stale(source.ino));
+        }
+        let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
+        if let Some(target) = target_dir {
+            let state = self.loaded(target, locked.of(target)?)?;
+            if !self.is_empty(target, state)? {
+                return Err(Error::NotEmpty);
+            }
+            // A directory whose lower names are all gone holds their whiteouts; rename(2) wants it truly empty.
+            if in_upper && !state.is_silent() {
+                self.make_truly_empty(target, new_at.as_fd(), new_name)?;
+                *state = DirState::default();
+            }
+        }
+        if let Some(target) = target {
+            self.pin(target)?;
+        }
+        let in_lower = self.in_lower(dir, name.as_bytes())?;
+        if covered && source.kind == Kind::Dir {
+            // A directory cannot replace a device, but it can change places with it: the whiteout is then where it
+            // is needed, or over nothing, where it hides nothing and goes at once.
+            rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
+                .map_err(call("rename"))?;
+            if !in_lower {
+                rustix::fs::unlinkat(&at, name, AtFlags::empty()).map_err(call("unlink"))?;
+            }
+        } else {
+            let flags = if in_lower { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+            rustix::fs::renameat_with(&at, name, &new_at, new_name, flags).map_err(call("rename"))?;
+        }
+        let state = self.loaded(dir, locked.of(dir)?)?;
+        self.clear_entry(dir, state, name.as_bytes())?;
+        let new_state = self.loaded(new_dir, locked.of(new_dir)?)?;
+        self.set_entry(new_dir, new_state, new_name.as_bytes(), Entry::Present(present))?;
+        moved(source, (dir.ino, name), (new_dir.ino, new_name));
+        if let Some(target) = target_dir {
+            *locked.of(target)? = Some(DirState::default());
+        }
+        drop(locked);
+        match target {
+            Some(target) => self.unlinked(target, new_dir.ino, new_name),
+            None => Ok(()),
+        }
+    }
+
+    fn exchange_locked(
+        &self,
+        (dir, name, source): (&Arc<Node>, &CString, &Arc<Node>),
+        (new_dir, new_name, target): (&Arc<Node>, &CString, &Arc<Node>),
+    ) -> Result<()> {
+        let mut locked = Locked::new(&[dir, new_dir]);
+        let one = self.present_at(dir, name, source, &mut locked)?;
+        let two = self.present_at(new_dir, new_name, target, &mut locked)?;
+        let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
+        rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
+            .map_err(call("rename"))?;
+        let state = self.loaded(dir, locked.of(dir)?)?;
+        self.set_entry(dir, state, name.as_bytes(), Entry::Present(two))?;
+        let state = self.loaded(new_dir, locked.of(new_dir)?)?;
+        self.set_entry(new_dir, state, new_name.as_bytes(), Entry::Present(one))?;
+        moved(source, (dir.ino, name), (new_dir.ino, new_name));
+        moved(target, (new_dir.ino, new_name), (dir.ino, name));
+        Ok(())
+    }
+
+    /// The upper's word on a name, when it still leads to `node`.
+    fn present_at(
+        &self,
+        dir: &Node,
+        name: &CString,
+        node: &Node,
+        locked: &mut Locked<'_>,
+    ) -> Result<Present> {
+        match self.loaded(dir, locked.of(dir)?)?.get(name.as_bytes()) {
+            Some(Entry::Present(present)) if present.ino == node.ino => Ok(present),
+            _ => Err(Error::NotFound),
+        }
+    }
+
+    /// Puts an empty directory in the place of one that holds nothing but whiteouts. It shows the same.
+    fn make_truly_empty(&self, target: &Node, at: std::os::fd::BorrowedFd<'_>, name: &CString) -> Result<()> {
+        let old = self.backing_fd(target)?;
+        let stat = rustix::fs::fstat(&old).map_err(call("stat"))?;
+        let (fd, mut staged) = self.staging.directory().map_err(call("mkdir"))?;
+        self.own(&fd, stat.st_uid, stat.st_gid)?;
+        let mode = self.held_mode(target, &old)?.unwrap_or(stat.st_mode);
+        upper::write_mode(fd.as_fd(), Kind::Dir, mode, None)?;
+        staged.exchange(at, name, true).map_err(call("rename"))?;
+        // From here on the node's backing is the new directory.
+        let made = rustix::fs::fstat(&fd).map_err(call("stat"))?;
+        self.table.close(target.ino);
+        let mut state = target.state.lock();
+        state.backing_ino = made.st_ino;
+        state.pinned = Some(Arc::new(fd));
+        Ok(())
+    }
+}
+
+/// Notes an entry's new place.
+fn moved(node: &Node, (from, name): (Ino, &CString), (to, new_name): (Ino, &CString)) {
+    let mut state = node.state.lock();
+    state.places.retain(|(at, known)| !(*at == from && known == name));
+    if !state.places.iter().any(|(at, known)| *at == to && known == new_name) {
+        state.places.push((to, new_name.clone()));
+    }
+}

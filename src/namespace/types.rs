@@ -1,0 +1,137 @@
+//! The namespace's own types: inode numbers, kinds, attributes. No fuser type, no fd.
+
+use crate::library::index::NodeId;
+
+/// An inode number, the same one at every mount of the space.
+///
+/// * `1 ..= 2^32`: lower node n has number n + 1, so the root is 1 and the number survives copy-up and rename.
+/// * from 2^48 on: an entry born in the upper has 2^48 + the inode number of its backing file. The backing
+///   inode is kept alive as long as the kernel may hold the number, so that no two entries ever share one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ino(pub u64);
+
+/// Where the numbers of entries born in the upper begin.
+const BORN: u64 = 1 << 48;
+
+impl Ino {
+    /// The root directory.
+    pub const ROOT: Self = Self(1);
+
+    /// The number of a lower node.
+    #[must_use]
+    pub fn of_lower(node: NodeId) -> Self {
+        Self(u64::from(node.0) + 1)
+    }
+
+    /// The number of an entry that has no lower node.
+    #[must_use]
+    pub fn of_born(backing_ino: u64) -> Self {
+        Self(BORN.wrapping_add(backing_ino))
+    }
+
+    /// The lower node with this number, if it is one.
+    #[must_use]
+    pub fn lower(self) -> Option<NodeId> {
+        if self.0 >= BORN { None } else { u32::try_from(self.0.checked_sub(1)?).ok().map(NodeId) }
+    }
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A directory.
+    Dir,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// Seconds and nanoseconds since the epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Time {
+    /// Seconds; may be negative.
+    pub sec: i64,
+    /// 0 to 999,999,999.
+    pub nsec: u32,
+}
+
+/// The attributes of an entry, as `stat` shows them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    /// Its number.
+    pub ino: Ino,
+    /// Its kind.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky (07777).
+    pub mode: u32,
+    /// Links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes.
+    pub size: u64,
+    /// 512-byte blocks.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the content.
+    pub mtime: Time,
+    /// Last change of the attributes.
+    pub ctime: Time,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The time of the call.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+/// Attributes to change; None leaves one alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Truncate or extend to.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change.
+    pub mtime: Option<SetTime>,
+}
+
+/// On whose behalf an entry is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Owner of what is made.
+    pub uid: u32,
+    /// Group of what is made, unless the directory is setgid.
+    pub gid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_lower_and_born_entries_never_meet() {
+        assert_eq!(Ino::of_lower(NodeId(0)), Ino::ROOT);
+        assert_eq!(Ino::of_lower(NodeId(u32::MAX)).lower(), Some(NodeId(u32::MAX)));
+        assert_eq!(Ino::of_born(0).lower(), None);
+        assert_eq!(Ino(0).lower(), None);
+        assert_eq!(Ino(1 << 40).lower(), None);
+    }
+}

@@ -1,0 +1,242 @@
+//! Mounting and unmounting: by mount(2) where we may, through fusermount3 where not.
+//!
+//! It hands out the `/dev/fuse` descriptor of the mount and knows nothing of what will be served on it.
+
+use std::ffi::{CString, OsString};
+use std::io::{IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+};
+
+/// The device through which the kernel talks to a FUSE daemon.
+pub const DEVICE: &str = "/dev/fuse";
+
+/// The type of our mounts in `/proc/self/mountinfo`.
+pub const FS_TYPE: &str = "fuse.holofs";
+
+/// What to mount.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What mountinfo shows as the source.
+    pub source: String,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Further options by name; see [`check_option`].
+    pub extra: Vec<String>,
+}
+
+/// Why a mount or unmount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// `/dev/fuse` cannot be opened.
+    #[error("{DEVICE}: {0}")]
+    Device(Errno),
+    /// Neither mount(2) is allowed nor is there a fusermount3.
+    #[error("fusermount3 is not installed, and only root can mount without it")]
+    NoFusermount,
+    /// fusermount3 refused; its own words.
+    #[error("fusermount3: {0}")]
+    Fusermount(String),
+    /// mount(2) or umount(2) failed.
+    #[error("{call}: {source}")]
+    Os {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        source: Errno,
+    },
+    /// fusermount3 could not be run or talked to.
+    #[error("cannot run fusermount3: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Whether an `-o` option is one that a mount of ours can have.
+#[must_use]
+pub fn check_option(option: &str) -> bool {
+    flag_of(option).is_some() || matches!(option, "rw" | "exec" | "async" | "default_permissions")
+}
+
+fn flag_of(option: &str) -> Option<MountFlags> {
+    Some(match option {
+        "ro" => MountFlags::RDONLY,
+        "noexec" => MountFlags::NOEXEC,
+        "nosuid" => MountFlags::NOSUID,
+        "nodev" => MountFlags::NODEV,
+        "noatime" => MountFlags::NOATIME,
+        "sync" => MountFlags::SYNCHRONOUS,
+        "dirsync" => MountFlags::DIRSYNC,
+        _ => return None,
+    })
+}
+
+/// Mounts a FUSE filesystem and returns the descriptor to serve it on.
+///
+/// # Errors
+/// See [`MountError`]. Nothing is mounted then.
+pub fn mount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+    if !Path::new(DEVICE).exists() {
+        return Err(MountError::Device(Errno::NOENT));
+    }
+    match mount_directly(mountpoint, options) {
+        // Not allowed to mount, or not even to open the device: fusermount3 is.
+        Err(MountError::Os { source: Errno::PERM, .. } | MountError::Device(Errno::ACCESS | Errno::PERM)) => {
+            mount_by_fusermount(mountpoint, options)
+        }
+        other => other,
+    }
+}
+
+fn mount_directly(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(MountError::Os { call: "mount", source: Errno::PERM });
+    }
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(MountError::Device)?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        fd.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    for option in &options.extra {
+        flags |= flag_of(option).unwrap_or(MountFlags::empty());
+    }
+    let data = CString::new(data).unwrap_or_default();
+    rustix::mount::mount(options.source.as_str(), mountpoint, FS_TYPE, flags, Some(data.as_c_str()))
+        .map_err(|source| MountError::Os { call: "mount", source })?;
+    Ok(fd)
+}
+
+fn mount_by_fusermount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+    let program = find_fusermount().ok_or(MountError::NoFusermount)?;
+    let os = |call| move |source| MountError::Os { call, source };
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(os("socketpair"))?;
+    // The child inherits this end, by number, as fusermount3 wants it.
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(os("fcntl"))?;
+    let mut list = vec![
+        format!("fsname={}", options.source),
+        "subtype=holofs".to_owned(),
+        "default_permissions".to_owned(),
+    ];
+    if options.allow_other {
+        list.push("allow_other".to_owned());
+    }
+    if options.read_only {
+        list.push("ro".to_owned());
+    }
+    list.extend(options.extra.iter().filter(|option| flag_of(option).is_some()).cloned());
+    let mut child = Command::new(program)
+        .arg("-o")
+        .arg(list.join(","))
+        .arg("--")
+        .arg(mountpoint)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    drop(theirs);
+    let received = receive_fd(&ours);
+    let mut said = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut said)?;
+    }
+    let status = child.wait()?;
+    match received {
+        Ok(Some(fd)) if status.success() => Ok(fd),
+        Err(source) => Err(MountError::Os { call: "recvmsg", source }),
+        Ok(_) => {
+            let said = said.trim().trim_start_matches("fusermount3: ").trim_start_matches("fusermount: ");
+            Err(MountError::Fusermount(if said.is_empty() { status.to_string() } else { said.to_owned() }))
+        }
+    }
+}
+
+/// Receives one descriptor; None when the other end closed without sending one.
+fn receive_fd(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    let mut byte = [0u8; 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    loop {
+        let mut data = [IoSliceMut::new(&mut byte)];
+        match rustix::net::recvmsg(socket, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    }))
+}
+
+/// The fusermount program on PATH.
+#[must_use]
+pub fn find_fusermount() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    ["fusermount3", "fusermount"]
+        .iter()
+        .flat_map(|name| directories.iter().map(move |dir| dir.join(name)))
+        .find(|candidate| candidate.is_file())
+}
+
+/// Unmounts; `lazy` detaches the tree now and ends the mount when its last user lets go.
+///
+/// # Errors
+/// EBUSY in [`MountError::Os`] while processes use it, and what else umount(2) or fusermount3 may say.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= UnmountFlags::DETACH;
+    }
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => unmount_by_fusermount(mountpoint, lazy),
+        Err(source) => Err(MountError::Os { call: "umount", source }),
+    }
+}
+
+fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
+    let program = find_fusermount().ok_or(MountError::NoFusermount)?;
+    let mut command = Command::new(program);
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.to_lowercase().contains("busy") {
+        return Err(MountError::Os { call: "umount", source: Errno::BUSY });
+    }
+    Err(MountError::Fusermount(said))
+}
+
+/// Whether a path answers as a mount whose daemon is gone.
+#[must_use]
+pub fn is_dead(mountpoint: &Path) -> bool {
+    matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
+}

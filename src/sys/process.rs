@@ -1,0 +1,89 @@
+//! Processes: becoming a daemon, limits, and who is alive.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forked {
+    /// The caller, with the child's process id.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// Forks. Only while the process has a single thread.
+///
+/// # Errors
+/// EBUSY when there are more threads, and the errno of fork(2).
+pub fn fork() -> Result<Forked, Errno> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(Errno::BUSY);
+    }
+    // SAFETY: there is one thread (checked above), so no lock can be held by a thread that the child does not
+    // have, and the child may go on using everything.
+    match unsafe { libc::fork() } {
+        -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
+        0 => Ok(Forked::Child),
+        child => Ok(Forked::Parent(child)),
+    }
+}
+
+/// Leaves the terminal and the directory it was started from, and points the standard streams at `log`.
+///
+/// # Errors
+/// The errno of the calls.
+pub fn detach(log: impl AsFd) -> Result<(), Errno> {
+    rustix::process::setsid()?;
+    rustix::process::chdir("/")?;
+    let null: OwnedFd = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(log)
+}
+
+/// Raises the limit of open files to what the system allows this process.
+///
+/// # Errors
+/// The errno of setrlimit(2).
+pub fn raise_open_files() -> Result<(), Errno> {
+    let now = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })
+}
+
+/// Sets the umask and returns the old one.
+#[must_use]
+pub fn replace_umask(mask: u32) -> u32 {
+    rustix::process::umask(Mode::from_raw_mode(mask)).bits()
+}
+
+/// Processors that this process may use.
+#[must_use]
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// When a process was started, in clock ticks since the machine's start: with the id it names one process for
+/// good. None when there is no such process.
+#[must_use]
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses and may hold anything, parentheses and blanks included.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_a_start_time() {
+        assert!(start_time(i32::try_from(std::process::id()).unwrap()).is_some());
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}
