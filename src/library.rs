@@ -17,6 +17,9 @@ use std::path::PathBuf;
 use catalog::CatalogError;
 use index::compile::CompileError;
 
+/// Bytes of a stage's or a space's name, which relocation puts one in the place of the other.
+pub const NAME_LEN: usize = 24;
+
 /// What can be wrong with a library as a whole, or with one of its catalogs.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {

@@ -7,8 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// The length of a stage's and of a space's name: 24 bytes (rcc's format v12).
-pub const NAME_LEN: usize = 24;
+pub use crate::library::NAME_LEN;
 
 /// The pair of names of one space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

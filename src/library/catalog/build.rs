@@ -1,0 +1,381 @@
+//! From the text of a catalog to its tree, in one pass.
+//!
+//! Go's rules for what may be left out: every field may be absent or `null` and is then empty or zero; fields that
+//! nobody knows are passed over. Stricter than Go in one thing: a field may not stand twice in one object, since
+//! readers do not agree on which one counts.
+
+use std::collections::HashMap;
+
+use super::json::{Lexer, Pieces, Stop};
+use super::{
+    CatalogError, Entry, EntryKind, MAX_DEPTH, MAX_ENTRIES, MAX_LINK, MAX_RELOCATIONS, MAX_SIZE, Text, Tree,
+    bad_name, perm_of_go_mode,
+};
+use crate::library::NAME_LEN;
+use crate::library::digest::Digest;
+
+/// Reads one document; what follows it is nobody's concern.
+pub(super) fn build(pieces: impl Pieces) -> Result<Tree, CatalogError> {
+    let mut builder = Builder {
+        json: Lexer::new(pieces),
+        tree: Tree::default(),
+        known_digests: HashMap::new(),
+        path: Vec::new(),
+        hidden: false,
+        has_tree: false,
+    };
+    match builder.document() {
+        Ok(()) if builder.has_tree => Ok(builder.tree),
+        Ok(()) => Err(CatalogError::BadHeader("it has no tree".into())),
+        Err(Stop::Other(error)) => Err(error),
+        Err(Stop::Entry(why)) => Err(CatalogError::Entry { path: builder.current_path(), why }),
+        Err(Stop::Json(why)) if !builder.path.is_empty() => {
+            let why = format!("{why} (at byte {} of the catalog's text)", builder.json.offset());
+            Err(CatalogError::Entry { path: builder.current_path(), why })
+        }
+        Err(Stop::Json(why)) => Err(CatalogError::NotACatalog { why, offset: builder.json.offset() }),
+    }
+}
+
+struct Builder<P> {
+    json: Lexer<P>,
+    tree: Tree,
+    known_digests: HashMap<Digest, u32>,
+    /// The names that lead to the entry that is being read.
+    path: Vec<Text>,
+    /// Whether that entry lies below a link to a directory, and is no part of the tree.
+    hidden: bool,
+    has_tree: bool,
+}
+
+/// How long the tree's lists were, for taking back what came later.
+struct Mark {
+    entries: usize,
+    strings: usize,
+    relocations: usize,
+}
+
+/// The fields of an object that were seen.
+#[derive(Default)]
+struct Seen(u32);
+
+impl Seen {
+    fn once(&mut self, field: u32) -> Result<(), Stop> {
+        let bit = 1 << field;
+        if self.0 & bit != 0 {
+            return Err(Stop::Json("a field stands twice"));
+        }
+        self.0 |= bit;
+        Ok(())
+    }
+}
+
+impl<P: Pieces> Builder<P> {
+    fn document(&mut self) -> Result<(), Stop> {
+        self.json.expect(b'{', "an object was expected")?;
+        let (mut first, mut seen) = (true, Seen::default());
+        while self.json.next_member(&mut first)? {
+            let field = match self.json.string()? {
+                "rcc" => 0,
+                "identity" => 1,
+                "path" => 2,
+                "platform" => 3,
+                "blueprint" => 4,
+                "tree" => 5,
+                _ => u32::MAX,
+            };
+            self.colon()?;
+            if field == u32::MAX {
+                self.json.skip()?;
+                continue;
+            }
+            seen.once(field)?;
+            if self.json.null()? {
+                continue;
+            }
+            if field == 5 {
+                self.has_tree = true;
+                let root = self.text("")?;
+                self.dir(root, 0)?;
+                continue;
+            }
+            let said = self.json.string()?.to_owned();
+            let info = &mut self.tree.info;
+            match field {
+                0 => info.rcc = said,
+                1 => info.identity = said,
+                2 => info.path = said,
+                3 => info.platform = said,
+                _ => info.blueprint = said,
+            }
+        }
+        Ok(())
+    }
+
+    /// One directory, whose name was read.
+    fn dir(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
+        let mark = self.mark();
+        let was_hidden = self.hidden;
+        let own = self.push(name, parent, EntryKind::Dir)?;
+        let (mut first, mut seen) = (true, Seen::default());
+        let (mut link, mut shadow) = (None, false);
+        self.json.expect(b'{', "an object was expected")?;
+        while self.json.next_member(&mut first)? {
+            let field = match self.json.string()? {
+                "name" => 0,
+                "symlink" => 1,
+                "subdirs" => 2,
+                "files" => 3,
+                "shadow" => 4,
+                _ => u32::MAX,
+            };
+            self.colon()?;
+            if field == u32::MAX {
+                self.json.skip()?;
+                continue;
+            }
+            seen.once(field)?;
+            if self.json.null()? {
+                continue;
+            }
+            match field {
+                0 => self.same_name(name)?,
+                1 => {
+                    link = self.link_text()?;
+                    // Known before its content, as rcc writes it, the content need not be kept at all.
+                    self.hidden |= link.is_some();
+                }
+                2 => self.children(own, true)?,
+                3 => self.children(own, false)?,
+                _ => shadow = self.json.boolean()?,
+            }
+        }
+        self.hidden = was_hidden;
+        self.tree.info.rcc_directories += 1;
+        let is_root = self.path.is_empty();
+        if is_root && (link.is_some() || shadow) {
+            return Err(Stop::Json("the root of the tree is a link"));
+        }
+        if shadow || self.hidden {
+            self.take_back(&mark);
+        } else if let Some(target) = link {
+            self.take_back(&mark);
+            let target = self.text(&target)?;
+            self.push(name, parent, EntryKind::Symlink { target })?;
+        }
+        Ok(())
+    }
+
+    /// The map of a directory's subdirectories, or of its files.
+    fn children(&mut self, parent: u32, dirs: bool) -> Result<(), Stop> {
+        self.json.expect(b'{', "an object was expected")?;
+        let mut first = true;
+        while self.json.next_member(&mut first)? {
+            let before = self.tree.strings.len();
+            let key = self.json.string()?;
+            let name = add_text(&mut self.tree.strings, key)?;
+            self.path.push(name);
+            if let Some(why) = bad_name(self.tree.text(name)) {
+                return Err(Stop::Entry(why.into()));
+            }
+            self.colon()?;
+            if !dirs {
+                self.file(name, parent)?;
+            } else if self.path.len() > MAX_DEPTH {
+                return Err(Stop::Entry(format!("nested deeper than {MAX_DEPTH} directories")));
+            } else {
+                self.dir(name, parent)?;
+            }
+            self.path.pop();
+            if self.hidden {
+                self.tree.strings.truncate(before);
+            }
+        }
+        Ok(())
+    }
+
+    /// One file, whose name was read.
+    fn file(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
+        let mark = self.mark();
+        let (mut first, mut seen) = (true, Seen::default());
+        let (mut link, mut size, mut mode) = (None, 0u64, 0u32);
+        let mut digest = Err(String::new());
+        self.json.expect(b'{', "an object was expected")?;
+        while self.json.next_member(&mut first)? {
+            let field = match self.json.string()? {
+                "name" => 0,
+                "symlink" => 1,
+                "size" => 2,
+                "mode" => 3,
+                "digest" => 4,
+                "rewrite" => 5,
+                _ => u32::MAX,
+            };
+            self.colon()?;
+            if field == u32::MAX {
+                self.json.skip()?;
+                continue;
+            }
+            seen.once(field)?;
+            if self.json.null()? {
+                continue;
+            }
+            match field {
+                0 => self.same_name(name)?,
+                1 => link = self.link_text()?,
+                2 => size = self.json.natural()?,
+                3 => {
+                    let said = self.json.natural()?;
+                    mode = u32::try_from(said).map_err(|_| Stop::Entry(format!("a mode of {said}")))?;
+                }
+                4 => {
+                    let said = self.json.string()?;
+                    digest = said.parse().map_err(|_| said.chars().take(80).collect());
+                }
+                _ => self.offsets()?,
+            }
+        }
+        if size > MAX_SIZE {
+            return Err(Stop::Entry(format!("a size of {size} bytes")));
+        }
+        let info = &mut self.tree.info;
+        info.rcc_files += 1;
+        info.rcc_bytes = info.rcc_bytes.saturating_add(size);
+        info.rcc_relocations += u64::from(self.tree.relocations.len() > mark.relocations);
+        if self.hidden {
+            self.take_back(&mark);
+            return Ok(());
+        }
+        if let Some(target) = link {
+            // Its digest, size and offsets are the target's: of no concern, and sometimes of no blob.
+            self.take_back(&mark);
+            let target = self.text(&target)?;
+            self.push(name, parent, EntryKind::Symlink { target })?;
+            return Ok(());
+        }
+        let digest = digest.map_err(|said| Stop::Entry(format!("a digest {said:?} that is none")))?;
+        let digest = self.digest(digest);
+        let relocations = self.checked_offsets(mark.relocations, size)?;
+        let perm = perm_of_go_mode(mode);
+        self.push(name, parent, EntryKind::File { size, perm, digest, relocations })?;
+        Ok(())
+    }
+
+    /// A list of offsets, as they come, onto the end of all.
+    fn offsets(&mut self) -> Result<(), Stop> {
+        self.json.expect(b'[', "a list was expected")?;
+        let mut first = true;
+        while self.json.next_element(&mut first)? {
+            let offset = self.json.natural()?;
+            if self.tree.relocations.len() >= MAX_RELOCATIONS {
+                return Err(Stop::Other(too_large("relocations", MAX_RELOCATIONS)));
+            }
+            self.tree.relocations.push(offset);
+        }
+        Ok(())
+    }
+
+    /// The offsets from `start` on, put in order.
+    fn checked_offsets(&mut self, start: usize, size: u64) -> Result<(u64, u32), Stop> {
+        let all = &mut self.tree.relocations;
+        let own = all.get_mut(start..).unwrap_or_default();
+        // A file that ends in the middle of a read block has a few listed twice, and other writers do not sort.
+        if !own.is_sorted_by(|a, b| a < b) {
+            own.sort_unstable();
+            let mut sorted = all.split_off(start);
+            sorted.dedup();
+            all.append(&mut sorted);
+        }
+        if all.len() > start
+            && let Some(last) = all.last()
+            && last.checked_add(NAME_LEN as u64).is_none_or(|end| end > size)
+        {
+            return Err(Stop::Entry(format!("a relocation at {last} in a file of {size} bytes")));
+        }
+        Ok((start as u64, (all.len() - start) as u32))
+    }
+
+    /// The text of a link; None when it is empty, as Go has it for what is no link.
+    fn link_text(&mut self) -> Result<Option<String>, Stop> {
+        let text = self.json.string()?;
+        if text.len() > MAX_LINK || text.contains('\0') {
+            return Err(Stop::Entry("a link text that no link can have".into()));
+        }
+        Ok((!text.is_empty()).then(|| text.to_owned()))
+    }
+
+    fn same_name(&mut self, name: Text) -> Result<(), Stop> {
+        let said = self.json.string()?;
+        // The root's name is the empty one, and nobody's concern.
+        if !self.path.is_empty() && self.tree.text(name) != said.as_bytes() {
+            return Err(Stop::Entry(format!("it calls itself {said:?}")));
+        }
+        Ok(())
+    }
+
+    fn colon(&mut self) -> Result<(), Stop> {
+        self.json.expect(b':', "a colon was expected")
+    }
+
+    fn text(&mut self, text: &str) -> Result<Text, Stop> {
+        add_text(&mut self.tree.strings, text)
+    }
+
+    fn digest(&mut self, digest: Digest) -> u32 {
+        // No more than there are entries, and those are fewer than 2^24.
+        let next = self.tree.digests.len() as u32;
+        *self.known_digests.entry(digest).or_insert_with(|| {
+            self.tree.digests.push(digest);
+            next
+        })
+    }
+
+    /// Adds an entry and says its position. A hidden one is added to nothing.
+    fn push(&mut self, name: Text, parent: u32, kind: EntryKind) -> Result<u32, Stop> {
+        if self.hidden {
+            return Ok(parent);
+        }
+        let own = self.tree.entries.len();
+        if own >= MAX_ENTRIES {
+            return Err(Stop::Other(too_large("entries", MAX_ENTRIES)));
+        }
+        self.tree.entries.push(Entry { name, parent, kind });
+        Ok(own as u32)
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
+            entries: self.tree.entries.len(),
+            strings: self.tree.strings.len(),
+            relocations: self.tree.relocations.len(),
+        }
+    }
+
+    fn take_back(&mut self, mark: &Mark) {
+        self.tree.entries.truncate(mark.entries);
+        self.tree.strings.truncate(mark.strings);
+        self.tree.relocations.truncate(mark.relocations);
+    }
+
+    fn current_path(&self) -> String {
+        let names: Vec<_> =
+            self.path.iter().map(|name| String::from_utf8_lossy(self.tree.text(*name))).collect();
+        names.join("/")
+    }
+}
+
+/// Appends a text to the strings. Takes the list and not the builder, whose lexer the text is borrowed from.
+fn add_text(strings: &mut Vec<u8>, text: &str) -> Result<Text, Stop> {
+    let whole = strings.len() + text.len();
+    let (Ok(offset), Ok(len), Ok(_)) =
+        (u32::try_from(strings.len()), u32::try_from(text.len()), u32::try_from(whole))
+    else {
+        return Err(Stop::Other(CatalogError::TooLarge("its names take more than 4 GiB".into())));
+    };
+    strings.extend_from_slice(text.as_bytes());
+    Ok((offset, len))
+}
+
+fn too_large(what: &str, limit: usize) -> CatalogError {
+    CatalogError::TooLarge(format!("it has more than {limit} {what}"))
+}

@@ -1,0 +1,368 @@
+//! A pull lexer over JSON that arrives in pieces.
+//!
+//! It keeps one piece of the text at a time and no tree of values, so that what a catalog costs in memory is what
+//! its reader keeps of it. It is no validator of what it skips beyond its shape, and knows nothing of catalogs.
+//!
+//! Invariant: no input makes it recurse or panic; what is skipped may nest [`MAX_SKIP`] deep.
+
+use super::CatalogError;
+
+/// How deep a value that nobody asked for may nest.
+pub(super) const MAX_SKIP: usize = 512;
+
+/// The longest text of one string: names and link texts are far shorter, and nothing else is asked for.
+const MAX_STRING: usize = 1 << 16;
+
+/// Where the pieces of the text come from.
+pub(super) trait Pieces {
+    /// The next piece, never empty; `used` is the piece before, for its memory. None at the end.
+    fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError>;
+}
+
+/// Why reading stops.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The text is not what was expected here.
+    Json(&'static str),
+    /// The entry that is being read is refused.
+    Entry(String),
+    /// Something else, which says by itself what.
+    Other(CatalogError),
+}
+
+/// The lexer.
+#[derive(Debug)]
+pub(super) struct Lexer<P> {
+    pieces: P,
+    piece: Vec<u8>,
+    at: usize,
+    /// Bytes of the text before this piece.
+    before: u64,
+    /// A string that could not be borrowed from the piece.
+    scratch: Vec<u8>,
+}
+
+/// Whether a byte within a string means itself: it neither ends it, nor escapes, nor is an error.
+fn is_plain(byte: u8) -> bool {
+    byte >= 0x20 && byte != b'"' && byte != b'\\'
+}
+
+impl<P: Pieces> Lexer<P> {
+    pub(super) fn new(pieces: P) -> Self {
+        Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
+    }
+
+    /// How many bytes of the text were read.
+    pub(super) fn offset(&self) -> u64 {
+        self.before + self.at as u64
+    }
+
+    /// Gets the next piece; false at the end.
+    #[cold]
+    fn refill(&mut self) -> Result<bool, Stop> {
+        self.before += self.piece.len() as u64;
+        self.at = 0;
+        let used = std::mem::take(&mut self.piece);
+        match self.pieces.next(used).map_err(Stop::Other)? {
+            Some(piece) => {
+                self.piece = piece;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// The next byte, left where it is.
+    fn peek_any(&mut self) -> Result<u8, Stop> {
+        loop {
+            if let Some(byte) = self.piece.get(self.at) {
+                return Ok(*byte);
+            }
+            if !self.refill()? {
+                return Err(Stop::Json("the text ends too early"));
+            }
+        }
+    }
+
+    /// The next byte, taken.
+    fn take_any(&mut self) -> Result<u8, Stop> {
+        let byte = self.peek_any()?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    /// The next byte that is no white space, left where it is.
+    pub(super) fn peek(&mut self) -> Result<u8, Stop> {
+        loop {
+            let rest = self.piece.get(self.at..).unwrap_or_default();
+            match rest.iter().position(|byte| !matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
+                Some(skipped) => {
+                    self.at += skipped;
+                    return self.peek_any();
+                }
+                None if self.refill()? => {}
+                None => return Err(Stop::Json("the text ends too early")),
+            }
+        }
+    }
+
+    /// Takes this byte, after white space.
+    pub(super) fn expect(&mut self, byte: u8, otherwise: &'static str) -> Result<(), Stop> {
+        if self.peek()? != byte {
+            return Err(Stop::Json(otherwise));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Takes the rest of a word whose first byte was seen.
+    fn word(&mut self, word: &[u8]) -> Result<(), Stop> {
+        for expected in word {
+            if self.take_any()? != *expected {
+                return Err(Stop::Json("not a JSON value"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a `null` when there is one.
+    pub(super) fn null(&mut self) -> Result<bool, Stop> {
+        if self.peek()? != b'n' {
+            return Ok(false);
+        }
+        self.word(b"null")?;
+        Ok(true)
+    }
+
+    /// Steps to the next key of an object whose `{` was taken: false when its `}` was taken instead.
+    pub(super) fn next_member(&mut self, first: &mut bool) -> Result<bool, Stop> {
+        self.next_of(first, b'}')
+    }
+
+    /// Steps to the next element of an array whose `[` was taken: false when its `]` was taken instead.
+    pub(super) fn next_element(&mut self, first: &mut bool) -> Result<bool, Stop> {
+        self.next_of(first, b']')
+    }
+
+    fn next_of(&mut self, first: &mut bool, close: u8) -> Result<bool, Stop> {
+        let byte = self.peek()?;
+        if byte == close {
+            self.at += 1;
+            return Ok(false);
+        }
+        if !std::mem::take(first) {
+            if byte != b',' {
+                return Err(Stop::Json("a comma or the end of a list was expected"));
+            }
+            self.at += 1;
+            // `{"a":1,}` is refused by whoever reads the key or value that is not there.
+        }
+        Ok(true)
+    }
+
+    /// A string.
+    pub(super) fn string(&mut self) -> Result<&str, Stop> {
+        self.expect(b'"', "a string was expected")?;
+        let start = self.at;
+        let rest = self.piece.get(start..).unwrap_or_default();
+        let plain = rest.iter().position(|byte| !is_plain(*byte));
+        let borrowed = plain.filter(|end| rest.get(*end) == Some(&b'"'));
+        let text = match borrowed {
+            Some(len) => {
+                self.at = start + len + 1;
+                self.piece.get(start..start + len).unwrap_or_default()
+            }
+            None => {
+                self.string_in_pieces()?;
+                &self.scratch
+            }
+        };
+        std::str::from_utf8(text).map_err(|_| Stop::Json("a string is not UTF-8"))
+    }
+
+    /// The rest of a string that has escapes or goes on in the next piece, into `scratch`.
+    #[cold]
+    fn string_in_pieces(&mut self) -> Result<(), Stop> {
+        self.scratch.clear();
+        loop {
+            let rest = self.piece.get(self.at..).unwrap_or_default();
+            let plain = rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len());
+            self.scratch.extend_from_slice(rest.get(..plain).unwrap_or_default());
+            self.at += plain;
+            if self.scratch.len() > MAX_STRING {
+                return Err(Stop::Json("a string is too long"));
+            }
+            if self.at == self.piece.len() {
+                self.peek_any()?;
+                continue;
+            }
+            match self.take_any()? {
+                b'"' => return Ok(()),
+                b'\\' => self.escape()?,
+                _ => return Err(Stop::Json("a control character in a string")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Stop> {
+        let byte = match self.take_any()? {
+            byte @ (b'"' | b'\\' | b'/') => byte,
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => return self.unicode_escape(),
+            _ => return Err(Stop::Json("an unknown escape in a string")),
+        };
+        self.scratch.push(byte);
+        Ok(())
+    }
+
+    /// `\uXXXX`, or two of them. Half a pair is U+FFFD, as it is to Go.
+    fn unicode_escape(&mut self) -> Result<(), Stop> {
+        let mut unit = self.four_digits()?;
+        loop {
+            let mut again = None;
+            let character = match unit {
+                0xd800..=0xdbff if self.peek_any()? == b'\\' => {
+                    self.at += 1;
+                    if self.peek_any()? == b'u' {
+                        self.at += 1;
+                        let low = self.four_digits()?;
+                        if (0xdc00..=0xdfff).contains(&low) {
+                            0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00)
+                        } else {
+                            again = Some(low);
+                            0xfffd
+                        }
+                    } else {
+                        self.push(0xfffd);
+                        return self.escape();
+                    }
+                }
+                other => other,
+            };
+            self.push(character);
+            match again {
+                Some(low) => unit = low,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn push(&mut self, character: u32) {
+        let character = char::from_u32(character).unwrap_or(char::REPLACEMENT_CHARACTER);
+        self.scratch.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+
+    fn four_digits(&mut self) -> Result<u32, Stop> {
+        let mut unit = 0;
+        for _ in 0..4 {
+            let digit = char::from(self.take_any()?).to_digit(16);
+            unit = unit << 4 | digit.ok_or(Stop::Json("an unknown escape in a string"))?;
+        }
+        Ok(unit)
+    }
+
+    /// A whole number that is not negative.
+    pub(super) fn natural(&mut self) -> Result<u64, Stop> {
+        match self.peek()? {
+            b'0'..=b'9' => {}
+            b'-' => return Err(Stop::Json("a number is negative")),
+            _ => return Err(Stop::Json("a number was expected")),
+        }
+        let mut number = 0u64;
+        let mut digits = 0;
+        loop {
+            match self.peek_any()? {
+                digit @ b'0'..=b'9' => {
+                    if digits == 1 && number == 0 {
+                        return Err(Stop::Json("a number begins with zero"));
+                    }
+                    number = number
+                        .checked_mul(10)
+                        .and_then(|number| number.checked_add(u64::from(digit - b'0')))
+                        .ok_or(Stop::Json("a number is absurdly large"))?;
+                    digits += 1;
+                    self.at += 1;
+                }
+                b'.' | b'e' | b'E' => return Err(Stop::Json("a number is not whole")),
+                _ => return Ok(number),
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self) -> Result<bool, Stop> {
+        match self.peek()? {
+            b't' => self.word(b"true").map(|()| true),
+            b'f' => self.word(b"false").map(|()| false),
+            _ => Err(Stop::Json("true or false was expected")),
+        }
+    }
+
+    /// Passes over one value, whatever it is.
+    pub(super) fn skip(&mut self) -> Result<(), Stop> {
+        // Per open list: whether it is an object, and whether its first member is still to come.
+        let mut open: Vec<(bool, bool)> = Vec::new();
+        loop {
+            match self.peek()? {
+                b'{' => {
+                    self.at += 1;
+                    open.push((true, true));
+                }
+                b'[' => {
+                    self.at += 1;
+                    open.push((false, true));
+                }
+                b'"' => self.skip_string()?,
+                b'n' => self.word(b"null")?,
+                b't' | b'f' => {
+                    self.boolean()?;
+                }
+                b'-' | b'0'..=b'9' => self.skip_number()?,
+                _ => return Err(Stop::Json("not a JSON value")),
+            }
+            if open.len() > MAX_SKIP {
+                return Err(Stop::Json("a value is nested too deeply"));
+            }
+            loop {
+                let Some((is_object, first)) = open.last_mut() else { return Ok(()) };
+                let is_object = *is_object;
+                let close = if is_object { b'}' } else { b']' };
+                if self.next_of(first, close)? {
+                    if is_object {
+                        if self.peek()? != b'"' {
+                            return Err(Stop::Json("a key was expected"));
+                        }
+                        self.skip_string()?;
+                        self.expect(b':', "a colon was expected")?;
+                    }
+                    break;
+                }
+                open.pop();
+            }
+        }
+    }
+
+    fn skip_number(&mut self) -> Result<(), Stop> {
+        while matches!(self.peek_any()?, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9') {
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn skip_string(&mut self) -> Result<(), Stop> {
+        self.at += 1;
+        loop {
+            match self.take_any()? {
+                b'"' => return Ok(()),
+                b'\\' => {
+                    self.take_any()?;
+                }
+                _ => {}
+            }
+        }
+    }
+}
