@@ -1,1 +1,167 @@
-//! (skeleton)
+//! A space on disk: its names and paths, its own state, and what rcc expects beside its directory.
+//!
+//! It knows nothing of FUSE or of what a file holds: it answers which catalog and which directory are meant, who
+//! may use them now, and what is left there for rcc and for the next mount. Invariant: the user's changes are
+//! never dropped unless he asked for it by name.
+
+pub mod home;
+pub mod lock;
+pub mod name;
+pub mod plan;
+pub mod state;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with a space.
+#[derive(Debug, thiserror::Error)]
+pub enum SpaceError {
+    /// `state.json` cannot be read as what it should be, and there are changes that belong to it.
+    #[error("{path}: {why}")]
+    DamagedState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The state was written by a newer holofs that keeps something this one must not ignore.
+    #[error("{path} needs {feature:?}, which this version does not know")]
+    UnknownFeature {
+        /// The file.
+        path: PathBuf,
+        /// The feature's name, or the format's version.
+        feature: String,
+    },
+    /// The space has changes that were made over another catalog.
+    #[error("its changes belong to {kept}, not to {wanted}")]
+    OtherContent {
+        /// The space.
+        identity: String,
+        /// What the changes were made over.
+        kept: String,
+        /// What was asked for.
+        wanted: String,
+        /// The blueprint to ask for to keep the changes; None when that blueprint has another content now.
+        blueprint: Option<String>,
+    },
+    /// `--ephemeral` would drop changes of earlier mounts with its own.
+    #[error("it has changes from earlier mounts, which --ephemeral would drop")]
+    EphemeralOverChanges {
+        /// The space.
+        identity: String,
+    },
+    /// The space's state would lie inside of the library, which is never written.
+    #[error("the state directory {state} is inside the library {library}")]
+    StateInsideLibrary {
+        /// Where the state would be.
+        state: PathBuf,
+        /// The library.
+        library: PathBuf,
+    },
+    /// Another process has the space mounted, or is about to.
+    #[error("it is in use{}", by(*pid))]
+    Busy {
+        /// The space.
+        identity: String,
+        /// That process.
+        pid: Option<u32>,
+    },
+    /// The lock beside the space's directory was not to be had in time.
+    #[error("still locked after {waited} s{}", by(*pid))]
+    LockTimeout {
+        /// The lock file.
+        path: PathBuf,
+        /// Its holder.
+        pid: Option<u32>,
+        /// How long it was waited for, in seconds.
+        waited: u64,
+    },
+    /// The name given cannot be the name of a space's directory.
+    #[error("{source}")]
+    Name {
+        /// What was given.
+        given: String,
+        /// Why.
+        source: name::NameError,
+    },
+    /// The path given is not where the environment can be.
+    #[error("the environment can only be used in {base}")]
+    BaseMismatch {
+        /// What was given.
+        given: PathBuf,
+        /// The only directory that fits.
+        base: PathBuf,
+    },
+    /// The mountpoint cannot be mounted on.
+    #[error("{problem}")]
+    Mountpoint {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        problem: MountpointProblem,
+    },
+    /// No catalog fits, or several do.
+    #[error("{why}")]
+    NoCatalog {
+        /// Why none was chosen.
+        why: String,
+        /// What there is to choose from.
+        candidates: Vec<Candidate>,
+    },
+    /// A catalog's header could not be read.
+    #[error("{path}: {why}")]
+    BadCatalog {
+        /// The catalog, or a space's `.meta`.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A file or directory could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A catalog that could have been meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// The blueprint's hash.
+    pub blueprint: String,
+    /// The platform it was built for.
+    pub platform: String,
+}
+
+/// Why a directory cannot be mounted on.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MountpointProblem {
+    /// The directory above the space's base does not exist.
+    #[error("the directory above it, {0}, does not exist")]
+    NoParent(PathBuf),
+    /// It is a file or a link.
+    #[error("it is not a directory")]
+    NotADirectory,
+    /// rcc restored an environment there.
+    #[error("rcc restored an environment there already")]
+    Restored,
+    /// It has entries of its own, which a mount would hide.
+    #[error("it is not empty")]
+    NotEmpty,
+    /// It cannot be made or read by this user.
+    #[error("{0}")]
+    Refused(String),
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+}
+
+impl SpaceError {
+    /// For `map_err` on an I/O call about a path.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> SpaceError + use<'_> {
+        move |source| SpaceError::Io { path: path.to_owned(), source }
+    }
+}

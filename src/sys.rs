@@ -2,4 +2,5 @@
 
 pub mod fuse_mount;
 pub mod map;
+pub mod mountinfo;
 pub mod process;

@@ -1,0 +1,81 @@
+//! Who holds a lock, and whether a lock is still the one at its path.
+//!
+//! Invariant: nothing here takes or drops a lock; an answer may be old by the time it is used, so it is good for
+//! messages and for trying again only.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Whether `path` still names `file`: a lock on a file that was removed or replaced guards nothing.
+#[must_use]
+pub fn is_still_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+/// The process that holds a flock on the file, when the kernel tells.
+#[must_use]
+pub fn holder(file: &File) -> Option<u32> {
+    let found = file.metadata().ok()?;
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    holder_in(&table, rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()), found.ino())
+}
+
+fn holder_in(table: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
+    // 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF      (a waiter's line has "->" after the number)
+    let exact = format!("{major:02x}:{minor:02x}:{inode}");
+    let same_inode = format!(":{inode}");
+    let holders = || {
+        table.lines().filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            if fields.next()? != "FLOCK" {
+                return None;
+            }
+            let pid: u32 = fields.nth(2)?.parse().ok()?;
+            Some((pid, fields.next()?))
+        })
+    };
+    // Some filesystems show another device here than stat does, so the inode alone has to do then.
+    let found = holders()
+        .find(|(_, at)| *at == exact)
+        .or_else(|| holders().find(|(_, at)| at.ends_with(&same_inode)));
+    found.map(|(pid, _)| pid).filter(|pid| *pid != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+1: POSIX  ADVISORY  WRITE 11 fd:01:77 0 EOF
+2: FLOCK  ADVISORY  WRITE 4711 fd:01:77 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 4712 fd:01:77 0 EOF
+3: FLOCK  ADVISORY  WRITE 99 00:2b:78 0 EOF
+";
+
+    #[test]
+    fn holder_is_the_one_that_does_not_wait() {
+        assert_eq!(holder_in(TABLE, 0xfd, 1, 77), Some(4711));
+    }
+
+    #[test]
+    fn another_device_number_is_forgiven() {
+        assert_eq!(holder_in(TABLE, 1, 1, 78), Some(99));
+        assert_eq!(holder_in(TABLE, 1, 1, 79), None);
+    }
+
+    #[test]
+    fn replaced_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let file = File::create(&path).unwrap();
+        assert!(is_still_at(&file, &path));
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        assert!(!is_still_at(&file, &path));
+        File::create(&path).unwrap();
+        assert!(!is_still_at(&file, &path));
+    }
+}

@@ -1,0 +1,546 @@
+//! A space's own directory: what belongs to it while it is not mounted, and who has it while it is.
+//!
+//! ```text
+//! $HOLOFS_HOME/spaces/<identity>/
+//!   lock        flock, held for the life of a mount
+//!   state.json  which catalog the changes were made over
+//!   run.json    the running daemon; true only while `lock` is held
+//!   log         the daemon's log
+//!   upper/      the user's changes
+//!   work/       staging
+//!   reloc/      relocated files that were only read
+//!   trash.N/    dropped, being removed
+//! ```
+//!
+//! It does not know what the upper holds. Invariants: `state.json` and `upper/` always belong together, whatever
+//! instant a crash comes at; an upper that is not empty is dropped only by [`StateDir::adopt`] with `fresh`, by
+//! [`StateDir::discard_changes`], or when it was made by an ephemeral mount.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::materialize::{Counts, ReflinkProbe};
+use crate::space::{SpaceError, lock};
+
+/// The format of `state.json`.
+const VERSION: u32 = 1;
+/// The features this version writes or understands; none so far.
+const KNOWN_INCOMPAT: &[&str] = &[];
+const KNOWN_RO_COMPAT: &[&str] = &[];
+
+/// Longer than a look at the lock by `holofs list` takes, shorter than a user notices.
+const PROBE_GRACE: Duration = Duration::from_millis(200);
+
+/// What a space's changes are changes of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Content {
+    /// The space's directory name.
+    pub identity: String,
+    /// SHA-256 of the catalog file, hex.
+    pub catalog_sha256: String,
+    /// The catalog's blueprint hash.
+    pub blueprint: String,
+    /// The directory the space's directory is in.
+    pub base: String,
+    /// The library the catalog is from (its hololib).
+    pub library: String,
+    /// As rcc records it: `rcc.user`.
+    pub controller: String,
+    /// The name its user knows the space by.
+    pub space: String,
+    /// The changes are to be dropped when the mount ends, or was ended.
+    #[serde(default)]
+    pub ephemeral: bool,
+}
+
+/// `state.json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// The format; see [`VERSION`].
+    pub version: u32,
+    /// Features that a version which does not know them may ignore.
+    #[serde(default)]
+    pub compat: Vec<String>,
+    /// Features that such a version may read past, but not write.
+    #[serde(default)]
+    pub ro_compat: Vec<String>,
+    /// Features that such a version must not touch at all.
+    #[serde(default)]
+    pub incompat: Vec<String>,
+    /// What the upper was made over.
+    #[serde(flatten)]
+    pub content: Content,
+    /// The catalog for which the files beside the mountpoint were written last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
+}
+
+impl State {
+    fn new(content: Content) -> State {
+        State {
+            version: VERSION,
+            compat: Vec::new(),
+            ro_compat: Vec::new(),
+            incompat: Vec::new(),
+            content,
+            published: None,
+        }
+    }
+
+    /// Whether a mount by this version must not write.
+    #[must_use]
+    pub fn unknown_ro_feature(&self) -> Option<&str> {
+        unknown(&self.ro_compat, KNOWN_RO_COMPAT)
+    }
+}
+
+fn unknown<'a>(listed: &'a [String], known: &[&str]) -> Option<&'a str> {
+    listed.iter().map(String::as_str).find(|f| !known.contains(f))
+}
+
+/// `run.json`: the daemon that serves the space.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunInfo {
+    /// Its process.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot: tells it from a later one with the same number.
+    pub start_time: u64,
+    /// Where it was mounted; the mount may have moved since.
+    pub mountpoint: PathBuf,
+    /// The mount's device number as `major:minor`: finds it in mountinfo wherever it went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dev: Option<String>,
+    /// `smart`, `reflink` or `copy`.
+    pub strategy: String,
+    /// Whether the space can share extents with its library.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reflink: Option<ReflinkProbe>,
+    /// When it was mounted, in seconds since the epoch.
+    pub started: u64,
+    /// Every change is refused.
+    pub read_only: bool,
+    /// The changes go at unmount.
+    pub ephemeral: bool,
+    /// What was materialized so far; the daemon writes it now and then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub materialized: Option<Counts>,
+}
+
+/// A space's own directory, locked.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    /// Shared with forked children: the lock goes when the last of them ends.
+    lock: File,
+}
+
+impl StateDir {
+    /// Takes the directory, making it when it is new.
+    ///
+    /// # Errors
+    /// [`SpaceError::Busy`] when another process has it, and what keeps it from being made.
+    pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
+        make_private_dir(path)?;
+        let lock = take_lock(path)?;
+        let dir = StateDir { path: path.to_owned(), lock };
+        for sub in [dir.upper(), dir.work(), dir.reloc()] {
+            make_private_dir(&sub)?;
+        }
+        dir.sweep();
+        Ok(dir)
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The user's changes.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.path.join("upper")
+    }
+
+    /// Staging, on the same filesystem.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Relocated files that were only read.
+    #[must_use]
+    pub fn reloc(&self) -> PathBuf {
+        self.path.join("reloc")
+    }
+
+    /// The daemon's log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        log_of(&self.path)
+    }
+
+    /// The locked file; whoever inherits it keeps the space taken.
+    #[must_use]
+    pub fn lock_file(&self) -> &File {
+        &self.lock
+    }
+
+    /// Makes the directory fit `content`: keeps the changes when they were made over it, else drops them when
+    /// `fresh` says so or there are none. Returns what is recorded now.
+    ///
+    /// # Errors
+    /// When there are changes that belong to something else or that cannot be told; nothing was dropped then.
+    pub fn adopt(&self, content: &Content, fresh: bool) -> Result<State, SpaceError> {
+        let recorded = match read_state(&self.path) {
+            // Dropping what a newer version keeps needs no understanding of it.
+            Ok(recorded) => recorded,
+            Err(error) if fresh => {
+                tracing::warn!(%error, "dropped with the changes");
+                None
+            }
+            Err(error) if has_changes(&self.path)? => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "written anew: there are no changes");
+                None
+            }
+        };
+        let Some(recorded) = recorded else {
+            if !fresh && has_changes(&self.path)? {
+                return Err(SpaceError::DamagedState {
+                    path: self.path.join("state.json"),
+                    why: "it is missing, and there are changes beside it".to_owned(),
+                });
+            }
+            return self.start_over(content);
+        };
+        if fresh || recorded.content.ephemeral || !has_changes(&self.path)? {
+            if same_content(&recorded.content, content) && !fresh && !recorded.content.ephemeral {
+                return self.keep(recorded, content);
+            }
+            return self.start_over(content);
+        }
+        if !same_content(&recorded.content, content) {
+            return Err(other_content(&recorded.content, content));
+        }
+        if content.ephemeral {
+            return Err(SpaceError::EphemeralOverChanges { identity: content.identity.clone() });
+        }
+        self.keep(recorded, content)
+    }
+
+    /// Drops the user's changes, at once for a reader and for whatever comes after a crash.
+    ///
+    /// # Errors
+    /// When the directory cannot be written. The changes are there as before, or gone.
+    pub fn discard_changes(&self) -> Result<(), SpaceError> {
+        self.trash("upper")?;
+        self.sweep();
+        Ok(())
+    }
+
+    /// Notes for which catalog the files beside the mountpoint were written.
+    ///
+    /// # Errors
+    /// When `state.json` cannot be written.
+    pub fn note_published(&self, state: &State) -> Result<State, SpaceError> {
+        let mut state = state.clone();
+        state.published = Some(state.content.catalog_sha256.clone());
+        self.write_state(&state)?;
+        Ok(state)
+    }
+
+    /// Records the running daemon.
+    ///
+    /// # Errors
+    /// When `run.json` cannot be written.
+    pub fn write_run(&self, run: &RunInfo) -> Result<(), SpaceError> {
+        write_json(&self.path.join("run.json"), run, false)
+    }
+
+    /// Forgets the running daemon.
+    ///
+    /// # Errors
+    /// When `run.json` is there and cannot be removed.
+    pub fn remove_run(&self) -> Result<(), SpaceError> {
+        let path = self.path.join("run.json");
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep(&self, mut recorded: State, content: &Content) -> Result<State, SpaceError> {
+        if recorded.content != *content {
+            // The library may have moved, or the space be called by its path now.
+            recorded.content = content.clone();
+            self.write_state(&recorded)?;
+        }
+        Ok(recorded)
+    }
+
+    /// Empties the directory, then records `content`: between the two the old record describes an empty upper.
+    fn start_over(&self, content: &Content) -> Result<State, SpaceError> {
+        for sub in ["upper", "reloc", "work"] {
+            self.trash(sub)?;
+        }
+        let state = State::new(content.clone());
+        self.write_state(&state)?;
+        self.sweep();
+        Ok(state)
+    }
+
+    fn write_state(&self, state: &State) -> Result<(), SpaceError> {
+        write_json(&self.path.join("state.json"), state, true)
+    }
+
+    /// Puts an empty directory in the place of `sub`.
+    fn trash(&self, sub: &str) -> Result<(), SpaceError> {
+        let path = self.path.join(sub);
+        let mut n = 0;
+        let trash = loop {
+            let trash = self.path.join(format!("trash.{n}"));
+            if std::fs::symlink_metadata(&trash).is_err() {
+                break trash;
+            }
+            n += 1;
+        };
+        match std::fs::rename(&path, &trash) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error))?,
+            _ => {}
+        }
+        make_private_dir(&path)?;
+        sync_dir(&self.path)
+    }
+
+    /// Removes what was dropped. What resists is left for the next time: nobody reads it.
+    fn sweep(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten() {
+            let is_trash = entry.file_name().to_string_lossy().starts_with("trash.");
+            if is_trash && let Err(error) = remove_tree(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove");
+            }
+        }
+    }
+}
+
+/// Reads `state.json` of a space's directory; None when the space has none.
+///
+/// # Errors
+/// When it is damaged or of another version.
+pub fn read_state(dir: &Path) -> Result<Option<State>, SpaceError> {
+    let path = dir.join("state.json");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(SpaceError::io(&path)(error)),
+    };
+    // The version first: another one may have other fields.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+        #[serde(default)]
+        incompat: Vec<String>,
+    }
+    let damaged = |error: serde_json::Error| SpaceError::DamagedState {
+        path: path.clone(),
+        why: format!("not what holofs writes: {error}"),
+    };
+    let versioned: Versioned = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let needs = |feature: String| SpaceError::UnknownFeature { path: path.clone(), feature };
+    if versioned.version != VERSION {
+        return Err(needs(format!("format version {}", versioned.version)));
+    }
+    if let Some(feature) = unknown(&versioned.incompat, KNOWN_INCOMPAT) {
+        return Err(needs(feature.to_owned()));
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}
+
+/// Reads `run.json`; None when there is none or it is not whole: it is only information.
+#[must_use]
+pub fn read_run(dir: &Path) -> Option<RunInfo> {
+    serde_json::from_slice(&std::fs::read(dir.join("run.json")).ok()?).ok()
+}
+
+/// The log of a space.
+#[must_use]
+pub fn log_of(dir: &Path) -> PathBuf {
+    dir.join("log")
+}
+
+/// Whether the space has changes of its user's: anything at all in the upper.
+///
+/// # Errors
+/// When the upper is there and cannot be read.
+pub fn has_changes(dir: &Path) -> Result<bool, SpaceError> {
+    let upper = dir.join("upper");
+    match std::fs::read_dir(&upper) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(SpaceError::io(&upper)(error)),
+    }
+}
+
+/// Bytes on disk below `dir`, as `du` counts them, without the directories themselves.
+#[must_use]
+pub fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let mut total = 0;
+    for entry in entries.flatten() {
+        match entry.metadata() {
+            Ok(found) if found.is_dir() => total += bytes_below(&entry.path()),
+            Ok(found) => total += found.blocks() * 512,
+            Err(_) => {}
+        }
+    }
+    total
+}
+
+/// Whether a process holds the space. Does not make anything.
+#[must_use]
+pub fn is_locked(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join("lock")) else { return false };
+    matches!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+/// Refuses a state directory inside of the library: the library is never written.
+///
+/// # Errors
+/// [`SpaceError::StateInsideLibrary`].
+pub fn check_outside(state_dir: &Path, library: &Path) -> Result<(), SpaceError> {
+    // Through links: the part that exists decides.
+    let real = |path: &Path| {
+        let mut existing = path;
+        let mut rest = Vec::new();
+        loop {
+            if let Ok(found) = existing.canonicalize() {
+                return rest.iter().rev().fold(found, |at: PathBuf, name| at.join(name));
+            }
+            match (existing.parent(), existing.file_name()) {
+                (Some(parent), Some(name)) => {
+                    rest.push(name.to_owned());
+                    existing = parent;
+                }
+                _ => return path.to_owned(),
+            }
+        }
+    };
+    if real(state_dir).starts_with(real(library)) {
+        let (state, library) = (state_dir.to_owned(), library.to_owned());
+        return Err(SpaceError::StateInsideLibrary { state, library });
+    }
+    Ok(())
+}
+
+fn same_content(kept: &Content, wanted: &Content) -> bool {
+    kept.catalog_sha256 == wanted.catalog_sha256 && kept.base == wanted.base
+}
+
+fn other_content(kept: &Content, wanted: &Content) -> SpaceError {
+    let same_blueprint = kept.blueprint == wanted.blueprint;
+    let (kept_text, wanted_text) = if kept.base != wanted.base {
+        (format!("the holotree {}", kept.base), wanted.base.clone())
+    } else if same_blueprint {
+        let text = |c: &Content| format!("blueprint {} recorded as {:.12}", c.blueprint, c.catalog_sha256);
+        (text(kept), text(wanted))
+    } else {
+        (format!("blueprint {}", kept.blueprint), wanted.blueprint.clone())
+    };
+    SpaceError::OtherContent {
+        identity: wanted.identity.clone(),
+        kept: kept_text,
+        wanted: wanted_text,
+        blueprint: (!same_blueprint && kept.base == wanted.base).then(|| kept.blueprint.clone()),
+    }
+}
+
+fn take_lock(dir: &Path) -> Result<File, SpaceError> {
+    let path = dir.join("lock");
+    let start = Instant::now();
+    loop {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(SpaceError::io(&path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // The directory may have been removed, and made anew, while we waited.
+            Ok(()) if lock::is_still_at(&file, &path) => return Ok(file),
+            Ok(()) => {}
+            // A look by `list` holds the lock for an instant.
+            Err(Errno::WOULDBLOCK) if start.elapsed() < PROBE_GRACE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                let identity = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let pid = read_run(dir).map(|run| run.pid).or_else(|| lock::holder(&file));
+                return Err(SpaceError::Busy { identity, pid });
+            }
+            Err(errno) => return Err(SpaceError::io(&path)(errno.into())),
+        }
+    }
+}
+
+fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(SpaceError::io(path))
+}
+
+/// Replaces a file by one that is whole, or leaves it.
+fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(), SpaceError> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| SpaceError::io(path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+    bytes.push(b'\n');
+    let temporary = path.with_extension("json.new");
+    let write = || -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(SpaceError::io(path))?;
+    match path.parent() {
+        Some(parent) if durable => sync_dir(parent),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<(), SpaceError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(SpaceError::io(path))
+}
+
+/// Removes a tree whose directories may have lost the permissions that this needs.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.is_dir() {
+        return std::fs::remove_file(path);
+    }
+    if found.permissions().mode() & 0o700 != 0o700 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    }
+    for entry in std::fs::read_dir(path)? {
+        remove_tree(&entry?.path())?;
+    }
+    std::fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests;
