@@ -305,7 +305,11 @@ impl Materializer {
         }
         let promoted = if lower.relocations.is_empty() { None } else { self.promote(node, &lower)? };
         let copy = match promoted {
-            Some(copy) => copy,
+            Some(copy) => {
+                // What reads from it now must not go on doing so once it is written to.
+                self.forget_content(node);
+                copy
+            }
             None => self.patched_copy(node, &lower)?,
         };
         if len < lower.size {

@@ -1,1 +1,403 @@
+//! The operations without FUSE: outcomes, errors, what lies in the upper afterwards, and what a remount shows.
 
+pub(crate) mod world;
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use rustix::io::Errno;
+
+use super::{Make, Whence};
+use crate::materialize::MOTHER_TIME;
+use crate::namespace::rename::RenameMode;
+use crate::namespace::types::{Ino, Kind, SetAttr, SetTime, Time};
+use world::{Item, SPACE, World, caller, refused};
+
+const MOTHER: SetTime = SetTime::At(Time { sec: MOTHER_TIME, nsec: 0 });
+
+fn is_whiteout(path: &std::path::Path) -> bool {
+    let found = path.symlink_metadata().unwrap();
+    found.file_type().is_char_device() && found.rdev() == 0
+}
+
+#[test]
+fn a_fresh_space_shows_the_catalog_and_holds_nothing() {
+    let world = World::usual();
+    assert_eq!(world.list(""), ["bin", "empty", "identity.yaml", "lib"]);
+    assert_eq!(world.read("lib/a.txt"), b"hello\n");
+    let attr = world.find("lib/a.txt").unwrap();
+    assert_eq!((attr.kind, attr.mode, attr.nlink, attr.mtime.sec), (Kind::File, 0o644, 1, MOTHER_TIME));
+    assert_eq!(world.find("lib").unwrap().nlink, 3);
+    assert_eq!(world.fs.names().readlink(world.ino("lib/link")).unwrap(), b"a.txt");
+    assert!(world.upper_files().is_empty());
+    assert_eq!(world.fs.names().table_len(), 1, "only the root is in the table");
+}
+
+#[test]
+fn enoent_enotdir_enametoolong() {
+    let world = World::usual();
+    let names = world.fs.names();
+    assert_eq!(refused(names.lookup(Ino::ROOT, b"nope")), Errno::NOENT);
+    assert_eq!(refused(names.lookup(world.ino("lib/a.txt"), b"x")), Errno::NOTDIR);
+    assert_eq!(refused(names.lookup(Ino::ROOT, &[b'x'; 256])), Errno::NAMETOOLONG);
+    assert_eq!(refused(names.attr(Ino(1 << 60))), Errno::STALE);
+    assert_eq!(refused(names.make(Ino::ROOT, b"a/b", Make::Dir(0o755), caller())), Errno::INVAL);
+    assert_eq!(refused(world.fs.content(world.ino("lib"))), Errno::ISDIR);
+}
+
+#[test]
+fn relocated_files_name_this_space_whatever_their_size() {
+    let world = World::usual();
+    let text = String::from_utf8(world.read("bin/tool")).unwrap();
+    assert_eq!(text, format!("#!/base/{SPACE}/bin/python\nprint()\n"));
+    assert_eq!(&world.read("bin/large-tool")[1000..1024], SPACE.as_bytes());
+    assert!(world.upper_files().is_empty(), "reading is no change");
+    assert_eq!(world.fs.materializer().counts().relocated, 1, "the large one got a backing file");
+}
+
+#[test]
+fn a_kept_relocated_file_that_was_tampered_with_is_made_again() {
+    let world = World::usual();
+    let wanted = world.read("bin/large-tool");
+    let kept =
+        std::fs::read_dir(world.dir.path().join("state/reloc")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&kept, vec![b'x'; wanted.len()]).unwrap();
+    let world = world.remount();
+    assert_eq!(world.read("bin/large-tool"), wanted);
+}
+
+#[test]
+fn writing_keeps_the_number_and_the_rest_of_the_bytes() {
+    for raw in [false, true] {
+        let world = World::new(&world::usual(), raw);
+        for path in ["lib/a.txt", "lib/large.bin", "bin/tool", "bin/large-tool"] {
+            let (before, ino) = (world.read(path), world.ino(path));
+            assert_eq!(world.fs.write(ino, 1, b"XY").unwrap(), 2);
+            let mut wanted = before;
+            wanted[1..3].copy_from_slice(b"XY");
+            assert_eq!(world.read(path), wanted, "{path}");
+            assert_eq!(world.ino(path), ino);
+            assert_eq!(std::fs::read(world.upper(path)).unwrap(), wanted, "plain tools read the upper");
+        }
+        let ino = world.ino("lib/a.txt");
+        let world = world.remount();
+        assert_eq!(world.ino("lib/a.txt"), ino);
+        assert_eq!(world.read("lib/a.txt"), b"hXYlo\n");
+        assert_eq!(world.read("lib/b.txt"), b"world\n");
+    }
+}
+
+#[test]
+fn a_copy_up_leaves_the_times_of_the_directory() {
+    let world = World::usual();
+    world.fs.write(world.ino("lib/a.txt"), 0, b"x").unwrap();
+    assert_eq!(world.find("lib").unwrap().mtime.sec, MOTHER_TIME);
+    assert_eq!(world.find("").unwrap().mtime.sec, MOTHER_TIME);
+    let names = world.fs.names();
+    names.make(world.ino("lib"), b"new", Make::File(0o644), caller()).unwrap();
+    assert_ne!(world.find("lib").unwrap().mtime.sec, MOTHER_TIME);
+}
+
+#[test]
+fn what_changes_nothing_leaves_no_trace() {
+    let world = World::usual();
+    let names = world.fs.names();
+    for path in ["", "lib", "lib/a.txt", "lib/link", "bin/tool"] {
+        let attr = world.find(path).unwrap();
+        let change = SetAttr {
+            mode: Some(attr.mode),
+            uid: Some(attr.uid),
+            gid: Some(attr.gid),
+            atime: Some(MOTHER),
+            mtime: Some(MOTHER),
+            size: None,
+        };
+        names.setattr(attr.ino, &change).unwrap();
+    }
+    assert_eq!(refused(names.rmdir(Ino::ROOT, b"lib")), Errno::NOTEMPTY);
+    assert_eq!(refused(names.unlink(Ino::ROOT, b"nope")), Errno::NOENT);
+    assert_eq!(
+        refused(names.rename(Ino::ROOT, b"lib", Ino::ROOT, b"identity.yaml", RenameMode::Replace)),
+        Errno::NOTDIR
+    );
+    assert!(world.upper_files().is_empty());
+    assert!(std::fs::read_dir(world.upper("")).unwrap().next().is_none());
+}
+
+#[test]
+fn chmod_and_touch_copy_no_bytes() {
+    let world = World::usual();
+    let ino = world.ino("lib/large.bin");
+    world.fs.names().setattr(ino, &SetAttr { mode: Some(0o400), ..SetAttr::default() }).unwrap();
+    let at = Time { sec: 5, nsec: 6 };
+    world.fs.names().setattr(ino, &SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() }).unwrap();
+    assert_eq!(world.upper("lib/large.bin").metadata().unwrap().len(), 0);
+    let world = world.remount();
+    let attr = world.find("lib/large.bin").unwrap();
+    assert_eq!((attr.ino, attr.mode, attr.size, attr.mtime), (ino, 0o400, 300_000, at));
+    let before = world.read("lib/large.bin");
+    world.fs.write(ino, 0, b"!").unwrap();
+    let attr = world.find("lib/large.bin").unwrap();
+    assert_eq!((attr.ino, attr.mode), (ino, 0o400));
+    assert_eq!(world.read("lib/large.bin")[1..], before[1..]);
+}
+
+#[test]
+fn truncating_copies_only_what_is_kept() {
+    let world = World::usual();
+    let names = world.fs.names();
+    let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    names.setattr(world.ino("lib/large.bin"), &size(10)).unwrap();
+    assert_eq!(world.read("lib/large.bin"), (0..10).collect::<Vec<u8>>());
+    names.setattr(world.ino("lib/a.txt"), &size(8)).unwrap();
+    assert_eq!(world.read("lib/a.txt"), b"hello\n\0\0");
+    names.setattr(world.ino("bin/large-tool"), &size(1010)).unwrap();
+    assert_eq!(&world.read("bin/large-tool")[1000..], &SPACE.as_bytes()[..10]);
+    names.setattr(world.ino("lib/b.txt"), &size(0)).unwrap();
+    assert_eq!(world.read("lib/b.txt"), b"");
+    assert_eq!(refused(names.setattr(world.ino("lib"), &size(0))), Errno::ISDIR);
+}
+
+#[test]
+fn unlink_leaves_a_whiteout_and_the_open_file_lives() {
+    let world = World::usual();
+    let (names, ino) = (world.fs.names(), world.ino("lib/a.txt"));
+    names.unlink(world.ino("lib"), b"a.txt").unwrap();
+    assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT);
+    assert!(is_whiteout(&world.upper("lib/a.txt")));
+    // Still open: readable, writable, without a name.
+    let mut buffer = [0; 10];
+    assert_eq!(world.fs.read(ino, 0, &mut buffer).unwrap(), 6);
+    assert_eq!(names.attr(ino).unwrap().nlink, 0);
+    world.fs.write(ino, 0, b"J").unwrap();
+    assert_eq!(world.fs.read(ino, 0, &mut buffer).unwrap(), 6);
+    assert_eq!(&buffer[..6], b"Jello\n");
+    assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT, "writing does not bring the name back");
+    names.forget(ino, 100);
+    let world = world.remount();
+    assert_eq!(world.list("lib"), ["b.txt", "large.bin", "link", "sub"]);
+}
+
+#[test]
+fn a_name_comes_back_as_something_else() {
+    let world = World::usual();
+    let names = world.fs.names();
+    let lib = world.ino("lib");
+    for (name, make) in [
+        (&b"a.txt"[..], Make::Dir(0o755)),
+        (b"b.txt", Make::Symlink(c"elsewhere")),
+        (b"link", Make::Fifo(0o600)),
+        (b"large.bin", Make::File(0o640)),
+    ] {
+        names.unlink(lib, name).unwrap();
+        names.make(lib, name, make, caller()).unwrap();
+        assert_eq!(refused(names.make(lib, name, make, caller())), Errno::EXIST);
+    }
+    let world = world.remount();
+    let kinds =
+        ["a.txt", "b.txt", "link", "large.bin"].map(|name| world.find(&format!("lib/{name}")).unwrap().kind);
+    assert_eq!(kinds, [Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::File]);
+    assert_eq!(world.read("lib/large.bin"), b"");
+    assert!(world.list("lib/a.txt").is_empty(), "a new directory is opaque");
+}
+
+#[test]
+fn a_renamed_lower_directory_is_one_upper_directory() {
+    let world = World::usual();
+    let (names, lib, deep) = (world.fs.names(), world.ino("lib"), world.ino("lib/sub/deep.txt"));
+    names.rename(Ino::ROOT, b"lib", world.ino("empty"), b"moved", RenameMode::Replace).unwrap();
+    assert_eq!(refused(world.find("lib")), Errno::NOENT);
+    assert!(is_whiteout(&world.upper("lib")));
+    assert_eq!(std::fs::read_dir(world.upper("empty/moved")).unwrap().count(), 0, "nothing is copied");
+    let world = world.remount();
+    assert_eq!((world.ino("empty/moved"), world.ino("empty/moved/sub/deep.txt")), (lib, deep));
+    assert_eq!(world.read("empty/moved/a.txt"), b"hello\n");
+    world.fs.write(deep, 0, b"D").unwrap();
+    let world = world.remount();
+    assert_eq!(world.read("empty/moved/sub/deep.txt"), b"Deep");
+}
+
+#[test]
+fn rename_replaces_refuses_and_exchanges() {
+    let world = World::usual();
+    let (names, lib) = (world.fs.names(), world.ino("lib"));
+    let (a, b) = (world.ino("lib/a.txt"), world.ino("lib/b.txt"));
+    assert_eq!(refused(names.rename(lib, b"a.txt", lib, b"b.txt", RenameMode::NoReplace)), Errno::EXIST);
+    names.rename(lib, b"a.txt", lib, b"b.txt", RenameMode::Exchange).unwrap();
+    assert_eq!((world.ino("lib/a.txt"), world.ino("lib/b.txt")), (b, a));
+    names.rename(lib, b"a.txt", lib, b"b.txt", RenameMode::Replace).unwrap();
+    assert_eq!(world.read("lib/b.txt"), b"world\n");
+    assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT);
+    assert_eq!(
+        refused(names.rename(Ino::ROOT, b"lib", world.ino("lib/sub"), b"x", RenameMode::Replace)),
+        Errno::INVAL
+    );
+    let world = world.remount();
+    assert_eq!(world.read("lib/b.txt"), b"world\n");
+    assert_eq!(world.list("lib"), ["b.txt", "large.bin", "link", "sub"]);
+}
+
+#[test]
+fn a_directory_replaces_an_emptied_lower_directory() {
+    let world = World::usual();
+    let (names, sub) = (world.fs.names(), world.ino("lib/sub"));
+    names.unlink(sub, b"deep.txt").unwrap();
+    names.rename(Ino::ROOT, b"bin", world.ino("lib"), b"sub", RenameMode::Replace).unwrap();
+    assert_eq!(world.list("lib/sub"), ["large-tool", "tool"]);
+    let world = world.remount();
+    assert_eq!(world.list("lib/sub"), ["large-tool", "tool"]);
+    assert_eq!(world.list(""), ["empty", "identity.yaml", "lib"]);
+}
+
+#[test]
+fn rmdir_of_a_lower_directory_with_whiteouts() {
+    let world = World::usual();
+    let names = world.fs.names();
+    names.unlink(world.ino("lib/sub"), b"deep.txt").unwrap();
+    names.rmdir(world.ino("lib"), b"sub").unwrap();
+    assert!(is_whiteout(&world.upper("lib/sub")));
+    assert_eq!(world.find("lib").unwrap().nlink, 2);
+    names.make(world.ino("lib"), b"sub", Make::Dir(0o755), caller()).unwrap();
+    let world = world.remount();
+    assert!(world.list("lib/sub").is_empty());
+    assert_eq!(world.find("lib").unwrap().nlink, 3);
+}
+
+#[test]
+fn hard_links_share_number_count_and_bytes() {
+    let world = World::usual();
+    let (names, lib) = (world.fs.names(), world.ino("lib"));
+    let linked = names.link(world.ino("lib/a.txt"), Ino::ROOT, b"second").unwrap();
+    assert_eq!((linked.ino, linked.nlink), (world.ino("lib/a.txt"), 2));
+    world.fs.write(linked.ino, 0, b"J").unwrap();
+    let world = world.remount();
+    assert_eq!(world.ino("second"), world.ino("lib/a.txt"));
+    assert_eq!((world.read("second"), world.find("second").unwrap().nlink), (b"Jello\n".to_vec(), 2));
+    let names_after = world.fs.names();
+    names_after.unlink(lib, b"a.txt").unwrap();
+    assert_eq!(world.find("second").unwrap().nlink, 1);
+    assert_eq!(world.read("second"), b"Jello\n");
+    assert_eq!(refused(names_after.link(world.ino("lib"), Ino::ROOT, b"x")), Errno::PERM);
+}
+
+#[test]
+fn a_second_link_that_was_never_looked_up_keeps_the_file() {
+    let world = World::usual();
+    world.fs.names().link(world.ino("lib/a.txt"), Ino::ROOT, b"second").unwrap();
+    let world = world.remount();
+    let first = world.ino("lib/a.txt");
+    world.fs.names().unlink(world.ino("lib"), b"a.txt").unwrap();
+    assert_eq!(world.fs.names().attr(first).unwrap().nlink, 1);
+    world.fs.write(first, 0, b"J").unwrap();
+    assert_eq!(world.ino("second"), first);
+    assert_eq!(world.read("second"), b"Jello\n");
+}
+
+#[test]
+fn a_listing_goes_on_while_the_directory_is_emptied() {
+    let items: Vec<(String, Item)> = (0..500).map(|n| (format!("d/f{n:03}"), Item::File(vec![]))).collect();
+    let items: Vec<(&str, Item)> = items.iter().map(|(name, item)| (name.as_str(), item.clone())).collect();
+    let world = World::new(&items, false);
+    let (names, dir) = (world.fs.names(), world.ino("d"));
+    for n in 0..200 {
+        names.make(dir, format!("new{n:03}").as_bytes(), Make::File(0o644), caller()).unwrap();
+    }
+    let (mut cookie, mut seen) = (0, 0);
+    loop {
+        let mut batch = Vec::new();
+        names
+            .readdir(dir, cookie, false, &mut |entry| {
+                if batch.len() == 7 {
+                    return crate::namespace::read::Taken::Full;
+                }
+                batch.push((entry.name.to_vec(), entry.cookie));
+                crate::namespace::read::Taken::Yes
+            })
+            .unwrap();
+        let Some((_, last)) = batch.last() else { break };
+        cookie = *last;
+        for (name, _) in batch.iter().filter(|(name, _)| !name.starts_with(b".")) {
+            names.unlink(dir, name).unwrap();
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 700);
+    names.rmdir(Ino::ROOT, b"d").unwrap();
+}
+
+#[test]
+fn eio_for_one_corrupt_or_missing_blob_and_the_rest_works() {
+    let world = World::usual();
+    for blob in world.blobs() {
+        let bytes = std::fs::read(&blob).unwrap();
+        if bytes == world::gzip(b"hello\n") {
+            std::fs::write(&blob, world::gzip(b"jello\n")).unwrap();
+        } else if bytes == world::gzip(b"world\n") {
+            std::fs::remove_file(&blob).unwrap();
+        }
+    }
+    for path in ["lib/a.txt", "lib/b.txt"] {
+        let ino = world.ino(path);
+        let answer = refused(world.fs.read(ino, 0, &mut [0; 10]));
+        assert_eq!(answer, Errno::IO, "{path}");
+        assert_eq!(refused(world.fs.write(ino, 0, b"x")), Errno::IO);
+    }
+    assert!(world.upper_files().is_empty(), "a failed write leaves nothing");
+    assert_eq!(world.read("lib/sub/deep.txt"), b"deep");
+    // Nothing of the old bytes is needed to replace them.
+    let ino = world.ino("lib/a.txt");
+    world.fs.names().setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
+    world.fs.write(ino, 0, b"new").unwrap();
+    assert_eq!(world.read("lib/a.txt"), b"new");
+}
+
+#[test]
+fn attributes_are_kept_and_ours_are_hidden() {
+    let world = World::usual();
+    let ino = world.ino("lib/a.txt");
+    let fs = &world.fs;
+    assert_eq!(refused(fs.get_xattr(ino, b"user.x")), Errno::NODATA);
+    assert_eq!(refused(fs.remove_xattr(ino, b"user.x")), Errno::NODATA);
+    assert_eq!(refused(fs.set_xattr(ino, b"user.holofs.entry", b"dir:0", 0)), Errno::PERM);
+    assert!(world.upper_files().is_empty());
+    fs.set_xattr(ino, b"user.x", b"value", 0).unwrap();
+    assert_eq!(fs.list_xattrs(ino).unwrap(), b"user.x\0");
+    assert_eq!(refused(fs.get_xattr(ino, b"user.holofs.entry")), Errno::NODATA);
+    fs.write(ino, 0, b"J").unwrap();
+    let world = world.remount();
+    assert_eq!(world.fs.get_xattr(ino, b"user.x").map_err(|_| ()), Err(()), "not looked up yet");
+    let ino = world.ino("lib/a.txt");
+    assert_eq!(world.fs.get_xattr(ino, b"user.x").unwrap(), b"value", "also after the copy-up of the bytes");
+}
+
+#[test]
+fn holes_and_ends() {
+    let world = World::usual();
+    let ino = world.ino("lib/a.txt");
+    assert_eq!(world.fs.seek(ino, 2, Whence::Data).unwrap(), 2);
+    assert_eq!(world.fs.seek(ino, 2, Whence::Hole).unwrap(), 6);
+    assert_eq!(refused(world.fs.seek(ino, 6, Whence::Data)), Errno::NXIO);
+}
+
+#[test]
+fn leftovers_of_a_crash_are_swept() {
+    let world = World::usual();
+    let work = world.dir.path().join("state/work");
+    std::fs::write(work.join("0"), b"half").unwrap();
+    std::fs::create_dir_all(work.join("1/x/y")).unwrap();
+    let world = world.remount();
+    assert_eq!(std::fs::read_dir(world.dir.path().join("state/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_damaged_mark_is_an_error_of_that_name_only() {
+    let mut world = World::usual();
+    world.fs.write(world.ino("lib/a.txt"), 0, b"J").unwrap();
+    world.fs.write(world.ino("lib/b.txt"), 0, b"W").unwrap();
+    for value in [&b"data:99999"[..], b"rubbish", b"dir:1", b"meta:0"] {
+        let path = world.upper("lib/a.txt");
+        rustix::fs::setxattr(&path, "user.holofs.entry", value, rustix::fs::XattrFlags::empty()).unwrap();
+        world = world.remount();
+        assert_eq!(refused(world.find("lib/a.txt")), Errno::IO);
+        assert_eq!(world.read("lib/b.txt"), b"World\n");
+    }
+}

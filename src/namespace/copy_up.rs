@@ -12,7 +12,7 @@ use rustix::fs::{OFlags, Stat};
 
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
-use super::read::must_be_dir;
+use super::read::{must_be_dir, must_be_file};
 use super::table::{Backing, Node};
 use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
 use super::upper::{self, Mark};
@@ -43,13 +43,9 @@ impl Namespace {
 
     fn for_write(&self, ino: Ino) -> Result<Arc<Node>> {
         if let View::Node(node) = self.view(ino)? {
-            match node.kind {
-                Kind::File if node.backing() == Backing::Upper => return Ok(node),
-                Kind::File => {}
-                Kind::Dir => return Err(Error::IsADirectory),
-                Kind::Symlink | Kind::Fifo | Kind::Socket => {
-                    return Err(Error::Invalid("not a regular file"));
-                }
+            must_be_file(node.kind)?;
+            if node.backing() == Backing::Upper {
+                return Ok(node);
             }
         }
         self.copy_up(ino, How::Data(u64::MAX), &SetAttr::default())

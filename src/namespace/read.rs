@@ -59,14 +59,13 @@ impl Namespace {
     /// Where the bytes of a file are to be read from.
     pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
         let node = match self.view(ino)? {
-            View::Lower(lower) => return Ok(Bytes::Lower(lower)),
+            View::Lower(lower) => {
+                must_be_file(kind_of_lower(&self.index.node(lower)?))?;
+                return Ok(Bytes::Lower(lower));
+            }
             View::Node(node) => node,
         };
-        match node.kind {
-            Kind::File => {}
-            Kind::Dir => return Err(Error::IsADirectory),
-            Kind::Symlink | Kind::Fifo | Kind::Socket => return Err(Error::Invalid("not a regular file")),
-        }
+        must_be_file(node.kind)?;
         match (node.backing(), node.lower) {
             (Backing::Lower | Backing::Meta, Some(lower)) => Ok(Bytes::Lower(lower)),
             _ => Ok(Bytes::Upper(self.backing_fd(&node)?)),
@@ -395,6 +394,15 @@ impl Namespace {
         };
         node.state.lock().mode = Some(held);
         Ok(held)
+    }
+}
+
+/// Refuses what has no bytes of its own.
+pub(super) fn must_be_file(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::File => Ok(()),
+        Kind::Dir => Err(Error::IsADirectory),
+        Kind::Symlink | Kind::Fifo | Kind::Socket => Err(Error::Invalid("not a regular file")),
     }
 }
 
