@@ -10,6 +10,8 @@ pub mod error;
 mod tests;
 mod xattr;
 
+pub use xattr::STATUS_XATTR;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 

@@ -1,1 +1,225 @@
-//! (skeleton)
+//! A mount's life: from the user's wish to a daemon that serves it, and to its end.
+//!
+//! Parsing what was typed is `cli`'s, where things lie on disk is `space`'s, answering the kernel is `fuse`'s.
+//! Invariants: the caller of [`mount`] gets its answer when the first request would be answered, and the answer is
+//! the truth; a live mount is found in mountinfo, never by a remembered path, since a mount can move with its
+//! directory; whatever way a mount ends, the space's changes stay.
+
+mod daemon;
+mod end;
+pub mod registry;
+mod serve;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::library::LibraryError;
+use crate::library::index::Index;
+use crate::library::index::cache::open_or_compile;
+use crate::materialize::ReflinkProbe;
+use crate::materialize::clone::Strategy;
+use crate::namespace;
+use crate::space::SpaceError;
+use crate::space::plan::MountPlan;
+use crate::space::state::{read_run, read_state};
+use crate::sys::fuse_mount::{self, MountError};
+pub use end::{Ended, unmount};
+
+/// What a mount is, once it answers. The keys of `holofs mount --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// The mountpoint.
+    pub path: PathBuf,
+    /// The space's name on disk.
+    pub identity: String,
+    /// The environment.
+    pub blueprint: String,
+    /// Its library.
+    pub library: PathBuf,
+    /// The strategy in force.
+    pub strategy: Strategy,
+    /// Whether extents can be shared with the library.
+    pub reflink: Option<ReflinkProbe>,
+    /// Entries of the environment: files, directories and links.
+    pub entries: u32,
+    /// Files with relocations.
+    pub relocated: u32,
+    /// The daemon.
+    pub pid: u32,
+    /// From the call to the answer, in milliseconds.
+    pub mounted_ms: u64,
+    /// It was mounted already.
+    pub reused: bool,
+}
+
+/// Why there is no mount, or it did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The library or its catalog.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The space on disk.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// Mounting or unmounting itself.
+    #[error("{path}: {source}")]
+    Mount {
+        /// The mountpoint.
+        path: PathBuf,
+        /// Why.
+        source: MountError,
+    },
+    /// The space is mounted, with another environment.
+    #[error("{path}: already mounted with blueprint {mounted}, not {wanted}")]
+    OtherBlueprint {
+        /// The mountpoint.
+        path: PathBuf,
+        /// What is mounted.
+        mounted: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// `--strategy reflink` where it cannot be.
+    #[error("{path}: no reflink here ({reason})")]
+    NoReflink {
+        /// The space's state directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Processes use the mount.
+    #[error("{path}: in use{}", users(.pids))]
+    InUse {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The processes found.
+        pids: Vec<u32>,
+    },
+    /// Nothing of ours is mounted there.
+    #[error("{0}: not mounted")]
+    NotMounted(PathBuf),
+    /// The upper could not be opened.
+    #[error("{path}: {source}")]
+    Upper {
+        /// The space's state directory.
+        path: PathBuf,
+        /// Why.
+        source: namespace::error::Error,
+    },
+    /// A call failed.
+    #[error("{path}: {call}: {source}")]
+    Os {
+        /// What it was about.
+        path: PathBuf,
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        source: Errno,
+    },
+    /// The FUSE session ended with an error.
+    #[error("the FUSE session failed: {0}")]
+    Fuse(std::io::Error),
+    /// The daemon died before it could say why.
+    #[error("the daemon ended before the mount was ready; its log is {0}")]
+    DaemonDied(PathBuf),
+    /// What the daemon said before it ended.
+    #[error("{}", .0.what)]
+    Daemon(Report),
+}
+
+/// A failure in the words and with the exit code of the command line, which is the one to choose them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What failed, and why: one line.
+    pub what: String,
+    /// What to try.
+    pub fix: Option<String>,
+    /// The exit code.
+    pub code: u8,
+}
+
+/// Puts an error into words: the daemon has to, since only words pass through the pipe.
+pub type Describe = fn(&Error) -> Report;
+
+fn users(pids: &[u32]) -> String {
+    if pids.is_empty() {
+        return String::new();
+    }
+    let list: Vec<String> = pids.iter().map(u32::to_string).collect();
+    format!(" by process {}", list.join(", "))
+}
+
+/// Mounts a space and returns when it answers. With `plan.foreground`, `ready` is called then, and this returns
+/// when the mount has ended.
+///
+/// # Errors
+/// See [`Error`]. Nothing is mounted then, and nothing of the user's is lost.
+pub fn mount(
+    plan: &MountPlan,
+    describe: Describe,
+    ready: &mut dyn FnMut(&Mounted),
+) -> Result<Mounted, Error> {
+    let started = Instant::now();
+    let index = open_or_compile(&plan.catalog_path, &plan.cache_dir.join("index"))?;
+    if let Some(reused) = reuse(plan, &index, started)? {
+        ready(&reused);
+        return Ok(reused);
+    }
+    let prepared = serve::Prepared::new(plan, index, started)?;
+    if plan.foreground {
+        return prepared.serve(ready);
+    }
+    let mut mounted = daemon::start(prepared, plan, describe)?;
+    mounted.mounted_ms = millis(started);
+    ready(&mounted);
+    Ok(mounted)
+}
+
+/// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
+fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
+    let identity = plan.space.identity.as_str();
+    let Some(live) = registry::find(identity)? else { return Ok(None) };
+    if fuse_mount::is_dead(&live.mountpoint) {
+        tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
+        fuse_mount::unmount(&live.mountpoint, true)
+            .map_err(|source| Error::Mount { path: live.mountpoint.clone(), source })?;
+        return Ok(None);
+    }
+    // Mounted a moment ago by somebody else: the record comes just after the mount.
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let run = loop {
+        match read_run(&plan.state_dir) {
+            Some(run) => break run,
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            None => return Err(Error::NotMounted(live.mountpoint)),
+        }
+    };
+    let mounted = read_state(&plan.state_dir)?.map(|state| state.content.blueprint).unwrap_or_default();
+    if mounted != plan.blueprint {
+        let wanted = plan.blueprint.clone();
+        return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
+    }
+    if plan.fresh {
+        return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
+    }
+    Ok(Some(Mounted {
+        path: live.mountpoint,
+        identity: identity.to_owned(),
+        blueprint: mounted,
+        library: plan.library.hololib.clone(),
+        strategy: plan.strategy,
+        reflink: run.reflink,
+        entries: index.len(),
+        relocated: index.relocated_files(),
+        pid: run.pid,
+        mounted_ms: millis(started),
+        reused: true,
+    }))
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

