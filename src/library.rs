@@ -11,6 +11,7 @@ pub mod check;
 pub mod digest;
 pub mod index;
 pub mod locate;
+pub mod record;
 
 use std::path::PathBuf;
 

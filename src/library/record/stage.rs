@@ -1,0 +1,231 @@
+//! The stage: the directory in which the environment is built, under the name that is searched for afterwards.
+//!
+//! Invariant: a stage that this process made or filled is removed when the value goes, unless it is to be kept.
+
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::RecordError;
+use super::store::write_beside;
+
+/// The variable that tells the command where the stage is.
+const VARIABLE: &str = "HOLOFS_STAGE";
+/// The blueprint's place in the environment.
+const BLUEPRINT: &str = "identity.yaml";
+/// How long an interrupted command may take to end before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A stage in use.
+#[derive(Debug)]
+pub(super) struct Stage {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Stage {
+    /// Makes the stage, mode 0755 whatever the umask.
+    ///
+    /// # Errors
+    /// When something is there: what an interrupted recording left, or an rcc at work.
+    pub(super) fn make(path: PathBuf, keep: bool) -> Result<Self, RecordError> {
+        match std::fs::DirBuilder::new().mode(0o755).create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+                if !is_dir || std::fs::read_dir(&path).map_err(RecordError::io(&path))?.next().is_some() {
+                    return Err(RecordError::StageInUse { path });
+                }
+            }
+            Err(source) => return Err(RecordError::Io { path, source }),
+        }
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(RecordError::io(&path))?;
+        Ok(Self { path, keep })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs the command in the stage. Its standard output goes to standard error, so that ours stays our own.
+    ///
+    /// # Errors
+    /// When it cannot be started, or fails, or `cancel` is set.
+    pub(super) fn run(&self, command: &[OsString], cancel: &AtomicBool) -> Result<(), RecordError> {
+        let (program, args) = command.split_first().ok_or(RecordError::NoCommand)?;
+        let start = |source| RecordError::CommandStart { program: program.clone(), source };
+        let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(start)?;
+        let mut child = Command::new(program)
+            .args(args)
+            .current_dir(&self.path)
+            .env(VARIABLE, &self.path)
+            .stdout(Stdio::from(stderr))
+            .spawn()
+            .map_err(start)?;
+        let status = wait(&mut child, cancel).map_err(start)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(RecordError::Interrupted);
+        }
+        if !status.success() {
+            return Err(RecordError::CommandFailed { program: program.clone(), status });
+        }
+        Ok(())
+    }
+
+    /// Puts the blueprint into the environment, in place of whatever the command put there: also of a link, which is
+    /// replaced and not followed.
+    pub(super) fn put_blueprint(&self, blueprint: &str) -> Result<(), RecordError> {
+        use std::io::Write;
+        let path = self.path.join(BLUEPRINT);
+        write_beside(&path, false, |file| {
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.write_all(blueprint.as_bytes())
+        })
+        .map_err(RecordError::io(&path))
+    }
+
+    /// Removes the stage unless it is to be kept.
+    pub(super) fn finish(mut self) -> Result<(), RecordError> {
+        // Whatever comes of it, once is enough.
+        let keep = std::mem::replace(&mut self.keep, true);
+        if keep { Ok(()) } else { remove(&self.path).map_err(RecordError::io(&self.path)) }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = remove(&self.path)
+        {
+            tracing::warn!(stage = %self.path.display(), %error, "the stage could not be removed");
+        }
+    }
+}
+
+/// Waits for the command. When `cancel` is set it is told to end, and killed if it does not.
+fn wait(child: &mut Child, cancel: &AtomicBool) -> io::Result<ExitStatus> {
+    let mut pause = Duration::from_millis(1);
+    let mut told: Option<Instant> = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        match told {
+            None if cancel.load(Ordering::Relaxed) => {
+                let pid = rustix::process::Pid::from_child(child);
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+                told = Some(Instant::now());
+            }
+            Some(since) if since.elapsed() > GRACE => child.kill()?,
+            _ => {}
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Removes a tree, also one with directories that its owner may not write to.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            std::fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn open_up(dir: &Path) -> io::Result<()> {
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Vec<OsString> {
+        ["sh", "-c", script].map(OsString::from).to_vec()
+    }
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
+
+    #[test]
+    fn the_command_runs_in_the_stage_and_knows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        stage.run(&sh(r#"test "$PWD" = "$HOLOFS_STAGE" && echo hello > file"#), &NEVER).unwrap();
+        assert_eq!(std::fs::read(stage.path().join("file")).unwrap(), b"hello\n");
+        let mode = std::fs::metadata(stage.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755);
+        stage.finish().unwrap();
+        assert!(!dir.path().join("stage").exists());
+    }
+
+    #[test]
+    fn a_failure_tells_the_status_and_leaves_no_stage() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let error = stage.run(&sh("mkdir -p a/b && chmod 0555 a && exit 7"), &NEVER).unwrap_err();
+        assert_eq!(error.command_status(), Some(7));
+        let error = stage.run(&sh("kill -9 $$"), &NEVER).unwrap_err();
+        assert_eq!(error.command_status(), Some(128 + 9));
+        let error = stage.run(&["/no/such/program".into()], &NEVER).unwrap_err();
+        assert_eq!(error.command_status(), Some(127));
+        assert!(error.to_string().contains("/no/such/program"), "{error}");
+        drop(stage);
+        assert!(!dir.path().join("stage").exists());
+    }
+
+    #[test]
+    fn a_stage_that_holds_something_is_refused_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stage");
+        std::fs::create_dir(&path).unwrap();
+        drop(Stage::make(path.clone(), true).unwrap());
+        std::fs::write(path.join("work"), "x").unwrap();
+        let error = Stage::make(path.clone(), false).unwrap_err();
+        assert!(matches!(error, RecordError::StageInUse { .. }), "{error}");
+        assert!(path.join("work").exists());
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert!(Stage::make(dir.path().join("link"), false).is_err());
+    }
+
+    #[test]
+    fn an_interrupted_command_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let begun = Instant::now();
+        let error = stage.run(&sh("exec sleep 60"), &AtomicBool::new(true)).unwrap_err();
+        assert!(matches!(error, RecordError::Interrupted), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_blueprint_replaces_a_link_and_does_not_follow_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        std::fs::write(&outside, "precious").unwrap();
+        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let place = stage.path().join(BLUEPRINT);
+        std::os::unix::fs::symlink(&outside, &place).unwrap();
+        stage.put_blueprint("a: b").unwrap();
+        assert_eq!(std::fs::read(&outside).unwrap(), b"precious");
+        assert_eq!(std::fs::read(&place).unwrap(), b"a: b");
+        let metadata = std::fs::symlink_metadata(&place).unwrap();
+        assert!(metadata.is_file() && metadata.permissions().mode() & 0o7777 == 0o644);
+    }
+}

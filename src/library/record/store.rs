@@ -1,0 +1,435 @@
+//! Contents into blobs: read once, digest and offsets on the way, stored when the library lacks them.
+//!
+//! One thread per core takes the files from the largest to the smallest. A small file is kept in memory between
+//! digest and blob; a large one is read twice, and must then have the same digest twice.
+//!
+//! A blob that is there is left alone, as rcc does, unless it is plainly none: a raw one of another size, or a gzip
+//! stream whose end says another size, as a machine that lost power may leave them. Neither is a blob anybody can
+//! use, and what is put in its place is what its name says.
+//!
+//! Invariant: under a blob's name there is never less than the whole blob: it is written beside, and renamed.
+
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use flate2::{Compression, GzBuilder};
+use parking_lot::Mutex;
+
+use super::RecordError;
+use super::catalog::Facts;
+use super::search::Search;
+use super::walk::Content;
+use crate::library::digest::{Digest, DigestKind, Hasher};
+
+/// Files up to this size are kept in memory between digest and blob.
+const KEEP: usize = 8 << 20;
+/// How much is read at once.
+const PIECE: usize = 256 << 10;
+/// rcc's compression level for blobs and catalogs.
+pub(super) const LEVEL: Compression = Compression::new(1);
+
+/// Where blobs go, and what went there.
+#[derive(Debug)]
+pub(super) struct Store<'a> {
+    /// The directory `library`.
+    pub(super) library: &'a Path,
+    pub(super) kind: DigestKind,
+    /// Whether other users write here too.
+    pub(super) shared: bool,
+    claimed: Mutex<std::collections::HashSet<Digest>>,
+    pub(super) written: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
+}
+
+impl<'a> Store<'a> {
+    pub(super) fn new(library: &'a Path, kind: DigestKind, shared: bool) -> Self {
+        let (claimed, written, written_bytes) = Default::default();
+        Self { library, kind, shared, claimed, written, written_bytes }
+    }
+
+    /// The number of distinct digests seen.
+    pub(super) fn distinct(&self) -> u64 {
+        self.claimed.lock().len() as u64
+    }
+
+    /// Stores every content, and tells what each is; `name` is what is searched for. `done` is called after each
+    /// with its size.
+    ///
+    /// # Errors
+    /// The first of any thread; the others stop soon after.
+    pub(super) fn store_all(
+        &self,
+        files: &[Content],
+        name: &[u8],
+        cancel: &AtomicBool,
+        done: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<Facts>, RecordError> {
+        let mut order: Vec<(usize, &Content)> = files.iter().enumerate().collect();
+        order.sort_by_key(|(_, content)| std::cmp::Reverse(content.size));
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let work = || -> Result<Vec<(usize, Facts)>, RecordError> {
+            let mut worker = Worker { store: self, name, kept: Vec::new(), piece: vec![0; PIECE] };
+            let mut found = Vec::new();
+            while let Some((position, content)) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if failed.load(Ordering::Relaxed) {
+                    break;
+                }
+                if cancel.load(Ordering::Relaxed) {
+                    return Err(RecordError::Interrupted);
+                }
+                let facts = worker.content(content).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                found.push((*position, facts));
+                done(content.size);
+            }
+            Ok(found)
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(order.len().max(1));
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            handles.into_iter().map(|handle| handle.join().unwrap_or(Err(RecordError::Panicked))).collect()
+        });
+        let mut facts: Vec<Option<Facts>> = vec![None; files.len()];
+        for result in results {
+            for (position, found) in result? {
+                if let Some(slot) = facts.get_mut(position) {
+                    *slot = Some(found);
+                }
+            }
+        }
+        facts.into_iter().map(|facts| facts.ok_or(RecordError::Panicked)).collect()
+    }
+
+    /// Stores the blob of the empty file, and gives its digest.
+    pub(super) fn store_empty(&self) -> Result<Digest, RecordError> {
+        let digest = Hasher::digest(self.kind, b"");
+        if self.claimed.lock().insert(digest) {
+            self.blob(digest, 0, |_| Ok(digest))?;
+        }
+        Ok(digest)
+    }
+
+    /// Writes a blob of `size` bytes unless it is there. `content` writes the bytes and tells their digest.
+    fn blob(
+        &self,
+        digest: Digest,
+        size: u64,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<Digest>,
+    ) -> Result<(), RecordError> {
+        let path = self.library.join(digest.fan_out());
+        if self.is_there(&path, size).map_err(RecordError::io(&path))? {
+            return Ok(());
+        }
+        let dir = path.parent().unwrap_or(self.library);
+        make_dirs(dir, self.shared).map_err(RecordError::io(dir))?;
+        let mut stored = 0;
+        let result = write_beside(&path, self.shared, |file| {
+            let mut out = BufWriter::with_capacity(PIECE, file);
+            let found = match self.kind {
+                DigestKind::Sip128 => content(&mut out)?,
+                DigestKind::Sha256 => {
+                    let mut gzip = GzBuilder::new().operating_system(255).write(&mut out, LEVEL);
+                    let found = content(&mut gzip)?;
+                    gzip.finish()?;
+                    found
+                }
+            };
+            if found != digest {
+                return Err(io::Error::other("changed while it was read"));
+            }
+            let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            stored = file.metadata()?.len();
+            Ok(())
+        });
+        result.map_err(RecordError::io(&path))?;
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.written_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether a blob of `size` bytes of content is at `path`, as far as its outside tells.
+    fn is_there(&self, path: &Path, size: u64) -> io::Result<bool> {
+        // Not opened before it is known to be a file: a FIFO in its place would block.
+        match std::fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() => return Ok(false),
+            Ok(metadata) if self.kind == DigestKind::Sip128 => return Ok(metadata.len() == size),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut magic = [0; 2];
+        let mut end = [0; 4];
+        if len < 18 {
+            return Ok(false);
+        }
+        file.read_exact_at(&mut magic, 0)?;
+        file.read_exact_at(&mut end, len - 4)?;
+        Ok(magic == [0x1f, 0x8b] && u32::from_le_bytes(end) == size as u32)
+    }
+}
+
+/// One thread's buffers.
+struct Worker<'s> {
+    store: &'s Store<'s>,
+    name: &'s [u8],
+    kept: Vec<u8>,
+    piece: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn content(&mut self, content: &Content) -> Result<Facts, RecordError> {
+        let path = &content.path;
+        let (mut file, before) = open(content)?;
+        let (digest, size, rewrite) = self.read(&mut file).map_err(RecordError::io(path))?;
+        let after = file.metadata().map_err(RecordError::io(path))?;
+        let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        if state(&before) != state(&after) || size != after.len() {
+            return Err(RecordError::Changed { path: path.clone() });
+        }
+        if self.store.claimed.lock().insert(digest) {
+            let (kept, piece) = (&self.kept, &mut self.piece);
+            self.store.blob(digest, size, |out| {
+                if kept.len() as u64 == size {
+                    return out.write_all(kept).map(|()| digest);
+                }
+                file.rewind()?;
+                copy_and_digest(&mut file, out, piece, digest.kind())
+            })?;
+        }
+        Ok(Facts { digest, size, rewrite })
+    }
+
+    /// Reads a file through; what fits is in `kept` afterwards.
+    fn read(&mut self, file: &mut File) -> io::Result<(Digest, u64, Vec<u64>)> {
+        let mut hasher = Hasher::new(self.store.kind);
+        let mut search = Search::new(self.name);
+        let mut size = 0u64;
+        self.kept.clear();
+        loop {
+            let read = read_some(file, &mut self.piece)?;
+            if read.is_empty() {
+                return Ok((hasher.finish(), size, search.finish()));
+            }
+            hasher.update(read);
+            search.update(read);
+            if size == self.kept.len() as u64 && self.kept.len() + read.len() <= KEEP {
+                self.kept.extend_from_slice(read);
+            }
+            size += read.len() as u64;
+        }
+    }
+}
+
+/// Opens what the walk saw, and nothing that took its place.
+fn open(content: &Content) -> Result<(File, Metadata), RecordError> {
+    let path = &content.path;
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
+    let file = file.map_err(RecordError::io(path))?;
+    let metadata = file.metadata().map_err(RecordError::io(path))?;
+    if !metadata.is_file() || (metadata.dev(), metadata.ino()) != content.inode {
+        return Err(RecordError::Changed { path: path.clone() });
+    }
+    Ok((file, metadata))
+}
+
+fn read_some<'b>(file: &mut File, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    loop {
+        match file.read(buffer) {
+            Ok(n) => return Ok(buffer.get(..n).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn copy_and_digest(
+    file: &mut File,
+    out: &mut dyn Write,
+    piece: &mut [u8],
+    kind: DigestKind,
+) -> io::Result<Digest> {
+    let mut hasher = Hasher::new(kind);
+    loop {
+        let read = read_some(file, piece)?;
+        if read.is_empty() {
+            return Ok(hasher.finish());
+        }
+        hasher.update(read);
+        out.write_all(read)?;
+    }
+}
+
+/// Writes a file under a name nobody uses, in the directory of `path`, and renames it over `path`. Nothing is left
+/// when it fails.
+pub(super) fn write_beside(
+    path: &Path,
+    shared: bool,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let (beside, mut file) = create_beside(path)?;
+    let result = content(&mut file).and_then(|()| {
+        if shared {
+            file.set_permissions(Permissions::from_mode(0o666))?;
+        }
+        std::fs::rename(&beside, path)
+    });
+    if result.is_err() {
+        // The first error is the one to tell; a leftover under this name is no blob and no catalog.
+        drop(std::fs::remove_file(&beside));
+    }
+    result
+}
+
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        // The leading dot keeps it out of rcc's list of catalogs.
+        let beside = path.with_file_name(format!(".holofs.part#{}.{n}", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(0o666).open(&beside) {
+            Ok(file) => return Ok((beside, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes a directory of a library with those above it: open to all users in a shared one, else 0750 as rcc's.
+pub(super) fn make_dirs(dir: &Path, shared: bool) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(if shared { 0o777 } else { 0o750 }).create(dir) {
+        // Not so by umask alone.
+        Ok(()) if shared => std::fs::set_permissions(dir, Permissions::from_mode(0o777)),
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let above = dir.parent().ok_or(error)?;
+            make_dirs(above, shared)?;
+            make_dirs(dir, shared)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(path: &Path) -> Content {
+        let metadata = std::fs::metadata(path).unwrap();
+        Content {
+            path: path.to_owned(),
+            mode: metadata.mode(),
+            size: metadata.len(),
+            inode: (metadata.dev(), metadata.ino()),
+        }
+    }
+
+    fn store_one(library: &Path, kind: DigestKind, file: &Path) -> (Facts, u64) {
+        let store = Store::new(library, kind, false);
+        let facts =
+            store.store_all(&[content(file)], b"needle", &AtomicBool::new(false), &|_| {}).unwrap().remove(0);
+        let written = store.written.into_inner();
+        (facts, written)
+    }
+
+    fn unpack(blob: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        flate2::read::GzDecoder::new(blob).read_to_end(&mut out).unwrap();
+        out
+    }
+
+    fn count_files(dir: &Path) -> usize {
+        let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        entries.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
+    }
+
+    #[test]
+    fn blobs_small_and_large_of_both_kinds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        for size in [0, 1, PIECE, KEEP, KEEP + 1] {
+            let bytes: Vec<u8> = (0..size).map(|i| (i / 7 + i * 31) as u8).collect();
+            std::fs::write(&file, &bytes).unwrap();
+            for kind in [DigestKind::Sha256, DigestKind::Sip128] {
+                let library = dir.path().join("library");
+                let (facts, written) = store_one(&library, kind, &file);
+                assert_eq!((facts.size, facts.digest), (size as u64, Hasher::digest(kind, &bytes)));
+                assert_eq!(written, 1);
+                let blob = std::fs::read(library.join(facts.digest.fan_out())).unwrap();
+                if kind == DigestKind::Sha256 {
+                    assert_eq!(blob[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 0xff]);
+                    assert!(unpack(&blob) == bytes);
+                } else {
+                    assert!(blob == bytes);
+                }
+                assert_eq!(store_one(&library, kind, &file).1, 0, "it is there");
+                std::fs::remove_dir_all(&library).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_blob_that_is_plainly_none_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"some content").unwrap();
+        for kind in [DigestKind::Sha256, DigestKind::Sip128] {
+            let (facts, _) = store_one(dir.path(), kind, &file);
+            let blob = dir.path().join(facts.digest.fan_out());
+            let good = std::fs::read(&blob).unwrap();
+            for bad in [&b""[..], b"xx", &good[..good.len() - 1]] {
+                std::fs::write(&blob, bad).unwrap();
+                assert_eq!(store_one(dir.path(), kind, &file).1, 1);
+                assert_eq!(std::fs::read(&blob).unwrap(), good);
+            }
+        }
+    }
+
+    #[test]
+    fn what_took_a_files_place_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, library) = (dir.path().join("file"), dir.path().join("library"));
+        std::fs::write(&file, b"x").unwrap();
+        let seen = content(&file);
+        std::fs::write(dir.path().join("new"), b"y").unwrap();
+        std::fs::rename(dir.path().join("new"), &file).unwrap();
+        let store = Store::new(&library, DigestKind::Sha256, false);
+        let never = AtomicBool::new(false);
+        let result = store.store_all(&[seen], b"needle", &never, &|_| {});
+        assert!(matches!(result, Err(RecordError::Changed { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_blob_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), DigestKind::Sha256, false);
+        let digest = Hasher::digest(DigestKind::Sha256, b"abc");
+        let other = Hasher::digest(DigestKind::Sha256, b"abd");
+        let error = store.blob(digest, 3, |out| out.write_all(b"abd").map(|()| other)).unwrap_err();
+        assert!(error.to_string().contains("changed"), "{error}");
+        store.blob(digest, 3, |_| Err(io::Error::other("disk"))).unwrap_err();
+        assert_eq!(count_files(dir.path()), 0);
+    }
+
+    #[test]
+    fn a_shared_library_is_open_to_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let library = dir.path().join("library");
+        let store = Store::new(&library, DigestKind::Sha256, true);
+        let never = AtomicBool::new(false);
+        let facts = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap().remove(0);
+        let blob = library.join(facts.digest.fan_out());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&blob), 0o666);
+        assert_eq!(mode(blob.parent().unwrap()), 0o777);
+    }
+}

@@ -1,0 +1,339 @@
+//! Looks at the stage: what is to be recorded, and what every link leads to.
+//!
+//! It reads names, modes and links, never contents. It leaves out what rcc leaves out, and refuses what a catalog
+//! cannot say: names and link texts that are not UTF-8, and FIFOs, sockets and devices (rcc waits for ever on the
+//! first and fails on the others).
+//!
+//! Links are followed only to learn what they are. A link to something that is itself recorded is a link to that;
+//! anything else (outside the stage, left out, broken, a loop) is *foreign*, and nothing behind it is looked at: it
+//! need not be readable, and it is not the environment's.
+//!
+//! Invariant: a [`DirId`] or [`FileId`] in a tree is a position in that tree's `dirs` or `files`; entries are
+//! sorted by the bytes of their names.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{FileType, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::RecordError;
+use crate::library::catalog::MAX_DEPTH;
+
+/// Whole names, and extensions, of what rcc never records.
+const LEFT_OUT: [&str; 7] = ["__MACOSX", "__pycache__", ".pyc", ".git", ".hg", ".svn", ".gitignore"];
+
+/// Position in [`Tree::dirs`]; the root is the first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct DirId(pub(super) usize);
+
+/// Position in [`Tree::files`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct FileId(pub(super) usize);
+
+/// What lies in the stage.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    pub(super) dirs: Vec<Dir>,
+    /// Contents: one for each inode, so that hard links are read once.
+    pub(super) files: Vec<Content>,
+}
+
+#[derive(Debug)]
+pub(super) struct Dir {
+    /// The whole of `st_mode`.
+    pub(super) mode: u32,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A regular file's inode.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// One of its names.
+    pub(super) path: PathBuf,
+    /// The whole of `st_mode`.
+    pub(super) mode: u32,
+    /// As it was seen; used to share the work out, never trusted.
+    pub(super) size: u64,
+    pub(super) inode: (u64, u64),
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Dir(DirId),
+    File(FileId),
+    Link { text: String, target: Target },
+}
+
+/// What a link leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    /// A recorded directory.
+    Dir(DirId),
+    /// A recorded file.
+    File(FileId),
+    /// A directory that is not recorded.
+    ForeignDir,
+    /// Anything else that is not recorded, or nothing.
+    Foreign,
+}
+
+/// Looks at everything below `stage`.
+///
+/// # Errors
+/// What cannot be recorded, or not be looked at; each names its path.
+pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
+    let metadata = std::fs::symlink_metadata(stage).map_err(RecordError::io(stage))?;
+    let mut walker = Walker::default();
+    walker.dir(&metadata);
+    let mut todo = vec![(DirId(0), stage.to_owned(), 0)];
+    while let Some((id, path, depth)) = todo.pop() {
+        if depth > MAX_DEPTH {
+            return Err(RecordError::TooDeep { path });
+        }
+        for (name, subdir) in walker.list(id, &path)? {
+            todo.push((subdir, path.join(name), depth + 1));
+        }
+    }
+    walker.resolve(stage)
+}
+
+/// Whether rcc leaves an entry of this name out: the name itself or its extension is on the list.
+fn is_left_out(name: &str) -> bool {
+    let extension = name.rfind('.').and_then(|dot| name.get(dot..));
+    LEFT_OUT.contains(&name) || extension.is_some_and(|extension| LEFT_OUT.contains(&extension))
+}
+
+#[derive(Default)]
+struct Walker {
+    tree: Tree,
+    dirs: HashMap<(u64, u64), DirId>,
+    files: HashMap<(u64, u64), FileId>,
+    /// Told apart into recorded and foreign once everything is known.
+    links: Vec<Link>,
+}
+
+/// A link, by its place, and what is at its end.
+struct Link {
+    dir: DirId,
+    position: usize,
+    /// Whether it is a directory, and its inode; `None` when nothing is there to be seen.
+    end: Option<(bool, (u64, u64))>,
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+impl Walker {
+    fn dir(&mut self, metadata: &Metadata) -> DirId {
+        let id = DirId(self.tree.dirs.len());
+        self.tree.dirs.push(Dir { mode: metadata.mode(), entries: Vec::new() });
+        self.dirs.insert(inode(metadata), id);
+        id
+    }
+
+    fn file(&mut self, metadata: &Metadata, path: PathBuf) -> FileId {
+        let (inode, next) = (inode(metadata), FileId(self.tree.files.len()));
+        let files = &mut self.tree.files;
+        *self.files.entry(inode).or_insert_with(|| {
+            files.push(Content { path, mode: metadata.mode(), size: metadata.len(), inode });
+            next
+        })
+    }
+
+    /// Lists a directory into the tree; its subdirectories are still to be listed.
+    fn list(&mut self, id: DirId, path: &Path) -> Result<Vec<(String, DirId)>, RecordError> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(RecordError::io(path))? {
+            names.push(utf8(path, entry.map_err(RecordError::io(path))?.file_name())?);
+        }
+        names.retain(|name| !is_left_out(name));
+        names.sort_unstable();
+        let mut entries = Vec::with_capacity(names.len());
+        let mut subdirs = Vec::new();
+        for name in names {
+            let path = path.join(&name);
+            let metadata = std::fs::symlink_metadata(&path).map_err(RecordError::io(&path))?;
+            let kind = if metadata.is_dir() {
+                let subdir = self.dir(&metadata);
+                subdirs.push((name.clone(), subdir));
+                Kind::Dir(subdir)
+            } else if metadata.is_file() {
+                Kind::File(self.file(&metadata, path))
+            } else if metadata.is_symlink() {
+                let text = std::fs::read_link(&path).map_err(RecordError::io(&path))?;
+                let text = text.into_os_string().into_string();
+                let text = text.map_err(|_| RecordError::LinkNotUtf8 { path: path.clone() })?;
+                // A link that leads nowhere, or where this user may not look, is still a link.
+                let end = std::fs::metadata(&path).ok().map(|end| (end.is_dir(), inode(&end)));
+                self.links.push(Link { dir: id, position: entries.len(), end });
+                Kind::Link { text, target: Target::Foreign }
+            } else {
+                return Err(RecordError::Special { path, what: what_is(metadata.file_type()) });
+            };
+            entries.push(Entry { name, kind });
+        }
+        if let Some(dir) = self.tree.dirs.get_mut(id.0) {
+            dir.entries = entries;
+        }
+        Ok(subdirs)
+    }
+
+    /// Tells every link what it leads to.
+    fn resolve(mut self, stage: &Path) -> Result<Tree, RecordError> {
+        for Link { dir, position, end } in std::mem::take(&mut self.links) {
+            let resolved = match end {
+                None => Target::Foreign,
+                Some((true, inode)) => {
+                    self.dirs.get(&inode).map_or(Target::ForeignDir, |id| Target::Dir(*id))
+                }
+                Some((false, inode)) => {
+                    self.files.get(&inode).map_or(Target::Foreign, |id| Target::File(*id))
+                }
+            };
+            let entry = self.tree.dirs.get_mut(dir.0).and_then(|dir| dir.entries.get_mut(position));
+            if let Some(Entry { kind: Kind::Link { target, .. }, .. }) = entry {
+                *target = resolved;
+            }
+        }
+        if self.tree.dirs.is_empty() {
+            return Err(RecordError::Changed { path: stage.to_owned() });
+        }
+        Ok(self.tree)
+    }
+}
+
+fn utf8(dir: &Path, name: OsString) -> Result<String, RecordError> {
+    name.into_string().map_err(|name| RecordError::NameNotUtf8 { path: dir.join(name) })
+}
+
+fn what_is(kind: FileType) -> &'static str {
+    if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn names(tree: &Tree) -> Vec<&str> {
+        tree.dirs.iter().flat_map(|dir| dir.entries.iter().map(|entry| entry.name.as_str())).collect()
+    }
+
+    fn target_of(tree: &Tree, name: &str) -> Target {
+        let entry = tree.dirs[0].entries.iter().find(|entry| entry.name == name).unwrap();
+        match &entry.kind {
+            Kind::Link { target, .. } => *target,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn leaves_out_what_rcc_leaves_out() {
+        for out in ["__pycache__", "a.pyc", "x.cpython-311.pyc", ".git", "project.git", "notes.svn", ".hg"] {
+            assert!(is_left_out(out), "{out}");
+        }
+        for out in [".gitignore", "x.gitignore", "__MACOSX", ".pyc"] {
+            assert!(is_left_out(out), "{out}");
+        }
+        for kept in ["x.PYC", ".gitkeep", ".github", "git", "a.pyc.bak", "x__pycache__", "a.__pycache__", "é"]
+        {
+            assert!(!is_left_out(kept), "{kept}");
+        }
+    }
+
+    #[test]
+    fn links_know_what_they_lead_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("stage");
+        std::fs::create_dir_all(root.join("sub/__pycache__")).unwrap();
+        std::fs::write(root.join("file"), "x").unwrap();
+        std::fs::hard_link(root.join("file"), root.join("other-name")).unwrap();
+        std::fs::write(root.join("left-out.pyc"), "x").unwrap();
+        std::fs::write(dir.path().join("outside"), "x").unwrap();
+        for (text, name) in [
+            ("file", "to-file"),
+            ("to-file", "to-link"),
+            ("sub/.", "to-dir"),
+            ("/", "to-slash"),
+            ("../outside", "to-outside"),
+            ("left-out.pyc", "to-left-out"),
+            ("sub/__pycache__", "to-left-out-dir"),
+            ("nowhere", "broken"),
+            ("loop", "loop"),
+            (".", "self"),
+            ("/dev/zero", "device"),
+        ] {
+            symlink(text, root.join(name)).unwrap();
+        }
+        let tree = walk(&root).unwrap();
+        assert_eq!(tree.files.len(), 1, "hard links are one content");
+        let file = Target::File(FileId(0));
+        for (name, wanted) in [
+            ("to-file", file),
+            ("to-link", file),
+            ("to-dir", Target::Dir(DirId(1))),
+            ("self", Target::Dir(DirId(0))),
+            ("to-slash", Target::ForeignDir),
+            ("to-left-out-dir", Target::ForeignDir),
+            ("to-outside", Target::Foreign),
+            ("to-left-out", Target::Foreign),
+            ("broken", Target::Foreign),
+            ("loop", Target::Foreign),
+            ("device", Target::Foreign),
+        ] {
+            assert_eq!(target_of(&tree, name), wanted, "{name}");
+        }
+        assert!(names(&tree).iter().all(|name| !is_left_out(name)));
+    }
+
+    #[test]
+    fn refuses_what_is_no_file_by_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sub").join("sock");
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let error = walk(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("sub/sock") && error.contains("a socket"), "{error}");
+        drop(listener);
+        std::fs::remove_file(&socket).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &socket, rustix::fs::Mode::RWXU).unwrap();
+        let error = walk(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("sub/sock") && error.contains("a FIFO"), "{error}");
+    }
+
+    #[test]
+    fn refuses_names_and_link_texts_that_are_not_utf8() {
+        let bad = OsString::from_vec(b"caf\xe9".to_vec());
+        let dir = tempfile::tempdir().unwrap();
+        symlink(&bad, dir.path().join("link")).unwrap();
+        assert!(matches!(walk(dir.path()), Err(RecordError::LinkNotUtf8 { .. })));
+        std::fs::remove_file(dir.path().join("link")).unwrap();
+        std::fs::write(dir.path().join(&bad), "x").unwrap();
+        assert!(matches!(walk(dir.path()), Err(RecordError::NameNotUtf8 { .. })));
+    }
+
+    #[test]
+    fn refuses_a_tree_deeper_than_a_catalog_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut deep = dir.path().to_owned();
+        (0..MAX_DEPTH + 1).for_each(|_| deep.push("d"));
+        std::fs::create_dir_all(&deep).unwrap();
+        assert!(matches!(walk(dir.path()), Err(RecordError::TooDeep { .. })));
+    }
+}
