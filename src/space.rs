@@ -4,8 +4,11 @@
 //! may use them now, and what is left there for rcc and for the next mount. Invariant: the user's changes are
 //! never dropped unless he asked for it by name.
 
+pub mod document;
 pub mod home;
 pub mod lock;
+pub mod meta;
+pub mod mountpoint;
 pub mod name;
 pub mod plan;
 pub mod state;
@@ -147,6 +150,9 @@ pub enum MountpointProblem {
     /// rcc restored an environment there.
     #[error("rcc restored an environment there already")]
     Restored,
+    /// Something is mounted on it.
+    #[error("{0} is mounted on it")]
+    Mounted(String),
     /// It has entries of its own, which a mount would hide.
     #[error("it is not empty")]
     NotEmpty,

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use crate::library::locate::Location;
 use crate::materialize::clone::Strategy;
-use crate::space::SpaceError;
 use crate::space::home::Env;
+use crate::space::meta::MetaLock;
 use crate::space::name::Identity;
 use crate::space::state::{Content, State, StateDir};
+use crate::space::{SpaceError, meta, mountpoint};
+use crate::sys::process;
 
 /// A space's name and place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,17 +81,23 @@ impl MountPlan {
     /// Whatever keeps the space from being mounted; nothing of the user's has been changed then.
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
         let state = StateDir::open_locked(&self.state_dir)?;
-        let content = self.content(catalog_sha256);
-        let kept = state.adopt(&content, self.fresh)?;
-        Ok(Claim { plan: self, state, kept })
+        mountpoint::prepare_base(&self.space)?;
+        let lock = MetaLock::take(&self.space, self.lock_timeout)?;
+        let made = mountpoint::prepare(&self.space)?;
+        let recorded = state.adopt(&self.content(catalog_sha256), self.fresh).inspect_err(|_| {
+            if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
+                tracing::debug!(%error, "the mountpoint stays");
+            }
+        })?;
+        Ok(Claim { plan: self, state, recorded, lock: Some(lock), umask: process::umask() })
     }
 
-    /// Renews the marks by which rcc tells how long an environment was not used. The daemon does so daily.
+    /// Renews the mark by which rcc tells how long an environment was not used. The daemon does so daily.
     ///
     /// # Errors
-    /// When a mark cannot be written; a library that may not be written is none.
+    /// When the mark cannot be written, as in a library of somebody else's.
     pub fn touch_usage(&self) -> Result<(), SpaceError> {
-        Ok(())
+        meta::touch_used(&self.library.hololib, &self.blueprint, &self.env.user7(), 0o022)
     }
 
     fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
@@ -111,7 +119,11 @@ impl MountPlan {
 pub struct Claim<'a> {
     plan: &'a MountPlan,
     state: StateDir,
-    kept: State,
+    recorded: State,
+    /// Until published.
+    lock: Option<MetaLock>,
+    /// The user's, when the claim was made: a daemon serves with another.
+    umask: u32,
 }
 
 impl Claim<'_> {
@@ -124,15 +136,32 @@ impl Claim<'_> {
     /// What is recorded in it now.
     #[must_use]
     pub fn recorded(&self) -> &State {
-        &self.kept
+        &self.recorded
     }
 
-    /// Tells rcc what is mounted and lets go of the lock that rcc takes too. To be called when the mount answers.
+    /// Tells rcc what is mounted, and lets go of the lock that rcc takes too. To be called when the mount answers.
     ///
     /// # Errors
-    /// When the files beside the mountpoint cannot be written.
+    /// When the files beside the mountpoint cannot be written. The mount is good without them, and the lock is gone.
     pub fn publish(&mut self) -> Result<(), SpaceError> {
-        tracing::debug!(identity = %self.plan.space.identity, "published");
+        let Some(lock) = self.lock.take() else { return Ok(()) };
+        let described = self.describe();
+        let counted = meta::append_use(&self.plan.space, self.umask);
+        if let Err(error) = self.plan.touch_usage() {
+            tracing::debug!(%error, "the library keeps no usage mark");
+        }
+        lock.release();
+        described.and(counted)
+    }
+
+    fn describe(&self) -> Result<(), SpaceError> {
+        let space = &self.plan.space;
+        let known = self.recorded.published.as_deref() == Some(&self.recorded.content.catalog_sha256);
+        if known && !meta::needs_meta(space, &self.plan.blueprint) {
+            return Ok(());
+        }
+        meta::write_meta(space, &self.plan.catalog_path, self.umask)?;
+        self.state.note_published(&self.recorded)?;
         Ok(())
     }
 }

@@ -1,0 +1,125 @@
+use std::io::Read;
+
+use super::*;
+use crate::space::name::Identity;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+fn unzipped(path: &Path) -> String {
+    let mut text = String::new();
+    MultiGzDecoder::new(BufReader::new(File::open(path).unwrap())).read_to_string(&mut text).unwrap();
+    text
+}
+
+fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
+    SpacePath {
+        identity: Identity::from_name(name.as_bytes()).unwrap(),
+        mountpoint: base.join(name),
+        label: label.into(),
+        controller: "rcc.user".into(),
+    }
+}
+
+#[test]
+fn files_beside_the_space_are_what_real_rcc_leaves() {
+    for (fixture, blueprint, name, label) in [
+        ("basic-gz", "adb8c26db4d86a93", "ea7ce2c_5a1fac3_ca793c28", "golden-one"),
+        ("basic-raw", "adb8c26db4d86a93", "ea7ce2c_5a1fac3_d7eb8c75", "golden-two"),
+        ("two-catalogs", "4ef4502d7023d413", "ea7ce2c_5a1fac3_d7eb8c75", "golden-two"),
+        ("two-catalogs", "adb8c26db4d86a93", "ea7ce2c_5a1fac3_85268366", "golden-conv"),
+    ] {
+        let fixture = Path::new(FIXTURES).join(fixture);
+        let golden = fixture.join("golden/after-restores/holotree");
+        let catalog = fixture.join(format!("home/hololib/catalog/{blueprint}v12.linux_amd64"));
+        let dir = tempfile::tempdir().unwrap();
+        let space = space_in(dir.path(), name, label);
+        write_meta(&space, &catalog, 0o022).unwrap();
+
+        // The golden lies where the fixture was made.
+        let real_base = document::read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
+        let here = dir.path().to_str().unwrap().to_owned();
+        let meta = beside(&space.mountpoint, ".meta");
+        let ours = unzipped(&meta).replace(&here, &real_base);
+        assert_eq!(ours, unzipped(&golden.join(format!("{name}.meta"))));
+        let info = std::fs::read_to_string(beside(&space.mountpoint, ".meta.info")).unwrap();
+        let golden_info = std::fs::read_to_string(golden.join(format!("{name}.meta.info"))).unwrap();
+        assert_eq!(info.replace(&here, &real_base), golden_info);
+
+        let start = std::fs::read(&meta).unwrap();
+        assert_eq!(&start[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255]);
+        assert!(!needs_meta(&space, blueprint));
+        assert!(needs_meta(&space, "0000000000000000"));
+        assert_eq!(recorded(&space.mountpoint).unwrap().space, label);
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+}
+
+#[test]
+fn meta_without_info_and_info_without_meta() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
+    let catalog = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
+    write_meta(&space, &catalog, 0o022).unwrap();
+    std::fs::remove_file(beside(&space.mountpoint, ".meta.info")).unwrap();
+    assert!(needs_meta(&space, "adb8c26db4d86a93"));
+    assert_eq!(recorded(&space.mountpoint).unwrap().blueprint, "adb8c26db4d86a93");
+    write_meta(&space, &catalog, 0o022).unwrap();
+    std::fs::remove_file(beside(&space.mountpoint, ".meta")).unwrap();
+    assert!(needs_meta(&space, "adb8c26db4d86a93"));
+    assert!(recorded(&space.mountpoint).is_none());
+}
+
+#[test]
+fn failed_write_leaves_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
+    let catalog = dir.path().join("catalog");
+    let whole = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
+    let bytes = std::fs::read(whole).unwrap();
+    std::fs::write(&catalog, &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::write(beside(&space.mountpoint, ".meta"), "old").unwrap();
+    assert!(write_meta(&space, &catalog, 0o022).is_err());
+    assert_eq!(std::fs::read(beside(&space.mountpoint, ".meta")).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn uses_are_counted_by_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
+    assert!(usage(&space.mountpoint).is_none());
+    append_use(&space, 0o022).unwrap();
+    append_use(&space, 0o022).unwrap();
+    assert_eq!(usage(&space.mountpoint).unwrap().0, 2);
+}
+
+#[test]
+fn usage_mark_is_made_and_renewed() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(touch_used(dir.path(), "b", "u", 0o022).is_err());
+    std::fs::create_dir(dir.path().join("used")).unwrap();
+    touch_used(dir.path(), "b", "u", 0o022).unwrap();
+    let mark = dir.path().join("used/b.u");
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    File::options().write(true).open(&mark).unwrap().set_modified(old).unwrap();
+    touch_used(dir.path(), "b", "u", 0o022).unwrap();
+    assert!(std::fs::metadata(&mark).unwrap().modified().unwrap() > old);
+    assert_eq!(std::fs::metadata(&mark).unwrap().len(), 0);
+}
+
+#[test]
+fn lock_times_out_with_its_holder_and_is_free_after_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
+    let held = MetaLock::take(&space, Duration::ZERO).unwrap();
+    match MetaLock::take(&space, Duration::from_millis(60)) {
+        Err(SpaceError::LockTimeout { pid, .. }) => {
+            // Some kernels in sandboxes do not list locks.
+            assert!(pid.is_none_or(|pid| pid == std::process::id()));
+        }
+        other => panic!("{other:?}"),
+    }
+    held.release();
+    MetaLock::take(&space, Duration::ZERO).unwrap();
+}

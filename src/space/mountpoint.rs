@@ -1,0 +1,146 @@
+//! Whether a directory can be mounted on, and making it so.
+//!
+//! Invariant: nothing of the user's is hidden under a mount; what is made here is empty and can stay.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::space::plan::SpacePath;
+use crate::space::{MountpointProblem, SpaceError, meta};
+use crate::sys::mountinfo;
+
+/// The mode rcc gives to directories of spaces, less the umask.
+const DIR_MODE: u32 = 0o750;
+
+/// Makes the space's directory in its base when there is none, and checks that it is empty. Returns whether it was made.
+///
+/// # Errors
+/// [`SpaceError::Mountpoint`] with what is in the way.
+pub fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
+    let path = &space.mountpoint;
+    let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
+    // A mount of whoever, dead or alive, is told by the table: asking the directory could hang.
+    if let Ok(Some(mount)) = mountinfo::mount_at(path) {
+        return Err(problem(MountpointProblem::Mounted(mount.source)));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.is_dir() => return Err(problem(MountpointProblem::NotADirectory)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(path).map_err(|error| problem(refused(&error)))?;
+            return Ok(true);
+        }
+        Err(error) => return Err(problem(refused(&error))),
+    }
+    let mut entries = std::fs::read_dir(path).map_err(|error| problem(refused(&error)))?;
+    match entries.next() {
+        None => Ok(false),
+        Some(Ok(_)) if meta::recorded(path).is_some() => Err(problem(MountpointProblem::Restored)),
+        Some(Ok(_)) => Err(problem(MountpointProblem::NotEmpty)),
+        Some(Err(error)) => Err(problem(refused(&error))),
+    }
+}
+
+/// Makes the holotree on a machine where nothing was restored yet: one directory, and no more than that.
+///
+/// # Errors
+/// [`SpaceError::Mountpoint`] when there is no place for it.
+pub fn prepare_base(space: &SpacePath) -> Result<(), SpaceError> {
+    let base = space.base();
+    make(base).map_err(|error| {
+        let problem = match error.kind() {
+            io::ErrorKind::NotFound => MountpointProblem::NoParent(base.to_owned()),
+            _ => refused(&error),
+        };
+        SpaceError::Mountpoint { path: space.mountpoint.clone(), problem }
+    })
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(DIR_MODE).create(path) {
+        Err(_) if path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+fn refused(error: &io::Error) -> MountpointProblem {
+    if error.kind() == io::ErrorKind::NotADirectory {
+        return MountpointProblem::NotADirectory;
+    }
+    MountpointProblem::Refused(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::space::name::Identity;
+
+    const NAME: &str = "ea7ce2c_5a1fac3_ca793c28";
+
+    fn space(base: PathBuf) -> SpacePath {
+        SpacePath {
+            identity: Identity::parse(NAME).unwrap(),
+            mountpoint: base.join(NAME),
+            label: "x".into(),
+            controller: "rcc.user".into(),
+        }
+    }
+
+    fn problem(result: Result<bool, SpaceError>) -> MountpointProblem {
+        match result {
+            Err(SpaceError::Mountpoint { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn missing_one_is_made_with_its_holotree() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path().join("holotree"));
+        prepare_base(&space).unwrap();
+        prepare_base(&space).unwrap();
+        assert!(prepare(&space).unwrap());
+        assert!(!prepare(&space).unwrap());
+        let mode = std::fs::metadata(&space.mountpoint).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode & !0o750, 0);
+    }
+
+    #[test]
+    fn missing_place_for_the_holotree_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("no/holotree");
+        let made = prepare_base(&space(base.clone())).map(|()| true);
+        assert_eq!(problem(made), MountpointProblem::NoParent(base));
+    }
+
+    #[test]
+    fn file_or_link_is_not_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path().to_owned());
+        std::fs::write(&space.mountpoint, "").unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::NotADirectory);
+        std::fs::remove_file(&space.mountpoint).unwrap();
+        std::os::unix::fs::symlink("/tmp", &space.mountpoint).unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::NotADirectory);
+        let under_a_file = SpacePath { mountpoint: PathBuf::from("/etc/passwd").join(NAME), ..space };
+        assert!(prepare_base(&under_a_file).is_err());
+        assert_eq!(problem(prepare(&under_a_file)), MountpointProblem::NotADirectory);
+    }
+
+    #[test]
+    fn full_directory_is_told_from_a_restored_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path().to_owned());
+        std::fs::create_dir(&space.mountpoint).unwrap();
+        std::fs::write(space.mountpoint.join("mine"), "").unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
+        std::fs::write(meta::beside(&space.mountpoint, ".meta"), "").unwrap();
+        std::fs::write(meta::beside(&space.mountpoint, ".meta.info"), "{}").unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::Restored);
+    }
+}
