@@ -1,7 +1,172 @@
-//! (skeleton)
+//! The command line: what was typed becomes a call of the layers below, and their answer becomes text or JSON.
+//!
+//! It decides nothing about spaces, libraries or mounts. Results go to standard output, everything else to standard
+//! error; a failure is one line of what and why, and one of what to try. A closed output is no failure.
+
+mod catalogs;
+mod check;
+pub mod exit;
+mod list;
+mod mount;
+mod output;
+mod record;
+mod status;
+mod unmount;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::space::home::Env;
+use exit::{Failure, USAGE};
+
+/// Mount rcc holotree environments instead of restoring them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "holofs",
+    version,
+    about,
+    long_about = None,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 ok; 1 other failure; 2 usage; 3 library; 4 configuration; 5 environment; \
+        6 blueprint or space not found; 7 mountpoint; 8 FUSE not available; 9 strategy impossible here; \
+        11 integrity; 12 busy or lock timeout; 130 interrupted."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// rcc's home, instead of $ROBOCORP_HOME or ~/.robocorp
+    #[arg(long, value_name = "DIR", global = true, help_heading = "Global options")]
+    home: Option<OsString>,
+    /// Whose spaces are meant, as rcc's --controller
+    #[arg(long, value_name = "NAME", default_value = "user", global = true, help_heading = "Global options")]
+    controller: String,
+    /// Answer with JSON
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// Say nothing but the result
+    #[arg(short = 'q', long, global = true, help_heading = "Global options")]
+    silent: bool,
+    /// Say what is done
+    #[arg(long, global = true, help_heading = "Global options")]
+    debug: bool,
+    /// Say every step
+    #[arg(long, global = true, help_heading = "Global options")]
+    trace: bool,
+    /// Write what would be said to this file
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Global options")]
+    log_file: Option<PathBuf>,
+    /// No colours
+    #[arg(long, global = true, action = ArgAction::SetTrue, help_heading = "Global options")]
+    colorless: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Present an environment as a directory, at once
+    Mount(mount::Args),
+    /// End a mount; changes stay
+    #[command(visible_alias = "umount")]
+    Unmount(unmount::Args),
+    /// List the spaces on this machine
+    #[command(visible_aliases = ["ls", "ps"])]
+    List(list::Args),
+    /// Tell all about one space
+    Status(status::Args),
+    /// Print the directory of a space
+    Path(status::PathArgs),
+    /// List the environments of a library
+    Catalogs(catalogs::Args),
+    /// Check the integrity of a library
+    #[command(visible_alias = "chk")]
+    Check(check::Args),
+    /// Record what a command installs as an environment of a library
+    Record(record::Args),
+}
+
+/// What every command works with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Where things are.
+    pub(crate) env: Env,
+    /// The controller, as typed.
+    pub(crate) controller: String,
+    /// Whether to answer with JSON.
+    pub(crate) json: bool,
+    /// Whether to say nothing but the result.
+    pub(crate) silent: bool,
+}
 
 /// Runs the program.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are errors to clap, and go to standard output.
+            let code = if error.use_stderr() { USAGE } else { exit::OK };
+            return match error.print() {
+                Ok(()) => ExitCode::from(code),
+                Err(error) => output::closed(&error),
+            };
+        }
+    };
+    match start_log(&cli.global).and_then(|()| run(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            output::complain(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    let Global { home, controller, json, silent, .. } = cli.global;
+    let context = Context { env: Env::with_home(home.as_deref())?, controller, json, silent };
+    match cli.command {
+        Command::Mount(args) => mount::run(args, &context),
+        Command::Unmount(args) => unmount::run(&args, &context),
+        Command::List(args) => list::run(&args, &context),
+        Command::Status(args) => status::run(&args, &context),
+        Command::Path(args) => status::run_path(&args, &context),
+        Command::Catalogs(args) => catalogs::run(&args, &context),
+        Command::Check(args) => check::run(&args, &context),
+        Command::Record(args) => record::run(args, &context),
+    }
+}
+
+/// Messages go to standard error (a daemon's is its log), or to a file.
+fn start_log(global: &Global) -> Result<(), Failure> {
+    use tracing_subscriber::fmt;
+    let wanted = std::env::var("HOLOFS_LOG").ok().and_then(|level| level.parse::<tracing::Level>().ok());
+    let level = match (global.trace, global.debug, global.silent) {
+        (true, ..) => tracing::Level::TRACE,
+        (_, true, _) => tracing::Level::DEBUG,
+        (.., true) => tracing::Level::ERROR,
+        _ => wanted.unwrap_or(tracing::Level::WARN),
+    };
+    let builder = fmt().with_max_level(level).with_target(false).with_ansi(false);
+    match &global.log_file {
+        None => builder.with_writer(std::io::stderr).init(),
+        Some(path) => {
+            let file = std::fs::File::options().create(true).append(true).open(path).map_err(|error| {
+                exit::failure(
+                    exit::CONFIG,
+                    format!("{}: {error}", path.display()),
+                    Some("another --log-file"),
+                )
+            })?;
+            builder.with_writer(std::sync::Mutex::new(file)).init();
+        }
+    }
+    Ok(())
 }

@@ -231,19 +231,7 @@ impl Materializer {
     /// The path of a node in the catalog, for messages.
     #[must_use]
     pub fn lower_path(&self, node: NodeId) -> String {
-        let mut parts = Vec::new();
-        let mut at = node;
-        while at.0 != 0 {
-            let Ok(found) = self.index.node(at) else { break };
-            parts.push(String::from_utf8_lossy(found.name).into_owned());
-            // A parent always comes before its children; a damaged index must not loop here.
-            if found.parent >= at {
-                break;
-            }
-            at = found.parent;
-        }
-        parts.reverse();
-        parts.join("/")
+        self.index.path_of(node)
     }
 
     /// The bytes of a lower file as this space shows them, for reading.

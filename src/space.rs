@@ -11,6 +11,7 @@ pub mod meta;
 pub mod mountpoint;
 pub mod name;
 pub mod plan;
+pub mod select;
 pub mod state;
 
 use std::io;

@@ -241,6 +241,24 @@ impl Index {
         Ok(None)
     }
 
+    /// The path of a node from the root, as far as the index holds together. For messages.
+    #[must_use]
+    pub fn path_of(&self, node: NodeId) -> String {
+        let mut parts = Vec::new();
+        let mut at = node;
+        while at.0 != 0 {
+            let Ok(found) = self.node(at) else { break };
+            parts.push(String::from_utf8_lossy(found.name).into_owned());
+            // A parent always comes before its children; a damaged index must not loop here.
+            if found.parent >= at {
+                break;
+            }
+            at = found.parent;
+        }
+        parts.reverse();
+        parts.join("/")
+    }
+
     fn raw(&self, id: NodeId) -> Result<RawNode, IndexError> {
         if id.0 >= self.header.node_count {
             return Err(IndexError("no such node"));

@@ -1,0 +1,162 @@
+//! `holofs catalogs`: the environments of a library.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::exit::{Failure, OK};
+use super::{Context, output};
+use crate::library::blob::{Blobs, HololibStore};
+use crate::library::cache::BlobCache;
+use crate::library::catalogs::{CatalogFile, list};
+use crate::library::index::cache::open_or_compile;
+use crate::library::index::{Index, NodeId, NodeKind};
+use crate::library::locate::{Location, locate};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Files and bytes are counted as rcc counts them (what lies below links to directories twice);
+`entries` counts what a mount shows.
+
+Examples:
+  holofs catalogs
+  holofs catalogs ~/.robocorp --identity --json"
+)]
+pub(super) struct Args {
+    /// The library
+    #[arg(default_value = "auto")]
+    library: OsString,
+    /// Show the text of each identity.yaml
+    #[arg(short, long)]
+    identity: bool,
+    /// Show the N largest files of each
+    #[arg(short, long, value_name = "N")]
+    top: Option<usize>,
+}
+
+/// One environment; rcc's keys, and `entries`.
+#[derive(Debug, Serialize)]
+struct Row {
+    blueprint: String,
+    holotree: String,
+    #[serde(rename = "identity.yaml")]
+    identity_yaml: String,
+    platform: String,
+    directories: u64,
+    files: u64,
+    bytes: u64,
+    relocations: u64,
+    age_in_days: u64,
+    days_since_last_use: u64,
+    entries: u32,
+    #[serde(rename = "identity-content", skip_serializing_if = "Option::is_none")]
+    identity_content: Option<String>,
+    #[serde(rename = "topN", skip_serializing_if = "Option::is_none")]
+    top: Option<BTreeMap<String, u64>>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
+    let library = locate(&args.library, &context.env.hololib())?;
+    let mut rows = BTreeMap::new();
+    for file in list(&library.hololib)? {
+        match row(&file, &library, args, context) {
+            Ok(row) => {
+                rows.insert(row.blueprint.clone(), row);
+            }
+            // One bad catalog must not hide the others.
+            Err(failure) => output::complain(&failure),
+        }
+    }
+    if context.json {
+        output::print_json(&rows)?;
+        return Ok(OK);
+    }
+    let table: Vec<Vec<String>> = rows.values().map(cells).collect();
+    let headings =
+        ["Blueprint", "Platform", "Dirs", "Files", "Size", "Relocate", "Holotree path", "Age", "Idle"];
+    output::print(&output::table(&headings, &table))?;
+    for row in rows.values() {
+        if let Some(content) = &row.identity_content {
+            output::print(&format!("\n{}:\n{content}\n", row.blueprint))?;
+        }
+        for (path, bytes) in row.top.iter().flatten() {
+            output::print(&format!("{}  {:>10}  {path}\n", row.blueprint, output::human_bytes(*bytes)))?;
+        }
+    }
+    Ok(OK)
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    vec![
+        row.blueprint.clone(),
+        row.platform.clone(),
+        row.directories.to_string(),
+        row.files.to_string(),
+        output::human_bytes(row.bytes),
+        row.relocations.to_string(),
+        row.holotree.clone(),
+        format!("{} days", row.age_in_days),
+        format!("{} days", row.days_since_last_use),
+    ]
+}
+
+fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
+    let cache = context.env.cache_dir();
+    let index = open_or_compile(&file.path, &cache.join("index"))?;
+    let info = index.info();
+    let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
+    let used = library.hololib.join("used").join(format!("{}.{}", info.blueprint, context.env.user7()));
+    let used = std::fs::metadata(used).and_then(|found| found.modified()).unwrap_or(file.modified);
+    let (holotree, _) = info.path.rsplit_once('/').unwrap_or_default();
+    Ok(Row {
+        blueprint: info.blueprint.clone(),
+        holotree: holotree.to_owned(),
+        identity_yaml: library.hololib.join("library").join(identity_blob(&index)).display().to_string(),
+        platform: info.platform.clone(),
+        directories: info.rcc_directories,
+        files: info.rcc_files,
+        bytes: info.rcc_bytes,
+        relocations: info.rcc_relocations,
+        age_in_days: days(file.modified),
+        days_since_last_use: days(used),
+        entries: index.len(),
+        identity_content: if args.identity { identity_text(&index, library, context)? } else { None },
+        top: args.top.map(|n| largest(&index, n)),
+    })
+}
+
+fn identity_blob(index: &Index) -> std::path::PathBuf {
+    let node = index.lookup(NodeId(0), b"identity.yaml").ok().flatten().and_then(|id| index.node(id).ok());
+    match node.map(|node| node.kind) {
+        Some(NodeKind::File { digest, .. }) => digest.fan_out(),
+        _ => "identity.yaml".into(),
+    }
+}
+
+fn identity_text(index: &Index, library: &Location, context: &Context) -> Result<Option<String>, Failure> {
+    let Some(id) = index.lookup(NodeId(0), b"identity.yaml").ok().flatten() else { return Ok(None) };
+    let Ok(NodeKind::File { digest, size, .. }) = index.node(id).map(|node| node.kind) else {
+        return Ok(None);
+    };
+    let cache = BlobCache::open(&context.env.cache_dir().join("blobs"))?;
+    let blobs = Blobs::new(Box::new(HololibStore::new(&library.hololib)), cache);
+    Ok(match blobs.read_all(&digest, size) {
+        Ok(text) => Some(String::from_utf8_lossy(&text).into_owned()),
+        Err(error) => Some(format!("({error})")),
+    })
+}
+
+/// The largest files, by name of path.
+fn largest(index: &Index, n: usize) -> BTreeMap<String, u64> {
+    let mut files: Vec<(u64, NodeId)> = (0..index.len())
+        .filter_map(|id| match index.node(NodeId(id)).ok()?.kind {
+            NodeKind::File { size, .. } => Some((size, NodeId(id))),
+            NodeKind::Dir { .. } | NodeKind::Symlink { .. } => None,
+        })
+        .collect();
+    files.sort_unstable_by(|a, b| b.cmp(a));
+    files.truncate(n);
+    files.into_iter().map(|(size, id)| (index.path_of(id), size)).collect()
+}

@@ -1,0 +1,72 @@
+//! `holofs check`: the integrity of a library.
+
+use std::ffi::OsString;
+
+use super::exit::{Failure, INTEGRITY, OK};
+use super::{Context, output};
+use crate::library::check::{Options, Report, check};
+use crate::library::locate::locate;
+use crate::sys::process;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Reads only; nothing is ever deleted.
+
+Examples:
+  holofs check auto
+  holofs check ~/.robocorp --blueprint adb8 --json")]
+pub(super) struct Args {
+    /// The library
+    #[arg(default_value = "auto")]
+    library: OsString,
+    /// Only the environments whose blueprint begins so
+    #[arg(long, visible_alias = "catalog", value_name = "HASH", default_value = "")]
+    blueprint: String,
+    /// Only look whether each blob is there
+    #[arg(long)]
+    fast: bool,
+    /// Threads
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
+    let library = locate(&args.library, &context.env.hololib())?;
+    let options = Options {
+        blueprint: args.blueprint.clone(),
+        fast: args.fast,
+        jobs: args.jobs.unwrap_or_else(process::processors),
+    };
+    let report = check(&library.hololib, &options)?;
+    if context.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&text(&report))?;
+    }
+    Ok(if report.is_clean() { OK } else { INTEGRITY })
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for (name, why) in &report.bad_catalogs {
+        text.push_str(&format!("bad catalog {name}: {why}\n"));
+    }
+    for digest in &report.missing {
+        text.push_str(&format!("missing blob {digest}\n"));
+    }
+    for (digest, why) in &report.corrupt {
+        text.push_str(&format!("corrupt blob {digest}: {why}\n"));
+    }
+    for (blueprint, paths) in &report.affected {
+        for path in paths {
+            text.push_str(&format!("affected {blueprint} {path}\n"));
+        }
+    }
+    let state = if report.is_clean() { "clean" } else { "NOT clean" };
+    text.push_str(&format!(
+        "{state}: {} catalogs, {} blobs, {} in blobs that no catalog names\n",
+        report.catalogs,
+        report.blobs,
+        output::human_bytes(report.unreferenced_bytes)
+    ));
+    text
+}

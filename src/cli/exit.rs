@@ -1,0 +1,215 @@
+//! Failures as the user meets them: one line of what and why, one of what to try, and the exit code.
+//!
+//! The mapping from each layer's errors is here and nowhere else, and exhaustive: a new error does not compile until
+//! somebody has decided what it tells the user.
+
+use crate::library::LibraryError;
+use crate::library::record::RecordError;
+use crate::session;
+use crate::space::SpaceError;
+use crate::space::home::EnvError;
+use crate::sys::fuse_mount::MountError;
+
+/// A failure in words, and its exit code. The same value passes through the daemon's pipe.
+pub use crate::session::Report as Failure;
+
+/// Everything went well.
+pub const OK: u8 = 0;
+/// A failure of no other kind.
+pub const FAILED: u8 = 1;
+/// What was typed makes no sense.
+pub const USAGE: u8 = 2;
+/// The library is missing, unreadable, or something else.
+pub const LIBRARY: u8 = 3;
+/// Bad configuration.
+pub const CONFIG: u8 = 4;
+/// The environment cannot be built or described.
+pub const ENVIRONMENT: u8 = 5;
+/// No such blueprint or space.
+pub const NOT_FOUND: u8 = 6;
+/// The mountpoint will not do.
+pub const MOUNTPOINT: u8 = 7;
+/// FUSE is not available.
+pub const FUSE: u8 = 8;
+/// The strategy is impossible here.
+pub const STRATEGY: u8 = 9;
+/// Something does not match its digest or form.
+pub const INTEGRITY: u8 = 11;
+/// In use, or still locked.
+pub const BUSY: u8 = 12;
+/// Interrupted by the user.
+pub const INTERRUPTED: u8 = 130;
+
+/// Makes a failure.
+#[must_use]
+pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
+    Failure { what: what.into(), fix: fix.map(str::to_owned), code }
+}
+
+impl From<EnvError> for Failure {
+    fn from(error: EnvError) -> Self {
+        match error {
+            EnvError::NoHome => {
+                failure(CONFIG, error.to_string(), Some("set HOME, or give --home DIRECTORY"))
+            }
+            EnvError::NoCurrentDir(_) => failure(FAILED, error.to_string(), None),
+        }
+    }
+}
+
+impl From<LibraryError> for Failure {
+    fn from(error: LibraryError) -> Self {
+        of_library(&error)
+    }
+}
+
+fn of_library(error: &LibraryError) -> Failure {
+    let what = error.to_string();
+    match error {
+        LibraryError::NotALibrary { .. } => {
+            failure(LIBRARY, what, Some("give a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`"))
+        }
+        LibraryError::Catalog { .. } | LibraryError::Compile { .. } => failure(
+            INTEGRITY,
+            what,
+            Some("record or import the environment again; `holofs check` looks at the whole library"),
+        ),
+        LibraryError::Io { .. } => failure(LIBRARY, what, None),
+    }
+}
+
+impl From<SpaceError> for Failure {
+    fn from(error: SpaceError) -> Self {
+        of_space(&error)
+    }
+}
+
+fn of_space(error: &SpaceError) -> Failure {
+    let why = error.to_string();
+    match error {
+        SpaceError::DamagedState { path, .. } => failure(
+            INTEGRITY,
+            why,
+            Some(&format!(
+                "your changes are in {}; copy what you need, then mount with --fresh",
+                path.with_file_name("upper").display()
+            )),
+        ),
+        SpaceError::UnknownFeature { .. } => failure(FAILED, why, Some("use the newer holofs that wrote it")),
+        SpaceError::OtherContent { identity, blueprint, .. } => {
+            let keep = match blueprint {
+                Some(blueprint) => format!("--blueprint {blueprint} to keep them, or --fresh to drop them"),
+                None => "--fresh to drop them".to_owned(),
+            };
+            failure(MOUNTPOINT, format!("{identity}: {why}"), Some(&keep))
+        }
+        SpaceError::EphemeralOverChanges { identity } => {
+            let fix = "another space name, or --fresh to drop the changes";
+            failure(USAGE, format!("{identity}: {why}"), Some(fix))
+        }
+        SpaceError::StateInsideLibrary { .. } => {
+            failure(USAGE, why, Some("set HOLOFS_HOME to a directory outside of the library"))
+        }
+        SpaceError::Busy { identity, .. } => {
+            let fix = "wait for it, or end it with `holofs unmount`";
+            failure(BUSY, format!("{identity}: {why}"), Some(fix))
+        }
+        SpaceError::LockTimeout { path, .. } => {
+            let fix = "wait until rcc has finished, or give a longer --lock-timeout";
+            failure(BUSY, format!("{}: {why}", path.display()), Some(fix))
+        }
+        SpaceError::Name { given, .. } => {
+            let fix = "a space name without a slash: holofs then finds the directory itself";
+            failure(MOUNTPOINT, format!("{given}: {why}"), Some(fix))
+        }
+        SpaceError::BaseMismatch { given, base } => {
+            let fix = format!("a directory in {}, or a space name", base.display());
+            failure(MOUNTPOINT, format!("{}: {why}", given.display()), Some(&fix))
+        }
+        SpaceError::Mountpoint { path, .. } => failure(
+            MOUNTPOINT,
+            format!("{}: {why}", path.display()),
+            Some("another space name, or move away what is there"),
+        ),
+        SpaceError::NoCatalog { candidates, .. } => {
+            let list: Vec<String> = candidates
+                .iter()
+                .map(|candidate| format!("--blueprint {} ({})", candidate.blueprint, candidate.platform))
+                .collect();
+            let fix = if list.is_empty() {
+                "`holofs record` or rcc to put an environment into the library".to_owned()
+            } else {
+                list.join(", or ")
+            };
+            failure(NOT_FOUND, why, Some(&fix))
+        }
+        SpaceError::BadCatalog { .. } => failure(INTEGRITY, why, None),
+        SpaceError::Io { .. } => failure(FAILED, why, None),
+    }
+}
+
+/// Puts a session's error into words; the daemon is given this function.
+#[must_use]
+pub fn describe(error: &session::Error) -> Failure {
+    let what = error.to_string();
+    match error {
+        session::Error::Library(error) => of_library(error),
+        session::Error::Space(error) => of_space(error),
+        session::Error::Mount { source, .. } => {
+            let fix = match source {
+                MountError::Device(_) => {
+                    Some("modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN")
+                }
+                MountError::NoFusermount => Some("install the package fuse3"),
+                MountError::Fusermount(said) if said.contains("user_allow_other") => {
+                    Some("put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
+                }
+                MountError::Fusermount(_) | MountError::Os { .. } | MountError::Io(_) => None,
+            };
+            failure(FUSE, what, fix)
+        }
+        session::Error::OtherBlueprint { .. } => {
+            failure(MOUNTPOINT, what, Some("unmount it first, or use another space name"))
+        }
+        session::Error::NoReflink { .. } => {
+            failure(STRATEGY, what, Some("--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs"))
+        }
+        session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
+        session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
+        session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
+        session::Error::Fuse(_) => failure(FUSE, what, None),
+        session::Error::DaemonDied(_) => failure(FAILED, what, None),
+        session::Error::Daemon(failure) => failure.clone(),
+    }
+}
+
+impl From<session::Error> for Failure {
+    fn from(error: session::Error) -> Self {
+        describe(&error)
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        let what = error.to_string();
+        match &error {
+            RecordError::Library(error) => of_library(error),
+            RecordError::Kind { .. } => {
+                failure(USAGE, what, Some("leave out the flag, or name another directory for the other kind"))
+            }
+            RecordError::NoBlueprint | RecordError::NoCommand => failure(USAGE, what, None),
+            RecordError::Busy { .. } => failure(BUSY, what, Some("wait until it has finished")),
+            RecordError::StageInUse { .. } => failure(BUSY, what, None),
+            RecordError::Interrupted => failure(INTERRUPTED, what, None),
+            // The environment is at fault, or the command that was to make it.
+            RecordError::CommandStart { .. }
+            | RecordError::CommandFailed { .. }
+            | RecordError::Special { .. }
+            | RecordError::NameNotUtf8 { .. }
+            | RecordError::LinkNotUtf8 { .. }
+            | RecordError::TooDeep { .. }
+            | RecordError::Changed { .. } => failure(ENVIRONMENT, what, None),
+            RecordError::Io { .. } | RecordError::Panicked => failure(FAILED, what, None),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! `holofs mount`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::exit::{CONFIG, Failure, OK, USAGE, describe, failure};
+use super::{Context, output};
+use crate::library::locate::locate;
+use crate::materialize::clone::Strategy;
+use crate::session;
+use crate::space::plan::MountPlan;
+use crate::space::select::{Wanted, select};
+use crate::space::state::check_outside;
+use crate::sys::fuse_mount::check_option;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The mountpoint is the directory that rcc would restore the space to; it is printed when the
+mount answers. `fusermount3 -u`, umount, `holofs unmount`, SIGTERM and SIGINT end it, and changes stay. The same space
+mounted again with the same blueprint is success.
+
+Examples:
+  holofs mount auto demo
+  holofs mount ~/.robocorp demo --blueprint adb8c26d
+  holofs mount /opt/robocorp/ht ci-job --ephemeral
+  holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only"
+)]
+pub(super) struct Args {
+    /// A hololib, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
+    library: OsString,
+    /// A name, an identity, or the path of a directory where the environment works
+    space: OsString,
+    /// The environment, by the beginning of its blueprint's hash
+    #[arg(long, value_name = "HASH")]
+    blueprint: Option<String>,
+    /// How private copies are made
+    #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
+    strategy: Option<Strategy>,
+    /// Refuse every change
+    #[arg(long)]
+    read_only: bool,
+    /// Drop the changes of earlier mounts first
+    #[arg(long)]
+    fresh: bool,
+    /// Drop the changes at unmount
+    #[arg(long)]
+    ephemeral: bool,
+    /// Serve in this process until the mount ends
+    #[arg(short, long)]
+    foreground: bool,
+    /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
+    #[arg(short, value_name = "OPTS", value_delimiter = ',')]
+    options: Vec<String>,
+    /// Let other users in
+    #[arg(long)]
+    allow_other: bool,
+    /// How long to wait for a lock that rcc holds, in seconds
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    lock_timeout: u64,
+}
+
+fn strategy(text: &str) -> Result<Strategy, String> {
+    match text.to_lowercase().as_str() {
+        "smart" => Ok(Strategy::Smart),
+        "reflink" => Ok(Strategy::Reflink),
+        "copy" => Ok(Strategy::Copy),
+        "hardlink" => Err("hardlink shares one inode between environments; use smart".to_owned()),
+        _ => Err("possible values: smart, reflink, copy".to_owned()),
+    }
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
+    let plan = plan(args, context)?;
+    let mut told = Ok(());
+    session::mount(&plan, describe, &mut |mounted| {
+        if mounted.reused {
+            output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
+        }
+        told = if context.json {
+            output::print_json(mounted)
+        } else {
+            output::print(&format!("{}\n", mounted.path.display()))
+        };
+    })?;
+    told.map(|()| OK)
+}
+
+fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
+    let env = &context.env;
+    let library = locate(&args.library, &env.hololib())?;
+    let wanted =
+        Wanted { space: &args.space, controller: &context.controller, blueprint: args.blueprint.as_deref() };
+    let selected = select(&library, &wanted, env)?;
+    let (mut read_only, mut allow_other) = (args.read_only, args.allow_other);
+    let mut options = Vec::new();
+    for option in args.options {
+        match option.as_str() {
+            "ro" => read_only = true,
+            "allow_other" => allow_other = true,
+            other if check_option(other) => options.push(option),
+            other => {
+                let fix = "ro, noexec, noatime, sync, dirsync, allow_other";
+                return Err(failure(USAGE, format!("-o {other}: no such mount option"), Some(fix)));
+            }
+        }
+    }
+    let state_dir = env.state_dir(&selected.space.identity);
+    check_outside(&state_dir, &library.hololib)?;
+    Ok(MountPlan {
+        blueprint: selected.catalog.blueprint.clone(),
+        catalog_path: selected.catalog.path,
+        library,
+        state_dir,
+        cache_dir: env.cache_dir(),
+        env: env.clone(),
+        strategy: chosen_strategy(args.strategy)?,
+        read_only,
+        ephemeral: args.ephemeral,
+        fresh: args.fresh,
+        allow_other,
+        foreground: args.foreground,
+        options,
+        lock_timeout: Duration::from_secs(args.lock_timeout),
+        space: selected.space,
+    })
+}
+
+/// The flag, else the environment's word, else smart.
+fn chosen_strategy(flag: Option<Strategy>) -> Result<Strategy, Failure> {
+    if let Some(strategy) = flag {
+        return Ok(strategy);
+    }
+    for name in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY"] {
+        let Ok(value) = std::env::var(name) else { continue };
+        return match strategy(&value) {
+            Ok(strategy) => Ok(strategy),
+            // Set for rcc's own restores, where it is right.
+            Err(_) if value.eq_ignore_ascii_case("hardlink") => {
+                tracing::warn!("{name}=hardlink: a mount never shares an inode; acting as smart");
+                Ok(Strategy::Smart)
+            }
+            Err(why) => Err(failure(CONFIG, format!("{name}={value}: {why}"), None)),
+        };
+    }
+    Ok(Strategy::Smart)
+}

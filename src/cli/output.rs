@@ -1,0 +1,104 @@
+//! Output: a value as text or as JSON, tables, and failures. The reader may go away at any time.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::exit::{FAILED, Failure, OK, failure};
+
+/// Prints lines to standard output.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    written(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| failure(FAILED, format!("the answer cannot be written as JSON: {error}"), None))?;
+    text.push('\n');
+    print(&text)
+}
+
+/// A reader that has enough is no failure.
+fn written(done: io::Result<()>) -> Result<(), Failure> {
+    match done.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(failure(FAILED, format!("standard output: {error}"), None))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The exit code when printing the help failed.
+pub(crate) fn closed(error: &io::Error) -> ExitCode {
+    ExitCode::from(if error.kind() == io::ErrorKind::BrokenPipe { OK } else { FAILED })
+}
+
+/// Says what failed, why, and what to try.
+pub(crate) fn complain(failure: &Failure) {
+    let mut text = format!("holofs: {}\n", failure.what);
+    if let Some(fix) = &failure.fix {
+        text.push_str(&format!("  try: {fix}\n"));
+    }
+    // When nobody listens there is nobody to tell; the exit code says it too.
+    io::stderr().lock().write_all(text.as_bytes()).ok();
+}
+
+/// Says something by the way.
+pub(crate) fn note(silent: bool, text: &str) {
+    if !silent {
+        io::stderr().lock().write_all(format!("{text}\n").as_bytes()).ok();
+    }
+}
+
+/// A table with a line of headings, columns as wide as their widest cell.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(headings.get(column).map(|heading| heading.len())).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (cell, width) in cells.zip(&widths) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+        }
+        format!("{}\n", line.trim_end())
+    };
+    let mut text = line(&mut headings.iter().copied());
+    for row in rows {
+        text.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    text
+}
+
+/// Bytes for people.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["a".into(), "bbb".into()], vec!["äää".into(), "c".into()]];
+        assert_eq!(table(&["X", "Y"], &rows), "X    Y\na    bbb\näää  c\n");
+    }
+
+    #[test]
+    fn bytes_for_people() {
+        assert_eq!(human_bytes(1023), "1023 B");
+        assert_eq!(human_bytes(1536), "1.5 KiB");
+    }
+}

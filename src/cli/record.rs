@@ -1,0 +1,83 @@
+//! `holofs record`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::exit::{FAILED, Failure, OK, USAGE, failure};
+use super::{Context, output};
+use crate::library::record::{RecordOptions, record};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  printf 'channels: []\\ndependencies: [demo]\\n' > demo.yaml
+  holofs record ./lib --blueprint demo.yaml -- sh -c 'python3 -m venv --copies \"$HOLOFS_STAGE\"'
+  holofs mount ./lib demo")]
+pub(super) struct Args {
+    /// The library: a hololib, a ROBOCORP_HOME, a shared holotree, `auto`, or a directory to be made
+    library: OsString,
+    /// The file whose text names the environment
+    #[arg(long, value_name = "FILE")]
+    blueprint: PathBuf,
+    /// Store blobs as they are (a new library only): no gzip, and reflinks need no cache
+    #[arg(long)]
+    no_compress: bool,
+    /// Leave the stage in place
+    #[arg(long)]
+    keep_stage: bool,
+    /// How long to wait for rcc's lock, in seconds
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    lock_timeout: u64,
+    /// The command that fills $HOLOFS_STAGE, which is also its directory
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
+    let blueprint = std::fs::read_to_string(&args.blueprint).map_err(|error| {
+        failure(USAGE, format!("{}: {error}", args.blueprint.display()), Some("a YAML file of your own"))
+    })?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&cancel))
+            .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
+    }
+    let mut options = RecordOptions::new(args.library, context.env.hololib(), blueprint, args.command);
+    options.home = context.env.home.clone();
+    options.compress = args.no_compress.then_some(false);
+    options.keep_stage = args.keep_stage;
+    options.lock_timeout = Duration::from_secs(args.lock_timeout);
+    options.progress = !context.silent;
+    options.cancel = Arc::clone(&cancel);
+    let done = record(&options);
+    if cancel.load(Ordering::Relaxed) && done.is_ok() {
+        output::note(context.silent, "the signal came when all was recorded");
+    }
+    let recorded = done?;
+    for warning in &recorded.warnings {
+        output::note(context.silent, &format!("holofs: {warning}"));
+    }
+    if context.json {
+        output::print_json(&recorded)?;
+    } else {
+        output::note(
+            context.silent,
+            &format!(
+                "recorded {} files, {} directories, {} links; {} of {} blobs new ({}); {} relocated files",
+                recorded.files,
+                recorded.dirs,
+                recorded.links,
+                recorded.blobs_new,
+                recorded.blobs_total,
+                output::human_bytes(recorded.bytes_stored),
+                recorded.relocated
+            ),
+        );
+        output::print(&format!("{}\n", recorded.blueprint))?;
+    }
+    Ok(OK)
+}
