@@ -1,0 +1,404 @@
+//! What is wrong is said in one clear line, with the exit code that scripts rely on, and nothing is mounted.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+use serde_json::{Value, json};
+
+use crate::common::as_user::{as_user_args, holofs_binary, is_root, tools};
+use crate::common::library::STAGE;
+use crate::common::world::{Done, finish};
+use crate::common::{Library, Mounted, World, assert_errno};
+
+type Edit = fn(&mut Value);
+
+/// Asserts that a command was refused as it should be, in words that hold all of `words`.
+#[track_caller]
+fn assert_refused(world: &World, done: &Done, code: i32, words: &[&str]) {
+    assert_eq!(done.code, code, "{done:?}");
+    assert_eq!(done.stdout, "", "nothing on stdout: {done:?}");
+    let first = done.stderr.lines().next().unwrap_or_default();
+    assert!(first.starts_with("holofs: ") && first.len() > 20, "one clear line: {done:?}");
+    assert!(!done.stderr.contains("panicked") && !done.stderr.contains("os error"), "{done:?}");
+    for word in words {
+        assert!(done.stderr.contains(word), "no {word:?} in {done:?}");
+    }
+    assert!(world.mounts().is_empty(), "mounted all the same");
+}
+
+#[track_caller]
+fn mount(world: &World, library: &Path, rest: &[&str]) -> Done {
+    let rest = rest.iter().map(OsStr::new);
+    world.run([OsStr::new("mount"), library.as_os_str()].into_iter().chain(rest))
+}
+
+/// The sample with its catalog's JSON changed.
+fn edited(edit: impl FnOnce(&mut Value)) -> World {
+    let world = World::new();
+    Library::sample().write_edited(&world.hololib(), &world.base(), edit);
+    world
+}
+
+for_both_users! {
+    fn not_a_library() {
+        let world = World::sample();
+        let nowhere = world.path().join("nowhere");
+        assert_refused(&world, &mount(&world, &nowhere, &["s"]), 3, &["nowhere"]);
+        let empty = world.path().join("empty-dir");
+        std::fs::create_dir(&empty).unwrap();
+        assert_refused(&world, &mount(&world, &empty, &["s"]), 3, &["empty-dir"]);
+        let file = world.path().join("a-file");
+        std::fs::write(&file, b"text").unwrap();
+        assert_refused(&world, &mount(&world, &file, &["s"]), 3, &["a-file"]);
+    }
+
+    fn library_without_a_catalog() {
+        let world = World::new();
+        std::fs::create_dir_all(world.hololib().join("catalog")).unwrap();
+        std::fs::create_dir_all(world.hololib().join("library")).unwrap();
+        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 6, &[]);
+    }
+
+    fn unknown_blueprint() {
+        let world = World::sample();
+        let done = mount(&world, &world.home(), &["s", "--blueprint", "0123456789abcdef"]);
+        assert_refused(&world, &done, 6, &["0123456789abcdef", &Library::sample().hash()]);
+    }
+
+    fn two_catalogs_and_no_choice() {
+        let world = World::sample();
+        let other = Library::sample().named("another");
+        world.add(&other);
+        let done = mount(&world, &world.home(), &["s"]);
+        // Which there are, and by what one may know them.
+        let words = [other.hash(), Library::sample().hash()];
+        assert_refused(&world, &done, 6, &[&words[0], &words[1], "name: another"]);
+        drop(world.mount_with("s", &["--blueprint", &other.hash()]));
+        // From now on the space knows which.
+        let mounted = world.mount("s");
+        assert_eq!(mounted.said["blueprint"], other.hash());
+    }
+
+    fn mountpoint_is_not_empty() {
+        let world = World::sample();
+        let identity = world.mount("s").identity().to_owned();
+        let mountpoint = world.base().join(identity);
+        std::fs::create_dir_all(&mountpoint).unwrap();
+        std::fs::write(mountpoint.join("precious"), b"mine").unwrap();
+        let done = mount(&world, &world.home(), &["s"]);
+        assert_refused(&world, &done, 7, &["not empty"]);
+        assert_eq!(std::fs::read(mountpoint.join("precious")).unwrap(), b"mine");
+    }
+
+    fn mountpoint_is_a_file() {
+        let world = World::sample();
+        let identity = world.mount("s").identity().to_owned();
+        let mountpoint = world.base().join(identity);
+        if mountpoint.exists() {
+            std::fs::remove_dir(&mountpoint).unwrap();
+        }
+        std::fs::write(&mountpoint, b"mine").unwrap();
+        let done = mount(&world, &world.home(), &["s"]);
+        assert_refused(&world, &done, 7, &[]);
+        assert_eq!(std::fs::read(&mountpoint).unwrap(), b"mine");
+    }
+
+    fn wrong_parent_directory() {
+        let world = World::sample();
+        let elsewhere = world.path().join("ea7ce2c_5a1fac3_9fcd2534");
+        let done = mount(&world, &world.home(), &[elsewhere.to_str().unwrap()]);
+        assert_refused(&world, &done, 7, &[world.base().to_str().unwrap()]);
+    }
+
+    fn wrong_name_length() {
+        let world = World::sample();
+        let short = world.base().join("short");
+        let done = mount(&world, &world.home(), &[short.to_str().unwrap()]);
+        assert_refused(&world, &done, 7, &["24"]);
+    }
+
+    fn any_name_of_the_right_length() {
+        let world = World::sample();
+        let path = world.base().join("a-name-of-my-own-choice_");
+        let mounted = world.mount_with(path.to_str().unwrap(), &[]);
+        assert_eq!(mounted.path(), path);
+        let text = std::fs::read_to_string(mounted.at("etc/prefix.conf")).unwrap();
+        assert_eq!(text, "prefix=/x/a-name-of-my-own-choice_/lib\n");
+    }
+
+    fn truncated_catalog() {
+        let world = World::sample();
+        let catalog = Library::sample().catalog(&world.hololib());
+        let bytes = std::fs::read(&catalog).unwrap();
+        for len in [0, 5, 20, bytes.len() / 2, bytes.len() - 40] {
+            std::fs::write(&catalog, &bytes[..len]).unwrap();
+            let done = mount(&world, &world.home(), &["s"]);
+            assert_refused(&world, &done, 3, &["catalog"]);
+        }
+        std::fs::write(&catalog, &bytes).unwrap();
+        drop(world.mount("s"));
+    }
+
+    fn catalog_that_is_no_catalog() {
+        let world = World::sample();
+        let catalog = Library::sample().catalog(&world.hololib());
+        for bytes in [&b"not gzip"[..], &crate::common::library::gzip(b"not JSON"), &crate::common::library::gzip(b"[1]")] {
+            std::fs::write(&catalog, bytes).unwrap();
+            assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
+        }
+    }
+
+    fn catalog_with_names_that_lead_out() {
+        for name in ["..", ".", "", "a/b", "../evil", "/etc", "nul\0byte"] {
+            for at in ["files", "subdirs"] {
+                let world = edited(|catalog| {
+                    let mut entry = match at {
+                        "files" => catalog["tree"]["files"]["readme.txt"].clone(),
+                        _ => json!({ "mode": 0x8000_01ed_u32, "subdirs": {}, "files": {} }),
+                    };
+                    entry["name"] = json!(name);
+                    catalog["tree"][at][name] = entry;
+                });
+                assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
+                assert!(!world.path().join("evil").exists() && !world.base().join("evil").exists());
+            }
+        }
+    }
+
+    fn catalog_with_absurdities() {
+        let absurd: [(&str, Edit); 8] = [
+            ("digest of an odd length", |file| file["digest"] = json!("abc")),
+            ("digest that climbs", |file| file["digest"] = json!("../../../../../../../../../../../../etc/passwd/00000000000000000")),
+            ("digest in capitals", |file| file["digest"] = json!("A".repeat(64))),
+            ("size below zero", |file| file["size"] = json!(-1)),
+            ("relocation past the end", |file| file["rewrite"] = json!([1000])),
+            ("relocation across the end", |file| file["rewrite"] = json!([0, 12])),
+            ("relocation below zero", |file| file["rewrite"] = json!([-5])),
+            ("link with NUL in it", |file| file["symlink"] = json!("a\0b")),
+        ];
+        for (what, edit) in absurd {
+            let world = edited(|catalog| edit(&mut catalog["tree"]["files"]["readme.txt"]));
+            let done = mount(&world, &world.home(), &["s"]);
+            assert_eq!(done.code, 3, "{what}: {done:?}");
+            assert_refused(&world, &done, 3, &["catalog", "readme.txt"]);
+        }
+    }
+
+    fn catalog_with_one_name_twice() {
+        let world = edited(|catalog| {
+            let file = catalog["tree"]["files"]["readme.txt"].clone();
+            catalog["tree"]["files"]["lib"] = file;
+        });
+        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["lib"]);
+    }
+
+    fn catalog_of_a_wrong_place() {
+        for path in ["relative/dir/hea7ce2c_493f813dad24d3t", "/", "", "/somewhere/else"] {
+            let world = edited(|catalog| catalog["path"] = json!(path));
+            let done = mount(&world, &world.home(), &["s"]);
+            assert!([3, 7].contains(&done.code), "{path}: {done:?}");
+            assert_refused(&world, &done, done.code, &[]);
+        }
+    }
+
+    /// As deep as it may be is served, deeper is refused; neither kills anybody.
+    fn catalog_nested_without_end() {
+        let world = World::sample();
+        let mut text = String::from(r#"{"name":"d","mode":2147484141,"subdirs":{},"files":{}}"#);
+        for _ in 0..100_000 {
+            text = format!(r#"{{"name":"d","mode":2147484141,"files":{{}},"subdirs":{{"d":{text}}}}}"#);
+            if text.len() > 5_000_000 {
+                break;
+            }
+        }
+        let path = world.base().join(STAGE);
+        let catalog = format!(
+            r#"{{"rcc":"v18.18.1","identity":"{STAGE}","path":"{}","platform":"linux_amd64","blueprint":"{}","lifted":true,"tree":{text}}}"#,
+            path.display(),
+            Library::sample().hash(),
+        );
+        let bytes = crate::common::library::gzip(catalog.as_bytes());
+        std::fs::write(Library::sample().catalog(&world.hololib()), bytes).unwrap();
+        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
+    }
+
+    fn missing_blob_is_an_error_of_its_file_alone() {
+        for library in [Library::sample(), Library::sample().raw()] {
+            let world = World::with(&library);
+            std::fs::remove_file(library.blob(&world.hololib(), "lib/data.bin")).unwrap();
+            let mounted = world.mount("s");
+            assert_only_this_file_fails(&mounted, "lib/data.bin");
+            let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
+            assert!(log.contains("lib/data.bin"), "the log does not name the file: {log}");
+        }
+    }
+
+    fn corrupt_blob_is_an_error_of_its_file_alone() {
+        for (raw, path) in [(false, "lib/data.bin"), (true, "lib/data.bin"), (false, "etc/prefix.conf"), (true, "many/a"), (false, "many/a")] {
+            let library = if raw { Library::sample().raw() } else { Library::sample() };
+            let world = World::with(&library);
+            let blob = library.blob(&world.hololib(), path);
+            let mut bytes = std::fs::read(&blob).unwrap();
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+            std::fs::write(&blob, bytes).unwrap();
+            let mounted = world.mount("s");
+            assert_only_this_file_fails(&mounted, path);
+            let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
+            let digest = blob.file_name().unwrap().to_str().unwrap();
+            assert!(log.contains(path) && log.contains(digest), "the log does not name path and blob: {log}");
+        }
+    }
+
+    fn short_and_long_blobs() {
+        for (raw, len) in [(true, 299_999), (true, 300_001), (true, 0), (false, 0), (false, 100)] {
+            let library = if raw { Library::sample().raw() } else { Library::sample() };
+            let world = World::with(&library);
+            let blob = library.blob(&world.hololib(), "lib/data.bin");
+            let mut bytes = std::fs::read(&blob).unwrap();
+            bytes.resize(len, 0);
+            std::fs::write(&blob, bytes).unwrap();
+            assert_only_this_file_fails(&world.mount("s"), "lib/data.bin");
+        }
+    }
+
+    fn space_is_busy() {
+        let world = World::sample();
+        let identity = world.mount("s").identity().to_owned();
+        // rcc holds this one while it restores the space.
+        let lock = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(world.base().join(format!("{identity}.lck")))
+            .unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let done = mount(&world, &world.home(), &["s", "--lock-timeout", "0.2"]);
+        assert_refused(&world, &done, 12, &[]);
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+        // And ours: another holofs has the space.
+        let lock = std::fs::File::open(world.state().join("spaces").join(&identity).join("lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let done = mount(&world, &world.home(), &["s", "--lock-timeout", "0.2"]);
+        assert_refused(&world, &done, 12, &[]);
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+        drop(world.mount("s"));
+    }
+
+    fn mounted_with_another_blueprint() {
+        let world = World::sample();
+        let other = Library::sample().named("another");
+        world.add(&other);
+        let mounted = world.mount_with("s", &["--blueprint", &Library::sample().hash()]);
+        let done = mount(&world, &world.home(), &["s", "--blueprint", &other.hash()]);
+        assert_eq!((done.code, done.stdout.as_str()), (7, ""), "{done:?}");
+        assert!(done.stderr.contains(&Library::sample().hash()), "{done:?}");
+        assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
+    }
+
+    fn unknown_options_and_values() {
+        let world = World::sample();
+        for args in [
+            &["s", "--strategy", "fast"][..],
+            &["s", "--strategy", "hardlink"],
+            &["s", "--no-such-flag"],
+            &["s", "-o", "no_such_option"],
+            &[],
+            &["s", "one-too-many"],
+        ] {
+            let done = mount(&world, &world.home(), args);
+            assert_eq!((done.code, done.stdout.as_str()), (2, ""), "{args:?}: {done:?}");
+        }
+    }
+
+    fn unmount_of_nothing() {
+        let world = World::sample();
+        let done = world.run(["unmount", "never-mounted"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(done.stderr.contains("not mounted"), "{done:?}");
+    }
+
+    fn space_names_of_any_kind() {
+        let world = World::sample();
+        for name in ["with space", "ünï cödé", "-", "..", "a\nb"] {
+            let mounted = world.mount_with("--", &[name]);
+            assert_eq!(mounted.identity().len(), 24);
+        }
+        let odd = OsStr::from_bytes(b"not \xff utf-8");
+        let done = world.run([OsStr::new("mount"), world.home().as_os_str(), odd]);
+        assert!(done.code == 0 || done.code == 2, "{done:?}");
+        if done.code == 0 {
+            assert_eq!(world.run([OsStr::new("unmount"), odd]).code, 0);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_only_this_file_fails(mounted: &Mounted<'_>, path: &str) {
+    for _ in 0..2 {
+        assert_errno(std::fs::read(mounted.at(path)), Errno::IO);
+    }
+    let appended = std::fs::File::options().append(true).open(mounted.at(path));
+    let written = appended.and_then(|mut file| std::io::Write::write_all(&mut file, b"x"));
+    assert_errno(written, Errno::IO);
+    assert!(std::fs::metadata(mounted.at(path)).unwrap().len() > 0);
+    for other in ["readme.txt", "lib/module.py", "many/b", "bin/tool"] {
+        assert!(!std::fs::read(mounted.at(other)).unwrap().is_empty());
+    }
+    // It can be replaced, and it can go.
+    std::fs::write(mounted.at("replacement"), b"good").unwrap();
+    std::fs::rename(mounted.at("replacement"), mounted.at(path)).unwrap();
+    assert_eq!(std::fs::read(mounted.at(path)).unwrap(), b"good");
+    std::fs::remove_file(mounted.at(path)).unwrap();
+}
+
+/// In a mount namespace of its own, where /dev has no fuse.
+fn without_dev_fuse(world: &World, who: &str) -> Done {
+    let hide = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
+    let mut command = world.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh"]);
+    let tools = tools();
+    if who == "ordinary" {
+        command.arg("setpriv").args(as_user_args()).arg("--");
+    }
+    command.arg(tools.path().join("holofs")).arg("mount").arg(world.home()).arg("s");
+    finish(&mut command)
+}
+
+#[test]
+fn no_dev_fuse() {
+    if !is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        return;
+    }
+    let world = World::sample();
+    assert_refused(&world, &without_dev_fuse(&world, "root"), 8, &["/dev/fuse"]);
+    let world = World::sample().by_ordinary_user();
+    // The namespace is root's to make.
+    let root = World::at(world.path());
+    assert_refused(&world, &without_dev_fuse(&root, "ordinary"), 8, &["/dev/fuse"]);
+}
+
+/// root mounts without it; an ordinary user cannot.
+#[test]
+fn no_fusermount3() {
+    if !is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        return;
+    }
+    let world = World::sample();
+    let mut command = world.holofs();
+    command.env("PATH", "/nonexistent").arg("mount").arg(world.home()).args(["s", "--json"]);
+    drop(Mounted::by(&world, "s", &mut command));
+
+    let tools = tools();
+    let world = World::sample().by_ordinary_user();
+    let root = World::at(world.path());
+    let mut command = root.command("setpriv");
+    command.args(as_user_args()).args(["--", "env", "PATH=/nonexistent"]).arg(tools.path().join("holofs"));
+    let done = finish(command.arg("mount").arg(world.home()).arg("s"));
+    assert_refused(&world, &done, 8, &["fusermount3"]);
+    assert!(holofs_binary().exists());
+}

@@ -1,0 +1,339 @@
+//! The life of a mount as a user sees it: started, asked about, ended in every way there is.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use crate::common::world::wait;
+use crate::common::{Library, World, assert_errno, fixture, wait_until};
+
+for_both_users! {
+    fn prints_the_mountpoint_when_it_answers() {
+        let world = World::sample();
+        let done = world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(done.stdout.lines().count(), 1);
+        let path = std::path::Path::new(done.stdout.trim_end());
+        assert_eq!(std::fs::read(path.join("readme.txt")).unwrap(), b"hello, space\n");
+        let path_again = world.run(["path", "s"]);
+        assert_eq!(path_again.stdout, done.stdout);
+        let ended = world.run(["unmount", "s"]);
+        assert_eq!((ended.code, ended.stdout), (0, done.stdout.clone()));
+        // Unmounted, it still has a path.
+        assert_eq!(world.run(["path", "s"]).stdout, done.stdout);
+    }
+
+    fn json_of_mount() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let said = mounted.said.clone();
+        assert_eq!(said["path"], mounted.path().to_str().unwrap());
+        assert_eq!(said["identity"], mounted.identity());
+        assert_eq!(said["blueprint"], Library::sample().hash());
+        assert_eq!(said["library"], world.hololib().to_str().unwrap());
+        assert_eq!(said["strategy"], "smart");
+        assert_eq!(said["reused"], false);
+        assert_eq!(said["relocated"], 2);
+        assert!(said["entries"].as_u64().unwrap() > 15 && said["mounted_ms"].is_u64() && said["pid"].is_u64());
+    }
+
+    fn the_same_space_twice_is_success_and_says_so() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        let again = world.json([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
+        assert_eq!(again["reused"], true);
+        assert_eq!((&again["path"], &again["pid"]), (&mounted.said["path"], &mounted.said["pid"]));
+        let spoken = world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
+        assert_eq!((spoken.code, spoken.stdout.trim_end()), (0, mounted.path().to_str().unwrap()));
+        assert!(spoken.stderr.contains("already mounted"), "{spoken:?}");
+        assert_eq!(world.mounts().len(), 1);
+    }
+
+    fn two_at_once_are_one_mount() {
+        let world = World::sample();
+        let said: Vec<_> = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()])))
+                .collect();
+            tries.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(said.iter().all(|done| done.code == 0), "{said:?}");
+        assert_eq!(world.mounts().len(), 1, "{said:?}");
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        wait_until("the mount to go", || world.mounts().is_empty());
+    }
+
+    /// A space can be named by its name, its identity and its path.
+    fn named_in_three_ways() {
+        let world = World::sample();
+        for by in ["name", "identity", "path"] {
+            let mounted = world.mount("s");
+            let name = match by {
+                "name" => "s".to_owned(),
+                "identity" => mounted.identity().to_owned(),
+                _ => mounted.path().display().to_string(),
+            };
+            let again = world.json([OsStr::new("mount"), world.home().as_os_str(), name.as_ref()]);
+            assert_eq!(again["reused"], true, "{by}");
+            assert_eq!(world.json(["status", &name])["state"], "mounted", "{by}");
+            assert_eq!(world.run(["unmount", &name]).code, 0, "{by}");
+            mounted.has_ended();
+        }
+    }
+
+    fn library_named_in_three_ways() {
+        let world = World::sample();
+        for library in [world.home().into_os_string(), world.hololib().into_os_string(), "auto".into()] {
+            let done = world.run([OsStr::new("mount"), &library, "s".as_ref()]);
+            assert_eq!(done.code, 0, "{library:?}: {done:?}");
+            assert_eq!(world.run(["unmount", "s"]).code, 0);
+        }
+    }
+
+    fn foreground_serves_until_it_is_ended() {
+        let world = World::sample();
+        let mut command = world.holofs();
+        command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let path = std::path::PathBuf::from(line.trim_end());
+        assert_eq!(std::fs::read(path.join("readme.txt")).unwrap(), b"hello, space\n");
+        std::fs::write(path.join("kept"), b"kept").unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        assert_eq!(wait(&mut child, "the foreground mount"), 0);
+        assert_eq!(std::fs::read(world.mount("s").at("kept")).unwrap(), b"kept");
+    }
+
+    fn every_way_to_end_it_keeps_the_changes() {
+        let world = World::sample();
+        let ways = ["unmount", "SIGTERM", "SIGINT", "fusermount3 -u", "umount"];
+        for (count, way) in ways.into_iter().enumerate() {
+            let mounted = world.mount("s");
+            for earlier in 0..count {
+                assert!(mounted.at(format!("file-{earlier}")).exists(), "lost before {way}");
+            }
+            std::fs::write(mounted.at(format!("file-{count}")), way).unwrap();
+            let run = |program: &str, args: &[&str]| {
+                let out = Command::new(program).args(args).arg(mounted.path()).output().unwrap();
+                assert!(out.status.success(), "{way}: {out:?}");
+            };
+            match way {
+                "unmount" => assert_eq!(world.run(["unmount", "s"]).code, 0),
+                "SIGTERM" => mounted.signal(Signal::TERM),
+                "SIGINT" => mounted.signal(Signal::INT),
+                "fusermount3 -u" => run("fusermount3", &["-u"]),
+                _ => run("umount", &[]),
+            }
+            let record = mounted.state().join("run.json");
+            mounted.has_ended();
+            assert!(!record.exists(), "{way} left a record of a mount");
+        }
+    }
+
+    fn sigint_ends_a_foreground_mount() {
+        let world = World::sample();
+        let mut command = world.holofs();
+        command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::INT).unwrap();
+        let code = wait(&mut child, "the foreground mount");
+        assert!(code == 0 || code == 130, "{code}");
+        assert!(world.mounts().is_empty());
+    }
+
+    fn busy_mount_is_not_taken_away() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();
+        let done = world.run(["unmount", "s"]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert!(done.stderr.contains(&child.id().to_string()), "does not say who: {done:?}");
+        assert!(mounted.at("readme.txt").exists());
+        assert_eq!(world.run(["unmount", "s", "--lazy"]).code, 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        mounted.has_ended();
+    }
+
+    fn read_only() {
+        let world = World::sample();
+        {
+            let mounted = world.mount("s");
+            std::fs::write(mounted.at("new"), b"new").unwrap();
+        }
+        let mounted = world.mount_with("s", &["--read-only"]);
+        assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+        let conf = std::fs::read_to_string(mounted.at("etc/prefix.conf")).unwrap();
+        assert!(conf.contains(mounted.identity()));
+        assert_errno(std::fs::write(mounted.at("readme.txt"), b"x"), Errno::ROFS);
+        assert_errno(std::fs::create_dir(mounted.at("d")), Errno::ROFS);
+        assert_errno(std::fs::remove_file(mounted.at("new")), Errno::ROFS);
+    }
+
+    fn ephemeral_changes_are_gone() {
+        let world = World::sample();
+        let mounted = world.mount_with("s", &["--ephemeral"]);
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        std::fs::remove_file(mounted.at("readme.txt")).unwrap();
+        mounted.unmount();
+        let mounted = world.mount("s");
+        assert!(!mounted.at("new").exists() && mounted.at("readme.txt").exists());
+    }
+
+    /// Also when the daemon had no chance to drop them.
+    fn ephemeral_changes_are_gone_after_a_kill() {
+        let world = World::sample();
+        let mounted = world.mount_with("s", &["--ephemeral"]);
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        mounted.kill();
+        assert!(!world.mount("s").at("new").exists());
+    }
+
+    fn fresh_drops_what_was_changed() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        std::fs::rename(mounted.at("lib"), mounted.at("moved")).unwrap();
+        mounted.unmount();
+        let mounted = world.mount_with("s", &["--fresh"]);
+        assert!(!mounted.at("new").exists() && mounted.at("lib/module.py").exists());
+        assert_eq!(mounted.upper_entries(), Vec::<std::path::PathBuf>::new());
+    }
+
+    fn list_and_status() {
+        let world = World::sample();
+        let mounted = world.mount("one");
+        drop(world.mount("two"));
+        std::fs::write(mounted.at("new"), vec![1; 100_000]).unwrap();
+        let list = world.json(["list"]);
+        let text = list.to_string();
+        assert!(text.contains(mounted.identity()) && text.contains("\"two\""), "{text}");
+        let status = world.json(["status", "one"]);
+        assert_eq!(status["state"], "mounted");
+        assert_eq!(status["pid"], mounted.said["pid"]);
+        assert_eq!(world.json(["status", "two"])["state"], "unmounted");
+        let spoken = world.run(["list"]);
+        assert!(spoken.code == 0 && spoken.stdout.contains(mounted.identity()), "{spoken:?}");
+        let spoken = world.run(["status", "one"]);
+        assert!(spoken.code == 0 && spoken.stdout.contains("mounted"), "{spoken:?}");
+        let unknown = world.run(["status", "never-seen"]);
+        assert_eq!(unknown.code, 6, "{unknown:?}");
+    }
+
+    fn unmount_all() {
+        let world = World::sample();
+        let (one, two) = (world.mount("one"), world.mount("two"));
+        let done = world.run(["unmount", "--all"]);
+        assert_eq!((done.code, done.stdout.lines().count()), (0, 2), "{done:?}");
+        one.has_ended();
+        two.has_ended();
+    }
+
+    /// A mount moves with its directory (rcc renames `holotree` when it cleans up); it is found all the same.
+    fn mount_that_was_moved() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let moved = world.home().join("renamed");
+        if std::fs::rename(world.base(), &moved).is_err() {
+            panic!("the directory above a mount can be renamed");
+        }
+        assert_eq!(std::fs::read(moved.join(mounted.identity()).join("readme.txt")).unwrap(), b"hello, space\n");
+        let status = world.json(["status", "s"]);
+        assert_eq!(status["state"], "moved", "{status}");
+        let done = world.run(["unmount", "s"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(world.mounts().is_empty());
+        std::fs::rename(&moved, world.base()).unwrap();
+        mounted.has_ended();
+    }
+
+    fn other_controller_is_another_space() {
+        let world = World::sample();
+        let one = world.mount("s");
+        let two = world.mount_with("s", &["--controller", "citest"]);
+        assert_ne!(one.path(), two.path());
+        assert!(two.identity().starts_with("ea7ce2c_b782dc4_"), "{}", two.identity());
+    }
+
+    fn home_can_be_given() {
+        let world = World::sample();
+        let mut command = world.holofs();
+        command.env_remove("ROBOCORP_HOME").arg("--home").arg(world.home());
+        command.args(["mount", "auto", "s", "--json"]);
+        drop(crate::common::Mounted::by(&world, "s", &mut command));
+    }
+
+    fn state_can_be_elsewhere() {
+        let world = World::sample();
+        let elsewhere = world.path().join("elsewhere");
+        let mut command = world.holofs();
+        command.env("HOLOFS_HOME", &elsewhere).arg("mount").arg(world.home()).args(["s", "--json"]);
+        let done = crate::common::world::finish(&mut command);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(elsewhere.join("spaces").is_dir() && !world.state().exists());
+        let mut command = world.holofs();
+        let done = crate::common::world::finish(command.env("HOLOFS_HOME", &elsewhere).args(["unmount", "s"]));
+        assert_eq!(done.code, 0, "{done:?}");
+        wait_until("the mount to go", || world.mounts().is_empty());
+    }
+
+    /// The daemon holds nothing of who started it: no directory, no open output.
+    fn daemon_lets_go_of_its_parent() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let proc = std::path::PathBuf::from(format!("/proc/{}", mounted.pid()));
+        assert_eq!(std::fs::read_link(proc.join("cwd")).unwrap(), std::path::Path::new("/"));
+        let stdout = std::fs::read_link(proc.join("fd/1")).unwrap();
+        assert!(stdout.starts_with("/dev/null") || stdout.starts_with(mounted.state()), "{stdout:?}");
+    }
+
+    fn options_are_passed_to_the_mount() {
+        let world = World::sample();
+        let mounted = world.mount_with("s", &["-o", "noexec"]);
+        assert_errno(Command::new(mounted.at("bin/tool")).status(), Errno::ACCESS);
+    }
+
+    fn catalogs_and_check() {
+        let world = fixture::world("two-catalogs");
+        let catalogs = world.json([OsStr::new("catalogs"), world.home().as_os_str()]).to_string();
+        assert!(catalogs.contains("adb8c26db4d86a93") && catalogs.contains("4ef4502d7023d413"), "{catalogs}");
+        let clean = world.json([OsStr::new("check"), world.home().as_os_str()]);
+        assert_eq!((&clean["catalogs"], &clean["blobs"]), (&2.into(), &78.into()), "{clean}");
+        let library = world.hololib().join("library");
+        let blob = library.join(&crate::common::files_below(&library)[0]);
+        std::fs::write(&blob, b"damaged").unwrap();
+        let done = world.run([OsStr::new("check"), world.home().as_os_str()]);
+        assert_eq!(done.code, 11, "{done:?}");
+        assert!(done.stdout.contains(blob.file_name().unwrap().to_str().unwrap()), "{done:?}");
+    }
+}
+
+/// root can let others in.
+#[test]
+fn allow_other() {
+    use crate::common::as_user::{as_user_args, is_root};
+    if !is_root() {
+        return;
+    }
+    let world = World::with(&Library::sample().file_mode("open", 0o644, b"for all"));
+    let look = |path: &std::path::Path| {
+        Command::new("setpriv").args(as_user_args()).args(["--", "cat"]).arg(path).output().unwrap()
+    };
+    let mounted = world.mount("closed");
+    assert!(!look(&mounted.at("open")).status.success());
+    let mounted = world.mount_with("open", &["--allow-other"]);
+    std::os::unix::fs::chown(mounted.path(), None, None).unwrap();
+    std::fs::set_permissions(mounted.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(look(&mounted.at("open")).stdout, b"for all");
+    // Permissions hold all the same.
+    assert!(!look(&mounted.at("secret")).status.success());
+}

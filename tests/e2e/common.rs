@@ -1,0 +1,73 @@
+//! What the tests share: a world to test in, libraries to put there, mounts that clean up after themselves.
+
+#[macro_use]
+pub mod as_user;
+pub mod fixture;
+pub mod image;
+pub mod library;
+pub mod manifest;
+pub mod mount;
+pub mod random;
+pub mod world;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub use library::Library;
+pub use mount::Mounted;
+pub use world::World;
+
+/// The time that rcc gives to all that it restores, in seconds since the epoch.
+pub const MOTHER_TIME: i64 = 1_610_000_000;
+
+/// Asserts that a call failed with this errno, and says what it did instead.
+#[track_caller]
+pub fn assert_errno<T: std::fmt::Debug>(done: std::io::Result<T>, errno: rustix::io::Errno) {
+    match done {
+        Err(error) if error.raw_os_error() == Some(errno.raw_os_error()) => {}
+        other => panic!("expected {errno}, got {other:?}"),
+    }
+}
+
+/// Waits until `done`, or fails after ten seconds with what was waited for.
+#[track_caller]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited ten seconds for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Every regular file below a directory, in order, relative to it.
+pub fn files_below(root: &Path) -> Vec<std::path::PathBuf> {
+    fn walk(dir: &Path, root: &Path, out: &mut Vec<std::path::PathBuf>) {
+        let Ok(entries) = std::fs::read_dir(dir) else { return };
+        for entry in entries.map(Result::unwrap) {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                walk(&entry.path(), root, out);
+            } else if kind.is_file() {
+                out.push(entry.path().strip_prefix(root).unwrap().to_owned());
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(root, root, &mut out);
+    out.sort();
+    out
+}
+
+/// Runs a program to its end and returns its standard output; a failure fails the test with all that it said.
+#[track_caller]
+pub fn sh(command: &mut std::process::Command) -> String {
+    let out = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}

@@ -1,0 +1,128 @@
+//! Each test runs as whoever runs the tests, and when that is root once more as an ordinary user.
+//!
+//! The second run is this same binary, started again through `setpriv` for one test. It finds the programs in a
+//! directory that everybody can reach: the build directory may lie under a home that nobody else may enter.
+
+use std::ffi::OsString;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, Weak};
+
+use tempfile::TempDir;
+
+/// Set in a process that was started again as an ordinary user.
+const MARK: &str = "HOLOFS_TEST_ORDINARY_USER";
+
+/// Defines tests that run here and, under root, once more as an ordinary user:
+/// `mod NAME { fn here(); fn as_ordinary_user() }`.
+macro_rules! for_both_users {
+    ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
+        $(#[doc = $doc])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn body() $body
+
+            #[test]
+            fn here() {
+                body();
+            }
+
+            #[test]
+            fn as_ordinary_user() {
+                $crate::common::as_user::again(concat!(module_path!(), "::as_ordinary_user"), body);
+            }
+        }
+    )+};
+}
+
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Runs a test's body as an ordinary user: by starting this binary again, or here when we are that user already.
+#[track_caller]
+pub fn again(test: &str, body: fn()) {
+    if std::env::var_os(MARK).is_some() {
+        return body();
+    }
+    if !is_root() {
+        // `here` was this run already.
+        return;
+    }
+    // A test's name in the harness has no crate in front.
+    let (_, name) = test.split_once("::").expect("a module path");
+    let tools = tools();
+    let mut command = Command::new("setpriv");
+    command.args(as_user_args()).arg("--").arg(tools.path().join("e2e"));
+    command.args([name, "--exact", "--nocapture"]);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, "1");
+    for (key, value) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HOLOFS_")) {
+        command.env(key, value);
+    }
+    command.env("HOLOFS_TEST_TOOLS", tools.path()).env("RUST_BACKTRACE", "1").current_dir("/");
+    let out = command.output().expect("setpriv (util-linux) is installed");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(
+        out.status.success() && said.contains("1 passed"),
+        "as an ordinary user: {}\n{said}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+/// The arguments that make `setpriv` an ordinary user: `holofs-test`, which `scripts/test.sh` makes, or `nobody`.
+pub fn as_user_args() -> Vec<OsString> {
+    let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+    let ids = |user: &str| {
+        let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+    };
+    let (uid, gid) = ids("holofs-test").or_else(|| ids("nobody")).expect("a user holofs-test or nobody");
+    // Not --no-new-privs: fusermount3 is setuid root.
+    ["--reuid", &uid, "--regid", &gid, "--clear-groups"].iter().map(OsString::from).collect()
+}
+
+/// The binary under test.
+pub fn holofs_binary() -> PathBuf {
+    match std::env::var_os("HOLOFS_TEST_TOOLS") {
+        Some(tools) => Path::new(&tools).join("holofs"),
+        None => PathBuf::from(env!("CARGO_BIN_EXE_holofs")),
+    }
+}
+
+/// `tests/fixtures`.
+pub fn fixtures() -> PathBuf {
+    match std::env::var_os("HOLOFS_TEST_TOOLS") {
+        Some(tools) => Path::new(&tools).join("fixtures"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
+    }
+}
+
+/// A directory with the programs and fixtures that everybody can reach. It lives as long as somebody uses it.
+pub fn tools() -> Arc<TempDir> {
+    static TOOLS: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
+    let mut tools = TOOLS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(tools) = tools.upgrade() {
+        return tools;
+    }
+    let dir = super::world::reachable_tempdir("holofs-tools-");
+    let this = std::env::current_exe().expect("this binary");
+    for (from, name) in [(this.as_path(), "e2e"), (Path::new(env!("CARGO_BIN_EXE_holofs")), "holofs")] {
+        let to = dir.path().join(name);
+        // A link costs nothing; where there can be none (another filesystem), a copy.
+        if std::fs::hard_link(from, &to).is_err() {
+            std::fs::copy(from, &to).expect("copy a program");
+        }
+        std::fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("chmod");
+    }
+    super::fixture::copy_tree(&fixtures(), &dir.path().join("fixtures"));
+    let dir = Arc::new(dir);
+    *tools = Arc::downgrade(&dir);
+    dir
+}

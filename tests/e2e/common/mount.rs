@@ -1,0 +1,194 @@
+//! A mounted space that unmounts itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use super::world::{Done, World, finish};
+
+/// A live mount. Dropping it unmounts and waits for its daemon; a daemon that does not end fails the test.
+#[derive(Debug)]
+pub struct Mounted<'w> {
+    world: &'w World,
+    /// What was asked for.
+    pub space: String,
+    /// What `holofs mount --json` said.
+    pub said: Value,
+    path: PathBuf,
+    pid: i32,
+    live: bool,
+}
+
+impl<'w> Mounted<'w> {
+    #[track_caller]
+    pub(super) fn new(world: &'w World, space: &str, args: &[&str]) -> Self {
+        let mut command = world.holofs();
+        command.arg("mount").arg(world.home()).arg(space).args(args).arg("--json");
+        Self::by(world, space, &mut command)
+    }
+
+    /// Mounts by a command of the caller's, which prints what `holofs mount --json` does.
+    #[track_caller]
+    pub fn by(world: &'w World, space: &str, command: &mut Command) -> Self {
+        let done = finish(command);
+        assert_eq!(done.code, 0, "mount failed; /dev/fuse and fusermount3 are needed: {done:?}");
+        let said: Value =
+            serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+        let path = PathBuf::from(said["path"].as_str().expect("path"));
+        let pid = i32::try_from(said["pid"].as_i64().expect("pid")).expect("pid");
+        assert!(world.mounts().contains(&path), "not in mountinfo: {}", path.display());
+        Self { world, space: space.to_owned(), said, path, pid, live: true }
+    }
+
+    /// The mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path in the space.
+    pub fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    /// The space's name on disk.
+    pub fn identity(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).expect("a name")
+    }
+
+    /// The space's state directory.
+    pub fn state(&self) -> PathBuf {
+        self.world.state().join("spaces").join(self.identity())
+    }
+
+    /// A path in the space's upper.
+    pub fn upper(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.state().join("upper").join(relative)
+    }
+
+    /// Every name in the upper.
+    pub fn upper_entries(&self) -> Vec<PathBuf> {
+        fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                out.push(entry.path());
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    walk(&entry.path(), out);
+                }
+            }
+        }
+        let mut out = Vec::new();
+        walk(&self.upper(""), &mut out);
+        out.sort();
+        out
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Unmounts by `holofs unmount`, which must succeed.
+    #[track_caller]
+    pub fn unmount(mut self) {
+        self.live = false;
+        let done = self.end();
+        assert_eq!(done.code, 0, "{done:?}");
+        self.assert_gone();
+    }
+
+    /// Unmounts, and mounts the same space again.
+    #[track_caller]
+    pub fn remount(self) -> Self {
+        let (world, space) = (self.world, self.space.clone());
+        self.unmount();
+        world.mount(&space)
+    }
+
+    /// Kills the daemon as the kernel kills: without a word. The dead mount stays.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.live = false;
+        self.signal(Signal::KILL);
+        self.wait_for_daemon();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("signal the daemon");
+    }
+
+    /// The mount has been ended by other means; checks that nothing is left of it.
+    #[track_caller]
+    pub fn has_ended(mut self) {
+        self.live = false;
+        self.assert_gone();
+    }
+
+    fn end(&self) -> Done {
+        self.world.run([std::ffi::OsStr::new("unmount"), self.path.as_os_str()])
+    }
+
+    #[track_caller]
+    fn wait_for_daemon(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_running(self.pid) {
+            assert!(Instant::now() < deadline, "daemon {} has not ended after ten seconds", self.pid);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[track_caller]
+    fn assert_gone(&self) {
+        super::wait_until("the mount to go", || !self.world.mounts().contains(&self.path));
+        self.wait_for_daemon();
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if !self.live {
+            return;
+        }
+        if std::thread::panicking() {
+            self.tell_log();
+        }
+        let done = self.end();
+        let ended = done.code == 0 && {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while is_running(self.pid) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            !is_running(self.pid)
+        };
+        if !ended {
+            // The world takes the mount away; the daemon is ours alone, by its pid.
+            if let Some(pid) = Pid::from_raw(self.pid).filter(|_| is_running(self.pid)) {
+                let killed = rustix::process::kill_process(pid, Signal::KILL);
+                eprintln!("the daemon did not end and was killed: {killed:?}");
+            }
+            if !std::thread::panicking() {
+                panic!("the mount did not end: {done:?}");
+            }
+        }
+    }
+}
+
+impl Mounted<'_> {
+    /// The end of the daemon's log, for whoever reads the failure.
+    fn tell_log(&self) {
+        let log = std::fs::read_to_string(self.state().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!("--- log of {}", self.identity());
+        for line in lines.iter().skip(lines.len().saturating_sub(20)) {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// Whether a process is there and not merely waiting to be reaped.
+pub fn is_running(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
+}

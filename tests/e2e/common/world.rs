@@ -1,0 +1,246 @@
+//! A temporary place with a `ROBOCORP_HOME` of its own, and the binary run against it.
+//!
+//! Invariant: when a world ends, nothing of it is left, neither mounts nor processes nor files. A test that
+//! leaves a mount behind fails.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::as_user::{as_user_args, holofs_binary, tools};
+use super::mount::Mounted;
+
+/// `HOME` of every test: the userid of the golden spaces is made of it. It need not exist.
+pub const HOME: &str = "/tmp/rcchome/home";
+
+/// The longest that any command of ours may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A place to test in.
+#[derive(Debug)]
+pub struct World {
+    dir: Option<TempDir>,
+    path: PathBuf,
+    /// Put before every command: who runs it.
+    before: Vec<OsString>,
+    /// Keeps the programs where that user can reach them.
+    tools: Option<Arc<TempDir>>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Done {
+    /// Exit status, or 128 + signal.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::adopt(reachable_tempdir("holofs-test-"))
+    }
+
+    /// A world on another filesystem, at a directory that is there.
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: None, path: dir.to_owned(), before: Vec::new(), tools: None }
+    }
+
+    /// A world with this library in it.
+    pub fn with(library: &super::Library) -> Self {
+        let world = Self::new();
+        world.add(library);
+        world
+    }
+
+    /// A world with the sample library in it.
+    pub fn sample() -> Self {
+        Self::with(&super::Library::sample())
+    }
+
+    /// Adds an environment to this world's library.
+    pub fn add(&self, library: &super::Library) {
+        library.write(&self.hololib(), &self.base());
+    }
+
+    fn adopt(dir: TempDir) -> Self {
+        let path = dir.path().to_owned();
+        Self { dir: Some(dir), path, before: Vec::new(), tools: None }
+    }
+
+    /// From now on commands are run by an ordinary user, who gets all that is in this world.
+    pub fn by_ordinary_user(mut self) -> Self {
+        let args = as_user_args();
+        let owner = format!("{}:{}", args[1].display(), args[3].display());
+        super::sh(Command::new("chown").args(["-R", &owner]).arg(&self.path));
+        self.before.push("setpriv".into());
+        self.before.extend(args);
+        self.before.push("--".into());
+        self.tools = Some(tools());
+        self
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `ROBOCORP_HOME`.
+    pub fn home(&self) -> PathBuf {
+        self.path.join("home")
+    }
+
+    pub fn hololib(&self) -> PathBuf {
+        self.home().join("hololib")
+    }
+
+    /// The directory in which the spaces stand.
+    pub fn base(&self) -> PathBuf {
+        self.home().join("holotree")
+    }
+
+    /// What holofs keeps.
+    pub fn state(&self) -> PathBuf {
+        self.home().join("holofs")
+    }
+
+    /// A command with the environment of this world and nothing else.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut words = self.before.iter().map(OsString::as_os_str).chain([program.as_ref()]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
+        command.env_clear().current_dir("/").stdin(Stdio::null());
+        for key in ["PATH", "HOLOFS_LOG", "LLVM_PROFILE_FILE"] {
+            if let Some(value) = std::env::var_os(key) {
+                command.env(key, value);
+            }
+        }
+        command.env("HOME", HOME).env("ROBOCORP_HOME", self.home()).env("LANG", "C.UTF-8");
+        command
+    }
+
+    /// The binary under test.
+    pub fn holofs(&self) -> Command {
+        match &self.tools {
+            Some(tools) => self.command(tools.path().join("holofs")),
+            None => self.command(holofs_binary()),
+        }
+    }
+
+    /// Runs `holofs ARGS` to its end.
+    #[track_caller]
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Done {
+        finish(self.holofs().args(args))
+    }
+
+    /// Runs `holofs ARGS --json`, which must succeed, and returns what it printed.
+    #[track_caller]
+    pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
+        let done = finish(self.holofs().args(args).arg("--json"));
+        assert_eq!(done.code, 0, "{done:?}");
+        serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
+    }
+
+    /// Mounts a space of this world's only library.
+    #[track_caller]
+    pub fn mount(&self, space: &str) -> Mounted<'_> {
+        self.mount_with(space, &[])
+    }
+
+    /// The same, with further arguments.
+    #[track_caller]
+    pub fn mount_with(&self, space: &str, args: &[&str]) -> Mounted<'_> {
+        Mounted::new(self, space, args)
+    }
+
+    /// The mountpoints of ours below this world.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let mounts = mountinfo.lines().filter(|line| line.contains(" - fuse.holofs "));
+        let points = mounts.filter_map(|line| line.split(' ').nth(4)).map(|text| text.replace("\\040", " "));
+        points.map(PathBuf::from).filter(|point| point.starts_with(&self.path)).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let left = self.mounts();
+        for mount in &left {
+            // As good as it can be; what remains is reported below.
+            let by_fusermount = Command::new("fusermount3").arg("-uz").arg(mount).output();
+            if !by_fusermount.is_ok_and(|out| out.status.success()) {
+                drop(Command::new("umount").arg("-l").arg(mount).output());
+            }
+        }
+        if let Some(dir) = self.dir.take() {
+            let path = dir.path().to_owned();
+            if dir.close().is_err() {
+                // Directories that a test made unreadable.
+                drop(Command::new("chmod").args(["-R", "u+rwX"]).arg(&path).output());
+                drop(std::fs::remove_dir_all(&path));
+            }
+            if !std::thread::panicking() {
+                assert!(left.is_empty(), "left mounted: {left:?}");
+                assert!(!path.exists(), "left behind: {}", path.display());
+            }
+        }
+    }
+}
+
+/// Runs a command to its end; one that hangs is killed and fails the test.
+#[track_caller]
+pub fn finish(command: &mut Command) -> Done {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {shown}: {error}"));
+    let mut stdout = child.stdout.take().expect("piped");
+    let mut stderr = child.stderr.take().expect("piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stderr.read_to_end(&mut text).map(|_| text)
+    });
+    let out = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout.read_to_end(&mut text).map(|_| text)
+    });
+    let code = wait(&mut child, &shown);
+    let text = |thread: std::thread::JoinHandle<std::io::Result<Vec<u8>>>| {
+        String::from_utf8_lossy(&thread.join().expect("reader").expect("read")).into_owned()
+    };
+    Done { code, stdout: text(out), stderr: text(reader) }
+}
+
+/// Waits for a child, but not for ever.
+#[track_caller]
+pub fn wait(child: &mut Child, shown: &str) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        }
+        if Instant::now() > deadline {
+            drop(child.kill());
+            panic!("no end after {PATIENCE:?}: {shown}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A temporary directory on a real disk (an upper needs user attributes) that every user can enter.
+pub fn reachable_tempdir(prefix: &str) -> TempDir {
+    let dir =
+        tempfile::Builder::new().prefix(prefix).tempdir_in("/var/tmp").expect("a directory in /var/tmp");
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
+    dir
+}

@@ -1,0 +1,190 @@
+//! A mount and a plain directory that holds the restored tree must not differ, whatever is done to both.
+//!
+//! Random operations, among them remounts and kill -9 of the daemon, run on both sides. Each result, each errno
+//! and the final trees must agree. A sequence that makes them differ is cut down to a short one and printed.
+//!
+//! `HOLOFS_DIFF_SEED=N` runs that seed alone; `HOLOFS_DIFF_SEEDS` and `HOLOFS_DIFF_OPS` say how many, how long.
+
+mod generate;
+mod op;
+mod side;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use generate::Generator;
+use op::Op;
+use side::{Side, snapshot};
+
+use crate::common::{Library, Mounted, World};
+
+/// How long a failing sequence may be cut.
+const SHRINK_TIME: Duration = Duration::from_secs(60);
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// A mount and a plain directory of the same content.
+struct Pair<'w> {
+    world: &'w World,
+    mounted: Option<Mounted<'w>>,
+    mount: Side,
+    plain: Side,
+}
+
+impl<'w> Pair<'w> {
+    fn new(world: &'w World, library: &Library) -> Self {
+        let mounted = world.mount("s");
+        // Of the same name: it is in the relocated files.
+        let plain = world.path().join("plain").join(mounted.identity());
+        library.restore(&plain);
+        let mount = Side::new(mounted.path());
+        Self { world, mounted: Some(mounted), mount, plain: Side::new(&plain) }
+    }
+
+    /// Does one operation on both sides; an error says how they differ.
+    fn apply(&mut self, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Remount | Op::Kill => {
+                self.mount.close_all();
+                self.plain.close_all();
+                let before = self.mount.numbers();
+                let mounted = self.mounted.take().expect("mounted");
+                if matches!(op, Op::Kill) {
+                    mounted.kill();
+                } else {
+                    mounted.unmount();
+                }
+                self.mounted = Some(self.world.mount("s"));
+                let after = self.mount.numbers();
+                if before != after {
+                    let moved = before.iter().find(|(path, number)| after.get(*path) != Some(number));
+                    return Err(format!("inode numbers changed over {op:?}, first at {moved:?}"));
+                }
+                self.compare_trees()
+            }
+            op => {
+                let (mount, plain) = (self.mount.apply(op), self.plain.apply(op));
+                if mount == plain { Ok(()) } else { Err(format!("mount: {mount}\nplain: {plain}")) }
+            }
+        }
+    }
+
+    fn compare_trees(&self) -> Result<(), String> {
+        let (mount, plain) = (snapshot(&self.mount), snapshot(&self.plain));
+        if mount == plain {
+            return Ok(());
+        }
+        let mut text = String::from("the trees differ");
+        for path in mount.keys().chain(plain.keys()).collect::<std::collections::BTreeSet<_>>() {
+            let (mount, plain) = (mount.get(path), plain.get(path));
+            if mount != plain {
+                text.push_str(&format!("\n{path}\n  mount: {mount:?}\n  plain: {plain:?}"));
+            }
+        }
+        Err(text)
+    }
+}
+
+fn library(seed: u64) -> Library {
+    if seed.is_multiple_of(2) { Library::sample() } else { Library::sample().raw() }
+}
+
+/// Runs a new sequence. The failure comes with the operations that led to it.
+fn explore(seed: u64, count: usize) -> Result<(), (Vec<Op>, String)> {
+    let mut done: Vec<Op> = Vec::new();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let library = library(seed);
+        let world = World::with(&library);
+        let mut pair = Pair::new(&world, &library);
+        let mut generator = Generator::new(seed);
+        for _ in 0..count {
+            let op = generator.next(&pair.plain);
+            done.push(op.clone());
+            pair.apply(&op)?;
+        }
+        done.push(Op::Remount);
+        pair.apply(&Op::Remount)
+    }));
+    match result {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(difference)) => Err((done, difference)),
+        Err(panic) => Err((done, said(panic.as_ref()))),
+    }
+}
+
+/// Runs a given sequence.
+fn replay(seed: u64, ops: &[Op]) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| {
+        let library = library(seed);
+        let world = World::with(&library);
+        let mut pair = Pair::new(&world, &library);
+        ops.iter().try_for_each(|op| pair.apply(op))?;
+        pair.apply(&Op::Remount)
+    }))
+    .unwrap_or_else(|panic| Err(said(panic.as_ref())))
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+}
+
+/// Leaves out what is not needed for the failure: halves first, single operations last.
+fn shrink(seed: u64, mut ops: Vec<Op>, mut difference: String) -> (Vec<Op>, String) {
+    let deadline = Instant::now() + SHRINK_TIME;
+    let mut chunk = ops.len().div_ceil(2).max(1);
+    loop {
+        let mut at = 0;
+        let mut cut = false;
+        while at < ops.len() && Instant::now() < deadline {
+            let mut fewer = ops.clone();
+            fewer.drain(at..(at + chunk).min(ops.len()));
+            match replay(seed, &fewer) {
+                Err(other) => {
+                    (ops, difference, cut) = (fewer, other, true);
+                }
+                Ok(()) => at += chunk,
+            }
+        }
+        if Instant::now() >= deadline || (chunk == 1 && !cut) {
+            return (ops, difference);
+        }
+        chunk = chunk.div_ceil(2);
+    }
+}
+
+#[track_caller]
+fn run(seed: u64, count: usize) {
+    let Err((ops, difference)) = explore(seed, count) else { return };
+    let total = ops.len();
+    let (short, last) = shrink(seed, ops, difference.clone());
+    let mut text =
+        format!("seed {seed}: mount and plain directory differ after {total} operations:\n{difference}\n");
+    text.push_str(&format!("\nthe same in {} operations:\n", short.len()));
+    for op in &short {
+        text.push_str(&format!("  {op:?}\n"));
+    }
+    panic!(
+        "{text}{last}\nagain: HOLOFS_DIFF_SEED={seed} HOLOFS_DIFF_OPS={count} cargo test --test e2e differential"
+    );
+}
+
+for_both_users! {
+    fn random_operations_agree_with_a_plain_directory() {
+        let count = usize::try_from(setting("HOLOFS_DIFF_OPS").unwrap_or(300)).unwrap();
+        if let Some(seed) = setting("HOLOFS_DIFF_SEED") {
+            return run(seed, count);
+        }
+        let seeds = setting("HOLOFS_DIFF_SEEDS").unwrap_or(12);
+        for seed in 1..=seeds {
+            run(seed, count);
+        }
+        // One that nobody has seen yet.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        run(now.as_secs() % 1_000_000, count);
+    }
+}

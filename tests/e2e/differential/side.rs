@@ -1,0 +1,301 @@
+//! One of the two trees: operations done to it, and all that can be seen of it.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Result, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::op::Op;
+use crate::common::MOTHER_TIME;
+
+/// Open files that a sequence may have at once.
+pub const SLOTS: usize = 4;
+
+/// A tree and the files open in it.
+pub struct Side {
+    root: PathBuf,
+    open: [Option<File>; SLOTS],
+}
+
+impl Side {
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), open: [const { None }; SLOTS] }
+    }
+
+    pub fn close_all(&mut self) {
+        self.open = [const { None }; SLOTS];
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+    }
+
+    fn slot(&self, slot: usize) -> Result<&File> {
+        self.open[slot].as_ref().ok_or_else(|| Errno::BADF.into())
+    }
+
+    /// Does an operation and tells what came of it, in words that compare.
+    pub fn apply(&mut self, op: &Op) -> String {
+        match self.perform(op) {
+            Ok(text) => text,
+            Err(error) => match error.raw_os_error() {
+                Some(raw) => format!("{:?}", Errno::from_raw_os_error(raw)),
+                None => format!("{:?}", error.kind()),
+            },
+        }
+    }
+
+    fn perform(&mut self, op: &Op) -> Result<String> {
+        let ok = |()| "ok".to_owned();
+        match op {
+            Op::Write { path, how, at, len, fill } => {
+                let mut file = how.options().custom_flags(libc::O_NONBLOCK).open(self.at(path))?;
+                if matches!(how, super::op::How::Append) {
+                    file.write_all(&vec![*fill; *len]).map(ok)
+                } else {
+                    file.write_all_at(&vec![*fill; *len], *at).map(ok)
+                }
+            }
+            Op::Read { path } => self.read(path),
+            Op::Truncate { path, len } => {
+                // truncate(2) itself has no rustix call; an open that may write is the same to a filesystem.
+                File::options()
+                    .write(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(self.at(path))?
+                    .set_len(*len)
+                    .map(ok)
+            }
+            Op::Mkdir { path, mode } => {
+                rustix::fs::mkdir(self.at(path), Mode::from_raw_mode(*mode)).map_err(Into::into).map(ok)
+            }
+            Op::Rmdir { path } => std::fs::remove_dir(self.at(path)).map(ok),
+            Op::Unlink { path } => {
+                rustix::fs::unlinkat(CWD, self.at(path), AtFlags::empty()).map_err(Into::into).map(ok)
+            }
+            Op::Rename { from, to, flags } => {
+                rustix::fs::renameat_with(CWD, self.at(from), CWD, self.at(to), *flags)
+                    .map_err(Into::into)
+                    .map(ok)
+            }
+            Op::Link { from, to } => {
+                rustix::fs::linkat(CWD, self.at(from), CWD, self.at(to), AtFlags::empty())
+                    .map_err(Into::into)
+                    .map(ok)
+            }
+            Op::Symlink { target, path } => std::os::unix::fs::symlink(target, self.at(path)).map(ok),
+            Op::Readlink { path } => Ok(std::fs::read_link(self.at(path))?.display().to_string()),
+            Op::Chmod { path, mode } => {
+                std::fs::set_permissions(self.at(path), Permissions::from_mode(*mode)).map(ok)
+            }
+            Op::SetTime { path, seconds } => {
+                let time = Timespec { tv_sec: *seconds, tv_nsec: 0 };
+                let times = Timestamps { last_access: time, last_modification: time };
+                rustix::fs::utimensat(CWD, self.at(path), &times, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(Into::into)
+                    .map(ok)
+            }
+            Op::SetXattr { path, name, len } => {
+                let value = vec![b'x'; *len];
+                rustix::fs::lsetxattr(self.at(path), *name, &value, XattrFlags::empty())
+                    .map_err(Into::into)
+                    .map(ok)
+            }
+            Op::GetXattr { path, name } => {
+                let mut value = vec![0; 4096];
+                let len = rustix::fs::lgetxattr(self.at(path), *name, &mut value[..])?;
+                Ok(format!("{len} bytes"))
+            }
+            Op::RemoveXattr { path, name } => {
+                rustix::fs::lremovexattr(self.at(path), *name).map_err(Into::into).map(ok)
+            }
+            Op::ListXattr { path } => Ok(format!("{:?}", xattrs(&self.at(path))?)),
+            Op::List { path } => self.list(path),
+            Op::Stat { path } => Ok(describe(&std::fs::symlink_metadata(self.at(path))?)),
+            Op::Mkfifo { path } => {
+                rustix::fs::mknodat(CWD, self.at(path), FileType::Fifo, Mode::from_raw_mode(0o644), 0)
+                    .map_err(Into::into)
+                    .map(ok)
+            }
+            Op::Fallocate { path, flags, at, len } => {
+                let file = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(self.at(path))?;
+                rustix::fs::fallocate(&file, *flags, *at, *len).map_err(Into::into).map(ok)
+            }
+            Op::CopyRange { from, to, at, put, len } => self.copy_range(from, to, *at, *put, *len),
+            Op::Open { slot, path, how } => {
+                self.open[*slot] = None;
+                self.open[*slot] = Some(how.options().custom_flags(libc::O_NONBLOCK).open(self.at(path))?);
+                Ok("open".to_owned())
+            }
+            Op::WriteOpen { slot, at, len, fill } => {
+                self.slot(*slot)?.write_all_at(&vec![*fill; *len], *at).map(ok)
+            }
+            Op::ReadOpen { slot, at, len } => {
+                let mut bytes = vec![0; *len];
+                let read = self.slot(*slot)?.read_at(&mut bytes, *at)?;
+                Ok(format!("{read} bytes {:x}", hash(&bytes[..read])))
+            }
+            Op::TruncateOpen { slot, len } => self.slot(*slot)?.set_len(*len).map(ok),
+            Op::StatOpen { slot } => Ok(describe(&self.slot(*slot)?.metadata()?)),
+            Op::MapOpen { slot, at, fill } => self.write_map(*slot, *at, *fill),
+            Op::Close { slot } => {
+                self.open[*slot] = None;
+                Ok("closed".to_owned())
+            }
+            Op::Remount | Op::Kill => Ok(String::new()),
+        }
+    }
+
+    fn read(&self, path: &str) -> Result<String> {
+        use std::io::Read;
+        let mut bytes = Vec::new();
+        let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(self.at(path))?;
+        file.read_to_end(&mut bytes)?;
+        Ok(format!("{} bytes {:x}", bytes.len(), hash(&bytes)))
+    }
+
+    fn copy_range(&self, from: &str, to: &str, at: u64, put: u64, len: usize) -> Result<String> {
+        let open = |path: &str, write: bool| {
+            File::options().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(self.at(path))
+        };
+        let (from, to) = (open(from, false)?, open(to, true)?);
+        let (mut at, mut put) = (at, put);
+        let copied = rustix::fs::copy_file_range(&from, Some(&mut at), &to, Some(&mut put), len)?;
+        Ok(format!("{copied} bytes"))
+    }
+
+    #[allow(unsafe_code)]
+    fn write_map(&self, slot: usize, at: usize, fill: u8) -> Result<String> {
+        let file = self.slot(slot)?;
+        let stat = file.metadata()?;
+        if !stat.is_file() || stat.len() == 0 {
+            return Ok("nothing to map".to_owned());
+        }
+        // SAFETY: this thread alone uses the file, and makes it no shorter while it is mapped.
+        let mut map = unsafe { memmap2::MmapMut::map_mut(file)? };
+        let at = at % map.len();
+        map[at] = fill;
+        map.flush()?;
+        Ok("mapped".to_owned())
+    }
+
+    fn list(&self, path: &str) -> Result<String> {
+        use std::os::unix::fs::DirEntryExt;
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.at(path))? {
+            let entry = entry?;
+            // As a user without search permission one may list but not look at the entries.
+            if let Ok(stat) = std::fs::symlink_metadata(entry.path()) {
+                assert_eq!(entry.ino(), stat.ino(), "d_ino and st_ino of {:?}", entry.path());
+            }
+            names.push(format!("{}{}", entry.file_name().display(), kind(&entry.file_type()?)));
+        }
+        names.sort();
+        Ok(names.join(" "))
+    }
+
+    /// The inode number of every path that can be reached.
+    pub fn numbers(&self) -> BTreeMap<String, u64> {
+        let mut out = BTreeMap::new();
+        self.visit("", &mut |path, stat| {
+            if let Ok(stat) = stat {
+                out.insert(path.to_owned(), stat.ino());
+            }
+        });
+        out
+    }
+
+    /// Calls `see` for every path below the root, in order, and for the root as "".
+    pub fn visit(&self, path: &str, see: &mut dyn FnMut(&str, Result<std::fs::Metadata>)) {
+        let stat = std::fs::symlink_metadata(self.at(path));
+        let is_dir = stat.as_ref().is_ok_and(std::fs::Metadata::is_dir);
+        see(path, stat);
+        if !is_dir {
+            return;
+        }
+        let Ok(entries) = std::fs::read_dir(self.at(path)) else { return };
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        for name in names {
+            let below = if path.is_empty() { name } else { format!("{path}/{name}") };
+            self.visit(&below, see);
+        }
+    }
+}
+
+/// All that can be seen of a tree: a line for each path.
+pub fn snapshot(side: &Side) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    let mut first_name: BTreeMap<u64, String> = BTreeMap::new();
+    side.visit("", &mut |path, stat| {
+        let line = match stat {
+            Err(error) => format!("{:?}", error.kind()),
+            Ok(stat) => {
+                let at = side.at(path);
+                let content = if stat.is_file() {
+                    side.read(path).unwrap_or_else(|error| format!("{:?}", error.kind()))
+                } else if stat.is_symlink() {
+                    std::fs::read_link(&at).unwrap().display().to_string()
+                } else {
+                    String::new()
+                };
+                let same_as = first_name.entry(stat.ino()).or_insert_with(|| path.to_owned());
+                let xattrs = xattrs(&at).unwrap_or_default();
+                format!("{} {content} {xattrs:?} same as {same_as}", describe(&stat))
+            }
+        };
+        out.insert(path.to_owned(), line);
+    });
+    out
+}
+
+fn kind(kind: &std::fs::FileType) -> char {
+    match kind {
+        kind if kind.is_dir() => '/',
+        kind if kind.is_symlink() => '@',
+        kind if kind.is_fifo() => '|',
+        kind if kind.is_socket() => '=',
+        kind if kind.is_file() => ' ',
+        _ => '?',
+    }
+}
+
+/// What stat says, but for what may differ between two filesystems: the size of a directory, and by how much now is now.
+fn describe(stat: &std::fs::Metadata) -> String {
+    let size = if stat.is_dir() { 0 } else { stat.len() };
+    let mtime = if stat.mtime() <= MOTHER_TIME {
+        format!("{}.{}", stat.mtime(), stat.mtime_nsec())
+    } else {
+        "now".to_owned()
+    };
+    format!(
+        "{}{:o} size {size} links {} owner {}:{} mtime {mtime}",
+        kind(&stat.file_type()),
+        stat.mode() & 0o7777,
+        stat.nlink(),
+        stat.uid(),
+        stat.gid()
+    )
+}
+
+/// Names and lengths of the attributes of users.
+fn xattrs(path: &Path) -> Result<Vec<String>> {
+    let mut names = vec![0; 4096];
+    let len = rustix::fs::llistxattr(path, &mut names[..])?;
+    let names = names[..len].split(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
+    let mut names: Vec<String> = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,40 @@
+//! One operation at a time through the kernel: what a program sees on a mount is what it sees on a disk.
+
+mod attributes;
+mod directories;
+mod isolation;
+mod links;
+mod persistence;
+mod read;
+mod rename;
+mod special;
+mod write;
+mod xattr;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+
+/// A file's inode number, links not followed.
+fn ino(path: impl AsRef<Path>) -> u64 {
+    std::fs::symlink_metadata(path).unwrap().ino()
+}
+
+/// Sets the time of change of a file, in seconds.
+fn set_mtime(path: &Path, seconds: i64) {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+    };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// The names in a directory, in order.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

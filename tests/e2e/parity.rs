@@ -1,0 +1,193 @@
+//! A mount of a library that real rcc wrote is what real rcc restored from it, byte for byte.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::common::as_user::fixtures;
+use crate::common::library::umask;
+use crate::common::manifest::{Line, Manifest, assert_same, read_golden, read_tree};
+use crate::common::{Library, MOTHER_TIME, Mounted, World, fixture, wait_until};
+
+/// The blueprints of `two-catalogs`.
+const A: &str = "adb8c26db4d86a93";
+const B: &str = "4ef4502d7023d413";
+
+/// A golden as it would be under this process's umask: the goldens were made under 022.
+fn golden(fixture: &str, space: &str) -> Manifest {
+    let mut manifest = read_golden(&fixture::golden(fixture, space));
+    for line in manifest.values_mut() {
+        if let Line::Dir { mode } = line {
+            *mode = 0o750 & !umask();
+        }
+    }
+    manifest
+}
+
+/// A space equals its golden, has its golden's name, and its directories have rcc's time.
+#[track_caller]
+fn assert_golden(mounted: &Mounted<'_>, fixture: &str, space: &str) {
+    let first = std::fs::read_to_string(fixture::golden(fixture, space)).unwrap();
+    let header: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
+    assert_eq!(mounted.identity(), header["name"].as_str().unwrap());
+    assert_same(&golden(fixture, space), &read_tree(mounted.path()));
+    assert_directory_times(mounted.path());
+}
+
+fn assert_directory_times(dir: &Path) {
+    let stat = std::fs::symlink_metadata(dir).unwrap();
+    assert_eq!((stat.mtime(), stat.mtime_nsec()), (MOTHER_TIME, 0), "{}", dir.display());
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            assert_directory_times(&entry.path());
+        }
+    }
+}
+
+for_both_users! {
+    fn compressed_library_first_space() {
+        let world = fixture::world("basic-gz");
+        assert_golden(&world.mount("golden-one"), "basic-gz", "golden-one");
+    }
+
+    fn compressed_library_second_space() {
+        let world = fixture::world("basic-gz");
+        let _first = world.mount("golden-one");
+        assert_golden(&world.mount("golden-two"), "basic-gz", "golden-two");
+    }
+
+    fn raw_library_first_space() {
+        let world = fixture::world("basic-raw");
+        assert_golden(&world.mount("golden-one"), "basic-raw", "golden-one");
+    }
+
+    fn raw_library_second_space() {
+        let world = fixture::world("basic-raw");
+        let _first = world.mount("golden-one");
+        assert_golden(&world.mount("golden-two"), "basic-raw", "golden-two");
+    }
+
+    fn two_environments_of_one_library() {
+        let world = fixture::world("two-catalogs");
+        let one = world.mount_with("golden-one", &["--blueprint", A]);
+        let two = world.mount_with("golden-two", &["--blueprint", &B[..4]]);
+        assert_golden(&one, "two-catalogs", "golden-one");
+        assert_golden(&two, "two-catalogs", "golden-two");
+    }
+
+    /// rcc restores one space to a, to b and to a again; so does `--fresh`.
+    fn a_space_changes_its_environment() {
+        let world = fixture::world("two-catalogs");
+        let space = "ea7ce2c_5a1fac3_85268366";
+        let steps = [("golden-conv-1-a", A), ("golden-conv-2-b", B), ("golden-conv-3-a-again", A)];
+        for (golden, blueprint) in steps {
+            let mounted = world.mount_with(space, &["--blueprint", blueprint, "--fresh"]);
+            assert_golden(&mounted, "two-catalogs", golden);
+            std::fs::write(mounted.at("readme.txt"), "changed, and soon forgotten").unwrap();
+            mounted.unmount();
+        }
+    }
+
+    /// The second time, the tree comes from the compiled index and the caches.
+    fn the_same_after_remount() {
+        let world = fixture::world("basic-gz");
+        let mounted = world.mount("golden-one");
+        assert_golden(&mounted, "basic-gz", "golden-one");
+        assert_golden(&mounted.remount(), "basic-gz", "golden-one");
+    }
+
+    /// rcc renames nothing in the catalog but the space; the lines a tool looks for are the restored ones.
+    fn the_record_beside_the_space_is_rccs() {
+        let world = fixture::world("basic-gz");
+        let mounted = world.mount("golden-one");
+        let name = mounted.identity().to_owned();
+        let after = fixtures().join("basic-gz/golden/after-restores");
+        let beside = |suffix: &str| world.base().join(format!("{name}{suffix}"));
+        wait_until("the record beside the space", || beside(".meta.info").exists() && beside(".use").exists());
+        mounted.unmount();
+
+        let golden = |suffix: &str| std::fs::read(after.join(format!("holotree/{name}{suffix}"))).unwrap();
+        let at_base = |bytes: &[u8]| {
+            let mut json: Value = serde_json::from_slice(bytes).unwrap();
+            json["path"] = json!(world.base().join(&name));
+            json
+        };
+        let meta: Value =
+            serde_json::from_slice(&fixture::gunzip(&std::fs::read(beside(".meta")).unwrap())).unwrap();
+        assert_eq!(meta, at_base(&fixture::gunzip(&golden(".meta"))));
+        let info: Value = serde_json::from_slice(&std::fs::read(beside(".meta.info")).unwrap()).unwrap();
+        assert_eq!(info, at_base(&golden(".meta.info")));
+        assert_eq!(std::fs::read(beside(".use")).unwrap(), b".");
+        assert_eq!(std::fs::read(beside(".lck")).unwrap(), b"");
+        assert!(world.hololib().join(format!("used/{A}.ea7ce2c")).exists());
+    }
+
+    fn entries_belong_to_who_mounted() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        for path in ["", "readme.txt", "lib/deep", "link-to-file"] {
+            let stat = std::fs::symlink_metadata(mounted.at(path)).unwrap();
+            assert_eq!((stat.uid(), stat.gid()), (uid, gid), "{path:?}");
+        }
+    }
+
+    fn link_counts_are_those_of_a_disk() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let links = |path: &str| std::fs::symlink_metadata(mounted.at(path)).unwrap().nlink();
+        assert_eq!(links("readme.txt"), 1);
+        assert_eq!(links("link-to-file"), 1);
+        assert_eq!(links("many"), 2);
+        assert_eq!(links("lib"), 3);
+        assert_eq!(links("hollow"), 3);
+    }
+
+    fn umask_narrows_directories_and_nothing_else() {
+        let world = World::sample();
+        let mut command = world.command("sh");
+        command.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(crate::common::as_user::holofs_binary());
+        command.arg("mount").arg(world.home()).args(["s", "--json"]);
+        let mounted = Mounted::by(&world, "s", &mut command);
+        let mode = |path: &str| std::fs::metadata(mounted.at(path)).unwrap().mode() & 0o7777;
+        assert_eq!(mode("lib"), 0o700);
+        assert_eq!(mode("bin/tool"), 0o755);
+        assert_eq!(mode("readme.txt"), 0o644);
+    }
+
+    /// What is below a link to a directory is in the catalog, and must be seen through the link only.
+    fn directory_link_is_a_link() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        assert_eq!(std::fs::read_link(mounted.at("lib64")).unwrap(), PathBuf::from("lib"));
+        assert_eq!(std::fs::read(mounted.at("lib64/module.py")).unwrap(), b"VALUE = 42\n");
+        let real = std::fs::metadata(mounted.at("lib/module.py")).unwrap().ino();
+        assert_eq!(std::fs::metadata(mounted.at("lib64/module.py")).unwrap().ino(), real);
+    }
+
+    /// The builder of the tests and rcc's rules agree with the mount, for both sorts of library.
+    fn synthetic_libraries() {
+        for library in [Library::sample(), Library::sample().raw()] {
+            let world = World::with(&library);
+            let mounted = world.mount("s");
+            let plain = world.path().join(mounted.identity());
+            library.restore(&plain);
+            assert_same(&read_tree(&plain), &read_tree(mounted.path()));
+        }
+    }
+
+    /// No blob is read until a file is: a library without blobs mounts and lists.
+    fn mounting_reads_no_blob() {
+        let world = World::sample();
+        std::fs::rename(world.hololib().join("library"), world.path().join("elsewhere")).unwrap();
+        std::fs::create_dir(world.hololib().join("library")).unwrap();
+        let mounted = world.mount("s");
+        assert_eq!(std::fs::metadata(mounted.at("lib/data.bin")).unwrap().len(), 300_000);
+        assert_eq!(std::fs::read_dir(mounted.at("many")).unwrap().count(), 4);
+        assert!(std::fs::read(mounted.at("lib/data.bin")).is_err());
+        std::fs::remove_dir(world.hololib().join("library")).unwrap();
+        std::fs::rename(world.path().join("elsewhere"), world.hololib().join("library")).unwrap();
+        assert_eq!(std::fs::read(mounted.at("lib/data.bin")).unwrap().len(), 300_000);
+    }
+}
