@@ -10,6 +10,8 @@
 pub mod cache;
 pub mod compile;
 pub mod format;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::ops::Range;

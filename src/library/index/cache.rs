@@ -7,38 +7,49 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::Index;
 use super::compile::compile;
 use super::format::VERSION;
-use crate::library::{LibraryError, catalog};
+use super::{Index, IndexError};
+use crate::library::LibraryError;
+use crate::library::catalog::{self, CatalogError};
+use crate::library::catalogs::CatalogName;
 
-/// How a file looked.
+/// The largest catalog file, in bytes: a hundred times what real ones take.
+const MAX_FILE: u64 = 512 << 20;
+
+/// How a file looked. The change time is part of it: nobody can set it, as a modification time can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Look {
     dev: u64,
     ino: u64,
     size: u64,
     mtime: (i64, i64),
-    /// Of the index only: rcc sets a catalog's time at each restore, and reading an index never changes it.
     ctime: (i64, i64),
 }
 
 impl Look {
     fn of(path: &Path) -> std::io::Result<Self> {
-        let found = std::fs::metadata(path)?;
-        Ok(Self {
+        std::fs::metadata(path).map(|found| Self::from(&found))
+    }
+}
+
+impl From<&std::fs::Metadata> for Look {
+    fn from(found: &std::fs::Metadata) -> Self {
+        Self {
             dev: found.dev(),
             ino: found.ino(),
             size: found.size(),
             mtime: (found.mtime(), found.mtime_nsec()),
             ctime: (found.ctime(), found.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -55,70 +66,95 @@ struct Stamp {
 /// # Errors
 /// When the catalog is refused, or the cache cannot be written.
 pub fn open_or_compile(catalog_path: &Path, cache_dir: &Path) -> Result<Index, LibraryError> {
+    let named = CatalogName::of(catalog_path)
+        .ok_or_else(|| refused(catalog_path, "its name is not that of a catalog of version 12".into()))?;
     make_dir(cache_dir)?;
-    let look = Look::of(catalog_path).map_err(LibraryError::io(catalog_path))?;
-    let stamp_path = stamp_path(catalog_path, cache_dir);
-    let stamp = read_stamp(&stamp_path);
-    if let Some(stamp) = stamp.filter(|stamp| stamp.catalog == look) {
-        let path = index_path(cache_dir, &stamp.catalog_sha256);
-        let unchanged = Look::of(&path).is_ok_and(|now| now == stamp.index);
-        if let Some(index) = open_checked(&path, !unchanged) {
-            if !unchanged {
-                write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path)?;
-            }
-            return Ok(index);
-        }
+    let mut index = match open_stamped(catalog_path, cache_dir) {
+        Some(index) => index,
+        None => open_or_compile_unstamped(catalog_path, cache_dir)?,
+    };
+    // Here and not in the compiler: an index is found by the catalog's content, whatever its name.
+    if let Err(why) = named.complete(&mut index.info) {
+        return Err(refused(catalog_path, why));
     }
-    let bytes = read_whole(catalog_path)?;
+    Ok(index)
+}
+
+fn refused(catalog_path: &Path, why: String) -> LibraryError {
+    LibraryError::Catalog { path: catalog_path.to_owned(), source: CatalogError::BadHeader(why) }
+}
+
+/// The index of a catalog file that looks as it did when it was read last. Reads neither of them through, unless
+/// the index looks otherwise than it did.
+fn open_stamped(catalog_path: &Path, cache_dir: &Path) -> Option<Index> {
+    let look = Look::of(catalog_path).ok()?;
+    let stamp_path = stamp_path(catalog_path, cache_dir);
+    let stamp = read_stamp(&stamp_path).filter(|stamp| stamp.catalog == look)?;
+    let path = index_path(cache_dir, &stamp.catalog_sha256);
+    let unchanged = Look::of(&path).is_ok_and(|now| now == stamp.index);
+    let index = open_checked(&path, &stamp.catalog_sha256, !unchanged)?;
+    if !unchanged {
+        write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path);
+    }
+    Some(index)
+}
+
+fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<Index, LibraryError> {
+    let (look, bytes) = read_whole(catalog_path)?;
     let sum: [u8; 32] = Sha256::digest(&bytes).into();
-    let sum_text: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    let sum_text = hex(&sum);
     let path = index_path(cache_dir, &sum_text);
+    let stamp_path = stamp_path(catalog_path, cache_dir);
     // The same content, touched or copied: rcc touches a catalog at every restore.
-    if let Some(index) = open_checked(&path, true).filter(|index| index.catalog_sha256() == sum) {
-        write_stamp(&stamp_path, look, &sum_text, &path)?;
+    if let Some(index) = open_checked(&path, &sum_text, true) {
+        write_stamp(&stamp_path, look, &sum_text, &path);
         return Ok(index);
     }
     let tree = catalog::parse_file(&bytes)
         .map_err(|source| LibraryError::Catalog { path: catalog_path.to_owned(), source })?;
+    drop(bytes);
+    sweep(cache_dir);
     let compiled = compile(&tree, sum)
         .map_err(|source| LibraryError::Compile { path: catalog_path.to_owned(), source })?;
-    write_whole(&path, &compiled)?;
-    write_stamp(&stamp_path, look, &sum_text, &path)?;
+    write_whole(&path, &compiled).map_err(LibraryError::io(&path))?;
+    write_stamp(&stamp_path, look, &sum_text, &path);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
 }
 
 fn stamp_path(catalog_path: &Path, cache_dir: &Path) -> PathBuf {
     let absolute = std::path::absolute(catalog_path).unwrap_or_else(|_| catalog_path.to_owned());
-    let key = Sha256::digest(absolute.as_os_str().as_encoded_bytes());
-    let key: String = key.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    cache_dir.join(format!("{key}.stamp"))
+    let key: [u8; 32] = Sha256::digest(absolute.as_os_str().as_encoded_bytes()).into();
+    let (key, _) = key.split_at(8);
+    cache_dir.join(format!("{}.stamp", hex(key)))
 }
 
 fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
     cache_dir.join(format!("{sum}.v{VERSION}.idx"))
 }
 
-/// An index that is there and good; with `whole`, its checksum is computed.
-fn open_checked(path: &Path, whole: bool) -> Option<Index> {
-    match Index::open(path) {
-        Ok(Ok(index)) => match if whole { index.verify() } else { Ok(()) } {
-            Ok(()) => Some(index),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "compiling the catalog again");
-                None
-            }
-        },
-        Ok(Err(error)) => {
-            tracing::warn!(path = %path.display(), %error, "compiling the catalog again");
-            None
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "compiling the catalog again");
-            None
-        }
-    }
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The index of a catalog content that is there and good; with `whole`, its checksum is computed.
+fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
+    let opened = match Index::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => Err(error.to_string()),
+        Ok(opened) => opened
+            .and_then(|index| {
+                if hex(&index.catalog_sha256()) != sum {
+                    return Err(IndexError("it is of another catalog"));
+                }
+                if whole {
+                    index.verify()?
+                };
+                Ok(index)
+            })
+            .map_err(|error| error.to_string()),
+    };
+    opened.inspect_err(|why| tracing::warn!(path = %path.display(), %why, "compiling the catalog again")).ok()
 }
 
 fn read_stamp(path: &Path) -> Option<Stamp> {
@@ -130,33 +166,78 @@ fn read_stamp(path: &Path) -> Option<Stamp> {
     is_sum.then_some(stamp)
 }
 
-fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path) -> Result<(), LibraryError> {
-    let index = Look::of(index).map_err(LibraryError::io(index))?;
-    let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index };
-    let text = serde_json::to_vec(&stamp).unwrap_or_default();
-    write_whole(path, &text)
+/// Notes how both files look. Without the note the next mount reads both through, and that is all.
+fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path) {
+    let written = Look::of(index).and_then(|index| {
+        let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index };
+        write_whole(path, &serde_json::to_vec(&stamp)?)
+    });
+    if let Err(error) = written {
+        tracing::warn!(path = %path.display(), %error, "cannot note that a catalog was compiled");
+    }
 }
 
-fn read_whole(path: &Path) -> Result<Vec<u8>, LibraryError> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(LibraryError::io(path))?;
-    Ok(bytes)
+/// A catalog file's bytes, and how it looked before and after they were read.
+fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
+    let failed = |source| LibraryError::Io { path: path.to_owned(), source };
+    // rcc writes catalogs in place: one that is being written is read once more.
+    for _ in 0..3 {
+        // A FIFO in a catalog's place must not hang us.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        let mut file = File::from(file);
+        let before = file.metadata().map_err(failed)?;
+        if !before.is_file() {
+            return Err(refused(path, "it is not a regular file".into()));
+        }
+        if before.size() > MAX_FILE {
+            return Err(refused(path, format!("it is larger than {MAX_FILE} bytes")));
+        }
+        let mut bytes = Vec::with_capacity(before.size() as usize + 1);
+        Read::by_ref(&mut file).take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
+        let after = file.metadata().map_err(failed)?;
+        let look = Look::from(&before);
+        if look == Look::from(&after) && bytes.len() as u64 == before.size() {
+            return Ok((look, bytes));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Err(failed(std::io::Error::other("it changes while it is read; is rcc recording?")))
 }
 
-/// Writes a file under another name and renames it into place.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), LibraryError> {
+/// Writes a file under another name and renames it into place, so that nobody ever sees a part of it, and after
+/// its bytes are on the disk, so that nobody does after a power cut either.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
+    temporary.push(format!(".{}.{number}.new", std::process::id()));
     let temporary = PathBuf::from(temporary);
-    let written = File::create(&temporary)
+    // A name left over from a process of the same number is in nobody's use.
+    let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+    let written = made
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
         .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        if let Err(error) = std::fs::remove_file(&temporary) {
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(&temporary)
+    {
+        tracing::debug!(%error, "a half-written cache file stays");
+    }
+    written
+}
+
+/// Removes what writers that died left half-written.
+fn sweep(cache_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache_dir) else { return };
+    for entry in entries.flatten() {
+        let is_old = || Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs() > 3600);
+        if entry.path().extension().is_some_and(|kind| kind == "new")
+            && is_old() == Some(true)
+            && let Err(error) = std::fs::remove_file(entry.path())
+        {
             tracing::debug!(%error, "a half-written cache file stays");
         }
-        LibraryError::Io { path: path.to_owned(), source }
-    })
+    }
 }
 
 /// Makes a directory of the cache, for its owner alone.
