@@ -1,0 +1,321 @@
+//! Who may have what: decisions over facts, and over what was asked before.
+//!
+//! The facts are gathered by the program from the descriptors themselves (fstat, fstatfs, F_GETFL), never from names
+//! that could mean something else a moment later. Nothing is allowed that a rule here does not allow: each check
+//! ends in the one `Ok` at its end.
+//!
+//! Invariant: a caller gains nothing over a file or directory that it could not do itself, but a mount on a directory
+//! of its own and passthrough to files it could open itself.
+
+use std::collections::HashSet;
+
+use crate::proto::{BackingId, MountFlags, VERSION};
+
+/// How many files one session may have registered: each pins an open file in the kernel, where no limit of the
+/// caller's counts it.
+pub const MAX_BACKINGS: usize = 1 << 16;
+
+/// `/dev/fuse`: a character device, 10:229 on every Linux.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+/// Filesystems (by `f_type` of fstatfs) on which a user's directories and files are what they seem. Not FUSE, whose
+/// owners and modes some other user may invent; not procfs and its like; not network filesystems, whose server may
+/// see another owner than we do.
+const FILESYSTEMS: [(u64, &str); 8] = [
+    (0xEF53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683E, "btrfs"),
+    (0xCA45_1A4E, "bcachefs"),
+    (0xF2F5_2010, "f2fs"),
+    (0x2FC1_2FC1, "zfs"),
+    (0x0102_1994, "tmpfs"),
+    (0x794C_7630, "overlay"),
+];
+
+/// Whether a filesystem is one whose owners and modes can be believed.
+fn is_believed(f_type: u64) -> bool {
+    FILESYSTEMS.iter().any(|(known, _)| *known == f_type)
+}
+
+/// Why something is refused. The numbers are the protocol's and never change.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Deny {
+    /// There is no common version.
+    Version = 1,
+    /// Something else before hello, or hello twice.
+    NotGreeted = 2,
+    /// A second mount.
+    AlreadyMounted = 3,
+    /// Files before the mount.
+    NotMounted = 4,
+    /// The first descriptor is not `/dev/fuse`.
+    NotFuseDevice = 5,
+    /// The mountpoint is not a directory.
+    NotADirectory = 6,
+    /// The mountpoint's own path does not lead to it, or only through symbolic links: it was removed or moved about.
+    NotWhereItSays = 7,
+    /// The mountpoint belongs to somebody else.
+    NotTheOwner = 8,
+    /// The owner may not write to the mountpoint or search it.
+    NotWritable = 9,
+    /// The filesystem's owners and modes cannot be believed.
+    Filesystem = 10,
+    /// `allow_other` without the administrator's leave.
+    AllowOther = 11,
+    /// The file is not a regular file.
+    NotARegularFile = 12,
+    /// The file is open for writing only, or for its path only.
+    NotReadable = 13,
+    /// The file is somebody else's and open for writing, or not everybody's to read.
+    NotTheCallersFile = 14,
+    /// [`MAX_BACKINGS`] are registered.
+    TooMany = 15,
+    /// No such file was registered in this session.
+    UnknownBacking = 16,
+}
+
+impl Deny {
+    pub(crate) const ALL: [Deny; 16] = [
+        Self::Version,
+        Self::NotGreeted,
+        Self::AlreadyMounted,
+        Self::NotMounted,
+        Self::NotFuseDevice,
+        Self::NotADirectory,
+        Self::NotWhereItSays,
+        Self::NotTheOwner,
+        Self::NotWritable,
+        Self::Filesystem,
+        Self::AllowOther,
+        Self::NotARegularFile,
+        Self::NotReadable,
+        Self::NotTheCallersFile,
+        Self::TooMany,
+        Self::UnknownBacking,
+    ];
+
+    pub(crate) fn of(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|deny| *deny as u32 == number)
+    }
+}
+
+impl std::fmt::Display for Deny {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Version => "there is no version of the protocol that both speak",
+            Self::NotGreeted => "a session begins with one hello",
+            Self::AlreadyMounted => "one session mounts once",
+            Self::NotMounted => "files can be registered only after the mount",
+            Self::NotFuseDevice => "the descriptor is not /dev/fuse",
+            Self::NotADirectory => "the mountpoint is not a directory",
+            Self::NotWhereItSays => "the mountpoint is not where its path says",
+            Self::NotTheOwner => "the mountpoint belongs to another user",
+            Self::NotWritable => "the owner may not write to the mountpoint",
+            Self::Filesystem => "owners and modes on this filesystem cannot be believed",
+            Self::AllowOther => "allow_other needs user_allow_other in /etc/fuse.conf",
+            Self::NotARegularFile => "not a regular file",
+            Self::NotReadable => "the file is not open for reading",
+            Self::NotTheCallersFile => "the file is another user's and not for everybody to read",
+            Self::TooMany => "too many files are registered",
+            Self::UnknownBacking => "no such file was registered",
+        })
+    }
+}
+
+impl std::error::Error for Deny {}
+
+/// Allowed, or why not.
+pub type Verdict = Result<(), Deny>;
+
+/// What fstat says of the descriptor that should be `/dev/fuse`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceFacts {
+    /// Whether it is a character device.
+    pub is_char_device: bool,
+    /// Its major and minor number.
+    pub rdev: (u32, u32),
+}
+
+/// What is known of the directory to mount on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MountpointFacts {
+    /// fstat: whether it is a directory.
+    pub is_dir: bool,
+    /// fstat: its owner.
+    pub owner: u32,
+    /// fstat: its permission bits.
+    pub mode: u32,
+    /// Whether its path in `/proc/self/fd`, resolved with `RESOLVE_NO_SYMLINKS`, leads to the same inode.
+    pub resolved_without_symlinks: bool,
+    /// fstatfs: the type of its filesystem.
+    pub f_type: u64,
+}
+
+/// How a descriptor was opened (F_GETFL).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// O_RDONLY.
+    Read,
+    /// O_RDWR.
+    ReadWrite,
+    /// O_WRONLY.
+    Write,
+    /// O_PATH.
+    Path,
+}
+
+/// What is known of a file to be registered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BackingFacts {
+    /// fstat: whether it is a regular file.
+    pub is_regular: bool,
+    /// fstat: its owner.
+    pub owner: u32,
+    /// fstat: its permission bits.
+    pub mode: u32,
+    /// How it was opened.
+    pub access: Access,
+    /// fstatfs: the type of its filesystem.
+    pub f_type: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    New,
+    Greeted,
+    Mounted,
+}
+
+/// What one caller has been given so far.
+#[derive(Debug)]
+pub struct Session {
+    caller: u32,
+    state: State,
+    backings: HashSet<BackingId>,
+}
+
+impl Session {
+    /// A session for the real user id that started the helper.
+    #[must_use]
+    pub fn new(caller: u32) -> Self {
+        Self { caller, state: State::New, backings: HashSet::new() }
+    }
+
+    /// Decides over a hello, and remembers it when it is allowed.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn hello(&mut self, version: u16) -> Verdict {
+        if self.state != State::New {
+            return Err(Deny::NotGreeted);
+        }
+        // Whoever speaks a newer version speaks this one as well.
+        if version < VERSION {
+            return Err(Deny::Version);
+        }
+        self.state = State::Greeted;
+        Ok(())
+    }
+
+    /// Decides over a mount. `user_allow_other` is the administrator's word in `/etc/fuse.conf`.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn may_mount(
+        &self,
+        flags: MountFlags,
+        user_allow_other: bool,
+        device: &DeviceFacts,
+        mountpoint: &MountpointFacts,
+    ) -> Verdict {
+        match self.state {
+            State::New => return Err(Deny::NotGreeted),
+            State::Mounted => return Err(Deny::AlreadyMounted),
+            State::Greeted => {}
+        }
+        if flags.allow_other && !user_allow_other {
+            return Err(Deny::AllowOther);
+        }
+        if !device.is_char_device || device.rdev != FUSE_DEVICE {
+            return Err(Deny::NotFuseDevice);
+        }
+        if !mountpoint.is_dir {
+            return Err(Deny::NotADirectory);
+        }
+        if !mountpoint.resolved_without_symlinks {
+            return Err(Deny::NotWhereItSays);
+        }
+        if !is_believed(mountpoint.f_type) {
+            return Err(Deny::Filesystem);
+        }
+        // Root as well: it has no need of the helper, and a script of root's should not mount over a user's directory
+        // by mistake.
+        if mountpoint.owner != self.caller {
+            return Err(Deny::NotTheOwner);
+        }
+        if mountpoint.mode & 0o300 != 0o300 {
+            return Err(Deny::NotWritable);
+        }
+        Ok(())
+    }
+
+    /// Remembers that the mount was made.
+    pub fn mounted(&mut self) {
+        self.state = State::Mounted;
+    }
+
+    /// Decides over a file for passthrough.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn may_open_backing(&self, file: &BackingFacts) -> Verdict {
+        self.has_mounted()?;
+        if !file.is_regular {
+            return Err(Deny::NotARegularFile);
+        }
+        let writes = match file.access {
+            Access::Read => false,
+            Access::ReadWrite => true,
+            Access::Write | Access::Path => return Err(Deny::NotReadable),
+        };
+        if !is_believed(file.f_type) {
+            return Err(Deny::Filesystem);
+        }
+        // An open descriptor is not proof that the caller could open the file: it may have been handed over. Group
+        // permissions do not count, since the helper does not know which groups the caller had then.
+        let reads_by_right = !writes && file.mode & 0o004 != 0;
+        if file.owner != self.caller && !reads_by_right {
+            return Err(Deny::NotTheCallersFile);
+        }
+        if self.backings.len() >= MAX_BACKINGS {
+            return Err(Deny::TooMany);
+        }
+        Ok(())
+    }
+
+    /// Remembers that the kernel registered a file.
+    pub fn backing_opened(&mut self, id: BackingId) {
+        self.backings.insert(id);
+    }
+
+    /// Decides over forgetting a file, and remembers it when it is allowed.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn close_backing(&mut self, id: BackingId) -> Verdict {
+        self.has_mounted()?;
+        if self.backings.remove(&id) { Ok(()) } else { Err(Deny::UnknownBacking) }
+    }
+
+    fn has_mounted(&self) -> Verdict {
+        match self.state {
+            State::New => Err(Deny::NotGreeted),
+            State::Greeted => Err(Deny::NotMounted),
+            State::Mounted => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Every message there is, every way to spoil one, and random bytes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn requests() -> Vec<Request> {
+    let mut all = vec![
+        Request::Hello { version: 1 },
+        Request::Hello { version: u16::MAX },
+        Request::BackingOpen,
+        Request::BackingClose { id: BackingId(1) },
+        Request::BackingClose { id: BackingId(i32::MAX as u32) },
+    ];
+    all.extend((0..8).map(|bits| Request::Mount { flags: MountFlags::of(bits).unwrap() }));
+    all
+}
+
+fn replies() -> Vec<Reply> {
+    let mut all = vec![
+        Reply::Hello { version: 1 },
+        Reply::Mounted,
+        Reply::BackingOpened { id: BackingId(7) },
+        Reply::BackingClosed,
+        Reply::NotUnderstood,
+    ];
+    for opcode in Opcode::ALL {
+        all.push(Reply::Failed { opcode, errno: 1 });
+        all.push(Reply::Failed { opcode, errno: 4095 });
+        all.extend(Deny::ALL.into_iter().map(|reason| Reply::Denied { opcode, reason }));
+    }
+    all
+}
+
+/// `bytes` with other ones at an offset.
+fn with(mut bytes: [u8; SIZE], at: usize, new: &[u8]) -> [u8; SIZE] {
+    bytes[at..at + new.len()].copy_from_slice(new);
+    bytes
+}
+
+#[test]
+fn every_message_comes_back() {
+    for request in requests() {
+        assert_eq!(Request::decode(&request.encode(), request.opcode().fds()), Ok(request));
+    }
+    for reply in replies() {
+        assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+    }
+}
+
+#[test]
+fn the_bytes_are_these_for_ever() {
+    let close = Request::BackingClose { id: BackingId(0x0102_0304) };
+    let mut wanted = *b"HfsQ\x01\0\x04\0\0\0\0\0\x04\x03\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    assert_eq!(close.encode(), wanted);
+    wanted = *b"HfsR\x01\0\x02\0\x02\0\0\0\x0d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    assert_eq!(Reply::Failed { opcode: Opcode::Mount, errno: 13 }.encode(), wanted);
+    let flags = MountFlags { read_only: true, no_exec: false, allow_other: true };
+    assert_eq!(Request::Mount { flags }.encode()[8..12], [5, 0, 0, 0]);
+}
+
+#[test]
+fn other_sizes_are_refused() {
+    let bytes = Request::BackingOpen.encode();
+    let longer = [&bytes[..], &[0]].concat();
+    for size in 0..SIZE {
+        assert_eq!(Request::decode(&bytes[..size], 1), Err(ProtoError::Size(size)));
+        assert_eq!(Reply::decode(&bytes[..size]), Err(ProtoError::Size(size)));
+    }
+    assert_eq!(Request::decode(&longer, 1), Err(ProtoError::Size(SIZE + 1)));
+}
+
+#[test]
+fn each_field_of_a_request_is_checked() {
+    let hello = Request::Hello { version: 1 }.encode();
+    let mount = Request::Mount { flags: MountFlags::default() }.encode();
+    let open = Request::BackingOpen.encode();
+    let close = Request::BackingClose { id: BackingId(1) }.encode();
+    let field = ProtoError::Field;
+    for (bytes, fds, error) in [
+        (with(hello, 0, b"HfsR"), 0, ProtoError::Magic),
+        (with(hello, 4, &[2, 0]), 0, ProtoError::Version(2)),
+        (with(hello, 4, &[0, 0]), 0, ProtoError::Version(0)),
+        (with(hello, 6, &[0, 0]), 0, ProtoError::Opcode(0)),
+        (with(hello, 6, &[5, 0]), 0, ProtoError::Opcode(5)),
+        (with(hello, 8, &[1]), 0, field("the flags")),
+        (with(hello, 12, &[0]), 0, field("the version")),
+        (with(hello, 14, &[1]), 0, field("the version")),
+        (with(mount, 8, &[8]), 2, field("the flags")),
+        (with(mount, 11, &[0x80]), 2, field("the flags")),
+        (with(mount, 12, &[1]), 2, field("the id")),
+        (with(open, 8, &[1]), 1, field("the flags")),
+        (with(open, 12, &[1]), 1, field("the id")),
+        (with(close, 12, &[0]), 0, field("the id")),
+        (with(close, 15, &[0x80]), 0, field("the id")),
+        (with(close, 16, &[1]), 0, field("the padding")),
+        (with(close, 31, &[1]), 0, field("the padding")),
+    ] {
+        assert_eq!(Request::decode(&bytes, fds), Err(error), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_request_brings_exactly_its_descriptors() {
+    for request in requests() {
+        let wanted = request.opcode().fds();
+        for got in (0..4).filter(|got| *got != wanted) {
+            let error = ProtoError::Descriptors { got, wanted };
+            assert_eq!(Request::decode(&request.encode(), got), Err(error));
+        }
+    }
+}
+
+#[test]
+fn each_field_of_a_reply_is_checked() {
+    let mounted = Reply::Mounted.encode();
+    let denied = Reply::Denied { opcode: Opcode::Mount, reason: Deny::NotGreeted }.encode();
+    let failed = Reply::Failed { opcode: Opcode::Mount, errno: 1 }.encode();
+    let field = ProtoError::Field;
+    for (bytes, error) in [
+        (with(mounted, 0, b"HfsQ"), ProtoError::Magic),
+        (with(mounted, 6, &[9]), ProtoError::Opcode(9)),
+        (with(mounted, 8, &[4]), ProtoError::Status(4)),
+        (with(mounted, 12, &[1]), field("the detail")),
+        (with(mounted, 20, &[1]), field("the padding")),
+        (with(denied, 12, &[0]), field("the reason")),
+        (with(denied, 13, &[1]), field("the reason")),
+        (with(failed, 12, &[0]), field("the errno")),
+        (with(failed, 12, &[0, 0x10]), field("the errno")),
+        (with(Reply::NotUnderstood.encode(), 6, &[1]), field("the opcode")),
+        (with(Reply::NotUnderstood.encode(), 12, &[1]), field("the detail")),
+        (with(Reply::Hello { version: 1 }.encode(), 12, &[0]), field("the version")),
+        (with(Reply::BackingOpened { id: BackingId(1) }.encode(), 12, &[0]), field("the id")),
+    ] {
+        assert_eq!(Reply::decode(&bytes), Err(error), "{bytes:?}");
+    }
+}
+
+/// Bytes that get past the first checks often enough to reach the others.
+fn nearly() -> impl Strategy<Value = Vec<u8>> {
+    let small = prop_oneof![3 => Just(0u8), 2 => 0..6u8, 1 => any::<u8>()];
+    let fields = prop::collection::vec(small, 10..=10);
+    (
+        prop_oneof![Just(REQUEST), Just(REPLY)],
+        fields,
+        any::<prop::sample::Index>(),
+        any::<u8>(),
+        any::<bool>(),
+    )
+        .prop_map(|(magic, fields, at, byte, spoil)| {
+            let mut bytes = [&magic[..], &VERSION.to_le_bytes(), &fields].concat();
+            bytes.resize(SIZE, 0);
+            if spoil {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        })
+}
+
+proptest! {
+    #[test]
+    fn what_is_accepted_is_what_would_be_sent(
+        bytes in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..70)],
+        fds in 0..4usize,
+    ) {
+        if let Ok(request) = Request::decode(&bytes, fds) {
+            prop_assert_eq!(&request.encode()[..], &bytes[..]);
+            prop_assert_eq!(request.opcode().fds(), fds);
+        }
+        if let Ok(reply) = Reply::decode(&bytes) {
+            prop_assert_eq!(&reply.encode()[..], &bytes[..]);
+        }
+    }
+}
