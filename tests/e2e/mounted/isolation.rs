@@ -9,15 +9,14 @@ use crate::common::manifest::read_tree;
 use crate::common::{Library, Mounted, World, files_below, sh};
 
 /// All that can be known of a library's files, but for rcc's own stamps of use.
-fn library_state(hololib: &Path) -> BTreeMap<PathBuf, (u64, u64, u32, i64, i64, i64, Vec<u8>)> {
+fn library_state(hololib: &Path) -> BTreeMap<PathBuf, (Vec<i64>, Vec<u8>)> {
     let files = files_below(hololib).into_iter().filter(|path| !path.starts_with("used"));
     files
         .map(|path| {
             let stat = std::fs::symlink_metadata(hololib.join(&path)).unwrap();
             let bytes = std::fs::read(hololib.join(&path)).unwrap();
-            let seen =
-                (stat.ino(), stat.len(), stat.mode(), stat.mtime(), stat.mtime_nsec(), stat.ctime(), bytes);
-            (path, seen)
+            let times = [stat.mtime(), stat.mtime_nsec(), stat.ctime(), stat.ctime_nsec()];
+            (path, ([&times[..], &[i64::from(stat.mode())]].concat(), bytes))
         })
         .collect()
 }

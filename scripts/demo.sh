@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# From nothing to a mounted Python environment: builds holofs, records a real venv with real packages, mounts it,
+# runs Python from it, shows that a change stays private, and unmounts. Leaves nothing but the build behind.
+#   scripts/demo.sh [DIRECTORY]     the demo's files (default: a temporary directory, removed at the end)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+PACKAGES="numpy requests pyyaml robotframework"
+
+need_package python3 python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing_packages+=(ca-certificates)
+install_missing
+need_fuse
+need_rust
+
+say "building holofs"
+cargo build --release --quiet
+holofs=${CARGO_TARGET_DIR:-target}/release/holofs
+holofs=$(realpath "$holofs")
+
+if [ $# -gt 0 ]; then
+    mkdir -p "$1"
+    dir=$(realpath "$1")
+else
+    dir=$(mktemp -d /var/tmp/holofs-demo.XXXXXX)
+fi
+export ROBOCORP_HOME=$dir/home
+finish() {
+    status=$?
+    "$holofs" unmount --all --silent >/dev/null 2>&1 || true
+    if [ $# -eq 0 ]; then rm -rf "$dir"; fi
+    exit "$status"
+}
+trap 'finish "$@"' EXIT
+
+# show COMMAND...: prints it, runs it, and says how long it took.
+show() {
+    local begin end
+    printf '\033[32m$\033[0m %s\n' "${*//$dir/\~}"
+    begin=$(date +%s%N)
+    "$@"
+    end=$(date +%s%N)
+    printf '\033[2m# %d ms\033[0m\n' $(((end - begin) / 1000000))
+}
+
+say "recording a venv with $PACKAGES (once)"
+if [ ! -d "$ROBOCORP_HOME/hololib/catalog" ]; then
+    mkdir -p "$dir"
+    printf 'packages: %s\n' "$PACKAGES" >"$dir/blueprint.yaml"
+    show "$holofs" record "$ROBOCORP_HOME" --blueprint "$dir/blueprint.yaml" -- sh -c "
+        python3 -m venv --copies \"\$HOLOFS_STAGE\" &&
+        \"\$HOLOFS_STAGE/bin/pip\" install --quiet --disable-pip-version-check $PACKAGES"
+fi
+show "$holofs" catalogs "$ROBOCORP_HOME"
+touch "$dir/mark"
+sleep 0.05
+
+say "mounting: the whole environment, at once"
+show "$holofs" mount "$ROBOCORP_HOME" demo
+space=$("$holofs" path demo)
+show "$space/bin/python" -c 'import numpy, yaml, requests, robot, sys; print("imported from", sys.prefix)'
+show "$space/bin/pip" --version
+show du -sh --apparent-size "$space"
+
+say "a write stays in its space"
+show "$space/bin/pip" install --quiet --disable-pip-version-check tomlkit
+show "$space/bin/python" -c 'import tomlkit; print("tomlkit", tomlkit.__version__)'
+show "$holofs" mount "$ROBOCORP_HOME" other
+other=$("$holofs" path other)
+show "$other/bin/python" -c 'import importlib.util as u; print("tomlkit in the other space:", u.find_spec("tomlkit"))'
+show "$holofs" list
+
+say "the library is untouched"
+changed=$(find "$ROBOCORP_HOME/hololib" -type f -newer "$dir/mark" -not -path '*/used/*' | wc -l)
+printf 'files of the library changed since it was recorded: %d\n' "$changed"
+[ "$changed" = 0 ] || die "the library was changed"
+
+say "unmounting; the change is there at the next mount"
+show "$holofs" unmount demo other
+show "$holofs" mount "$ROBOCORP_HOME" demo
+show "$space/bin/python" -c 'import tomlkit; print("tomlkit", tomlkit.__version__)'
+show fusermount3 -u "$space"
+say "done"

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs what is missing on a fresh Debian or Ubuntu and runs all tests, as root and as an ordinary user.
+#   scripts/test.sh [ARGUMENTS FOR CARGO TEST]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+need_package mkfs.xfs xfsprogs
+need_package mkfs.btrfs btrfs-progs
+need_package mkfs.ext4 e2fsprogs
+need_package getfattr attr
+need_package setpriv util-linux
+need_package losetup mount
+need_package python3 python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing_packages+=(ca-certificates)
+install_missing
+need_fuse
+need_rust
+
+# Under root the tests run a second time as this user.
+if [ "$(id -u)" = 0 ] && ! id holofs-test >/dev/null 2>&1; then
+    say "making the user holofs-test"
+    useradd --system --no-create-home --shell /usr/sbin/nologin holofs-test
+fi
+
+if [ $# -gt 0 ]; then
+    exec cargo test --workspace "$@"
+fi
+
+say "building"
+cargo test --workspace --no-run
+say "testing"
+started=$(date +%s)
+# A hung mount must not hang the run: after this long something is wrong.
+timeout --kill-after=30 1200 cargo test --workspace --no-fail-fast
+say "all tests passed in $(($(date +%s) - started)) s"
