@@ -6,7 +6,7 @@
 //!
 //! It does two things better than rcc, and both are invisible to rcc: the catalog is written last, so that no reader
 //! ever sees one with blobs missing; and every digest it names has a blob, also those of links that lead nowhere.
-//! [`search`] and [`catalog`] tell the two intended differences in the catalogs themselves.
+//! `record/search.rs` and `record/catalog.rs` tell the two intended differences in the catalogs themselves.
 //!
 //! Invariant: a library is only ever added to, and whatever instant the recorder dies, it holds nothing half made
 //! under a name that anybody reads.
