@@ -5,6 +5,7 @@
 //! readers do not agree on which one counts.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::json::{Lexer, Pieces, Stop};
 use super::{
@@ -19,7 +20,7 @@ pub(super) fn build(pieces: impl Pieces) -> Result<Tree, CatalogError> {
     let mut builder = Builder {
         json: Lexer::new(pieces),
         tree: Tree::default(),
-        known_digests: HashMap::new(),
+        known_digests: HashMap::with_hasher(Keyed::new()),
         path: Vec::new(),
         hidden: false,
         has_tree: false,
@@ -40,7 +41,7 @@ pub(super) fn build(pieces: impl Pieces) -> Result<Tree, CatalogError> {
 struct Builder<P> {
     json: Lexer<P>,
     tree: Tree,
-    known_digests: HashMap<Digest, u32>,
+    known_digests: HashMap<Digest, u32, Keyed>,
     /// The names that lead to the entry that is being read.
     path: Vec<Text>,
     /// Whether that entry lies below a link to a directory, and is no part of the tree.
@@ -53,6 +54,55 @@ struct Mark {
     entries: usize,
     strings: usize,
     relocations: usize,
+}
+
+/// A quick hash for digests. Keyed at random, since the digests may be chosen to collide.
+#[derive(Clone)]
+struct Keyed(u64, u64);
+
+impl Keyed {
+    fn new() -> Self {
+        let random = RandomState::new();
+        // An odd multiplier keeps all bits.
+        Self(random.hash_one(1), random.hash_one(2) | 1)
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Hasher for Keyed {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        for byte in rest {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word) * u128::from(self.1);
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The fields of an object that were seen.
@@ -75,13 +125,13 @@ impl<P: Pieces> Builder<P> {
         self.json.expect(b'{', "an object was expected")?;
         let (mut first, mut seen) = (true, Seen::default());
         while self.json.next_member(&mut first)? {
-            let field = match self.json.string()? {
-                "rcc" => 0,
-                "identity" => 1,
-                "path" => 2,
-                "platform" => 3,
-                "blueprint" => 4,
-                "tree" => 5,
+            let field = match self.json.bytes()? {
+                b"rcc" => 0,
+                b"identity" => 1,
+                b"path" => 2,
+                b"platform" => 3,
+                b"blueprint" => 4,
+                b"tree" => 5,
                 _ => u32::MAX,
             };
             self.colon()?;
@@ -121,12 +171,12 @@ impl<P: Pieces> Builder<P> {
         let (mut link, mut shadow) = (None, false);
         self.json.expect(b'{', "an object was expected")?;
         while self.json.next_member(&mut first)? {
-            let field = match self.json.string()? {
-                "name" => 0,
-                "symlink" => 1,
-                "subdirs" => 2,
-                "files" => 3,
-                "shadow" => 4,
+            let field = match self.json.bytes()? {
+                b"name" => 0,
+                b"symlink" => 1,
+                b"subdirs" => 2,
+                b"files" => 3,
+                b"shadow" => 4,
                 _ => u32::MAX,
             };
             self.colon()?;
@@ -202,13 +252,13 @@ impl<P: Pieces> Builder<P> {
         let mut digest = Err(String::new());
         self.json.expect(b'{', "an object was expected")?;
         while self.json.next_member(&mut first)? {
-            let field = match self.json.string()? {
-                "name" => 0,
-                "symlink" => 1,
-                "size" => 2,
-                "mode" => 3,
-                "digest" => 4,
-                "rewrite" => 5,
+            let field = match self.json.bytes()? {
+                b"name" => 0,
+                b"symlink" => 1,
+                b"size" => 2,
+                b"mode" => 3,
+                b"digest" => 4,
+                b"rewrite" => 5,
                 _ => u32::MAX,
             };
             self.colon()?;
@@ -229,8 +279,9 @@ impl<P: Pieces> Builder<P> {
                     mode = u32::try_from(said).map_err(|_| Stop::Entry(format!("a mode of {said}")))?;
                 }
                 4 => {
-                    let said = self.json.string()?;
-                    digest = said.parse().map_err(|_| said.chars().take(80).collect());
+                    let said = self.json.bytes()?;
+                    digest = Digest::parse(said)
+                        .map_err(|_| String::from_utf8_lossy(said).chars().take(80).collect::<String>());
                 }
                 _ => self.offsets()?,
             }
@@ -305,10 +356,10 @@ impl<P: Pieces> Builder<P> {
     }
 
     fn same_name(&mut self, name: Text) -> Result<(), Stop> {
-        let said = self.json.string()?;
+        let said = self.json.bytes()?;
         // The root's name is the empty one, and nobody's concern.
-        if !self.path.is_empty() && self.tree.text(name) != said.as_bytes() {
-            return Err(Stop::Entry(format!("it calls itself {said:?}")));
+        if !self.path.is_empty() && self.tree.text(name) != said {
+            return Err(Stop::Entry(format!("it calls itself {:?}", String::from_utf8_lossy(said))));
         }
         Ok(())
     }

@@ -47,6 +47,40 @@ fn is_plain(byte: u8) -> bool {
     byte >= 0x20 && byte != b'"' && byte != b'\\'
 }
 
+/// How many bytes at the beginning mean themselves within a string. Eight at a time: most of a catalog is digests.
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    // The high bit of each byte that is zero; of the lowest such byte at least, which is the one that counts.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let mut len = 0;
+    for chunk in bytes.as_chunks::<8>().0 {
+        let word = u64::from_le_bytes(*chunk);
+        let controls = word.wrapping_sub(0x20 * ONES) & !word & HIGH;
+        let ends = zeros(word ^ (0x22 * ONES)) | zeros(word ^ (0x5c * ONES)) | controls;
+        if ends != 0 {
+            return len + (ends.trailing_zeros() / 8) as usize;
+        }
+        len += 8;
+    }
+    let rest = bytes.get(len..).unwrap_or_default();
+    len + rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len())
+}
+
+/// How many bytes at the beginning are white space. Eight at a time: rcc indents.
+fn blank_len(bytes: &[u8]) -> usize {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
+    // Between two tokens of one line, and at the end of a line.
+    let start = bytes.iter().take(2).take_while(|byte| is_blank(byte)).count();
+    if start < 2 {
+        return start;
+    }
+    let (words, _) = bytes.get(start..).unwrap_or_default().as_chunks::<8>();
+    let len = start + 8 * words.iter().take_while(|word| **word == *b"        ").count();
+    let rest = bytes.get(len..).unwrap_or_default();
+    len + rest.iter().take_while(|byte| is_blank(byte)).count()
+}
+
 impl<P: Pieces> Lexer<P> {
     pub(super) fn new(pieces: P) -> Self {
         Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
@@ -94,14 +128,12 @@ impl<P: Pieces> Lexer<P> {
     /// The next byte that is no white space, left where it is.
     pub(super) fn peek(&mut self) -> Result<u8, Stop> {
         loop {
-            let rest = self.piece.get(self.at..).unwrap_or_default();
-            match rest.iter().position(|byte| !matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
-                Some(skipped) => {
-                    self.at += skipped;
-                    return self.peek_any();
-                }
-                None if self.refill()? => {}
-                None => return Err(Stop::Json("the text ends too early")),
+            self.at += blank_len(self.piece.get(self.at..).unwrap_or_default());
+            if let Some(byte) = self.piece.get(self.at) {
+                return Ok(*byte);
+            }
+            if !self.refill()? {
+                return Err(Stop::Json("the text ends too early"));
             }
         }
     }
@@ -162,22 +194,21 @@ impl<P: Pieces> Lexer<P> {
 
     /// A string.
     pub(super) fn string(&mut self) -> Result<&str, Stop> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| Stop::Json("a string is not UTF-8"))
+    }
+
+    /// A string's bytes, which may be no UTF-8: to compare with what is known.
+    pub(super) fn bytes(&mut self) -> Result<&[u8], Stop> {
         self.expect(b'"', "a string was expected")?;
         let start = self.at;
         let rest = self.piece.get(start..).unwrap_or_default();
-        let plain = rest.iter().position(|byte| !is_plain(*byte));
-        let borrowed = plain.filter(|end| rest.get(*end) == Some(&b'"'));
-        let text = match borrowed {
-            Some(len) => {
-                self.at = start + len + 1;
-                self.piece.get(start..start + len).unwrap_or_default()
-            }
-            None => {
-                self.string_in_pieces()?;
-                &self.scratch
-            }
-        };
-        std::str::from_utf8(text).map_err(|_| Stop::Json("a string is not UTF-8"))
+        let len = plain_len(rest);
+        if rest.get(len) == Some(&b'"') {
+            self.at = start + len + 1;
+            return Ok(self.piece.get(start..start + len).unwrap_or_default());
+        }
+        self.string_in_pieces()?;
+        Ok(&self.scratch)
     }
 
     /// The rest of a string that has escapes or goes on in the next piece, into `scratch`.
@@ -186,7 +217,7 @@ impl<P: Pieces> Lexer<P> {
         self.scratch.clear();
         loop {
             let rest = self.piece.get(self.at..).unwrap_or_default();
-            let plain = rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len());
+            let plain = plain_len(rest);
             self.scratch.extend_from_slice(rest.get(..plain).unwrap_or_default());
             self.at += plain;
             if self.scratch.len() > MAX_STRING {
