@@ -181,7 +181,7 @@ pub fn mount(
 /// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
 fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
     let identity = plan.space.identity.as_str();
-    let Some(live) = registry::find(identity)? else { return Ok(None) };
+    let Some(live) = registry::find(&plan.state_dir)? else { return Ok(None) };
     if fuse_mount::is_dead(&live.mountpoint) {
         tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
         fuse_mount::unmount(&live.mountpoint, true)

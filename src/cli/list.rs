@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 
 /// Every space, by identity.
 pub(super) fn rows(context: &Context) -> Result<BTreeMap<String, Row>, Failure> {
-    let live = mounts()?;
+    let live = mounts(context)?;
     let mut rows = BTreeMap::new();
     for identity in identities(context, &live) {
         if let Some(row) = row(&identity, context, &live) {

@@ -1,6 +1,6 @@
 //! `holofs unmount`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::exit::{FAILED, Failure, NOT_FOUND, OK, USAGE, failure};
@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let live = mounts()?;
+    let live = mounts(context)?;
     let mut ended = Vec::new();
     if args.all {
         for mount in &live {
@@ -47,8 +47,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         }
     }
     for given in &args.spaces {
-        match live.iter().rfind(|mount| means(given, mount, context)) {
-            Some(mount) => ended.push(end(mount, args, context)?),
+        if let Some(mount) = live.iter().rfind(|mount| means(given, mount, context)) {
+            ended.push(end(mount, args, context)?);
+            continue;
+        }
+        match of_another_home(given)? {
+            Some(mount) => {
+                if args.discard {
+                    let what = format!("{given}: its changes are not in this home");
+                    return Err(failure(USAGE, what, Some("give its --home, or set HOLOFS_HOME")));
+                }
+                // Its record cannot be read from here, so there is nothing to wait for.
+                ended.push(
+                    session::unmount(&mount, Path::new("/dev/null"), args.lazy, Duration::ZERO)?.mountpoint,
+                );
+            }
             None if args.strict => {
                 return Err(failure(NOT_FOUND, format!("{given}: not mounted"), Some("`holofs list`")));
             }
@@ -71,9 +84,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 }
 
 /// Our mounts, as the kernel tells them.
-pub(super) fn mounts() -> Result<Vec<MountEntry>, Failure> {
-    mountinfo::holofs_mounts()
+pub(super) fn mounts(context: &Context) -> Result<Vec<MountEntry>, Failure> {
+    mountinfo::holofs_mounts_of(&context.env.spaces_dir())
         .map_err(|error| failure(FAILED, format!("/proc/self/mountinfo: {error}"), None))
+}
+
+/// A mount that is named by its path, and whose state is in another home than this one.
+fn of_another_home(given: &str) -> Result<Option<MountEntry>, Failure> {
+    let Ok(path) = crate::space::home::absolute(given.as_ref()) else { return Ok(None) };
+    let mounts = mountinfo::holofs_mounts()
+        .map_err(|error| failure(FAILED, format!("/proc/self/mountinfo: {error}"), None))?;
+    Ok(mounts.into_iter().rfind(|mount| given.contains('/') && mount.mountpoint == path))
 }
 
 /// Whether what was typed is this mount: its path, its identity, or the name of the space.

@@ -1,24 +1,22 @@
 //! Live mounts: found in mountinfo, never by a remembered path, since a mount can move with its directory.
 
+use std::path::Path;
+
 use super::Error;
 use crate::fs::error::io_errno;
-use crate::sys::mountinfo::{self, MountEntry, SOURCE_PREFIX};
+use crate::sys::mountinfo::{self, MountEntry};
 
-/// The source of the mount of a space.
-#[must_use]
-pub fn source_of(identity: &str) -> String {
-    format!("{SOURCE_PREFIX}{identity}")
-}
-
-/// The mount of a space; the topmost, should there be several.
+/// The mount of the space whose state is in `state_dir`; the topmost, should there be several.
 ///
 /// # Errors
 /// When mountinfo cannot be read.
-pub fn find(identity: &str) -> Result<Option<MountEntry>, Error> {
-    let mounts = mountinfo::holofs_mounts().map_err(|source| Error::Os {
+pub fn find(state_dir: &Path) -> Result<Option<MountEntry>, Error> {
+    let spaces = state_dir.parent().unwrap_or(state_dir);
+    let mounts = mountinfo::holofs_mounts_of(spaces).map_err(|source| Error::Os {
         path: "/proc/self/mountinfo".into(),
         call: "read",
         source: io_errno(&source),
     })?;
-    Ok(mounts.into_iter().rfind(|mount| mount.identity() == Some(identity)))
+    let identity = state_dir.file_name().and_then(|name| name.to_str());
+    Ok(mounts.into_iter().rfind(|mount| mount.identity() == identity))
 }

@@ -1,7 +1,7 @@
 //! Serving one mount: the layers put together, the loops run, the end tidied up.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +14,7 @@ use signal_hook::iterator::Signals;
 use super::registry;
 use super::{Error, Mounted, millis};
 use crate::fs::Fs;
+use crate::fs::error::io_errno;
 use crate::fuse::Adapter;
 use crate::library::blob::{Blobs, HololibStore};
 use crate::library::cache::BlobCache;
@@ -27,7 +28,7 @@ use crate::space::SpaceError;
 use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::process;
+use crate::sys::{mountinfo, process};
 
 /// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -53,8 +54,7 @@ impl<'p> Prepared<'p> {
             match plan.claim(&index.catalog_sha256()) {
                 // Nothing is mounted, so whoever has the space is ending, or starting as we are.
                 Err(SpaceError::Busy { .. })
-                    if Instant::now() < deadline
-                        && registry::find(plan.space.identity.as_str())?.is_none() =>
+                    if Instant::now() < deadline && registry::find(&plan.state_dir)?.is_none() =>
                 {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -79,7 +79,7 @@ impl<'p> Prepared<'p> {
         let (fs, reflink) = build(plan, &index, owner)?;
         let mountpoint = plan.space.mountpoint.clone();
         let mount_error = |source| Error::Mount { path: mountpoint.clone(), source };
-        let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)).map_err(mount_error)?;
+        let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)?).map_err(mount_error)?;
         let session = match Session::from_fd(Adapter::new(Arc::new(fs)), fd, acl(plan), loops()) {
             Ok(session) => session,
             Err(error) => {
@@ -121,7 +121,7 @@ fn run(
         return Err(error.into());
     }
     ready(mounted);
-    end_on_signal(signals, plan.space.identity.to_string())?;
+    end_on_signal(signals, plan.state_dir.clone())?;
     // rcc's description of the space takes as long as the catalog is large, so it is written while we answer.
     if let Err(error) = claim.publish() {
         tracing::warn!(%error, "rcc will not list this space");
@@ -147,11 +147,11 @@ fn finish(plan: &MountPlan, state: &StateDir) -> Result<(), Error> {
 }
 
 /// Unmounts when told to end. The thread goes with the process.
-fn end_on_signal(mut signals: Signals, identity: String) -> Result<(), Error> {
+fn end_on_signal(mut signals: Signals, state_dir: PathBuf) -> Result<(), Error> {
     let watch = move || {
         for signal in signals.forever() {
             tracing::info!(signal, "asked to end");
-            match registry::find(&identity) {
+            match registry::find(&state_dir) {
                 Ok(Some(live)) => undo_mount(&live.mountpoint),
                 Ok(None) => break,
                 Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
@@ -236,13 +236,18 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
-fn mount_options(plan: &MountPlan) -> fuse_mount::Options {
-    fuse_mount::Options {
-        source: registry::source_of(plan.space.identity.as_str()),
+fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
+    let source = mountinfo::source_of(&plan.state_dir).map_err(|error| Error::Os {
+        path: plan.state_dir.clone(),
+        call: "stat",
+        source: io_errno(&error),
+    })?;
+    Ok(fuse_mount::Options {
+        source,
         allow_other: plan.allow_other,
         read_only: plan.read_only,
         extra: plan.options.clone(),
-    }
+    })
 }
 
 fn acl(plan: &MountPlan) -> SessionACL {
@@ -272,7 +277,7 @@ fn undo_mount(mountpoint: &Path) {
 
 fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
     let pid = i32::try_from(mounted.pid).unwrap_or(0);
-    let dev = match registry::find(&mounted.identity) {
+    let dev = match registry::find(&plan.state_dir) {
         Ok(live) => live.map(|live| live.dev),
         Err(error) => {
             tracing::warn!(%error, "the mount's device number is not known");

@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 /// The filesystem type of our mounts.
 pub const FSTYPE: &str = "fuse.holofs";
-/// What our mounts' source begins with; the space's identity follows.
-pub const SOURCE_PREFIX: &str = "holofs:";
+/// What our mounts' source begins with; the space's identity follows, then `@` and where its state is kept.
+const SOURCE_PREFIX: &str = "holofs:";
 
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountEntry {
     /// Where it is now; a mount moves with the directories above it.
     pub mountpoint: PathBuf,
-    /// What was mounted: `holofs:<identity>` for ours.
+    /// What was mounted: `holofs:<identity>@<place>` for ours; see [`source_of`].
     pub source: String,
     /// `fuse.holofs` for ours.
     pub fstype: String,
@@ -34,8 +34,35 @@ impl MountEntry {
     /// The space this mount shows, when it is one of ours.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
-        if self.fstype == FSTYPE { self.source.strip_prefix(SOURCE_PREFIX) } else { None }
+        self.ours().map(|(identity, _)| identity)
     }
+
+    fn ours(&self) -> Option<(&str, &str)> {
+        if self.fstype != FSTYPE {
+            return None;
+        }
+        let source = self.source.strip_prefix(SOURCE_PREFIX)?;
+        Some(source.split_once('@').unwrap_or((source, "")))
+    }
+}
+
+/// The source of the mount of a space whose state is in `state_dir`, which must be there.
+///
+/// An identity names a space of one user in one home only; another home, or a library that was recorded elsewhere,
+/// has spaces of the same identity. So the directory above the state says whose it is, by device and inode: that
+/// holds however the directory is spelt, and when it is renamed.
+///
+/// # Errors
+/// When the directory cannot be looked at.
+pub fn source_of(state_dir: &Path) -> io::Result<String> {
+    let identity = state_dir.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{SOURCE_PREFIX}{identity}@{}", place(state_dir.parent().unwrap_or(state_dir))?))
+}
+
+/// What a source says of the directory of spaces.
+fn place(spaces_dir: &Path) -> io::Result<String> {
+    let stat = rustix::fs::stat(spaces_dir)?;
+    Ok(format!("{:x}.{:x}", stat.st_dev, stat.st_ino))
 }
 
 /// All mounts, oldest first; of mounts on top of each other the last one is seen.
@@ -46,12 +73,22 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
-/// Our own mounts.
+/// Every mount of a space, whoever's it is.
 ///
 /// # Errors
 /// As [`mounts`].
 pub fn holofs_mounts() -> io::Result<Vec<MountEntry>> {
     Ok(mounts()?.into_iter().filter(|m| m.identity().is_some()).collect())
+}
+
+/// The mounts of the spaces whose states are in this directory.
+///
+/// # Errors
+/// As [`mounts`].
+pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
+    // Without the directory there has been no mount.
+    let Ok(place) = place(spaces_dir) else { return Ok(Vec::new()) };
+    Ok(mounts()?.into_iter().filter(|m| m.ours().is_some_and(|(_, its)| its == place)).collect())
 }
 
 /// The topmost mount at exactly `path`.
@@ -129,6 +166,16 @@ garbage
         assert_eq!(ours.len(), 2);
         assert!(!ours[0].read_only);
         assert!(ours[1].read_only);
+    }
+
+    #[test]
+    fn homes_do_not_see_each_others_mounts() {
+        let source = source_of(Path::new("/proc/720c7a8_5a1fac3_9fcd2534")).unwrap();
+        let line = format!("24 22 0:50 / /m rw - fuse.holofs {source} rw");
+        let mount = parse(line.as_bytes()).remove(0);
+        assert_eq!(mount.identity(), Some("720c7a8_5a1fac3_9fcd2534"));
+        assert_eq!(mount.ours().unwrap().1, place(Path::new("/proc/.")).unwrap());
+        assert_ne!(mount.ours().unwrap().1, place(Path::new("/")).unwrap());
     }
 
     #[test]

@@ -76,13 +76,18 @@ pub fn processors() -> usize {
 }
 
 /// When a process was started, in clock ticks since the machine's start: with the id it names one process for
-/// good. None when there is no such process.
+/// good. None when there is no such process, or only its exit status is left: in a container whose first process
+/// reaps late or never, the dead stay listed.
 #[must_use]
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses and may hold anything, parentheses and blanks included.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = rest.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -93,5 +98,16 @@ mod tests {
     fn this_process_has_a_start_time() {
         assert!(start_time(i32::try_from(std::process::id()).unwrap()).is_some());
         assert_eq!(start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn dead_but_not_reaped_is_gone() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        while start_time(pid).is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+        child.wait().unwrap();
     }
 }
