@@ -11,12 +11,16 @@ pub mod check;
 pub mod digest;
 pub mod index;
 pub mod locate;
+mod look;
 pub mod record;
 
 use std::path::PathBuf;
 
 use catalog::CatalogError;
 use index::compile::CompileError;
+
+/// The time that rcc gives every restored file: 2021-01-07T06:13:20Z, in seconds since the epoch.
+pub const MOTHER_TIME: i64 = 1_610_000_000;
 
 /// Bytes of a stage's or a space's name, which relocation puts one in the place of the other.
 pub const NAME_LEN: usize = 24;

@@ -32,8 +32,8 @@ use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
 use staging::{Staged, Staging};
 
-/// The time that rcc gives every restored file: 2021-01-07T06:13:20Z, in seconds since the epoch.
-pub const MOTHER_TIME: i64 = 1_610_000_000;
+pub use crate::library::MOTHER_TIME;
+pub use crate::library::cache::set_mother_time;
 
 /// Files up to this many bytes are served from memory, and copied rather than cached and cloned: below it a
 /// cache file would cost more (an inode, a rename, a verification) than decompressing again.
@@ -485,13 +485,4 @@ fn write_all(file: &File, bytes: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-/// Gives a file the time that a restored file has.
-///
-/// # Errors
-/// The errno of `futimens`.
-pub fn set_mother_time(file: impl AsFd) -> Result<(), Errno> {
-    let mother = rustix::fs::Timespec { tv_sec: MOTHER_TIME, tv_nsec: 0 };
-    rustix::fs::futimens(file, &rustix::fs::Timestamps { last_access: mother, last_modification: mother })
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::exit::{Failure, INTEGRITY, OK};
 use super::{Context, output};
-use crate::library::check::{Options, Report, check};
+use crate::library::check::{Corrupt, Options, Report, check};
 use crate::library::locate::locate;
 use crate::sys::process;
 
@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Only the environments whose blueprint begins so
     #[arg(long, visible_alias = "catalog", value_name = "HASH", default_value = "")]
     blueprint: String,
-    /// Only look whether each blob is there
+    /// Only look whether each blob is there and has its size
     #[arg(long)]
     fast: bool,
     /// Threads
@@ -53,7 +53,7 @@ fn text(report: &Report) -> String {
     for digest in &report.missing {
         text.push_str(&format!("missing blob {digest}\n"));
     }
-    for (digest, why) in &report.corrupt {
+    for Corrupt { digest, why } in &report.corrupt {
         text.push_str(&format!("corrupt blob {digest}: {why}\n"));
     }
     for (blueprint, paths) in &report.affected {

@@ -8,16 +8,18 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 
-use super::cache::{BlobCache, Verified};
+use super::cache::BlobCache;
 use super::digest::{Digest, Hasher};
+use super::look::Look;
 
 /// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
 pub trait BlobStore: Send + Sync + std::fmt::Debug {
@@ -47,7 +49,9 @@ impl HololibStore {
 
 impl BlobStore for HololibStore {
     fn open(&self, digest: &Digest) -> io::Result<File> {
-        File::open(self.locate(digest))
+        // A link to the blob is as good, as it is to rcc; a FIFO in its place must not hang us.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(self.locate(digest), flags, Mode::empty())?.into())
     }
 
     fn locate(&self, digest: &Digest) -> PathBuf {
@@ -120,7 +124,11 @@ impl Blobs {
                 Err(error) => Err(error),
             }
         };
-        self.in_progress.lock().remove(digest);
+        let mut in_progress = self.in_progress.lock();
+        // The last one out: the map's and our own. While others wait they must keep meeting at this gate.
+        if Arc::strong_count(&gate) <= 2 {
+            in_progress.remove(digest);
+        }
         fetched
     }
 
@@ -129,12 +137,10 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 26));
-        let stored = self.stored(digest)?;
-        self.pour(digest, size, stored, &mut bytes, |source| BlobError::Io {
-            path: self.store.locate(digest),
-            source,
-        })?;
+        // What the catalog says is not believed before as many bytes were there.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
+        let (stored, _) = self.stored(digest)?;
+        self.pour(digest, size, stored, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -143,78 +149,61 @@ impl Blobs {
         if !digest.is_raw() {
             return self.cache.get(digest, size).map_err(|source| self.cache_error(digest, source));
         }
-        let file = self.stored(digest)?;
-        let known = Verified::of(&file).map_err(|source| self.store_error(digest, source))?;
-        Ok(self.cache.is_verified(digest, &known).then_some(file))
+        let (file, found) = self.stored(digest)?;
+        if found.len() != size {
+            return Err(self.corrupt(digest, wrong_size(found.len(), size)));
+        }
+        Ok(self.cache.is_verified(digest, &Look::from(&found)).then_some(file))
     }
 
     fn fetch(&self, digest: &Digest, size: u64) -> Result<File, BlobError> {
-        let stored = self.stored(digest)?;
+        let (stored, found) = self.stored(digest)?;
         if !digest.is_raw() {
             let mut pending = self.cache.begin().map_err(|source| self.cache_error(digest, source))?;
-            self.pour(digest, size, stored, pending.file(), |source| self.cache_error(digest, source))?;
+            self.pour(digest, size, stored, pending.file())?;
             return self.cache.commit(pending, digest).map_err(|source| self.cache_error(digest, source));
         }
-        let looks = Verified::of(&stored).map_err(|source| self.store_error(digest, source))?;
         let copy = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
-        self.pour(digest, size, copy, &mut io::sink(), |source| self.store_error(digest, source))?;
-        if let Err(error) = self.cache.note_verified(digest, &looks) {
+        self.pour(digest, size, copy, &mut io::sink())?;
+        let look = Look::from(&found);
+        let after = stored.metadata().map_err(|source| self.store_error(digest, source))?;
+        if look != Look::from(&after) {
+            return Err(self.corrupt(digest, "it changed while it was read".into()));
+        }
+        if let Err(error) = self.cache.note_verified(digest, &look) {
             // Only costs verifying again in the next mount.
             tracing::debug!(%digest, %error, "cannot note that a blob was verified");
         }
         Ok(stored)
     }
 
-    /// Reads a blob through, verifying, into `out`. `failed_out` names an error of writing there.
-    fn pour(
-        &self,
-        digest: &Digest,
-        size: u64,
-        stored: File,
-        out: &mut dyn Write,
-        failed_out: impl Fn(io::Error) -> BlobError,
-    ) -> Result<(), BlobError> {
-        let corrupt =
-            |why: String| BlobError::Corrupt { digest: *digest, path: self.store.locate(digest), why };
-        let mut reader =
-            Raw::new(stored, digest.is_raw()).map_err(|source| self.store_error(digest, source))?;
-        let mut hasher = Hasher::new(digest.kind());
-        let mut buffer = vec![0u8; 128 * 1024];
-        let mut total = 0u64;
-        loop {
-            let n = match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.raw_os_error().is_some() => return Err(self.store_error(digest, error)),
-                Err(error) => return Err(corrupt(format!("it cannot be unpacked: {error}"))),
-            };
-            let bytes = buffer.get(..n).unwrap_or_default();
-            total += n as u64;
-            // A bomb is stopped as soon as it is larger than it may be.
-            if total > size {
-                return Err(corrupt(format!("it is larger than the {size} bytes of the catalog")));
-            }
-            hasher.update(bytes);
-            out.write_all(bytes).map_err(&failed_out)?;
-        }
-        if total != size {
-            return Err(corrupt(format!("it has {total} bytes, the catalog says {size}")));
-        }
-        let found = hasher.finish();
-        if found != *digest {
-            return Err(corrupt(format!("its content has the digest {found}")));
-        }
-        Ok(())
+    /// Reads a blob through, verifying, into `out`, which is of the cache or in memory.
+    fn pour(&self, digest: &Digest, size: u64, stored: File, out: &mut dyn Write) -> Result<(), BlobError> {
+        read_through(stored, digest, Some(size), &mut |bytes| out.write_all(bytes)).map(drop).map_err(
+            |fault| match fault {
+                Fault::Corrupt(why) => self.corrupt(digest, why),
+                Fault::Read(source) => self.store_error(digest, source),
+                Fault::Taken(source) => self.cache_error(digest, source),
+            },
+        )
     }
 
-    fn stored(&self, digest: &Digest) -> Result<File, BlobError> {
-        self.store.open(digest).map_err(|source| match source.kind() {
+    fn corrupt(&self, digest: &Digest, why: String) -> BlobError {
+        BlobError::Corrupt { digest: *digest, path: self.store.locate(digest), why }
+    }
+
+    fn stored(&self, digest: &Digest) -> Result<(File, Metadata), BlobError> {
+        let file = self.store.open(digest).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => {
                 BlobError::Missing { digest: *digest, path: self.store.locate(digest) }
             }
             _ => self.store_error(digest, source),
-        })
+        })?;
+        let found = file.metadata().map_err(|source| self.store_error(digest, source))?;
+        if !found.is_file() {
+            return Err(self.corrupt(digest, NOT_A_FILE.into()));
+        }
+        Ok((file, found))
     }
 
     fn store_error(&self, digest: &Digest, source: io::Error) -> BlobError {
@@ -270,27 +259,65 @@ impl Read for At {
     }
 }
 
-/// Reads a stored blob through and compares it with its digest; its size is not known. For checks of a library.
+/// What a blob's place may hold instead.
+const NOT_A_FILE: &str = "it is not a regular file";
+
+fn wrong_size(found: u64, size: u64) -> String {
+    format!("it has {found} bytes, the catalog says {size}")
+}
+
+/// What ends a reading.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The bytes are not those of the digest.
+    Corrupt(String),
+    /// They could not be read.
+    Read(io::Error),
+    /// They were not taken.
+    Taken(io::Error),
+}
+
+/// Reads a stored blob through, giving its raw bytes to `take`, and compares it with its digest and, where that is
+/// known, its size. Returns the size.
 ///
 /// # Errors
-/// What is wrong with it, in words.
-pub fn verify(stored: File, digest: &Digest) -> io::Result<Result<u64, String>> {
-    let mut reader = Raw::new(stored, digest.is_raw())?;
+/// See [`Fault`]; bytes that were taken by then are not to be believed.
+pub(super) fn read_through(
+    stored: File,
+    digest: &Digest,
+    size: Option<u64>,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<u64, Fault> {
+    if !stored.metadata().map_err(Fault::Read)?.is_file() {
+        return Err(Fault::Corrupt(NOT_A_FILE.into()));
+    }
+    let mut reader = Raw::new(stored, digest.is_raw()).map_err(Fault::Read)?;
     let mut hasher = Hasher::new(digest.kind());
     let mut buffer = vec![0u8; 128 * 1024];
     let mut total = 0u64;
     loop {
-        match reader.read(&mut buffer) {
+        let n = match reader.read(&mut buffer) {
             Ok(0) => break,
-            Ok(n) => {
-                hasher.update(buffer.get(..n).unwrap_or_default());
-                total += n as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error().is_some() => return Err(error),
-            Err(error) => return Ok(Err(format!("it cannot be unpacked: {error}"))),
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.raw_os_error().is_some() => return Err(Fault::Read(error)),
+            Err(error) => return Err(Fault::Corrupt(format!("it cannot be unpacked: {error}"))),
+        };
+        let bytes = buffer.get(..n).unwrap_or_default();
+        total += n as u64;
+        // A bomb is stopped as soon as it is larger than it may be.
+        if let Some(size) = size.filter(|size| total > *size) {
+            return Err(Fault::Corrupt(format!("it is larger than the {size} bytes of the catalog")));
         }
+        hasher.update(bytes);
+        take(bytes).map_err(Fault::Taken)?;
+    }
+    if let Some(size) = size.filter(|size| total != *size) {
+        return Err(Fault::Corrupt(wrong_size(total, size)));
     }
     let found = hasher.finish();
-    Ok(if found == *digest { Ok(total) } else { Err(format!("its content has the digest {found}")) })
+    if found != *digest {
+        return Err(Fault::Corrupt(format!("its content has the digest {found}")));
+    }
+    Ok(total)
 }

@@ -2,6 +2,9 @@
 //!
 //! It reports and never deletes: rcc's own check throws away whole environments, and healthy ones in some libraries.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::blob::{Fault, read_through};
 use super::catalog::{EntryKind, Tree, parse_file};
-use super::catalogs::{CatalogFile, list};
+use super::catalogs::{CatalogFile, CatalogName, list};
 use super::digest::Digest;
-use super::{LibraryError, blob};
+use super::index::cache::read_whole;
+use super::{LibraryError, NAME_LEN, index};
 
 /// What was found. The keys of `holofs check --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -21,16 +26,25 @@ pub struct Report {
     pub catalogs: usize,
     /// Blobs looked at.
     pub blobs: usize,
-    /// Catalogs that are refused, with the reason.
+    /// Catalogs that are refused, by file name, with the reason.
     pub bad_catalogs: BTreeMap<String, String>,
     /// Blobs that a catalog names and the library lacks.
     pub missing: BTreeSet<String>,
-    /// Blobs that hold something else, with the reason.
-    pub corrupt: BTreeMap<String, String>,
-    /// Bytes of blobs that no catalog names.
+    /// Blobs that are not what their name or a catalog says.
+    pub corrupt: Vec<Corrupt>,
+    /// Bytes in the library that no catalog asks for.
     pub unreferenced_bytes: u64,
     /// By blueprint, the files that cannot be read for it.
-    pub affected: BTreeMap<String, Vec<String>>,
+    pub affected: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A blob that is not what its name or a catalog says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Corrupt {
+    /// Its name.
+    pub digest: String,
+    /// In which way.
+    pub why: String,
 }
 
 impl Report {
@@ -46,10 +60,27 @@ impl Report {
 pub struct Options {
     /// Only the catalogs whose blueprint begins so; empty for all.
     pub blueprint: String,
-    /// Existence only.
+    /// Existence and size only.
     pub fast: bool,
     /// Threads.
     pub jobs: usize,
+}
+
+/// A catalog that was read.
+struct Catalog {
+    blueprint: String,
+    tree: Tree,
+}
+
+/// A file of a catalog: which catalog, which entry.
+type User = (usize, usize);
+
+/// A blob that is there.
+struct Blob {
+    digest: Digest,
+    path: PathBuf,
+    /// Bytes as they are stored.
+    stored: u64,
 }
 
 /// Checks a hololib.
@@ -58,108 +89,228 @@ pub struct Options {
 /// When its directories cannot be read.
 pub fn check(hololib: &Path, options: &Options) -> Result<Report, LibraryError> {
     let mut report = Report::default();
-    let mut users: HashMap<Digest, Vec<(String, String)>> = HashMap::new();
-    for file in list(hololib)?.iter().filter(|file| file.blueprint.starts_with(&options.blueprint)) {
+    let mut catalogs = Vec::new();
+    for file in list(hololib)?.into_iter().filter(|file| file.blueprint.starts_with(&options.blueprint)) {
         report.catalogs += 1;
-        match read(file) {
-            Ok(tree) => note_users(file, &tree, &mut users),
-            Err(error) => {
-                report.bad_catalogs.insert(file.blueprint.clone(), error.to_string());
+        match read(&file) {
+            Ok(tree) => catalogs.push(Catalog { blueprint: file.blueprint, tree }),
+            Err(why) => {
+                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                report.bad_catalogs.insert(name, why);
             }
         }
     }
-    let library = hololib.join("library");
-    let mut present = Vec::new();
-    collect(&library, &mut present)?;
-    report.blobs = present.len();
-    let there: BTreeSet<Digest> = present.iter().map(|(digest, ..)| *digest).collect();
-    report.missing = users.keys().filter(|digest| !there.contains(digest)).map(Digest::to_string).collect();
-    // With a choice of catalogs, the blobs of the others are neither wanted nor superfluous.
-    if options.blueprint.is_empty() {
-        let unused = present.iter().filter(|(digest, ..)| !users.contains_key(digest));
-        report.unreferenced_bytes = unused.map(|(_, size, _)| size).sum();
-    } else {
-        present.retain(|(digest, ..)| users.contains_key(digest));
+    let users = users(&catalogs);
+    let (mut blobs, strays) = blobs(&hololib.join("library"))?;
+    // With a choice of catalogs, the blobs of the others are neither wanted nor superfluous, and so they are while a
+    // catalog cannot be read.
+    let all_known = options.blueprint.is_empty() && report.bad_catalogs.is_empty();
+    if all_known {
+        let unused = blobs.iter().filter(|blob| !users.contains_key(&blob.digest)).map(|blob| blob.stored);
+        report.unreferenced_bytes = strays + unused.sum::<u64>();
     }
-    if !options.fast {
-        report.corrupt = verify_all(&present, options.jobs)?;
+    if !options.blueprint.is_empty() {
+        blobs.retain(|blob| users.contains_key(&blob.digest));
     }
-    for (digest, files) in users {
-        let name = digest.to_string();
-        if report.missing.contains(&name) || report.corrupt.contains_key(&name) {
-            for (blueprint, path) in files {
-                report.affected.entry(blueprint).or_default().push(path);
-            }
+    report.blobs = blobs.len();
+    let there: BTreeSet<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+    let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
+    report.missing = bad.iter().map(Digest::to_string).collect();
+    let look = |blob: &Blob| {
+        let users = users.get(&blob.digest).map(Vec::as_slice).unwrap_or_default();
+        if options.fast { sizes(blob, users, &catalogs) } else { contents(blob, users, &catalogs) }
+    };
+    for (digest, why) in in_parallel(&blobs, options.jobs, look) {
+        bad.insert(digest);
+        report.corrupt.push(Corrupt { digest: digest.to_string(), why });
+    }
+    report.corrupt.sort();
+    for (catalog, entry) in bad.iter().filter_map(|digest| users.get(digest)).flatten() {
+        if let Some(catalog) = catalogs.get(*catalog) {
+            let paths = report.affected.entry(catalog.blueprint.clone()).or_default();
+            paths.insert(path_of(&catalog.tree, *entry));
         }
     }
-    report.affected.values_mut().for_each(|paths| paths.sort());
     Ok(report)
 }
 
-fn read(file: &CatalogFile) -> Result<Tree, LibraryError> {
-    let bytes = std::fs::read(&file.path).map_err(LibraryError::io(&file.path))?;
-    parse_file(&bytes).map_err(|source| LibraryError::Catalog { path: file.path.clone(), source })
+fn read(file: &CatalogFile) -> Result<Tree, String> {
+    let (_, bytes) = read_whole(&file.path).map_err(|error| error.to_string())?;
+    let mut tree = parse_file(&bytes).map_err(|error| error.to_string())?;
+    // What only a whole directory shows: a name twice.
+    index::compile::compile(&tree, [0; 32]).map_err(|error| error.to_string())?;
+    let name = CatalogName { blueprint: file.blueprint.clone(), platform: file.platform.clone() };
+    name.complete(&mut tree.info)?;
+    Ok(tree)
 }
 
-fn note_users(file: &CatalogFile, tree: &Tree, users: &mut HashMap<Digest, Vec<(String, String)>>) {
-    let mut paths: Vec<String> = Vec::with_capacity(tree.entries.len());
-    for (position, entry) in tree.entries.iter().enumerate() {
-        let name = String::from_utf8_lossy(tree.text(entry.name));
-        let path = match paths.get(entry.parent as usize).filter(|parent| position > 0 && !parent.is_empty())
-        {
-            Some(parent) => format!("{parent}/{name}"),
-            None => name.into_owned(),
+/// Who needs each blob.
+fn users(catalogs: &[Catalog]) -> HashMap<Digest, Vec<User>> {
+    let mut users: HashMap<Digest, Vec<User>> = HashMap::new();
+    for (number, catalog) in catalogs.iter().enumerate() {
+        for (position, entry) in catalog.tree.entries.iter().enumerate() {
+            if let EntryKind::File { digest, .. } = entry.kind
+                && let Some(digest) = catalog.tree.digests.get(digest as usize)
+            {
+                users.entry(*digest).or_default().push((number, position));
+            }
+        }
+    }
+    users
+}
+
+fn path_of(tree: &Tree, mut position: usize) -> String {
+    let mut names = Vec::new();
+    while let Some(entry) = tree.entries.get(position).filter(|_| position > 0) {
+        names.push(String::from_utf8_lossy(tree.text(entry.name)));
+        position = entry.parent as usize;
+    }
+    names.reverse();
+    names.join("/")
+}
+
+/// The blobs of a library, and the bytes of what lies between them and is none.
+fn blobs(library: &Path) -> Result<(Vec<Blob>, u64), LibraryError> {
+    let (mut blobs, mut strays) = (Vec::new(), 0);
+    let mut dirs = vec![library.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            // A library of no blobs may have no directory for them.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(LibraryError::io(&dir))?,
         };
-        if let EntryKind::File { digest, .. } = entry.kind
-            && let Some(digest) = tree.digests.get(digest as usize)
-        {
-            users.entry(*digest).or_default().push((file.blueprint.clone(), path.clone()));
-        }
-        paths.push(path);
-    }
-}
-
-/// The blobs below a directory: digest, stored bytes, path.
-fn collect(dir: &Path, out: &mut Vec<(Digest, u64, PathBuf)>) -> Result<(), LibraryError> {
-    for entry in std::fs::read_dir(dir).map_err(LibraryError::io(dir))? {
-        let entry = entry.map_err(LibraryError::io(dir))?;
-        let path = entry.path();
-        // Followed: a link in the place of a blob is as good to rcc.
-        let found = std::fs::metadata(&path).map_err(LibraryError::io(&path))?;
-        if found.is_dir() {
-            collect(&path, out)?;
-        } else if let Some(digest) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            out.push((digest, found.len(), path));
-        }
-    }
-    Ok(())
-}
-
-fn verify_all(
-    blobs: &[(Digest, u64, PathBuf)],
-    jobs: usize,
-) -> Result<BTreeMap<String, String>, LibraryError> {
-    let (next, corrupt, failed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(None));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                while let Some((digest, _, path)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match std::fs::File::open(path).and_then(|file| blob::verify(file, digest)) {
-                        Ok(Ok(_)) => {}
-                        Ok(Err(why)) => {
-                            corrupt.lock().insert(digest.to_string(), why);
-                        }
-                        Err(source) => {
-                            *failed.lock() = Some(LibraryError::Io { path: path.clone(), source });
-                            return;
-                        }
-                    }
+        for entry in entries {
+            let path = entry.map_err(LibraryError::io(&dir))?.path();
+            // Followed: a link in the place of a blob is as good to rcc. One that leads nowhere is no blob.
+            let Ok(found) = std::fs::metadata(&path) else { continue };
+            let is_link = std::fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_symlink());
+            if found.is_dir() {
+                if !is_link {
+                    dirs.push(path);
                 }
-            });
+                continue;
+            }
+            let named: Option<Digest> =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            match named.filter(|digest| library.join(digest.fan_out()) == path) {
+                Some(digest) => blobs.push(Blob { digest, path, stored: found.len() }),
+                None => strays += found.len(),
+            }
         }
-    });
-    match failed.into_inner() {
-        Some(error) => Err(error),
-        None => Ok(corrupt.into_inner()),
     }
+    blobs.sort_unstable_by_key(|blob| blob.digest);
+    Ok((blobs, strays))
+}
+
+/// What is wrong with a blob as far as its size tells.
+fn sizes(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+    if !blob.digest.is_raw() {
+        // Not even the empty file takes no bytes: rcc packs it into 23. Under its own digest it could be plain.
+        return (blob.stored == 0 && files(users, catalogs).any(|file| file.size > 0))
+            .then(|| "it is empty".into());
+    }
+    let wrong = files(users, catalogs).find(|file| file.size != blob.stored)?;
+    Some(format!("it has {} bytes, the catalog says {}", blob.stored, wrong.size))
+}
+
+/// What is wrong with a blob's content.
+fn contents(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+    let mut searches: Vec<Search<'_>> = Vec::new();
+    for file in files(users, catalogs).filter(|file| !file.relocations.is_empty()) {
+        let search = Search { name: file.identity, offsets: file.relocations, at: 0, missed: None };
+        if !searches.contains(&search) {
+            searches.push(search);
+        }
+    }
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&blob.path, flags, rustix::fs::Mode::empty());
+    let read = opened.map_err(|errno| Fault::Read(errno.into())).and_then(|fd| {
+        read_through(fd.into(), &blob.digest, None, &mut |bytes| {
+            searches.iter_mut().for_each(|search| search.pass(bytes));
+            Ok(())
+        })
+    });
+    let size = match read {
+        Ok(size) => size,
+        Err(Fault::Corrupt(why)) => return Some(why),
+        Err(Fault::Read(error) | Fault::Taken(error)) => return Some(format!("it cannot be read: {error}")),
+    };
+    if let Some(wrong) = files(users, catalogs).find(|file| file.size != size) {
+        return Some(format!("it has {size} bytes, the catalog says {}", wrong.size));
+    }
+    let missed = searches.iter().find_map(|search| search.missed)?;
+    Some(format!("a relocation at {missed}, where the stage's name is not"))
+}
+
+/// What a catalog says of a file.
+struct File<'a> {
+    size: u64,
+    identity: &'a [u8],
+    relocations: &'a [u64],
+}
+
+fn files<'a>(users: &'a [User], catalogs: &'a [Catalog]) -> impl Iterator<Item = File<'a>> {
+    users.iter().filter_map(|(catalog, entry)| {
+        let tree = &catalogs.get(*catalog)?.tree;
+        let EntryKind::File { size, relocations: (first, count), .. } = tree.entries.get(*entry)?.kind else {
+            return None;
+        };
+        let first = usize::try_from(first).ok()?;
+        let relocations = tree.relocations.get(first..first + count as usize)?;
+        Some(File { size, identity: tree.info.identity.as_bytes(), relocations })
+    })
+}
+
+/// Looks, in bytes that come in pieces, whether a name stands at each of some offsets.
+#[derive(PartialEq)]
+struct Search<'a> {
+    name: &'a [u8],
+    /// Rising; those that were passed are taken off.
+    offsets: &'a [u64],
+    /// How many bytes came before.
+    at: u64,
+    /// The first offset where the name is not.
+    missed: Option<u64>,
+}
+
+impl Search<'_> {
+    fn pass(&mut self, bytes: &[u8]) {
+        let end = self.at + bytes.len() as u64;
+        for offset in self.offsets.iter().take_while(|offset| **offset < end) {
+            // The part of the name that lies in this piece.
+            let (from, to) = (self.at.max(*offset), end.min(offset + NAME_LEN as u64));
+            let there = bytes.get((from - self.at) as usize..(to - self.at) as usize);
+            let expected = self.name.get((from - offset) as usize..(to - offset) as usize);
+            if there != expected && self.missed.is_none() {
+                self.missed = Some(*offset);
+            }
+        }
+        let passed = self.offsets.partition_point(|offset| offset + NAME_LEN as u64 <= end);
+        self.offsets = self.offsets.get(passed..).unwrap_or_default();
+        self.at = end;
+    }
+}
+
+/// What `look` finds wrong with the blobs, looked at by some threads.
+fn in_parallel(
+    blobs: &[Blob],
+    jobs: usize,
+    look: impl Fn(&Blob) -> Option<String> + Sync,
+) -> Vec<(Digest, String)> {
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Some(why) = look(blob) {
+                found.lock().push((blob.digest, why));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs.clamp(1, 256) {
+            // One thread fewer is only slower.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
+    });
+    found.into_inner()
 }

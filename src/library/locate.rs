@@ -47,7 +47,9 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
 }
 
 fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
-    let is_one = path.join("catalog").is_dir() && path.join("library").is_dir();
+    // Within a home the place says what it is; only a directory of any name must show both.
+    let is_one =
+        path.join("catalog").is_dir() && (kind != LibraryKind::Hololib || path.join("library").is_dir());
     is_one.then(|| Location { hololib: path.to_owned(), kind })
 }
 
@@ -86,6 +88,16 @@ mod tests {
             assert_eq!((found.kind, &found.hololib), (kind, &hololib));
             assert_eq!(locate(OsStr::new("auto"), &hololib).unwrap().hololib, hololib);
         }
+    }
+
+    #[test]
+    fn a_home_whose_library_holds_no_blobs_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("hololib/catalog")).unwrap();
+        let found = locate(dir.path().as_os_str(), Path::new("/nowhere")).unwrap();
+        assert_eq!(found.kind, LibraryKind::Home);
+        let itself = dir.path().join("hololib");
+        assert!(locate(itself.as_os_str(), Path::new("/nowhere")).is_err());
     }
 
     #[test]

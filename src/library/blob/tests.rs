@@ -1,1 +1,469 @@
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
+use super::*;
+use crate::library::digest::DigestKind;
+
+/// A store that counts how often it is opened, and answers errors where it is told to.
+#[derive(Debug)]
+struct FaultStore {
+    inner: HololibStore,
+    opened: Arc<AtomicUsize>,
+    faults: Arc<Mutex<HashMap<Digest, i32>>>,
+    slow: Duration,
+}
+
+impl BlobStore for FaultStore {
+    fn open(&self, digest: &Digest) -> io::Result<File> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(self.slow);
+        match self.faults.lock().get(digest) {
+            Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
+            None => self.inner.open(digest),
+        }
+    }
+
+    fn locate(&self, digest: &Digest) -> PathBuf {
+        self.inner.locate(digest)
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    blobs: Blobs,
+    opened: Arc<AtomicUsize>,
+    faults: Arc<Mutex<HashMap<Digest, i32>>>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::slow(Duration::ZERO)
+    }
+
+    fn slow(slow: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, faults) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<HashMap<_, _>>>::default());
+        let inner = HololibStore::new(dir.path());
+        let store = FaultStore { inner, opened: opened.clone(), faults: faults.clone(), slow };
+        let blobs = Blobs::new(Box::new(store), BlobCache::open(&dir.path().join("cache")).unwrap());
+        Self { dir, blobs, opened, faults }
+    }
+
+    /// The same library and cache in another process.
+    fn again(self) -> Self {
+        let cache = BlobCache::open(&self.dir.path().join("cache")).unwrap();
+        let inner = HololibStore::new(self.dir.path());
+        let (opened, faults) = (self.opened.clone(), self.faults.clone());
+        let store = FaultStore { inner, opened, faults, slow: Duration::ZERO };
+        Self { blobs: Blobs::new(Box::new(store), cache), ..self }
+    }
+
+    /// Stores bytes under the digest of a content.
+    fn put(&self, kind: DigestKind, content: &[u8], stored: &[u8]) -> Digest {
+        let digest = Hasher::digest(kind, content);
+        let path = self.stored(&digest);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, stored).unwrap();
+        digest
+    }
+
+    fn gz(&self, content: &[u8]) -> Digest {
+        self.put(DigestKind::Sha256, content, &gzip(content))
+    }
+
+    fn stored(&self, digest: &Digest) -> PathBuf {
+        self.dir.path().join("library").join(digest.fan_out())
+    }
+
+    fn cached(&self, digest: &Digest) -> PathBuf {
+        self.dir.path().join("cache").join(digest.fan_out())
+    }
+
+    fn read(&self, digest: &Digest, size: usize) -> Result<Vec<u8>, BlobError> {
+        let mut bytes = Vec::new();
+        let mut file = self.blobs.open_raw(digest, size as u64)?;
+        file.read_to_end(&mut bytes).unwrap();
+        let whole = self.blobs.read_all(digest, size as u64);
+        assert_eq!(whole.unwrap(), bytes, "in memory and as a file");
+        Ok(bytes)
+    }
+
+    /// Why a blob cannot be had, in both ways, and that nothing of it stays in the cache.
+    fn corrupt(&self, digest: &Digest, size: usize) -> String {
+        let (file, memory) =
+            (self.blobs.open_raw(digest, size as u64), self.blobs.read_all(digest, size as u64));
+        let (Err(BlobError::Corrupt { why, path, .. }), Err(BlobError::Corrupt { why: in_memory, .. })) =
+            (file, memory)
+        else {
+            panic!("{digest} is not corrupt");
+        };
+        assert_eq!((path, &in_memory), (self.stored(digest), &why));
+        assert!(!self.cached(digest).exists());
+        assert_eq!(fs::read_dir(self.dir.path().join("cache/tmp")).unwrap().count(), 0, "no leftovers");
+        why
+    }
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut stream = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    stream.write_all(content).unwrap();
+    stream.finish().unwrap()
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+#[test]
+fn a_gzip_blob_is_unpacked_once_into_the_cache() {
+    let world = World::new();
+    for content in [b"".to_vec(), b"hello\n".to_vec(), noise(700_000)] {
+        let digest = world.gz(&content);
+        assert_eq!(world.read(&digest, content.len()).unwrap(), content);
+        let found = fs::metadata(world.cached(&digest)).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime(), found.mtime_nsec()), (0o400, 1_610_000_000, 0));
+        let opened = world.opened.load(Ordering::Relaxed);
+        world.blobs.open_raw(&digest, content.len() as u64).unwrap();
+        assert_eq!(world.opened.load(Ordering::Relaxed), opened, "from the cache");
+    }
+}
+
+#[test]
+fn what_real_rcc_reads_is_read() {
+    let world = World::new();
+    let content = noise(10_000);
+    let (head, tail) = content.split_at(5000);
+    let mut named =
+        flate2::GzBuilder::new().filename("x").mtime(7).write(Vec::new(), flate2::Compression::none());
+    named.write_all(&content).unwrap();
+    for (what, stored) in [
+        ("members", [gzip(head), gzip(tail)].concat()),
+        ("a member of nothing", [gzip(&content), gzip(b"")].concat()),
+        ("plain", content.clone()),
+        ("level, name and time", named.finish().unwrap()),
+    ] {
+        let digest = world.put(DigestKind::Sha256, &content, &stored);
+        drop(fs::remove_file(world.cached(&digest)));
+        assert_eq!(world.read(&digest, content.len()).unwrap(), content, "{what}");
+    }
+    let digest = world.gz(b"linked");
+    let (place, elsewhere) = (world.stored(&digest), world.dir.path().join("elsewhere"));
+    fs::rename(&place, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &place).unwrap();
+    assert_eq!(world.read(&digest, 6).unwrap(), b"linked");
+}
+
+#[test]
+fn a_bad_blob_is_corrupt_and_never_cached() {
+    let world = World::new();
+    let content = noise(300_000);
+    let whole = gzip(&content);
+    let len = content.len();
+    let bad_checksum = [&whole[..whole.len() - 8], &[1, 2, 3, 4], &whole[whole.len() - 4..]].concat();
+    for (what, stored, size, word) in [
+        ("empty", Vec::new(), len, "0 bytes"),
+        ("cut", whole[..whole.len() / 2].to_vec(), len, "unpacked"),
+        ("no trailer", whole[..whole.len() - 8].to_vec(), len, "unpacked"),
+        ("a bad checksum", bad_checksum, len, "unpacked"),
+        ("zeros behind", [whole.as_slice(), &[0; 16]].concat(), len, "unpacked"),
+        ("garbage behind", [whole.as_slice(), b"garbage"].concat(), len, "unpacked"),
+        ("one byte behind", [whole.as_slice(), &[0x1f]].concat(), len, "unpacked"),
+        ("another content", gzip(&noise(len + 1)[1..]), len, "digest"),
+        ("a longer content", gzip(&noise(len + 1)), len, "larger"),
+        ("a shorter content", gzip(&content[1..]), len, "the catalog says"),
+        ("a shorter plain content", content[..len - 1].to_vec(), len, "the catalog says"),
+        ("a bomb", gzip(&vec![0; 50_000_000]), len, "larger"),
+        ("a smaller size in the catalog", whole.clone(), len - 1, "larger"),
+        ("a larger size in the catalog", whole.clone(), len + 1, "the catalog says"),
+    ] {
+        let digest = world.put(DigestKind::Sha256, &content, &stored);
+        let why = world.corrupt(&digest, size);
+        assert!(why.contains(word), "{what}: {why}");
+    }
+    let digest = world.gz(&content);
+    assert_eq!(world.read(&digest, len).unwrap(), content, "and once it is mended it is read");
+}
+
+#[test]
+fn what_is_no_file_is_corrupt() {
+    let world = World::new();
+    for kind in [DigestKind::Sha256, DigestKind::Sip128] {
+        let digest = world.put(kind, b"x", b"x");
+        fs::remove_file(world.stored(&digest)).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, world.stored(&digest), fifo, mode, 0).unwrap();
+        assert!(world.corrupt(&digest, 1).contains("regular"));
+        fs::remove_file(world.stored(&digest)).unwrap();
+        fs::create_dir(world.stored(&digest)).unwrap();
+        assert!(world.corrupt(&digest, 1).contains("regular"));
+    }
+}
+
+#[test]
+fn a_missing_blob_is_named() {
+    let world = World::new();
+    for kind in [DigestKind::Sha256, DigestKind::Sip128] {
+        let digest = Hasher::digest(kind, b"nowhere");
+        let error = world.blobs.open_raw(&digest, 7).unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, BlobError::Missing { .. }), "{message}");
+        assert!(message.contains(&digest.to_string()) && message.contains("library"), "{message}");
+        assert!(matches!(world.blobs.read_all(&digest, 7), Err(BlobError::Missing { .. })));
+    }
+}
+
+#[test]
+fn errors_of_the_store_are_not_corruption() {
+    let world = World::new();
+    let digest = world.gz(b"x");
+    for errno in [rustix::io::Errno::IO, rustix::io::Errno::ACCESS, rustix::io::Errno::MFILE] {
+        world.faults.lock().insert(digest, errno.raw_os_error());
+        let error = world.blobs.open_raw(&digest, 1).unwrap_err();
+        let BlobError::Io { path, source } = error else { panic!("{error}") };
+        assert_eq!((path, source.raw_os_error()), (world.stored(&digest), Some(errno.raw_os_error())));
+    }
+    world.faults.lock().clear();
+    assert_eq!(world.read(&digest, 1).unwrap(), b"x");
+}
+
+#[test]
+fn a_full_cache_is_an_error_of_the_cache() {
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(rustix::io::Errno::NOSPC.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let world = World::new();
+    let digest = world.gz(b"x");
+    let (file, _) = world.blobs.stored(&digest).unwrap();
+    let error = world.blobs.pour(&digest, 1, file, &mut Full).unwrap_err();
+    let BlobError::Io { path, source } = error else { panic!("{error}") };
+    assert_eq!((path, source.kind()), (world.cached(&digest), io::ErrorKind::StorageFull));
+    fs::remove_dir(world.dir.path().join("cache/tmp")).unwrap();
+    fs::write(world.dir.path().join("cache/tmp"), "in the way").unwrap();
+    let error = world.blobs.open_raw(&digest, 1).unwrap_err();
+    assert!(matches!(error, BlobError::Io { .. }), "{error}");
+    assert_eq!(world.blobs.read_all(&digest, 1).unwrap(), b"x", "memory needs no cache");
+}
+
+#[test]
+fn a_changed_copy_is_fetched_again() {
+    let world = World::new();
+    let content = noise(1000);
+    let digest = world.gz(&content);
+    let path = world.cached(&digest);
+    let mother = SystemTime::UNIX_EPOCH + Duration::from_secs(1_610_000_000);
+    let write = |bytes: &[u8], time: SystemTime, mode: u32| {
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let (other, early) = (vec![7; 1000], mother - Duration::from_nanos(1));
+    type Damage<'a> = Box<dyn Fn() + 'a>;
+    let damages: [(&str, Damage<'_>); 9] = [
+        ("written", Box::new(|| write(&other, SystemTime::now(), 0o400))),
+        ("written a little earlier", Box::new(|| write(&other, early, 0o400))),
+        ("of another mode", Box::new(|| write(&other, mother, 0o644))),
+        ("truncated", Box::new(|| write(&content[..999], mother, 0o400))),
+        ("emptied", Box::new(|| write(b"", mother, 0o400))),
+        ("removed", Box::new(|| fs::remove_file(&path).unwrap())),
+        (
+            "a link",
+            Box::new(|| {
+                fs::remove_file(&path).unwrap();
+                std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+            }),
+        ),
+        (
+            "a directory",
+            Box::new(|| {
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+                fs::write(path.join("inside"), "").unwrap();
+            }),
+        ),
+        ("with all the rest", Box::new(|| fs::remove_dir_all(world.dir.path().join("cache")).unwrap())),
+    ];
+    for (what, damage) in damages {
+        assert_eq!(world.read(&digest, 1000).unwrap(), content);
+        damage();
+        assert_eq!(world.read(&digest, 1000).unwrap(), content, "{what}");
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode(), 0o100_400, "{what}");
+    }
+}
+
+#[test]
+fn a_raw_blob_is_the_librarys_own_file() {
+    let world = World::new();
+    // What begins like gzip is not unpacked: it is somebody's .gz file.
+    for content in [b"".to_vec(), noise(700_000), gzip(b"a .gz file"), b"\x1f\x8b".to_vec()] {
+        let digest = world.put(DigestKind::Sip128, &content, &content);
+        assert_eq!(world.read(&digest, content.len()).unwrap(), content);
+        let file = world.blobs.open_raw(&digest, content.len() as u64).unwrap();
+        assert_eq!(file.metadata().unwrap().ino(), fs::metadata(world.stored(&digest)).unwrap().ino());
+        assert!(!world.cached(&digest).exists());
+    }
+    let content = noise(1000);
+    for (stored, word) in [
+        (content[1..].to_vec(), "the catalog says"),
+        ([content.as_slice(), b"x"].concat(), "the catalog says|larger"),
+        (noise(1001)[1..].to_vec(), "digest"),
+        (gzip(&content), "the catalog says|larger"),
+    ] {
+        let digest = world.put(DigestKind::Sip128, &content, &stored);
+        for error in [
+            world.blobs.open_raw(&digest, 1000).unwrap_err(),
+            world.blobs.read_all(&digest, 1000).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(
+                matches!(error, BlobError::Corrupt { .. })
+                    && word.split('|').any(|word| message.contains(word))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_raw_blob_is_verified_once_and_again_when_it_looks_otherwise() {
+    let mut world = World::new();
+    let content = noise(1000);
+    let digest = world.put(DigestKind::Sip128, &content, &content);
+    let opens = |world: &World| {
+        let before = world.opened.load(Ordering::Relaxed);
+        world.blobs.open_raw(&digest, 1000).map(|_| world.opened.load(Ordering::Relaxed) - before)
+    };
+    // Twice to see and once to verify; then once.
+    assert_eq!((opens(&world).unwrap(), opens(&world).unwrap()), (3, 1));
+    world = world.again();
+    assert_eq!(opens(&world).unwrap(), 1, "noted for other processes");
+    fs::write(world.stored(&digest), noise(1001).get(1..).unwrap()).unwrap();
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_610_000_000);
+    File::options().write(true).open(world.stored(&digest)).unwrap().set_modified(old).unwrap();
+    assert!(matches!(opens(&world), Err(BlobError::Corrupt { .. })));
+    world = world.again();
+    assert!(matches!(opens(&world), Err(BlobError::Corrupt { .. })));
+    fs::write(world.stored(&digest), &content).unwrap();
+    assert_eq!(opens(&world).unwrap(), 3);
+    let name = digest.to_string();
+    let note = world.dir.path().join("cache/verified").join(&name[..2]).join(&name);
+    for damage in ["", "{", "null"] {
+        assert!(note.exists());
+        fs::write(&note, damage).unwrap();
+        world = world.again();
+        assert_eq!(opens(&world).unwrap(), 3, "a damaged note is none");
+    }
+}
+
+#[test]
+fn those_who_come_together_wait_for_one() {
+    let world = World::slow(Duration::from_millis(30));
+    let content = noise(200_000);
+    for digest in [world.gz(&content), world.put(DigestKind::Sip128, &content, &content)] {
+        world.opened.store(0, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| world.blobs.open_raw(&digest, 200_000).unwrap());
+            }
+        });
+        let opened = world.opened.load(Ordering::Relaxed);
+        // A raw blob is opened to see how it looks, before and behind the gate, and by one to be verified.
+        assert!(opened <= if digest.is_raw() { 33 } else { 1 }, "{opened}");
+        assert!(world.blobs.in_progress.lock().is_empty());
+    }
+}
+
+#[test]
+fn those_who_come_together_for_a_bad_one_all_hear_of_it() {
+    let world = World::slow(Duration::from_millis(5));
+    let digest = world.put(DigestKind::Sha256, b"good", &gzip(b"evil"));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                assert!(matches!(world.blobs.open_raw(&digest, 4), Err(BlobError::Corrupt { .. })))
+            });
+        }
+    });
+    assert!(world.blobs.in_progress.lock().is_empty());
+}
+
+#[test]
+fn two_processes_may_fetch_one_blob() {
+    let world = World::new();
+    let content = noise(300_000);
+    let digest = world.gz(&content);
+    let other = BlobCache::open(&world.dir.path().join("cache")).unwrap();
+    let mut pending = other.begin().unwrap();
+    pending.file().write_all(&content).unwrap();
+    assert_eq!(world.read(&digest, content.len()).unwrap(), content);
+    let first = fs::metadata(world.cached(&digest)).unwrap().ino();
+    let file = other.commit(pending, &digest).unwrap();
+    assert_eq!(file.metadata().unwrap().ino(), first, "the second takes the first's");
+}
+
+#[test]
+fn a_filesystem_without_unnamed_files_does_as_well() {
+    let world = World::new();
+    let digest = world.gz(b"hello");
+    let mut pending = world.blobs.cache.begin_named().unwrap();
+    pending.file().write_all(b"hello").unwrap();
+    drop(world.blobs.cache.commit(pending, &digest).unwrap());
+    world.opened.store(0, Ordering::Relaxed);
+    world.blobs.open_raw(&digest, 5).unwrap();
+    assert_eq!(world.opened.load(Ordering::Relaxed), 0, "it is as good as any");
+    drop(world.blobs.cache.begin_named().unwrap());
+    assert_eq!(fs::read_dir(world.dir.path().join("cache/tmp")).unwrap().count(), 0, "no leftovers");
+}
+
+#[test]
+fn the_least_used_go_first() {
+    let world = World::new();
+    let blobs: Vec<(Digest, u64)> = (1..=5u8).map(|n| (world.gz(&vec![n; 1000]), 1000)).collect();
+    for (digest, size) in &blobs {
+        world.blobs.open_raw(digest, *size).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let there =
+        |world: &World| blobs.iter().map(|(digest, _)| world.cached(digest).exists()).collect::<Vec<_>>();
+    assert_eq!(world.blobs.cache.evict(5000).unwrap(), 0);
+    let open = world.blobs.open_raw(&blobs[0].0, 1000).unwrap();
+    assert_eq!(world.blobs.cache.evict(3500).unwrap(), 2000);
+    assert_eq!(there(&world), [false, false, true, true, true]);
+    let mut bytes = Vec::new();
+    (&open).read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, [1; 1000], "what is open stays");
+    assert_eq!(world.blobs.cache.evict(0).unwrap(), 3000);
+    assert_eq!(world.read(&blobs[4].0, 1000).unwrap(), [5; 1000]);
+    fs::remove_dir_all(world.dir.path().join("cache")).unwrap();
+    assert_eq!(world.blobs.cache.evict(0).unwrap(), 0);
+}
+
+#[test]
+fn leftovers_of_dead_writers_are_swept() {
+    let mut world = World::new();
+    let tmp = world.dir.path().join("cache/tmp");
+    for (name, age) in [("copy.1.a.0", 7200), ("copy.2.a.0", 10)] {
+        fs::write(tmp.join(name), "half").unwrap();
+        let time = SystemTime::now() - Duration::from_secs(age);
+        File::options().write(true).open(tmp.join(name)).unwrap().set_modified(time).unwrap();
+    }
+    world = world.again();
+    drop(world.blobs);
+    let left: Vec<_> = fs::read_dir(tmp).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["copy.2.a.0"]);
+}

@@ -21,37 +21,10 @@ use super::{Index, IndexError};
 use crate::library::LibraryError;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::CatalogName;
+use crate::library::look::Look;
 
 /// The largest catalog file, in bytes: a hundred times what real ones take.
 const MAX_FILE: u64 = 512 << 20;
-
-/// How a file looked. The change time is part of it: nobody can set it, as a modification time can be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Look {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
-}
-
-impl Look {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        std::fs::metadata(path).map(|found| Self::from(&found))
-    }
-}
-
-impl From<&std::fs::Metadata> for Look {
-    fn from(found: &std::fs::Metadata) -> Self {
-        Self {
-            dev: found.dev(),
-            ino: found.ino(),
-            size: found.size(),
-            mtime: (found.mtime(), found.mtime_nsec()),
-            ctime: (found.ctime(), found.ctime_nsec()),
-        }
-    }
-}
 
 /// What is remembered of one catalog file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -87,11 +60,11 @@ fn refused(catalog_path: &Path, why: String) -> LibraryError {
 /// The index of a catalog file that looks as it did when it was read last. Reads neither of them through, unless
 /// the index looks otherwise than it did.
 fn open_stamped(catalog_path: &Path, cache_dir: &Path) -> Option<Index> {
-    let look = Look::of(catalog_path).ok()?;
+    let look = look_of(catalog_path).ok()?;
     let stamp_path = stamp_path(catalog_path, cache_dir);
     let stamp = read_stamp(&stamp_path).filter(|stamp| stamp.catalog == look)?;
     let path = index_path(cache_dir, &stamp.catalog_sha256);
-    let unchanged = Look::of(&path).is_ok_and(|now| now == stamp.index);
+    let unchanged = look_of(&path).is_ok_and(|now| now == stamp.index);
     let index = open_checked(&path, &stamp.catalog_sha256, !unchanged)?;
     if !unchanged {
         write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path);
@@ -120,6 +93,10 @@ fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<In
     write_stamp(&stamp_path, look, &sum_text, &path);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
+}
+
+fn look_of(path: &Path) -> std::io::Result<Look> {
+    std::fs::metadata(path).map(|found| Look::from(&found))
 }
 
 fn stamp_path(catalog_path: &Path, cache_dir: &Path) -> PathBuf {
@@ -168,7 +145,7 @@ fn read_stamp(path: &Path) -> Option<Stamp> {
 
 /// Notes how both files look. Without the note the next mount reads both through, and that is all.
 fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path) {
-    let written = Look::of(index).and_then(|index| {
+    let written = look_of(index).and_then(|index| {
         let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index };
         write_whole(path, &serde_json::to_vec(&stamp)?)
     });
@@ -178,7 +155,7 @@ fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path) {
 }
 
 /// A catalog file's bytes, and how it looked before and after they were read.
-fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
+pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
     let failed = |source| LibraryError::Io { path: path.to_owned(), source };
     // rcc writes catalogs in place: one that is being written is read once more.
     for _ in 0..3 {
