@@ -7,6 +7,7 @@ mod catalogs;
 mod check;
 pub mod exit;
 mod list;
+mod log;
 mod mount;
 mod output;
 mod record;
@@ -16,7 +17,9 @@ mod unmount;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::space::home::Env;
@@ -29,8 +32,13 @@ use exit::{Failure, USAGE};
     version,
     about,
     long_about = None,
-    disable_help_subcommand = true,
-    after_help = "Exit codes: 0 ok; 1 other failure; 2 usage; 3 library; 4 configuration; 5 environment; \
+    after_help = "Examples:
+  holofs mount auto demo           # rcc's own library; prints the directory
+  holofs list                      # what there is, and what is mounted
+  holofs unmount demo              # changes stay, and are there at the next mount
+  holofs help mount
+
+Exit codes: 0 ok; 1 other failure; 2 usage; 3 library; 4 configuration; 5 environment; \
         6 blueprint or space not found; 7 mountpoint; 8 FUSE not available; 9 strategy impossible here; \
         11 integrity; 12 busy or lock timeout; 130 interrupted."
 )]
@@ -111,13 +119,17 @@ pub(crate) struct Context {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        // --help and --version are errors to clap, and go to standard output.
+        Err(error) if !error.use_stderr() => return output::print_help(&error),
+        // Nothing but the program's name: the help says what could follow.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::note(false, error.render().to_string().trim_end());
+            return ExitCode::from(USAGE);
+        }
         Err(error) => {
-            // --help and --version are errors to clap, and go to standard output.
-            let code = if error.use_stderr() { USAGE } else { exit::OK };
-            return match error.print() {
-                Ok(()) => ExitCode::from(code),
-                Err(error) => output::closed(&error),
-            };
+            let failure = usage(&error);
+            output::complain(&failure);
+            return ExitCode::from(failure.code);
         }
     };
     match start_log(&cli.global).and_then(|()| run(cli)) {
@@ -144,29 +156,37 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
-/// Messages go to standard error (a daemon's is its log), or to a file.
-fn start_log(global: &Global) -> Result<(), Failure> {
-    use tracing_subscriber::fmt;
-    let wanted = std::env::var("HOLOFS_LOG").ok().and_then(|level| level.parse::<tracing::Level>().ok());
-    let level = match (global.trace, global.debug, global.silent) {
-        (true, ..) => tracing::Level::TRACE,
-        (_, true, _) => tracing::Level::DEBUG,
-        (.., true) => tracing::Level::ERROR,
-        _ => wanted.unwrap_or(tracing::Level::WARN),
-    };
-    let builder = fmt().with_max_level(level).with_target(false).with_ansi(false);
-    match &global.log_file {
-        None => builder.with_writer(std::io::stderr).init(),
-        Some(path) => {
-            let file = std::fs::File::options().create(true).append(true).open(path).map_err(|error| {
-                exit::failure(
-                    exit::CONFIG,
-                    format!("{}: {error}", path.display()),
-                    Some("another --log-file"),
-                )
-            })?;
-            builder.with_writer(std::sync::Mutex::new(file)).init();
-        }
-    }
-    Ok(())
+/// What clap says over a paragraph or two, in one line, and where to read on.
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let what = paragraphs.next().unwrap_or_default();
+    let what: Vec<&str> = what.trim_start_matches("error:").split_whitespace().collect();
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    let command = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("holofs");
+    let command: Vec<&str> =
+        command.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
+    let help = format!("`{} --help`", command.join(" "));
+    let what =
+        if what.is_empty() || what == ["Mount", "rcc"] { "no command".to_owned() } else { what.join(" ") };
+    exit::failure(USAGE, what, Some(tip.unwrap_or(&help)))
 }
+
+/// Seconds on the command line, with a fraction or without.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
+}
+
+fn start_log(global: &Global) -> Result<(), Failure> {
+    let level = match (global.trace, global.debug, global.silent) {
+        (true, ..) => Some(tracing::Level::TRACE),
+        (_, true, _) => Some(tracing::Level::DEBUG),
+        (.., true) => Some(tracing::Level::ERROR),
+        _ => None,
+    };
+    log::start(level, global.log_file.as_deref())
+}
+
+#[cfg(test)]
+mod tests;

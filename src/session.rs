@@ -152,6 +152,9 @@ fn users(pids: &[u32]) -> String {
     format!(" by process {}", list.join(", "))
 }
 
+/// How long an ended mount's daemon may take to let go of the space.
+const ENDING: Duration = Duration::from_secs(5);
+
 /// Mounts a space and returns when it answers. With `plan.foreground`, `ready` is called then, and this returns
 /// when the mount has ended.
 ///
@@ -164,11 +167,20 @@ pub fn mount(
 ) -> Result<Mounted, Error> {
     let started = Instant::now();
     let index = open_or_compile(&plan.catalog_path, &plan.cache_dir.join("index"))?;
-    if let Some(reused) = reuse(plan, &index, started)? {
-        ready(&reused);
-        return Ok(reused);
-    }
-    let prepared = serve::Prepared::new(plan, index, started)?;
+    let deadline = started + ENDING.min(plan.lock_timeout);
+    let prepared = loop {
+        if let Some(reused) = reuse(plan, &index, started)? {
+            ready(&reused);
+            return Ok(reused);
+        }
+        match plan.claim(&index.catalog_sha256()) {
+            // Nothing was mounted, so whoever has the space is ending, or starting as we are: the next look tells.
+            Err(SpaceError::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            claim => break serve::Prepared::new(plan, index, claim?, started),
+        }
+    };
     if plan.foreground {
         return prepared.serve(ready);
     }

@@ -6,6 +6,7 @@
 
 pub mod document;
 pub mod home;
+pub mod live;
 pub mod lock;
 pub mod meta;
 pub mod mountpoint;
@@ -16,6 +17,7 @@ pub mod state;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What can be wrong with a space.
 #[derive(Debug, thiserror::Error)]
@@ -71,14 +73,14 @@ pub enum SpaceError {
         pid: Option<u32>,
     },
     /// The lock beside the space's directory was not to be had in time.
-    #[error("still locked after {waited} s{}", by(*pid))]
+    #[error("still locked after {} s{}", waited.as_secs_f64(), by(*pid))]
     LockTimeout {
         /// The lock file.
         path: PathBuf,
         /// Its holder.
         pid: Option<u32>,
-        /// How long it was waited for, in seconds.
-        waited: u64,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The name given cannot be the name of a space's directory.
     #[error("{source}")]
@@ -137,6 +139,8 @@ pub struct Candidate {
     pub blueprint: String,
     /// The platform it was built for.
     pub platform: String,
+    /// Its file.
+    pub path: PathBuf,
 }
 
 /// Why a directory cannot be mounted on.
@@ -149,7 +153,7 @@ pub enum MountpointProblem {
     #[error("it is not a directory")]
     NotADirectory,
     /// rcc restored an environment there.
-    #[error("rcc restored an environment there already")]
+    #[error("it is not empty: rcc restored the space there")]
     Restored,
     /// Something is mounted on it.
     #[error("{0} is mounted on it")]

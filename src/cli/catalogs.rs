@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -49,12 +50,14 @@ struct Row {
     bytes: u64,
     relocations: u64,
     age_in_days: u64,
-    days_since_last_use: u64,
+    /// -1 when nobody ever used it, as in rcc.
+    days_since_last_use: i64,
     entries: u32,
     #[serde(rename = "identity-content", skip_serializing_if = "Option::is_none")]
     identity_content: Option<String>,
-    #[serde(rename = "topN", skip_serializing_if = "Option::is_none")]
-    top: Option<BTreeMap<String, u64>>,
+    /// `top5` with `--top 5`, as in rcc.
+    #[serde(flatten)]
+    top: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
@@ -81,7 +84,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         if let Some(content) = &row.identity_content {
             output::print(&format!("\n{}:\n{content}\n", row.blueprint))?;
         }
-        for (path, bytes) in row.top.iter().flatten() {
+        let mut top: Vec<_> = row.top.values().flatten().collect();
+        top.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+        for (path, bytes) in top {
             output::print(&format!("{}  {:>10}  {path}\n", row.blueprint, output::human_bytes(*bytes)))?;
         }
     }
@@ -98,7 +103,11 @@ fn cells(row: &Row) -> Vec<String> {
         row.relocations.to_string(),
         row.holotree.clone(),
         format!("{} days", row.age_in_days),
-        format!("{} days", row.days_since_last_use),
+        if row.days_since_last_use < 0 {
+            "never".to_owned()
+        } else {
+            format!("{} days", row.days_since_last_use)
+        },
     ]
 }
 
@@ -107,8 +116,8 @@ fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -
     let index = open_or_compile(&file.path, &cache.join("index"))?;
     let info = index.info();
     let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
-    let used = library.hololib.join("used").join(format!("{}.{}", info.blueprint, context.env.user7()));
-    let used = std::fs::metadata(used).and_then(|found| found.modified()).unwrap_or(file.modified);
+    let used =
+        last_use(library, &info.blueprint).map_or(-1, |at| i64::try_from(days(at)).unwrap_or(i64::MAX));
     let (holotree, _) = info.path.rsplit_once('/').unwrap_or_default();
     Ok(Row {
         blueprint: info.blueprint.clone(),
@@ -120,11 +129,29 @@ fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -
         bytes: info.rcc_bytes,
         relocations: info.rcc_relocations,
         age_in_days: days(file.modified),
-        days_since_last_use: days(used),
+        days_since_last_use: used,
         entries: index.len(),
         identity_content: if args.identity { identity_text(&index, library, context)? } else { None },
-        top: args.top.map(|n| largest(&index, n)),
+        top: args.top.map(|n| (format!("top{n}"), largest(&index, n))).into_iter().collect(),
     })
+}
+
+/// When anybody on this machine used it last, by the library's usage marks.
+fn last_use(library: &Location, blueprint: &str) -> Option<SystemTime> {
+    let entries = std::fs::read_dir(library.hololib.join("used")).ok()?.flatten();
+    let of_it = entries.filter(|entry| {
+        let name = entry.file_name();
+        name.to_str().and_then(|name| name.split_once('.')).is_some_and(|(hash, _)| hash == blueprint)
+    });
+    of_it.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()
+}
+
+/// What tells one environment from another: how its blueprint begins, in one line. None when it cannot be read.
+pub(super) fn first_lines(catalog: &Path, library: &Location, context: &Context) -> Option<String> {
+    let index = open_or_compile(catalog, &context.env.cache_dir().join("index")).ok()?;
+    let text = identity_text(&index, library, context).ok()??;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+    Some(lines.join(" ").chars().take(70).collect())
 }
 
 fn identity_blob(index: &Index) -> std::path::PathBuf {

@@ -3,11 +3,14 @@
 //! The mapping from each layer's errors is here and nowhere else, and exhaustive: a new error does not compile until
 //! somebody has decided what it tells the user.
 
+use std::path::Path;
+
 use crate::library::LibraryError;
 use crate::library::record::RecordError;
 use crate::session;
-use crate::space::SpaceError;
 use crate::space::home::EnvError;
+use crate::space::name::NameError;
+use crate::space::{Candidate, MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 
 /// A failure in words, and its exit code. The same value passes through the daemon's pipe.
@@ -43,7 +46,25 @@ pub const INTERRUPTED: u8 = 130;
 /// Makes a failure.
 #[must_use]
 pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
-    Failure { what: what.into(), fix: fix.map(str::to_owned), code }
+    Failure { what: without_numbers(&what.into()), fix: fix.map(str::to_owned), code }
+}
+
+/// Leaves out the ` (os error 2)` that Rust puts behind every errno's text: it tells a user nothing more.
+fn without_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        match after.split_once(')') {
+            Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = after,
+            _ => {
+                out.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 impl From<EnvError> for Failure {
@@ -70,7 +91,7 @@ fn of_library(error: &LibraryError) -> Failure {
             failure(LIBRARY, what, Some("give a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`"))
         }
         LibraryError::Catalog { .. } | LibraryError::Compile { .. } => failure(
-            INTEGRITY,
+            LIBRARY,
             what,
             Some("record or import the environment again; `holofs check` looks at the whole library"),
         ),
@@ -118,6 +139,9 @@ fn of_space(error: &SpaceError) -> Failure {
             let fix = "wait until rcc has finished, or give a longer --lock-timeout";
             failure(BUSY, format!("{}: {why}", path.display()), Some(fix))
         }
+        SpaceError::Name { given, source: NameError::NotUtf8 | NameError::NoDirectory(_) } => {
+            failure(USAGE, format!("{given}: {why}"), Some("another name for the space"))
+        }
         SpaceError::Name { given, .. } => {
             let fix = "a space name without a slash: holofs then finds the directory itself";
             failure(MOUNTPOINT, format!("{given}: {why}"), Some(fix))
@@ -126,25 +150,48 @@ fn of_space(error: &SpaceError) -> Failure {
             let fix = format!("a directory in {}, or a space name", base.display());
             failure(MOUNTPOINT, format!("{}: {why}", given.display()), Some(&fix))
         }
-        SpaceError::Mountpoint { path, .. } => failure(
-            MOUNTPOINT,
-            format!("{}: {why}", path.display()),
-            Some("another space name, or move away what is there"),
-        ),
-        SpaceError::NoCatalog { candidates, .. } => {
-            let list: Vec<String> = candidates
-                .iter()
-                .map(|candidate| format!("--blueprint {} ({})", candidate.blueprint, candidate.platform))
-                .collect();
-            let fix = if list.is_empty() {
-                "`holofs record` or rcc to put an environment into the library".to_owned()
-            } else {
-                list.join(", or ")
-            };
-            failure(NOT_FOUND, why, Some(&fix))
+        SpaceError::Mountpoint { path, problem } => {
+            failure(MOUNTPOINT, format!("{}: {why}", path.display()), Some(&way_out(path, problem)))
         }
-        SpaceError::BadCatalog { .. } => failure(INTEGRITY, why, None),
+        SpaceError::NoCatalog { candidates, .. } => {
+            let list: Vec<_> = candidates.iter().map(|candidate| (candidate, String::new())).collect();
+            no_catalog(&why, &list)
+        }
+        SpaceError::BadCatalog { .. } => {
+            let fix = "record or import the environment again; `holofs check` looks at the whole library";
+            failure(LIBRARY, format!("catalog {why}"), Some(fix))
+        }
         SpaceError::Io { .. } => failure(FAILED, why, None),
+    }
+}
+
+/// A choice that was not made, with what there is to choose from and by what one may know it.
+pub(super) fn no_catalog(why: &str, candidates: &[(&Candidate, String)]) -> Failure {
+    if candidates.is_empty() {
+        let fix = "`holofs record` or rcc to put an environment into the library";
+        return failure(NOT_FOUND, why, Some(fix));
+    }
+    let mut fix = "--blueprint with the beginning of one of these:".to_owned();
+    for (candidate, text) in candidates {
+        fix.push_str(&format!("\n    {} {}  {text}", candidate.blueprint, candidate.platform));
+        fix.truncate(fix.trim_end().len());
+    }
+    failure(NOT_FOUND, why, Some(&fix))
+}
+
+/// What to do about a mountpoint.
+fn way_out(path: &Path, problem: &MountpointProblem) -> String {
+    match problem {
+        MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()),
+        MountpointProblem::Restored => {
+            let identity = path.file_name().unwrap_or_default().to_string_lossy();
+            format!("another space name, or `rcc holotree delete {identity}` to have holofs present it")
+        }
+        MountpointProblem::Mounted(_) => format!("umount {}", path.display()),
+        MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
+            "another space name, or move away what is there".to_owned()
+        }
+        MountpointProblem::Refused(_) => "as a user who may write there, or another space".to_owned(),
     }
 }
 
@@ -197,7 +244,8 @@ impl From<RecordError> for Failure {
             RecordError::Kind { .. } => {
                 failure(USAGE, what, Some("leave out the flag, or name another directory for the other kind"))
             }
-            RecordError::NoBlueprint | RecordError::NoCommand => failure(USAGE, what, None),
+            RecordError::NoBlueprint => failure(ENVIRONMENT, what, Some("a file with a few lines about it")),
+            RecordError::NoCommand => failure(USAGE, what, Some("`holofs record --help`")),
             RecordError::Busy { .. } => failure(BUSY, what, Some("wait until it has finished")),
             RecordError::StageInUse { .. } => failure(BUSY, what, None),
             RecordError::Interrupted => failure(INTERRUPTED, what, None),
@@ -213,3 +261,6 @@ impl From<RecordError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -13,9 +12,10 @@ use crate::library::catalogs;
 use crate::space::document::{Header, read_header, read_info};
 use crate::space::meta::{beside, usage};
 use crate::space::name::Identity;
-use crate::space::state::{bytes_below, read_run, read_state};
+use crate::space::state::{RunInfo, bytes_below, read_run, read_state};
+use crate::space::{live, select};
 use crate::sys::fuse_mount::is_dead;
-use crate::sys::mountinfo::MountEntry;
+use crate::sys::mountinfo::{self, MountEntry};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -96,13 +96,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 pub(super) fn rows(context: &Context) -> Result<BTreeMap<String, Row>, Failure> {
     let live = mounts(context)?;
     let mut rows = BTreeMap::new();
-    for identity in identities(context, &live) {
-        if let Some(row) = row(&identity, context, &live) {
-            rows.insert(identity.to_string(), row);
+    let everybodys = mountinfo::holofs_mounts().unwrap_or_default();
+    let bases = bases(context);
+    for state_dir in state_dirs(context) {
+        let name = state_dir.file_name().unwrap_or_default().as_encoded_bytes();
+        if let Ok(identity) = Identity::from_name(name) {
+            rows.insert(identity.to_string(), row(&identity, &state_dir, &bases, &live));
         }
     }
     // What rcc restored beside them.
-    for base in bases(context, &rows) {
+    let ours = rows.values().filter_map(|row| row.path.parent().map(Path::to_owned));
+    for base in ours.chain(bases).collect::<BTreeSet<PathBuf>>() {
         let Ok(entries) = std::fs::read_dir(&base) else { continue };
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -114,84 +118,88 @@ pub(super) fn rows(context: &Context) -> Result<BTreeMap<String, Row>, Failure> 
             if let Ok(header) =
                 read_info(&beside(&path, ".meta.info")).or_else(|_| read_header(&entry.path()))
             {
-                rows.insert(identity.to_owned(), restored(identity, &path, &header));
+                rows.insert(identity.to_owned(), restored(identity, &path, &header, &everybodys));
             }
         }
     }
     Ok(rows)
 }
 
-/// The spaces that holofs keeps state of, or has mounted.
-fn identities(context: &Context, live: &[MountEntry]) -> BTreeSet<Identity> {
-    let kept = std::fs::read_dir(context.env.spaces_dir()).into_iter().flatten().flatten();
-    let names = kept.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mounted = live.iter().filter_map(|mount| mount.identity().map(str::to_owned));
-    names.chain(mounted).filter_map(|name| Identity::from_name(name.as_bytes()).ok()).collect()
+/// The state directories of this home's spaces.
+fn state_dirs(context: &Context) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(context.env.spaces_dir()).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
 }
 
-/// The directories in which spaces can be.
-fn bases(context: &Context, rows: &BTreeMap<String, Row>) -> BTreeSet<PathBuf> {
-    let mut bases: BTreeSet<PathBuf> =
-        rows.values().filter_map(|row| row.path.parent().map(Path::to_owned)).collect();
-    for catalog in catalogs::list(&context.env.hololib()).unwrap_or_default() {
-        let mut info = catalog.path.clone().into_os_string();
-        info.push(".info");
-        let header = read_info(Path::new(&info)).or_else(|_| read_header(&catalog.path));
-        if let Some(base) = header.ok().and_then(|header| header.base().map(Path::to_owned)) {
-            bases.insert(base);
-        }
-    }
-    bases
+/// The directories in which spaces of rcc's own library are.
+fn bases(context: &Context) -> Vec<PathBuf> {
+    select::bases(&catalogs::list(&context.env.hololib()).unwrap_or_default())
 }
 
-fn row(identity: &Identity, context: &Context, live: &[MountEntry]) -> Option<Row> {
-    let state_dir = context.env.state_dir(identity);
+fn row(identity: &Identity, state_dir: &Path, bases: &[PathBuf], live: &[MountEntry]) -> Row {
     let mount = live.iter().rfind(|mount| mount.identity() == Some(identity.as_str()));
-    // A damaged record is `status`'s and `mount`'s to complain about; a list goes on.
-    let state = read_state(&state_dir).ok().flatten();
-    let content = state.as_ref().map(|state| &state.content);
-    let home = content.map(|content| Path::new(&content.base).join(identity.as_str()));
-    let path = mount.map(|mount| mount.mountpoint.clone()).or(home.clone())?;
-    let run = mount.and_then(|_| read_run(&state_dir));
-    let library = content.map(|content| PathBuf::from(&content.library));
-    let blueprint = content.map(|content| content.blueprint.clone()).unwrap_or_default();
-    let has_catalog = library.is_some_and(|library| {
-        let catalogs = catalogs::list(&library).unwrap_or_default();
-        catalogs.iter().any(|catalog| catalog.blueprint == blueprint)
+    let recorded = read_state(state_dir);
+    let is_damaged = recorded.is_err();
+    let content = recorded.ok().flatten().map(|state| state.content);
+    let run = mount.and_then(|_| read_run(state_dir));
+    let home = live::recorded_place(state_dir, run.as_ref());
+    let path = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone()).unwrap_or_else(|| {
+        // Nothing tells where it was: where it would be.
+        bases.first().map_or_else(|| state_dir.to_owned(), |base| base.join(identity.as_str()))
     });
-    let shown = match mount {
-        Some(mount) if is_dead(&mount.mountpoint) => "stale",
-        Some(mount) if home.is_some_and(|home| home != mount.mountpoint) => "moved",
+    let has_catalog = content.as_ref().is_none_or(|content| {
+        let catalogs = catalogs::list(Path::new(&content.library)).unwrap_or_default();
+        catalogs.iter().any(|catalog| catalog.blueprint == content.blueprint)
+    });
+    let state = match mount {
+        Some(mount) if is_stale(mount, run.as_ref()) => "stale",
+        Some(mount) if home.is_some_and(|home| live::resolved(&home) != mount.mountpoint) => "moved",
+        _ if is_damaged => "damaged",
         _ if !has_catalog => "catalog-gone",
         Some(_) => "mounted",
         None => "unmounted",
     };
-    Some(Row {
-        controller: content.map(|content| content.controller.clone()).unwrap_or_default(),
-        space: content.map(|content| content.space.clone()).unwrap_or_default(),
-        mounted: mount.is_some() && shown != "stale",
-        state: shown,
+    let blueprint = content.as_ref().map(|content| content.blueprint.clone()).unwrap_or_default();
+    Row {
+        mounted: mount.is_some() && state != "stale",
+        state,
         strategy: run.as_ref().map(|run| run.strategy.clone()),
         upper_bytes: bytes_below(&state_dir.join("upper")),
         pid: run.as_ref().map(|run| run.pid),
         started: run.as_ref().map(|run| run.started),
+        controller: content.as_ref().map(|content| content.controller.clone()).unwrap_or_default(),
+        space: content.map(|content| content.space).unwrap_or_default(),
         ..bare(identity.as_str(), &path, blueprint)
-    })
+    }
 }
 
-fn restored(identity: &str, path: &Path, header: &Header) -> Row {
+/// Whether nobody serves a mount any more. One whose daemon lives is not asked: it might not answer.
+fn is_stale(mount: &MountEntry, run: Option<&RunInfo>) -> bool {
+    !run.is_some_and(live::is_running) && is_dead(&mount.mountpoint)
+}
+
+/// A space that holofs of this home knows nothing about.
+fn restored(identity: &str, path: &Path, header: &Header, everybodys: &[MountEntry]) -> Row {
+    let is_mounted = everybodys.iter().any(|mount| mount.mountpoint == live::resolved(path));
     Row {
         controller: header.controller.clone(),
         space: header.space.clone(),
-        state: "restored",
+        mounted: is_mounted,
+        state: if is_mounted { "mounted" } else { "restored" },
         ..bare(identity, path, header.blueprint.clone())
     }
 }
 
 /// What the path alone tells.
 fn bare(identity: &str, path: &Path, blueprint: String) -> Row {
-    let (uses, used) = usage(path).unwrap_or((0, SystemTime::now()));
-    let idle_days = used.elapsed().map_or(0, |since| since.as_secs() / 86_400);
+    // In rcc's words, and with rcc's rounding.
+    let (last_used, use_count, idle_days) = match usage(path) {
+        None => ("N/A".to_owned(), "N/A".to_owned(), 0),
+        Some((uses, used)) => {
+            let days = used.elapsed().map_or(0.0, |since| since.as_secs_f64() / 86_400.0);
+            (format!("{days:.0} days ago"), format!("{uses} times"), days as u64)
+        }
+    };
     Row {
         id: identity.to_owned(),
         controller: String::new(),
@@ -201,9 +209,9 @@ fn bare(identity: &str, path: &Path, blueprint: String) -> Row {
         meta: beside(path, ".meta"),
         spec: path.join("identity.yaml"),
         plan: path.join("rcc_plan.log"),
-        last_used: format!("{idle_days} days ago"),
+        last_used,
         idle_days,
-        use_count: format!("{uses} times"),
+        use_count,
         mounted: false,
         state: "",
         strategy: None,

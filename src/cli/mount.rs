@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::exit::{CONFIG, Failure, OK, USAGE, describe, failure};
-use super::{Context, output};
-use crate::library::locate::locate;
+use super::exit::{CONFIG, Failure, OK, USAGE, describe, failure, no_catalog};
+use super::{Context, catalogs, output, seconds};
+use crate::library::locate::{Location, locate};
 use crate::materialize::clone::Strategy;
 use crate::session;
+use crate::space::SpaceError;
 use crate::space::plan::MountPlan;
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
@@ -55,8 +56,8 @@ pub(super) struct Args {
     #[arg(long)]
     allow_other: bool,
     /// How long to wait for a lock that rcc holds, in seconds
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    lock_timeout: u64,
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    lock_timeout: Duration,
 }
 
 fn strategy(text: &str) -> Result<Strategy, String> {
@@ -88,9 +89,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
     let env = &context.env;
     let library = locate(&args.library, &env.hololib())?;
-    let wanted =
-        Wanted { space: &args.space, controller: &context.controller, blueprint: args.blueprint.as_deref() };
-    let selected = select(&library, &wanted, env)?;
+    let wanted = Wanted {
+        space: &args.space,
+        controller: &context.controller,
+        blueprint: args.blueprint.as_deref(),
+        fresh: args.fresh,
+    };
+    let selected = select(&library, &wanted, env).map_err(|error| refusal(error, &library, context))?;
     let (mut read_only, mut allow_other) = (args.read_only, args.allow_other);
     let mut options = Vec::new();
     for option in args.options {
@@ -120,9 +125,19 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         allow_other,
         foreground: args.foreground,
         options,
-        lock_timeout: Duration::from_secs(args.lock_timeout),
+        lock_timeout: args.lock_timeout,
         space: selected.space,
     })
+}
+
+/// A choice that could not be made is put to the user with what tells the environments apart.
+fn refusal(error: SpaceError, library: &Location, context: &Context) -> Failure {
+    let SpaceError::NoCatalog { why, candidates } = &error else { return error.into() };
+    let told = candidates.iter().map(|candidate| {
+        let text = catalogs::first_lines(&candidate.path, library, context);
+        (candidate, text.unwrap_or_default())
+    });
+    no_catalog(why, &told.collect::<Vec<_>>())
 }
 
 /// The flag, else the environment's word, else smart.

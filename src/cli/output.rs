@@ -30,9 +30,15 @@ fn written(done: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// The exit code when printing the help failed.
-pub(crate) fn closed(error: &io::Error) -> ExitCode {
-    ExitCode::from(if error.kind() == io::ErrorKind::BrokenPipe { OK } else { FAILED })
+/// Prints what was asked for with --help or --version.
+pub(crate) fn print_help(help: &clap::Error) -> ExitCode {
+    match written(help.print()) {
+        Ok(()) => ExitCode::from(OK),
+        Err(failure) => {
+            complain(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
 }
 
 /// Says what failed, why, and what to try.

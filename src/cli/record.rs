@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::exit::{FAILED, Failure, OK, USAGE, failure};
-use super::{Context, output};
+use super::exit::{ENVIRONMENT, FAILED, Failure, OK, failure};
+use super::{Context, output, seconds};
 use crate::library::record::{RecordOptions, record};
 
 #[derive(Debug, clap::Args)]
@@ -30,8 +30,8 @@ pub(super) struct Args {
     #[arg(long)]
     keep_stage: bool,
     /// How long to wait for rcc's lock, in seconds
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    lock_timeout: u64,
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    lock_timeout: Duration,
     /// The command that fills $HOLOFS_STAGE, which is also its directory
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -39,7 +39,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let blueprint = std::fs::read_to_string(&args.blueprint).map_err(|error| {
-        failure(USAGE, format!("{}: {error}", args.blueprint.display()), Some("a YAML file of your own"))
+        failure(
+            ENVIRONMENT,
+            format!("{}: {error}", args.blueprint.display()),
+            Some("a YAML file of your own"),
+        )
     })?;
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -50,7 +54,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     options.home = context.env.home.clone();
     options.compress = args.no_compress.then_some(false);
     options.keep_stage = args.keep_stage;
-    options.lock_timeout = Duration::from_secs(args.lock_timeout);
+    options.lock_timeout = args.lock_timeout;
     options.progress = !context.silent;
     options.cancel = Arc::clone(&cancel);
     let done = record(&options);

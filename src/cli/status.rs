@@ -1,19 +1,22 @@
 //! `holofs status` and `holofs path`.
 
+use std::ffi::{OsStr, OsString};
+
 use serde::Serialize;
 
 use super::exit::{Failure, NOT_FOUND, OK, failure};
 use super::list::{Row, rows};
-use super::unmount::identity_of;
 use super::{Context, output};
 use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
+use crate::space::live;
+use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "State: mounted, unmounted, stale (its daemon is gone; mount it again), moved, catalog-gone,
-restored (by rcc).
+    after_help = "State: mounted; unmounted; stale (its daemon is gone: mount it again); moved (a directory above was renamed);
+catalog-gone (the library has lost it); damaged (its record cannot be read); restored (by rcc).
 
 Examples:
   holofs status demo
@@ -22,7 +25,7 @@ Examples:
 pub(super) struct Args {
     /// The space by name, identity or path
     #[arg(value_name = "SPACE|PATH")]
-    space: String,
+    space: OsString,
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +34,7 @@ pub(super) struct Args {
   fusermount3 -u $(holofs path demo)")]
 pub(super) struct PathArgs {
     /// The space by name or identity
-    space: String,
+    space: OsString,
 }
 
 /// All about one space: what `list` shows, and what only its mount knows.
@@ -83,10 +86,16 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
     Ok(OK)
 }
 
-fn find(given: &str, context: &Context) -> Result<Row, Failure> {
-    let identity = identity_of(given, context);
-    rows(context)?.remove(identity.as_str()).ok_or_else(|| {
-        failure(NOT_FOUND, format!("{given}: no such space ({identity})"), Some("`holofs list`"))
+fn find(typed: &OsStr, context: &Context) -> Result<Row, Failure> {
+    let given = SpaceArg::parse(typed)?;
+    let identity = given.identity(&context.env, &context.controller)?;
+    let shown = typed.to_string_lossy();
+    let row = rows(context)?.remove(identity.as_str()).filter(|row| match &given {
+        SpaceArg::Path(path) => live::resolved(path) == live::resolved(&row.path),
+        SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
+    });
+    row.ok_or_else(|| {
+        failure(NOT_FOUND, format!("{shown}: no such space ({identity})"), Some("`holofs list`"))
     })
 }
 

@@ -1,12 +1,15 @@
 //! `holofs unmount`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::exit::{FAILED, Failure, NOT_FOUND, OK, USAGE, failure};
-use super::{Context, output};
+use super::{Context, output, seconds};
 use crate::session;
-use crate::space::name::{self, Identity};
+use crate::space::live;
+use crate::space::name::Identity;
+use crate::space::select::SpaceArg;
 use crate::space::state::{StateDir, is_locked};
 use crate::sys::mountinfo::{self, MountEntry};
 
@@ -20,8 +23,8 @@ Examples:
 pub(super) struct Args {
     /// Spaces by name, identity or path
     #[arg(value_name = "SPACE|PATH", required_unless_present = "all")]
-    spaces: Vec<String>,
-    /// Every mount of this user
+    spaces: Vec<OsString>,
+    /// Every mount of this home's spaces
     #[arg(long)]
     all: bool,
     /// Detach now, end when the last user lets go
@@ -31,8 +34,8 @@ pub(super) struct Args {
     #[arg(long)]
     discard: bool,
     /// How long to wait for the daemon to end, in seconds
-    #[arg(long, value_name = "S", default_value_t = 10)]
-    timeout: u64,
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
     /// Fail when it is not mounted
     #[arg(long)]
     strict: bool,
@@ -46,30 +49,35 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
             ended.push(end(mount, args, context)?);
         }
     }
-    for given in &args.spaces {
-        if let Some(mount) = live.iter().rfind(|mount| means(given, mount, context)) {
+    for typed in &args.spaces {
+        let given = SpaceArg::parse(typed)?;
+        let identity = match (given.identity(&context.env, &context.controller), &given) {
+            // A path that cannot be a space's is one where nothing is mounted.
+            (Err(_), SpaceArg::Path(_)) => None,
+            (identity, _) => Some(identity?),
+        };
+        let shown = typed.to_string_lossy();
+        if let Some(mount) = find(&live, &given, identity.as_ref()) {
             ended.push(end(mount, args, context)?);
             continue;
         }
-        match of_another_home(given)? {
-            Some(mount) => {
-                if args.discard {
-                    let what = format!("{given}: its changes are not in this home");
-                    return Err(failure(USAGE, what, Some("give its --home, or set HOLOFS_HOME")));
-                }
-                // Its record cannot be read from here, so there is nothing to wait for.
-                ended.push(
-                    session::unmount(&mount, Path::new("/dev/null"), args.lazy, Duration::ZERO)?.mountpoint,
-                );
+        match of_another_home(&given)? {
+            Some(_) if args.discard => {
+                let what = format!("{shown}: its changes are not in this home");
+                return Err(failure(USAGE, what, Some("give its --home, or set HOLOFS_HOME")));
             }
+            // Its record cannot be read from here, so there is nothing to wait for.
+            Some(mount) => ended.push(
+                session::unmount(&mount, Path::new("/dev/null"), args.lazy, Duration::ZERO)?.mountpoint,
+            ),
             None if args.strict => {
-                return Err(failure(NOT_FOUND, format!("{given}: not mounted"), Some("`holofs list`")));
+                return Err(failure(NOT_FOUND, format!("{shown}: not mounted"), Some("`holofs list`")));
             }
             None => {
-                if args.discard {
-                    discard(&identity_of(given, context), context)?;
+                if let Some(identity) = identity.filter(|_| args.discard) {
+                    discard(&identity, context)?;
                 }
-                output::note(context.silent, &format!("holofs: {given}: not mounted"));
+                output::note(context.silent, &format!("holofs: {shown}: not mounted"));
             }
         }
     }
@@ -83,43 +91,40 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     Ok(OK)
 }
 
-/// Our mounts, as the kernel tells them.
+/// The mounts of this home's spaces, as the kernel tells them.
 pub(super) fn mounts(context: &Context) -> Result<Vec<MountEntry>, Failure> {
-    mountinfo::holofs_mounts_of(&context.env.spaces_dir())
-        .map_err(|error| failure(FAILED, format!("/proc/self/mountinfo: {error}"), None))
+    mountinfo::holofs_mounts_of(&context.env.spaces_dir()).map_err(no_mountinfo)
+}
+
+fn no_mountinfo(error: std::io::Error) -> Failure {
+    failure(FAILED, format!("/proc/self/mountinfo: {error}"), None)
+}
+
+/// The mount that is meant: at the very path that was typed, else the space's, which may have moved.
+fn find<'m>(live: &'m [MountEntry], given: &SpaceArg, identity: Option<&Identity>) -> Option<&'m MountEntry> {
+    if let SpaceArg::Path(path) = given {
+        let path = live::resolved(path);
+        if let Some(found) = live.iter().rfind(|mount| mount.mountpoint == path) {
+            return Some(found);
+        }
+    }
+    let identity = identity?.as_str();
+    live.iter().rfind(|mount| mount.identity() == Some(identity))
 }
 
 /// A mount that is named by its path, and whose state is in another home than this one.
-fn of_another_home(given: &str) -> Result<Option<MountEntry>, Failure> {
-    let Ok(path) = crate::space::home::absolute(given.as_ref()) else { return Ok(None) };
-    let mounts = mountinfo::holofs_mounts()
-        .map_err(|error| failure(FAILED, format!("/proc/self/mountinfo: {error}"), None))?;
-    Ok(mounts.into_iter().rfind(|mount| given.contains('/') && mount.mountpoint == path))
-}
-
-/// Whether what was typed is this mount: its path, its identity, or the name of the space.
-pub(super) fn means(given: &str, mount: &MountEntry, context: &Context) -> bool {
-    if given.contains('/') {
-        return crate::space::home::absolute(given.as_ref()).is_ok_and(|path| path == mount.mountpoint);
-    }
-    mount.identity() == Some(identity_of(given, context).as_str())
-}
-
-/// The identity that a name stands for.
-pub(super) fn identity_of(given: &str, context: &Context) -> Identity {
-    Identity::parse(given)
-        .or_else(|| {
-            let last = given.rsplit('/').next().filter(|_| given.contains('/'))?;
-            Identity::from_name(last.as_bytes()).ok()
-        })
-        .unwrap_or_else(|| name::identity(context.env.home_bytes(), &context.controller, given))
+fn of_another_home(given: &SpaceArg) -> Result<Option<MountEntry>, Failure> {
+    let SpaceArg::Path(path) = given else { return Ok(None) };
+    let path = live::resolved(path);
+    let mounts = mountinfo::holofs_mounts().map_err(no_mountinfo)?;
+    Ok(mounts.into_iter().rfind(|mount| mount.mountpoint == path))
 }
 
 fn end(mount: &MountEntry, args: &Args, context: &Context) -> Result<PathBuf, Failure> {
     let identity = Identity::from_name(mount.identity().unwrap_or_default().as_bytes())
         .map_err(|error| failure(USAGE, format!("{}: {error}", mount.source), None))?;
     let state_dir = context.env.state_dir(&identity);
-    let ended = session::unmount(mount, &state_dir, args.lazy, Duration::from_secs(args.timeout))?;
+    let ended = session::unmount(mount, &state_dir, args.lazy, args.timeout)?;
     if args.discard {
         discard(&identity, context)?;
     }

@@ -24,7 +24,6 @@ use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::{Namespace, Owner};
-use crate::space::SpaceError;
 use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
 use crate::sys::fuse_mount::{self, MountError};
@@ -43,25 +42,10 @@ pub(super) struct Prepared<'p> {
     started: Instant,
 }
 
-/// How long an ended mount's daemon may take to let go of the space.
-const ENDING: Duration = Duration::from_secs(5);
-
 impl<'p> Prepared<'p> {
-    /// Takes the locks and prepares the mountpoint. Starts no thread: the caller may fork.
-    pub(super) fn new(plan: &'p MountPlan, index: Index, started: Instant) -> Result<Self, Error> {
-        let deadline = Instant::now() + ENDING;
-        let claim = loop {
-            match plan.claim(&index.catalog_sha256()) {
-                // Nothing is mounted, so whoever has the space is ending, or starting as we are.
-                Err(SpaceError::Busy { .. })
-                    if Instant::now() < deadline && registry::find(&plan.state_dir)?.is_none() =>
-                {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                other => break other?,
-            }
-        };
-        Ok(Self { plan, index: Arc::new(index), claim, started })
+    /// Puts the pieces together. Starts no thread: the caller may fork.
+    pub(super) fn new(plan: &'p MountPlan, index: Index, claim: Claim<'p>, started: Instant) -> Self {
+        Self { plan, index: Arc::new(index), claim, started }
     }
 
     /// Mounts and serves until the mount ends; `ready` is called when the first request would be answered.

@@ -66,7 +66,7 @@ impl MetaLock {
                 }
                 Err(Errno::WOULDBLOCK) => {
                     let pid = lock::holder(&file);
-                    return Err(SpaceError::LockTimeout { path, pid, waited: timeout.as_secs() });
+                    return Err(SpaceError::LockTimeout { path, pid, waited: timeout });
                 }
                 Err(errno) => return Err(SpaceError::io(&path)(errno.into())),
             }

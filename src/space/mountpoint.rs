@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::space::plan::SpacePath;
-use crate::space::{MountpointProblem, SpaceError, meta};
+use crate::space::{MountpointProblem, SpaceError, live, meta};
 use crate::sys::mountinfo;
 
 /// The mode rcc gives to directories of spaces, less the umask.
@@ -22,7 +22,7 @@ pub fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
     let path = &space.mountpoint;
     let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
     // A mount of whoever, dead or alive, is told by the table: asking the directory could hang.
-    if let Ok(Some(mount)) = mountinfo::mount_at(path) {
+    if let Ok(Some(mount)) = mountinfo::mount_at(&live::resolved(path)) {
         return Err(problem(MountpointProblem::Mounted(mount.source)));
     }
     match std::fs::symlink_metadata(path) {
@@ -37,7 +37,10 @@ pub fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
     let mut entries = std::fs::read_dir(path).map_err(|error| problem(refused(&error)))?;
     match entries.next() {
         None => Ok(false),
-        Some(Ok(_)) if meta::recorded(path).is_some() => Err(problem(MountpointProblem::Restored)),
+        // Every environment has the text of its blueprint in its root.
+        Some(Ok(_)) if meta::recorded(path).is_some() && path.join("identity.yaml").exists() => {
+            Err(problem(MountpointProblem::Restored))
+        }
         Some(Ok(_)) => Err(problem(MountpointProblem::NotEmpty)),
         Some(Err(error)) => Err(problem(refused(&error))),
     }
@@ -139,8 +142,11 @@ mod tests {
         std::fs::create_dir(&space.mountpoint).unwrap();
         std::fs::write(space.mountpoint.join("mine"), "").unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
+        // What a mount of ours leaves beside it does not make a restored space of it.
         std::fs::write(meta::beside(&space.mountpoint, ".meta"), "").unwrap();
         std::fs::write(meta::beside(&space.mountpoint, ".meta.info"), "{}").unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
+        std::fs::write(space.mountpoint.join("identity.yaml"), "").unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::Restored);
     }
 }

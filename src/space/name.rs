@@ -98,6 +98,9 @@ pub enum NameError {
     /// The name would not survive mount options or a line of output.
     #[error("the name holds {0:?}")]
     Character(char),
+    /// A relative path, and no directory to take it from.
+    #[error("{0}")]
+    NoDirectory(String),
     /// D.meta is JSON.
     #[error("the name is not UTF-8")]
     NotUtf8,

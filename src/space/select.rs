@@ -1,17 +1,71 @@
-//! Which catalog and which directory are meant by what was typed.
+//! Which catalog and which space are meant by what was typed.
+//!
+//! It reads the headers of catalogs and what earlier mounts recorded; it makes nothing. Invariant: when more than
+//! one answer fits it is an error that lists them, never a guess.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::document::{read_header, read_info};
-use super::home::{Env, absolute};
-use super::name::{self, Identity};
-use super::plan::SpacePath;
-use super::state::read_state;
-use super::{Candidate, SpaceError, meta};
 use crate::library::catalogs::{self, CatalogFile, this_platform};
 use crate::library::locate::Location;
+use crate::space::document;
+use crate::space::home::{Env, absolute};
+use crate::space::name::{self, Identity};
+use crate::space::plan::SpacePath;
+use crate::space::{Candidate, SpaceError, meta, state};
+
+/// SPACE as typed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SpaceArg {
+    /// A mountpoint: it holds a `/`.
+    Path(PathBuf),
+    /// The name of a space's directory.
+    Identity(Identity),
+    /// What its user calls it.
+    Name(String),
+}
+
+impl SpaceArg {
+    /// Tells the three apart.
+    ///
+    /// # Errors
+    /// When a name is not UTF-8, which rcc cannot be told.
+    pub fn parse(given: &OsStr) -> Result<SpaceArg, SpaceError> {
+        if given.as_bytes().contains(&b'/') {
+            let path = absolute(Path::new(given)).map_err(|error| SpaceError::Name {
+                given: given.to_string_lossy().into_owned(),
+                source: name::NameError::NoDirectory(error.to_string()),
+            })?;
+            return Ok(SpaceArg::Path(path));
+        }
+        let Some(text) = given.to_str() else {
+            let given = given.to_string_lossy().into_owned();
+            return Err(SpaceError::Name { given, source: name::NameError::NotUtf8 });
+        };
+        Ok(match Identity::parse(text) {
+            Some(identity) => SpaceArg::Identity(identity),
+            None => SpaceArg::Name(text.to_owned()),
+        })
+    }
+
+    /// The name of the space's directory.
+    ///
+    /// # Errors
+    /// When the last part of a path cannot be one.
+    pub fn identity(&self, env: &Env, controller: &str) -> Result<Identity, SpaceError> {
+        match self {
+            SpaceArg::Identity(identity) => Ok(identity.clone()),
+            SpaceArg::Name(name) => Ok(name::identity(env.home_bytes(), controller, name)),
+            SpaceArg::Path(path) => {
+                let last = path.file_name().unwrap_or_default();
+                Identity::from_name(last.as_bytes())
+                    .map_err(|source| SpaceError::Name { given: path.display().to_string(), source })
+            }
+        }
+    }
+}
 
 /// What was typed.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +74,10 @@ pub struct Wanted<'a> {
     pub space: &'a OsStr,
     /// The controller's plain name (`user`).
     pub controller: &'a str,
-    /// `--blueprint`: the beginning of a hash.
+    /// `--blueprint`: the first digits of a hash.
     pub blueprint: Option<&'a str>,
+    /// `--fresh`: the changes of earlier mounts have no say.
+    pub fresh: bool,
 }
 
 /// What is meant.
@@ -37,155 +93,151 @@ pub struct Selected {
 /// this platform.
 ///
 /// # Errors
-/// `NoCatalog` with the candidates, and `BaseMismatch` or `Name` for a path that does not fit.
+/// [`SpaceError::NoCatalog`] with the candidates, or what is wrong with the path given.
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
-    let platform = this_platform();
     let dir = library.hololib.join("catalog");
-    let all = catalogs::list(&library.hololib)
+    let catalogs = catalogs::list(&library.hololib)
         .map_err(|error| SpaceError::Io { path: dir, source: std::io::Error::other(error) })?;
-    let here: Vec<&CatalogFile> = all.iter().filter(|catalog| catalog.platform == platform).collect();
-    let identity = identity(wanted, env)?;
-    let catalog = match wanted.blueprint {
-        Some(prefix) => only(
-            here.iter().copied().filter(|catalog| catalog.blueprint.starts_with(prefix)),
-            &here,
-            &format!("no blueprint of this library begins with {prefix:?}"),
-            &format!("several blueprints begin with {prefix:?}"),
-        )?,
-        None => match recorded(wanted, &identity, &here, env)? {
-            Some(catalog) => catalog,
-            None => only(
-                here.iter().copied(),
-                &here,
-                &format!("the library has no environment for {platform}"),
-                "the library has several environments, and none was chosen",
-            )?,
-        },
-    };
-    let header = read_catalog_header(catalog)?;
-    let base = header.base().map(Path::to_owned).unwrap_or_default();
-    let space = place(wanted, identity, &base, catalog, env)?;
-    Ok(Selected { catalog: catalog.clone(), space })
+    let given = SpaceArg::parse(wanted.space)?;
+    let identity = given.identity(env, wanted.controller)?;
+    let catalog = choose(env, &catalogs, wanted, &identity)?.clone();
+    let base = base_of(&catalog)?;
+    let mountpoint = base.join(identity.as_str());
+    if let SpaceArg::Path(given) = &given
+        && given.parent().is_none_or(|parent| !is_same_dir(parent, &base))
+    {
+        return Err(SpaceError::BaseMismatch { given: given.clone(), base });
+    }
+    let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
+    tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
+    Ok(Selected { catalog, space: SpacePath { identity, mountpoint, label, controller } })
 }
 
-/// Where the catalog says it lives. The `.info` beside it is quicker to read; a damaged one is no matter.
-fn read_catalog_header(catalog: &CatalogFile) -> Result<super::document::Header, SpaceError> {
-    let mut info = catalog.path.clone().into_os_string();
-    info.push(".info");
-    match read_info(Path::new(&info)) {
-        Ok(header) if header.base().is_some() && header.blueprint == catalog.blueprint => Ok(header),
-        _ => read_header(&catalog.path),
+/// The directory in which spaces of a catalog must lie. By the catalog itself: the `.info` beside it is anybody's.
+fn base_of(catalog: &CatalogFile) -> Result<PathBuf, SpaceError> {
+    let header = document::read_header(&catalog.path)?;
+    match header.base() {
+        Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok(base.to_owned()),
+        _ => Err(SpaceError::BadCatalog {
+            path: catalog.path.clone(),
+            why: format!("its path {:?} is not in an absolute directory", header.path),
+        }),
     }
 }
 
-fn only<'a>(
-    found: impl Iterator<Item = &'a CatalogFile>,
-    all: &[&CatalogFile],
-    none: &str,
-    several: &str,
+/// The space's name and controller: as given, else as recorded by an earlier mount or by rcc.
+fn called(
+    env: &Env,
+    controller: &str,
+    given: &SpaceArg,
+    identity: &Identity,
+    mountpoint: &Path,
+) -> (String, String) {
+    let controller = name::controller_identity(controller);
+    if let SpaceArg::Name(name) = given {
+        return (name.clone(), controller);
+    }
+    if let Ok(Some(state)) = state::read_state(&env.state_dir(identity)) {
+        return (state.content.space, state.content.controller);
+    }
+    match meta::recorded(mountpoint) {
+        Some(recorded) => (recorded.space, recorded.controller),
+        None => (identity.to_string(), controller),
+    }
+}
+
+fn choose<'a>(
+    env: &Env,
+    catalogs: &'a [CatalogFile],
+    wanted: &Wanted<'_>,
+    identity: &Identity,
 ) -> Result<&'a CatalogFile, SpaceError> {
-    let found: Vec<&CatalogFile> = found.collect();
-    match found.as_slice() {
-        [one] => Ok(one),
-        [] => Err(no_catalog(none, all)),
-        more => Err(no_catalog(several, more)),
+    let platform = this_platform();
+    let here: Vec<&CatalogFile> = catalogs.iter().filter(|c| c.platform == platform).collect();
+    if let Some(prefix) = wanted.blueprint {
+        let prefix = prefix.to_lowercase();
+        let fits: Vec<&CatalogFile> =
+            here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
+        return match (fits.as_slice(), prefix.is_empty()) {
+            (_, true) => Err(no_catalog("the blueprint given is empty", &here)),
+            ([one], _) => Ok(one),
+            ([], _) if catalogs.iter().any(|c| c.blueprint.starts_with(&prefix)) => {
+                Err(no_catalog(&format!("blueprint {prefix} is not for {platform}"), &here))
+            }
+            ([], _) => Err(no_catalog(&format!("no catalog of blueprint {prefix}"), &here)),
+            (several, _) => Err(no_catalog(&format!("several blueprints begin with {prefix}"), several)),
+        };
     }
+    let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
+    let dir = env.state_dir(identity);
+    let kept = match state::read_state(&dir) {
+        Ok(kept) => kept.map(|state| state.content.blueprint),
+        // Better said now than after a choice that the changes may not fit.
+        Err(error) if !wanted.fresh && state::has_changes(&dir)? => return Err(error),
+        Err(_) => None,
+    };
+    // The changes of earlier mounts say most surely what the space is; then rcc; then an earlier mount without any.
+    if let Some(blueprint) = &kept
+        && !wanted.fresh
+        && state::has_changes(&dir)?
+    {
+        return find(blueprint).ok_or_else(|| {
+            let why =
+                format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
+            no_catalog(&why, &here)
+        });
+    }
+    for base in bases(here.iter().copied()) {
+        let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    if let Some(found) = kept.as_deref().and_then(find) {
+        return Ok(found);
+    }
+    match here.as_slice() {
+        [one] => Ok(one),
+        [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
+        [] => {
+            let others: Vec<&CatalogFile> = catalogs.iter().collect();
+            Err(no_catalog(&format!("the library has no catalog for {platform}"), &others))
+        }
+        several => Err(no_catalog("the library has several catalogs", several)),
+    }
+}
+
+/// The holotree directories of catalogs, each once. A catalog that cannot be read has none.
+#[must_use]
+pub fn bases<'a>(catalogs: impl IntoIterator<Item = &'a CatalogFile>) -> Vec<PathBuf> {
+    let mut bases: Vec<PathBuf> = Vec::new();
+    for base in catalogs.into_iter().filter_map(|catalog| base_of(catalog).ok()) {
+        if !bases.contains(&base) {
+            bases.push(base);
+        }
+    }
+    bases
 }
 
 fn no_catalog(why: &str, candidates: &[&CatalogFile]) -> SpaceError {
-    let candidate = |catalog: &&CatalogFile| Candidate {
-        blueprint: catalog.blueprint.clone(),
-        platform: catalog.platform.clone(),
-    };
-    SpaceError::NoCatalog { why: why.to_owned(), candidates: candidates.iter().map(candidate).collect() }
+    let candidates = candidates.iter().map(|c| Candidate {
+        blueprint: c.blueprint.clone(),
+        platform: c.platform.clone(),
+        path: c.path.clone(),
+    });
+    SpaceError::NoCatalog { why: why.to_owned(), candidates: candidates.collect() }
 }
 
-/// The catalog that the space has now: by holofs's own record, or by rcc's.
-fn recorded<'a>(
-    wanted: &Wanted<'_>,
-    identity: &Identity,
-    here: &[&'a CatalogFile],
-    env: &Env,
-) -> Result<Option<&'a CatalogFile>, SpaceError> {
-    let state = read_state(&env.state_dir(identity))?;
-    let mut known: Vec<String> = state.map(|state| state.content.blueprint).into_iter().collect();
-    for mountpoint in possible_mountpoints(wanted, identity, here)? {
-        known.extend(meta::recorded(&mountpoint).map(|header| header.blueprint));
+/// Whether two paths are one directory, also through links.
+fn is_same_dir(a: &Path, b: &Path) -> bool {
+    if a == b {
+        return true;
     }
-    Ok(known
-        .iter()
-        .find_map(|blueprint| here.iter().copied().find(|catalog| catalog.blueprint == *blueprint)))
-}
-
-fn possible_mountpoints(
-    wanted: &Wanted<'_>,
-    identity: &Identity,
-    here: &[&CatalogFile],
-) -> Result<Vec<PathBuf>, SpaceError> {
-    if let Some(path) = as_path(wanted.space)? {
-        return Ok(vec![path]);
+    match (std::fs::metadata(a), std::fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
     }
-    let mut bases: Vec<PathBuf> = here
-        .iter()
-        .filter_map(|catalog| read_catalog_header(catalog).ok()?.base().map(Path::to_owned))
-        .collect();
-    bases.sort();
-    bases.dedup();
-    Ok(bases.into_iter().map(|base| base.join(identity.as_str())).collect())
 }
 
-/// The path, when SPACE is one.
-fn as_path(space: &OsStr) -> Result<Option<PathBuf>, SpaceError> {
-    if !space.as_bytes().contains(&b'/') {
-        return Ok(None);
-    }
-    absolute(Path::new(space))
-        .map(Some)
-        .map_err(|error| SpaceError::Io { path: space.into(), source: std::io::Error::other(error) })
-}
-
-fn identity(wanted: &Wanted<'_>, env: &Env) -> Result<Identity, SpaceError> {
-    if let Some(path) = as_path(wanted.space)? {
-        let name = path.file_name().unwrap_or_default();
-        return Identity::from_name(name.as_bytes())
-            .map_err(|source| SpaceError::Name { given: path.display().to_string(), source });
-    }
-    let text = wanted.space.to_string_lossy();
-    Ok(Identity::parse(&text).unwrap_or_else(|| name::identity(env.home_bytes(), wanted.controller, &text)))
-}
-
-fn place(
-    wanted: &Wanted<'_>,
-    identity: Identity,
-    base: &Path,
-    catalog: &CatalogFile,
-    env: &Env,
-) -> Result<SpacePath, SpaceError> {
-    let mountpoint = base.join(identity.as_str());
-    if let Some(given) = as_path(wanted.space)?
-        && !same_directory(given.parent().unwrap_or(Path::new("/")), base)
-    {
-        return Err(SpaceError::BaseMismatch { given, base: base.to_owned() });
-    }
-    // A space that is called by its path or identity keeps the name it was given first.
-    let named = !wanted.space.as_bytes().contains(&b'/')
-        && Identity::parse(&wanted.space.to_string_lossy()).is_none();
-    let kept =
-        read_state(&env.state_dir(&identity))?.map(|state| (state.content.space, state.content.controller));
-    let kept = kept.or_else(|| meta::recorded(&mountpoint).map(|header| (header.space, header.controller)));
-    let (label, controller) = match kept.filter(|_| !named) {
-        Some(kept) => kept,
-        None => {
-            let label =
-                if named { wanted.space.to_string_lossy().into_owned() } else { identity.to_string() };
-            (label, name::controller_identity(wanted.controller))
-        }
-    };
-    tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
-    Ok(SpacePath { identity, mountpoint, label, controller })
-}
-
-/// Whether two paths are one directory: by text, or by what they lead to where both exist.
-fn same_directory(one: &Path, two: &Path) -> bool {
-    one == two || matches!((one.canonicalize(), two.canonicalize()), (Ok(one), Ok(two)) if one == two)
-}
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,8 @@ impl MountEntry {
             return None;
         }
         let source = self.source.strip_prefix(SOURCE_PREFIX)?;
-        Some(source.split_once('@').unwrap_or((source, "")))
+        // From behind: a name may hold any character but a slash, a comma and a backslash.
+        Some(source.rsplit_once('@').unwrap_or((source, "")))
     }
 }
 
@@ -176,6 +177,8 @@ garbage
         assert_eq!(mount.identity(), Some("720c7a8_5a1fac3_9fcd2534"));
         assert_eq!(mount.ours().unwrap().1, place(Path::new("/proc/.")).unwrap());
         assert_ne!(mount.ours().unwrap().1, place(Path::new("/")).unwrap());
+        let odd = parse(b"24 22 0:50 / /m rw - fuse.holofs holofs:a@name@1.2 rw").remove(0);
+        assert_eq!(odd.ours(), Some(("a@name", "1.2")));
     }
 
     #[test]

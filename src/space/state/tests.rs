@@ -130,7 +130,7 @@ fn fresh_drops_the_changes_and_sweeps() {
     f.change();
     let deep = f.path().join("upper/locked/dir");
     std::fs::create_dir_all(&deep).unwrap();
-    std::fs::set_permissions(f.path().join("upper/locked"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(f.path().join("upper/locked"), std::fs::Permissions::from_mode(0o0)).unwrap();
     f.open().adopt(&content("bb", "b2"), true).unwrap();
     assert!(!f.has_change());
     let left: Vec<_> = std::fs::read_dir(f.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -26,7 +26,7 @@ impl<'w> Mounted<'w> {
     #[track_caller]
     pub(super) fn new(world: &'w World, space: &str, args: &[&str]) -> Self {
         let mut command = world.holofs();
-        command.arg("mount").arg(world.home()).arg(space).args(args).arg("--json");
+        command.args(["--json", "mount"]).arg(world.home()).arg(space).args(args);
         Self::by(world, space, &mut command)
     }
 

@@ -1,0 +1,162 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::library::catalog::CatalogError;
+
+fn enoent() -> io::Error {
+    io::Error::from_raw_os_error(Errno::NOENT.raw_os_error())
+}
+
+fn path() -> PathBuf {
+    "/some/where".into()
+}
+
+fn mountpoint(problem: MountpointProblem) -> SpaceError {
+    SpaceError::Mountpoint { path: path(), problem }
+}
+
+fn candidate() -> Candidate {
+    Candidate { blueprint: "adb8c26db4d86a93".into(), platform: "linux_amd64".into(), path: path() }
+}
+
+/// One of each, with the code that scripts rely on and a word of what the user is told to try.
+#[test]
+fn every_error_of_a_space_has_its_code() {
+    let identity = || "720c7a8_5a1fac3_700be151".to_owned();
+    let name = |source| SpaceError::Name { given: "x".into(), source };
+    let other = |blueprint: Option<&str>| SpaceError::OtherContent {
+        identity: identity(),
+        kept: "blueprint a".into(),
+        wanted: "b".into(),
+        blueprint: blueprint.map(str::to_owned),
+    };
+    let table = [
+        (SpaceError::DamagedState { path: path(), why: "cut".into() }, INTEGRITY, "--fresh"),
+        (SpaceError::UnknownFeature { path: path(), feature: "x".into() }, FAILED, "newer"),
+        (other(Some("a")), MOUNTPOINT, "--blueprint a"),
+        (other(None), MOUNTPOINT, "--fresh"),
+        (SpaceError::EphemeralOverChanges { identity: identity() }, USAGE, "--fresh"),
+        (SpaceError::StateInsideLibrary { state: path(), library: path() }, USAGE, "HOLOFS_HOME"),
+        (SpaceError::Busy { identity: identity(), pid: Some(1) }, BUSY, "unmount"),
+        (SpaceError::LockTimeout { path: path(), pid: None, waited: Duration::ZERO }, BUSY, "--lock-timeout"),
+        (name(NameError::Length(3)), MOUNTPOINT, "space name"),
+        (name(NameError::Character(',')), MOUNTPOINT, "space name"),
+        (name(NameError::NotUtf8), USAGE, "another name"),
+        (name(NameError::NoDirectory("gone".into())), USAGE, "another name"),
+        (SpaceError::BaseMismatch { given: path(), base: "/base".into() }, MOUNTPOINT, "/base"),
+        (mountpoint(MountpointProblem::NoParent("/base".into())), MOUNTPOINT, "mkdir -p /base"),
+        (mountpoint(MountpointProblem::NotADirectory), MOUNTPOINT, "move away"),
+        (mountpoint(MountpointProblem::Restored), MOUNTPOINT, "rcc holotree delete where"),
+        (mountpoint(MountpointProblem::Mounted("tmpfs".into())), MOUNTPOINT, "umount /some/where"),
+        (mountpoint(MountpointProblem::NotEmpty), MOUNTPOINT, "move away"),
+        (mountpoint(MountpointProblem::Refused("no".into())), MOUNTPOINT, "as a user"),
+        (SpaceError::NoCatalog { why: "none".into(), candidates: Vec::new() }, NOT_FOUND, "record"),
+        (SpaceError::NoCatalog { why: "many".into(), candidates: vec![candidate()] }, NOT_FOUND, "adb8c26d"),
+        (SpaceError::BadCatalog { path: path(), why: "cut".into() }, LIBRARY, "check"),
+        (SpaceError::Io { path: path(), source: enoent() }, FAILED, ""),
+    ];
+    for (error, code, fix) in table {
+        let shown = format!("{error:?}");
+        assert_told(&Failure::from(error), code, fix, &shown);
+    }
+}
+
+#[test]
+fn every_error_of_a_library_has_its_code() {
+    let catalog = || crate::library::catalog::parse_file(b"garbage").unwrap_err();
+    let _: CatalogError = catalog();
+    let table = [
+        (LibraryError::NotALibrary { path: path(), why: "nothing there" }, LIBRARY, "ROBOCORP_HOME"),
+        (LibraryError::Catalog { path: path(), source: catalog() }, LIBRARY, "check"),
+        (LibraryError::Io { path: path(), source: enoent() }, LIBRARY, ""),
+    ];
+    for (error, code, fix) in table {
+        let shown = format!("{error:?}");
+        assert_told(&Failure::from(error), code, fix, &shown);
+    }
+}
+
+#[test]
+fn every_error_of_a_session_has_its_code() {
+    let mount = |source| session::Error::Mount { path: path(), source };
+    let report = Failure { what: "said by the daemon".into(), fix: None, code: 9 };
+    let table = [
+        (session::Error::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
+        (session::Error::Space(mountpoint(MountpointProblem::NotEmpty)), MOUNTPOINT, "move"),
+        (mount(MountError::Device(Errno::NOENT)), FUSE, "--device /dev/fuse"),
+        (mount(MountError::NoFusermount), FUSE, "fuse3"),
+        (mount(MountError::Fusermount("needs user_allow_other in".into())), FUSE, "fuse.conf"),
+        (mount(MountError::Os { call: "mount", source: Errno::PERM }), FUSE, ""),
+        (mount(MountError::Io(enoent())), FUSE, ""),
+        (
+            session::Error::OtherBlueprint { path: path(), mounted: "a".into(), wanted: "b".into() },
+            MOUNTPOINT,
+            "unmount",
+        ),
+        (session::Error::NoReflink { path: path(), reason: "ext4".into() }, STRATEGY, "smart"),
+        (session::Error::InUse { path: path(), pids: vec![1, 2] }, BUSY, "--lazy"),
+        (session::Error::NotMounted(path()), NOT_FOUND, ""),
+        (session::Error::Os { path: path(), call: "open", source: Errno::IO }, FAILED, ""),
+        (session::Error::Fuse(enoent()), FUSE, ""),
+        (session::Error::DaemonDied(path()), FAILED, ""),
+        (session::Error::Daemon(report), STRATEGY, ""),
+    ];
+    for (error, code, fix) in table {
+        assert_told(&describe(&error), code, fix, &format!("{error:?}"));
+    }
+}
+
+#[test]
+fn every_error_of_a_recording_has_its_code() {
+    let table = [
+        (RecordError::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
+        (RecordError::Kind { hololib: path(), is: "raw", asked: "compressed" }, USAGE, "other kind"),
+        (RecordError::NoBlueprint, ENVIRONMENT, "file"),
+        (RecordError::NoCommand, USAGE, "--help"),
+        (RecordError::Busy { path: path(), seconds: 3 }, BUSY, "wait"),
+        (RecordError::StageInUse { path: path() }, BUSY, ""),
+        (RecordError::Interrupted, INTERRUPTED, ""),
+        (RecordError::CommandStart { program: "x".into(), source: enoent() }, ENVIRONMENT, ""),
+        (RecordError::Special { path: path(), what: "a pipe" }, ENVIRONMENT, ""),
+        (RecordError::NameNotUtf8 { path: path() }, ENVIRONMENT, ""),
+        (RecordError::LinkNotUtf8 { path: path() }, ENVIRONMENT, ""),
+        (RecordError::TooDeep { path: path() }, ENVIRONMENT, ""),
+        (RecordError::Changed { path: path() }, ENVIRONMENT, ""),
+        (RecordError::Io { path: path(), source: enoent() }, FAILED, ""),
+        (RecordError::Panicked, FAILED, ""),
+    ];
+    for (error, code, fix) in table {
+        let shown = format!("{error:?}");
+        assert_told(&Failure::from(error), code, fix, &shown);
+    }
+    assert_told(&Failure::from(EnvError::NoHome), CONFIG, "HOME", "NoHome");
+    assert_told(&Failure::from(EnvError::NoCurrentDir(enoent())), FAILED, "", "NoCurrentDir");
+}
+
+#[track_caller]
+fn assert_told(failure: &Failure, code: u8, fix: &str, error: &str) {
+    assert_eq!(failure.code, code, "{error}: {failure:?}");
+    assert!(failure.fix.as_deref().unwrap_or_default().contains(fix), "{error}: {failure:?}");
+    assert!(!failure.what.is_empty() && !failure.what.contains('\n'), "{error}: {failure:?}");
+    assert!(!failure.what.contains("os error"), "{error}: {failure:?}");
+}
+
+#[test]
+fn candidates_are_listed_below_what_to_try() {
+    let failure =
+        no_catalog("several", &[(&candidate(), "name: another".into()), (&candidate(), String::new())]);
+    let fix = failure.fix.unwrap();
+    let lines: Vec<&str> = fix.lines().collect();
+    assert_eq!(lines[1], "    adb8c26db4d86a93 linux_amd64  name: another");
+    assert_eq!(lines[2], "    adb8c26db4d86a93 linux_amd64");
+}
+
+#[test]
+fn numbers_of_errors_are_left_out() {
+    assert_eq!(without_numbers("a: gone (os error 2): b (os error 13)"), "a: gone: b");
+    assert_eq!(without_numbers("odd (os error x) (os error 5"), "odd (os error x) (os error 5");
+}

@@ -1,0 +1,57 @@
+use clap::CommandFactory;
+
+use super::*;
+
+fn refused(args: &[&str]) -> Failure {
+    let error = Cli::try_parse_from(args).unwrap_err();
+    assert!(error.use_stderr());
+    usage(&error)
+}
+
+#[test]
+fn definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_shows_examples() {
+    for command in Cli::command().get_subcommands() {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Examples:\n  ") && help.contains("holofs "), "{}", command.get_name());
+    }
+}
+
+#[test]
+fn usage_is_one_line_and_where_to_read_on() {
+    for (args, what, fix) in [
+        (&["holofs", "mount"][..], "were not provided: <LIBRARY> <SPACE>", "`holofs mount --help`"),
+        (&["holofs", "mount", "a", "b", "--strategy", "fast"], "invalid value 'fast'", "`holofs --help`"),
+        (&["holofs", "mount", "a", "b", "--strategy", "hardlink"], "shares one inode between", "--help`"),
+        (&["holofs", "mount", "a", "b", "--fres"], "unexpected argument '--fres'", "'--fresh'"),
+        (&["holofs", "mount", "a", "b", "c"], "unexpected argument 'c'", "`holofs mount --help`"),
+        (&["holofs", "mont"], "unrecognized subcommand 'mont'", "'mount'"),
+        (&["holofs", "mount", "a", "b", "--lock-timeout=-1"], "invalid value '-1'", ""),
+        (&["holofs", "mount", "a", "b", "--lock-timeout", "x"], "not a number of seconds", ""),
+    ] {
+        let failure = refused(args);
+        assert_eq!(failure.code, USAGE, "{args:?}");
+        assert!(failure.what.contains(what) && !failure.what.contains('\n'), "{args:?}: {failure:?}");
+        assert!(failure.fix.as_deref().unwrap_or_default().contains(fix), "{args:?}: {failure:?}");
+    }
+}
+
+#[test]
+fn seconds_may_have_a_fraction() {
+    assert_eq!(seconds("0.2"), Ok(Duration::from_millis(200)));
+    assert_eq!(seconds("30"), Ok(Duration::from_secs(30)));
+    for text in ["", "-1", "NaN", "inf", "1s"] {
+        assert!(seconds(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn flags_go_before_or_after_the_command() {
+    for args in [&["holofs", "-j", "list"], &["holofs", "list", "-j"]] {
+        assert!(Cli::try_parse_from(args).unwrap().global.json);
+    }
+}
