@@ -387,6 +387,7 @@ impl<P: Pieces> Lexer<P> {
     fn skip_string(&mut self) -> Result<(), Stop> {
         self.at += 1;
         loop {
+            self.at += plain_len(self.piece.get(self.at..).unwrap_or_default());
             match self.take_any()? {
                 b'"' => return Ok(()),
                 b'\\' => {
