@@ -58,6 +58,25 @@ pub(super) struct Args {
     /// How long to wait for a lock that rcc holds, in seconds
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     lock_timeout: Duration,
+    /// How much the cache of unpacked blobs may keep, with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    cache_size: u64,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let no_size = || "a number of bytes, or of K, M, G or T".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(no_size()),
+    };
+    let number: u64 = digits.parse().map_err(|_| no_size())?;
+    number.checked_mul(1 << shift).ok_or_else(no_size)
 }
 
 fn strategy(text: &str) -> Result<Strategy, String> {
@@ -125,6 +144,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         allow_other,
         foreground: args.foreground,
         options,
+        cache_size: args.cache_size,
         lock_timeout: args.lock_timeout,
         space: selected.space,
     })
@@ -158,4 +178,18 @@ fn chosen_strategy(flag: Option<Strategy>) -> Result<Strategy, Failure> {
         };
     }
     Ok(Strategy::Smart)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_with_and_without_a_unit() {
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("10g"), Ok(10 << 30));
+        for bad in ["", "G", "1.5G", "-1", "99999999T", "10GiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
 }

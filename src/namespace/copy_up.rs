@@ -4,11 +4,10 @@
 //! counterpart visible, happens under the lock of its directory. The directory itself does not change for a
 //! reader when a file in it is copied up, so its times are put back.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::Stat;
 
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
@@ -282,12 +281,4 @@ fn changes_nothing(attr: &Attr, change: &SetAttr) -> bool {
         && change.gid.is_none_or(|gid| gid == attr.gid)
         && same_time(change.atime, attr.atime)
         && same_time(change.mtime, attr.mtime)
-}
-
-/// Reopens an `O_PATH` descriptor of a file or directory for reading.
-pub(super) fn reopen(fd: &impl AsFd) -> Result<File> {
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()));
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(call("open"))?;
-    Ok(File::from(fd))
 }

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::copy_up::reopen;
 use super::dir::{DirState, EXTRA_COOKIES, Entry};
 use super::error::{Error, Result, upper as call};
 use super::table::{Backing, Node};
@@ -79,7 +78,7 @@ impl Namespace {
             (Backing::Lower, _) | (_, Kind::Fifo | Kind::Socket) => Ok(None),
             // A born link cannot be opened to be synced; its directory can.
             (Backing::Upper, Kind::Symlink) => Ok(None),
-            _ => Ok(Some(reopen(&self.backing_fd(&node)?)?.into())),
+            _ => Ok(Some(upper::reopen(&self.backing_fd(&node)?)?.into())),
         }
     }
 

@@ -13,6 +13,7 @@
 //!   file (owner read and write, and search for directories). The backing entry then has those bits as well.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags};
@@ -247,6 +248,14 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat> {
 pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(upper("open"))
+}
+
+/// Reopens an `O_PATH` descriptor of a file or directory for reading.
+pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(upper("open"))?;
+    Ok(File::from(fd))
 }
 
 /// The value of an attribute.

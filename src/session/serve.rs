@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{Config, Session, SessionACL};
@@ -31,6 +32,9 @@ use crate::sys::{mountinfo, process};
 
 /// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
+
+/// How long after a mount the blob cache is first brought within its limit.
+const FIRST_EVICTION: Duration = Duration::from_secs(60);
 
 /// A mount that has its locks and its index and needs only to be served.
 #[derive(Debug)]
@@ -146,21 +150,36 @@ fn end_on_signal(mut signals: Signals, state_dir: PathBuf) -> Result<(), Error> 
     Ok(())
 }
 
-/// Renews the usage marks daily.
+/// Renews the usage marks daily, and keeps the blob cache within its limit: a while after the mount, when whatever
+/// it was made for has begun, and daily.
 fn housekeeper(
     plan: MountPlan,
     stopped: std::sync::mpsc::Receiver<()>,
 ) -> Result<std::thread::JoinHandle<()>, Error> {
-    std::thread::Builder::new()
-        .name("housekeeping".into())
-        .spawn(move || {
-            while let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(USAGE_PERIOD) {
-                if let Err(error) = plan.touch_usage() {
-                    tracing::warn!(%error, "the usage mark stays old");
-                }
+    let keep = move || {
+        let mut wait = FIRST_EVICTION;
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
+            keep_cache_within(&plan);
+            if wait == USAGE_PERIOD
+                && let Err(error) = plan.touch_usage()
+            {
+                tracing::warn!(%error, "the usage mark stays old");
             }
-        })
-        .map_err(Error::Fuse)
+            wait = USAGE_PERIOD;
+        }
+    };
+    std::thread::Builder::new().name("housekeeping".into()).spawn(keep).map_err(Error::Fuse)
+}
+
+fn keep_cache_within(plan: &MountPlan) {
+    let dir = plan.cache_dir.join("blobs");
+    let freed =
+        BlobCache::open(&dir).map_err(std::io::Error::other).and_then(|cache| cache.evict(plan.cache_size));
+    match freed {
+        Ok(0) => {}
+        Ok(freed) => tracing::info!(freed, "removed blobs that were not read for longest from the cache"),
+        Err(error) => tracing::warn!(%error, "the blob cache is not kept within its limit"),
+    }
 }
 
 /// Puts the layers together over the space's directories.

@@ -69,6 +69,8 @@ pub struct MountPlan {
     pub options: Vec<String>,
     /// How long to wait for the lock that rcc takes too.
     pub lock_timeout: Duration,
+    /// How many bytes of raw blobs the cache may keep.
+    pub cache_size: u64,
 }
 
 impl MountPlan {
