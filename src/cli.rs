@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::space::home::Env;
 use exit::{Failure, USAGE};
@@ -38,9 +38,10 @@ use exit::{Failure, USAGE};
   holofs unmount demo              # changes stay, and are there at the next mount
   holofs help mount
 
-Exit codes: 0 ok; 1 other failure; 2 usage; 3 library; 4 configuration; 5 environment; \
-        6 blueprint or space not found; 7 mountpoint; 8 FUSE not available; 9 strategy impossible here; \
-        11 integrity; 12 busy or lock timeout; 130 interrupted."
+Exit codes:
+  0 ok, 1 other failure, 2 usage, 3 library, 4 configuration, 5 environment,
+  6 blueprint or space not found, 7 mountpoint, 8 FUSE not available,
+  9 strategy impossible here, 11 integrity, 12 busy or lock timeout, 130 interrupted"
 )]
 struct Cli {
     #[command(flatten)]
@@ -127,7 +128,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
         Err(error) => {
-            let failure = usage(&error);
+            let failure = usage(&error, std::env::args_os().skip(1));
             output::complain(&failure);
             return ExitCode::from(failure.code);
         }
@@ -157,19 +158,15 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 }
 
 /// What clap says over a paragraph or two, in one line, and where to read on.
-fn usage(error: &clap::Error) -> Failure {
+fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failure {
     let text = error.render().to_string();
-    let mut paragraphs = text.split("\n\n");
-    let what = paragraphs.next().unwrap_or_default();
+    let what = text.split("\n\n").next().unwrap_or_default();
     let what: Vec<&str> = what.trim_start_matches("error:").split_whitespace().collect();
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-    let command = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("holofs");
-    let command: Vec<&str> =
-        command.split_whitespace().take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
-    let help = format!("`{} --help`", command.join(" "));
-    let what =
-        if what.is_empty() || what == ["Mount", "rcc"] { "no command".to_owned() } else { what.join(" ") };
-    exit::failure(USAGE, what, Some(tip.unwrap_or(&help)))
+    let cli = Cli::command();
+    let command = args.find_map(|arg| cli.find_subcommand(arg)).map(clap::Command::get_name);
+    let help = command.map_or("`holofs --help`".to_owned(), |name| format!("`holofs {name} --help`"));
+    exit::failure(USAGE, what.join(" "), Some(tip.unwrap_or(&help)))
 }
 
 /// Seconds on the command line, with a fraction or without.

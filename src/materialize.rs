@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::library::blob::{BlobError, Blobs};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
+use crate::sys::plain;
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
 use staging::{Staged, Staging};
@@ -318,7 +319,7 @@ impl Materializer {
     }
 
     fn try_reflink(&self, cache_dir: &std::path::Path) -> Result<(), String> {
-        let fail = |what: &'static str| move |errno: Errno| format!("{what}: {errno}");
+        let fail = |what: &'static str| move |errno: Errno| format!("{what}: {}", plain(&errno));
         let source = match self.raw_sample() {
             Some(file) => file,
             None => {

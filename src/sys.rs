@@ -4,3 +4,34 @@ pub mod fuse_mount;
 pub mod map;
 pub mod mountinfo;
 pub mod process;
+
+/// An error's text without the ` (os error 2)` that Rust puts behind an errno's: it tells a user nothing more.
+#[must_use]
+pub fn plain(error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        match after.split_once(')') {
+            Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = after,
+            _ => {
+                out.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_errors_are_left_out() {
+        assert_eq!(plain(&"a: gone (os error 2): b (os error 13)"), "a: gone: b");
+        assert_eq!(plain(&"odd (os error x) (os error 5"), "odd (os error x) (os error 5");
+    }
+}

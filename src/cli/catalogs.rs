@@ -17,14 +17,12 @@ use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Files and bytes are counted as rcc counts them (what lies below links to directories twice);
-`entries` counts what a mount shows.
+#[command(after_help = "Files and bytes are counted as rcc counts them: what lies below links to
+directories counts again. `entries` (JSON) counts what a mount shows.
 
 Examples:
   holofs catalogs
-  holofs catalogs ~/.robocorp --identity --json"
-)]
+  holofs catalogs ~/.robocorp --identity --json")]
 pub(super) struct Args {
     /// The library
     #[arg(default_value = "auto")]

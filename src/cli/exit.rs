@@ -12,6 +12,7 @@ use crate::space::home::EnvError;
 use crate::space::name::NameError;
 use crate::space::{Candidate, MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
+use crate::sys::plain;
 
 /// A failure in words, and its exit code. The same value passes through the daemon's pipe.
 pub use crate::session::Report as Failure;
@@ -46,25 +47,7 @@ pub const INTERRUPTED: u8 = 130;
 /// Makes a failure.
 #[must_use]
 pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
-    Failure { what: without_numbers(&what.into()), fix: fix.map(str::to_owned), code }
-}
-
-/// Leaves out the ` (os error 2)` that Rust puts behind every errno's text: it tells a user nothing more.
-fn without_numbers(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once(" (os error ") {
-        out.push_str(before);
-        match after.split_once(')') {
-            Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = after,
-            _ => {
-                out.push_str(" (os error ");
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    out
+    Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), code }
 }
 
 impl From<EnvError> for Failure {
@@ -88,7 +71,7 @@ fn of_library(error: &LibraryError) -> Failure {
     let what = error.to_string();
     match error {
         LibraryError::NotALibrary { .. } => {
-            failure(LIBRARY, what, Some("give a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`"))
+            failure(LIBRARY, what, Some("a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`"))
         }
         LibraryError::Catalog { .. } | LibraryError::Compile { .. } => failure(
             LIBRARY,

@@ -31,25 +31,25 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     pub(super) id: String,
-    controller: String,
-    space: String,
+    pub(super) controller: String,
+    pub(super) space: String,
     pub(super) blueprint: String,
     pub(super) path: PathBuf,
     meta: PathBuf,
     spec: PathBuf,
     plan: PathBuf,
     #[serde(rename = "last-used")]
-    last_used: String,
+    pub(super) last_used: String,
     #[serde(rename = "idle-days")]
     idle_days: u64,
     #[serde(rename = "use-count")]
-    use_count: String,
+    pub(super) use_count: String,
     mounted: bool,
     pub(super) state: &'static str,
-    strategy: Option<String>,
-    upper_bytes: u64,
-    pid: Option<u32>,
-    started: Option<u64>,
+    pub(super) strategy: Option<String>,
+    pub(super) upper_bytes: u64,
+    pub(super) pid: Option<u32>,
+    pub(super) started: Option<u64>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {

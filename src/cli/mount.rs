@@ -15,17 +15,16 @@ use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "The mountpoint is the directory that rcc would restore the space to; it is printed when the
-mount answers. `fusermount3 -u`, umount, `holofs unmount`, SIGTERM and SIGINT end it, and changes stay. The same space
-mounted again with the same blueprint is success.
+#[command(after_help = "The mountpoint is the directory to which rcc would restore the space. It is
+printed when the mount answers. `fusermount3 -u`, umount, `holofs unmount`, SIGTERM
+and SIGINT end the mount; changes stay. The same space mounted again with the same
+blueprint is success.
 
 Examples:
   holofs mount auto demo
   holofs mount ~/.robocorp demo --blueprint adb8c26d
   holofs mount /opt/robocorp/ht ci-job --ephemeral
-  holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only"
-)]
+  holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only")]
 pub(super) struct Args {
     /// A hololib, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     library: OsString,

@@ -1,6 +1,7 @@
 //! `holofs status` and `holofs path`.
 
 use std::ffi::{OsStr, OsString};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -14,14 +15,18 @@ use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "State: mounted; unmounted; stale (its daemon is gone: mount it again); moved (a directory above was renamed);
-catalog-gone (the library has lost it); damaged (its record cannot be read); restored (by rcc).
+#[command(after_help = "States:
+  mounted
+  unmounted
+  stale         its daemon is gone: mount it again
+  moved         a directory above the mount was renamed
+  catalog-gone  the library has lost the environment
+  damaged       the space's record cannot be read
+  restored      by rcc
 
 Examples:
   holofs status demo
-  holofs status demo --json"
-)]
+  holofs status demo --json")]
 pub(super) struct Args {
     /// The space by name, identity or path
     #[arg(value_name = "SPACE|PATH")]
@@ -111,16 +116,58 @@ fn counts(row: &Row) -> Option<Counts> {
     }
 }
 
+/// One screen, with a line for all that is known.
 fn text(status: &Status) -> String {
-    let value = serde_json::to_value(status).unwrap_or_default();
-    let mut text = String::new();
-    for (key, value) in value.as_object().into_iter().flatten() {
-        let shown = match value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        text.push_str(&format!("{key:<12} {shown}\n"));
+    let row = &status.row;
+    let yes = |flag: Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
+    let lines = [
+        ("Space", Some(row.space.clone())),
+        ("State", Some(row.state.to_owned())),
+        ("Path", Some(row.path.display().to_string())),
+        ("Identity", Some(row.id.clone())),
+        ("Controller", Some(row.controller.clone())),
+        ("Blueprint", Some(row.blueprint.clone())),
+        ("Library", status.library.clone()),
+        ("Read-only", yes(status.read_only)),
+        ("Ephemeral", yes(status.ephemeral)),
+        ("Strategy", row.strategy.clone()),
+        ("Reflink", status.reflink.as_ref().map(reflink)),
+        ("Changed", Some(output::human_bytes(row.upper_bytes))),
+        ("Copied", status.copy_up.as_ref().map(copied)),
+        ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
+        (
+            "Used",
+            Some(format!("{}, last {}", row.use_count, row.last_used)).filter(|_| row.use_count != "N/A"),
+        ),
+        ("Log", Some(status.log.display().to_string())),
+    ];
+    let shown = lines.into_iter().filter_map(|(name, value)| Some((name, value.filter(|v| !v.is_empty())?)));
+    shown.map(|(name, value)| format!("{name:<11} {value}\n")).collect()
+}
+
+fn reflink(probe: &ReflinkProbe) -> String {
+    format!("{}: {}", if probe.supported { "yes" } else { "no" }, probe.reason)
+}
+
+fn copied(counts: &Counts) -> String {
+    format!(
+        "{} files by reflink, {} by copy, {} relocated; {}, of which {} shared with the library",
+        counts.reflink,
+        counts.copy,
+        counts.relocated,
+        output::human_bytes(counts.bytes),
+        output::human_bytes(counts.bytes_shared)
+    )
+}
+
+/// How long ago, in the largest unit that says something.
+fn since(started: Option<u64>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = now.saturating_sub(started.unwrap_or(now));
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
-    text
 }

@@ -1,11 +1,9 @@
-use clap::CommandFactory;
-
 use super::*;
 
 fn refused(args: &[&str]) -> Failure {
     let error = Cli::try_parse_from(args).unwrap_err();
     assert!(error.use_stderr());
-    usage(&error)
+    usage(&error, args.iter().skip(1).map(OsString::from))
 }
 
 #[test]
@@ -25,7 +23,11 @@ fn every_command_shows_examples() {
 fn usage_is_one_line_and_where_to_read_on() {
     for (args, what, fix) in [
         (&["holofs", "mount"][..], "were not provided: <LIBRARY> <SPACE>", "`holofs mount --help`"),
-        (&["holofs", "mount", "a", "b", "--strategy", "fast"], "invalid value 'fast'", "`holofs --help`"),
+        (
+            &["holofs", "mount", "a", "b", "--strategy", "fast"],
+            "invalid value 'fast'",
+            "`holofs mount --help`",
+        ),
         (&["holofs", "mount", "a", "b", "--strategy", "hardlink"], "shares one inode between", "--help`"),
         (&["holofs", "mount", "a", "b", "--fres"], "unexpected argument '--fres'", "'--fresh'"),
         (&["holofs", "mount", "a", "b", "c"], "unexpected argument 'c'", "`holofs mount --help`"),

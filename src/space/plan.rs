@@ -147,6 +147,8 @@ impl Claim<'_> {
     /// When the files beside the mountpoint cannot be written. The mount is good without them, and the lock is gone.
     pub fn publish(&mut self) -> Result<(), SpaceError> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
+        let (plan, pid) = (self.plan, std::process::id());
+        tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.blueprint, pid, "mounted");
         let described = self.describe();
         let counted = meta::append_use(&self.plan.space, self.umask);
         if let Err(error) = self.plan.touch_usage() {

@@ -271,6 +271,7 @@ impl StateDir {
     /// # Errors
     /// When `run.json` is there and cannot be removed.
     pub fn remove_run(&self) -> Result<(), SpaceError> {
+        tracing::info!(pid = std::process::id(), "the mount has ended");
         let path = self.path.join("run.json");
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error)),
@@ -451,8 +452,8 @@ fn other_content(kept: &Content, wanted: &Content) -> SpaceError {
     let (kept_text, wanted_text) = if kept.base != wanted.base {
         (format!("the holotree {}", kept.base), wanted.base.clone())
     } else if same_blueprint {
-        let text = |c: &Content| format!("blueprint {} recorded as {:.12}", c.blueprint, c.catalog_sha256);
-        (text(kept), text(wanted))
+        let text = |c: &Content| format!("catalog {:.12} of blueprint {}", c.catalog_sha256, c.blueprint);
+        (format!("an earlier {}", text(kept)), format!("the {} that is there now", text(wanted)))
     } else {
         (format!("blueprint {}", kept.blueprint), wanted.blueprint.clone())
     };

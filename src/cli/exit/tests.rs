@@ -154,9 +154,3 @@ fn candidates_are_listed_below_what_to_try() {
     assert_eq!(lines[1], "    adb8c26db4d86a93 linux_amd64  name: another");
     assert_eq!(lines[2], "    adb8c26db4d86a93 linux_amd64");
 }
-
-#[test]
-fn numbers_of_errors_are_left_out() {
-    assert_eq!(without_numbers("a: gone (os error 2): b (os error 13)"), "a: gone: b");
-    assert_eq!(without_numbers("odd (os error x) (os error 5"), "odd (os error x) (os error 5");
-}
