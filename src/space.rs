@@ -38,6 +38,14 @@ pub enum SpaceError {
         /// The feature's name, or the format's version.
         feature: String,
     },
+    /// The state was written by a newer holofs that keeps something this one must not write to.
+    #[error("{path} needs {feature:?}, without which it can only be read")]
+    ReadOnlyFeature {
+        /// The file.
+        path: PathBuf,
+        /// The feature's name.
+        feature: String,
+    },
     /// The space has changes that were made over another catalog.
     #[error("its changes belong to {kept}, not to {wanted}")]
     OtherContent {

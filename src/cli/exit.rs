@@ -3,6 +3,7 @@
 //! The mapping from each layer's errors is here and nowhere else, and exhaustive: a new error does not compile until
 //! somebody has decided what it tells the user.
 
+use std::io;
 use std::path::Path;
 
 use crate::library::LibraryError;
@@ -78,8 +79,20 @@ fn of_library(error: &LibraryError) -> Failure {
             what,
             Some("record or import the environment again; `holofs check` looks at the whole library"),
         ),
-        LibraryError::Io { .. } => failure(LIBRARY, what, None),
+        // The library is only read: what cannot be written is the cache.
+        LibraryError::Io { source, .. } if is_about_writing(source) => {
+            failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
+        }
+        LibraryError::Io { .. } => {
+            let fix = "as a user who may use it; holofs's own files can be elsewhere: set HOLOFS_HOME";
+            failure(LIBRARY, what, Some(fix))
+        }
     }
+}
+
+fn is_about_writing(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
 impl From<SpaceError> for Failure {
@@ -100,6 +113,9 @@ fn of_space(error: &SpaceError) -> Failure {
             )),
         ),
         SpaceError::UnknownFeature { .. } => failure(FAILED, why, Some("use the newer holofs that wrote it")),
+        SpaceError::ReadOnlyFeature { .. } => {
+            failure(FAILED, why, Some("--read-only, or use the newer holofs that wrote it"))
+        }
         SpaceError::OtherContent { identity, blueprint, .. } => {
             let keep = match blueprint {
                 Some(blueprint) => format!("--blueprint {blueprint} to keep them, or --fresh to drop them"),
@@ -143,6 +159,9 @@ fn of_space(error: &SpaceError) -> Failure {
         SpaceError::BadCatalog { .. } => {
             let fix = "record or import the environment again; `holofs check` looks at the whole library";
             failure(LIBRARY, format!("catalog {why}"), Some(fix))
+        }
+        SpaceError::Io { source, .. } if is_about_writing(source) => {
+            failure(FAILED, why, Some("free some space, or set HOLOFS_HOME to a directory with more"))
         }
         SpaceError::Io { .. } => failure(FAILED, why, None),
     }

@@ -91,6 +91,10 @@ impl MountPlan {
                 tracing::debug!(%error, "the mountpoint stays");
             }
         })?;
+        if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.read_only) {
+            let (path, feature) = (self.state_dir.join("state.json"), feature.to_owned());
+            return Err(SpaceError::ReadOnlyFeature { path, feature });
+        }
         Ok(Claim { plan: self, state, recorded, lock: Some(lock), umask: process::umask() })
     }
 
@@ -169,3 +173,6 @@ impl Claim<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,6 +80,9 @@ pub struct State {
     /// The catalog for which the files beside the mountpoint were written last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published: Option<String>,
+    /// What a newer version keeps here and this one may ignore: it is written back as it was.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
 impl State {
@@ -91,10 +94,11 @@ impl State {
             incompat: Vec::new(),
             content,
             published: None,
+            rest: serde_json::Map::new(),
         }
     }
 
-    /// Whether a mount by this version must not write.
+    /// The feature for which a mount by this version must not write.
     #[must_use]
     pub fn unknown_ro_feature(&self) -> Option<&str> {
         unknown(&self.ro_compat, KNOWN_RO_COMPAT)

@@ -11,6 +11,10 @@ fn enoent() -> io::Error {
     io::Error::from_raw_os_error(Errno::NOENT.raw_os_error())
 }
 
+fn full() -> io::Error {
+    io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error())
+}
+
 fn path() -> PathBuf {
     "/some/where".into()
 }
@@ -37,6 +41,7 @@ fn every_error_of_a_space_has_its_code() {
     let table = [
         (SpaceError::DamagedState { path: path(), why: "cut".into() }, INTEGRITY, "--fresh"),
         (SpaceError::UnknownFeature { path: path(), feature: "x".into() }, FAILED, "newer"),
+        (SpaceError::ReadOnlyFeature { path: path(), feature: "x".into() }, FAILED, "--read-only"),
         (other(Some("a")), MOUNTPOINT, "--blueprint a"),
         (other(None), MOUNTPOINT, "--fresh"),
         (SpaceError::EphemeralOverChanges { identity: identity() }, USAGE, "--fresh"),
@@ -58,6 +63,7 @@ fn every_error_of_a_space_has_its_code() {
         (SpaceError::NoCatalog { why: "many".into(), candidates: vec![candidate()] }, NOT_FOUND, "adb8c26d"),
         (SpaceError::BadCatalog { path: path(), why: "cut".into() }, LIBRARY, "check"),
         (SpaceError::Io { path: path(), source: enoent() }, FAILED, ""),
+        (SpaceError::Io { path: path(), source: full() }, FAILED, "free some space"),
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");
@@ -72,7 +78,8 @@ fn every_error_of_a_library_has_its_code() {
     let table = [
         (LibraryError::NotALibrary { path: path(), why: "nothing there" }, LIBRARY, "ROBOCORP_HOME"),
         (LibraryError::Catalog { path: path(), source: catalog() }, LIBRARY, "check"),
-        (LibraryError::Io { path: path(), source: enoent() }, LIBRARY, ""),
+        (LibraryError::Io { path: path(), source: enoent() }, LIBRARY, "as a user"),
+        (LibraryError::Io { path: path(), source: full() }, FAILED, "free some space"),
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");

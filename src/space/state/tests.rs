@@ -230,3 +230,20 @@ fn counts_bytes_on_disk() {
     assert!(bytes_below(&f.path()) >= 10_000);
     assert_eq!(bytes_below(&f.path().join("nowhere")), 0);
 }
+
+#[test]
+fn what_a_newer_version_keeps_is_written_back() {
+    let f = Fixture::new();
+    let state = f.open().adopt(&content("aa", "b1"), false).unwrap();
+    f.change();
+    let mut value = serde_json::to_value(&state).unwrap();
+    value["compat"] = serde_json::json!(["notes"]);
+    value["notes"] = serde_json::json!({"a": [1, 2]});
+    std::fs::write(f.path().join("state.json"), value.to_string()).unwrap();
+    let moved = Content { library: "/elsewhere".into(), ..content("aa", "b1") };
+    f.open().adopt(&moved, false).unwrap();
+    let text = std::fs::read_to_string(f.path().join("state.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&kept["notes"], &kept["compat"]), (&value["notes"], &value["compat"]));
+    assert_eq!(kept["library"], "/elsewhere");
+}

@@ -1,0 +1,135 @@
+use std::ffi::OsString;
+
+use super::*;
+use crate::library::locate::LibraryKind;
+use crate::space::MountpointProblem;
+use crate::space::document;
+
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/basic-gz");
+const BLUEPRINT: &str = "adb8c26db4d86a93";
+const ID: &str = "ea7ce2c_5a1fac3_ca793c28";
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("hololib/used")).unwrap();
+        Place { dir }
+    }
+
+    fn plan(&self) -> MountPlan {
+        let path = self.dir.path();
+        let env = Env::from_vars(Some(path.as_os_str()), &|name| {
+            (name == "HOME").then(|| OsString::from("/tmp/rcchome/home"))
+        })
+        .unwrap();
+        let identity = Identity::parse(ID).unwrap();
+        MountPlan {
+            library: Location { hololib: path.join("hololib"), kind: LibraryKind::Hololib },
+            catalog_path: Path::new(FIXTURE).join(format!("home/hololib/catalog/{BLUEPRINT}v12.linux_amd64")),
+            blueprint: BLUEPRINT.into(),
+            space: SpacePath {
+                mountpoint: path.join("holotree").join(ID),
+                identity: identity.clone(),
+                label: "golden-one".into(),
+                controller: "rcc.user".into(),
+            },
+            state_dir: env.state_dir(&identity),
+            cache_dir: env.cache_dir(),
+            cache_size: u64::MAX,
+            env,
+            strategy: Strategy::Smart,
+            read_only: false,
+            ephemeral: false,
+            fresh: false,
+            allow_other: false,
+            foreground: false,
+            options: Vec::new(),
+            lock_timeout: Duration::from_millis(50),
+        }
+    }
+
+    fn beside(&self, ending: &str) -> PathBuf {
+        meta::beside(&self.dir.path().join("holotree").join(ID), ending)
+    }
+}
+
+#[test]
+fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
+    let place = Place::new();
+    let plan = place.plan();
+    let mut claim = plan.claim(&[1; 32]).unwrap();
+    assert!(plan.space.mountpoint.is_dir());
+    assert!(matches!(MetaLock::take(&plan.space, Duration::ZERO), Err(SpaceError::LockTimeout { .. })));
+    claim.publish().unwrap();
+    MetaLock::take(&plan.space, Duration::ZERO).unwrap();
+    assert_eq!(document::read_info(&place.beside(".meta.info")).unwrap().space, "golden-one");
+    assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
+    assert!(plan.library.hololib.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
+    // The space itself stays taken.
+    assert!(matches!(plan.claim(&[1; 32]), Err(SpaceError::Busy { .. })));
+    claim.publish().unwrap();
+    assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
+}
+
+#[test]
+fn description_is_written_again_only_for_another_content() {
+    let place = Place::new();
+    let plan = place.plan();
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    let mark = |text: &str| std::fs::write(place.beside(".meta"), text).unwrap();
+    let is_marked = || std::fs::read(place.beside(".meta")).unwrap() == b"mark";
+    mark("mark");
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    assert!(is_marked());
+    // Recorded anew under the same blueprint.
+    plan.claim(&[2; 32]).unwrap().publish().unwrap();
+    assert!(!is_marked());
+    // rcc made something else of the space meanwhile.
+    mark("mark");
+    let info = std::fs::read_to_string(place.beside(".meta.info")).unwrap();
+    std::fs::write(place.beside(".meta.info"), info.replace(BLUEPRINT, "0123456789abcdef")).unwrap();
+    plan.claim(&[2; 32]).unwrap().publish().unwrap();
+    assert!(!is_marked());
+}
+
+#[test]
+fn refused_claim_changes_nothing() {
+    let place = Place::new();
+    let plan = place.plan();
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    let change = plan.state_dir.join("upper/mine");
+    std::fs::write(&change, "work").unwrap();
+    std::fs::remove_dir(&plan.space.mountpoint).unwrap();
+    assert!(matches!(plan.claim(&[2; 32]), Err(SpaceError::OtherContent { .. })));
+    assert!(change.exists() && !plan.space.mountpoint.exists());
+    // Also --fresh drops nothing while something else is in the way.
+    std::fs::create_dir(&plan.space.mountpoint).unwrap();
+    std::fs::write(plan.space.mountpoint.join("precious"), "").unwrap();
+    let fresh = MountPlan { fresh: true, ..plan.clone() };
+    match fresh.claim(&[1; 32]) {
+        Err(SpaceError::Mountpoint { problem, .. }) => assert_eq!(problem, MountpointProblem::NotEmpty),
+        other => panic!("{other:?}"),
+    }
+    assert!(change.exists());
+}
+
+#[test]
+fn feature_that_must_not_be_written_allows_reading() {
+    let place = Place::new();
+    let plan = place.plan();
+    let mut recorded = plan.claim(&[1; 32]).unwrap().recorded().clone();
+    recorded.ro_compat.push("packed".into());
+    let text = serde_json::to_vec(&recorded).unwrap();
+    std::fs::write(plan.state_dir.join("state.json"), text).unwrap();
+    std::fs::write(plan.state_dir.join("upper/mine"), "work").unwrap();
+    match plan.claim(&[1; 32]) {
+        Err(SpaceError::ReadOnlyFeature { feature, .. }) => assert_eq!(feature, "packed"),
+        other => panic!("{other:?}"),
+    }
+    let read_only = MountPlan { read_only: true, ..plan.clone() };
+    read_only.claim(&[1; 32]).unwrap();
+}
