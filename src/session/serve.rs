@@ -108,6 +108,11 @@ fn run(
         background.join().map_err(Error::Fuse)?;
         return Err(error.into());
     }
+    // The first request. The kernel has made the root without asking us, and would refuse its owner, not knowing who
+    // that is, to set its times until somebody has looked at it.
+    if let Err(error) = rustix::fs::stat(&plan.space.mountpoint) {
+        tracing::warn!(%error, "the mount does not answer");
+    }
     ready(mounted);
     end_on_signal(signals, plan.state_dir.clone())?;
     // rcc's description of the space takes as long as the catalog is large, so it is written while we answer.

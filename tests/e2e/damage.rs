@@ -133,7 +133,7 @@ for_both_users! {
             assert_eq!(std::fs::read(mounted.at("aaa-first")).unwrap(), b"moves every number");
             assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
         } else {
-            assert!(done.stderr.starts_with("holofs: ") && done.stderr.contains("catalog"), "{done:?}");
+            assert!(done.stderr.starts_with("holofs: ") && done.stderr.contains("its changes belong to"), "{done:?}");
             let mounted = world.mount_with("s", &["--fresh"]);
             assert_eq!(std::fs::read(mounted.at("aaa-first")).unwrap(), b"moves every number");
         }

@@ -45,7 +45,7 @@ for_both_users! {
         let mut seen = BTreeSet::new();
         for (count, entry) in std::fs::read_dir(mounted.at("d")).unwrap().enumerate() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            if count % 100 == 0 {
+            if count % 100 == 0 && count < 3000 {
                 std::fs::write(mounted.at(format!("d/new-{count}")), b"").unwrap();
                 std::fs::write(mounted.at(format!("d/keep-{count:04}")), b"changed").unwrap();
                 if count > 0 {
@@ -57,7 +57,7 @@ for_both_users! {
             }
         }
         assert_eq!(seen.len(), 3000);
-        assert_eq!(names(&mounted.at("d")).len(), 3001);
+        assert_eq!(names(&mounted.at("d")).len(), 3001, "the last new one stays");
     }
 
     fn emptied_while_it_is_listed() {

@@ -64,6 +64,7 @@ for_both_users! {
         let mut text = String::new();
         old.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello, space\n");
+        drop(old);
         assert_eq!(std::fs::read(mounted.remount().at("readme.txt")).unwrap(), b"the new text");
     }
 
