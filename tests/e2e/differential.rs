@@ -16,7 +16,7 @@ use generate::Generator;
 use op::Op;
 use side::{Side, snapshot};
 
-use crate::common::{Library, Mounted, World};
+use crate::common::{Library, MOTHER_TIME, Mounted, World};
 
 /// How long a failing sequence may be cut.
 const SHRINK_TIME: Duration = Duration::from_secs(60);
@@ -30,9 +30,10 @@ fn setting(name: &str) -> Option<u64> {
 /// A mount and a plain directory of the same content.
 struct Pair<'w> {
     world: &'w World,
-    mounted: Option<Mounted<'w>>,
+    // Before the mount, in the order in which they end: open files would keep it busy.
     mount: Side,
     plain: Side,
+    mounted: Option<Mounted<'w>>,
 }
 
 impl<'w> Pair<'w> {
@@ -41,8 +42,18 @@ impl<'w> Pair<'w> {
         // Of the same name: it is in the relocated files.
         let plain = world.path().join("plain").join(mounted.identity());
         library.restore(&plain);
-        let mount = Side::new(mounted.path());
-        Self { world, mounted: Some(mounted), mount, plain: Side::new(&plain) }
+        let (mount, mut plain) = (Side::new(mounted.path()), Side::new(&plain));
+        // rcc's links have the time of their making; a mount's have the time of all the rest.
+        let mut links = Vec::new();
+        plain.visit("", &mut |path, stat| {
+            if stat.is_ok_and(|stat| stat.is_symlink()) {
+                links.push(path.to_owned());
+            }
+        });
+        for path in links {
+            plain.apply(&Op::SetTime { path, seconds: MOTHER_TIME });
+        }
+        Self { world, mounted: Some(mounted), mount, plain }
     }
 
     /// Does one operation on both sides; an error says how they differ.

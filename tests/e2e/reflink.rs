@@ -16,7 +16,7 @@ use crate::common::as_user::is_root;
 use crate::common::image::Image;
 use crate::common::library::pattern;
 use crate::common::world::finish;
-use crate::common::{Library, World, assert_errno, sh};
+use crate::common::{Library, World, assert_errno, sh, wait_until};
 
 const SIZE: usize = 30 * 1024 * 1024;
 
@@ -186,7 +186,11 @@ fn full_disk_is_told_to_the_writer() {
         // With room again, all is well.
         drop(filler);
         std::fs::remove_file(mounted.at("filler")).unwrap();
-        File::options().write(true).open(mounted.at("big")).unwrap().write_all_at(b"x", 0).unwrap();
+        // The kernel tells us a moment later that nobody holds the removed file any more.
+        wait_until("room", || {
+            let open = File::options().write(true).open(mounted.at("big"));
+            open.and_then(|file| file.write_all_at(b"x", 0)).is_ok()
+        });
         let mounted = mounted.remount();
         assert_eq!(std::fs::read(mounted.at("big")).unwrap()[0], b'x');
         assert_eq!(std::fs::read(mounted.at("kept")).unwrap(), b"written before");

@@ -43,6 +43,15 @@ const HOWS: &[How] = &[
     How::CreateNew,
 ];
 
+/// What there is to do things to.
+#[derive(Default)]
+struct Tree {
+    all: Vec<String>,
+    dirs: Vec<String>,
+    files: Vec<String>,
+    open: Vec<usize>,
+}
+
 /// A source of operations. What comes depends on the seed and on the plain tree alone.
 pub struct Generator {
     random: Random,
@@ -54,35 +63,79 @@ impl Generator {
     }
 
     pub fn next(&mut self, plain: &Side) -> Op {
-        let (mut all, mut dirs) = (Vec::new(), Vec::new());
+        let mut tree = Tree::default();
         plain.visit("", &mut |path, stat| {
-            if stat.is_ok_and(|stat| stat.is_dir()) {
-                dirs.push(path.to_owned());
+            match stat {
+                Ok(stat) if stat.is_dir() => tree.dirs.push(path.to_owned()),
+                Ok(stat) if stat.is_file() => tree.files.push(path.to_owned()),
+                _ => {}
             }
-            all.push(path.to_owned());
+            tree.all.push(path.to_owned());
         });
-        self.operation(&all, &dirs)
+        tree.open = (0..SLOTS).filter(|slot| plain.is_open(*slot)).collect();
+        // Open files are gone after a remount, so there are not too many.
+        match self.random.below(200) {
+            0..2 => Op::Remount,
+            2 => Op::Kill,
+            3..60 => self.on_open_file(&tree),
+            60..120 => self.on_content(&tree),
+            120..180 => self.on_names(&tree),
+            _ => self.on_attributes(&tree),
+        }
     }
 
-    fn operation(&mut self, all: &[String], dirs: &[String]) -> Op {
-        let some = self.existing(all);
-        let any = self.path(all, dirs);
-        let new = self.fresh(dirs);
+    fn on_open_file(&mut self, tree: &Tree) -> Op {
+        let path = self.file(tree);
         let random = &mut self.random;
-        let slot = usize::try_from(random.below(SLOTS as u64)).unwrap();
+        let (at, len) = offset_and_len(random);
         let fill = u8::try_from(random.below(256)).unwrap();
-        let at = if random.once_in(3) { 0 } else { random.below(310_000) };
-        let len = usize::try_from(if random.once_in(4) { random.below(200_000) } else { random.below(5000) })
-            .unwrap();
-        let how = *random.pick(HOWS);
-        match random.below(100) {
-            0..12 => Op::Write { path: any, how, at, len, fill },
-            12..18 => Op::Read { path: any },
-            18..22 => Op::Truncate { path: some, len: at },
-            22..27 => Op::Mkdir { path: new, mode: *random.pick(&[0o777, 0o755, 0o700, 0o2775]) },
-            27..31 => Op::Rmdir { path: self.existing(dirs) },
-            31..38 => Op::Unlink { path: some },
-            38..50 => {
+        let some_slot = usize::try_from(random.below(SLOTS as u64)).unwrap();
+        let slot = if tree.open.is_empty() { some_slot } else { *random.pick(&tree.open) };
+        match random.below(20) {
+            0..6 => Op::Open { slot: some_slot, path, how: *random.pick(HOWS) },
+            6..10 => Op::WriteOpen { slot, at, len, fill },
+            10..14 => Op::ReadOpen { slot, at: at / 2, len },
+            14 => Op::TruncateOpen { slot, len: at },
+            15..17 => Op::StatOpen { slot },
+            17..19 => Op::MapOpen { slot, at: usize::try_from(at).unwrap(), fill },
+            _ => Op::Close { slot },
+        }
+    }
+
+    fn on_content(&mut self, tree: &Tree) -> Op {
+        let (path, other) = (self.file(tree), self.file(tree));
+        let random = &mut self.random;
+        let (at, len) = offset_and_len(random);
+        match random.below(20) {
+            0..8 => {
+                let fill = u8::try_from(random.below(256)).unwrap();
+                Op::Write { path, how: *random.pick(HOWS), at, len, fill }
+            }
+            8..12 => Op::Read { path },
+            12..15 => Op::Truncate { path, len: at },
+            15..17 => {
+                let flags = *random.pick(&[
+                    FallocateFlags::empty(),
+                    FallocateFlags::KEEP_SIZE,
+                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                    FallocateFlags::ZERO_RANGE,
+                ]);
+                Op::Fallocate { path, flags, at, len: len as u64 + 1 }
+            }
+            _ => Op::CopyRange { from: path, to: other, at: at / 3, put: at / 2, len: len + 1 },
+        }
+    }
+
+    fn on_names(&mut self, tree: &Tree) -> Op {
+        let some = self.below(&tree.all);
+        let any = self.path(tree);
+        let new = self.fresh(&tree.dirs);
+        let random = &mut self.random;
+        match random.below(60) {
+            0..8 => Op::Mkdir { path: new, mode: *random.pick(&[0o777, 0o755, 0o700, 0o2775]) },
+            8..13 => Op::Rmdir { path: self.below(&tree.dirs) },
+            13..20 => Op::Unlink { path: some },
+            20..38 => {
                 let flags = *random.pick(&[
                     RenameFlags::empty(),
                     RenameFlags::empty(),
@@ -93,47 +146,40 @@ impl Generator {
                 let to = if random.once_in(2) { new } else { any };
                 Op::Rename { from: some, to, flags }
             }
-            50..54 => Op::Link { from: some, to: new },
-            54..57 => {
+            38..45 => Op::Link { from: some, to: new },
+            45..49 => {
                 let target = (*random.pick(&["readme.txt", "../lib", "nowhere", "lib/deep"])).to_owned();
                 Op::Symlink { target, path: new }
             }
-            57..59 => Op::Readlink { path: some },
-            59..64 => Op::Chmod { path: some, mode: *random.pick(MODES) },
-            64..67 => Op::SetTime { path: some, seconds: *random.pick(&[MOTHER_TIME, 0, 1_000_000_000]) },
-            67..69 => Op::SetXattr { path: some, name: XATTRS[at as usize % XATTRS.len()], len: len % 100 },
-            69..70 => Op::GetXattr { path: some, name: XATTRS[at as usize % XATTRS.len()] },
-            70..71 => Op::RemoveXattr { path: some, name: XATTRS[at as usize % XATTRS.len()] },
-            71..72 => Op::ListXattr { path: some },
-            72..76 => Op::List { path: self.existing(dirs) },
-            76..80 => Op::Stat { path: any },
-            80..81 => Op::Mkfifo { path: new },
-            81..83 => {
-                let flags = *random.pick(&[
-                    FallocateFlags::empty(),
-                    FallocateFlags::KEEP_SIZE,
-                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                    FallocateFlags::ZERO_RANGE,
-                ]);
-                Op::Fallocate { path: some, flags, at, len: len as u64 + 1 }
-            }
-            83..85 => Op::CopyRange { from: some, to: any, at: at / 3, put: at / 2, len: len + 1 },
-            85..89 => Op::Open { slot, path: any, how },
-            89..91 => Op::WriteOpen { slot, at, len, fill },
-            91..93 => Op::ReadOpen { slot, at: at / 2, len },
-            93..94 => Op::TruncateOpen { slot, len: at },
-            94..95 => Op::StatOpen { slot },
-            95..96 => Op::MapOpen { slot, at: usize::try_from(at).unwrap(), fill },
-            96..97 => Op::Close { slot },
-            97..99 => Op::Remount,
-            _ => Op::Kill,
+            49..51 => Op::Readlink { path: some },
+            51..58 => Op::List { path: random.pick(&tree.dirs).clone() },
+            _ => Op::Mkfifo { path: new },
         }
     }
 
-    fn existing(&mut self, paths: &[String]) -> String {
-        // The root itself only now and then: little can be done to it.
-        let path = self.random.pick(paths).clone();
-        if path.is_empty() && !self.random.once_in(10) { self.random.pick(paths).clone() } else { path }
+    fn on_attributes(&mut self, tree: &Tree) -> Op {
+        let path = if self.random.once_in(8) { String::new() } else { self.path(tree) };
+        let random = &mut self.random;
+        let name = XATTRS[usize::try_from(random.below(XATTRS.len() as u64)).unwrap()];
+        match random.below(20) {
+            0..5 => Op::Chmod { path: self.below(&tree.all), mode: *self.random.pick(MODES) },
+            5..9 => Op::SetTime { path, seconds: *random.pick(&[MOTHER_TIME, 0, 1_000_000_000]) },
+            9..12 => Op::SetXattr { path, name, len: usize::try_from(random.below(100)).unwrap() },
+            12..14 => Op::GetXattr { path, name },
+            14 => Op::RemoveXattr { path, name },
+            15 => Op::ListXattr { path },
+            _ => Op::Stat { path },
+        }
+    }
+
+    /// A path that exists and is not the root: a mountpoint can be neither renamed nor removed.
+    fn below(&mut self, paths: &[String]) -> String {
+        let below = paths.iter().filter(|path| !path.is_empty()).count() as u64;
+        if below == 0 {
+            return "nothing".to_owned();
+        }
+        let at = usize::try_from(self.random.below(below)).unwrap();
+        paths.iter().filter(|path| !path.is_empty()).nth(at).unwrap().clone()
     }
 
     /// A name in some directory; it may be taken.
@@ -143,12 +189,27 @@ impl Generator {
         if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
     }
 
-    fn path(&mut self, all: &[String], dirs: &[String]) -> String {
-        match self.random.below(10) {
-            0..6 => self.existing(all),
-            6..9 => self.fresh(dirs),
-            // Below something that is no directory, or is not there.
-            _ => format!("{}/{}", self.existing(all), self.random.pick(NAMES)),
+    /// A regular file, most of the time.
+    fn file(&mut self, tree: &Tree) -> String {
+        if tree.files.is_empty() || self.random.once_in(4) {
+            self.path(tree)
+        } else {
+            self.below(&tree.files)
         }
     }
+
+    fn path(&mut self, tree: &Tree) -> String {
+        match self.random.below(10) {
+            0..6 => self.below(&tree.all),
+            6..9 => self.fresh(&tree.dirs),
+            // Below something that is no directory, or is not there.
+            _ => format!("{}/{}", self.below(&tree.all), self.random.pick(NAMES)),
+        }
+    }
+}
+
+fn offset_and_len(random: &mut Random) -> (u64, usize) {
+    let at = if random.once_in(3) { 0 } else { random.below(310_000) };
+    let len = if random.once_in(4) { random.below(200_000) } else { random.below(5000) };
+    (at, usize::try_from(len).unwrap())
 }

@@ -27,6 +27,10 @@ impl Side {
         Self { root: root.to_owned(), open: [const { None }; SLOTS] }
     }
 
+    pub fn is_open(&self, slot: usize) -> bool {
+        self.open[slot].is_some()
+    }
+
     pub fn close_all(&mut self) {
         self.open = [const { None }; SLOTS];
     }
