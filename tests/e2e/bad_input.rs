@@ -136,7 +136,7 @@ for_both_users! {
         for len in [0, 5, 20, bytes.len() / 2, bytes.len() - 40] {
             std::fs::write(&catalog, &bytes[..len]).unwrap();
             let done = mount(&world, &world.home(), &["s"]);
-            assert_refused(&world, &done, 11, &["catalog"]);
+            assert_refused(&world, &done, 3, &["catalog"]);
         }
         std::fs::write(&catalog, &bytes).unwrap();
         drop(world.mount("s"));
@@ -147,7 +147,7 @@ for_both_users! {
         let catalog = Library::sample().catalog(&world.hololib());
         for bytes in [&b"not gzip"[..], &crate::common::library::gzip(b"not JSON"), &crate::common::library::gzip(b"[1]")] {
             std::fs::write(&catalog, bytes).unwrap();
-            assert_refused(&world, &mount(&world, &world.home(), &["s"]), 11, &["catalog"]);
+            assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
         }
     }
 
@@ -162,7 +162,7 @@ for_both_users! {
                     entry["name"] = json!(name);
                     catalog["tree"][at][name] = entry;
                 });
-                assert_refused(&world, &mount(&world, &world.home(), &["s"]), 11, &["catalog"]);
+                assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
                 assert!(!world.path().join("evil").exists() && !world.base().join("evil").exists());
             }
         }
@@ -182,8 +182,8 @@ for_both_users! {
         for (what, edit) in absurd {
             let world = edited(|catalog| edit(&mut catalog["tree"]["files"]["readme.txt"]));
             let done = mount(&world, &world.home(), &["s"]);
-            assert_eq!(done.code, 11, "{what}: {done:?}");
-            assert_refused(&world, &done, 11, &["catalog", "readme.txt"]);
+            assert_eq!(done.code, 3, "{what}: {done:?}");
+            assert_refused(&world, &done, 3, &["catalog", "readme.txt"]);
         }
     }
 
@@ -193,14 +193,14 @@ for_both_users! {
             file["name"] = json!("lib");
             catalog["tree"]["files"]["lib"] = file;
         });
-        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 11, &["lib"]);
+        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["lib"]);
     }
 
     fn catalog_of_a_wrong_place() {
         for path in ["relative/dir/hea7ce2c_493f813dad24d3t", "/", "", "/somewhere/else"] {
             let world = edited(|catalog| catalog["path"] = json!(path));
             let done = mount(&world, &world.home(), &["s"]);
-            assert!([7, 11].contains(&done.code), "{path}: {done:?}");
+            assert!([3, 7].contains(&done.code), "{path}: {done:?}");
             assert_refused(&world, &done, done.code, &[]);
         }
     }
@@ -223,7 +223,7 @@ for_both_users! {
         );
         let bytes = crate::common::library::gzip(catalog.as_bytes());
         std::fs::write(Library::sample().catalog(&world.hololib()), bytes).unwrap();
-        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 11, &["catalog"]);
+        assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
     }
 
     fn missing_blob_is_an_error_of_its_file_alone() {
