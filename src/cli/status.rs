@@ -1,7 +1,7 @@
 //! `holofs status` and `holofs path`.
 
 use std::ffi::{OsStr, OsString};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -13,6 +13,9 @@ use crate::materialize::{Counts, ReflinkProbe};
 use crate::space::live;
 use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
+
+/// How long a mount may take to tell about itself.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "States:
@@ -104,13 +107,24 @@ fn find(typed: &OsStr, context: &Context) -> Result<Row, Failure> {
     })
 }
 
-/// Asks the live mount itself.
+/// Asks the live mount itself; one whose daemon hangs is not waited for.
 fn counts(row: &Row) -> Option<Counts> {
-    let mut value = [0u8; 1024];
-    match rustix::fs::getxattr(&row.path, STATUS_XATTR, &mut value[..]) {
-        Ok(len) => serde_json::from_slice(value.get(..len)?).ok(),
-        Err(errno) => {
+    let (send, receive) = std::sync::mpsc::channel();
+    let path = row.path.clone();
+    // Left behind when it gets no answer; it ends with this process.
+    std::thread::spawn(move || {
+        let mut value = [0u8; 1024];
+        let asked = rustix::fs::getxattr(&path, STATUS_XATTR, &mut value[..]);
+        send.send(asked.map(|len| value.get(..len).unwrap_or_default().to_vec())).ok()
+    });
+    match receive.recv_timeout(PATIENCE) {
+        Ok(Ok(text)) => serde_json::from_slice(&text).ok(),
+        Ok(Err(errno)) => {
             tracing::warn!(%errno, path = %row.path.display(), "the mount does not tell what it copied");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(path = %row.path.display(), pid = row.pid, "the mount's daemon does not answer");
             None
         }
     }

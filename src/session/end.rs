@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::Error;
+use crate::space::live;
 use crate::space::state::read_run;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::MountEntry;
@@ -28,7 +29,8 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, lazy: bool, timeout: Duratio
     // Read first: the daemon removes it when it ends.
     let daemon = read_run(state_dir);
     let path = live.mountpoint.clone();
-    let lazily = lazy || fuse_mount::is_dead(&path);
+    // One whose daemon lives is not asked: should it hang, there would be no answer.
+    let lazily = lazy || (!daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path));
     match fuse_mount::unmount(&path, lazily) {
         Ok(()) => {}
         Err(MountError::Os { source: Errno::BUSY, .. }) => {
