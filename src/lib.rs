@@ -6,12 +6,12 @@
 //! |---|---|
 //! | [`cli`] | what was typed; human and JSON output from the same value; exit codes |
 //! | [`session`] | mount, daemonize, readiness, signals, the registry of live mounts |
+//! | [`space`] | a space on disk: choice, paths, locks, metadata, state |
 //! | [`fuse`] | adapter between fuser's types and ours; the one place that replies with an error |
 //! | [`fs`] | file operations on our own types; testable without FUSE |
 //! | [`namespace`] | the merged view of lower and upper; the inode table; the lock order |
 //! | [`materialize`] | a lower file becomes a private backing file |
-//! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, the recorder |
-//! | [`space`] | a space on disk: names, paths, locks, metadata, state |
+//! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, the recorder, rcc's names |
 //! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
 //!
 //! `docs/ARCHITECTURE.md` follows one request through all of them.

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod index;
 pub mod locate;
 mod look;
+pub mod name;
 pub mod record;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ pub mod live;
 pub mod lock;
 pub mod meta;
 pub mod mountpoint;
-pub mod name;
+
 pub mod plan;
 pub mod select;
 pub mod state;
@@ -96,7 +96,7 @@ pub enum SpaceError {
         /// What was given.
         given: String,
         /// Why.
-        source: name::NameError,
+        source: crate::library::name::NameError,
     },
     /// The path given is not where the environment can be.
     #[error("the environment can only be used in {base}")]

@@ -7,10 +7,10 @@ use std::io;
 use std::path::Path;
 
 use crate::library::LibraryError;
+use crate::library::name::NameError;
 use crate::library::record::RecordError;
 use crate::session;
 use crate::space::home::EnvError;
-use crate::space::name::NameError;
 use crate::space::{Candidate, MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 use crate::sys::plain;

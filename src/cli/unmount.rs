@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::exit::{FAILED, Failure, NOT_FOUND, OK, USAGE, failure};
 use super::{Context, output, seconds};
+use crate::library::name::Identity;
 use crate::session;
 use crate::space::live;
-use crate::space::name::Identity;
 use crate::space::select::SpaceArg;
 use crate::space::state::{StateDir, is_locked};
 use crate::sys::mountinfo::{self, MountEntry};

@@ -40,7 +40,7 @@ use self::store::{LEVEL, Store, write_beside};
 use self::walk::{Kind, Tree};
 use super::LibraryError;
 use super::catalogs::this_platform;
-use crate::space::name;
+use crate::library::name;
 
 /// What to record, and where.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use crate::space::name;
+use crate::library::name;
 
 /// Where rcc keeps the holotree that users of one machine share. No variable moves it.
 const SHARED_ROOT: &str =

@@ -81,7 +81,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::space::name::Identity;
+    use crate::library::name::Identity;
 
     const NAME: &str = "ea7ce2c_5a1fac3_ca793c28";
 

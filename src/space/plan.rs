@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::library::locate::Location;
+use crate::library::name::Identity;
 use crate::materialize::clone::Strategy;
 use crate::space::home::Env;
 use crate::space::meta::MetaLock;
-use crate::space::name::Identity;
 use crate::space::state::{Content, State, StateDir};
 use crate::space::{SpaceError, meta, mountpoint};
 use crate::sys::process;

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use crate::library::catalogs::{self, CatalogFile, this_platform};
 use crate::library::locate::Location;
+use crate::library::name::{self, Identity};
 use crate::space::document;
 use crate::space::home::{Env, absolute};
-use crate::space::name::{self, Identity};
 use crate::space::plan::SpacePath;
 use crate::space::{Candidate, SpaceError, meta, state};
 

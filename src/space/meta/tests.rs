@@ -1,7 +1,7 @@
 use std::io::Read;
 
 use super::*;
-use crate::space::name::Identity;
+use crate::library::name::Identity;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 

@@ -13,7 +13,7 @@ use std::hash::Hasher as _;
 use siphasher::sip::SipHasher24;
 
 /// Bytes in the directory name of a space, and in the stage name recorded in a catalog.
-pub const IDENTITY_LEN: usize = 24;
+pub const IDENTITY_LEN: usize = super::NAME_LEN;
 
 /// What rcc uses for the user part when `$HOME` is not set.
 const NO_HOME: &str = "badcafe";
