@@ -1,7 +1,7 @@
 //! The adapter between the kernel's requests (fuser) and `fs`.
 //!
 //! It translates types, decides what the kernel may cache, and answers. It is the only place that replies with
-//! an error: each goes through [`Adapter::fail`], which logs it and gives it its errno. Invariant: nothing but
+//! an error: each goes through `fail`, which logs it and gives it its errno. Invariant: nothing but
 //! this daemon changes the tree, so the kernel may cache names (also absent ones), attributes, link texts and
 //! listings for as long as it likes, and opens files and directories without asking (see `open`).
 

@@ -63,7 +63,7 @@ pub struct Content {
 /// `state.json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct State {
-    /// The format; see [`VERSION`].
+    /// The format; this is version 1.
     pub version: u32,
     /// Features that a version which does not know them may ignore.
     #[serde(default)]
