@@ -23,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::space::home::Env;
+use crate::sys::process;
 use exit::{Failure, USAGE};
 
 /// Mount rcc holotree environments instead of restoring them.
@@ -133,7 +134,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(failure.code);
         }
     };
-    match start_log(&cli.global).and_then(|()| run(cli)) {
+    // The recorder's command may need what it inherits (make's jobs, for one); a daemon must not keep it.
+    let inherited =
+        if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };
+    let started = start_log(&cli.global);
+    if let Err(errno) = inherited {
+        tracing::debug!(%errno, "what was inherited stays open");
+    }
+    match started.and_then(|()| run(cli)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             output::complain(&failure);

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,21 +17,49 @@ pub enum Forked {
     Child,
 }
 
+/// Closes every descriptor but the standard three: what a daemon was started with and would keep open for ever, such
+/// as a pipe on whose end its caller waits. To be called before anything of ours is open.
+///
+/// # Errors
+/// The errno of close_range(2), which is as old as Linux 5.9.
+pub fn close_inherited() -> Result<(), Errno> {
+    // SAFETY: called first thing by a program of one thread that has opened nothing, so no descriptor that it closes
+    // belongs to a value of ours. By number, since older C libraries have no function for it.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
 /// Forks. Only while the process has a single thread.
 ///
 /// # Errors
 /// EBUSY when there are more threads, and the errno of fork(2).
 pub fn fork() -> Result<Forked, Errno> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
-        return Err(Errno::BUSY);
+    // A thread that was joined a moment ago can still be listed.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while threads() > 1 {
+        if Instant::now() > deadline {
+            return Err(Errno::BUSY);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     // SAFETY: there is one thread (checked above), so no lock can be held by a thread that the child does not
     // have, and the child may go on using everything.
     match unsafe { libc::fork() } {
-        -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)),
+        -1 => Err(last_errno()),
         0 => Ok(Forked::Child),
         child => Ok(Forked::Parent(child)),
     }
+}
+
+/// Threads of this process; one where `/proc` does not tell.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 /// Leaves the terminal and the directory it was started from, and points the standard streams at `log`.

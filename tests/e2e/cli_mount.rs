@@ -40,6 +40,20 @@ for_both_users! {
         assert!(said["entries"].as_u64().unwrap() > 15 && said["mounted_ms"].is_u64() && said["pid"].is_u64());
     }
 
+    fn the_daemon_keeps_nothing_open_that_it_was_started_with() {
+        let world = World::sample();
+        // As a test harness or a shell does that waits for the end of a pipe on some higher descriptor.
+        let held = world.path().join("held");
+        std::fs::write(&held, b"").unwrap();
+        let mut shell = world.command("sh");
+        shell.args(["-c", "exec 7<\"$1\"; shift; exec \"$@\"", "sh"]).arg(&held);
+        shell.arg(crate::common::as_user::holofs_binary()).args(["mount", "--json"]).arg(world.home()).arg("s");
+        let mounted = crate::common::Mounted::by(&world, "s", &mut shell);
+        let open = std::fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap();
+        let open: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+        assert!(!open.contains(&held), "{open:?}");
+    }
+
     fn the_same_space_twice_is_success_and_says_so() {
         let world = World::sample();
         let mounted = world.mount("s");
