@@ -39,11 +39,12 @@ trap 'finish "$@"' EXIT
 # show COMMAND...: prints it, runs it, and says how long it took.
 show() {
     local begin end
-    printf '\033[32m$\033[0m %s\n' "${*//$dir/\~}"
-    begin=$(date +%s%N)
+    local words=${*//$dir/\~}
+    printf '\033[32m$\033[0m %s\n' "${words//$holofs/holofs}"
+    begin=${EPOCHREALTIME//[!0-9]/}
     "$@"
-    end=$(date +%s%N)
-    printf '\033[2m# %d ms\033[0m\n' $(((end - begin) / 1000000))
+    end=${EPOCHREALTIME//[!0-9]/}
+    printf '\033[2m# %d ms\033[0m\n' $(((end - begin) / 1000))
 }
 
 say "recording a venv with $PACKAGES (once)"
@@ -61,7 +62,9 @@ sleep 0.05
 say "mounting: the whole environment, at once"
 show "$holofs" mount "$ROBOCORP_HOME" demo
 space=$("$holofs" path demo)
-show "$space/bin/python" -c 'import numpy, yaml, requests, robot, sys; print("imported from", sys.prefix)'
+imports='import numpy, yaml, requests, robot, sys; print("imported from", sys.prefix)'
+show "$space/bin/python" -c "$imports"
+show "$space/bin/python" -c "$imports"
 show "$space/bin/pip" --version
 show du -sh --apparent-size "$space"
 
