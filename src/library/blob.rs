@@ -132,6 +132,15 @@ impl Blobs {
         fetched
     }
 
+    /// The stored bytes of a blob, neither read nor verified: good for trying whether they could be cloned, and for
+    /// nothing else.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn open_unverified(&self, digest: &Digest) -> Result<File, BlobError> {
+        Ok(self.stored(digest)?.0)
+    }
+
     /// All of a blob's bytes, verified, in memory; nothing is cached.
     ///
     /// # Errors

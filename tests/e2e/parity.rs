@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::common::as_user::fixtures;
 use crate::common::library::umask;
 use crate::common::manifest::{Line, Manifest, assert_same, read_golden, read_tree};
-use crate::common::{Library, MOTHER_TIME, Mounted, World, fixture, wait_until};
+use crate::common::{Library, MOTHER_TIME, Mounted, World, files_below, fixture, wait_until};
 
 /// The blueprints of `two-catalogs`.
 const A: &str = "adb8c26db4d86a93";
@@ -175,6 +175,16 @@ for_both_users! {
             library.restore(&plain);
             assert_same(&read_tree(&plain), &read_tree(mounted.path()));
         }
+    }
+
+    /// A raw library's blob is opened to see whether it could be cloned, and not read: reading notes that it was good.
+    fn mounting_a_raw_library_reads_no_blob() {
+        let world = World::with(&Library::sample().raw());
+        let mounted = world.mount("s");
+        let notes = world.home().join("holofs/cache/blobs/verified");
+        assert_eq!(files_below(&notes), Vec::<std::path::PathBuf>::new());
+        assert_eq!(std::fs::read(mounted.at("lib/data.bin")).unwrap().len(), 300_000);
+        assert_eq!(files_below(&notes).len(), 1);
     }
 
     /// No blob is read until a file is: a library without blobs mounts and lists.
