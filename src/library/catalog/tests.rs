@@ -378,6 +378,32 @@ proptest! {
         prop_assert_eq!(lines(&build::build(Chopped(text.as_bytes(), size)).unwrap()), whole);
     }
 
+    /// Whatever stands in a name or a link's text, and however it is escaped, it is read as it was written.
+    #[test]
+    fn names_are_read_as_serde_json_writes_them(name in "[^/\\x00]{1,60}", ascii in any::<bool>()) {
+        prop_assume!(name != "." && name != ".." && name.len() <= 255);
+        let mut quoted = serde_json::to_string(&name).unwrap();
+        if ascii {
+            quoted = quoted.chars().fold(String::new(), |mut out, c| {
+                let mut units = [0; 2];
+                match c {
+                    ' '..='~' => out.push(c),
+                    _ => c.encode_utf16(&mut units).iter().for_each(|unit| write!(out, "\\u{unit:04x}").unwrap()),
+                }
+                out
+            });
+        }
+        let text = with_files(&format!(
+            r#"{quoted}:{{"name":{quoted},"symlink":{quoted},"size":0,"mode":511,"digest":"","rewrite":[]}}"#
+        ));
+        let tree = parse(&text).unwrap();
+        prop_assert_eq!(tree.text(tree.entries[1].name), name.as_bytes());
+        match tree.entries[1].kind {
+            EntryKind::Symlink { target } => prop_assert_eq!(tree.text(target), name.as_bytes()),
+            other => prop_assert!(false, "{:?}", other),
+        }
+    }
+
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         drop(parse(&bytes));
