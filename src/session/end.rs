@@ -12,6 +12,10 @@ use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::process;
 
+/// How long a mount may be in use before that is said: a process that ends, or one between fork and exec, holds what
+/// it had open for a moment longer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// What ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -31,12 +35,18 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, lazy: bool, timeout: Duratio
     let path = live.mountpoint.clone();
     // One whose daemon lives is not asked: should it hang, there would be no answer.
     let lazily = lazy || (!daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path));
-    match fuse_mount::unmount(&path, lazily) {
-        Ok(()) => {}
-        Err(MountError::Os { source: Errno::BUSY, .. }) => {
-            return Err(Error::InUse { pids: users_of(&path), path });
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match fuse_mount::unmount(&path, lazily) {
+            Ok(()) => break,
+            Err(MountError::Os { source: Errno::BUSY, .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(MountError::Os { source: Errno::BUSY, .. }) => {
+                return Err(Error::InUse { pids: users_of(&path), path });
+            }
+            Err(source) => return Err(Error::Mount { path, source }),
         }
-        Err(source) => return Err(Error::Mount { path, source }),
     }
     if let Some(daemon) = daemon.filter(|_| !lazy) {
         let pid = i32::try_from(daemon.pid).unwrap_or(0);
