@@ -134,8 +134,11 @@ for_both_users! {
             }
             std::fs::write(mounted.at(format!("file-{count}")), way).unwrap();
             let run = |program: &str, args: &[&str]| {
-                let out = Command::new(program).args(args).arg(mounted.path()).output().unwrap();
-                assert!(out.status.success(), "{way}: {out:?}");
+                // Busy for as long as another test's child has not come from its fork to its exec.
+                wait_until(way, || {
+                    let out = Command::new(program).args(args).arg(mounted.path()).output().unwrap();
+                    out.status.success()
+                });
             };
             match way {
                 "unmount" => assert_eq!(world.run(["unmount", "s"]).code, 0),
