@@ -1,5 +1,6 @@
-//! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings and mountinfo.
+//! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings, ioctls and mountinfo.
 
+pub mod backing;
 pub mod fuse_mount;
 pub mod map;
 pub mod mountinfo;
