@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::materialize::{Content, Materializer};
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
-use crate::namespace::types::Ino;
+use crate::namespace::types::{Ino, SetAttr};
 use crate::namespace::{Namespace, read::Bytes};
 
 /// The operations of one mounted space.
@@ -31,6 +31,15 @@ pub struct Fs {
     materializer: Arc<Materializer>,
     /// The upper's root, asked for the filesystem's free space.
     space: OwnedFd,
+}
+
+/// On which side the bytes of a file are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A blob's, or a relocated file that was only read: it must not be written to.
+    Lower,
+    /// The space's own file.
+    Upper,
 }
 
 /// Where `lseek` looks.
@@ -69,6 +78,58 @@ impl Fs {
         match self.namespace.bytes(ino)? {
             Bytes::Lower(lower) => Ok(self.materializer.content(lower)?),
             Bytes::Upper(file) => Ok(Content::Upper(file)),
+        }
+    }
+
+    /// On which side the bytes of a file are now.
+    ///
+    /// # Errors
+    /// `IsADirectory` or `Invalid` for what has no bytes.
+    pub fn source(&self, ino: Ino) -> Result<Source> {
+        Ok(match self.namespace.bytes(ino)? {
+            Bytes::Lower(_) => Source::Lower,
+            Bytes::Upper(_) => Source::Upper,
+        })
+    }
+
+    /// A file with the bytes of `ino` and nothing else, whatever its size, for the kernel to read from.
+    ///
+    /// # Errors
+    /// As [`Fs::content`].
+    pub fn backing(&self, ino: Ino) -> Result<(Source, Content)> {
+        match self.namespace.bytes(ino)? {
+            Bytes::Lower(lower) => Ok((Source::Lower, Content::File(self.materializer.file(lower)?))),
+            Bytes::Upper(file) => Ok((Source::Upper, Content::Upper(file))),
+        }
+    }
+
+    /// The file to write the bytes of `ino` to, copied up first if need be; with `truncate` as an empty one.
+    ///
+    /// # Errors
+    /// What copying up may answer.
+    pub fn backing_for_writing(&self, ino: Ino, truncate: bool) -> Result<Arc<OwnedFd>> {
+        if truncate {
+            let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+            self.namespace.setattr(ino, &empty)?;
+        }
+        self.writable(ino)
+    }
+
+    /// Takes the bits from a file that running it would lend its owner's or group's rights by: somebody without the
+    /// right to keep them has written to it.
+    ///
+    /// # Errors
+    /// What changing the mode may answer.
+    pub fn drop_setid(&self, ino: Ino) -> Result<()> {
+        let mode = self.namespace.attr(ino)?.mode;
+        // Without the group's execute bit, setgid means something else (mandatory locks).
+        let setgid = if mode & 0o010 == 0 { 0 } else { 0o2000 };
+        match mode & (0o4000 | setgid) {
+            0 => Ok(()),
+            bits => {
+                let change = SetAttr { mode: Some(mode & !bits), ..SetAttr::default() };
+                self.namespace.setattr(ino, &change).map(|_| ())
+            }
         }
     }
 

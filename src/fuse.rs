@@ -3,12 +3,16 @@
 //! It translates types, decides what the kernel may cache, and answers. It is the only place that replies with
 //! an error: each goes through `fail`, which logs it and gives it its errno. Invariant: nothing but
 //! this daemon changes the tree, so the kernel may cache names (also absent ones), attributes, link texts and
-//! listings for as long as it likes, and opens files and directories without asking (see `open`).
+//! listings for as long as it likes, and opens directories, and in cached mode files, without asking (see `open`).
+//! A request names a *node*: an inode's number, or in passthrough mode another one that stands for it
+//! (see `passthrough`).
 
 mod convert;
+mod passthrough;
 
 use std::cell::RefCell;
 use std::ffi::{CString, OsStr};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,13 +26,15 @@ use fuser::{
 };
 
 use crate::fs::error::errno;
-use crate::fs::{Fs, Make, Whence, read_content};
+use crate::fs::{Fs, Make, Source, Whence, read_content};
 use crate::materialize::Content;
 use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
+use crate::sys::backing::Backings;
+use passthrough::{Answer, Passthrough};
 
 /// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
 /// making it.
@@ -46,13 +52,37 @@ thread_local! {
 #[derive(Debug)]
 pub struct Adapter {
     fs: Arc<Fs>,
+    /// None in cached mode.
+    passthrough: Option<Arc<Passthrough>>,
+    /// As [`Offer::stack_depth`].
+    stack_depth: u32,
+}
+
+/// What passthrough mode needs.
+#[derive(Debug)]
+pub struct Offer {
+    /// Who registers backing files.
+    pub backings: Arc<dyn Backings>,
+    /// 1, or 2 when backing files lie on a stacked filesystem themselves (overlayfs): then none can be stacked on
+    /// this mount.
+    pub stack_depth: u32,
 }
 
 impl Adapter {
-    /// An adapter over the operations.
+    /// An adapter over the operations, in passthrough mode when it is offered.
     #[must_use]
-    pub fn new(fs: Arc<Fs>) -> Self {
-        Self { fs }
+    pub fn new(fs: Arc<Fs>, offer: Option<Offer>) -> Self {
+        let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
+        let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings)));
+        Self { fs, passthrough, stack_depth }
+    }
+
+    /// The inode that a request is about.
+    fn ino(&self, node: INodeNo) -> Ino {
+        match &self.passthrough {
+            Some(modes) => modes.ino(node.0),
+            None => convert::ino(node),
+        }
     }
 
     /// Runs an operation that may have to materialize a large file: on a thread of its own then, so that a copy of
@@ -84,10 +114,26 @@ fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, error: &Err
     Errno::from_i32(errno.raw_os_error())
 }
 
-fn reply_entry(reply: ReplyEntry, operation: &'static str, at: INodeNo, name: &OsStr, done: Result<Attr>) {
-    match done {
-        Ok(attr) => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
-        Err(error) => reply.error(fail(operation, at, Some(name), &error)),
+/// The one way in which an entry gets to the kernel, which then holds one reference to its node.
+fn reply_entry(
+    modes: Option<&Arc<Passthrough>>,
+    reply: ReplyEntry,
+    operation: &'static str,
+    at: INodeNo,
+    name: &OsStr,
+    done: Result<Attr>,
+) {
+    let attr = match done {
+        Ok(attr) => attr,
+        Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
+    };
+    match modes.and_then(|modes| modes.second_node(attr.ino, true)) {
+        None => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
+        // Its attributes would show the node's number as the inode's, so the kernel must not keep them.
+        Some(node) => {
+            let attr = Attr { ino: Ino(node), ..attr };
+            reply.entry_with_ttls(&Duration::ZERO, &TTL, &convert::attr(&attr), Generation(0));
+        }
     }
 }
 
@@ -150,17 +196,26 @@ fn send(reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u3
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Each is an improvement where the kernel has it, and nothing is lost where it has not.
-        for flag in [
+        let by_mode: &[InitFlags] = match self.passthrough {
+            // Else a file that is about to be emptied would be copied up first.
+            Some(_) => &[InitFlags::FUSE_PASSTHROUGH, InitFlags::FUSE_ATOMIC_O_TRUNC],
+            None => &[InitFlags::FUSE_NO_OPEN_SUPPORT],
+        };
+        if let Err(nearest) = config.set_max_stack_depth(self.stack_depth) {
+            tracing::debug!(nearest, "the kernel does not stack so deep");
+        }
+        for flag in by_mode.iter().copied().chain([
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             // Only what goes through the kernel changes a file, so its pages never have to be dropped for a
             // changed time.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ] {
+            // Else the kernel asks before every write whether the file has capabilities to lose.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ]) {
             if let Err(missing) = config.add_capabilities(flag) {
                 tracing::debug!(?missing, "the kernel lacks a FUSE capability");
             }
@@ -172,27 +227,31 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.names().lookup(convert::ino(parent), name.as_bytes()) {
+        match self.fs.names().lookup(self.ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => {
                 // Number 0 lets the kernel remember that there is nothing, which an error does not.
                 let absent = Attr { ino: Ino(0), ..ABSENT };
                 reply.entry(&TTL, &convert::attr(&absent), Generation(0));
             }
-            done => reply_entry(reply, "lookup", parent, name, done),
+            done => reply_entry(self.passthrough.as_ref(), reply, "lookup", parent, name, done),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.fs.names().forget(convert::ino(ino), count);
+        let inode = match &self.passthrough {
+            Some(modes) => modes.forget(ino.0, count),
+            None => convert::ino(ino),
+        };
+        self.fs.names().forget(inode, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attr(reply, "getattr", ino, self.fs.names().attr(convert::ino(ino)));
+        reply_attr(reply, "getattr", ino, self.fs.names().attr(self.ino(ino)));
     }
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -216,15 +275,24 @@ impl Filesystem for Adapter {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
         let slow = size.is_some_and(|size| size > 0) && self.fs.must_copy_much(number);
+        // FUSE_HANDLE_KILLPRIV_V2 leaves it to us. Who may keep the bits is not told here; root may.
+        let drop_setid = size.is_some() && request.uid() != 0;
         self.run(slow, move |fs| {
-            reply_attr(reply, "setattr", ino, fs.names().setattr(number, &change));
+            let done = fs.names().setattr(number, &change).and_then(|attr| {
+                if drop_setid && attr.mode & 0o6000 != 0 {
+                    fs.drop_setid(number)?;
+                    return fs.names().attr(number);
+                }
+                Ok(attr)
+            });
+            reply_attr(reply, "setattr", ino, done);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.names().readlink(convert::ino(ino)) {
+        match self.fs.names().readlink(self.ino(ino)) {
             Ok(text) => reply.data(&text),
             Err(error) => reply.error(fail("readlink", ino, None, &error)),
         }
@@ -247,10 +315,9 @@ impl Filesystem for Adapter {
             libc::S_IFSOCK => Ok(Make::Socket(mode)),
             _ => Err(Error::NotPermitted("an environment holds no device files")),
         };
-        let made = what.and_then(|what| {
-            self.fs.names().make(convert::ino(parent), name.as_bytes(), what, caller(request))
-        });
-        reply_entry(reply, "mknod", parent, name, made);
+        let made = what
+            .and_then(|what| self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request)));
+        reply_entry(self.passthrough.as_ref(), reply, "mknod", parent, name, made);
     }
 
     fn mkdir(
@@ -262,18 +329,17 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made =
-            self.fs.names().make(convert::ino(parent), name.as_bytes(), Make::Dir(mode), caller(request));
-        reply_entry(reply, "mkdir", parent, name, made);
+        let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::Dir(mode), caller(request));
+        reply_entry(self.passthrough.as_ref(), reply, "mkdir", parent, name, made);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.names().unlink(convert::ino(parent), name.as_bytes());
+        let done = self.fs.names().unlink(self.ino(parent), name.as_bytes());
         reply_empty(reply, "unlink", parent, Some(name), done);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.names().rmdir(convert::ino(parent), name.as_bytes());
+        let done = self.fs.names().rmdir(self.ino(parent), name.as_bytes());
         reply_empty(reply, "rmdir", parent, Some(name), done);
     }
 
@@ -282,9 +348,9 @@ impl Filesystem for Adapter {
             .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"))
             .and_then(|text| {
                 let what = Make::Symlink(&text);
-                self.fs.names().make(convert::ino(parent), name.as_bytes(), what, caller(request))
+                self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request))
             });
-        reply_entry(reply, "symlink", parent, name, made);
+        reply_entry(self.passthrough.as_ref(), reply, "symlink", parent, name, made);
     }
 
     fn rename(
@@ -304,9 +370,9 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let done = self.fs.names().rename(
-            convert::ino(parent),
+            self.ino(parent),
             name.as_bytes(),
-            convert::ino(newparent),
+            self.ino(newparent),
             newname.as_bytes(),
             mode,
         );
@@ -314,18 +380,54 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let number = convert::ino(ino);
-        let name = newname.to_owned();
+        let number = self.ino(ino);
+        let (parent, name) = (self.ino(newparent), newname.to_owned());
+        let modes = self.passthrough.clone();
         self.run(self.fs.must_copy_much(number), move |fs| {
-            let made = fs.names().link(number, convert::ino(newparent), name.as_bytes());
-            reply_entry(reply, "link", newparent, &name, made);
+            let made = fs.names().link(number, parent, name.as_bytes());
+            reply_entry(modes.as_ref(), reply, "link", newparent, &name, made);
         });
     }
 
-    /// ENOSYS, the first time, means for ever: from then on the kernel opens files without a request
-    /// (`FUSE_NO_OPEN_SUPPORT`), keeps their pages between opens, and truncates by `setattr`.
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    /// In cached mode ENOSYS, which the first time means for ever: from then on the kernel opens files without a
+    /// request (`FUSE_NO_OPEN_SUPPORT`), keeps their pages between opens, and truncates by `setattr`.
+    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let Some(modes) = self.passthrough.clone() else { return reply.error(Errno::ENOSYS) };
+        let ino = self.ino(node);
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        let write = truncate || flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        if write && modes.must_divert(node.0) {
+            return reply.error(Errno::ESTALE);
+        }
+        if !write {
+            match self.fs.source(ino).map(|source| modes.join(node.0, source)) {
+                Ok(None) => {}
+                Ok(Some(answer)) => return reply_open(reply, answer),
+                Err(error) => return reply.error(fail("open", node, None, &error)),
+            }
+        }
+        let slow =
+            if write { !truncate && self.fs.must_copy_much(ino) } else { self.fs.must_fetch_much(ino) };
+        self.run(slow, move |fs| match opened(fs, &modes, node, ino, write, truncate) {
+            Ok(answer) => reply_open(reply, answer),
+            Err(error) => reply.error(fail("open", node, None, &error)),
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(modes) = &self.passthrough {
+            modes.release(node.0);
+        }
+        reply.ok();
     }
 
     fn read(
@@ -339,7 +441,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
         self.run(self.fs.must_fetch_much(number), move |fs| match fs.content(number) {
             Ok(content) => send(reply, ino, &content, offset, size),
             Err(error) => reply.error(fail("read", ino, None, &error)),
@@ -353,21 +455,29 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
+        let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let write = move |fs: &Fs, data: &[u8]| {
+            let n = fs.write(number, offset, data)?;
+            if drop_setid {
+                fs.drop_setid(number)?;
+            }
+            Ok(n)
+        };
         let answer = move |reply: ReplyWrite, done: Result<usize>| match done {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
             Err(error) => reply.error(fail("write", ino, None, &error)),
         };
         if self.fs.must_copy_much(number) {
             let data = data.to_vec();
-            self.run(true, move |fs| answer(reply, fs.write(number, offset, &data)));
+            self.run(true, move |fs| answer(reply, write(fs, &data)));
         } else {
-            answer(reply, self.fs.write(number, offset, data));
+            answer(reply, write(&self.fs, data));
         }
     }
 
@@ -377,13 +487,13 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
         // It waits for the disk: not on a loop.
         self.run(true, move |fs| reply_empty(reply, "fsync", ino, None, fs.sync(number, datasync)));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
         self.run(true, move |fs| reply_empty(reply, "fsyncdir", ino, None, fs.sync(number, datasync)));
     }
 
@@ -393,7 +503,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let done = self.fs.names().readdir(convert::ino(ino), offset, false, &mut |entry| {
+        let done = self.fs.names().readdir(self.ino(ino), offset, false, &mut |entry| {
             let number = INodeNo(entry.ino.0);
             taken(reply.add(number, entry.cookie, convert::kind(entry.kind), OsStr::from_bytes(entry.name)))
         });
@@ -411,12 +521,16 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let done = self.fs.names().readdir(convert::ino(ino), offset, true, &mut |entry| {
+        let modes = self.passthrough.as_ref();
+        let done = self.fs.names().readdir(self.ino(ino), offset, true, &mut |entry| {
             let number = INodeNo(entry.ino.0);
             let name = OsStr::from_bytes(entry.name);
             // `.` and `..` come without attributes; the kernel looks only at their names.
             let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..ABSENT });
-            taken(reply.add(number, entry.cookie, name, &TTL, &convert::attr(&attr), Generation(0)))
+            // A listing shows inode numbers, so it cannot lead to a second node: the next lookup has to.
+            let diverted = modes.is_some_and(|modes| modes.second_node(entry.ino, false).is_some());
+            let ttl = if diverted { &Duration::ZERO } else { &TTL };
+            taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
         });
         match done {
             Ok(()) => reply.ok(),
@@ -455,20 +569,20 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = u32::try_from(flags).unwrap_or(0);
-        let done = self.fs.set_xattr(convert::ino(ino), name.as_bytes(), value, flags);
+        let done = self.fs.set_xattr(self.ino(ino), name.as_bytes(), value, flags);
         reply_empty(reply, "setxattr", ino, Some(name), done);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, ino, size, Some(name), self.fs.get_xattr(convert::ino(ino), name.as_bytes()));
+        reply_xattr(reply, ino, size, Some(name), self.fs.get_xattr(self.ino(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, ino, size, None, self.fs.list_xattrs(convert::ino(ino)));
+        reply_xattr(reply, ino, size, None, self.fs.list_xattrs(self.ino(ino)));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.remove_xattr(convert::ino(ino), name.as_bytes());
+        let done = self.fs.remove_xattr(self.ino(ino), name.as_bytes());
         reply_empty(reply, "removexattr", ino, Some(name), done);
     }
 
@@ -482,16 +596,24 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let made =
-            self.fs.names().make(convert::ino(parent), name.as_bytes(), Make::File(mode), caller(request));
-        match made {
-            Ok(attr) => reply.created(
-                &TTL,
-                &convert::attr(&attr),
-                Generation(0),
-                FileHandle(0),
-                FopenFlags::FOPEN_KEEP_CACHE,
-            ),
+        let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::File(mode), caller(request));
+        let answered = made.and_then(|attr| {
+            let Some(modes) = &self.passthrough else { return Ok((attr, None)) };
+            let file = self.fs.backing_for_writing(attr.ino, false)?;
+            Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
+        });
+        let created = |reply: ReplyCreate, attr, flags| {
+            reply.created(&TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
+        };
+        match answered {
+            Ok((attr, None)) => created(reply, &attr, FopenFlags::FOPEN_KEEP_CACHE),
+            Ok((attr, Some(Answer::Cached))) => created(reply, &attr, FopenFlags::empty()),
+            Ok((attr, Some(Answer::Passthrough(id)))) => {
+                let flags = FopenFlags::FOPEN_NOFLUSH;
+                crate::sys::backing::reply_create(reply, &TTL, &convert::attr(&attr), flags, id);
+            }
+            // A number that was just made is not open elsewhere.
+            Ok((_, Some(Answer::Elsewhere))) => reply.error(Errno::ESTALE),
             Err(error) => reply.error(fail("create", parent, Some(name), &error)),
         }
     }
@@ -521,7 +643,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let number = convert::ino(ino);
+        let number = self.ino(ino);
         self.run(self.fs.must_copy_much(number), move |fs| {
             let mode = u32::try_from(mode).unwrap_or(u32::MAX);
             reply_empty(reply, "fallocate", ino, None, fs.fallocate(number, mode, offset, length));
@@ -535,7 +657,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.fs.seek(convert::ino(ino), from, whence) {
+        match self.fs.seek(self.ino(ino), from, whence) {
             Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
             Err(error) => reply.error(fail("lseek", ino, None, &error)),
         }
@@ -554,12 +676,43 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
+        let (from, to) = (self.ino(ino_in), self.ino(ino_out));
         // However little is copied at once, it may be much: not on a loop.
         self.run(true, move |fs| match fs.copy_range(from, offset_in, to, offset_out, len) {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
             Err(error) => reply.error(fail("copy_file_range", ino_in, None, &error)),
         });
+    }
+}
+
+/// Opens the file behind a node and counts it.
+fn opened(
+    fs: &Fs,
+    modes: &Passthrough,
+    node: INodeNo,
+    ino: Ino,
+    write: bool,
+    truncate: bool,
+) -> Result<Answer> {
+    let (source, content) = if write {
+        (Source::Upper, Content::Upper(fs.backing_for_writing(ino, truncate)?))
+    } else {
+        fs.backing(ino)?
+    };
+    // A write by passthrough does not come here to take these bits away (see `drop_setid`).
+    let cached = fs.names().attr(ino)?.mode & 0o6000 != 0;
+    Ok(match content.file() {
+        Some(file) => modes.open(node.0, source, cached, file),
+        None => return Err(Error::Stale(ino)),
+    })
+}
+
+fn reply_open(reply: ReplyOpen, answer: Answer) {
+    match answer {
+        Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
+        // What the kernel has cached may be from before somebody wrote by passthrough: not kept.
+        Answer::Cached => reply.opened(FileHandle(0), FopenFlags::empty()),
+        Answer::Elsewhere => reply.error(Errno::ESTALE),
     }
 }
 

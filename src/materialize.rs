@@ -252,20 +252,35 @@ impl Materializer {
             self.remember(node, &bytes);
             return Ok(Content::Bytes(bytes));
         }
+        Ok(Content::File(self.opened(node, &lower)?))
+    }
+
+    /// A file with the bytes of a lower file, whatever its size: what passthrough hands to the kernel.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn file(&self, node: NodeId) -> Result<Arc<File>, Error> {
+        if let Some(file) = self.open.lock().get(&node) {
+            return Ok(Arc::clone(file));
+        }
+        self.opened(node, &self.lower_file(node)?)
+    }
+
+    fn opened(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
         let file = if lower.relocations.is_empty() {
-            self.raw(node, &lower)?
+            self.raw(node, lower)?
         } else {
             let gate = Arc::clone(self.in_progress.lock().entry(node).or_default());
             let opened = {
                 let _one_at_a_time = gate.lock();
-                self.relocated_file(node, &lower)
+                self.relocated_file(node, lower)
             };
             self.in_progress.lock().remove(&node);
             opened?
         };
         let file = Arc::new(file);
         self.open.lock().put(node, Arc::clone(&file));
-        Ok(Content::File(file))
+        Ok(file)
     }
 
     /// Whether a lower file is larger than what is served from memory.

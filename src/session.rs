@@ -41,6 +41,8 @@ pub struct Mounted {
     pub library: PathBuf,
     /// The strategy in force.
     pub strategy: Strategy,
+    /// The I/O mode in force: `cached` or `passthrough`.
+    pub io: String,
     /// Whether extents can be shared with the library.
     pub reflink: Option<ReflinkProbe>,
     /// Entries of the environment: files, directories and links.
@@ -86,6 +88,14 @@ pub enum Error {
     #[error("{path}: no reflink here ({reason})")]
     NoReflink {
         /// The space's state directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// `--io passthrough` where it cannot be.
+    #[error("{path}: no passthrough here ({reason})")]
+    NoPassthrough {
+        /// The mountpoint.
         path: PathBuf,
         /// Why not.
         reason: String,
@@ -223,6 +233,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         blueprint: mounted,
         library: plan.library.hololib.clone(),
         strategy: plan.strategy,
+        io: run.io,
         reflink: run.reflink,
         entries: index.len(),
         relocated: index.relocated_files(),

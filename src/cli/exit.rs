@@ -223,6 +223,11 @@ pub fn describe(error: &session::Error) -> Failure {
         session::Error::NoReflink { .. } => {
             failure(STRATEGY, what, Some("--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs"))
         }
+        session::Error::NoPassthrough { .. } => failure(
+            FUSE,
+            what,
+            Some("--io cached, or install holofs-mount-helper; Linux 6.9 has passthrough"),
+        ),
         session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),

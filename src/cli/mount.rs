@@ -9,7 +9,7 @@ use crate::library::locate::{Location, locate};
 use crate::materialize::clone::Strategy;
 use crate::session;
 use crate::space::SpaceError;
-use crate::space::plan::MountPlan;
+use crate::space::plan::{IoMode, MountPlan};
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
@@ -36,6 +36,9 @@ pub(super) struct Args {
     /// How private copies are made
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
     strategy: Option<Strategy>,
+    /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
+    #[arg(long, value_name = "auto|cached|passthrough", value_parser = io_mode)]
+    io: Option<IoMode>,
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
@@ -88,6 +91,15 @@ fn strategy(text: &str) -> Result<Strategy, String> {
     }
 }
 
+fn io_mode(text: &str) -> Result<IoMode, String> {
+    match text.to_lowercase().as_str() {
+        "auto" => Ok(IoMode::Auto),
+        "cached" => Ok(IoMode::Cached),
+        "passthrough" => Ok(IoMode::Passthrough),
+        _ => Err("possible values: auto, cached, passthrough".to_owned()),
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let plan = plan(args, context)?;
     let mut told = Ok(());
@@ -137,6 +149,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         cache_dir: env.cache_dir(),
         env: env.clone(),
         strategy: chosen_strategy(args.strategy)?,
+        io: chosen_io(args.io)?,
         read_only,
         ephemeral: args.ephemeral,
         fresh: args.fresh,
@@ -157,6 +170,17 @@ fn refusal(error: SpaceError, library: &Location, context: &Context) -> Failure 
         (candidate, text.unwrap_or_default())
     });
     no_catalog(why, &told.collect::<Vec<_>>())
+}
+
+/// The flag, else the environment's word, else auto.
+fn chosen_io(flag: Option<IoMode>) -> Result<IoMode, Failure> {
+    match (flag, std::env::var("HOLOFS_IO")) {
+        (Some(mode), _) => Ok(mode),
+        (None, Ok(value)) => {
+            io_mode(&value).map_err(|why| failure(CONFIG, format!("HOLOFS_IO={value}: {why}"), None))
+        }
+        (None, Err(_)) => Ok(IoMode::Auto),
+    }
 }
 
 /// The flag, else the environment's word, else smart.

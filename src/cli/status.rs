@@ -53,6 +53,8 @@ struct Status {
     library: Option<String>,
     /// Whether private copies share extents with the library, and why not.
     reflink: Option<ReflinkProbe>,
+    /// The I/O mode in force: `cached` or `passthrough`.
+    io: Option<String>,
     read_only: Option<bool>,
     ephemeral: Option<bool>,
     /// Private copies made since the mount, by method.
@@ -70,6 +72,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let status = Status {
         library: state.map(|state| state.content.library),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
+        io: run.as_ref().map(|run| run.io.clone()),
         read_only: run.as_ref().map(|run| run.read_only),
         ephemeral: run.as_ref().map(|run| run.ephemeral),
         copy_up,
@@ -145,6 +148,7 @@ fn text(status: &Status) -> String {
         ("Read-only", yes(status.read_only)),
         ("Ephemeral", yes(status.ephemeral)),
         ("Strategy", row.strategy.clone()),
+        ("I/O", status.io.clone()),
         ("Reflink", status.reflink.as_ref().map(reflink)),
         ("Changed", Some(output::human_bytes(row.upper_bytes))),
         ("Copied", status.copy_up.as_ref().map(copied)),

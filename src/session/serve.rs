@@ -1,6 +1,6 @@
 //! Serving one mount: the layers put together, the loops run, the end tidied up.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -16,7 +16,7 @@ use super::registry;
 use super::{Error, Mounted, millis};
 use crate::fs::Fs;
 use crate::fs::error::io_errno;
-use crate::fuse::Adapter;
+use crate::fuse::{Adapter, Offer};
 use crate::library::blob::{Blobs, HololibStore};
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
@@ -27,8 +27,9 @@ use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::{Namespace, Owner};
 use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
+use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::{mountinfo, process};
+use crate::sys::{mountinfo, plain, process};
 
 /// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -68,19 +69,15 @@ impl<'p> Prepared<'p> {
         let mountpoint = plan.space.mountpoint.clone();
         let mount_error = |source| Error::Mount { path: mountpoint.clone(), source };
         let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)?).map_err(mount_error)?;
-        let session = match Session::from_fd(Adapter::new(Arc::new(fs)), fd, acl(plan), loops()) {
-            Ok(session) => session,
-            Err(error) => {
-                undo_mount(&mountpoint);
-                return Err(Error::Fuse(error));
-            }
-        };
+        let started_session = start_session(plan, fs, fd);
+        let session = started_session.inspect_err(|_| undo_mount(&mountpoint))?;
         let mounted = Mounted {
             path: mountpoint.clone(),
             identity: plan.space.identity.to_string(),
             blueprint: plan.blueprint.clone(),
             library: plan.library.hololib.clone(),
             strategy: plan.strategy,
+            io: plan.io.in_force().to_owned(),
             reflink: Some(reflink),
             entries: index.len(),
             relocated: index.relocated_files(),
@@ -91,6 +88,44 @@ impl<'p> Prepared<'p> {
         run(session, plan, claim, &mounted, ready)?;
         Ok(mounted)
     }
+}
+
+/// Agrees with the kernel on how the mount is served.
+fn start_session(plan: &MountPlan, fs: Fs, fd: OwnedFd) -> Result<Session<Adapter>, Error> {
+    if !plan.io.is_passthrough() {
+        return Session::from_fd(Adapter::new(Arc::new(fs), None), fd, acl(plan), loops())
+            .map_err(Error::Fuse);
+    }
+    let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
+        path: plan.space.mountpoint.clone(),
+        reason: plain(&error),
+    };
+    let backings: Arc<dyn Backings> = Arc::new(Direct::new(fd.try_clone().map_err(no_passthrough)?));
+    let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
+    let session = Session::from_fd(Adapter::new(Arc::new(fs), Some(offer)), fd, acl(plan), loops())
+        .map_err(Error::Fuse)?;
+    // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
+    let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
+    let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
+    backings.close(id).map_err(no_passthrough)?;
+    Ok(session)
+}
+
+/// How deep filesystems are stacked below this one.
+fn stack_depth(plan: &MountPlan) -> Result<u32, Error> {
+    /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+    const OVERLAYFS: i64 = 0x794c_7630;
+    for path in [&plan.state_dir, &plan.cache_dir, &plan.library.hololib] {
+        let stat = rustix::fs::statfs(path).map_err(|source| Error::Os {
+            path: path.clone(),
+            call: "statfs",
+            source,
+        })?;
+        if stat.f_type == OVERLAYFS {
+            return Ok(2);
+        }
+    }
+    Ok(1)
 }
 
 /// Runs the loops until the kernel says that the mount is gone.
@@ -298,6 +333,7 @@ fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
         mountpoint: mounted.path.clone(),
         dev,
         strategy: mounted.strategy.to_string(),
+        io: mounted.io.clone(),
         reflink: mounted.reflink.clone(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         read_only: plan.read_only,

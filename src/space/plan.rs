@@ -36,6 +36,33 @@ impl SpacePath {
     }
 }
 
+/// Who reads and writes files: the daemon, or the kernel by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoMode {
+    /// Whatever serves most uses best, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
+    #[default]
+    Auto,
+    /// The kernel opens files without asking, and asks the daemon for pages that it has not cached for this mount.
+    Cached,
+    /// The kernel asks at each open, and then reads, writes and maps the backing file itself; all mounts share its
+    /// pages.
+    Passthrough,
+}
+
+impl IoMode {
+    /// Whether backing files are to be handed to the kernel.
+    #[must_use]
+    pub fn is_passthrough(self) -> bool {
+        self == Self::Passthrough
+    }
+
+    /// The mode in force, in a word.
+    #[must_use]
+    pub fn in_force(self) -> &'static str {
+        if self.is_passthrough() { "passthrough" } else { "cached" }
+    }
+}
+
 /// A mount to be made.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
@@ -55,6 +82,8 @@ pub struct MountPlan {
     pub env: Env,
     /// How private copies are made.
     pub strategy: Strategy,
+    /// Who reads and writes files.
+    pub io: IoMode,
     /// Refuse every change.
     pub read_only: bool,
     /// Drop the changes at unmount.

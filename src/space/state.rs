@@ -124,6 +124,9 @@ pub struct RunInfo {
     pub dev: Option<String>,
     /// `smart`, `reflink` or `copy`.
     pub strategy: String,
+    /// `cached` or `passthrough`.
+    #[serde(default)]
+    pub io: String,
     /// Whether the space can share extents with its library.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reflink: Option<ReflinkProbe>,

@@ -107,3 +107,25 @@ impl Backings for Direct {
         backing_close(self.fuse.as_fd(), id)
     }
 }
+
+/// Answers an open with a registered backing file, whose number stays the caller's.
+pub fn reply_open(reply: fuser::ReplyOpen, flags: fuser::FopenFlags, id: u32) {
+    // SAFETY: fuser would give the number back when its wrapper goes; `into_raw` takes it out before that.
+    let backing = unsafe { reply.wrap_backing(id) };
+    reply.opened_passthrough(fuser::FileHandle(0), flags, &backing);
+    backing.into_raw();
+}
+
+/// Answers a create, as [`reply_open`] does an open.
+pub fn reply_create(
+    reply: fuser::ReplyCreate,
+    ttl: &std::time::Duration,
+    attr: &fuser::FileAttr,
+    flags: fuser::FopenFlags,
+    id: u32,
+) {
+    // SAFETY: as in `reply_open`.
+    let backing = unsafe { reply.wrap_backing(id) };
+    reply.created_passthrough(ttl, attr, fuser::Generation(0), fuser::FileHandle(0), flags, &backing);
+    backing.into_raw();
+}

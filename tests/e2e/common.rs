@@ -13,6 +13,7 @@ pub mod world;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use as_user::passthrough;
 pub use library::Library;
 pub use mount::Mounted;
 pub use world::World;

@@ -42,6 +42,7 @@ impl Place {
             cache_size: u64::MAX,
             env,
             strategy: Strategy::Smart,
+            io: super::IoMode::Auto,
             read_only: false,
             ephemeral: false,
             fresh: false,

@@ -1,6 +1,7 @@
-//! Each test runs as whoever runs the tests, and when that is root once more as an ordinary user.
+//! Each test runs as whoever runs the tests, and when that is root once more as an ordinary user; and each in both
+//! I/O modes.
 //!
-//! The second run is this same binary, started again through `setpriv` for one test. It finds the programs in a
+//! The further runs are this same binary, started again for one test, for another user through `setpriv`. It finds the programs in a
 //! directory that everybody can reach: the build directory may lie under a home that nobody else may enter.
 
 use std::ffi::OsString;
@@ -15,8 +16,23 @@ use tempfile::TempDir;
 /// Set in a process that was started again as an ordinary user.
 const MARK: &str = "HOLOFS_TEST_ORDINARY_USER";
 
-/// Defines tests that run here and, under root, once more as an ordinary user:
-/// `mod NAME { fn here(); fn as_ordinary_user() }`.
+/// Set to the I/O mode that mounts have unless they are told; holofs knows it too.
+const IO: &str = "HOLOFS_IO";
+
+/// Who runs a test again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Us,
+    OrdinaryUser,
+}
+
+/// Whether mounts are made in passthrough mode.
+pub fn passthrough() -> bool {
+    std::env::var_os(IO).is_some_and(|mode| mode == "passthrough")
+}
+
+/// Defines tests that run here and, under root, once more as an ordinary user, and both once more in passthrough
+/// mode: `mod NAME { fn here(); fn as_ordinary_user(); mod by_passthrough { .. } }`.
 macro_rules! for_both_users {
     ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
         $(#[doc = $doc])*
@@ -33,7 +49,14 @@ macro_rules! for_both_users {
 
             #[test]
             fn as_ordinary_user() {
-                $crate::common::as_user::again(concat!(module_path!(), "::as_ordinary_user"), body);
+                use $crate::common::as_user::{Who, again};
+                again(concat!(module_path!(), "::as_ordinary_user"), Who::OrdinaryUser, false, body);
+            }
+
+            #[test]
+            fn by_passthrough() {
+                use $crate::common::as_user::{Who, again};
+                again(concat!(module_path!(), "::by_passthrough"), Who::Us, true, body);
             }
         }
     )+};
@@ -44,32 +67,41 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Runs a test's body as an ordinary user: by starting this binary again, or here when we are that user already.
+/// Runs a test's body as somebody, in the other I/O mode if so asked: by starting this binary again, or here when
+/// this is that second run already.
 #[track_caller]
-pub fn again(test: &str, body: fn()) {
+pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     if std::env::var_os(MARK).is_some() {
         return body();
     }
-    if !is_root() {
+    if !is_root() && who == Who::OrdinaryUser && !by_passthrough {
         // `here` was this run already.
         return;
     }
     // A test's name in the harness has no crate in front.
     let (_, name) = test.split_once("::").expect("a module path");
     let tools = tools();
-    let mut command = Command::new("setpriv");
-    command.args(as_user_args()).arg("--").arg(tools.path().join("e2e"));
+    let mut command = if who == Who::OrdinaryUser && is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(as_user_args()).arg("--").arg(tools.path().join("e2e"));
+        command
+    } else {
+        Command::new(tools.path().join("e2e"))
+    };
     command.args([name, "--exact", "--nocapture"]);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, "1");
     for (key, value) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HOLOFS_")) {
         command.env(key, value);
+    }
+    if by_passthrough {
+        command.env(IO, "passthrough");
     }
     command.env("HOLOFS_TEST_TOOLS", tools.path()).env("RUST_BACKTRACE", "1").current_dir("/");
     let out = command.output().expect("setpriv (util-linux) is installed");
     let said = String::from_utf8_lossy(&out.stdout);
     assert!(
         out.status.success() && said.contains("1 passed"),
-        "as an ordinary user: {}\n{said}{}",
+        "{test}: {}\n{said}{}",
         out.status,
         String::from_utf8_lossy(&out.stderr)
     );

@@ -117,7 +117,7 @@ impl World {
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
         command.env_clear().current_dir("/").stdin(Stdio::null());
-        for key in ["PATH", "HOLOFS_LOG", "LLVM_PROFILE_FILE"] {
+        for key in ["PATH", "HOLOFS_LOG", "HOLOFS_IO", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(key) {
                 command.env(key, value);
             }
