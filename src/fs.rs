@@ -15,13 +15,13 @@ pub use xattr::STATUS_XATTR;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, SeekFrom, StatVfs};
+use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use crate::materialize::{Content, Materializer};
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
-use crate::namespace::types::{Ino, SetAttr};
+use crate::namespace::types::{Ino, Kind, SetAttr};
 use crate::namespace::{Namespace, read::Bytes};
 
 /// The operations of one mounted space.
@@ -113,6 +113,16 @@ impl Fs {
             self.namespace.setattr(ino, &empty)?;
         }
         self.writable(ino)
+    }
+
+    /// Whether root may access an entry so (`mask`: of `R_OK`, `W_OK`, `X_OK`): all, but running what nobody may run.
+    /// Only asked on mounts whose permission bits the kernel does not check.
+    ///
+    /// # Errors
+    /// What reading the attributes may answer.
+    pub fn may_access(&self, ino: Ino, mask: Access) -> Result<bool> {
+        let attr = self.namespace.attr(ino)?;
+        Ok(!mask.contains(Access::EXEC_OK) || attr.kind == Kind::Dir || attr.mode & 0o111 != 0)
     }
 
     /// Takes the bits from a file that running it would lend its owner's or group's rights by: somebody without the

@@ -19,11 +19,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+
+use rustix::fs::Access;
 
 use crate::fs::error::errno;
 use crate::fs::{Fs, Make, Source, Whence, read_content};
@@ -615,6 +617,16 @@ impl Filesystem for Adapter {
             // A number that was just made is not open elsewhere.
             Ok((_, Some(Answer::Elsewhere))) => reply.error(Errno::ESTALE),
             Err(error) => reply.error(fail("create", parent, Some(name), &error)),
+        }
+    }
+
+    /// For `access` and `chdir`, where the kernel does not check permission bits itself.
+    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let mask = Access::from_bits_truncate(u32::try_from(mask.bits()).unwrap_or(0));
+        match self.fs.may_access(self.ino(ino), mask) {
+            Ok(true) => reply.ok(),
+            Ok(false) => reply.error(Errno::EACCES),
+            Err(error) => reply.error(fail("access", ino, None, &error)),
         }
     }
 

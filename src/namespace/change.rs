@@ -77,19 +77,21 @@ impl Namespace {
             && dir_stat.st_mode & 0o2000 == 0
             && mode & 0o600 == 0o600
             && mode & 0o7000 == 0;
-        let fd = match what {
+        let (fd, held) = match what {
             Make::File(_) if plain => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&at, &name, flags, Mode::from_raw_mode(mode)).map_err(call("create"))?
+                let mode = Mode::from_raw_mode(mode);
+                (rustix::fs::openat(&at, &name, flags, mode).map_err(call("create"))?, None)
             }
             _ => {
                 let (fd, staged) = self.stage(what)?;
                 self.own(&fd, caller.uid, gid)?;
-                if !matches!(what, Make::Symlink(_)) {
-                    upper::write_mode(fd.as_fd(), what.kind(), mode, None)?;
-                }
+                let held = match what {
+                    Make::Symlink(_) => None,
+                    _ => upper::write_mode(fd.as_fd(), what.kind(), mode, None)?,
+                };
                 put(staged, at.as_fd(), &name, what.kind(), covered)?;
-                fd
+                (fd, held)
             }
         };
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
@@ -101,9 +103,14 @@ impl Namespace {
         if kind == Kind::Dir {
             *node.dir.write() = Some(DirState::default());
         }
+        node.state.lock().mode = Some(held);
         self.table.keep_open(ino, &Arc::new(fd));
         drop(guard);
-        self.node_attr(&node)
+        if kind == Kind::Dir {
+            return self.node_attr(&node);
+        }
+        let attr = upper::attr_of(&stat, ino, kind);
+        Ok(Attr { mode: held.unwrap_or(attr.mode), ..attr })
     }
 
     /// Makes the entry in the staging directory; the descriptor is writable for a file, `O_PATH` for the rest.

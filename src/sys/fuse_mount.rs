@@ -29,6 +29,9 @@ pub struct Options {
     pub source: String,
     /// Let other users in.
     pub allow_other: bool,
+    /// Let the daemon decide who may do what, where it can be mounted so: only root's own mount, which lets in nobody
+    /// whom permission bits would stop.
+    pub unchecked: bool,
     /// Refuse every change.
     pub read_only: bool,
     /// Further options by name; see [`check_option`].
@@ -103,11 +106,14 @@ fn mount_directly(mountpoint: &Path, options: &Options) -> Result<OwnedFd, Mount
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let fd = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(MountError::Device)?;
     let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        "fd={},rootmode=40000,user_id={},group_id={}",
         fd.as_raw_fd(),
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
     );
+    if !options.unchecked {
+        data.push_str(",default_permissions");
+    }
     if options.allow_other {
         data.push_str(",allow_other");
     }

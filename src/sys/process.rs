@@ -62,6 +62,13 @@ fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
+/// Whether permission bits stop this process from nothing (`CAP_DAC_OVERRIDE`).
+#[must_use]
+pub fn overrides_permissions() -> bool {
+    let sets = rustix::thread::capabilities(None);
+    sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE))
+}
+
 /// Leaves the terminal and the directory it was started from, and points the standard streams at `log`.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -16,6 +17,28 @@ fn stored(path: &std::path::Path) -> u64 {
 }
 
 for_both_users! {
+    /// Root is stopped by nothing but a file that nobody may run; others by the bits.
+    fn access_tells_the_truth() {
+        use rustix::fs::{Access, access};
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let plain = world.path().join("plain");
+        std::fs::create_dir(&plain).unwrap();
+        for mode in [0o000, 0o100, 0o200, 0o400, 0o444, 0o644, 0o755, 0o001] {
+            for dir in [mounted.path(), &plain] {
+                let file = dir.join(format!("f{mode:o}"));
+                std::fs::write(&file, "x").unwrap();
+                std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+                std::fs::create_dir(dir.join(format!("d{mode:o}"))).unwrap();
+                std::fs::set_permissions(dir.join(format!("d{mode:o}")), Permissions::from_mode(mode)).unwrap();
+            }
+            for (kind, mask) in ["f", "d"].into_iter().flat_map(|kind| (0..8).map(move |mask| (kind, mask))) {
+                let ask = |dir: &Path| access(dir.join(format!("{kind}{mode:o}")), Access::from_bits_truncate(mask));
+                assert_eq!(ask(mounted.path()), ask(&plain), "{kind}{mode:o}, access {mask}");
+            }
+        }
+    }
+
     fn chmod_copies_nothing() {
         let world = World::sample();
         let mounted = world.mount("s");
