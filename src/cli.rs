@@ -13,6 +13,7 @@ mod output;
 mod record;
 mod status;
 mod unmount;
+mod warm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -99,6 +100,8 @@ enum Command {
     /// Check the integrity of a library
     #[command(visible_alias = "chk")]
     Check(check::Args),
+    /// Unpack an environment before its first use
+    Warm(warm::Args),
     /// Record what a command installs as an environment of a library
     Record(record::Args),
 }
@@ -161,6 +164,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Path(args) => status::run_path(&args, &context),
         Command::Catalogs(args) => catalogs::run(&args, &context),
         Command::Check(args) => check::run(&args, &context),
+        Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),
     }
 }

@@ -148,7 +148,24 @@ impl Fs {
     /// # Errors
     /// As [`Fs::content`], and what reading may answer.
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        read_content(&self.content(ino)?, offset, buffer)
+        self.read_content(&self.content(ino)?, offset, buffer)
+    }
+
+    /// Reads from content by offset.
+    ///
+    /// # Errors
+    /// What pread(2) may answer, and why a blob that was being unpacked could not be.
+    pub fn read_content(&self, content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if let Content::Stream(filling, node) = content {
+            let read =
+                filling.read_at(offset, buffer).map_err(|error| call("read")(error::io_errno(&error)))?;
+            return match read {
+                Some(n) => Ok(n),
+                // Asked for as a whole the blob says what is wrong with it.
+                None => read_content(&Content::File(self.materializer.file(*node)?), offset, buffer),
+            };
+        }
+        read_content(content, offset, buffer)
     }
 
     /// Writes all of `data`.
@@ -264,11 +281,7 @@ impl Fs {
     }
 }
 
-/// Reads from content by offset.
-///
-/// # Errors
-/// What pread(2) may answer.
-pub fn read_content(content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+fn read_content(content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     if let Content::Bytes(bytes) = content {
         let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
         let n = rest.len().min(buffer.len());

@@ -28,7 +28,7 @@ use fuser::{
 use rustix::fs::Access;
 
 use crate::fs::error::errno;
-use crate::fs::{Fs, Make, Source, Whence, read_content};
+use crate::fs::{Fs, Make, Source, Whence};
 use crate::materialize::Content;
 use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result};
@@ -176,7 +176,7 @@ fn caller(request: &Request) -> Caller {
 }
 
 /// Sends the bytes of a read.
-fn send(reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u32) {
+fn send(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u32) {
     if let Content::Bytes(bytes) = content {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
         let end = start.saturating_add(size as usize).min(bytes.len());
@@ -188,7 +188,7 @@ fn send(reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u3
             buffer.resize(size, 0);
         }
         let Some(room) = buffer.get_mut(..size) else { return reply.error(Errno::EIO) };
-        match read_content(content, offset, room) {
+        match fs.read_content(content, offset, room) {
             Ok(n) => reply.data(room.get(..n).unwrap_or_default()),
             Err(error) => reply.error(fail("read", ino, None, &error)),
         }
@@ -445,7 +445,7 @@ impl Filesystem for Adapter {
     ) {
         let number = self.ino(ino);
         self.run(self.fs.must_fetch_much(number), move |fs| match fs.content(number) {
-            Ok(content) => send(reply, ino, &content, offset, size),
+            Ok(content) => send(fs, reply, ino, &content, offset, size),
             Err(error) => reply.error(fail("read", ino, None, &error)),
         });
     }

@@ -13,7 +13,9 @@ pub mod index;
 pub mod locate;
 mod look;
 pub mod name;
+pub mod profile;
 pub mod record;
+pub mod stream;
 
 use std::path::PathBuf;
 

@@ -16,8 +16,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -25,9 +25,11 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::library::blob::{BlobError, Blobs};
+use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
+use crate::library::profile::Touched;
+use crate::library::stream::Filling;
 use crate::sys::plain;
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
@@ -104,6 +106,8 @@ pub enum Content {
     Upper(Arc<OwnedFd>),
     /// All of it, in memory.
     Bytes(Arc<[u8]>),
+    /// A blob that is being unpacked; the node is asked for again if that fails.
+    Stream(Arc<Filling>, NodeId),
 }
 
 impl Content {
@@ -113,8 +117,21 @@ impl Content {
         match self {
             Self::File(file) => Some(file.as_fd()),
             Self::Upper(file) => Some(file.as_fd()),
-            Self::Bytes(_) => None,
+            Self::Bytes(_) | Self::Stream(..) => None,
         }
+    }
+}
+
+/// Told which file was read from a blob that turned out to be bad.
+type BadBlob = Box<dyn Fn(NodeId) + Send + Sync>;
+
+/// Where to tell it, once somebody wants to know.
+#[derive(Default)]
+struct OnBadBlob(OnceLock<BadBlob>);
+
+impl std::fmt::Debug for OnBadBlob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OnBadBlob").field(&self.0.get().is_some()).finish()
     }
 }
 
@@ -176,6 +193,9 @@ pub struct Materializer {
     /// One lock per file that is being relocated, taken without any other; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
     counters: Counters,
+    on_bad_blob: Arc<OnBadBlob>,
+    /// The files that were read so far, in the order in which they were first. A leaf lock.
+    touched: Mutex<Touched>,
 }
 
 #[derive(Debug)]
@@ -213,7 +233,37 @@ impl Materializer {
             memory: Mutex::new(Memory { entries: LruCache::unbounded(), bytes: 0 }),
             in_progress: Mutex::new(HashMap::new()),
             counters: Counters::default(),
+            on_bad_blob: Arc::default(),
+            touched: Mutex::default(),
         }
+    }
+
+    /// Sets who is told, once, when a file was read from a blob that then turned out to be bad: what the kernel keeps
+    /// of it has to go.
+    pub fn when_bad(&self, tell: impl Fn(NodeId) + Send + Sync + 'static) {
+        // Set a second time the first stays: there is one kernel to tell.
+        drop(self.on_bad_blob.0.set(Box::new(tell)));
+    }
+
+    /// The files that were read so far, in the order in which they were first.
+    #[must_use]
+    pub fn touched(&self) -> Vec<NodeId> {
+        self.touched.lock().order().to_vec()
+    }
+
+    /// Unpacks what reading a file would have to unpack, as far as it is kept on disk, or lets the kernel read what
+    /// is small. It does nothing that reading would not do.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn warm(&self, node: NodeId) -> Result<(), Error> {
+        let lower = self.lower_file(node)?;
+        if lower.size > SMALL_FILE || lower.digest.is_raw() {
+            return self.raw(node, &lower).map(drop);
+        }
+        self.blobs
+            .read_ahead(&lower.digest)
+            .map_err(|source| Error::Blob { path: self.lower_path(node), source })
     }
 
     /// What was materialized since the mount.
@@ -246,11 +296,25 @@ impl Materializer {
         if let Some(file) = self.open.lock().get(&node) {
             return Ok(Content::File(Arc::clone(file)));
         }
+        self.touched.lock().add(node);
         let lower = self.lower_file(node)?;
         if lower.size <= SMALL_FILE && (!lower.relocations.is_empty() || !lower.digest.is_raw()) {
             let bytes: Arc<[u8]> = self.small_content(node, &lower)?.into();
             self.remember(node, &bytes);
             return Ok(Content::Bytes(bytes));
+        }
+        if lower.relocations.is_empty() && !lower.digest.is_raw() {
+            let hook = Arc::clone(&self.on_bad_blob);
+            let failed = move || {
+                if let Some(tell) = hook.0.get() {
+                    tell(node);
+                }
+            };
+            let streamed = self.blobs.stream(&lower.digest, lower.size, failed);
+            match streamed.map_err(|source| Error::Blob { path: self.lower_path(node), source })? {
+                Streamed::Filling(filling) => return Ok(Content::Stream(filling, node)),
+                Streamed::Whole(file) => return Ok(Content::File(self.keep(node, file))),
+            }
         }
         Ok(Content::File(self.opened(node, &lower)?))
     }
@@ -263,6 +327,7 @@ impl Materializer {
         if let Some(file) = self.open.lock().get(&node) {
             return Ok(Arc::clone(file));
         }
+        self.touched.lock().add(node);
         self.opened(node, &self.lower_file(node)?)
     }
 
@@ -278,9 +343,14 @@ impl Materializer {
             self.in_progress.lock().remove(&node);
             opened?
         };
+        Ok(self.keep(node, file))
+    }
+
+    /// Keeps a file open for the next reads.
+    fn keep(&self, node: NodeId, file: File) -> Arc<File> {
         let file = Arc::new(file);
         self.open.lock().put(node, Arc::clone(&file));
-        Ok(file)
+        file
     }
 
     /// Whether a lower file is larger than what is served from memory.

@@ -7,6 +7,7 @@
 
 mod daemon;
 mod end;
+mod prefetch;
 pub mod registry;
 mod serve;
 

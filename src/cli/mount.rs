@@ -1,15 +1,16 @@
 //! `holofs mount`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::exit::{CONFIG, Failure, OK, USAGE, describe, failure, no_catalog};
+use super::exit::{CONFIG, Failure, NOT_FOUND, OK, USAGE, describe, failure, no_catalog};
 use super::{Context, catalogs, output, seconds};
 use crate::library::locate::{Location, locate};
 use crate::materialize::clone::Strategy;
 use crate::session;
 use crate::space::SpaceError;
-use crate::space::plan::{IoMode, MountPlan};
+use crate::space::plan::{IoMode, MountPlan, Prefetch};
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
@@ -39,6 +40,9 @@ pub(super) struct Args {
     /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
     #[arg(long, value_name = "auto|cached|passthrough", value_parser = io_mode)]
     io: Option<IoMode>,
+    /// Unpack in the background what earlier mounts of the environment read, or what a profile names
+    #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true)]
+    prefetch: Option<Option<PathBuf>>,
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
@@ -150,6 +154,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         env: env.clone(),
         strategy: chosen_strategy(args.strategy)?,
         io: chosen_io(args.io)?,
+        prefetch: prefetch(args.prefetch)?,
         read_only,
         ephemeral: args.ephemeral,
         fresh: args.fresh,
@@ -170,6 +175,17 @@ fn refusal(error: SpaceError, library: &Location, context: &Context) -> Failure 
         (candidate, text.unwrap_or_default())
     });
     no_catalog(why, &told.collect::<Vec<_>>())
+}
+
+/// A profile is named by its path; the daemon has another working directory.
+fn prefetch(flag: Option<Option<PathBuf>>) -> Result<Prefetch, Failure> {
+    let Some(path) = flag else { return Ok(Prefetch::No) };
+    let Some(path) = path else { return Ok(Prefetch::Own) };
+    let found = std::path::absolute(&path).and_then(|path| std::fs::File::open(&path).map(|_| path));
+    found.map(Prefetch::From).map_err(|error| {
+        let fix = "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone";
+        failure(NOT_FOUND, format!("{}: {error}", path.display()), Some(fix))
+    })
 }
 
 /// The flag, else the environment's word, else auto.

@@ -1,13 +1,14 @@
 //! Blobs: from a digest to verified bytes.
 //!
 //! The store says where the stored bytes are; everything else (unpacking, verifying, caching, doing it once) is
-//! here. Invariant: no byte of a blob is handed out before the whole blob matched its digest and the catalog's
-//! size, and a bad blob is an error of the one file that needs it.
+//! here. Invariant: a bad blob is an error of the one file that needs it, and nobody gets all of its bytes. A file
+//! or bytes in memory are handed out when the whole blob matched its digest and the catalog's size; only a blob that
+//! is streamed ([`Blobs::stream`]) is read before that, all but its end.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -20,6 +21,8 @@ use rustix::fs::{Mode, OFlags};
 use super::cache::BlobCache;
 use super::digest::{Digest, Hasher};
 use super::look::Look;
+use super::stream::Filling;
+use crate::sys::fd;
 
 /// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
 pub trait BlobStore: Send + Sync + std::fmt::Debug {
@@ -97,13 +100,86 @@ pub struct Blobs {
     cache: BlobCache,
     /// One lock for each blob that is being fetched; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    /// Blobs that are being streamed. A leaf lock.
+    streams: Mutex<HashMap<Digest, Arc<Filling>>>,
+    /// Blobs of which a stream had to be taken back: they are handed out as a whole or not at all. A leaf lock.
+    distrusted: Mutex<HashSet<Digest>>,
+}
+
+/// How a large blob can be read.
+#[derive(Debug)]
+pub enum Streamed {
+    /// All of it is here, verified.
+    Whole(File),
+    /// It is being unpacked.
+    Filling(Arc<Filling>),
 }
 
 impl Blobs {
     /// Blobs of a store, kept in a cache.
     #[must_use]
     pub fn new(store: Box<dyn BlobStore>, cache: BlobCache) -> Self {
-        Self { store, cache, in_progress: Mutex::new(HashMap::new()) }
+        Self {
+            store,
+            cache,
+            in_progress: Mutex::default(),
+            streams: Mutex::default(),
+            distrusted: Mutex::default(),
+        }
+    }
+
+    /// As [`Blobs::open_raw`], without waiting for a blob that has to be unpacked first: a thread does that, once for
+    /// all who ask, and `failed` is called when it turns out that what was read meanwhile is not to be believed.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn stream(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Streamed, BlobError> {
+        if digest.is_raw() || self.distrusted.lock().contains(digest) {
+            return self.open_raw(digest, size).map(Streamed::Whole);
+        }
+        if let Some(file) = self.ready(digest, size)? {
+            return Ok(Streamed::Whole(file));
+        }
+        let mut streams = self.streams.lock();
+        if let Some(filling) = streams.get(digest) {
+            return Ok(Streamed::Filling(Arc::clone(filling)));
+        }
+        let filling = Arc::new(Filling::new(size));
+        let (blobs, of, to) = (Arc::clone(self), *digest, Arc::clone(&filling));
+        let unpack = move || {
+            let done = blobs.once(&of, size, |blobs| blobs.fetch(&of, size, Some(&to)));
+            // Somebody else may have fetched it as a whole meanwhile.
+            let whole = match done {
+                Ok(file) => {
+                    to.from(file);
+                    true
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a blob was not unpacked");
+                    if matches!(error, BlobError::Corrupt { .. }) {
+                        blobs.distrusted.lock().insert(of);
+                    }
+                    false
+                }
+            };
+            blobs.streams.lock().remove(&of);
+            to.end(whole);
+            if !whole {
+                failed();
+            }
+        };
+        match std::thread::Builder::new().name("unpack".into()).spawn(unpack) {
+            Ok(_) => {
+                streams.insert(*digest, Arc::clone(&filling));
+                Ok(Streamed::Filling(filling))
+            }
+            Err(source) => Err(self.store_error(digest, source)),
+        }
     }
 
     /// A verified file with the raw bytes: the library's own where it holds them raw, the cached copy where not.
@@ -115,11 +191,21 @@ impl Blobs {
         if let Some(file) = self.ready(digest, size)? {
             return Ok(file);
         }
+        self.once(digest, size, |blobs| blobs.fetch(digest, size, None))
+    }
+
+    /// Fetches a blob unless somebody else does or did so meanwhile.
+    fn once(
+        &self,
+        digest: &Digest,
+        size: u64,
+        fetch: impl FnOnce(&Self) -> Result<File, BlobError>,
+    ) -> Result<File, BlobError> {
         let gate = Arc::clone(self.in_progress.lock().entry(*digest).or_default());
         let fetched = {
             let _one_at_a_time = gate.lock();
             match self.ready(digest, size) {
-                Ok(None) => self.fetch(digest, size),
+                Ok(None) => fetch(self),
                 Ok(Some(file)) => Ok(file),
                 Err(error) => Err(error),
             }
@@ -139,6 +225,27 @@ impl Blobs {
     /// See [`BlobError`].
     pub fn open_unverified(&self, digest: &Digest) -> Result<File, BlobError> {
         Ok(self.stored(digest)?.0)
+    }
+
+    /// Makes sure that [`Blobs::open_raw`] finds a blob verified; whether there was anything to do.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn prepare(&self, digest: &Digest, size: u64) -> Result<bool, BlobError> {
+        if self.ready(digest, size)?.is_some() {
+            return Ok(false);
+        }
+        self.open_raw(digest, size).map(|_| true)
+    }
+
+    /// Has the kernel read a stored blob that somebody will unpack soon.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn read_ahead(&self, digest: &Digest) -> Result<(), BlobError> {
+        let (stored, _) = self.stored(digest)?;
+        rustix::fs::fadvise(&stored, 0, None, rustix::fs::Advice::WillNeed)
+            .map_err(|errno| self.store_error(digest, errno.into()))
     }
 
     /// All of a blob's bytes, verified, in memory; nothing is cached.
@@ -165,12 +272,22 @@ impl Blobs {
         Ok(self.cache.is_verified(digest, &Look::from(&found)).then_some(file))
     }
 
-    fn fetch(&self, digest: &Digest, size: u64) -> Result<File, BlobError> {
+    fn fetch(&self, digest: &Digest, size: u64, readers: Option<&Filling>) -> Result<File, BlobError> {
         let (stored, found) = self.stored(digest)?;
         if !digest.is_raw() {
-            let mut pending = self.cache.begin().map_err(|source| self.cache_error(digest, source))?;
-            self.pour(digest, size, stored, pending.file())?;
-            return self.cache.commit(pending, digest).map_err(|source| self.cache_error(digest, source));
+            let cache_error = |source| self.cache_error(digest, source);
+            let packed = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
+            let mut pending = self.cache.begin().map_err(cache_error)?;
+            if let Some(readers) = readers {
+                readers.from(pending.file().try_clone().map_err(cache_error)?);
+            }
+            self.pour(digest, size, stored, &mut Announced { file: pending.file(), readers })?;
+            let file = self.cache.commit(pending, digest).map_err(cache_error)?;
+            // Nobody will read the packed bytes again: they need not take the place of others in memory. And whoever
+            // clones the copy must not wait until it is written out.
+            advise_gone(&packed);
+            fd::start_writeback(&file);
+            return Ok(file);
         }
         let copy = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
         self.pour(digest, size, copy, &mut io::sink())?;
@@ -221,6 +338,33 @@ impl Blobs {
 
     fn cache_error(&self, digest: &Digest, source: io::Error) -> BlobError {
         BlobError::Io { path: self.cache.place(digest), source }
+    }
+}
+
+/// A cache file that is being written, and those who read from it meanwhile.
+struct Announced<'a> {
+    file: &'a mut File,
+    readers: Option<&'a Filling>,
+}
+
+impl Write for Announced<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        if let Some(readers) = self.readers {
+            readers.add(n as u64);
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Lets the kernel drop a file's pages.
+fn advise_gone(file: &File) {
+    if let Err(error) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
+        tracing::debug!(%error, "the packed bytes stay in memory");
     }
 }
 

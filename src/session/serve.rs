@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::prefetch::Prefetcher;
 use super::registry;
 use super::{Error, Mounted, millis};
 use crate::fs::Fs;
@@ -24,6 +25,7 @@ use crate::materialize::clone::Strategy;
 use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
+use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
 use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
@@ -66,10 +68,11 @@ impl<'p> Prepared<'p> {
             dir_mode: 0o750 & !umask,
         };
         let (fs, reflink) = build(plan, &index, owner)?;
+        let fs = Arc::new(fs);
         let mountpoint = plan.space.mountpoint.clone();
         let mount_error = |source| Error::Mount { path: mountpoint.clone(), source };
         let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)?).map_err(mount_error)?;
-        let started_session = start_session(plan, fs, fd);
+        let started_session = start_session(plan, Arc::clone(&fs), fd);
         let session = started_session.inspect_err(|_| undo_mount(&mountpoint))?;
         let mounted = Mounted {
             path: mountpoint.clone(),
@@ -85,16 +88,22 @@ impl<'p> Prepared<'p> {
             mounted_ms: millis(started),
             reused: false,
         };
-        run(session, plan, claim, &mounted, ready)?;
+        let notifier = session.notifier();
+        fs.materializer().when_bad(move |node| {
+            let ino = Ino::of_lower(node);
+            if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+                tracing::debug!(?ino, %error, "the kernel had nothing of a bad blob");
+            }
+        });
+        run(session, plan, claim, &mounted, &fs, ready)?;
         Ok(mounted)
     }
 }
 
 /// Agrees with the kernel on how the mount is served.
-fn start_session(plan: &MountPlan, fs: Fs, fd: OwnedFd) -> Result<Session<Adapter>, Error> {
+fn start_session(plan: &MountPlan, fs: Arc<Fs>, fd: OwnedFd) -> Result<Session<Adapter>, Error> {
     if !plan.io.is_passthrough() {
-        return Session::from_fd(Adapter::new(Arc::new(fs), None), fd, acl(plan), loops())
-            .map_err(Error::Fuse);
+        return Session::from_fd(Adapter::new(fs, None), fd, acl(plan), loops()).map_err(Error::Fuse);
     }
     let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
         path: plan.space.mountpoint.clone(),
@@ -102,8 +111,8 @@ fn start_session(plan: &MountPlan, fs: Fs, fd: OwnedFd) -> Result<Session<Adapte
     };
     let backings: Arc<dyn Backings> = Arc::new(Direct::new(fd.try_clone().map_err(no_passthrough)?));
     let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
-    let session = Session::from_fd(Adapter::new(Arc::new(fs), Some(offer)), fd, acl(plan), loops())
-        .map_err(Error::Fuse)?;
+    let session =
+        Session::from_fd(Adapter::new(fs, Some(offer)), fd, acl(plan), loops()).map_err(Error::Fuse)?;
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
     let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
@@ -134,6 +143,7 @@ fn run(
     plan: &MountPlan,
     mut claim: Claim<'_>,
     mounted: &Mounted,
+    fs: &Arc<Fs>,
     ready: &mut dyn FnMut(&Mounted),
 ) -> Result<(), Error> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Fuse)?;
@@ -154,10 +164,12 @@ fn run(
     if let Err(error) = claim.publish() {
         tracing::warn!(%error, "rcc will not list this space");
     }
+    let prefetcher = Prefetcher::start(plan, fs);
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let keeper = housekeeper(plan.clone(), stopped)?;
     let ended = background.join().map_err(Error::Fuse);
     drop(stop);
+    prefetcher.finish();
     if keeper.join().is_err() {
         tracing::error!("the housekeeping thread panicked");
     }

@@ -63,6 +63,18 @@ impl IoMode {
     }
 }
 
+/// What is unpacked before it is asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Prefetch {
+    /// Nothing.
+    #[default]
+    No,
+    /// What earlier mounts of the environment read.
+    Own,
+    /// What a profile of the environment names.
+    From(PathBuf),
+}
+
 /// A mount to be made.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
@@ -84,6 +96,8 @@ pub struct MountPlan {
     pub strategy: Strategy,
     /// Who reads and writes files.
     pub io: IoMode,
+    /// What is unpacked in the background.
+    pub prefetch: Prefetch,
     /// Refuse every change.
     pub read_only: bool,
     /// Drop the changes at unmount.

@@ -69,6 +69,23 @@ pub fn overrides_permissions() -> bool {
     sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE))
 }
 
+/// Lets everybody else go first from now on: the calling thread gets what is left of processor and disk.
+///
+/// # Errors
+/// The errno of the calls.
+pub fn be_idle() -> Result<(), Errno> {
+    /// `IOPRIO_WHO_PROCESS`, and `IOPRIO_CLASS_IDLE` shifted by `IOPRIO_CLASS_SHIFT`, of `linux/ioprio.h`.
+    const WHO_PROCESS: libc::c_long = 1;
+    const IDLE: libc::c_long = 3 << 13;
+    // To the kernel the thread is the process 0.
+    rustix::process::setpriority_process(None, 19)?;
+    // SAFETY: the call takes three numbers.
+    match unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, IDLE) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
+}
+
 /// Leaves the terminal and the directory it was started from, and points the standard streams at `log`.
 ///
 /// # Errors

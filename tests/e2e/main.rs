@@ -20,3 +20,4 @@ mod mounted;
 mod parity;
 mod reflink;
 mod venv;
+mod warm;

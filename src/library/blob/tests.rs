@@ -467,3 +467,88 @@ fn leftovers_of_dead_writers_are_swept() {
     let left: Vec<_> = fs::read_dir(tmp).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["copy.2.a.0"]);
 }
+
+/// Reads a stream to its end in pieces: the bytes, and whether it was given up.
+fn drain(filling: &Filling, size: usize) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    let mut piece = vec![0; 64 * 1024];
+    while bytes.len() < size {
+        match filling.read_at(bytes.len() as u64, &mut piece).unwrap() {
+            Some(n) => bytes.extend_from_slice(&piece[..n]),
+            None => return (bytes, true),
+        }
+    }
+    (bytes, false)
+}
+
+#[test]
+fn a_stream_is_unpacked_once_for_all_its_readers_and_is_whole_afterwards() {
+    let world = World::slow(Duration::from_millis(20));
+    let content = noise(5_000_000);
+    let digest = world.gz(&content);
+    let blobs = Arc::new(world.blobs);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let streamed = blobs.stream(&digest, 5_000_000, || panic!("it is good")).unwrap();
+                let Streamed::Filling(filling) = streamed else { return };
+                assert!(drain(&filling, 5_000_000) == (content.clone(), false));
+            });
+        }
+        // Somebody who wants all of it at once.
+        scope.spawn(|| {
+            let mut bytes = Vec::new();
+            blobs.open_raw(&digest, 5_000_000).unwrap().read_to_end(&mut bytes).unwrap();
+            assert!(bytes == content);
+        });
+    });
+    assert_eq!(world.opened.load(Ordering::Relaxed), 1);
+    assert!(matches!(blobs.stream(&digest, 5_000_000, || ()).unwrap(), Streamed::Whole(_)));
+    assert!(blobs.streams.lock().is_empty() && blobs.in_progress.lock().is_empty());
+}
+
+#[test]
+fn the_beginning_of_a_bad_blob_is_taken_back_and_its_end_is_never_read() {
+    let world = World::new();
+    let mut content = noise(3_000_000);
+    let digest = Hasher::digest(DigestKind::Sha256, &content);
+    content[2_999_000] ^= 1;
+    let path = world.stored(&digest);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, gzip(&content)).unwrap();
+    let cached = world.cached(&digest);
+    let told = Arc::new(AtomicUsize::new(0));
+    let teller = Arc::clone(&told);
+    let blobs = Arc::new(world.blobs);
+    let failed = move || {
+        teller.fetch_add(1, Ordering::Relaxed);
+    };
+    let Streamed::Filling(filling) = blobs.stream(&digest, 3_000_000, failed).unwrap() else { panic!() };
+    let (bytes, given_up) = drain(&filling, 3_000_000);
+    assert!(given_up && bytes.len() < 3_000_000);
+    while told.load(Ordering::Relaxed) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+    assert!(!cached.exists());
+    assert!(matches!(blobs.open_raw(&digest, 3_000_000), Err(BlobError::Corrupt { .. })));
+    let again = blobs.stream(&digest, 3_000_000, || panic!("it is not streamed again"));
+    assert!(matches!(again, Err(BlobError::Corrupt { .. })));
+}
+
+#[test]
+fn errors_of_the_store_end_a_stream_too() {
+    let world = World::new();
+    let digest = world.gz(&noise(1_000_000));
+    world.faults.lock().insert(digest, 5);
+    let blobs = Arc::new(world.blobs);
+    let Streamed::Filling(filling) = blobs.stream(&digest, 1_000_000, || ()).unwrap() else { panic!() };
+    assert_eq!(drain(&filling, 1_000_000), (Vec::new(), true));
+    world.faults.lock().clear();
+    // It is tried again, not remembered.
+    while blobs.streams.lock().contains_key(&digest) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let Streamed::Filling(filling) = blobs.stream(&digest, 1_000_000, || ()).unwrap() else { panic!() };
+    assert!(!drain(&filling, 1_000_000).1);
+}

@@ -1,0 +1,215 @@
+//! `holofs warm`: pays what the first mount and the first reads of an environment would cost.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
+use super::{Context, output};
+use crate::library::blob::{BlobError, Blobs, HololibStore};
+use crate::library::cache::BlobCache;
+use crate::library::digest::Digest;
+use crate::library::index::cache::open_or_compile;
+use crate::library::index::{Index, NodeId, NodeKind};
+use crate::library::locate::{Location, locate};
+use crate::library::{catalogs, profile};
+use crate::materialize::SMALL_FILE;
+use crate::space::select::{Selected, Wanted, select};
+use crate::sys::process;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Compiles the environment's index and unpacks its large files into the cache that all
+mounts share; small files are unpacked when they are read. It may be interrupted: what
+was unpacked stays.
+
+Examples:
+  holofs warm auto demo
+  holofs warm ~/.robocorp adb8c26d --profile")]
+pub(super) struct Args {
+    /// A hololib, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
+    library: OsString,
+    /// The environment by the beginning of its blueprint's hash, or a space that has it
+    #[arg(value_name = "SPACE|CATALOG")]
+    environment: OsString,
+    /// Only what earlier mounts read
+    #[arg(long)]
+    profile: bool,
+    /// Threads
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+/// What was done. The keys of `--json`.
+#[derive(Debug, Default, Serialize)]
+struct Warmed {
+    blueprint: String,
+    /// Entries of the index.
+    entries: u32,
+    /// Blobs that are kept unpacked, and their bytes.
+    blobs: usize,
+    bytes: u64,
+    /// Of them, unpacked and verified now.
+    fetched: usize,
+    bytes_fetched: u64,
+    /// Blobs that could not be, and why.
+    failed: Vec<String>,
+}
+
+/// A blob to be unpacked.
+struct Wish {
+    digest: Digest,
+    size: u64,
+    node: NodeId,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
+    let library = locate(&args.library, &context.env.hololib())?;
+    let selected = find(&args.environment, &library, context)?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&cancel))
+            .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
+    }
+    let cache_dir = context.env.cache_dir();
+    let index = open_or_compile(&selected.catalog.path, &cache_dir.join("index"))?;
+    let files = if args.profile { touched(&index, context)? } else { (0..index.len()).map(NodeId).collect() };
+    let wishes = wishes(&index, &files).map_err(|error| failure(FAILED, error.to_string(), None))?;
+    let blobs =
+        Blobs::new(Box::new(HololibStore::new(&library.hololib)), BlobCache::open(&cache_dir.join("blobs"))?);
+    let mut warmed = Warmed {
+        blueprint: selected.catalog.blueprint.clone(),
+        entries: index.len(),
+        blobs: wishes.len(),
+        bytes: wishes.iter().map(|wish| wish.size).sum(),
+        ..Warmed::default()
+    };
+    let bar = progress(context.silent, warmed.bytes);
+    let jobs = args.jobs.unwrap_or_else(process::processors).clamp(1, 256);
+    let failed_hard = unpack(&blobs, &index, &wishes, jobs, &cancel, &bar, &mut warmed);
+    bar.finish_and_clear();
+    if let Some(error) = failed_hard {
+        let fix = "free some space, or set HOLOFS_HOME to a directory with more";
+        return Err(failure(FAILED, error.to_string(), Some(fix)));
+    }
+    if cancel.load(Ordering::Relaxed) {
+        let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
+        return Err(failure(INTERRUPTED, what, None));
+    }
+    tell(&warmed, context)?;
+    Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
+}
+
+/// The environment: by its blueprint when one begins so, else by a space.
+fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<Selected, Failure> {
+    let prefix = typed.to_str().map(str::to_lowercase).filter(|text| text.len() >= 4);
+    let known = catalogs::list(&library.hololib)?;
+    let is_blueprint = prefix
+        .as_ref()
+        .is_some_and(|prefix| known.iter().any(|catalog| catalog.blueprint.starts_with(prefix)));
+    let wanted = Wanted {
+        space: if is_blueprint { OsStr::new("warm") } else { typed },
+        controller: &context.controller,
+        blueprint: prefix.as_deref().filter(|_| is_blueprint),
+        fresh: is_blueprint,
+    };
+    Ok(select(library, &wanted, &context.env)?)
+}
+
+fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {
+    let catalog = index.catalog_sha256();
+    let path = profile::place(&context.env.cache_dir(), &catalog);
+    profile::read(&path, &catalog, index.len()).map_err(|error| {
+        let fix = "mount the environment and use it once, or leave out --profile";
+        failure(NOT_FOUND, format!("{}: {error}", path.display()), Some(fix))
+    })
+}
+
+/// The blobs of these files that are kept unpacked on disk, each once.
+fn wishes(index: &Index, files: &[NodeId]) -> Result<Vec<Wish>, crate::library::index::IndexError> {
+    let mut seen = HashSet::new();
+    let mut out = Vec::new();
+    for node in files {
+        if let NodeKind::File { size, digest, .. } = index.node(*node)?.kind
+            && (size > SMALL_FILE || digest.is_raw())
+            && seen.insert(digest)
+        {
+            out.push(Wish { digest, size, node: *node });
+        }
+    }
+    Ok(out)
+}
+
+/// Unpacks in some threads. A bad blob concerns the files that have it; what concerns all ends it and is returned.
+fn unpack(
+    blobs: &Blobs,
+    index: &Index,
+    wishes: &[Wish],
+    jobs: usize,
+    cancel: &AtomicBool,
+    bar: &ProgressBar,
+    warmed: &mut Warmed,
+) -> Option<BlobError> {
+    let next = AtomicUsize::new(0);
+    let shared = Mutex::new((warmed, None));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(wish) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if cancel.load(Ordering::Relaxed) || shared.lock().1.is_some() {
+                        return;
+                    }
+                    let done = blobs.prepare(&wish.digest, wish.size);
+                    bar.inc(wish.size);
+                    let mut guard = shared.lock();
+                    let (warmed, hard) = &mut *guard;
+                    match done {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            warmed.fetched += 1;
+                            warmed.bytes_fetched += wish.size;
+                        }
+                        Err(error @ BlobError::Io { .. }) => *hard = Some(error),
+                        Err(error) => warmed.failed.push(format!("{}: {error}", index.path_of(wish.node))),
+                    }
+                }
+            });
+        }
+    });
+    shared.into_inner().1
+}
+
+fn progress(silent: bool, total: u64) -> ProgressBar {
+    // Draws nothing where standard error is no terminal.
+    let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    match ProgressStyle::with_template("warming {wide_bar} {bytes}/{total_bytes}") {
+        Ok(style) => bar.with_style(style),
+        // The plain bar does as well.
+        Err(_) => bar,
+    }
+}
+
+fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
+    if context.json {
+        return output::print_json(warmed);
+    }
+    for line in &warmed.failed {
+        output::note(false, &format!("holofs: {line}"));
+    }
+    output::print(&format!(
+        "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}\n",
+        warmed.blueprint,
+        warmed.entries,
+        warmed.fetched,
+        warmed.blobs,
+        output::human_bytes(warmed.bytes_fetched),
+        output::human_bytes(warmed.bytes),
+        if warmed.failed.is_empty() { String::new() } else { format!("; {} failed", warmed.failed.len()) },
+    ))
+}

@@ -1,0 +1,156 @@
+//! Profiles: which files of an environment were read in earlier mounts, in the order in which they were first.
+//!
+//! What is in one is advice and nothing more: it says what is worth unpacking before it is asked for. Invariant: a
+//! profile that is damaged, too long or of another environment is as good as none.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::index::NodeId;
+use super::index::cache::make_dir;
+
+/// The most files of one profile: an import of the largest environments reads a tenth of it.
+const LIMIT: usize = 65_536;
+
+/// The first line of the format that this module writes.
+const HEADER: &str = "holofs profile 1";
+
+/// Files in the order in which they were first read.
+#[derive(Debug, Default)]
+pub struct Touched {
+    order: Vec<NodeId>,
+    seen: HashSet<NodeId>,
+}
+
+impl Touched {
+    /// Notes that a file is read.
+    pub fn add(&mut self, node: NodeId) {
+        if self.order.len() < LIMIT && self.seen.insert(node) {
+            self.order.push(node);
+        }
+    }
+
+    /// What was noted.
+    #[must_use]
+    pub fn order(&self) -> &[NodeId] {
+        &self.order
+    }
+}
+
+/// Where the profile of a catalog is, in the cache.
+#[must_use]
+pub fn place(cache_dir: &Path, catalog_sha256: &[u8; 32]) -> PathBuf {
+    let name: String = catalog_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    cache_dir.join("profiles").join(name)
+}
+
+/// Why a profile cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is no profile, or not a whole one.
+    #[error("not a whole profile")]
+    Damaged,
+    /// It was made of another environment.
+    #[error("the profile of another environment")]
+    Other,
+}
+
+/// Reads a profile of an environment with so many nodes.
+///
+/// # Errors
+/// See [`ProfileError`].
+pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Vec<NodeId>, ProfileError> {
+    let text = std::fs::read_to_string(path)?;
+    let mut lines = text.lines();
+    if lines.next() != Some(HEADER) {
+        return Err(ProfileError::Damaged);
+    }
+    if lines.next() != Some(&catalog_line(catalog_sha256)) {
+        return Err(ProfileError::Other);
+    }
+    let mut touched = Touched::default();
+    for line in lines {
+        if let Some(count) = line.strip_prefix("end ") {
+            let whole = count.parse() == Ok(touched.order.len());
+            return if whole { Ok(touched.order) } else { Err(ProfileError::Damaged) };
+        }
+        match line.parse() {
+            Ok(node) if node < nodes => touched.add(NodeId(node)),
+            _ => return Err(ProfileError::Damaged),
+        }
+    }
+    Err(ProfileError::Damaged)
+}
+
+/// Writes a profile in one step: what `read` gave before, then what is new.
+///
+/// # Errors
+/// What writing may answer; the old profile stays then.
+pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: &[NodeId], new: &[NodeId]) -> io::Result<()> {
+    let mut all = Touched::default();
+    known.iter().chain(new).for_each(|node| all.add(*node));
+    let mut text = format!("{HEADER}\n{}\n", catalog_line(catalog_sha256));
+    for node in all.order() {
+        text.push_str(&format!("{}\n", node.0));
+    }
+    text.push_str(&format!("end {}\n", all.order.len()));
+    if let Some(parent) = path.parent() {
+        make_dir(parent).map_err(io::Error::other)?;
+    }
+    let beside = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, path)
+}
+
+fn catalog_line(catalog_sha256: &[u8; 32]) -> String {
+    let sum: String = catalog_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("catalog {sum}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_comes_back_in_its_order_and_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = place(dir.path(), &[7; 32]);
+        write(&path, &[7; 32], &[], &[NodeId(5), NodeId(2), NodeId(5)]).unwrap();
+        let first = read(&path, &[7; 32], 10).unwrap();
+        assert_eq!(first, [NodeId(5), NodeId(2)]);
+        write(&path, &[7; 32], &first, &[NodeId(9), NodeId(2)]).unwrap();
+        assert_eq!(read(&path, &[7; 32], 10).unwrap(), [NodeId(5), NodeId(2), NodeId(9)]);
+    }
+
+    #[test]
+    fn a_profile_that_is_not_whole_or_not_of_this_environment_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = place(dir.path(), &[7; 32]);
+        write(&path, &[7; 32], &[], &[NodeId(5), NodeId(2)]).unwrap();
+        assert!(matches!(read(&path, &[8; 32], 10), Err(ProfileError::Other)));
+        assert!(matches!(read(&path, &[7; 32], 5), Err(ProfileError::Damaged)), "a node that is not there");
+        let text = std::fs::read_to_string(&path).unwrap();
+        for bad in [
+            &text[..text.len() - 3],
+            "",
+            "something else\n",
+            &text.replace("\n2\n", "\n"),
+            &text.replace('5', "x"),
+        ] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(matches!(read(&path, &[7; 32], 10), Err(ProfileError::Damaged)), "{bad:?}");
+        }
+        assert!(matches!(read(dir.path(), &[7; 32], 10), Err(ProfileError::Io(_))));
+    }
+
+    #[test]
+    fn a_profile_is_bounded() {
+        let mut touched = Touched::default();
+        (0..LIMIT as u32 + 10).for_each(|node| touched.add(NodeId(node)));
+        assert_eq!(touched.order().len(), LIMIT);
+    }
+}

@@ -1,0 +1,98 @@
+//! Unpacking before the first use: `holofs warm`, and `holofs mount --prefetch`.
+
+use std::path::PathBuf;
+
+use crate::common::library::pattern;
+use crate::common::{Library, World, assert_errno, files_below, wait_until};
+
+fn library() -> Library {
+    Library::new()
+        .file("lib/large.so", &pattern(2_000_000))
+        .file("lib/other.so", &pattern(700_001))
+        .file("lib/again.so", &pattern(700_001))
+        .file("lib/small.py", b"VALUE = 1\n")
+}
+
+/// The raw copies in the cache.
+fn unpacked(world: &World) -> Vec<PathBuf> {
+    files_below(&world.state().join("cache/blobs"))
+}
+
+for_both_users! {
+    fn warm_unpacks_every_large_blob_once() {
+        let world = World::with(&library());
+        let said = world.json(["warm", world.home().to_str().unwrap(), "s"]);
+        assert_eq!((said["blobs"].as_u64(), said["fetched"].as_u64()), (Some(2), Some(2)), "{said}");
+        assert_eq!(said["bytes_fetched"], 2_700_001, "{said}");
+        assert_eq!(unpacked(&world).len(), 2);
+        let blueprint = said["blueprint"].as_str().unwrap().to_owned();
+        let said = world.json(["warm", world.home().to_str().unwrap(), &blueprint[..8]]);
+        assert_eq!((said["blobs"].as_u64(), said["fetched"].as_u64()), (Some(2), Some(0)), "{said}");
+        let mounted = world.mount("s");
+        assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(2_000_000));
+    }
+
+    fn warm_names_what_is_bad_and_unpacks_the_rest() {
+        let world = World::with(&library());
+        let bad = files_below(&world.hololib().join("library"))
+            .into_iter()
+            .map(|path| world.hololib().join("library").join(path))
+            .max_by_key(|path| path.metadata().unwrap().len())
+            .unwrap();
+        std::fs::write(&bad, b"\x1f\x8bnothing").unwrap();
+        let done = world.run(["warm", world.home().to_str().unwrap(), "s"]);
+        assert_eq!(done.code, 11, "{done:?}");
+        assert!(done.stderr.contains("lib/") && done.stderr.contains("corrupt"), "{done:?}");
+        assert_eq!(unpacked(&world).len(), 1);
+    }
+
+    fn warm_refuses_what_it_does_not_know() {
+        let world = World::with(&library());
+        let home = world.home();
+        let home = home.to_str().unwrap();
+        assert_eq!(world.run(["warm", "/nonexistent", "s"]).code, 3);
+        assert_eq!(world.run(["warm", home, "s", "--profile"]).code, 6, "nothing was mounted yet");
+        assert_eq!(world.run(["mount", home, "s", "--prefetch=/nonexistent"]).code, 6);
+    }
+
+    /// What one mount read, the next one unpacks by itself, and nothing else.
+    fn prefetch_unpacks_what_was_read_before() {
+        let world = World::with(&library());
+        let mounted = world.mount("s");
+        std::fs::read(mounted.at("lib/large.so")).unwrap();
+        mounted.unmount();
+        std::fs::remove_dir_all(world.state().join("cache/blobs")).unwrap();
+        let mounted = world.mount_with("s", &["--prefetch"]);
+        wait_until("the prefetch", || unpacked(&world).len() == 1);
+        mounted.unmount();
+        // A damaged profile is left alone, and the mount is as good.
+        for entry in std::fs::read_dir(world.state().join("cache/profiles")).unwrap() {
+            std::fs::write(entry.unwrap().path(), "nonsense").unwrap();
+        }
+        let mounted = world.mount_with("t", &["--prefetch"]);
+        assert_eq!(std::fs::read(mounted.at("lib/other.so")).unwrap(), pattern(700_001));
+    }
+
+    /// A large blob is read from while it is unpacked; when it turns out to be bad, so does everything of it.
+    fn nothing_of_a_bad_large_blob_stays_readable() {
+        let mut content = pattern(3_000_000);
+        let library = Library::new().file("lib/large.so", &content);
+        let world = World::with(&library);
+        content[2_999_999] ^= 1;
+        let blobs = files_below(&world.hololib().join("library"));
+        let blob = blobs.into_iter().map(|path| world.hololib().join("library").join(path));
+        let blob = blob.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+        std::fs::write(&blob, crate::common::library::gzip(&content)).unwrap();
+        let mounted = world.mount("s");
+        assert_errno(std::fs::read(mounted.at("lib/large.so")).map(drop), rustix::io::Errno::IO);
+        let begin = || {
+            use std::io::Read;
+            let mut bytes = [0; 10];
+            std::fs::File::open(mounted.at("lib/large.so")).and_then(|mut file| file.read_exact(&mut bytes))
+        };
+        wait_until("the beginning to go", || begin().is_err());
+        assert!(begin().is_err(), "and it stays away");
+        let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
+        assert!(log.contains("lib/large.so") && log.contains("corrupt"), "{log}");
+    }
+}
