@@ -1,0 +1,469 @@
+"""The benchmark: sets everything up, runs the rows round by round, writes what came of it."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import report
+from peers import Holofs, PLAIN, Site, disk_of, pss_of, unmount
+from places import EXTRA, Places, drop_caches, note, sh
+
+IMPORT = "import numpy, pandas, sklearn, matplotlib"
+SECTIONS = ["Create", "Import", "Read", "Write", "Memory and disk"]
+PEERS = ["ext4", "xfs", "btrfs", "hard links", "restore", "overlayfs", "fuse-overlayfs", "holofs cached",
+         "holofs passthrough"]
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.places = Places(options.work, options.target, options.holofs, options.quick)
+        self.rows = {}
+        self.wanted = options.peers.split(",") if options.peers else PEERS
+        self.only = options.rows.split(",") if options.rows else None
+        self.rounds = options.rounds or (3 if options.quick else 5)
+
+    def add(self, section, name, base, peer, value, unit="ns"):
+        row = self.rows.setdefault(name, {"section": section, "name": name, "base": base, "unit": unit, "peers": {}})
+        row["peers"].setdefault(peer, []).append(value)
+
+    def wants(self, group):
+        return self.only is None or group in self.only
+
+    def ops(self, *words):
+        """Runs the compiled program; what it measured, in nanoseconds."""
+        return json.loads(sh(self.places.example("bench-ops"), *words))
+
+    def in_turns(self, peers, rounds=None):
+        """Every peer in every round, each round beginning with another one."""
+        peers = [peer for peer in peers if peer in self.wanted]
+        for turn in range(rounds or self.rounds):
+            at = turn % max(len(peers), 1)
+            yield from peers[at:] + peers[:at]
+
+    # Create
+
+    def create(self, ext4, xfs, btrfs):
+        for files in self.places.sizes:
+            home = ext4 / f"syn-{files}"
+            self.places.synthetic(home, files)
+            self.create_one(f"create, {files:,} files", home, ext4, None, None, files <= 100_000)
+        self.create_one("create, the environment", ext4 / "env", ext4, xfs, btrfs, True)
+
+    def create_one(self, row, home, ext4, xfs, btrfs, whole):
+        """Times making a space in each way. `whole` also with those that make every file."""
+        add = lambda peer, value: self.add("Create", row, "restore" if whole else "holofs cached", peer, value)
+        plains = {"ext4": ext4 / "plain" / (PLAIN if home.name == "env" else home.name.ljust(24, "_"))}
+        if whole:
+            self.places.restored(home, plains["ext4"])
+            site = Site(self.places, "ext4", ext4, home, []) if home.name == "env" else None
+        slow = ["hard links", "restore"] if whole else []
+        fast = ["overlayfs", "fuse-overlayfs"] if whole else []
+        for peer in self.in_turns(slow, 1 if self.options.quick else 2):
+            target = ext4 / "made" / ("x" * 24)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            os.sync()
+            begin = time.perf_counter_ns()
+            if peer == "restore":
+                self.places.restore(home, target)
+            else:
+                sh("cp", "-al", plains["ext4"], target)
+            add(peer, time.perf_counter_ns() - begin)
+            sh("rm", "-rf", target)
+        for kind, base in (("xfs", xfs), ("btrfs", btrfs)):
+            if base is None or kind not in self.wanted:
+                continue
+            plain = self.places.restored(home, base / "plain" / PLAIN)
+            target = base / "made"
+            sh("rm", "-rf", target)
+            os.sync()
+            begin = time.perf_counter_ns()
+            sh("cp", "-a", "--reflink=always", plain, target)
+            add(kind, time.perf_counter_ns() - begin)
+            sh("rm", "-rf", target)
+        holofs = {io: Holofs(self.places, home, io) for io in ("cached", "passthrough")}
+        for io in holofs.values():
+            io.run("mount", home, "first", "--io", io.io)
+            io.run("unmount", "first")
+        for peer in self.in_turns([*fast, "holofs cached", "holofs passthrough"], 3 * self.rounds):
+            if peer.startswith("holofs"):
+                one = holofs[peer[7:]]
+                name = one.new_name()
+                words = [self.places.holofs, "--controller", "bench", "mount", home, name, "--io", one.io]
+                begin = time.perf_counter_ns()
+                subprocess.run(list(map(str, words)), env=one.environment, check=True, stdout=subprocess.DEVNULL)
+                add(peer, time.perf_counter_ns() - begin)
+                # The daemon then writes rcc's record of the space, which is as long as the catalog.
+                time.sleep(0.3)
+                one.unmount(name)
+                continue
+            if peer == "fuse-overlayfs" and not shutil.which("fuse-overlayfs"):
+                continue
+            top = ext4 / "overlays" / "create"
+            shutil.rmtree(top, ignore_errors=True)
+            for part in ("upper", "work", "merged"):
+                (top / part).mkdir(parents=True)
+            text = f"lowerdir={plains['ext4']},upperdir={top}/upper,workdir={top}/work"
+            words = ["mount", "-t", "overlay", "overlay"] if peer == "overlayfs" else ["fuse-overlayfs"]
+            begin = time.perf_counter_ns()
+            subprocess.run([*words, "-o", text, str(top / "merged")], check=True)
+            add(peer, time.perf_counter_ns() - begin)
+            sh("umount", top / "merged")
+
+    # Import
+
+    def python(self, root, code):
+        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent",
+                       "MPLCONFIGDIR": str(self.places.work / "mpl"), "OPENBLAS_NUM_THREADS": "1"}
+        begin = time.perf_counter_ns()
+        subprocess.run([str(root / "bin/python3"), "-I", "-c", code], env=environment, check=True)
+        return time.perf_counter_ns() - begin
+
+    def imports(self, site):
+        # One import more than is counted, in every way, so that all is in the caches that there are.
+        for root in site.roots.values():
+            self.python(root, IMPORT)
+            self.python(root, IMPORT)
+        for peer in self.in_turns(site.roots, 3 * self.rounds):
+            self.add("Import", "import, warm", "ext4", peer, self.python(site.roots[peer], IMPORT))
+        trace = self.trace(site)
+        lists = {peer: self.list_file(f"trace-{peer}", [line.replace(str(site.plain), str(root), 1) for line in trace])
+                 for peer, root in site.roots.items()}
+        for peer in self.in_turns(site.roots, 2 * self.rounds):
+            value = self.ops("replay", lists[peer])["replay"]
+            self.add("Import", "file operations of the import", "ext4", peer, value * len(trace))
+        for cold in (False, True):
+            row = "create and first import" + (", cold" if cold else "")
+            for peer in self.in_turns(["restore", "hard links", *site.roots], 2):
+                if peer in ("ext4", "fuse-overlayfs"):
+                    continue
+                self.first_import(site, peer, row, cold)
+        if "holofs cached" in self.wanted:
+            self.first_ever(site)
+
+    def first_import(self, site, peer, row, cold):
+        target = site.base / "made" / ("y" * 24)
+        sh("rm", "-rf", target)
+        target.parent.mkdir(exist_ok=True)
+        os.sync()
+        if cold:
+            drop_caches()
+        begin = time.perf_counter_ns()
+        if peer == "restore":
+            self.places.restore(site.home, target)
+        elif peer == "hard links":
+            sh("cp", "-al", site.plain, target)
+        elif peer == "overlayfs":
+            target = site.overlay("first")
+        else:
+            one = site.holofs[peer[7:]]
+            name = one.new_name()
+            target = Path(one.mount(name)["path"])
+        self.python(target, IMPORT)
+        self.add("Import", row, "restore", peer, time.perf_counter_ns() - begin)
+        if peer.startswith("holofs"):
+            one.unmount(name)
+        elif peer == "overlayfs":
+            unmount(self.places, target)
+        else:
+            sh("rm", "-rf", target)
+
+    def first_ever(self, site):
+        """The very first import from a library: no blob has been unpacked."""
+        for _ in range(2):
+            # A home of its own over the same library, so that its cache is empty.
+            home = site.base / "first-ever"
+            sh("rm", "-rf", home)
+            home.mkdir()
+            (home / "hololib").symlink_to(site.home / "hololib")
+            one = Holofs(self.places, home, "cached")
+            begin = time.perf_counter_ns()
+            root = Path(one.mount("s")["path"])
+            self.python(root, IMPORT)
+            self.add("Import", "create and first import, nothing unpacked yet", "restore", "holofs cached",
+                     time.perf_counter_ns() - begin)
+            one.unmount("s")
+
+    def trace(self, site):
+        """What an import asks of the filesystem, as lines for the program that replays it."""
+        out = self.places.work / "trace.txt"
+        calls = "trace=openat,newfstatat,stat,lstat,access,readlink"
+        subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", str(out), str(site.plain / "bin/python3"), "-I", "-c",
+                        IMPORT], check=True, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"})
+        lines = []
+        for line in out.read_text(errors="replace").splitlines():
+            found = re.search(r'(openat|newfstatat|stat|lstat|access|readlink)\((?:[^"]*)"([^"]+)"', line)
+            if not found or not found[2].startswith(str(site.plain)):
+                continue
+            call, path = found.groups()
+            if call != "openat":
+                lines.append(f"s {path}")
+            elif "O_DIRECTORY" in line:
+                lines.append(f"d {path}")
+            else:
+                # A shared object is mapped, not read.
+                lines.append(f"{'o' if '.so' in path else 'r'} {path}")
+        return lines
+
+    def list_file(self, name, lines):
+        path = self.places.work / f"{name.replace(' ', '-')}.list"
+        path.write_text("\n".join(map(str, lines)) + "\n")
+        return path
+
+    # Read
+
+    def reads(self, site):
+        files = [path for path in site.plain.rglob("*") if path.is_file() and not path.is_symlink()]
+        some = files[:: max(1, len(files) // 5000)]
+        python = [path for path in files if path.suffix == ".py"]
+        largest = max((path for path in files), key=lambda path: path.stat().st_size)
+        note(f"{len(files):,} files, {len(python):,} of Python; the largest is {largest.name}, "
+             f"{largest.stat().st_size >> 20} MB")
+        swapped = lambda paths, root: [str(path).replace(str(site.plain), str(root), 1) for path in paths]
+        lists = {(peer, kind): self.list_file(f"{kind}-{peer}", swapped(paths, root))
+                 for peer, root in site.roots.items() for kind, paths in (("some", some), ("python", python))}
+        for operation, kind, row in (("lstat", "some", "lstat"), ("open-close", "some", "open+close"),
+                                     ("open-read-close", "python", "open, read, close of every .py")):
+            for peer in self.in_turns(site.roots):
+                self.add("Read", row, "ext4", peer, self.ops(operation, lists[peer, kind])[operation])
+        for peer in self.in_turns(site.roots):
+            self.add("Read", "walk+lstat, warm", "ext4", peer, self.ops("walk", site.roots[peer])["walk"])
+        for peer in self.in_turns(site.roots, 3):
+            if peer.startswith("holofs"):
+                site.holofs[peer[7:]].unmount(site.spaces[peer[7:]])
+            drop_caches()
+            if peer.startswith("holofs"):
+                site.holofs[peer[7:]].mount(site.spaces[peer[7:]])
+            self.add("Read", "walk+lstat, cold", "ext4", peer, self.ops("walk-cold", site.roots[peer])["walk"])
+        for operation, row in (("read-seq", "sequential read, warm"), ("read-mmap", "mmap read, warm"),
+                               ("read-random", "random 4k read, warm")):
+            for peer in self.in_turns(site.roots, 2 * self.rounds):
+                path = swapped([largest], site.roots[peer])[0]
+                self.add("Read", row, "ext4", peer, self.ops(operation, path)[operation])
+        for threads in (2, 8):
+            for peer in self.in_turns(site.roots, 3):
+                value = self.ops("parallel", lists[peer, "python"], threads)["parallel"]
+                self.add("Read", f"{threads} readers of every .py", "ext4", peer, value)
+
+    # Write
+
+    def writes(self, site):
+        for peer in self.in_turns(site.roots):
+            measured = self.ops("churn", site.roots[peer], 2000)
+            for name, value in measured.items():
+                self.add("Write", name, "xfs", peer, value)
+            self.add("Write", "create+unlink", "xfs", peer, measured["create"] + measured["unlink"])
+        for peer in self.in_turns(site.roots):
+            value = self.ops("write-seq", site.roots[peer], 256)["write-seq"]
+            self.add("Write", "sequential write", "xfs", peer, value)
+        self.copy_ups(site)
+        self.programs(site)
+
+    def copy_ups(self, site):
+        """The first change of lower files: each is changed once, so each round takes others."""
+        libs = [path for path in site.plain.rglob("*.so*") if path.is_file() and not path.is_symlink()]
+        # Some thirty megabytes each; every round takes another one.
+        large = sorted(libs, key=lambda path: abs(path.stat().st_size - (30 << 20)))[: self.rounds]
+        small = sorted((path for path in site.plain.rglob("*.py") if 500 < path.stat().st_size < 2000))[:500]
+        for turn in range(self.rounds):
+            share = small[turn * 100:(turn + 1) * 100]
+            for peer, root in site.roots.items():
+                if peer == "xfs":
+                    continue
+                at = lambda path: str(path).replace(str(site.plain), str(root), 1)
+                half = len(share) // 2
+                self.add("Write", "chmod of a lower file", "overlayfs", peer,
+                         self.ops("chmod", self.list_file("chmod", map(at, share[:half])))["chmod"])
+                values = [self.ops("copy-up", at(path))["copy-up"] for path in share[half:half + 10]]
+                self.add("Write", "copy-up of 1 KB", "overlayfs", peer, sorted(values)[len(values) // 2])
+                if turn < len(large):
+                    # Read before, as it would have been by whoever changes it.
+                    Path(at(large[turn])).read_bytes()
+                    name = f"copy-up of {large[0].stat().st_size >> 20} MB"
+                    self.add("Write", name, "overlayfs", peer, self.ops("copy-up", at(large[turn]))["copy-up"])
+
+    def programs(self, site):
+        """Whole programs that write: each works in every root, and what it made is removed again."""
+        wheels = self.places.wheels()
+        packages = [package.split("==")[0] for package in EXTRA]
+        tar = self.places.work / "tree.tar"
+        source = site.plain / "lib" / sorted(p.name for p in (site.plain / "lib").glob("python3*"))[0] / "site-packages"
+        if not tar.exists():
+            sh("tar", "cf", tar, "-C", source, "sklearn", "matplotlib", "pandas")
+        def timed(row, peer, *words, **options):
+            begin = time.perf_counter_ns()
+            sh(*words, **options)
+            self.add("Write", row, "xfs", peer, time.perf_counter_ns() - begin)
+        for peer in self.in_turns(site.roots):
+            root = site.roots[peer]
+            pip = [root / "bin/python3", "-m", "pip", "--disable-pip-version-check", "-q"]
+            timed("pip install", peer, *pip, "install", "--no-index", "--no-deps", "--find-links", wheels, *packages)
+            sh(*pip, "uninstall", "-y", *packages)
+        for peer in self.in_turns(site.roots):
+            target = site.roots[peer] / "bench-tar"
+            target.mkdir()
+            timed("tar x", peer, "tar", "xf", tar, "-C", target)
+            timed("rm -rf", peer, "rm", "-rf", target)
+        environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
+        git = lambda root: ["git", "-C", root / "bench-git", "-c", "user.name=b", "-c", "user.email=b@b", "-c", "gc.auto=0"]
+        for root in (site.roots[peer] for peer in site.roots if peer in self.wanted):
+            (root / "bench-git").mkdir()
+            sh("tar", "xf", tar, "-C", root / "bench-git")
+            sh(*git(root), "init", "-q", env=environment)
+            sh(*git(root), "add", ".", env=environment)
+            sh(*git(root), "commit", "-qm", "x", env=environment)
+            time.sleep(1.1)
+            sh(*git(root), "status", "--porcelain", env=environment)
+        for peer in self.in_turns(site.roots, 2 * self.rounds):
+            timed("git status", peer, *git(site.roots[peer]), "status", "--porcelain", env=environment)
+        for root in site.roots.values():
+            shutil.rmtree(root / "bench-git", ignore_errors=True)
+
+    # Memory and disk
+
+    def memory(self, site):
+        for io in site.holofs:
+            peer, one = f"holofs {io}", site.holofs[io]
+            if peer not in self.wanted:
+                continue
+            pids, names = [], []
+            for count in (1, 10, 100):
+                while len(pids) < count:
+                    names.append(one.new_name())
+                    pids.append(one.mount(names[-1])["pid"])
+                total = [pss_of(pid) for pid in pids]
+                plural = "space" if count == 1 else "spaces"
+                self.add("Memory and disk", f"daemons of {count} {plural}, resident", peer, peer,
+                         sum(rss for rss, _ in total), "bytes")
+                self.add("Memory and disk", f"daemons of {count} {plural}, their share", peer, peer,
+                         sum(pss for _, pss in total), "bytes")
+            self.add("Memory and disk", "disk of a new space", "ext4", peer,
+                     disk_of(one.state({"path": one.run("path", names[0]).strip()})), "bytes")
+            for name in names:
+                one.unmount(name)
+        self.add("Memory and disk", "disk of a new space", "ext4", "ext4", disk_of(site.plain), "bytes")
+        for peer in (peer for peer in ("overlayfs", "holofs cached", "holofs passthrough") if peer in self.wanted):
+            self.page_cache(site, peer)
+
+    def page_cache(self, site, peer):
+        roots, names = [], []
+        for n in range(10):
+            if peer == "overlayfs":
+                roots.append(site.overlay(f"cache{n}"))
+            else:
+                names.append(site.holofs[peer[7:]].new_name())
+                roots.append(Path(site.holofs[peer[7:]].mount(names[-1])["path"]))
+        drop_caches()
+        before = cached_bytes()
+        for n, root in enumerate(roots):
+            self.python(root, IMPORT)
+            if n == 0:
+                self.add("Memory and disk", "page cache, 1 space", "overlayfs", peer, cached_bytes() - before, "bytes")
+        self.add("Memory and disk", "page cache, 10 spaces", "overlayfs", peer, cached_bytes() - before, "bytes")
+        for name in names:
+            site.holofs[peer[7:]].unmount(name)
+        if peer == "overlayfs":
+            for root in roots:
+                unmount(self.places, root)
+
+    def run(self):
+        ext4, xfs = self.places.fs("ext4", 60), self.places.fs("xfs", 30)
+        btrfs = self.places.fs("btrfs", 20) if "btrfs" in self.wanted and self.wants("create") else None
+        self.places.environment(ext4 / "env", False)
+        if any(map(self.wants, ("import", "read", "memory"))):
+            site = Site(self.places, "ext4", ext4, ext4 / "env", self.wanted)
+            for group, rows in (("read", self.reads), ("import", self.imports), ("memory", self.memory)):
+                if self.wants(group):
+                    note(f"{group} rows")
+                    rows(site)
+        if self.wants("create"):
+            note("create rows")
+            self.create(ext4, xfs, btrfs)
+        if self.wants("write"):
+            note("write rows")
+            if not (xfs / "env").exists():
+                sh("cp", "-a", ext4 / "env", xfs / "env.part")
+                sh("rm", "-rf", xfs / "env.part/holofs", xfs / "env.part/holotree")
+                (xfs / "env.part").rename(xfs / "env")
+            self.writes(Site(self.places, "xfs", xfs, xfs / "env", self.wanted))
+
+    def python_of_environment(self):
+        return self.places.work / "fs/ext4/plain" / PLAIN / "bin/python3"
+
+    def results(self):
+        cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                    if line.startswith("model name")), platform.machine())
+        memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        absent = {"composefs": "mkcomposefs is not packaged for this system"} if not shutil.which("mkcomposefs") else {
+            "composefs": "its reader is the kernel's overlayfs over erofs: see the overlayfs column"}
+        if not shutil.which("fuse-overlayfs"):
+            absent["fuse-overlayfs"] = "not installed"
+        return {
+            "machine": {"date": datetime.date.today().isoformat(), "commit": commit, "cpu": cpu, "cpus": os.cpu_count(),
+                        "memory": f"{memory / 1024:.0f} GB", "kernel": platform.release()},
+            "sections": SECTIONS, "peers": PEERS, "absent": absent, "rows": list(self.rows.values()),
+        }
+
+
+def cached_bytes():
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["Cached"].split()[0]) * 1024
+
+
+def write(results, out, python):
+    """Writes all that came of a run; the plots are drawn by the environment's own Python, which has matplotlib."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "results.md").write_text(report.markdown(results))
+    sh(python, Path(report.__file__), out / "results.json", out)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench.sh", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small environment, small trees, few rounds")
+    parser.add_argument("--rows", help="groups of rows: create,import,read,write,memory")
+    parser.add_argument("--peers", help=", ".join(PEERS))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--work", default="/var/tmp/holofs-bench", help="inputs that are kept (default: %(default)s)")
+    parser.add_argument("--out", help="where the results go (default: WORK/results)")
+    parser.add_argument("--holofs", help="another holofs to measure")
+    parser.add_argument("--report", metavar="RESULTS", help="put the table of these results into docs/PERFORMANCE.md")
+    parser.add_argument("--target", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    root = Path(__file__).resolve().parents[2]
+    if options.report:
+        results = report.load(options.report)
+        report.into_document(results, root / "docs/PERFORMANCE.md")
+        out = root / "docs/performance"
+        out.mkdir(exist_ok=True)
+        for file in [Path(options.report), *Path(options.report).parent.glob("*.svg")]:
+            shutil.copy(file, out)
+        return
+    options.work = Path(options.work) / ("quick" if options.quick else "full")
+    bench = Bench(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        bench.run()
+    finally:
+        try:
+            if bench.rows:
+                results = bench.results()
+                print(report.markdown(results))
+                write(results, Path(options.out or options.work / "results"), bench.python_of_environment())
+        finally:
+            bench.places.close()
+
+
+if __name__ == "__main__":
+    main()

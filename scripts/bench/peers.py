@@ -1,0 +1,109 @@
+"""The ways to have an environment, side by side: each has a root in which the same tree stands."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from places import sh
+
+# A name as long as rcc's: relocation writes it over the one that was recorded.
+PLAIN = "0000000_0000000_0000bench"[:24]
+
+
+class Holofs:
+    """Spaces of one home in one I/O mode."""
+
+    def __init__(self, places, home, io):
+        self.places, self.home, self.io = places, home, io
+        self.environment = {**os.environ, "ROBOCORP_HOME": str(home)}
+        self.count = 0
+
+    def run(self, *words):
+        return sh(self.places.holofs, "--controller", "bench", *words, env=self.environment)
+
+    def mount(self, space, *options):
+        io = ["--io", self.io] if self.io else []
+        said = json.loads(self.run("mount", self.home, space, *io, *options, "--json"))
+        self.places.mounted.append(Path(said["path"]))
+        return said
+
+    def unmount(self, space):
+        self.run("unmount", space)
+
+    def new_name(self):
+        self.count += 1
+        return f"n{os.getpid()}-{self.io}-{self.count}"
+
+    def state(self, said):
+        return self.home / "holofs" / "spaces" / Path(said["path"]).name
+
+
+class Site:
+    """One filesystem with the environment on it in all ways, each mounted: `roots` by peer."""
+
+    def __init__(self, places, kind, base, home, wanted):
+        self.places, self.kind, self.base, self.home = places, kind, base, home
+        self.plain = places.restored(home, base / "plain" / PLAIN)
+        self.roots = {}
+        self.holofs = {}
+        self.spaces = {}
+        if kind in wanted:
+            self.roots[kind] = self.plain
+        if "overlayfs" in wanted:
+            self.roots["overlayfs"] = self.overlay("o")
+        if "fuse-overlayfs" in wanted and shutil.which("fuse-overlayfs"):
+            self.roots["fuse-overlayfs"] = self.fuse_overlay("f")
+        for io in ("cached", "passthrough"):
+            if f"holofs {io}" in wanted:
+                self.holofs[io] = Holofs(places, home, io)
+                self.spaces[io] = f"site-{io}"
+                self.roots[f"holofs {io}"] = self.holofs_root(io)
+
+    def holofs_root(self, io):
+        said = self.holofs[io].mount(self.spaces[io], "--fresh")
+        return Path(said["path"])
+
+    def again(self, io, *options):
+        """Ends the space's mount and mounts it anew."""
+        self.holofs[io].unmount(self.spaces[io])
+        self.holofs[io].mount(self.spaces[io], *options)
+
+    def overlay_directories(self, name, lower=None):
+        top = self.base / "overlays" / name
+        shutil.rmtree(top, ignore_errors=True)
+        directories = {part: top / part for part in ("upper", "work", "merged")}
+        for directory in directories.values():
+            directory.mkdir(parents=True)
+        options = f"lowerdir={lower or self.plain},upperdir={directories['upper']},workdir={directories['work']}"
+        return directories["merged"], options
+
+    def overlay(self, name):
+        merged, options = self.overlay_directories(name)
+        self.places.mount("overlay", "overlay", merged, "-o", options)
+        return merged
+
+    def fuse_overlay(self, name):
+        merged, options = self.overlay_directories(name)
+        sh("fuse-overlayfs", "-o", options, merged)
+        self.places.mounted.append(merged)
+        return merged
+
+
+def unmount(places, point):
+    sh("umount", point)
+    places.mounted.remove(point)
+
+
+def pss_of(pid):
+    """Memory of a process: (resident, its share of what is shared), in bytes."""
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        key, value = line.split(":")
+        fields[key] = int(value.split()[0]) * 1024
+    return fields["Rss"], fields["Pss"]
+
+
+def disk_of(path):
+    return int(subprocess.run(["du", "-s", "--block-size=1", str(path)], capture_output=True, text=True).stdout.split()[0])
