@@ -161,8 +161,11 @@ fn main() {
             });
         }
         "copy-up" => once(operation, &mut || {
-            let file = OpenOptions::new().write(true).open(what).unwrap();
-            file.write_all_at(b"x", 0).unwrap();
+            let file = OpenOptions::new().read(true).write(true).open(what).unwrap();
+            // The same byte again: what is changed here is a program that others run.
+            let mut first = [0];
+            file.read_exact_at(&mut first, 0).unwrap();
+            file.write_all_at(&first, 0).unwrap();
             1
         }),
         other => panic!("{other}: no such operation"),

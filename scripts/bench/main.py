@@ -398,7 +398,8 @@ class Bench:
             self.writes(Site(self.places, "xfs", xfs, xfs / "env", self.wanted))
 
     def python_of_environment(self):
-        return self.places.work / "fs/ext4/plain" / PLAIN / "bin/python3"
+        plains = (self.places.work / "fs" / kind / "plain" / PLAIN / "bin/python3" for kind in ("ext4", "xfs"))
+        return next((plain for plain in plains if plain.exists()), sys.executable)
 
     def results(self):
         cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -17,8 +17,8 @@ PACKAGES = [
     "sympy==1.14.0", "statsmodels==0.14.5", "bokeh==3.8.0", "dask==2025.9.1", "networkx==3.5",
     "nltk==3.9.2", "boto3==1.40.50", "sqlalchemy==2.0.44", "babel==2.17.0",
 ]
-# What `pip install` installs: binary and pure, a thousand files.
-EXTRA = ["pillow==11.3.0", "lxml==6.0.2", "django==5.2.7"]
+# What `pip install` installs: binary and pure, some thousand files; nothing that the environment has.
+EXTRA = ["pymongo==4.15.3", "lxml==6.0.2", "django==5.2.7"]
 
 
 def sh(*words, **options):
