@@ -427,7 +427,10 @@ def write(results, out, python):
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(report.markdown(results))
-    sh(python, Path(report.__file__), out / "results.json", out)
+    done = subprocess.run([str(python), report.__file__, str(out / "results.json"), str(out)], capture_output=True,
+                          text=True)
+    if done.returncode != 0:
+        note(f"no plots: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def main():

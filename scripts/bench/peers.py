@@ -51,6 +51,12 @@ class Site:
         self.spaces = {}
         if kind in wanted:
             self.roots[kind] = self.plain
+            if kind == "xfs":
+                # It is written to, and what lies under an overlay must not change.
+                self.roots[kind] = base / "written" / PLAIN
+                sh("rm", "-rf", self.roots[kind])
+                self.roots[kind].parent.mkdir(exist_ok=True)
+                sh("cp", "-a", "--reflink=auto", self.plain, self.roots[kind])
         if "overlayfs" in wanted:
             self.roots["overlayfs"] = self.overlay("o")
         if "fuse-overlayfs" in wanted and shutil.which("fuse-overlayfs"):
