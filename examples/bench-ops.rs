@@ -29,7 +29,8 @@ fn main() {
     };
     match operation {
         "lstat" | "open-close" | "open-read-close" | "replay" => {
-            let list: Vec<String> = std::fs::read_to_string(what).unwrap().lines().map(str::to_owned).collect();
+            let list: Vec<String> =
+                std::fs::read_to_string(what).unwrap().lines().map(str::to_owned).collect();
             let mut buffer = vec![0; 1 << 20];
             let mut work = || {
                 for line in &list {
@@ -48,7 +49,8 @@ fn main() {
             once(operation, &mut work);
         }
         "parallel" => {
-            let list: Vec<PathBuf> = std::fs::read_to_string(what).unwrap().lines().map(PathBuf::from).collect();
+            let list: Vec<PathBuf> =
+                std::fs::read_to_string(what).unwrap().lines().map(PathBuf::from).collect();
             let threads = number.unwrap_or(4);
             let mut work = || {
                 std::thread::scope(|scope| {
@@ -57,7 +59,10 @@ fn main() {
                         scope.spawn(move || {
                             let mut buffer = vec![0; 1 << 20];
                             for at in 0..list.len() {
-                                read_all(&list[(at + thread * list.len() / threads) % list.len()], &mut buffer);
+                                read_all(
+                                    &list[(at + thread * list.len() / threads) % list.len()],
+                                    &mut buffer,
+                                );
                             }
                         });
                     }
@@ -90,7 +95,9 @@ fn main() {
                     let pages = len / 4096;
                     let mut at = 12345_usize;
                     for _ in 0..50_000 {
-                        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        at = at
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
                         file.read_exact_at(&mut buffer[..4096], ((at >> 33) % pages * 4096) as u64).unwrap();
                     }
                     50_000
@@ -152,7 +159,8 @@ fn main() {
             std::fs::remove_dir(dir).unwrap();
         }
         "chmod" => {
-            let list: Vec<String> = std::fs::read_to_string(what).unwrap().lines().map(str::to_owned).collect();
+            let list: Vec<String> =
+                std::fs::read_to_string(what).unwrap().lines().map(str::to_owned).collect();
             once(operation, &mut || {
                 for path in &list {
                     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();

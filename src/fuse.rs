@@ -9,8 +9,8 @@
 
 mod convert;
 mod passthrough;
+mod reply;
 
-use std::cell::RefCell;
 use std::ffi::{CString, OsStr};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +27,6 @@ use fuser::{
 
 use rustix::fs::Access;
 
-use crate::fs::error::errno;
 use crate::fs::{Fs, Make, Source, Whence};
 use crate::materialize::Content;
 use crate::namespace::NAME_MAX;
@@ -38,17 +37,8 @@ use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
 use crate::sys::backing::Backings;
 use passthrough::{Answer, Passthrough};
 
-/// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
-/// making it.
-const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// The largest write request, and what readahead may ask for at once.
 const MAX_REQUEST: u32 = 1024 * 1024;
-
-thread_local! {
-    /// Each loop reads into its own buffer, grown once to the largest request it met.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Answers the kernel from a mounted space.
 #[derive(Debug)]
@@ -102,97 +92,8 @@ impl Adapter {
     }
 }
 
-/// The one place where an error becomes an answer.
-fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, error: &Error) -> Errno {
-    let errno = errno(error);
-    let name = name.map(OsStr::to_string_lossy);
-    let name = name.as_deref().unwrap_or_default();
-    match errno {
-        rustix::io::Errno::IO | rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
-            tracing::error!(operation, ino = ino.0, name, %error, "failed");
-        }
-        _ => tracing::debug!(operation, ino = ino.0, name, %error, "refused"),
-    }
-    Errno::from_i32(errno.raw_os_error())
-}
-
-/// The one way in which an entry gets to the kernel, which then holds one reference to its node.
-fn reply_entry(
-    modes: Option<&Arc<Passthrough>>,
-    reply: ReplyEntry,
-    operation: &'static str,
-    at: INodeNo,
-    name: &OsStr,
-    done: Result<Attr>,
-) {
-    let attr = match done {
-        Ok(attr) => attr,
-        Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
-    };
-    match modes.and_then(|modes| modes.second_node(attr.ino, true)) {
-        None => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
-        // Its attributes would show the node's number as the inode's, so the kernel must not keep them.
-        Some(node) => {
-            let attr = Attr { ino: Ino(node), ..attr };
-            reply.entry_with_ttls(&Duration::ZERO, &TTL, &convert::attr(&attr), Generation(0));
-        }
-    }
-}
-
-fn reply_empty(
-    reply: ReplyEmpty,
-    operation: &'static str,
-    at: INodeNo,
-    name: Option<&OsStr>,
-    done: Result<()>,
-) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(fail(operation, at, name, &error)),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, operation: &'static str, at: INodeNo, done: Result<Attr>) {
-    match done {
-        Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
-        Err(error) => reply.error(fail(operation, at, None, &error)),
-    }
-}
-
-/// Answers getxattr and listxattr, which ask for the size first.
-fn reply_xattr(reply: ReplyXattr, at: INodeNo, size: u32, name: Option<&OsStr>, done: Result<Vec<u8>>) {
-    match done {
-        Err(error) => reply.error(fail("xattr", at, name, &error)),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(len) if size == 0 => reply.size(len),
-            Ok(len) if len <= size => reply.data(&value),
-            _ => reply.error(Errno::ERANGE),
-        },
-    }
-}
-
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid() }
-}
-
-/// Sends the bytes of a read.
-fn send(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u32) {
-    if let Content::Bytes(bytes) = content {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-        let end = start.saturating_add(size as usize).min(bytes.len());
-        return reply.data(bytes.get(start..end).unwrap_or_default());
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        let size = size as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        let Some(room) = buffer.get_mut(..size) else { return reply.error(Errno::EIO) };
-        match fs.read_content(content, offset, room) {
-            Ok(n) => reply.data(room.get(..n).unwrap_or_default()),
-            Err(error) => reply.error(fail("read", ino, None, &error)),
-        }
-    });
 }
 
 impl Filesystem for Adapter {
@@ -232,10 +133,10 @@ impl Filesystem for Adapter {
         match self.fs.names().lookup(self.ino(parent), name.as_bytes()) {
             Err(Error::NotFound) => {
                 // Number 0 lets the kernel remember that there is nothing, which an error does not.
-                let absent = Attr { ino: Ino(0), ..ABSENT };
-                reply.entry(&TTL, &convert::attr(&absent), Generation(0));
+                let absent = Attr { ino: Ino(0), ..reply::ABSENT };
+                reply.entry(&reply::TTL, &convert::attr(&absent), Generation(0));
             }
-            done => reply_entry(self.passthrough.as_ref(), reply, "lookup", parent, name, done),
+            done => reply::entry(self.passthrough.as_ref(), reply, "lookup", parent, name, done),
         }
     }
 
@@ -248,7 +149,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attr(reply, "getattr", ino, self.fs.names().attr(self.ino(ino)));
+        reply::attributes(reply, "getattr", ino, self.fs.names().attr(self.ino(ino)));
     }
 
     fn setattr(
@@ -289,14 +190,14 @@ impl Filesystem for Adapter {
                 }
                 Ok(attr)
             });
-            reply_attr(reply, "setattr", ino, done);
+            reply::attributes(reply, "setattr", ino, done);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match self.fs.names().readlink(self.ino(ino)) {
             Ok(text) => reply.data(&text),
-            Err(error) => reply.error(fail("readlink", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("readlink", ino, None, &error)),
         }
     }
 
@@ -319,7 +220,7 @@ impl Filesystem for Adapter {
         };
         let made = what
             .and_then(|what| self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request)));
-        reply_entry(self.passthrough.as_ref(), reply, "mknod", parent, name, made);
+        reply::entry(self.passthrough.as_ref(), reply, "mknod", parent, name, made);
     }
 
     fn mkdir(
@@ -332,17 +233,17 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::Dir(mode), caller(request));
-        reply_entry(self.passthrough.as_ref(), reply, "mkdir", parent, name, made);
+        reply::entry(self.passthrough.as_ref(), reply, "mkdir", parent, name, made);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = self.fs.names().unlink(self.ino(parent), name.as_bytes());
-        reply_empty(reply, "unlink", parent, Some(name), done);
+        reply::empty(reply, "unlink", parent, Some(name), done);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = self.fs.names().rmdir(self.ino(parent), name.as_bytes());
-        reply_empty(reply, "rmdir", parent, Some(name), done);
+        reply::empty(reply, "rmdir", parent, Some(name), done);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -352,7 +253,7 @@ impl Filesystem for Adapter {
                 let what = Make::Symlink(&text);
                 self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request))
             });
-        reply_entry(self.passthrough.as_ref(), reply, "symlink", parent, name, made);
+        reply::entry(self.passthrough.as_ref(), reply, "symlink", parent, name, made);
     }
 
     fn rename(
@@ -378,7 +279,7 @@ impl Filesystem for Adapter {
             newname.as_bytes(),
             mode,
         );
-        reply_empty(reply, "rename", parent, Some(name), done);
+        reply::empty(reply, "rename", parent, Some(name), done);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -387,7 +288,7 @@ impl Filesystem for Adapter {
         let modes = self.passthrough.clone();
         self.run(self.fs.must_copy_much(number), move |fs| {
             let made = fs.names().link(number, parent, name.as_bytes());
-            reply_entry(modes.as_ref(), reply, "link", newparent, &name, made);
+            reply::entry(modes.as_ref(), reply, "link", newparent, &name, made);
         });
     }
 
@@ -404,15 +305,15 @@ impl Filesystem for Adapter {
         if !write {
             match self.fs.source(ino).map(|source| modes.join(node.0, source)) {
                 Ok(None) => {}
-                Ok(Some(answer)) => return reply_open(reply, answer),
-                Err(error) => return reply.error(fail("open", node, None, &error)),
+                Ok(Some(answer)) => return reply::opened(reply, answer),
+                Err(error) => return reply.error(reply::fail("open", node, None, &error)),
             }
         }
         let slow =
             if write { !truncate && self.fs.must_copy_much(ino) } else { self.fs.must_fetch_much(ino) };
         self.run(slow, move |fs| match opened(fs, &modes, node, ino, write, truncate) {
-            Ok(answer) => reply_open(reply, answer),
-            Err(error) => reply.error(fail("open", node, None, &error)),
+            Ok(answer) => reply::opened(reply, answer),
+            Err(error) => reply.error(reply::fail("open", node, None, &error)),
         });
     }
 
@@ -445,8 +346,8 @@ impl Filesystem for Adapter {
     ) {
         let number = self.ino(ino);
         self.run(self.fs.must_fetch_much(number), move |fs| match fs.content(number) {
-            Ok(content) => send(fs, reply, ino, &content, offset, size),
-            Err(error) => reply.error(fail("read", ino, None, &error)),
+            Ok(content) => reply::data(fs, reply, ino, &content, offset, size),
+            Err(error) => reply.error(reply::fail("read", ino, None, &error)),
         });
     }
 
@@ -473,7 +374,7 @@ impl Filesystem for Adapter {
         };
         let answer = move |reply: ReplyWrite, done: Result<usize>| match done {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(fail("write", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("write", ino, None, &error)),
         };
         if self.fs.must_copy_much(number) {
             let data = data.to_vec();
@@ -491,12 +392,12 @@ impl Filesystem for Adapter {
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let number = self.ino(ino);
         // It waits for the disk: not on a loop.
-        self.run(true, move |fs| reply_empty(reply, "fsync", ino, None, fs.sync(number, datasync)));
+        self.run(true, move |fs| reply::empty(reply, "fsync", ino, None, fs.sync(number, datasync)));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let number = self.ino(ino);
-        self.run(true, move |fs| reply_empty(reply, "fsyncdir", ino, None, fs.sync(number, datasync)));
+        self.run(true, move |fs| reply::empty(reply, "fsyncdir", ino, None, fs.sync(number, datasync)));
     }
 
     /// As `open`: the kernel then also caches listings.
@@ -511,7 +412,7 @@ impl Filesystem for Adapter {
         });
         match done {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(fail("readdir", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("readdir", ino, None, &error)),
         }
     }
 
@@ -528,15 +429,15 @@ impl Filesystem for Adapter {
             let number = INodeNo(entry.ino.0);
             let name = OsStr::from_bytes(entry.name);
             // `.` and `..` come without attributes; the kernel looks only at their names.
-            let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..ABSENT });
+            let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
             // A listing shows inode numbers, so it cannot lead to a second node: the next lookup has to.
             let diverted = modes.is_some_and(|modes| modes.second_node(entry.ino, false).is_some());
-            let ttl = if diverted { &Duration::ZERO } else { &TTL };
+            let ttl = if diverted { &Duration::ZERO } else { &reply::TTL };
             taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
         });
         match done {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(fail("readdirplus", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("readdirplus", ino, None, &error)),
         }
     }
 
@@ -556,7 +457,7 @@ impl Filesystem for Adapter {
                     small(stat.f_frsize),
                 );
             }
-            Err(error) => reply.error(fail("statfs", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("statfs", ino, None, &error)),
         }
     }
 
@@ -572,20 +473,20 @@ impl Filesystem for Adapter {
     ) {
         let flags = u32::try_from(flags).unwrap_or(0);
         let done = self.fs.set_xattr(self.ino(ino), name.as_bytes(), value, flags);
-        reply_empty(reply, "setxattr", ino, Some(name), done);
+        reply::empty(reply, "setxattr", ino, Some(name), done);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, ino, size, Some(name), self.fs.get_xattr(self.ino(ino), name.as_bytes()));
+        reply::xattr(reply, ino, size, Some(name), self.fs.get_xattr(self.ino(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, ino, size, None, self.fs.list_xattrs(self.ino(ino)));
+        reply::xattr(reply, ino, size, None, self.fs.list_xattrs(self.ino(ino)));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = self.fs.remove_xattr(self.ino(ino), name.as_bytes());
-        reply_empty(reply, "removexattr", ino, Some(name), done);
+        reply::empty(reply, "removexattr", ino, Some(name), done);
     }
 
     fn create(
@@ -605,18 +506,18 @@ impl Filesystem for Adapter {
             Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
         });
         let created = |reply: ReplyCreate, attr, flags| {
-            reply.created(&TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
+            reply.created(&reply::TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
         };
         match answered {
             Ok((attr, None)) => created(reply, &attr, FopenFlags::FOPEN_KEEP_CACHE),
             Ok((attr, Some(Answer::Cached))) => created(reply, &attr, FopenFlags::empty()),
             Ok((attr, Some(Answer::Passthrough(id)))) => {
                 let flags = FopenFlags::FOPEN_NOFLUSH;
-                crate::sys::backing::reply_create(reply, &TTL, &convert::attr(&attr), flags, id);
+                crate::sys::backing::reply_create(reply, &reply::TTL, &convert::attr(&attr), flags, id);
             }
             // A number that was just made is not open elsewhere.
             Ok((_, Some(Answer::Elsewhere))) => reply.error(Errno::ESTALE),
-            Err(error) => reply.error(fail("create", parent, Some(name), &error)),
+            Err(error) => reply.error(reply::fail("create", parent, Some(name), &error)),
         }
     }
 
@@ -626,7 +527,7 @@ impl Filesystem for Adapter {
         match self.fs.may_access(self.ino(ino), mask) {
             Ok(true) => reply.ok(),
             Ok(false) => reply.error(Errno::EACCES),
-            Err(error) => reply.error(fail("access", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("access", ino, None, &error)),
         }
     }
 
@@ -658,7 +559,7 @@ impl Filesystem for Adapter {
         let number = self.ino(ino);
         self.run(self.fs.must_copy_much(number), move |fs| {
             let mode = u32::try_from(mode).unwrap_or(u32::MAX);
-            reply_empty(reply, "fallocate", ino, None, fs.fallocate(number, mode, offset, length));
+            reply::empty(reply, "fallocate", ino, None, fs.fallocate(number, mode, offset, length));
         });
     }
 
@@ -671,7 +572,7 @@ impl Filesystem for Adapter {
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         match self.fs.seek(self.ino(ino), from, whence) {
             Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
-            Err(error) => reply.error(fail("lseek", ino, None, &error)),
+            Err(error) => reply.error(reply::fail("lseek", ino, None, &error)),
         }
     }
 
@@ -692,7 +593,7 @@ impl Filesystem for Adapter {
         // However little is copied at once, it may be much: not on a loop.
         self.run(true, move |fs| match fs.copy_range(from, offset_in, to, offset_out, len) {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(fail("copy_file_range", ino_in, None, &error)),
+            Err(error) => reply.error(reply::fail("copy_file_range", ino_in, None, &error)),
         });
     }
 }
@@ -718,31 +619,6 @@ fn opened(
         None => return Err(Error::Stale(ino)),
     })
 }
-
-fn reply_open(reply: ReplyOpen, answer: Answer) {
-    match answer {
-        Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
-        // What the kernel has cached may be from before somebody wrote by passthrough: not kept.
-        Answer::Cached => reply.opened(FileHandle(0), FopenFlags::empty()),
-        Answer::Elsewhere => reply.error(Errno::ESTALE),
-    }
-}
-
-/// What stands in where attributes are asked for and mean nothing.
-const ABSENT: Attr = Attr {
-    ino: Ino(0),
-    kind: crate::namespace::types::Kind::Dir,
-    mode: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    size: 0,
-    blocks: 0,
-    atime: EPOCH,
-    mtime: EPOCH,
-    ctime: EPOCH,
-};
-const EPOCH: crate::namespace::types::Time = crate::namespace::types::Time { sec: 0, nsec: 0 };
 
 fn taken(full: bool) -> Taken {
     if full { Taken::Full } else { Taken::Yes }

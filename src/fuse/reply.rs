@@ -1,0 +1,143 @@
+//! Answering: our results become fuser's replies, and errors become errnos, here and nowhere else.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyXattr,
+};
+
+use super::convert;
+use super::passthrough::{Answer, Passthrough};
+use crate::fs::Fs;
+use crate::fs::error::errno;
+use crate::materialize::Content;
+use crate::namespace::error::{Error, Result};
+use crate::namespace::types::{Attr, Ino};
+
+/// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
+/// making it.
+pub(super) const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+thread_local! {
+    /// Each loop reads into its own buffer, grown once to the largest request it met.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What stands in where attributes are asked for and mean nothing.
+pub(super) const ABSENT: Attr = Attr {
+    ino: Ino(0),
+    kind: crate::namespace::types::Kind::Dir,
+    mode: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    size: 0,
+    blocks: 0,
+    atime: EPOCH,
+    mtime: EPOCH,
+    ctime: EPOCH,
+};
+const EPOCH: crate::namespace::types::Time = crate::namespace::types::Time { sec: 0, nsec: 0 };
+
+/// The one place where an error becomes an answer.
+pub(super) fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, error: &Error) -> Errno {
+    let errno = errno(error);
+    let name = name.map(OsStr::to_string_lossy);
+    let name = name.as_deref().unwrap_or_default();
+    match errno {
+        rustix::io::Errno::IO | rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
+            tracing::error!(operation, ino = ino.0, name, %error, "failed");
+        }
+        _ => tracing::debug!(operation, ino = ino.0, name, %error, "refused"),
+    }
+    Errno::from_i32(errno.raw_os_error())
+}
+
+/// The one way in which an entry gets to the kernel, which then holds one reference to its node.
+pub(super) fn entry(
+    modes: Option<&Arc<Passthrough>>,
+    reply: ReplyEntry,
+    operation: &'static str,
+    at: INodeNo,
+    name: &OsStr,
+    done: Result<Attr>,
+) {
+    let attr = match done {
+        Ok(attr) => attr,
+        Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
+    };
+    match modes.and_then(|modes| modes.second_node(attr.ino, true)) {
+        None => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
+        // Its attributes would show the node's number as the inode's, so the kernel must not keep them.
+        Some(node) => {
+            let attr = Attr { ino: Ino(node), ..attr };
+            reply.entry_with_ttls(&Duration::ZERO, &TTL, &convert::attr(&attr), Generation(0));
+        }
+    }
+}
+
+pub(super) fn empty(
+    reply: ReplyEmpty,
+    operation: &'static str,
+    at: INodeNo,
+    name: Option<&OsStr>,
+    done: Result<()>,
+) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(fail(operation, at, name, &error)),
+    }
+}
+
+pub(super) fn attributes(reply: ReplyAttr, operation: &'static str, at: INodeNo, done: Result<Attr>) {
+    match done {
+        Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
+        Err(error) => reply.error(fail(operation, at, None, &error)),
+    }
+}
+
+/// Answers getxattr and listxattr, which ask for the size first.
+pub(super) fn xattr(reply: ReplyXattr, at: INodeNo, size: u32, name: Option<&OsStr>, done: Result<Vec<u8>>) {
+    match done {
+        Err(error) => reply.error(fail("xattr", at, name, &error)),
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(len) if size == 0 => reply.size(len),
+            Ok(len) if len <= size => reply.data(&value),
+            _ => reply.error(Errno::ERANGE),
+        },
+    }
+}
+
+/// Sends the bytes of a read.
+pub(super) fn data(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u32) {
+    if let Content::Bytes(bytes) = content {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(size as usize).min(bytes.len());
+        return reply.data(bytes.get(start..end).unwrap_or_default());
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let size = size as usize;
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let Some(room) = buffer.get_mut(..size) else { return reply.error(Errno::EIO) };
+        match fs.read_content(content, offset, room) {
+            Ok(n) => reply.data(room.get(..n).unwrap_or_default()),
+            Err(error) => reply.error(fail("read", ino, None, &error)),
+        }
+    });
+}
+
+/// Answers an open in the way that was decided.
+pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
+    match answer {
+        Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
+        // What the kernel has cached may be from before somebody wrote by passthrough: not kept.
+        Answer::Cached => reply.opened(FileHandle(0), FopenFlags::empty()),
+        Answer::Elsewhere => reply.error(Errno::ESTALE),
+    }
+}
