@@ -27,6 +27,7 @@ use crate::space::SpaceError;
 use crate::space::plan::MountPlan;
 use crate::space::state::{read_run, read_state};
 use crate::sys::fuse_mount::{self, MountError};
+use crate::sys::process;
 pub use end::{Ended, unmount};
 
 /// What a mount is, once it answers. The keys of `holofs mount --json`.
@@ -178,6 +179,7 @@ pub fn mount(
 ) -> Result<Mounted, Error> {
     let started = Instant::now();
     let index = open_or_compile(&plan.catalog_path, &plan.cache_dir.join("index"))?;
+    process::trim_heap();
     let deadline = started + ENDING.min(plan.lock_timeout);
     let prepared = loop {
         if let Some(reused) = reuse(plan, &index, started)? {

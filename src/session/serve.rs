@@ -321,11 +321,15 @@ fn acl(plan: &MountPlan) -> SessionACL {
     if plan.allow_other { SessionACL::All } else { SessionACL::Owner }
 }
 
-/// One loop for each processor, with a device descriptor each where the device may be opened at all: an ordinary
-/// user got his from fusermount3.
+/// The fewest and the most loops. One alone costs three times as much for each request as two: see
+/// `docs/PERFORMANCE.md`. More than the processors could run only get into each other's way.
+const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
+
+/// One loop more than there are processors, with a device descriptor each where the device may be opened at all: an
+/// ordinary user got his from fusermount3.
 fn loops() -> Config {
     let mut config = Config::default();
-    config.n_threads = Some(process::processors().max(2));
+    config.n_threads = Some((process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end()));
     let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     config.clone_fd = openable.is_ok();
     config

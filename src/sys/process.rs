@@ -69,6 +69,16 @@ pub fn overrides_permissions() -> bool {
     sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE))
 }
 
+/// Gives freed memory back to the system: what a catalog took to compile, a daemon would keep for ever. Where the C
+/// library has no such call it does so by itself.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes a number and touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Lets everybody else go first from now on: the calling thread gets what is left of processor and disk.
 ///
 /// # Errors
