@@ -7,6 +7,7 @@
 
 mod daemon;
 mod end;
+pub mod helper;
 mod prefetch;
 pub mod registry;
 mod serve;

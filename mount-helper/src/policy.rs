@@ -1,11 +1,11 @@
 //! Who may have what: decisions over facts, and over what was asked before.
 //!
-//! The facts are gathered by the program from the descriptors themselves (fstat, fstatfs, F_GETFL), never from names
+//! The facts are gathered by the program from the descriptors themselves (statx, fstatfs, F_GETFL), never from names
 //! that could mean something else a moment later. Nothing is allowed that a rule here does not allow: each check
 //! ends in the one `Ok` at its end.
 //!
 //! Invariant: a caller gains nothing over a file or directory that it could not do itself, but a mount on a directory
-//! of its own and passthrough to files it could open itself.
+//! of its own and passthrough to files of its own.
 
 use std::collections::HashSet;
 
@@ -49,7 +49,7 @@ pub enum Deny {
     AlreadyMounted = 3,
     /// Files before the mount.
     NotMounted = 4,
-    /// The first descriptor is not `/dev/fuse`.
+    /// What is at `/dev/fuse` is something else.
     NotFuseDevice = 5,
     /// The mountpoint is not a directory.
     NotADirectory = 6,
@@ -67,16 +67,26 @@ pub enum Deny {
     NotARegularFile = 12,
     /// The file is open for writing only, or for its path only.
     NotReadable = 13,
-    /// The file is somebody else's and open for writing, or not everybody's to read.
+    /// The file is somebody else's.
     NotTheCallersFile = 14,
     /// [`MAX_BACKINGS`] are registered.
     TooMany = 15,
     /// No such file was registered in this session.
     UnknownBacking = 16,
+    /// The program was not given CAP_SYS_ADMIN, or it was taken away: by `no_new_privs`, a `nosuid` mount, a tracer.
+    NoPrivilege = 17,
+    /// The caller is in a user namespace of its own, where the kernel registers nothing.
+    UserNamespace = 18,
+    /// As many FUSE filesystems are mounted as `mount_max` of `/etc/fuse.conf` allows.
+    TooManyMounts = 19,
+    /// The file is immutable or may only be appended to, which not even its owner may change.
+    Immutable = 20,
+    /// The file has no name, as a memfd has none.
+    Unlinked = 21,
 }
 
 impl Deny {
-    pub(crate) const ALL: [Deny; 16] = [
+    pub(crate) const ALL: [Deny; 21] = [
         Self::Version,
         Self::NotGreeted,
         Self::AlreadyMounted,
@@ -93,6 +103,11 @@ impl Deny {
         Self::NotTheCallersFile,
         Self::TooMany,
         Self::UnknownBacking,
+        Self::NoPrivilege,
+        Self::UserNamespace,
+        Self::TooManyMounts,
+        Self::Immutable,
+        Self::Unlinked,
     ];
 
     pub(crate) fn of(number: u32) -> Option<Self> {
@@ -107,7 +122,7 @@ impl std::fmt::Display for Deny {
             Self::NotGreeted => "a session begins with one hello",
             Self::AlreadyMounted => "one session mounts once",
             Self::NotMounted => "files can be registered only after the mount",
-            Self::NotFuseDevice => "the descriptor is not /dev/fuse",
+            Self::NotFuseDevice => "/dev/fuse is not the FUSE device",
             Self::NotADirectory => "the mountpoint is not a directory",
             Self::NotWhereItSays => "the mountpoint is not where its path says",
             Self::NotTheOwner => "the mountpoint belongs to another user",
@@ -116,9 +131,14 @@ impl std::fmt::Display for Deny {
             Self::AllowOther => "allow_other needs user_allow_other in /etc/fuse.conf",
             Self::NotARegularFile => "not a regular file",
             Self::NotReadable => "the file is not open for reading",
-            Self::NotTheCallersFile => "the file is another user's and not for everybody to read",
+            Self::NotTheCallersFile => "the file belongs to another user",
             Self::TooMany => "too many files are registered",
             Self::UnknownBacking => "no such file was registered",
+            Self::NoPrivilege => "the mount helper has not got the capability CAP_SYS_ADMIN",
+            Self::UserNamespace => "not in the machine's own user namespace",
+            Self::TooManyMounts => "too many FUSE filesystems are mounted (mount_max in /etc/fuse.conf)",
+            Self::Immutable => "the file is immutable or append-only",
+            Self::Unlinked => "the file has no name",
         })
     }
 }
@@ -128,7 +148,49 @@ impl std::error::Error for Deny {}
 /// Allowed, or why not.
 pub type Verdict = Result<(), Deny>;
 
-/// What fstat says of the descriptor that should be `/dev/fuse`.
+/// What the administrator says in `/etc/fuse.conf`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FuseConf {
+    /// `user_allow_other`: users may let others into their mounts.
+    pub user_allow_other: bool,
+    /// `mount_max`: how many FUSE filesystems may be mounted before users may mount no more.
+    pub mount_max: usize,
+}
+
+impl Default for FuseConf {
+    /// As fusermount3 has it without the file.
+    fn default() -> Self {
+        Self { user_allow_other: false, mount_max: 1000 }
+    }
+}
+
+impl FuseConf {
+    /// Reads the file's text as fusermount3 does; what is not understood is left out.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut conf = Self::default();
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line == "user_allow_other" {
+                conf.user_allow_other = true;
+            } else if let Some(("mount_max", number)) =
+                line.split_once('=').map(|(key, value)| (key.trim(), value.trim()))
+            {
+                conf.mount_max = number.parse().unwrap_or(conf.mount_max);
+            }
+        }
+        conf
+    }
+}
+
+/// How many FUSE filesystems a mount table (`/proc/self/mounts`) holds.
+#[must_use]
+pub fn fuse_mounts(table: &str) -> usize {
+    let types = table.lines().filter_map(|line| line.split(' ').nth(2));
+    types.filter(|kind| matches!(*kind, "fuse" | "fuseblk") || kind.starts_with("fuse.")).count()
+}
+
+/// What fstat says of what is at `/dev/fuse`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceFacts {
     /// Whether it is a character device.
@@ -172,8 +234,10 @@ pub struct BackingFacts {
     pub is_regular: bool,
     /// fstat: its owner.
     pub owner: u32,
-    /// fstat: its permission bits.
-    pub mode: u32,
+    /// fstat: whether it has a name.
+    pub is_linked: bool,
+    /// statx: whether it is immutable or append-only.
+    pub is_immutable: bool,
     /// How it was opened.
     pub access: Access,
     /// fstatfs: the type of its filesystem.
@@ -191,15 +255,16 @@ enum State {
 #[derive(Debug)]
 pub struct Session {
     caller: u32,
+    able: Verdict,
     state: State,
     backings: HashSet<BackingId>,
 }
 
 impl Session {
-    /// A session for the real user id that started the helper.
+    /// A session for the real user id that started the program. `able` is whether it can do anything for him at all.
     #[must_use]
-    pub fn new(caller: u32) -> Self {
-        Self { caller, state: State::New, backings: HashSet::new() }
+    pub fn new(caller: u32, able: Verdict) -> Self {
+        Self { caller, able, state: State::New, backings: HashSet::new() }
     }
 
     /// Decides over a hello, and remembers it when it is allowed.
@@ -214,18 +279,20 @@ impl Session {
         if version < VERSION {
             return Err(Deny::Version);
         }
+        self.able?;
         self.state = State::Greeted;
         Ok(())
     }
 
-    /// Decides over a mount. `user_allow_other` is the administrator's word in `/etc/fuse.conf`.
+    /// Decides over a mount. `mounts` is how many FUSE filesystems are mounted now.
     ///
     /// # Errors
     /// The refusal.
     pub fn may_mount(
         &self,
         flags: MountFlags,
-        user_allow_other: bool,
+        conf: FuseConf,
+        mounts: usize,
         device: &DeviceFacts,
         mountpoint: &MountpointFacts,
     ) -> Verdict {
@@ -234,8 +301,11 @@ impl Session {
             State::Mounted => return Err(Deny::AlreadyMounted),
             State::Greeted => {}
         }
-        if flags.allow_other && !user_allow_other {
+        if flags.allow_other && !conf.user_allow_other {
             return Err(Deny::AllowOther);
+        }
+        if mounts >= conf.mount_max {
+            return Err(Deny::TooManyMounts);
         }
         if !device.is_char_device || device.rdev != FUSE_DEVICE {
             return Err(Deny::NotFuseDevice);
@@ -274,19 +344,27 @@ impl Session {
         if !file.is_regular {
             return Err(Deny::NotARegularFile);
         }
-        let writes = match file.access {
-            Access::Read => false,
-            Access::ReadWrite => true,
+        match file.access {
+            Access::Read | Access::ReadWrite => {}
             Access::Write | Access::Path => return Err(Deny::NotReadable),
-        };
+        }
         if !is_believed(file.f_type) {
             return Err(Deny::Filesystem);
         }
-        // An open descriptor is not proof that the caller could open the file: it may have been handed over. Group
-        // permissions do not count, since the helper does not know which groups the caller had then.
-        let reads_by_right = !writes && file.mode & 0o004 != 0;
-        if file.owner != self.caller && !reads_by_right {
+        // However it was opened and whoever may read it. The kernel opens a registered file anew for each open through
+        // the mount, with the access that one asks for, and looks at no permission bits again: they are the daemon's
+        // to check. So whoever registers a file that he could only read can write to it. Nor does an open descriptor
+        // prove that the caller could open the file: it may have been handed over. The owner could give himself
+        // every access.
+        if file.owner != self.caller {
             return Err(Deny::NotTheCallersFile);
+        }
+        // But not this one, nor is it looked at again.
+        if file.is_immutable {
+            return Err(Deny::Immutable);
+        }
+        if !file.is_linked {
+            return Err(Deny::Unlinked);
         }
         if self.backings.len() >= MAX_BACKINGS {
             return Err(Deny::TooMany);

@@ -1,8 +1,9 @@
 //! The messages between holofs and the helper.
 //!
 //! They travel over a `SOCK_SEQPACKET` socketpair that the helper was started with: one request, one reply, in turn.
-//! Each is [`SIZE`] bytes, little-endian; numbers that a message does not use are zero. File descriptors go beside a
-//! request as `SCM_RIGHTS`, exactly as many as its opcode says; replies carry none.
+//! A request is [`REQUEST_SIZE`] bytes and a reply [`REPLY_SIZE`], little-endian; what a message does not use is zero.
+//! File descriptors go beside a message as `SCM_RIGHTS`: with a request as many as its opcode says, with the reply
+//! to a mount that was made the one to serve it on, with every other reply none.
 //!
 //! | bytes | request | reply |
 //! |---|---|---|
@@ -11,7 +12,8 @@
 //! | 6-7 | opcode | opcode of the request answered, 0 when it was not understood |
 //! | 8-11 | flags (mount) | status |
 //! | 12-15 | version (hello), id (close) | reason (denied), errno (failed), version (hello), id (open) |
-//! | 16-31 | zero | zero |
+//! | 16-31 | source (mount) | zero |
+//! | 32-319 | source (mount) | |
 //!
 //! Invariant: decoding never panics, and accepts a message only if encoding what it understood gives the same bytes.
 //! So nothing travels in a message that either side does not know of.
@@ -20,8 +22,16 @@ use crate::policy::Deny;
 
 /// The version of the protocol; there is one.
 pub const VERSION: u16 = 1;
-/// The size of every message, in bytes.
-pub const SIZE: usize = 32;
+/// The size of every request, in bytes.
+pub const REQUEST_SIZE: usize = HEAD + SOURCE_SIZE;
+/// The size of every reply, in bytes.
+pub const REPLY_SIZE: usize = 32;
+/// How long a mount's source may be, in bytes.
+pub const SOURCE_SIZE: usize = 304;
+/// The bytes before the source.
+const HEAD: usize = 16;
+/// What every source begins with, so that nobody's mount looks like a disk.
+const SOURCE_PREFIX: &[u8] = b"holofs:";
 
 const REQUEST: [u8; 4] = *b"HfsQ";
 const REPLY: [u8; 4] = *b"HfsR";
@@ -47,13 +57,12 @@ impl Opcode {
         Self::ALL.into_iter().find(|opcode| *opcode as u16 == number)
     }
 
-    /// How many file descriptors go with the request. Mount: the open `/dev/fuse`, then the directory (`O_PATH`).
-    /// BackingOpen: the file.
+    /// How many file descriptors go with the request. Mount: the directory (`O_PATH` is enough). BackingOpen: the
+    /// file.
     #[must_use]
     pub fn fds(self) -> usize {
         match self {
-            Self::Mount => 2,
-            Self::BackingOpen => 1,
+            Self::Mount | Self::BackingOpen => 1,
             Self::Hello | Self::BackingClose => 0,
         }
     }
@@ -68,16 +77,71 @@ pub struct MountFlags {
     pub no_exec: bool,
     /// Let other users in.
     pub allow_other: bool,
+    /// Never set times of access.
+    pub no_atime: bool,
+    /// Write everything through.
+    pub sync: bool,
+    /// Write changes of directories through.
+    pub dir_sync: bool,
 }
 
 impl MountFlags {
     fn bits(self) -> u32 {
-        u32::from(self.read_only) | u32::from(self.no_exec) << 1 | u32::from(self.allow_other) << 2
+        let flags = [self.read_only, self.no_exec, self.allow_other, self.no_atime, self.sync, self.dir_sync];
+        (0..).zip(flags).map(|(position, flag)| u32::from(flag) << position).sum()
     }
 
     fn of(bits: u32) -> Option<Self> {
-        let flags = Self { read_only: bits & 1 != 0, no_exec: bits & 2 != 0, allow_other: bits & 4 != 0 };
+        let flag = |position: u32| bits & (1 << position) != 0;
+        let flags = Self {
+            read_only: flag(0),
+            no_exec: flag(1),
+            allow_other: flag(2),
+            no_atime: flag(3),
+            sync: flag(4),
+            dir_sync: flag(5),
+        };
         (flags.bits() == bits).then_some(flags)
+    }
+}
+
+/// What mountinfo shows as a mount's source: `holofs:` and at least one character more, none of them a control
+/// character, at most [`SOURCE_SIZE`] bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Source([u8; SOURCE_SIZE]);
+
+impl Source {
+    /// None when it may not be shown.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let mut padded = [0; SOURCE_SIZE];
+        padded.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Self::of(padded)
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        let text = self.0.split(|byte| *byte == 0).next().unwrap_or_default();
+        // It was looked at when it was made.
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+
+    fn of(padded: [u8; SOURCE_SIZE]) -> Option<Self> {
+        let mut parts = padded.splitn(2, |byte| *byte == 0);
+        let text = std::str::from_utf8(parts.next()?).ok()?;
+        let padding = parts.next().unwrap_or_default();
+        let shown = text.len() > SOURCE_PREFIX.len()
+            && text.as_bytes().starts_with(SOURCE_PREFIX)
+            && !text.chars().any(char::is_control)
+            && padding.iter().all(|byte| *byte == 0);
+        shown.then_some(Self(padded))
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
     }
 }
 
@@ -111,6 +175,8 @@ pub enum Request {
     Mount {
         /// How.
         flags: MountFlags,
+        /// What mountinfo is to show.
+        source: Source,
     },
     /// See [`Opcode::BackingOpen`].
     BackingOpen,
@@ -129,7 +195,7 @@ pub enum Reply {
         /// The version.
         version: u16,
     },
-    /// It is mounted.
+    /// It is mounted, and the descriptor to serve it on comes with this.
     Mounted,
     /// The file is registered.
     BackingOpened {
@@ -159,7 +225,7 @@ pub enum Reply {
 /// Why bytes are no message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProtoError {
-    /// Not [`SIZE`] bytes.
+    /// Not as many bytes as a message of this direction has.
     Size(usize),
     /// It does not begin as a message of this direction does.
     Magic,
@@ -183,7 +249,7 @@ pub enum ProtoError {
 impl std::fmt::Display for ProtoError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Size(size) => write!(f, "a message of {size} bytes instead of {SIZE}"),
+            Self::Size(size) => write!(f, "a message of {size} bytes"),
             Self::Magic => write!(f, "not a message of the mount helper's protocol"),
             Self::Version(version) => write!(f, "protocol version {version} instead of {VERSION}"),
             Self::Opcode(opcode) => write!(f, "unknown opcode {opcode}"),
@@ -205,7 +271,8 @@ struct Raw {
 }
 
 impl Raw {
-    fn encode(self, magic: [u8; 4]) -> [u8; SIZE] {
+    /// A message with `tail` from byte 16 on.
+    fn encode<const SIZE: usize>(self, magic: [u8; 4], tail: &[u8]) -> [u8; SIZE] {
         let mut out = [0; SIZE];
         let fields = [
             &magic[..],
@@ -213,6 +280,7 @@ impl Raw {
             &self.opcode.to_le_bytes(),
             &self.first.to_le_bytes(),
             &self.second.to_le_bytes(),
+            tail,
         ];
         for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
             *to = *from;
@@ -220,11 +288,12 @@ impl Raw {
         out
     }
 
-    fn decode(bytes: &[u8], magic: [u8; 4]) -> Result<Self, ProtoError> {
-        let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, ref rest @ ..] = bytes else {
+    /// The numbers of a message, and what comes after them.
+    fn decode(bytes: &[u8], size: usize, magic: [u8; 4]) -> Result<(Self, &[u8]), ProtoError> {
+        let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, ref tail @ ..] = bytes else {
             return Err(ProtoError::Size(bytes.len()));
         };
-        if bytes.len() != SIZE {
+        if bytes.len() != size {
             return Err(ProtoError::Size(bytes.len()));
         }
         if [a, b, c, d] != magic {
@@ -234,13 +303,14 @@ impl Raw {
         if version != VERSION {
             return Err(ProtoError::Version(version));
         }
-        if rest.iter().any(|byte| *byte != 0) {
-            return Err(ProtoError::Field("the padding"));
-        }
         let opcode = u16::from_le_bytes([o0, o1]);
         let first = u32::from_le_bytes([f0, f1, f2, f3]);
-        Ok(Self { opcode, first, second: u32::from_le_bytes([s0, s1, s2, s3]) })
+        Ok((Self { opcode, first, second: u32::from_le_bytes([s0, s1, s2, s3]) }, tail))
     }
+}
+
+fn blank(tail: &[u8]) -> Result<(), ProtoError> {
+    if tail.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(ProtoError::Field("the padding")) }
 }
 
 fn zero(number: u32, field: &'static str) -> Result<(), ProtoError> {
@@ -269,14 +339,14 @@ impl Request {
 
     /// The bytes to send.
     #[must_use]
-    pub fn encode(&self) -> [u8; SIZE] {
-        let (first, second) = match *self {
-            Self::Hello { version } => (0, version.into()),
-            Self::Mount { flags } => (flags.bits(), 0),
-            Self::BackingOpen => (0, 0),
-            Self::BackingClose { id } => (0, id.get()),
+    pub fn encode(&self) -> [u8; REQUEST_SIZE] {
+        let (first, second, tail) = match self {
+            Self::Hello { version } => (0, (*version).into(), &[][..]),
+            Self::Mount { flags, source } => (flags.bits(), 0, &source.0[..]),
+            Self::BackingOpen => (0, 0, &[][..]),
+            Self::BackingClose { id } => (0, id.get(), &[][..]),
         };
-        Raw { opcode: self.opcode() as u16, first, second }.encode(REQUEST)
+        Raw { opcode: self.opcode() as u16, first, second }.encode(REQUEST, tail)
     }
 
     /// The request in received bytes, with which `fds` descriptors came.
@@ -284,19 +354,22 @@ impl Request {
     /// # Errors
     /// Whatever is not exactly a request of this version.
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, ProtoError> {
-        let Raw { opcode, first, second } = Raw::decode(bytes, REQUEST)?;
+        let (Raw { opcode, first, second }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
         let opcode = Opcode::of(opcode).ok_or(ProtoError::Opcode(opcode))?;
         if fds != opcode.fds() {
             return Err(ProtoError::Descriptors { got: fds, wanted: opcode.fds() });
         }
         if opcode != Opcode::Mount {
             zero(first, "the flags")?;
+            blank(tail)?;
         }
         Ok(match opcode {
             Opcode::Hello => Self::Hello { version: version(second)? },
             Opcode::Mount => {
                 zero(second, "the id")?;
-                Self::Mount { flags: MountFlags::of(first).ok_or(ProtoError::Field("the flags"))? }
+                let flags = MountFlags::of(first).ok_or(ProtoError::Field("the flags"))?;
+                let source = <[u8; SOURCE_SIZE]>::try_from(tail).ok().and_then(Source::of);
+                Self::Mount { flags, source: source.ok_or(ProtoError::Field("the source"))? }
             }
             Opcode::BackingOpen => {
                 zero(second, "the id")?;
@@ -313,9 +386,15 @@ const FAILED: u32 = 2;
 const NOT_UNDERSTOOD: u32 = 3;
 
 impl Reply {
+    /// Whether a file descriptor goes with it: the one to serve the mount on.
+    #[must_use]
+    pub fn fds(&self) -> usize {
+        usize::from(*self == Self::Mounted)
+    }
+
     /// The bytes to send.
     #[must_use]
-    pub fn encode(&self) -> [u8; SIZE] {
+    pub fn encode(&self) -> [u8; REPLY_SIZE] {
         let done = |opcode: Opcode, second| Raw { opcode: opcode as u16, first: DONE, second };
         let raw = match *self {
             Self::Hello { version } => done(Opcode::Hello, version.into()),
@@ -328,7 +407,7 @@ impl Reply {
             Self::Failed { opcode, errno } => Raw { opcode: opcode as u16, first: FAILED, second: errno },
             Self::NotUnderstood => Raw { opcode: 0, first: NOT_UNDERSTOOD, second: 0 },
         };
-        raw.encode(REPLY)
+        raw.encode(REPLY, &[])
     }
 
     /// The reply in received bytes.
@@ -336,7 +415,9 @@ impl Reply {
     /// # Errors
     /// Whatever is not exactly a reply of this version.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtoError> {
-        let Raw { opcode: number, first: status, second } = Raw::decode(bytes, REPLY)?;
+        let (raw, tail) = Raw::decode(bytes, REPLY_SIZE, REPLY)?;
+        let Raw { opcode: number, first: status, second } = raw;
+        blank(tail)?;
         if status == NOT_UNDERSTOOD {
             zero(number.into(), "the opcode")?;
             zero(second, "the detail")?;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::helper::{self, Device};
 use super::prefetch::Prefetcher;
 use super::registry;
 use super::{Error, Mounted, millis};
@@ -29,7 +30,6 @@ use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
 use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
-use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::{mountinfo, plain, process};
 
@@ -70,9 +70,8 @@ impl<'p> Prepared<'p> {
         let (fs, reflink) = build(plan, &index, owner)?;
         let fs = Arc::new(fs);
         let mountpoint = plan.space.mountpoint.clone();
-        let mount_error = |source| Error::Mount { path: mountpoint.clone(), source };
-        let fd = fuse_mount::mount(&mountpoint, &mount_options(plan)?).map_err(mount_error)?;
-        let started_session = start_session(plan, Arc::clone(&fs), fd);
+        let device = helper::acquire(plan, &mount_options(plan)?)?;
+        let started_session = start_session(plan, Arc::clone(&fs), device);
         let session = started_session.inspect_err(|_| undo_mount(&mountpoint))?;
         let mounted = Mounted {
             path: mountpoint.clone(),
@@ -101,15 +100,15 @@ impl<'p> Prepared<'p> {
 }
 
 /// Agrees with the kernel on how the mount is served.
-fn start_session(plan: &MountPlan, fs: Arc<Fs>, fd: OwnedFd) -> Result<Session<Adapter>, Error> {
-    if !plan.io.is_passthrough() {
+fn start_session(plan: &MountPlan, fs: Arc<Fs>, device: Device) -> Result<Session<Adapter>, Error> {
+    let Device { fd, backings } = device;
+    let Some(backings) = backings else {
         return Session::from_fd(Adapter::new(fs, None), fd, acl(plan), loops()).map_err(Error::Fuse);
-    }
+    };
     let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
         path: plan.space.mountpoint.clone(),
         reason: plain(&error),
     };
-    let backings: Arc<dyn Backings> = Arc::new(Direct::new(fd.try_clone().map_err(no_passthrough)?));
     let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
     let session =
         Session::from_fd(Adapter::new(fs, Some(offer)), fd, acl(plan), loops()).map_err(Error::Fuse)?;

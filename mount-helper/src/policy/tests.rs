@@ -1,5 +1,7 @@
 //! Every refusal as a row: the facts that are allowed, with one thing changed.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const CALLER: u32 = 1000;
@@ -17,13 +19,18 @@ const DIR: MountpointFacts = MountpointFacts {
     resolved_without_symlinks: true,
     f_type: EXT4,
 };
-const OWN: BackingFacts =
-    BackingFacts { is_regular: true, owner: CALLER, mode: 0o600, access: Access::ReadWrite, f_type: EXT4 };
-const BLOB: BackingFacts =
-    BackingFacts { is_regular: true, owner: 0, mode: 0o644, access: Access::Read, f_type: EXT4 };
+const OWN: BackingFacts = BackingFacts {
+    is_regular: true,
+    owner: CALLER,
+    is_linked: true,
+    is_immutable: false,
+    access: Access::ReadWrite,
+    f_type: EXT4,
+};
+const CONF: FuseConf = FuseConf { user_allow_other: false, mount_max: 1000 };
 
 fn greeted() -> Session {
-    let mut session = Session::new(CALLER);
+    let mut session = Session::new(CALLER, Ok(()));
     session.hello(VERSION).unwrap();
     session
 }
@@ -42,12 +49,13 @@ fn id(n: u32) -> BackingId {
 fn a_mount_on_ones_own_directory_is_allowed() {
     let plain = MountFlags::default();
     for (f_type, _) in FILESYSTEMS {
-        assert_eq!(greeted().may_mount(plain, false, &DEVICE, &MountpointFacts { f_type, ..DIR }), Ok(()));
+        assert_eq!(greeted().may_mount(plain, CONF, 0, &DEVICE, &MountpointFacts { f_type, ..DIR }), Ok(()));
     }
-    let flags = MountFlags { read_only: true, no_exec: true, allow_other: true };
-    assert_eq!(greeted().may_mount(flags, true, &DEVICE, &DIR), Ok(()));
+    let flags = MountFlags { read_only: true, no_exec: true, allow_other: true, ..plain };
+    let allowing = FuseConf { user_allow_other: true, ..CONF };
+    assert_eq!(greeted().may_mount(flags, allowing, 999, &DEVICE, &DIR), Ok(()));
     for mode in [0o700, 0o300, 0o777, 0o1777] {
-        assert_eq!(greeted().may_mount(plain, false, &DEVICE, &MountpointFacts { mode, ..DIR }), Ok(()));
+        assert_eq!(greeted().may_mount(plain, CONF, 0, &DEVICE, &MountpointFacts { mode, ..DIR }), Ok(()));
     }
 }
 
@@ -71,24 +79,25 @@ fn every_other_mount_is_refused() {
         (plain, DEVICE, MountpointFacts { mode: 0o555, ..DIR }, Deny::NotWritable),
         (plain, DEVICE, MountpointFacts { mode: 0o677, ..DIR }, Deny::NotWritable),
     ] {
-        assert_eq!(greeted().may_mount(flags, false, &device, &dir), Err(reason), "{device:?} {dir:?}");
+        assert_eq!(greeted().may_mount(flags, CONF, 999, &device, &dir), Err(reason), "{device:?} {dir:?}");
     }
 }
 
 #[test]
 fn root_is_no_exception() {
-    let mut root = Session::new(0);
+    let mut root = Session::new(0, Ok(()));
     root.hello(VERSION).unwrap();
-    assert_eq!(root.may_mount(MountFlags::default(), false, &DEVICE, &DIR), Err(Deny::NotTheOwner));
+    assert_eq!(root.may_mount(MountFlags::default(), CONF, 0, &DEVICE, &DIR), Err(Deny::NotTheOwner));
     root.mounted();
     assert_eq!(root.may_open_backing(&OWN), Err(Deny::NotTheCallersFile));
 }
 
 #[test]
-fn ones_own_files_and_what_everybody_may_read_are_allowed() {
-    let own_read = BackingFacts { access: Access::Read, mode: 0o400, ..OWN };
-    for file in [OWN, own_read, BLOB, BackingFacts { mode: 0o004, ..BLOB }] {
-        assert_eq!(mounted().may_open_backing(&file), Ok(()), "{file:?}");
+fn ones_own_files_are_allowed() {
+    for (f_type, _) in FILESYSTEMS {
+        for access in [Access::Read, Access::ReadWrite] {
+            assert_eq!(mounted().may_open_backing(&BackingFacts { access, f_type, ..OWN }), Ok(()));
+        }
     }
 }
 
@@ -99,21 +108,70 @@ fn every_other_file_is_refused() {
         (BackingFacts { access: Access::Path, ..OWN }, Deny::NotReadable),
         (BackingFacts { access: Access::Write, ..OWN }, Deny::NotReadable),
         (BackingFacts { f_type: FUSE, ..OWN }, Deny::Filesystem),
-        (BackingFacts { f_type: PROC, ..BLOB }, Deny::Filesystem),
-        (BackingFacts { mode: 0o640, ..BLOB }, Deny::NotTheCallersFile),
-        (BackingFacts { mode: 0o600, ..BLOB }, Deny::NotTheCallersFile),
-        (BackingFacts { access: Access::ReadWrite, mode: 0o666, ..BLOB }, Deny::NotTheCallersFile),
+        (BackingFacts { f_type: PROC, ..OWN }, Deny::Filesystem),
         (BackingFacts { owner: OTHER, ..OWN }, Deny::NotTheCallersFile),
+        // Reading it is not enough: it could be written then.
+        (BackingFacts { owner: 0, access: Access::Read, ..OWN }, Deny::NotTheCallersFile),
+        (BackingFacts { is_immutable: true, ..OWN }, Deny::Immutable),
+        (BackingFacts { is_linked: false, ..OWN }, Deny::Unlinked),
     ] {
         assert_eq!(mounted().may_open_backing(&file), Err(reason), "{file:?}");
     }
 }
 
 #[test]
+fn there_are_as_many_mounts_as_the_administrator_allows() {
+    let plain = MountFlags::default();
+    let may =
+        |mount_max, mounts| greeted().may_mount(plain, FuseConf { mount_max, ..CONF }, mounts, &DEVICE, &DIR);
+    assert_eq!(may(3, 2), Ok(()));
+    for (most, mounts) in [(3, 3), (3, 4), (0, 0)] {
+        assert_eq!(may(most, mounts), Err(Deny::TooManyMounts));
+    }
+}
+
+#[test]
+fn nothing_is_had_of_a_program_that_can_do_nothing() {
+    for reason in [Deny::NoPrivilege, Deny::UserNamespace] {
+        let mut session = Session::new(CALLER, Err(reason));
+        assert_eq!(session.hello(VERSION), Err(reason));
+        assert_eq!(session.may_mount(MountFlags::default(), CONF, 0, &DEVICE, &DIR), Err(Deny::NotGreeted));
+        assert_eq!(session.may_open_backing(&OWN), Err(Deny::NotGreeted));
+    }
+}
+
+#[test]
+fn fuse_conf_is_read_as_fusermount_reads_it() {
+    let read = |text| {
+        let conf = FuseConf::parse(text);
+        (conf.user_allow_other, conf.mount_max)
+    };
+    assert_eq!(read(""), (false, 1000));
+    assert_eq!(read("#user_allow_other\nmount_max = 7 # few\n"), (false, 7));
+    assert_eq!(read("  user_allow_other  # yes\n#mount_max = 7"), (true, 1000));
+    assert_eq!(read("user_allow_other=1\nmount_max = many\nuser_allow_otherwise"), (false, 1000));
+}
+
+#[test]
+fn fuse_mounts_are_counted_by_their_type() {
+    let table = "/dev/vda / ext4 rw 0 0\nfuse /a\\040b ext4 rw 0 0\nx /m fuse.sshfs rw 0 0\ny /n fuse rw 0 0\n\
+        /dev/sdb1 /o fuseblk rw 0 0\nfusectl /sys/fs/fuse/connections fusectl rw 0 0\n\ngarbage";
+    assert_eq!(fuse_mounts(table), 3);
+}
+
+proptest! {
+    #[test]
+    fn any_text_can_be_read(text in "[a-z_=# \n0-9.]{0,80}|.{0,80}") {
+        prop_assert!(text.contains("mount_max") || FuseConf::parse(&text).mount_max == 1000);
+        prop_assert!(fuse_mounts(&text) <= text.lines().count());
+    }
+}
+
+#[test]
 fn everything_has_its_turn() {
     let plain = MountFlags::default();
-    let mut session = Session::new(CALLER);
-    assert_eq!(session.may_mount(plain, false, &DEVICE, &DIR), Err(Deny::NotGreeted));
+    let mut session = Session::new(CALLER, Ok(()));
+    assert_eq!(session.may_mount(plain, CONF, 0, &DEVICE, &DIR), Err(Deny::NotGreeted));
     assert_eq!(session.may_open_backing(&OWN), Err(Deny::NotGreeted));
     assert_eq!(session.close_backing(id(1)), Err(Deny::NotGreeted));
     assert_eq!(session.hello(0), Err(Deny::Version));
@@ -122,7 +180,7 @@ fn everything_has_its_turn() {
     assert_eq!(session.may_open_backing(&OWN), Err(Deny::NotMounted));
     assert_eq!(session.close_backing(id(1)), Err(Deny::NotMounted));
     session.mounted();
-    assert_eq!(session.may_mount(plain, false, &DEVICE, &DIR), Err(Deny::AlreadyMounted));
+    assert_eq!(session.may_mount(plain, CONF, 0, &DEVICE, &DIR), Err(Deny::AlreadyMounted));
 }
 
 #[test]
@@ -150,5 +208,5 @@ fn reasons_have_their_numbers_and_words() {
         assert_eq!(Deny::of(deny as u32), Some(deny));
         assert!(!deny.to_string().is_empty());
     }
-    assert_eq!((Deny::of(0), Deny::of(17)), (None, None));
+    assert_eq!((Deny::of(0), Deny::of(22)), (None, None));
 }

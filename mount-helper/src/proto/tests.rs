@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn source() -> Source {
+    Source::new("holofs:720c7a8_5a1fac3_700be151@702.b34fd").unwrap()
+}
+
 fn requests() -> Vec<Request> {
     let mut all = vec![
         Request::Hello { version: 1 },
@@ -12,7 +16,8 @@ fn requests() -> Vec<Request> {
         Request::BackingClose { id: BackingId(1) },
         Request::BackingClose { id: BackingId(i32::MAX as u32) },
     ];
-    all.extend((0..8).map(|bits| Request::Mount { flags: MountFlags::of(bits).unwrap() }));
+    let source = source();
+    all.extend((0..64).map(|bits| Request::Mount { flags: MountFlags::of(bits).unwrap(), source }));
     all
 }
 
@@ -33,7 +38,7 @@ fn replies() -> Vec<Reply> {
 }
 
 /// `bytes` with other ones at an offset.
-fn with(mut bytes: [u8; SIZE], at: usize, new: &[u8]) -> [u8; SIZE] {
+fn with<const SIZE: usize>(mut bytes: [u8; SIZE], at: usize, new: &[u8]) -> [u8; SIZE] {
     bytes[at..at + new.len()].copy_from_slice(new);
     bytes
 }
@@ -51,29 +56,35 @@ fn every_message_comes_back() {
 #[test]
 fn the_bytes_are_these_for_ever() {
     let close = Request::BackingClose { id: BackingId(0x0102_0304) };
-    let mut wanted = *b"HfsQ\x01\0\x04\0\0\0\0\0\x04\x03\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    assert_eq!(close.encode(), wanted);
-    wanted = *b"HfsR\x01\0\x02\0\x02\0\0\0\x0d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let wanted = *b"HfsQ\x01\0\x04\0\0\0\0\0\x04\x03\x02\x01";
+    assert_eq!(close.encode(), with([0; REQUEST_SIZE], 0, &wanted));
+    let wanted = *b"HfsR\x01\0\x02\0\x02\0\0\0\x0d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     assert_eq!(Reply::Failed { opcode: Opcode::Mount, errno: 13 }.encode(), wanted);
-    let flags = MountFlags { read_only: true, no_exec: false, allow_other: true };
-    assert_eq!(Request::Mount { flags }.encode()[8..12], [5, 0, 0, 0]);
+    let flags = MountFlags { read_only: true, allow_other: true, sync: true, ..MountFlags::default() };
+    let mount = Request::Mount { flags, source: source() }.encode();
+    assert_eq!(mount[8..12], [0b1_0101, 0, 0, 0]);
+    assert_eq!(&mount[16..32], b"holofs:720c7a8_5");
+    assert_eq!(mount.len(), 320);
 }
 
 #[test]
 fn other_sizes_are_refused() {
     let bytes = Request::BackingOpen.encode();
     let longer = [&bytes[..], &[0]].concat();
-    for size in 0..SIZE {
+    for size in 0..REQUEST_SIZE {
         assert_eq!(Request::decode(&bytes[..size], 1), Err(ProtoError::Size(size)));
-        assert_eq!(Reply::decode(&bytes[..size]), Err(ProtoError::Size(size)));
     }
-    assert_eq!(Request::decode(&longer, 1), Err(ProtoError::Size(SIZE + 1)));
+    assert_eq!(Request::decode(&longer, 1), Err(ProtoError::Size(REQUEST_SIZE + 1)));
+    let reply = [&Reply::BackingClosed.encode()[..], &[0]].concat();
+    for size in (0..REPLY_SIZE).chain([REPLY_SIZE + 1]) {
+        assert_eq!(Reply::decode(&reply[..size]), Err(ProtoError::Size(size)));
+    }
 }
 
 #[test]
 fn each_field_of_a_request_is_checked() {
     let hello = Request::Hello { version: 1 }.encode();
-    let mount = Request::Mount { flags: MountFlags::default() }.encode();
+    let mount = Request::Mount { flags: MountFlags::default(), source: source() }.encode();
     let open = Request::BackingOpen.encode();
     let close = Request::BackingClose { id: BackingId(1) }.encode();
     let field = ProtoError::Field;
@@ -86,18 +97,35 @@ fn each_field_of_a_request_is_checked() {
         (with(hello, 8, &[1]), 0, field("the flags")),
         (with(hello, 12, &[0]), 0, field("the version")),
         (with(hello, 14, &[1]), 0, field("the version")),
-        (with(mount, 8, &[8]), 2, field("the flags")),
-        (with(mount, 11, &[0x80]), 2, field("the flags")),
-        (with(mount, 12, &[1]), 2, field("the id")),
+        (with(mount, 8, &[64]), 1, field("the flags")),
+        (with(mount, 11, &[0x80]), 1, field("the flags")),
+        (with(mount, 12, &[1]), 1, field("the id")),
+        (with(mount, 16, b"H"), 1, field("the source")),
+        (with(mount, 23, b"\0"), 1, field("the source")),
+        (with(mount, 24, b"\n"), 1, field("the source")),
+        (with(mount, 24, b"\xff"), 1, field("the source")),
+        (with(mount, REQUEST_SIZE - 1, b"x"), 1, field("the source")),
         (with(open, 8, &[1]), 1, field("the flags")),
         (with(open, 12, &[1]), 1, field("the id")),
         (with(close, 12, &[0]), 0, field("the id")),
         (with(close, 15, &[0x80]), 0, field("the id")),
         (with(close, 16, &[1]), 0, field("the padding")),
         (with(close, 31, &[1]), 0, field("the padding")),
+        (with(close, REQUEST_SIZE - 1, &[1]), 0, field("the padding")),
     ] {
         assert_eq!(Request::decode(&bytes, fds), Err(error), "{bytes:?}");
     }
+}
+
+#[test]
+fn a_source_is_ours_and_printable() {
+    let longest = format!("holofs:{}", "x".repeat(SOURCE_SIZE - 7));
+    assert_eq!(Source::new(&longest).unwrap().as_str(), longest);
+    for text in ["", "holofs:", "/dev/sda1", "holofs:a\0b", "holofs:a\x7f", "holofs:\u{85}"] {
+        assert_eq!(Source::new(text), None, "{text:?}");
+    }
+    assert_eq!(Source::new(&format!("{longest}x")), None);
+    assert_eq!(Source::new("holofs:Grüße an alle").unwrap().as_str(), "holofs:Grüße an alle");
 }
 
 #[test]
@@ -149,7 +177,11 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
     )
         .prop_map(|(magic, fields, at, byte, spoil)| {
             let mut bytes = [&magic[..], &VERSION.to_le_bytes(), &fields].concat();
-            bytes.resize(SIZE, 0);
+            let is_mount = bytes[6] == 2;
+            bytes.resize(if magic == REQUEST { REQUEST_SIZE } else { REPLY_SIZE }, 0);
+            if is_mount && magic == REQUEST {
+                bytes[16..25].copy_from_slice(b"holofs:ab");
+            }
             if spoil {
                 let at = at.index(bytes.len());
                 bytes[at] = byte;
@@ -161,7 +193,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn what_is_accepted_is_what_would_be_sent(
-        bytes in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..70)],
+        bytes in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..400)],
         fds in 0..4usize,
     ) {
         if let Ok(request) = Request::decode(&bytes, fds) {

@@ -32,7 +32,7 @@ pub fn passthrough() -> bool {
 }
 
 /// Defines tests that run here and, under root, once more as an ordinary user, and both once more in passthrough
-/// mode: `mod NAME { fn here(); fn as_ordinary_user(); mod by_passthrough { .. } }`.
+/// mode, the ordinary user by the mount helper.
 macro_rules! for_both_users {
     ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
         $(#[doc = $doc])*
@@ -58,6 +58,12 @@ macro_rules! for_both_users {
                 use $crate::common::as_user::{Who, again};
                 again(concat!(module_path!(), "::by_passthrough"), Who::Us, true, body);
             }
+
+            #[test]
+            fn by_mount_helper() {
+                use $crate::common::as_user::{Who, again};
+                again(concat!(module_path!(), "::by_mount_helper"), Who::OrdinaryUser, true, body);
+            }
         }
     )+};
 }
@@ -74,8 +80,8 @@ pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     if std::env::var_os(MARK).is_some() {
         return body();
     }
-    if !is_root() && who == Who::OrdinaryUser && !by_passthrough {
-        // `here` was this run already.
+    if !is_root() && who == Who::OrdinaryUser {
+        // `here` or `by_passthrough` was this run already.
         return;
     }
     // A test's name in the harness has no crate in front.
@@ -136,6 +142,41 @@ pub fn fixtures() -> PathBuf {
     }
 }
 
+/// The program's name.
+const MOUNT_HELPER: &str = "holofs-mount-helper";
+
+/// The mount helper with its privilege: the one in [`tools`], or the one that `scripts/test.sh` has installed for an
+/// ordinary user's tests.
+pub fn mount_helper() -> PathBuf {
+    if let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") {
+        return Path::new(&tools).join(MOUNT_HELPER);
+    }
+    let installed = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER");
+    installed.map(PathBuf::from).expect("HOLOFS_TEST_MOUNT_HELPER: run scripts/test.sh")
+}
+
+/// Puts the mount helper where only these tests find it, and under root gives it its capability.
+fn install_mount_helper(to: &Path) {
+    let built = Path::new(env!("CARGO_BIN_EXE_holofs")).with_file_name(MOUNT_HELPER);
+    // It belongs to another package, so cargo does not build it for these tests.
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package", MOUNT_HELPER]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let profile_dir = built.parent().expect("a directory");
+        build.arg("--target-dir").arg(profile_dir.parent().expect("a directory"));
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        super::sh(&mut build);
+    }
+    // A copy: capabilities belong to the inode.
+    std::fs::copy(&built, to).expect("copy the mount helper");
+    std::fs::set_permissions(to, Permissions::from_mode(0o755)).expect("chmod");
+    if is_root() {
+        super::sh(Command::new("setcap").arg("cap_sys_admin+ep").arg(to));
+    }
+}
+
 /// A directory with the programs and fixtures that everybody can reach. It lives as long as somebody uses it.
 pub fn tools() -> Arc<TempDir> {
     static TOOLS: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
@@ -153,6 +194,7 @@ pub fn tools() -> Arc<TempDir> {
         }
         std::fs::set_permissions(&to, Permissions::from_mode(0o755)).expect("chmod");
     }
+    install_mount_helper(&dir.path().join(MOUNT_HELPER));
     super::fixture::copy_tree(&fixtures(), &dir.path().join("fixtures"));
     let dir = Arc::new(dir);
     *tools = Arc::downgrade(&dir);

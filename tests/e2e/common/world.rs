@@ -122,6 +122,9 @@ impl World {
                 command.env(key, value);
             }
         }
+        if let Some(installed) = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER") {
+            command.env("HOLOFS_MOUNT_HELPER", installed);
+        }
         command.env("HOME", HOME).env("ROBOCORP_HOME", self.home()).env("LANG", "C.UTF-8");
         command
     }

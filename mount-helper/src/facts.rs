@@ -1,0 +1,99 @@
+//! What the policy wants to know of descriptors and of the machine.
+//!
+//! All that is known of a descriptor is asked of the descriptor. Nothing here has privilege in force, so what the
+//! caller cannot reach by a path is not reached.
+
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+
+use holofs_mount_helper::policy::{
+    Access, BackingFacts, DeviceFacts, FuseConf, MountpointFacts, fuse_mounts,
+};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, fcntl_getfl,
+    fstat, fstatfs,
+};
+use rustix::io::Errno;
+
+/// No text that is read here is longer.
+const LONGEST: u64 = 16 << 20;
+
+fn text_of(path: &str) -> Option<String> {
+    let mut text = Vec::new();
+    std::fs::File::open(path).ok()?.take(LONGEST).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// What the administrator allows; what fusermount3 would do where nothing can be read.
+pub(crate) fn fuse_conf() -> FuseConf {
+    text_of("/etc/fuse.conf").map_or_else(FuseConf::default, |text| FuseConf::parse(&text))
+}
+
+/// How many FUSE filesystems are mounted.
+pub(crate) fn mounts() -> Result<usize, Errno> {
+    text_of("/proc/self/mounts").map(|table| fuse_mounts(&table)).ok_or(Errno::NOENT)
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+fn type_of_filesystem(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    // A magic number of 32 bits, which some have widened with their sign.
+    Ok(fstatfs(fd)?.f_type as u64 & u64::from(u32::MAX))
+}
+
+pub(crate) fn of_device(fd: BorrowedFd<'_>) -> Result<DeviceFacts, Errno> {
+    let stat = fstat(fd)?;
+    let rdev = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Ok(DeviceFacts { is_char_device: kind(&stat) == FileType::CharacterDevice, rdev })
+}
+
+pub(crate) fn of_mountpoint(fd: BorrowedFd<'_>) -> Result<MountpointFacts, Errno> {
+    let stat = fstat(fd)?;
+    Ok(MountpointFacts {
+        is_dir: kind(&stat) == FileType::Directory,
+        owner: stat.st_uid,
+        mode: stat.st_mode & 0o7777,
+        resolved_without_symlinks: is_where_it_says(fd, &stat),
+        f_type: type_of_filesystem(fd)?,
+    })
+}
+
+/// Whether the caller reaches the directory by its path, and no mount is on top of it.
+fn is_where_it_says(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
+    let found = || {
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+        let path = rustix::fs::readlink(link, Vec::new())?;
+        if !path.as_bytes().starts_with(b"/") {
+            return Err(Errno::NOENT);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        fstat(rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?)
+    };
+    found().is_ok_and(|found: Stat| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+}
+
+pub(crate) fn of_backing(fd: BorrowedFd<'_>) -> Result<BackingFacts, Errno> {
+    let stat = fstat(fd)?;
+    let flags = fcntl_getfl(fd)?;
+    let statx = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    let access = if flags.contains(OFlags::PATH) {
+        Access::Path
+    } else {
+        match flags & OFlags::RWMODE {
+            OFlags::RDWR => Access::ReadWrite,
+            OFlags::WRONLY => Access::Write,
+            _ => Access::Read,
+        }
+    };
+    Ok(BackingFacts {
+        is_regular: kind(&stat) == FileType::RegularFile,
+        owner: stat.st_uid,
+        is_linked: stat.st_nlink > 0,
+        is_immutable: statx.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+        access,
+        f_type: type_of_filesystem(fd)?,
+    })
+}

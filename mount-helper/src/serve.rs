@@ -1,0 +1,136 @@
+//! The loop: a request, the policy's word over its facts, the call, a reply.
+//!
+//! Invariant: the FUSE descriptor is opened here and mounted once; files are registered on it and on no other.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use holofs_mount_helper::policy::{Deny, Session};
+use holofs_mount_helper::proto::{BackingId, MountFlags, Opcode, Reply, Request, Source, VERSION};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::stdio::stdin;
+
+use crate::{facts, kernel, wire};
+
+/// The device through which the kernel talks to a FUSE daemon.
+const DEVICE: &str = "/dev/fuse";
+
+/// How a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// The other side is gone.
+    Closed,
+    /// It was not understood, or could not be answered.
+    Broken,
+}
+
+/// Why there is nothing to give.
+enum Refusal {
+    Denied(Deny),
+    Failed(Errno),
+}
+
+impl From<Deny> for Refusal {
+    fn from(deny: Deny) -> Self {
+        Self::Denied(deny)
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self::Failed(errno)
+    }
+}
+
+impl Refusal {
+    fn reply(self, opcode: Opcode) -> Reply {
+        match self {
+            Self::Denied(reason) => Reply::Denied { opcode, reason },
+            Self::Failed(errno) => Reply::Failed { opcode, errno: errno.raw_os_error().unsigned_abs() },
+        }
+    }
+}
+
+/// Answers requests until the other side is gone.
+pub(crate) fn serve(session: Session) -> End {
+    let mut server = Server { session, fuse: None };
+    loop {
+        let received = match wire::receive(stdin()) {
+            Ok(Some(received)) => received,
+            Ok(None) => return End::Closed,
+            Err(_) => return End::Broken,
+        };
+        let understood = match Request::decode(received.bytes(), received.fds.len()) {
+            Ok(request) if !received.is_odd => Some(request),
+            _ => None,
+        };
+        let Some(request) = understood else {
+            // Whether the answer arrives or not: this is the end.
+            return wire::send(stdin(), Reply::NotUnderstood, None).map_or(End::Broken, |()| End::Broken);
+        };
+        if server.answer(request, received.fds).is_err() {
+            return End::Broken;
+        }
+    }
+}
+
+struct Server {
+    session: Session,
+    fuse: Option<OwnedFd>,
+}
+
+impl Server {
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Errno> {
+        let opcode = request.opcode();
+        let reply = match (request, fds.first()) {
+            (Request::Hello { version }, _) => {
+                self.session.hello(version).map(|()| Reply::Hello { version: VERSION }).map_err(Refusal::from)
+            }
+            (Request::Mount { flags, source }, Some(dir)) => match self.mount(flags, &source, dir.as_fd()) {
+                Ok(mount) => return self.hand_over(&mount),
+                Err(refusal) => Err(refusal),
+            },
+            (Request::BackingOpen, Some(file)) => {
+                self.backing_open(file.as_fd()).map(|id| Reply::BackingOpened { id })
+            }
+            (Request::BackingClose { id }, _) => self.backing_close(id).map(|()| Reply::BackingClosed),
+            // Decoding has counted them.
+            (_, None) => return Err(Errno::INVAL),
+        };
+        wire::send(stdin(), reply.unwrap_or_else(|refusal| refusal.reply(opcode)), None)
+    }
+
+    fn mount(&mut self, flags: MountFlags, source: &Source, dir: BorrowedFd<'_>) -> Result<OwnedFd, Refusal> {
+        let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
+        let device = facts::of_device(fuse.as_fd())?;
+        let mountpoint = facts::of_mountpoint(dir)?;
+        self.session.may_mount(flags, facts::fuse_conf(), facts::mounts()?, &device, &mountpoint)?;
+        let mount = kernel::mount(fuse.as_fd(), flags, source, dir)?;
+        self.session.mounted();
+        self.fuse = Some(fuse);
+        Ok(mount)
+    }
+
+    /// Tells of the mount. One that nobody was told of would stay for ever, dead.
+    fn hand_over(&self, mount: &OwnedFd) -> Result<(), Errno> {
+        let fuse = self.fuse.as_ref().map(AsFd::as_fd);
+        wire::send(stdin(), Reply::Mounted, fuse)
+            .or_else(|errno| kernel::undo_mount(mount.as_fd()).and(Err(errno)))
+    }
+
+    fn backing_open(&mut self, file: BorrowedFd<'_>) -> Result<BackingId, Refusal> {
+        self.session.may_open_backing(&facts::of_backing(file)?)?;
+        let id = kernel::backing_open(self.fuse()?, file)?;
+        self.session.backing_opened(id);
+        Ok(id)
+    }
+
+    fn backing_close(&mut self, id: BackingId) -> Result<(), Refusal> {
+        self.session.close_backing(id)?;
+        Ok(kernel::backing_close(self.fuse()?, id)?)
+    }
+
+    fn fuse(&self) -> Result<BorrowedFd<'_>, Refusal> {
+        self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))
+    }
+}

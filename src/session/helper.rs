@@ -1,0 +1,313 @@
+//! How a mount gets its `/dev/fuse` descriptor, and with it, for an ordinary user, the mount helper.
+//!
+//! Passthrough needs CAP_SYS_ADMIN. Who has it mounts and registers files himself. For who has it not the mount helper
+//! (`mount-helper/`, `docs/SECURITY.md`) does both, over a socket, since it registers files only on a mount that it has
+//! made. Without passthrough the helper is left alone: fusermount3 is as good then.
+//!
+//! Invariant: the helper lives as long as the [`Client`] and no longer. It holds the mount's descriptor too, so the
+//! kernel would not notice the end of a daemon whose helper lived on.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holofs_mount_helper::policy::Deny;
+use holofs_mount_helper::proto::{
+    BackingId, MountFlags, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE, Source, VERSION,
+};
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::thread::CapabilitySet;
+
+use super::Error;
+use crate::space::plan::MountPlan;
+use crate::sys::backing::{Backings, Direct};
+use crate::sys::fuse_mount;
+use crate::sys::plain;
+
+/// The program's name, beside holofs and in the directories below.
+pub const PROGRAM: &str = "holofs-mount-helper";
+
+/// Where packages and `scripts/install.sh` put it. Never `PATH`: a privileged program is not looked for.
+const DIRECTORIES: [&str; 3] = ["/usr/local/libexec/holofs", "/usr/libexec/holofs", "/usr/lib/holofs"];
+
+/// Names another program instead; empty for none.
+const VARIABLE: &str = "HOLOFS_MOUNT_HELPER";
+
+/// How long an answer may take. The calls behind it take microseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the program may take to end when its socket is closed.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// What a mount is served with.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// The descriptor.
+    pub(super) fd: OwnedFd,
+    /// Who registers files on it, in passthrough mode.
+    pub(super) backings: Option<Arc<dyn Backings>>,
+}
+
+/// Mounts, by the means that the caller has.
+pub(super) fn acquire(plan: &MountPlan, options: &fuse_mount::Options) -> Result<Device, Error> {
+    let path = &plan.space.mountpoint;
+    let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
+    if plan.io.is_passthrough() && !has_privilege() {
+        let client = Client::start().map_err(|error| no_passthrough(plain(&error)))?;
+        let fd = client.mount(path, options).map_err(|error| no_passthrough(plain(&error)))?;
+        return Ok(Device { fd, backings: Some(Arc::new(client)) });
+    }
+    let fd =
+        fuse_mount::mount(path, options).map_err(|source| Error::Mount { path: path.clone(), source })?;
+    if !plan.io.is_passthrough() {
+        return Ok(Device { fd, backings: None });
+    }
+    let own = fd.try_clone().map_err(|error| no_passthrough(plain(&error)))?;
+    Ok(Device { fd, backings: Some(Arc::new(Direct::new(own))) })
+}
+
+fn has_privilege() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// Why the helper is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    /// There is none.
+    #[error("the mount helper is not installed, and only root can do without it")]
+    NotInstalled,
+    /// It was found and could not be started.
+    #[error("mount helper {path}: {source}", source = plain(.source))]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It refuses.
+    #[error("mount helper: {0}")]
+    Denied(Deny),
+    /// The kernel refused it.
+    #[error("mount helper: {0}")]
+    Failed(Errno),
+    /// It has ended, or does not answer.
+    #[error("the mount helper does not answer: {0}")]
+    Gone(Errno),
+    /// It speaks another language: another version's program.
+    #[error("the mount helper does not understand: {0}")]
+    Protocol(#[from] ProtoError),
+    /// It answers another question.
+    #[error("the mount helper answers another question")]
+    Confused,
+    /// The mountpoint cannot be opened.
+    #[error("{0}")]
+    Mountpoint(Errno),
+    /// The space's name is too long to be shown.
+    #[error("the name of the space is longer than {SOURCE_SIZE} bytes, or holds a control character")]
+    Source,
+}
+
+impl From<HelperError> for io::Error {
+    fn from(error: HelperError) -> Self {
+        match error {
+            HelperError::Failed(errno) => errno.into(),
+            HelperError::Denied(deny) => Self::new(io::ErrorKind::PermissionDenied, deny),
+            other => Self::other(other),
+        }
+    }
+}
+
+/// The programs that may be it, best first.
+fn programs() -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os(VARIABLE) {
+        return if named.is_empty() { Vec::new() } else { vec![named.into()] };
+    }
+    let own = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM)));
+    let installed = DIRECTORIES.iter().map(|directory| Path::new(directory).join(PROGRAM));
+    own.into_iter().chain(installed).filter(|path| path.is_file()).collect()
+}
+
+/// A running mount helper.
+#[derive(Debug)]
+pub struct Client {
+    /// One request and its reply at a time. None when it is of no more use.
+    socket: Mutex<Option<OwnedFd>>,
+    child: Child,
+}
+
+impl Client {
+    /// Starts the program and greets it.
+    ///
+    /// # Errors
+    /// See [`HelperError`].
+    pub fn start() -> Result<Self, HelperError> {
+        let mut result = Err(HelperError::NotInstalled);
+        for program in programs() {
+            result = Self::start_program(&program);
+            // One that was just built, beside a holofs that was just built, has no capability.
+            if !matches!(result, Err(HelperError::Denied(Deny::NoPrivilege))) {
+                break;
+            }
+        }
+        result
+    }
+
+    fn start_program(path: &Path) -> Result<Self, HelperError> {
+        let cannot = |source| HelperError::Start { path: path.to_owned(), source };
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.map_err(|errno| cannot(errno.into()))?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(PATIENCE)).map_err(|errno| cannot(errno.into()))?;
+        let child = Command::new(path)
+            .env_clear()
+            .current_dir("/")
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(cannot)?;
+        let client = Self { socket: Mutex::new(Some(ours)), child };
+        match client.ask(Request::Hello { version: VERSION }, None)? {
+            (Reply::Hello { .. }, _) => Ok(client),
+            _ => Err(HelperError::Confused),
+        }
+    }
+
+    /// Mounts, and returns the descriptor to serve the mount on.
+    ///
+    /// # Errors
+    /// See [`HelperError`]. Nothing is mounted then.
+    pub fn mount(&self, mountpoint: &Path, options: &fuse_mount::Options) -> Result<OwnedFd, HelperError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(mountpoint, flags, Mode::empty()).map_err(HelperError::Mountpoint)?;
+        let has = |name: &str| options.extra.iter().any(|option| option == name);
+        let flags = MountFlags {
+            read_only: options.read_only || has("ro"),
+            no_exec: has("noexec"),
+            allow_other: options.allow_other,
+            no_atime: has("noatime"),
+            sync: has("sync"),
+            dir_sync: has("dirsync"),
+        };
+        let source = Source::new(&options.source).ok_or(HelperError::Source)?;
+        match self.ask(Request::Mount { flags, source }, Some(dir.as_fd()))? {
+            (Reply::Mounted, Some(fd)) => Ok(fd),
+            _ => Err(HelperError::Confused),
+        }
+    }
+
+    /// One request and its reply, which is to this request and no refusal.
+    fn ask(
+        &self,
+        request: Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
+        let mut socket = self.socket.lock();
+        let exchanged = match socket.as_ref() {
+            Some(socket) => exchange(socket.as_fd(), request, fd),
+            None => return Err(HelperError::Gone(Errno::PIPE)),
+        };
+        let answered = exchanged.and_then(|(reply, fd)| match reply {
+            Reply::Denied { opcode, .. } | Reply::Failed { opcode, .. } if opcode != request.opcode() => {
+                Err(HelperError::Confused)
+            }
+            Reply::NotUnderstood => Err(HelperError::Confused),
+            reply => Ok((reply, fd)),
+        });
+        if answered.is_err() {
+            // A late answer would be taken for the next one.
+            *socket = None;
+        }
+        match answered? {
+            (Reply::Denied { reason, .. }, _) => Err(HelperError::Denied(reason)),
+            (Reply::Failed { errno, .. }, _) => {
+                Err(HelperError::Failed(Errno::from_raw_os_error(i32::try_from(errno).unwrap_or(libc::EIO))))
+            }
+            other => Ok(other),
+        }
+    }
+}
+
+fn exchange(
+    socket: BorrowedFd<'_>,
+    request: Request,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(Reply, Option<OwnedFd>), HelperError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(HelperError::Gone(Errno::NOBUFS));
+    }
+    let bytes = request.encode();
+    again(|| sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL))
+        .map_err(HelperError::Gone)?;
+    let mut reply = [0; REPLY_SIZE + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = again(|| {
+        recvmsg(socket, &mut [IoSliceMut::new(&mut reply)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })
+    .map_err(HelperError::Gone)?;
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Err(HelperError::Gone(Errno::PIPE));
+    }
+    let reply = Reply::decode(reply.get(..received.bytes).unwrap_or_default())?;
+    if fds.len() != reply.fds() {
+        return Err(ProtoError::Descriptors { got: fds.len(), wanted: reply.fds() }.into());
+    }
+    Ok((reply, fds.pop()))
+}
+
+fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+impl Backings for Client {
+    fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        match self.ask(Request::BackingOpen, Some(file))? {
+            (Reply::BackingOpened { id }, _) => Ok(id.get()),
+            _ => Err(HelperError::Confused.into()),
+        }
+    }
+
+    fn close(&self, id: u32) -> io::Result<()> {
+        let id = BackingId::new(id).ok_or(Errno::NOENT)?;
+        match self.ask(Request::BackingClose { id }, None)? {
+            (Reply::BackingClosed, _) => Ok(()),
+            _ => Err(HelperError::Confused.into()),
+        }
+    }
+}
+
+impl Drop for Client {
+    /// Ends the program and waits for it, but not for one that somebody has stopped.
+    fn drop(&mut self) {
+        drop(self.socket.lock().take());
+        let deadline = Instant::now() + ENDING;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
