@@ -164,6 +164,8 @@ impl BackingId {
 }
 
 /// A request.
+// One at a time, on the stack: nothing is won by allocating.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
     /// See [`Opcode::Hello`].
