@@ -18,6 +18,7 @@ mod damage;
 mod differential;
 mod mounted;
 mod parity;
+mod passthrough;
 mod reflink;
 mod venv;
 mod warm;
