@@ -16,7 +16,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -252,18 +252,18 @@ impl Materializer {
     }
 
     /// Unpacks what reading a file would have to unpack, as far as it is kept on disk, or lets the kernel read what
-    /// is small. It does nothing that reading would not do.
+    /// is small, until `stop` is set. It does nothing that reading would not do.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn warm(&self, node: NodeId) -> Result<(), Error> {
+    pub fn warm(&self, node: NodeId, stop: &AtomicBool) -> Result<(), Error> {
         let lower = self.lower_file(node)?;
-        if lower.size > SMALL_FILE || lower.digest.is_raw() {
-            return self.raw(node, &lower).map(drop);
-        }
-        self.blobs
-            .read_ahead(&lower.digest)
-            .map_err(|source| Error::Blob { path: self.lower_path(node), source })
+        let done = if lower.size > SMALL_FILE || lower.digest.is_raw() {
+            self.blobs.prepare(&lower.digest, lower.size, stop).map(drop)
+        } else {
+            self.blobs.read_ahead(&lower.digest)
+        };
+        done.map_err(|source| Error::Blob { path: self.lower_path(node), source })
     }
 
     /// What was materialized since the mount.

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
 use super::{Context, output};
-use crate::library::blob::{BlobError, Blobs, HololibStore};
+use crate::library::blob::{BlobError, Blobs, HololibStore, Prepared};
 use crate::library::cache::BlobCache;
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
@@ -164,13 +164,13 @@ fn unpack(
                     if cancel.load(Ordering::Relaxed) || shared.lock().1.is_some() {
                         return;
                     }
-                    let done = blobs.prepare(&wish.digest, wish.size);
+                    let done = blobs.prepare(&wish.digest, wish.size, cancel);
                     bar.inc(wish.size);
                     let mut guard = shared.lock();
                     let (warmed, hard) = &mut *guard;
                     match done {
-                        Ok(false) => {}
-                        Ok(true) => {
+                        Ok(Prepared::Ready | Prepared::Stopped) => {}
+                        Ok(Prepared::Fetched) => {
                             warmed.fetched += 1;
                             warmed.bytes_fetched += wish.size;
                         }

@@ -14,6 +14,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -21,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use super::cache::BlobCache;
 use super::digest::{Digest, Hasher};
 use super::look::Look;
-use super::stream::Filling;
+use super::stream::{Failed, Filling};
 use crate::sys::fd;
 
 /// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
@@ -106,6 +107,50 @@ pub struct Blobs {
     distrusted: Mutex<HashSet<Digest>>,
 }
 
+/// What the thread that fills a stream has to do, also when it panics: end the stream, for others wait for it.
+struct Unpacking {
+    blobs: Arc<Blobs>,
+    digest: Digest,
+    to: Arc<Filling>,
+    whole: bool,
+}
+
+impl Unpacking {
+    fn run(mut self, size: u64) {
+        match self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, Some(&self.to))) {
+            Ok(file) => {
+                // Somebody else may have fetched it as a whole meanwhile.
+                self.to.from(file);
+                self.whole = true;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a blob was not unpacked");
+                if matches!(error, BlobError::Corrupt { .. }) {
+                    self.blobs.distrusted.lock().insert(self.digest);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Unpacking {
+    fn drop(&mut self) {
+        self.blobs.streams.lock().remove(&self.digest);
+        self.to.end(self.whole);
+    }
+}
+
+/// What came of [`Blobs::prepare`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prepared {
+    /// It was there already.
+    Ready,
+    /// It is there now.
+    Fetched,
+    /// It was told to stop.
+    Stopped,
+}
+
 /// How a large blob can be read.
 #[derive(Debug)]
 pub enum Streamed {
@@ -145,35 +190,17 @@ impl Blobs {
         if let Some(file) = self.ready(digest, size)? {
             return Ok(Streamed::Whole(file));
         }
+        let failed: Failed = Box::new(failed);
         let mut streams = self.streams.lock();
         if let Some(filling) = streams.get(digest) {
+            filling.on_failure(failed);
             return Ok(Streamed::Filling(Arc::clone(filling)));
         }
         let filling = Arc::new(Filling::new(size));
-        let (blobs, of, to) = (Arc::clone(self), *digest, Arc::clone(&filling));
-        let unpack = move || {
-            let done = blobs.once(&of, size, |blobs| blobs.fetch(&of, size, Some(&to)));
-            // Somebody else may have fetched it as a whole meanwhile.
-            let whole = match done {
-                Ok(file) => {
-                    to.from(file);
-                    true
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a blob was not unpacked");
-                    if matches!(error, BlobError::Corrupt { .. }) {
-                        blobs.distrusted.lock().insert(of);
-                    }
-                    false
-                }
-            };
-            blobs.streams.lock().remove(&of);
-            to.end(whole);
-            if !whole {
-                failed();
-            }
-        };
-        match std::thread::Builder::new().name("unpack".into()).spawn(unpack) {
+        filling.on_failure(failed);
+        let unpacking =
+            Unpacking { blobs: Arc::clone(self), digest: *digest, to: Arc::clone(&filling), whole: false };
+        match std::thread::Builder::new().name("unpack".into()).spawn(move || unpacking.run(size)) {
             Ok(_) => {
                 streams.insert(*digest, Arc::clone(&filling));
                 Ok(Streamed::Filling(filling))
@@ -227,15 +254,20 @@ impl Blobs {
         Ok(self.stored(digest)?.0)
     }
 
-    /// Makes sure that [`Blobs::open_raw`] finds a blob verified; whether there was anything to do.
+    /// Makes sure that [`Blobs::open_raw`] finds a blob verified, until `stop` is set. For work that nobody waits
+    /// for: whoever needs the blob meanwhile fetches it himself, rather than wait for somebody who may be slow.
     ///
     /// # Errors
     /// See [`BlobError`].
-    pub fn prepare(&self, digest: &Digest, size: u64) -> Result<bool, BlobError> {
+    pub fn prepare(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<Prepared, BlobError> {
         if self.ready(digest, size)?.is_some() {
-            return Ok(false);
+            return Ok(Prepared::Ready);
         }
-        self.open_raw(digest, size).map(|_| true)
+        match self.fetch_while(digest, size, None, &|| !stop.load(Ordering::Relaxed)) {
+            Ok(_) => Ok(Prepared::Fetched),
+            Err(_) if stop.load(Ordering::Relaxed) => Ok(Prepared::Stopped),
+            Err(error) => Err(error),
+        }
     }
 
     /// Has the kernel read a stored blob that somebody will unpack soon.
@@ -273,6 +305,17 @@ impl Blobs {
     }
 
     fn fetch(&self, digest: &Digest, size: u64, readers: Option<&Filling>) -> Result<File, BlobError> {
+        self.fetch_while(digest, size, readers, &|| true)
+    }
+
+    /// Fetches a blob; when `goes_on` says no, with some error.
+    fn fetch_while(
+        &self,
+        digest: &Digest,
+        size: u64,
+        readers: Option<&Filling>,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<File, BlobError> {
         let (stored, found) = self.stored(digest)?;
         if !digest.is_raw() {
             let cache_error = |source| self.cache_error(digest, source);
@@ -281,7 +324,7 @@ impl Blobs {
             if let Some(readers) = readers {
                 readers.from(pending.file().try_clone().map_err(cache_error)?);
             }
-            self.pour(digest, size, stored, &mut Announced { file: pending.file(), readers })?;
+            self.pour(digest, size, stored, &mut Announced { file: Some(pending.file()), readers, goes_on })?;
             let file = self.cache.commit(pending, digest).map_err(cache_error)?;
             // Nobody will read the packed bytes again: they need not take the place of others in memory. And whoever
             // clones the copy must not wait until it is written out.
@@ -290,7 +333,7 @@ impl Blobs {
             return Ok(file);
         }
         let copy = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
-        self.pour(digest, size, copy, &mut io::sink())?;
+        self.pour(digest, size, copy, &mut Announced { file: None, readers, goes_on })?;
         let look = Look::from(&found);
         let after = stored.metadata().map_err(|source| self.store_error(digest, source))?;
         if look != Look::from(&after) {
@@ -341,15 +384,23 @@ impl Blobs {
     }
 }
 
-/// A cache file that is being written, and those who read from it meanwhile.
+/// A cache file that is being written (or nothing, where a blob is only verified), those who read from it meanwhile,
+/// and whether to go on.
 struct Announced<'a> {
-    file: &'a mut File,
+    file: Option<&'a mut File>,
     readers: Option<&'a Filling>,
+    goes_on: &'a dyn Fn() -> bool,
 }
 
 impl Write for Announced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
+        if !(self.goes_on)() {
+            return Err(io::Error::other("told to stop"));
+        }
+        let n = match &mut self.file {
+            Some(file) => file.write(bytes)?,
+            None => bytes.len(),
+        };
         if let Some(readers) = self.readers {
             readers.add(n as u64);
         }
@@ -357,7 +408,7 @@ impl Write for Announced<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }
 

@@ -102,8 +102,13 @@ pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: &[NodeId], new: &[No
         make_dir(parent).map_err(io::Error::other)?;
     }
     let beside = path.with_extension(format!("{}.part", std::process::id()));
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, path)
+    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(&beside)
+    {
+        tracing::debug!(path = %beside.display(), %error, "half a profile stays");
+    }
+    written
 }
 
 fn catalog_line(catalog_sha256: &[u8; 32]) -> String {

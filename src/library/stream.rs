@@ -2,8 +2,8 @@
 //!
 //! One thread unpacks; any number of readers take what is there already and wait for what is not. Invariant: the last
 //! byte is handed out only after the whole blob matched its digest and size, so nobody can have read a bad blob to
-//! its end without an error. What was read of it before that has to be taken back by whoever keeps it: the one that
-//! began the unpacking is told when it fails.
+//! its end without an error. What was read of it before that has to be taken back by whoever keeps it: all who were
+//! given it are told when it fails.
 
 use std::fs::File;
 use std::io;
@@ -23,20 +23,31 @@ enum Progress {
     Failed,
 }
 
+/// Tells one of those who read from a blob that it is not to be believed.
+pub(super) type Failed = Box<dyn FnOnce() + Send>;
+
 /// A blob on its way into the cache.
-#[derive(Debug)]
 pub struct Filling {
     size: u64,
     /// Set before any byte is announced.
     file: OnceLock<File>,
-    /// A leaf lock; waiting releases it.
-    progress: Mutex<Progress>,
+    /// A leaf lock; waiting releases it. With it are those to be told of a failure.
+    progress: Mutex<(Progress, Vec<Failed>)>,
     changed: Condvar,
+}
+
+impl std::fmt::Debug for Filling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Filling")
+            .field("size", &self.size)
+            .field("progress", &self.progress.lock().0)
+            .finish()
+    }
 }
 
 impl Filling {
     pub(super) fn new(size: u64) -> Self {
-        let progress = Mutex::new(Progress::Unpacked(0));
+        let progress = Mutex::new((Progress::Unpacked(0), Vec::new()));
         Self { size, file: OnceLock::new(), progress, changed: Condvar::new() }
     }
 
@@ -49,17 +60,37 @@ impl Filling {
     /// Announces bytes that are in the file.
     pub(super) fn add(&self, bytes: u64) {
         let mut progress = self.progress.lock();
-        if let Progress::Unpacked(n) = &mut *progress {
+        if let Progress::Unpacked(n) = &mut progress.0 {
             *n += bytes;
         }
         drop(progress);
         self.changed.notify_all();
     }
 
+    /// Has somebody told when it fails, at once if it has.
+    pub(super) fn on_failure(&self, tell: Failed) {
+        let mut progress = self.progress.lock();
+        match progress.0 {
+            Progress::Unpacked(_) => progress.1.push(tell),
+            Progress::Whole => {}
+            Progress::Failed => {
+                drop(progress);
+                tell();
+            }
+        }
+    }
+
     /// Ends it, one way or the other.
     pub(super) fn end(&self, whole: bool) {
-        *self.progress.lock() = if whole { Progress::Whole } else { Progress::Failed };
+        let to_tell = {
+            let mut progress = self.progress.lock();
+            progress.0 = if whole { Progress::Whole } else { Progress::Failed };
+            std::mem::take(&mut progress.1)
+        };
         self.changed.notify_all();
+        if !whole {
+            to_tell.into_iter().for_each(|tell| tell());
+        }
     }
 
     /// Reads at an offset, waiting for the bytes: all of `buffer`, less only at the end of the file. None when the
@@ -74,7 +105,7 @@ impl Filling {
         }
         let mut progress = self.progress.lock();
         loop {
-            match *progress {
+            match progress.0 {
                 Progress::Whole => break,
                 Progress::Failed => return Ok(None),
                 // The last byte waits for the digest.
@@ -132,7 +163,18 @@ mod tests {
                 std::thread::spawn(move || reader.read_at(5, &mut [0; 4]).unwrap())
             })
             .collect();
+        let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let hook = || {
+            let told = Arc::clone(&told);
+            Box::new(move || {
+                told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            })
+        };
+        filling.on_failure(hook());
+        filling.on_failure(hook());
         filling.end(false);
+        filling.on_failure(hook());
+        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 3);
         assert!(waiting.into_iter().all(|reader| reader.join().unwrap().is_none()));
         assert_eq!(filling.read_at(0, &mut [0; 1]).unwrap(), None);
     }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
+
 use crate::fs::Fs;
 use crate::library::index::NodeId;
 use crate::library::profile::{self, ProfileError};
@@ -21,7 +23,7 @@ pub(super) struct Prefetcher {
     fs: Arc<Fs>,
     own: PathBuf,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Prefetcher {
@@ -46,15 +48,21 @@ impl Prefetcher {
                 }
             }
         });
-        Self { fs: Arc::clone(fs), own, stop, thread }
+        Self { fs: Arc::clone(fs), own, stop, thread: Mutex::new(thread) }
     }
 
     /// Stops, and adds what was read to the environment's profile.
-    pub(super) fn finish(self) {
+    pub(super) fn finish(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        if self.thread.is_some_and(|thread| thread.join().is_err()) {
+        if self.thread.lock().take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the prefetching thread panicked");
         }
+        self.save();
+    }
+
+    /// Adds what was read so far to the environment's profile. Two that do so at once may lose one's additions: it is
+    /// advice.
+    pub(super) fn save(&self) {
         let index = self.fs.names().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
         let new = self.fs.materializer().touched();
@@ -90,7 +98,7 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        match fs.materializer().warm(*node) {
+        match fs.materializer().warm(*node, stop) {
             Ok(()) => done += 1,
             // Whoever reads it will be told.
             Err(error) => tracing::debug!(%error, "not prefetched"),

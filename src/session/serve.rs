@@ -163,9 +163,9 @@ fn run(
     if let Err(error) = claim.publish() {
         tracing::warn!(%error, "rcc will not list this space");
     }
-    let prefetcher = Prefetcher::start(plan, fs);
+    let prefetcher = Arc::new(Prefetcher::start(plan, fs));
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    let keeper = housekeeper(plan.clone(), stopped)?;
+    let keeper = housekeeper(plan.clone(), Arc::clone(&prefetcher), stopped)?;
     let ended = background.join().map_err(Error::Fuse);
     drop(stop);
     prefetcher.finish();
@@ -201,16 +201,18 @@ fn end_on_signal(mut signals: Signals, state_dir: PathBuf) -> Result<(), Error> 
     Ok(())
 }
 
-/// Renews the usage marks daily, and keeps the blob cache within its limit: a while after the mount, when whatever
+/// Renews the usage marks daily, saves what was read in case the daemon is killed, and keeps the blob cache within its limit: a while after the mount, when whatever
 /// it was made for has begun, and daily.
 fn housekeeper(
     plan: MountPlan,
+    prefetcher: Arc<Prefetcher>,
     stopped: std::sync::mpsc::Receiver<()>,
 ) -> Result<std::thread::JoinHandle<()>, Error> {
     let keep = move || {
         let mut wait = FIRST_EVICTION;
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
             keep_cache_within(&plan);
+            prefetcher.save();
             if wait == USAGE_PERIOD
                 && let Err(error) = plan.touch_usage()
             {
