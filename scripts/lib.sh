@@ -60,5 +60,16 @@ need_fuse() {
     fi
 }
 
+# install_mount_helper PROGRAM DIRECTORY: with the one capability that it needs, for everybody or for $GROUP.
+install_mount_helper() {
+    local to=$2/holofs-mount-helper
+    need_package setcap libcap2-bin
+    install_missing
+    as_root install -D -m "$([ -n "${GROUP:-}" ] && echo 0750 || echo 0755)" -o root -g "${GROUP:-root}" "$1" "$to"
+    # After the owner: changing that takes capabilities away.
+    as_root env PATH="$PATH:/usr/sbin:/sbin" setcap cap_sys_admin+ep "$to" ||
+        die "no file capabilities below $2: choose a directory on a disk of this machine"
+}
+
 # The middle one of the numbers on stdin.
 median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }

@@ -10,6 +10,7 @@ need_package mkfs.xfs xfsprogs
 need_package mkfs.btrfs btrfs-progs
 need_package mkfs.ext4 e2fsprogs
 need_package getfattr attr
+need_package setcap libcap2-bin
 need_package setpriv util-linux
 need_package losetup mount
 need_package python3 python3
@@ -23,6 +24,15 @@ need_rust
 if [ "$(id -u)" = 0 ] && ! id holofs-test >/dev/null 2>&1; then
     say "making the user holofs-test"
     useradd --system --no-create-home --shell /usr/sbin/nologin holofs-test
+fi
+
+# Under root the tests give a copy its capability themselves. An ordinary user's find one here, and nobody else does.
+if [ "$(id -u)" != 0 ]; then
+    say "installing the mount helper for the tests alone"
+    cargo build --quiet --package holofs-mount-helper
+    built=$(realpath "${CARGO_TARGET_DIR:-target}")
+    install_mount_helper "$built/debug/holofs-mount-helper" "$built/test-tools"
+    export HOLOFS_TEST_MOUNT_HELPER=$built/test-tools/holofs-mount-helper
 fi
 
 if [ $# -gt 0 ]; then

@@ -4,7 +4,7 @@
 //! caller cannot reach by a path is not reached.
 
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use holofs_mount_helper::policy::{
     Access, BackingFacts, DeviceFacts, FuseConf, MountpointFacts, fuse_mounts,
@@ -55,24 +55,37 @@ pub(crate) fn of_mountpoint(fd: BorrowedFd<'_>) -> Result<MountpointFacts, Errno
         is_dir: kind(&stat) == FileType::Directory,
         owner: stat.st_uid,
         mode: stat.st_mode & 0o7777,
-        resolved_without_symlinks: is_where_it_says(fd, &stat),
+        resolved_without_symlinks: is_where_it_says(fd),
         f_type: type_of_filesystem(fd)?,
     })
 }
 
 /// Whether the caller reaches the directory by its path, and no mount is on top of it.
-fn is_where_it_says(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
+fn is_where_it_says(fd: BorrowedFd<'_>) -> bool {
     let found = || {
-        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let path = rustix::fs::readlink(link, Vec::new())?;
         if !path.as_bytes().starts_with(b"/") {
             return Err(Errno::NOENT);
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        fstat(rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?)
+        let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
+        Ok(identity(found.as_fd())? == identity(fd)?)
     };
-    found().is_ok_and(|found: Stat| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+    found().unwrap_or(false)
+}
+
+/// What tells a directory from every other one, and from itself in another mount.
+fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u32, u32, u64), Errno> {
+    // What the kernel knows will do: a FUSE filesystem that was mounted on the directory may have nobody to answer.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+    let statx = rustix::fs::statx(fd, "", flags, wanted)?;
+    if !StatxFlags::from_bits_retain(statx.stx_mask).contains(wanted) {
+        return Err(Errno::NOSYS);
+    }
+    Ok((statx.stx_mnt_id, statx.stx_dev_major, statx.stx_dev_minor, statx.stx_ino))
 }
 
 pub(crate) fn of_backing(fd: BorrowedFd<'_>) -> Result<BackingFacts, Errno> {

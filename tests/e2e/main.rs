@@ -16,6 +16,7 @@ mod cli_mount;
 mod crash;
 mod damage;
 mod differential;
+mod helper;
 mod mounted;
 mod parity;
 mod passthrough;

@@ -148,11 +148,11 @@ const MOUNT_HELPER: &str = "holofs-mount-helper";
 /// The mount helper with its privilege: the one in [`tools`], or the one that `scripts/test.sh` has installed for an
 /// ordinary user's tests.
 pub fn mount_helper() -> PathBuf {
-    if let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") {
-        return Path::new(&tools).join(MOUNT_HELPER);
+    if let Some(installed) = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER") {
+        return installed.into();
     }
-    let installed = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER");
-    installed.map(PathBuf::from).expect("HOLOFS_TEST_MOUNT_HELPER: run scripts/test.sh")
+    let tools = std::env::var_os("HOLOFS_TEST_TOOLS").expect("HOLOFS_TEST_MOUNT_HELPER: run scripts/test.sh");
+    Path::new(&tools).join(MOUNT_HELPER)
 }
 
 /// Puts the mount helper where only these tests find it, and under root gives it its capability.

@@ -1,0 +1,472 @@
+//! The mount helper, with its privilege, asked by an ordinary user who means no good.
+//!
+//! What it is good for is shown by every test that mounts, in its run `by_mount_helper`.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use holofs_mount_helper::policy::{Deny, MAX_BACKINGS};
+use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
+use rustix::fs::{Mode, OFlags};
+use tempfile::TempDir;
+
+use crate::common::as_user::mount_helper;
+use crate::common::world::reachable_tempdir;
+use crate::common::{World, sh, wait_until};
+use raw::{Helper, directory, hello, line_of, mount};
+
+mod raw;
+
+/// Defines tests that run as an ordinary user only.
+macro_rules! as_ordinary_user {
+    ($(fn $name:ident() $body:block)+) => {$(
+        #[test]
+        fn $name() {
+            use $crate::common::as_user::{Who, again, is_root};
+            fn body() $body
+            let who = if is_root() { Who::OrdinaryUser } else { Who::Us };
+            again(concat!(module_path!(), "::", stringify!($name)), who, true, body);
+        }
+    )+};
+}
+
+/// A directory of ours, and one in it to mount on.
+fn place() -> (TempDir, PathBuf) {
+    let dir = reachable_tempdir("holofs-helper-");
+    let on = dir.path().join("on");
+    std::fs::create_dir(&on).unwrap();
+    (dir, on)
+}
+
+fn opened(path: impl AsRef<Path>, flags: OFlags) -> OwnedFd {
+    rustix::fs::open(path.as_ref(), flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+as_ordinary_user! {
+    fn mounts_registers_and_lets_go() {
+        let (dir, on) = place();
+        let helper = Helper::greeted();
+        let mounted = helper.mount(&on);
+        let line = mounted.line().unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        let gid = rustix::process::getgid().as_raw();
+        assert!(line.contains(" rw,nosuid,nodev,relatime "), "{line}");
+        let rest = format!(
+            " - fuse.holofs holofs:test@1.2 rw,user_id={uid},group_id={gid},default_permissions"
+        );
+        assert!(line.ends_with(&rest), "{line}");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let read = helper.register(&opened(&file, OFlags::RDONLY));
+        let write = helper.register(&opened(&file, OFlags::RDWR));
+        assert_ne!(read, write);
+        assert_eq!(helper.ask(Request::BackingClose { id: read }, &[]), Reply::BackingClosed);
+        assert_eq!(helper.denied(Request::BackingClose { id: read }, &[]), Deny::UnknownBacking);
+        assert_eq!(helper.end().code(), Some(0));
+        mounted.unmount();
+    }
+
+    fn options_of_the_mount_are_in_force() {
+        let (_dir, on) = place();
+        let flags = MountFlags {
+            read_only: true, no_exec: true, no_atime: true, sync: true, dir_sync: true, allow_other: false,
+        };
+        let source = Source::new("holofs:a b@1").unwrap();
+        let helper = Helper::greeted();
+        let (reply, fuse) = helper.ask_fd(Request::Mount { flags, source }, &[directory(&on).as_fd()]);
+        assert_eq!(reply, Reply::Mounted);
+        let line = line_of(&on).unwrap();
+        drop(fuse);
+        helper.end();
+        sh(Command::new("fusermount3").arg("-u").arg(&on));
+        assert!(line.contains(" ro,nosuid,nodev,noexec,noatime "), "{line}");
+        assert!(line.contains(" holofs:a\\040b@1 ro,sync,dirsync,user_id="), "{line}");
+    }
+
+    fn runs_with_one_capability_that_is_not_in_force() {
+        let helper = Helper::greeted();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid())).unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        for line in [
+            "CapPrm:\t0000000000200000",
+            "CapEff:\t0000000000000000",
+            "CapInh:\t0000000000000000",
+            "CapAmb:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            &format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        ] {
+            assert!(status.lines().any(|is| is == line), "{line}\n{status}");
+        }
+    }
+
+    fn nobody_looks_into_it() {
+        let helper = Helper::greeted();
+        let proc = PathBuf::from(format!("/proc/{}", helper.pid()));
+        for name in ["mem", "maps", "environ", "auxv"] {
+            let read = File::open(proc.join(name)).and_then(|mut file| file.read(&mut [0; 16]));
+            assert!(read.is_err(), "{name}: {read:?}");
+        }
+        assert!(std::fs::read_dir(proc.join("fd")).is_err());
+        assert!(rustix::process::pidfd_open(
+            rustix::process::Pid::from_raw(helper.pid() as i32).unwrap(),
+            rustix::process::PidfdFlags::empty(),
+        )
+        .and_then(|pidfd| rustix::process::pidfd_getfd(pidfd, 0, rustix::process::PidfdGetfdFlags::empty()))
+        .is_err());
+    }
+
+    fn refuses_directories_that_are_not_the_callers() {
+        let (dir, on) = place();
+        let helper = Helper::greeted();
+        let refuses = |what: BorrowedFd<'_>, why: Deny| {
+            assert_eq!(helper.denied(mount(), &[what]), why);
+        };
+        for foreign in ["/", "/etc", "/var/tmp", "/root"] {
+            refuses(directory(Path::new(foreign)).as_fd(), Deny::NotTheOwner);
+            assert!(line_of(Path::new(foreign)).is_none_or(|line| !line.contains("fuse.holofs")));
+        }
+        let link = dir.path().join("link");
+        symlink(&on, &link).unwrap();
+        refuses(directory(&link).as_fd(), Deny::NotADirectory);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        refuses(opened(&file, OFlags::RDWR).as_fd(), Deny::NotADirectory);
+        refuses(opened("/dev/null", OFlags::RDWR).as_fd(), Deny::NotADirectory);
+        refuses(rustix::pipe::pipe().unwrap().0.as_fd(), Deny::NotADirectory);
+        refuses(opened("/proc/self", OFlags::PATH).as_fd(), Deny::Filesystem);
+        let removed = dir.path().join("removed");
+        std::fs::create_dir(&removed).unwrap();
+        let fd = directory(&removed);
+        std::fs::remove_dir(&removed).unwrap();
+        refuses(fd.as_fd(), Deny::NotWhereItSays);
+        let fd = directory(&on);
+        std::fs::set_permissions(&on, Permissions::from_mode(0o555)).unwrap();
+        refuses(fd.as_fd(), Deny::NotWritable);
+        std::fs::set_permissions(&on, Permissions::from_mode(0o755)).unwrap();
+        // Not reached by its path any more, whoever opened it when it was.
+        let below = on.join("below");
+        std::fs::create_dir(&below).unwrap();
+        let fd = directory(&below);
+        std::fs::set_permissions(&on, Permissions::from_mode(0o000)).unwrap();
+        refuses(fd.as_fd(), Deny::NotWhereItSays);
+        std::fs::set_permissions(&on, Permissions::from_mode(0o755)).unwrap();
+        // Below a mount: it would be on top of what another put there.
+        let fd = directory(&on);
+        let other = Helper::greeted();
+        let mounted = other.mount(&on);
+        refuses(fd.as_fd(), Deny::NotWhereItSays);
+        drop(mounted);
+    }
+
+    fn allow_other_is_the_administrators() {
+        let (_dir, on) = place();
+        let allowed = std::fs::read_to_string("/etc/fuse.conf")
+            .is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"));
+        let flags = MountFlags { allow_other: true, ..MountFlags::default() };
+        let source = Source::new("holofs:x").unwrap();
+        let helper = Helper::greeted();
+        let reply = helper.ask(Request::Mount { flags, source }, &[directory(&on).as_fd()]);
+        if allowed {
+            assert_eq!(reply, Reply::Mounted);
+            helper.end();
+            sh(Command::new("fusermount3").arg("-u").arg(&on));
+        } else {
+            assert!(matches!(reply, Reply::Denied { reason: Deny::AllowOther, .. }), "{reply:?}");
+        }
+    }
+
+    fn mounts_on_what_was_opened_whatever_is_there_now() {
+        let (dir, on) = place();
+        let helper = Helper::greeted();
+        let fd = directory(&on);
+        let moved = dir.path().join("moved");
+        std::fs::rename(&on, &moved).unwrap();
+        symlink("/etc", &on).unwrap();
+        let (reply, fuse) = helper.ask_fd(mount(), &[fd.as_fd()]);
+        assert_eq!(reply, Reply::Mounted);
+        let lines = (line_of(&moved), line_of(&on), line_of(Path::new("/etc")));
+        drop((fd, fuse));
+        helper.end();
+        sh(Command::new("fusermount3").arg("-u").arg(&moved));
+        assert!(lines.0.is_some());
+        assert_eq!((lines.1, lines.2), (None, None));
+    }
+
+    fn wins_every_race_for_the_mountpoint() {
+        let (dir, on) = place();
+        let link = dir.path().join("link");
+        symlink("/var/tmp", &link).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                use rustix::fs::{CWD, RenameFlags, renameat_with};
+                while !over.load(Ordering::Relaxed) {
+                    // Refused while it is mounted on.
+                    let swapped = renameat_with(CWD, &on, CWD, &link, RenameFlags::EXCHANGE);
+                    assert!(matches!(swapped, Ok(()) | Err(rustix::io::Errno::BUSY)), "{swapped:?}");
+                }
+            });
+            let mut made = 0;
+            for _ in 0..200 {
+                let Ok(fd) = rustix::fs::open(&on, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { continue };
+                let helper = Helper::greeted();
+                let reply = helper.ask(mount(), &[fd.as_fd()]);
+                drop(fd);
+                helper.end();
+                assert_eq!(line_of(Path::new("/var/tmp")), None);
+                match reply {
+                    Reply::Mounted => {
+                        made += 1;
+                        // By either name: it moves.
+                        while line_of(&on).or_else(|| line_of(&link)).is_some() {
+                            for name in [&on, &link] {
+                                drop(Command::new("fusermount3").arg("-uzq").arg(name).output());
+                            }
+                        }
+                    }
+                    Reply::Denied { reason: Deny::NotTheOwner | Deny::NotWhereItSays, .. } => {}
+                    other => panic!("{other:?}"),
+                }
+                if made >= 10 {
+                    break;
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    fn refuses_files_that_are_not_the_callers() {
+        let (dir, on) = place();
+        let helper = Helper::greeted();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let own = opened(&file, OFlags::RDONLY);
+        assert_eq!(helper.denied(Request::BackingOpen, &[own.as_fd()]), Deny::NotMounted);
+        let mounted = helper.mount(&on);
+        let refuses = |what: BorrowedFd<'_>, why: Deny| {
+            assert_eq!(helper.denied(Request::BackingOpen, &[what]), why);
+        };
+        // Everybody may read these. Registered, they could be written to.
+        for foreign in ["/etc/passwd", "/bin/sh"] {
+            refuses(opened(foreign, OFlags::RDONLY).as_fd(), Deny::NotTheCallersFile);
+        }
+        refuses(opened("/etc/shadow", OFlags::PATH).as_fd(), Deny::NotReadable);
+        refuses(opened(&file, OFlags::WRONLY).as_fd(), Deny::NotReadable);
+        refuses(opened(&file, OFlags::PATH).as_fd(), Deny::NotReadable);
+        refuses(opened(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY).as_fd(), Deny::NotARegularFile);
+        refuses(opened("/dev/null", OFlags::RDWR).as_fd(), Deny::NotARegularFile);
+        refuses(opened("/dev/fuse", OFlags::RDWR).as_fd(), Deny::NotARegularFile);
+        refuses(rustix::pipe::pipe().unwrap().0.as_fd(), Deny::NotARegularFile);
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        refuses(socket.as_fd(), Deny::NotARegularFile);
+        refuses(opened("/proc/self/status", OFlags::RDONLY).as_fd(), Deny::Filesystem);
+        let memfd = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        refuses(memfd.as_fd(), Deny::Unlinked);
+        std::fs::remove_file(&file).unwrap();
+        refuses(own.as_fd(), Deny::Unlinked);
+        drop(mounted);
+    }
+
+    fn numbers_are_a_sessions_own() {
+        let (dir, on) = place();
+        let second = dir.path().join("second");
+        std::fs::create_dir(&second).unwrap();
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        let file = opened(dir.path().join("file"), OFlags::RDONLY);
+        let (one, other) = (Helper::greeted(), Helper::greeted());
+        let (first, second) = (one.mount(&on), other.mount(&second));
+        let id = one.register(&file);
+        assert_eq!(other.denied(Request::BackingClose { id }, &[]), Deny::UnknownBacking);
+        assert_eq!(one.denied(mount(), &[directory(dir.path()).as_fd()]), Deny::AlreadyMounted);
+        drop((first, second));
+    }
+
+    fn floods_end_at_a_limit() {
+        let (dir, on) = place();
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        let file = opened(dir.path().join("file"), OFlags::RDONLY);
+        let helper = Helper::greeted();
+        let mounted = helper.mount(&on);
+        let mut last = helper.register(&file);
+        for _ in 1..MAX_BACKINGS {
+            last = helper.register(&file);
+        }
+        assert_eq!(helper.denied(Request::BackingOpen, &[file.as_fd()]), Deny::TooMany);
+        assert_eq!(helper.ask(Request::BackingClose { id: last }, &[]), Reply::BackingClosed);
+        helper.register(&file);
+        for _ in 0..10_000 {
+            let id = BackingId::new(i32::MAX as u32).unwrap();
+            assert_eq!(helper.denied(Request::BackingClose { id }, &[]), Deny::UnknownBacking);
+        }
+        drop(mounted);
+        assert_eq!(helper.end().code(), Some(0));
+    }
+
+    fn whatever_is_not_a_request_is_the_end() {
+        let file = opened("/etc/passwd", OFlags::RDONLY);
+        let good = hello().encode();
+        let longer = [&good[..], &[0]].concat();
+        let mut other_version = good;
+        other_version[4] = 2;
+        let mut other_opcode = good;
+        other_opcode[6] = 5;
+        let fds = |n| vec![file.as_fd(); n];
+        for (bytes, fds) in [
+            (&good[..1], fds(0)),
+            (&good[..good.len() - 1], fds(0)),
+            (&longer[..], fds(0)),
+            (&[0xff; 320][..], fds(0)),
+            (&[0; 100_000][..], fds(0)),
+            (&other_version[..], fds(0)),
+            (&other_opcode[..], fds(0)),
+            (&good[..], fds(1)),
+            (&good[..], fds(250)),
+            (&mount().encode()[..], fds(0)),
+            (&mount().encode()[..], fds(2)),
+            (&Request::BackingOpen.encode()[..], fds(0)),
+            (&Request::BackingOpen.encode()[..], fds(5)),
+        ] {
+            let mut helper = Helper::start(&mut Command::new(mount_helper()));
+            assert!(helper.send(bytes, &fds));
+            let reply = helper.receive().map(|(reply, _)| reply);
+            assert_eq!(reply, Some(Reply::NotUnderstood), "{} bytes, {} fds", bytes.len(), fds.len());
+            assert_eq!(helper.wait().code(), Some(1));
+            assert!(!helper.send(&good, &[]));
+        }
+    }
+
+    fn the_order_is_kept() {
+        let (dir, on) = place();
+        let helper = Helper::start(&mut Command::new(mount_helper()));
+        assert_eq!(helper.denied(mount(), &[directory(&on).as_fd()]), Deny::NotGreeted);
+        let file = opened("/etc/passwd", OFlags::RDONLY);
+        assert_eq!(helper.denied(Request::BackingOpen, &[file.as_fd()]), Deny::NotGreeted);
+        assert_eq!(helper.ask(Request::Hello { version: VERSION + 7 }, &[]), Reply::Hello { version: VERSION });
+        assert_eq!(helper.denied(hello(), &[]), Deny::NotGreeted);
+        drop(dir);
+    }
+
+    fn keeps_no_descriptor_that_it_was_given() {
+        let gone = |mut read: File| {
+            wait_until("the other end to be closed", || matches!(read.read(&mut [0; 1]), Ok(0)));
+        };
+        // Sent and refused.
+        let (dir, on) = place();
+        let helper = Helper::greeted();
+        let mounted = helper.mount(&on);
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        assert_eq!(helper.denied(Request::BackingOpen, &[write.as_fd()]), Deny::NotARegularFile);
+        drop(write);
+        gone(File::from(read));
+        drop(mounted);
+        // Inherited.
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let helper = Helper::start(&mut Command::new(mount_helper()));
+        drop(write);
+        assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+        gone(File::from(read));
+        drop(dir);
+    }
+
+    fn environment_and_arguments_do_nothing() {
+        let (dir, _) = place();
+        let trace = dir.path().join("trace");
+        let mut command = Command::new(mount_helper());
+        command.args(["--help", "-o", "allow_other", "/etc"]);
+        command.env("LD_DEBUG", "all").env("LD_DEBUG_OUTPUT", &trace).env("LD_PRELOAD", dir.path().join("evil.so"));
+        command.env("LD_LIBRARY_PATH", dir.path()).env("GLIBC_TUNABLES", "glibc.malloc.check=3");
+        command.env("RUST_BACKTRACE", "full").env("_FUSE_COMMFD", "0").env("PATH", dir.path());
+        let out = dir.path().join("out");
+        let said = OpenOptions::new().create(true).append(true).open(&out).unwrap();
+        command.stdout(said.try_clone().unwrap()).stderr(said);
+        let helper = Helper::start(&mut command);
+        assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+        let foreign = directory(Path::new("/etc"));
+        assert_eq!(helper.denied(mount(), &[foreign.as_fd()]), Deny::NotTheOwner);
+        helper.end();
+        assert_eq!(std::fs::read_to_string(out).unwrap(), "");
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(!names.iter().any(|name| name.to_string_lossy().starts_with("trace")), "{names:?}");
+    }
+
+    fn closed_standard_streams_are_nobodys() {
+        let program = mount_helper();
+        let closing = |which: &str| {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(format!("exec \"$0\" {which}")).arg(&program);
+            command
+        };
+        let helper = Helper::start(&mut closing(">&- 2>&-"));
+        assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+        helper.end();
+        for stdin in ["<&-", "</dev/null", "</etc/passwd"] {
+            let status = closing(stdin).stdin(Stdio::null()).status().unwrap();
+            assert_eq!(status.code(), Some(2), "{stdin}");
+        }
+        // A stream is no packets, and a pipe no socket.
+        let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let status = Command::new(&program).stdin(OwnedFd::from(theirs)).status().unwrap();
+        assert_eq!(status.code(), Some(2));
+    }
+
+    fn without_its_capability_it_says_so() {
+        let (dir, _) = place();
+        let plain = dir.path().join("plain");
+        std::fs::copy(mount_helper(), &plain).unwrap();
+        let mut no_new_privs = Command::new("setpriv");
+        no_new_privs.args(["--no-new-privs", "--"]).arg(mount_helper());
+        for command in [&mut Command::new(plain), &mut no_new_privs] {
+            let helper = Helper::start(command);
+            assert_eq!(helper.denied(hello(), &[]), Deny::NoPrivilege);
+            assert_eq!(helper.denied(mount(), &[directory(dir.path()).as_fd()]), Deny::NotGreeted);
+        }
+    }
+
+    fn a_user_namespace_gives_no_power() {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "--"]).arg(mount_helper());
+        let able = Command::new("unshare").args(["--user", "--map-root-user", "true"]).output().unwrap();
+        if able.status.success() {
+            let helper = Helper::start(&mut command);
+            // It is not the caller there who made the socket, or it is but can do nothing.
+            if helper.send(&hello().encode(), &[])
+                && let Some((reply, _)) = helper.receive()
+            {
+                let no = [Deny::NoPrivilege, Deny::UserNamespace];
+                assert!(matches!(reply, Reply::Denied { reason, .. } if no.contains(&reason)), "{reply:?}");
+            }
+        }
+    }
+
+    fn it_ends_with_its_caller_and_the_mount_dies_with_it() {
+        let (_dir, on) = place();
+        let mut helper = Helper::greeted();
+        let mut mounted = helper.mount(&on);
+        mounted.abandon();
+        helper.hang_up();
+        assert_eq!(helper.wait().code(), Some(0));
+        // Nobody holds the connection any more: the kernel answers by itself.
+        assert_eq!(rustix::fs::statfs(&on).unwrap_err(), rustix::io::Errno::NOTCONN);
+        mounted.unmount();
+    }
+
+    fn without_it_passthrough_is_refused_and_cached_is_not() {
+        let world = World::sample();
+        let run = |io: &str| {
+            let mut command = world.holofs();
+            command.env("HOLOFS_MOUNT_HELPER", "").arg("mount").arg(world.home()).args(["s", "--io", io]);
+            crate::common::world::finish(&mut command)
+        };
+        let done = run("passthrough");
+        assert_eq!(done.code, 8, "{done:?}");
+        assert!(done.stderr.contains("no passthrough here (the mount helper is not installed"), "{done:?}");
+        assert_eq!(world.mounts(), Vec::<PathBuf>::new());
+        assert_eq!(run("cached").code, 0);
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+    }
+}

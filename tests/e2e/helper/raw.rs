@@ -1,0 +1,229 @@
+//! The mount helper spoken to directly, politely or not.
+
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use holofs_mount_helper::policy::Deny;
+use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::common::as_user::mount_helper;
+
+/// A running helper. It must have ended soon after its socket is closed.
+pub struct Helper {
+    socket: Option<OwnedFd>,
+    child: Child,
+}
+
+impl Helper {
+    /// Started as holofs starts it, and greeted.
+    #[track_caller]
+    pub fn greeted() -> Self {
+        let helper = Self::start(&mut Command::new(mount_helper()));
+        assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+        helper
+    }
+
+    /// Started in some way.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let child = command.stdin(theirs).spawn().unwrap();
+        // The command keeps its end for another start.
+        command.stdin(Stdio::null());
+        Self { socket: Some(ours), child }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends bytes; whether they could be.
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+        let socket = self.socket.as_ref().expect("open");
+        sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).is_ok()
+    }
+
+    /// The next reply, None at the end.
+    #[track_caller]
+    pub fn receive(&self) -> Option<(Reply, Option<OwnedFd>)> {
+        let mut bytes = [0; 64];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let socket = self.socket.as_ref().expect("open");
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let got = recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+        let size = got.map_or(0, |got| got.bytes);
+        let mut fds = Vec::new();
+        for part in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = part {
+                fds.extend(rights);
+            }
+        }
+        if size == 0 {
+            return None;
+        }
+        let reply = Reply::decode(&bytes[..size]).expect("a reply");
+        assert_eq!(fds.len(), reply.fds());
+        Some((reply, fds.pop()))
+    }
+
+    #[track_caller]
+    pub fn ask_fd(&self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Option<OwnedFd>) {
+        assert!(self.send(&request.encode(), fds), "the helper has ended");
+        self.receive().expect("a reply")
+    }
+
+    #[track_caller]
+    pub fn ask(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Reply {
+        self.ask_fd(request, fds).0
+    }
+
+    /// Why a request is refused.
+    #[track_caller]
+    pub fn denied(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Deny {
+        match self.ask(request, fds) {
+            Reply::Denied { opcode, reason } if opcode == request.opcode() => reason,
+            other => panic!("{request:?}: {other:?}"),
+        }
+    }
+
+    /// Mounts on a directory of ours, and agrees with the kernel on passthrough.
+    #[track_caller]
+    pub fn mount(&self, dir: &Path) -> RawMount {
+        let (reply, fuse) = self.ask_fd(mount(), &[directory(dir).as_fd()]);
+        assert_eq!(reply, Reply::Mounted);
+        let mount = RawMount { fuse: Some(fuse.expect("counted")), path: dir.to_owned() };
+        mount.agree();
+        mount
+    }
+
+    #[track_caller]
+    pub fn register(&self, file: &impl AsFd) -> BackingId {
+        match self.ask(Request::BackingOpen, &[file.as_fd()]) {
+            Reply::BackingOpened { id } => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Closes the socket and waits.
+    #[track_caller]
+    pub fn end(mut self) -> ExitStatus {
+        self.socket = None;
+        self.wait()
+    }
+
+    /// Closes the socket.
+    pub fn hang_up(&mut self) {
+        self.socket = None;
+    }
+
+    /// Waits for one that ends by itself.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the helper does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.socket = None;
+        if !std::thread::panicking() {
+            self.wait();
+        }
+    }
+}
+
+/// A mount that nobody serves: looking at it would hang.
+pub struct RawMount {
+    fuse: Option<OwnedFd>,
+    path: PathBuf,
+}
+
+impl RawMount {
+    /// Answers the kernel's FUSE_INIT, with FUSE_PASSTHROUGH (bit 37) in the answer.
+    fn agree(&self) {
+        let mut device = std::fs::File::from(self.fuse.as_ref().unwrap().try_clone().unwrap());
+        let mut request = vec![0; 1 << 17];
+        let size = device.read(&mut request).unwrap();
+        assert!(size >= 40 && request[4..8] == 26u32.to_le_bytes(), "not FUSE_INIT");
+        let mut reply = Vec::new();
+        reply.extend(80u32.to_le_bytes());
+        reply.extend(0i32.to_le_bytes());
+        reply.extend(&request[8..16]);
+        // major, minor, max_readahead, flags (FUSE_INIT_EXT), max_background and congestion_threshold, max_write,
+        // time_gran, max_pages and map_alignment, flags2, max_stack_depth.
+        for number in [7u32, 40, 0, 1 << 30, 0x000a_000c, 4096, 1, 0, 1 << 5, 1] {
+            reply.extend(number.to_le_bytes());
+        }
+        reply.resize(80, 0);
+        device.write_all(&reply).unwrap();
+    }
+
+    /// Ends the connection, so that the kernel waits for nobody.
+    pub fn abandon(&mut self) {
+        self.fuse = None;
+    }
+
+    /// What mountinfo says of it.
+    pub fn line(&self) -> Option<String> {
+        line_of(&self.path)
+    }
+
+    /// `fusermount3 -u`, as its owner would.
+    #[track_caller]
+    pub fn unmount(mut self) {
+        self.abandon();
+        super::sh(Command::new("fusermount3").arg("-u").arg(&self.path));
+        assert_eq!(self.line(), None);
+    }
+}
+
+impl Drop for RawMount {
+    fn drop(&mut self) {
+        self.fuse = None;
+        if self.line().is_some() {
+            drop(Command::new("fusermount3").arg("-uz").arg(&self.path).output());
+        }
+    }
+}
+
+/// What mountinfo says of a mountpoint.
+pub fn line_of(path: &Path) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let path = path.to_str().unwrap();
+    table.lines().find(|line| line.split(' ').nth(4) == Some(path)).map(str::to_owned)
+}
+
+pub fn hello() -> Request {
+    Request::Hello { version: VERSION }
+}
+
+pub fn mount() -> Request {
+    Request::Mount { flags: MountFlags::default(), source: Source::new("holofs:test@1.2").unwrap() }
+}
+
+/// A directory, or whatever is there, by its path only.
+pub fn directory(path: &Path) -> OwnedFd {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).unwrap()
+}
