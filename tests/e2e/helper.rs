@@ -47,6 +47,23 @@ fn opened(path: impl AsRef<Path>, flags: OFlags) -> OwnedFd {
     rustix::fs::open(path.as_ref(), flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
+/// What the kernel says of a helper that has begun.
+#[track_caller]
+fn has_one_capability(helper: &Helper) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid())).unwrap();
+    let uid = rustix::process::getuid().as_raw();
+    for line in [
+        "CapPrm:\t0000000000200000",
+        "CapEff:\t0000000000000000",
+        "CapInh:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        &format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+    ] {
+        assert!(status.lines().any(|is| is == line), "{line}\n{status}");
+    }
+}
+
 as_ordinary_user! {
     fn mounts_registers_and_lets_go() {
         let (dir, on) = place();
@@ -89,19 +106,27 @@ as_ordinary_user! {
     }
 
     fn runs_with_one_capability_that_is_not_in_force() {
-        let helper = Helper::greeted();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid())).unwrap();
-        let uid = rustix::process::getuid().as_raw();
-        for line in [
-            "CapPrm:\t0000000000200000",
-            "CapEff:\t0000000000000000",
-            "CapInh:\t0000000000000000",
-            "CapAmb:\t0000000000000000",
-            "NoNewPrivs:\t1",
-            &format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
-        ] {
-            assert!(status.lines().any(|is| is == line), "{line}\n{status}");
+        has_one_capability(&Helper::greeted());
+    }
+
+    fn setuid_root_it_is_the_caller_all_the_same() {
+        use crate::common::as_user::SETUID_MOUNT_HELPER;
+        // Only root can make one: not there when an ordinary user runs the tests.
+        let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") else { return };
+        let program = Path::new(&tools).join(SETUID_MOUNT_HELPER);
+        if !program.exists() {
+            return;
         }
+        let (dir, on) = place();
+        let helper = Helper::start(&mut Command::new(program));
+        assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+        has_one_capability(&helper);
+        assert_eq!(helper.denied(mount(), &[directory(Path::new("/etc")).as_fd()]), Deny::NotTheOwner);
+        let mounted = helper.mount(&on);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        helper.register(&opened(&file, OFlags::RDWR));
+        mounted.unmount();
     }
 
     fn nobody_looks_into_it() {

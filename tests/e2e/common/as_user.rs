@@ -145,6 +145,9 @@ pub fn fixtures() -> PathBuf {
 /// The program's name.
 const MOUNT_HELPER: &str = "holofs-mount-helper";
 
+/// The same, setuid root instead; beside the other one in the runs that root starts.
+pub const SETUID_MOUNT_HELPER: &str = "holofs-mount-helper-setuid";
+
 /// The mount helper with its privilege: the one in [`tools`], or the one that `scripts/test.sh` has installed for an
 /// ordinary user's tests.
 pub fn mount_helper() -> PathBuf {
@@ -174,6 +177,10 @@ fn install_mount_helper(to: &Path) {
     std::fs::set_permissions(to, Permissions::from_mode(0o755)).expect("chmod");
     if is_root() {
         super::sh(Command::new("setcap").arg("cap_sys_admin+ep").arg(to));
+        // The other way to install it. Only here is it a root's to make.
+        let setuid = to.with_file_name(SETUID_MOUNT_HELPER);
+        std::fs::copy(&built, &setuid).expect("copy the mount helper");
+        std::fs::set_permissions(&setuid, Permissions::from_mode(0o4755)).expect("chmod");
     }
 }
 

@@ -1,0 +1,21 @@
+//! What the mount helper reads with privilege near: requests, and the administrator's files.
+#![no_main]
+
+use holofs_mount_helper::policy::{FuseConf, fuse_mounts};
+use holofs_mount_helper::proto::{Reply, Request};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    for fds in 0..4 {
+        if let Ok(request) = Request::decode(data, fds) {
+            assert_eq!(&request.encode()[..], data);
+            assert_eq!(request.opcode().fds(), fds);
+        }
+    }
+    if let Ok(reply) = Reply::decode(data) {
+        assert_eq!(&reply.encode()[..], data);
+    }
+    let text = String::from_utf8_lossy(data);
+    let _ = FuseConf::parse(&text);
+    assert!(fuse_mounts(&text) <= text.lines().count());
+});
