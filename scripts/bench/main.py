@@ -386,6 +386,7 @@ class Bench:
                 if self.wants(group):
                     note(f"{group} rows")
                     rows(site)
+            site.close()
         if self.wants("create"):
             note("create rows")
             self.create(ext4, xfs, btrfs)

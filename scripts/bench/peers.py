@@ -76,6 +76,15 @@ class Site:
         self.holofs[io].unmount(self.spaces[io])
         self.holofs[io].mount(self.spaces[io], *options)
 
+    def close(self):
+        """Ends all its mounts: an environment knows one directory, so two sites cannot be mounted at once."""
+        for io in self.holofs:
+            self.holofs[io].unmount(self.spaces[io])
+            self.places.mounted.remove(self.roots[f"holofs {io}"])
+        for peer in ("overlayfs", "fuse-overlayfs"):
+            if peer in self.roots:
+                unmount(self.places, self.roots[peer])
+
     def overlay_directories(self, name, lower=None):
         top = self.base / "overlays" / name
         shutil.rmtree(top, ignore_errors=True)

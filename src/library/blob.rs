@@ -481,6 +481,26 @@ pub(super) enum Fault {
     Taken(io::Error),
 }
 
+/// How much is unpacked before it is handed on: little at first, since somebody may wait for the beginning, and then
+/// more, since the page cache holds a file in folios as large as the writes that made it, and large ones are read
+/// and mapped twice as fast.
+const FIRST_PIECE: usize = 128 * 1024;
+const LARGEST_PIECE: usize = 2 * 1024 * 1024;
+
+/// Reads until the buffer is full or nothing is left.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut n = 0;
+    while let Some(room) = buffer.get_mut(n..).filter(|room| !room.is_empty()) {
+        match reader.read(room) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(n)
+}
+
 /// Reads a stored blob through, giving its raw bytes to `take`, and compares it with its digest and, where that is
 /// known, its size. Returns the size.
 ///
@@ -497,13 +517,12 @@ pub(super) fn read_through(
     }
     let mut reader = Raw::new(stored, digest.is_raw()).map_err(Fault::Read)?;
     let mut hasher = Hasher::new(digest.kind());
-    let mut buffer = vec![0u8; 128 * 1024];
+    let mut buffer = vec![0u8; FIRST_PIECE];
     let mut total = 0u64;
     loop {
-        let n = match reader.read(&mut buffer) {
+        let n = match fill(&mut reader, &mut buffer) {
             Ok(0) => break,
             Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) if error.raw_os_error().is_some() => return Err(Fault::Read(error)),
             Err(error) => return Err(Fault::Corrupt(format!("it cannot be unpacked: {error}"))),
         };
@@ -515,6 +534,9 @@ pub(super) fn read_through(
         }
         hasher.update(bytes);
         take(bytes).map_err(Fault::Taken)?;
+        if n == buffer.len() && n < LARGEST_PIECE {
+            buffer.resize(n * 2, 0);
+        }
     }
     if let Some(size) = size.filter(|size| total != *size) {
         return Err(Fault::Corrupt(wrong_size(total, size)));
