@@ -122,11 +122,13 @@ class Bench:
 
     # Import
 
-    def python(self, root, code):
-        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent",
-                       "MPLCONFIGDIR": str(self.places.work / "mpl"), "OPENBLAS_NUM_THREADS": "1"}
+    def python(self, root, code, compiled=True):
+        """Runs Python. Its compiled files lie outside of the environment, where rcc has them put; or nowhere."""
+        environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "OPENBLAS_NUM_THREADS": "1",
+                       "MPLCONFIGDIR": str(self.places.work / "mpl")}
+        flags = ["-X", f"pycache_prefix={self.places.work / 'compiled'}"] if compiled else ["-B"]
         begin = time.perf_counter_ns()
-        subprocess.run([str(root / "bin/python3"), "-I", "-c", code], env=environment, check=True)
+        subprocess.run([str(root / "bin/python3"), "-I", *flags, "-c", code], env=environment, check=True)
         return time.perf_counter_ns() - begin
 
     def imports(self, site):
@@ -144,15 +146,18 @@ class Bench:
             self.add("Import", "file operations of the import", "ext4", peer, value * len(trace))
         for cold in (False, True):
             row = "create and first import" + (", cold" if cold else "")
-            for peer in self.in_turns(["restore", "hard links", *site.roots], 2):
-                if peer in ("ext4", "fuse-overlayfs"):
-                    continue
+            peers = [peer for peer in ("restore", "hard links", *site.roots) if peer not in ("ext4", "fuse-overlayfs")]
+            if not cold:
+                # Compiled files are found by path, so each way has its own, and once made they stay.
+                for peer in peers:
+                    self.first_import(site, peer, None, False)
+            for peer in self.in_turns(peers, 2 if cold else 3):
                 self.first_import(site, peer, row, cold)
         if "holofs cached" in self.wanted:
             self.first_ever(site)
 
     def first_import(self, site, peer, row, cold):
-        target = site.base / "made" / ("y" * 24)
+        target = site.base / "made" / peer.replace(" ", "-").ljust(24, "_")
         sh("rm", "-rf", target)
         target.parent.mkdir(exist_ok=True)
         os.sync()
@@ -167,10 +172,11 @@ class Bench:
             target = site.overlay("first")
         else:
             one = site.holofs[peer[7:]]
-            name = one.new_name()
-            target = Path(one.mount(name)["path"])
+            name = f"first-{peer[7:]}"
+            target = Path(one.mount(name, "--fresh")["path"])
         self.python(target, IMPORT)
-        self.add("Import", row, "restore", peer, time.perf_counter_ns() - begin)
+        if row:
+            self.add("Import", row, "restore", peer, time.perf_counter_ns() - begin)
         if peer.startswith("holofs"):
             one.unmount(name)
         elif peer == "overlayfs":
@@ -180,7 +186,7 @@ class Bench:
 
     def first_ever(self, site):
         """The very first import from a library: no blob has been unpacked."""
-        for _ in range(2):
+        for turn in range(3):
             # A home of its own over the same library, so that its cache is empty.
             home = site.base / "first-ever"
             sh("rm", "-rf", home)
@@ -190,16 +196,18 @@ class Bench:
             begin = time.perf_counter_ns()
             root = Path(one.mount("s")["path"])
             self.python(root, IMPORT)
-            self.add("Import", "create and first import, nothing unpacked yet", "restore", "holofs cached",
-                     time.perf_counter_ns() - begin)
+            if turn > 0:
+                self.add("Import", "create and first import, nothing unpacked yet", "restore", "holofs cached",
+                         time.perf_counter_ns() - begin)
             one.unmount("s")
 
     def trace(self, site):
         """What an import asks of the filesystem, as lines for the program that replays it."""
         out = self.places.work / "trace.txt"
         calls = "trace=openat,newfstatat,stat,lstat,access,readlink"
-        subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", str(out), str(site.plain / "bin/python3"), "-I", "-c",
-                        IMPORT], check=True, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"})
+        # With nothing compiled every module's source is opened and read.
+        subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", str(out), str(site.plain / "bin/python3"), "-I", "-B",
+                        "-c", IMPORT], check=True, env={"PATH": os.environ["PATH"]})
         lines = []
         for line in out.read_text(errors="replace").splitlines():
             found = re.search(r'(openat|newfstatat|stat|lstat|access|readlink)\((?:[^"]*)"([^"]+)"', line)
@@ -366,7 +374,7 @@ class Bench:
         drop_caches()
         before = cached_bytes()
         for n, root in enumerate(roots):
-            self.python(root, IMPORT)
+            self.python(root, IMPORT, compiled=False)
             if n == 0:
                 self.add("Memory and disk", "page cache, 1 space", "overlayfs", peer, cached_bytes() - before, "bytes")
         self.add("Memory and disk", "page cache, 10 spaces", "overlayfs", peer, cached_bytes() - before, "bytes")

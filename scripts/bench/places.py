@@ -102,11 +102,10 @@ class Places:
         blueprint = self.work / "blueprint.yaml"
         packages = PACKAGES[:4] if self.quick else PACKAGES
         blueprint.write_text("packages:\n" + "".join(f"  - {package}\n" for package in packages))
-        # Compiled files that do not name their source's time: rcc, and so everybody here, gives all files one time.
-        script = (f'set -e; {sys.executable} -m venv --copies "$HOLOFS_STAGE"; python="$HOLOFS_STAGE/bin/python3"; '
-                  f'"$python" -m pip install -q --disable-pip-version-check --no-compile --no-index '
-                  f'--find-links {wheels} {" ".join(packages)}; '
-                  '"$python" -m compileall -q --invalidation-mode unchecked-hash "$HOLOFS_STAGE/lib" || true')
+        # Without compiled files: rcc records none.
+        script = (f'set -e; {sys.executable} -m venv --copies "$HOLOFS_STAGE"; '
+                  f'"$HOLOFS_STAGE/bin/python3" -m pip install -q --disable-pip-version-check --no-compile --no-index '
+                  f'--find-links {wheels} {" ".join(packages)}')
         home.mkdir(parents=True, exist_ok=True)
         words = [self.holofs, "record", home, "--blueprint", blueprint]
         sh(*words, *(["--no-compress"] if raw else []), "--", "sh", "-c", script,
