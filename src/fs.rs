@@ -131,13 +131,11 @@ impl Fs {
     /// # Errors
     /// What changing the mode may answer.
     pub fn drop_setid(&self, ino: Ino) -> Result<()> {
-        let mode = self.namespace.attr(ino)?.mode;
-        // Without the group's execute bit, setgid means something else (mandatory locks).
-        let setgid = if mode & 0o010 == 0 { 0 } else { 0o2000 };
-        match mode & (0o4000 | setgid) {
+        let attr = self.namespace.attr(ino)?;
+        match attr.setid_to_drop() {
             0 => Ok(()),
             bits => {
-                let change = SetAttr { mode: Some(mode & !bits), ..SetAttr::default() };
+                let change = SetAttr { mode: Some(attr.mode & !bits), ..SetAttr::default() };
                 self.namespace.setattr(ino, &change).map(|_| ())
             }
         }

@@ -294,7 +294,7 @@ impl Filesystem for Adapter {
 
     /// In cached mode ENOSYS, which the first time means for ever: from then on the kernel opens files without a
     /// request (`FUSE_NO_OPEN_SUPPORT`), keeps their pages between opens, and truncates by `setattr`.
-    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some(modes) = self.passthrough.clone() else { return reply.error(Errno::ENOSYS) };
         let ino = self.ino(node);
         let truncate = flags.0 & libc::O_TRUNC != 0;
@@ -311,7 +311,8 @@ impl Filesystem for Adapter {
         }
         let slow =
             if write { !truncate && self.fs.must_copy_much(ino) } else { self.fs.must_fetch_much(ino) };
-        self.run(slow, move |fs| match opened(fs, &modes, node, ino, write, truncate) {
+        let wanted = Wanted { write, truncate, drop_setid: truncate && request.uid() != 0 };
+        self.run(slow, move |fs| match opened(fs, &modes, node, ino, wanted) {
             Ok(answer) => reply::opened(reply, answer),
             Err(error) => reply.error(reply::fail("open", node, None, &error)),
         });
@@ -598,20 +599,25 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Opens the file behind a node and counts it.
-fn opened(
-    fs: &Fs,
-    modes: &Passthrough,
-    node: INodeNo,
-    ino: Ino,
+/// What an open is for.
+#[derive(Clone, Copy)]
+struct Wanted {
     write: bool,
     truncate: bool,
-) -> Result<Answer> {
-    let (source, content) = if write {
-        (Source::Upper, Content::Upper(fs.backing_for_writing(ino, truncate)?))
+    /// The caller may not keep setuid and setgid on what is emptied.
+    drop_setid: bool,
+}
+
+/// Opens the file behind a node and counts it.
+fn opened(fs: &Fs, modes: &Passthrough, node: INodeNo, ino: Ino, wanted: Wanted) -> Result<Answer> {
+    let (source, content) = if wanted.write {
+        (Source::Upper, Content::Upper(fs.backing_for_writing(ino, wanted.truncate)?))
     } else {
         fs.backing(ino)?
     };
+    if wanted.drop_setid {
+        fs.drop_setid(ino)?;
+    }
     // A write by passthrough does not come here to take these bits away (see `drop_setid`).
     let cached = fs.names().attr(ino)?.mode & 0o6000 != 0;
     Ok(match content.file() {

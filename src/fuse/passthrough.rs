@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -52,6 +53,8 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Passthrough {
     backings: Arc<dyn Backings>,
+    /// Whether the log knows that a file could not be registered.
+    told: AtomicBool,
     /// A leaf lock, held for map operations only.
     state: Mutex<State>,
 }
@@ -97,6 +100,7 @@ impl Passthrough {
     pub(super) fn new(backings: Arc<dyn Backings>) -> Self {
         Self {
             backings,
+            told: AtomicBool::new(false),
             state: Mutex::new(State {
                 open: HashMap::new(),
                 kept: LruCache::new(KEPT_LIMIT),
@@ -209,8 +213,13 @@ impl Passthrough {
     fn register(&self, file: BorrowedFd<'_>) -> Option<u32> {
         match self.backings.open(file) {
             Ok(id) => Some(id),
+            // A library of somebody else's has thousands of files that an ordinary user may not register.
+            Err(error) if self.told.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(%error, "a file is served without passthrough");
+                None
+            }
             Err(error) => {
-                tracing::warn!(%error, "a file is served without passthrough");
+                tracing::warn!(%error, "a file is served without passthrough, and others may be");
                 None
             }
         }

@@ -63,6 +63,15 @@ impl Namespace {
                 Error::Invalid("only a regular file has a size to set")
             });
         }
+        let mut change = *change;
+        // A file that is given to somebody loses them, be it the one who has it: the kernel leaves that to us.
+        if (change.uid.is_some() || change.gid.is_some())
+            && change.mode.is_none()
+            && attr.setid_to_drop() != 0
+        {
+            change.mode = Some(attr.mode & !attr.setid_to_drop());
+        }
+        let change = &change;
         if changes_nothing(&attr, change) {
             return Ok(attr);
         }

@@ -87,6 +87,17 @@ pub struct Attr {
     pub ctime: Time,
 }
 
+impl Attr {
+    /// The bits that a file loses when it changes hands, or when somebody without the right to keep them writes to it:
+    /// running it would lend its owner's or group's rights. Setgid without the group's execute bit means something
+    /// else (mandatory locks) and stays.
+    #[must_use]
+    pub fn setid_to_drop(&self) -> u32 {
+        let setgid = if self.mode & 0o010 == 0 { 0 } else { 0o2000 };
+        if self.kind == Kind::File { self.mode & (0o4000 | setgid) } else { 0 }
+    }
+}
+
 /// A time to set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {

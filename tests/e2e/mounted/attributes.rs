@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{ino, set_mtime};
 use crate::common::as_user::is_root;
 use crate::common::library::pattern;
-use crate::common::{MOTHER_TIME, World, assert_errno, sh};
+use crate::common::{Library, MOTHER_TIME, World, assert_errno, sh};
 
 /// The bytes that a file of the upper takes on disk.
 fn stored(path: &std::path::Path) -> u64 {
@@ -17,6 +17,38 @@ fn stored(path: &std::path::Path) -> u64 {
 }
 
 for_both_users! {
+    /// Setuid and setgid go when a file changes hands, and when somebody writes to it who may not keep them.
+    fn setid_bits_go_as_in_a_plain_directory() {
+        let modes = [0o4755, 0o2755, 0o6755, 0o2745, 0o4644];
+        let library = modes.iter().fold(Library::new(), |library, mode| {
+            let named = |kind: &str| format!("{kind}{mode:o}");
+            library.file_mode(&named("give"), *mode, b"lower").file_mode(&named("write"), *mode, b"lower")
+        });
+        let world = World::with(&library);
+        let mounted = world.mount("s");
+        let plain = world.path().join("plain");
+        std::fs::create_dir(&plain).unwrap();
+        for mode in modes {
+            for kind in ["give", "write"] {
+                let copy = plain.join(format!("{kind}{mode:o}"));
+                std::fs::write(&copy, "lower").unwrap();
+                std::fs::set_permissions(&copy, Permissions::from_mode(mode)).unwrap();
+            }
+        }
+        let change = |dir: &Path, kind: &str, mode: u32| {
+            let path = dir.join(format!("{kind}{mode:o}"));
+            match kind {
+                "give" => chown(&path, Some(path.metadata().unwrap().uid()), None).unwrap(),
+                _ => std::fs::write(&path, "upper").unwrap(),
+            }
+            path.metadata().unwrap().mode()
+        };
+        for (kind, mode) in ["give", "write"].into_iter().flat_map(|kind| modes.map(|mode| (kind, mode))) {
+            let (ours, theirs) = (change(mounted.path(), kind, mode), change(&plain, kind, mode));
+            assert_eq!(ours, theirs, "{kind} {mode:o}: {ours:o} and {theirs:o}");
+        }
+    }
+
     /// Root is stopped by nothing but a file that nobody may run; others by the bits.
     fn access_tells_the_truth() {
         use rustix::fs::{Access, access};
