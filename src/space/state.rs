@@ -147,6 +147,8 @@ pub struct StateDir {
     path: PathBuf,
     /// Shared with forked children: the lock goes when the last of them ends.
     lock: File,
+    /// The upper was made just now: there is nothing in it to drop, not even attributes of its own.
+    is_new: bool,
 }
 
 impl StateDir {
@@ -157,7 +159,9 @@ impl StateDir {
     pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
         make_private_dir(path)?;
         let lock = take_lock(path)?;
-        let dir = StateDir { path: path.to_owned(), lock };
+        let upper = path.join("upper");
+        let is_new = std::fs::symlink_metadata(&upper).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let dir = StateDir { path: path.to_owned(), lock, is_new };
         for sub in [dir.upper(), dir.work(), dir.reloc()] {
             make_private_dir(&sub)?;
         }
@@ -297,8 +301,11 @@ impl StateDir {
 
     /// Empties the directory, then records `content`: between the two the old record describes an empty upper.
     fn start_over(&self, content: &Content) -> Result<State, SpaceError> {
+        // Each costs a wait for the disk, which a new space need not pay.
         for sub in ["upper", "reloc", "work"] {
-            self.trash(sub)?;
+            if !(self.is_new && is_empty(&self.path.join(sub))?) {
+                self.trash(sub)?;
+            }
         }
         let state = State::new(content.clone());
         self.write_state(&state)?;
@@ -499,6 +506,10 @@ fn take_lock(dir: &Path) -> Result<File, SpaceError> {
             Err(errno) => return Err(SpaceError::io(&path)(errno.into())),
         }
     }
+}
+
+fn is_empty(dir: &Path) -> Result<bool, SpaceError> {
+    std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()).map_err(SpaceError::io(dir))
 }
 
 fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
