@@ -86,9 +86,9 @@ impl Fs {
     /// # Errors
     /// `IsADirectory` or `Invalid` for what has no bytes.
     pub fn source(&self, ino: Ino) -> Result<Source> {
-        Ok(match self.namespace.bytes(ino)? {
-            Bytes::Lower(_) => Source::Lower,
-            Bytes::Upper(_) => Source::Upper,
+        Ok(match self.namespace.lower_bytes(ino)? {
+            Some(_) => Source::Lower,
+            None => Source::Upper,
         })
     }
 
@@ -258,19 +258,19 @@ impl Fs {
     /// Whether reading would first have to fetch a blob of some size.
     #[must_use]
     pub fn must_fetch_much(&self, ino: Ino) -> bool {
-        match self.namespace.bytes(ino) {
-            Ok(Bytes::Lower(lower)) => self.materializer.must_fetch_much(lower),
+        match self.namespace.lower_bytes(ino) {
+            Ok(Some(lower)) => self.materializer.must_fetch_much(lower),
             // An error will be met, and answered, by the operation itself.
-            Ok(Bytes::Upper(_)) | Err(_) => false,
+            Ok(None) | Err(_) => false,
         }
     }
 
     /// Whether writing would first have to copy up a file of some size.
     #[must_use]
     pub fn must_copy_much(&self, ino: Ino) -> bool {
-        match self.namespace.bytes(ino) {
-            Ok(Bytes::Lower(lower)) => self.materializer.is_large(lower),
-            Ok(Bytes::Upper(_)) | Err(_) => false,
+        match self.namespace.lower_bytes(ino) {
+            Ok(Some(lower)) => self.materializer.is_large(lower),
+            Ok(None) | Err(_) => false,
         }
     }
 

@@ -57,17 +57,33 @@ pub(crate) enum Bytes {
 impl Namespace {
     /// Where the bytes of a file are to be read from.
     pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
+        match self.lower_or_node(ino)? {
+            View::Lower(lower) => Ok(Bytes::Lower(lower)),
+            View::Node(node) => Ok(Bytes::Upper(self.backing_fd(&node)?)),
+        }
+    }
+
+    /// The lower node whose bytes a file still has; None when its bytes are in the upper. Opens nothing.
+    pub(crate) fn lower_bytes(&self, ino: Ino) -> Result<Option<NodeId>> {
+        match self.lower_or_node(ino)? {
+            View::Lower(lower) => Ok(Some(lower)),
+            View::Node(_) => Ok(None),
+        }
+    }
+
+    /// The lower node that a file has its bytes from, or else its own.
+    fn lower_or_node(&self, ino: Ino) -> Result<View> {
         let node = match self.view(ino)? {
             View::Lower(lower) => {
                 must_be_file(kind_of_lower(&self.index.node(lower)?))?;
-                return Ok(Bytes::Lower(lower));
+                return Ok(View::Lower(lower));
             }
             View::Node(node) => node,
         };
         must_be_file(node.kind)?;
         match (node.backing(), node.lower) {
-            (Backing::Lower | Backing::Meta, Some(lower)) => Ok(Bytes::Lower(lower)),
-            _ => Ok(Bytes::Upper(self.backing_fd(&node)?)),
+            (Backing::Lower | Backing::Meta, Some(lower)) => Ok(View::Lower(lower)),
+            _ => Ok(View::Node(node)),
         }
     }
 

@@ -201,8 +201,8 @@ fn end_on_signal(mut signals: Signals, state_dir: PathBuf) -> Result<(), Error> 
     Ok(())
 }
 
-/// Renews the usage marks daily, saves what was read in case the daemon is killed, and keeps the blob cache within its limit: a while after the mount, when whatever
-/// it was made for has begun, and daily.
+/// Renews the usage marks daily; saves what was read, in case the daemon is killed, and keeps the blob cache within its
+/// limit: a while after the mount, when whatever it was made for has begun, and daily.
 fn housekeeper(
     plan: MountPlan,
     prefetcher: Arc<Prefetcher>,

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::{is_root, kernel_has_passthrough};
 use crate::common::library::pattern;
 use crate::common::{Library, World, sh, wait_until};
 
@@ -33,7 +33,7 @@ fn library() -> Library {
 /// Whoever opened the lower file keeps it; everybody else sees one file that is written to, of the same number.
 #[test]
 fn a_writer_beside_readers_of_the_lower() {
-    if !is_root() {
+    if !is_root() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -74,7 +74,7 @@ fn a_writer_beside_readers_of_the_lower() {
 /// Truncating by name does not wait for readers either.
 #[test]
 fn a_truncation_beside_readers_of_the_lower() {
-    if !is_root() {
+    if !is_root() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -93,7 +93,7 @@ fn a_truncation_beside_readers_of_the_lower() {
 /// The kernel needs no daemon for a file that is open: what is written to it after the daemon's death is there.
 #[test]
 fn an_open_file_outlives_the_daemon() {
-    if !is_root() {
+    if !is_root() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
