@@ -198,15 +198,16 @@ impl Blobs {
         }
         let filling = Arc::new(Filling::new(size));
         filling.on_failure(failed);
+        streams.insert(*digest, Arc::clone(&filling));
+        // What ends a stream takes this lock, and where there can be no thread that is done here.
+        drop(streams);
         let unpacking =
             Unpacking { blobs: Arc::clone(self), digest: *digest, to: Arc::clone(&filling), whole: false };
-        match std::thread::Builder::new().name("unpack".into()).spawn(move || unpacking.run(size)) {
-            Ok(_) => {
-                streams.insert(*digest, Arc::clone(&filling));
-                Ok(Streamed::Filling(filling))
-            }
-            Err(source) => Err(self.store_error(digest, source)),
-        }
+        std::thread::Builder::new()
+            .name("unpack".into())
+            .spawn(move || unpacking.run(size))
+            .map_err(|source| self.store_error(digest, source))?;
+        Ok(Streamed::Filling(filling))
     }
 
     /// A verified file with the raw bytes: the library's own where it holds them raw, the cached copy where not.

@@ -569,3 +569,16 @@ fn preparing_stops_when_told_and_leaves_nothing() {
     assert_eq!(world.blobs.prepare(&digest, 2_000_000, &stop).unwrap(), Prepared::Fetched);
     assert_eq!(world.blobs.prepare(&digest, 2_000_000, &stop).unwrap(), Prepared::Ready);
 }
+
+/// What happens where there can be no further thread, and when one panics.
+#[test]
+fn an_unpacking_that_never_ran_ends_its_stream() {
+    let world = World::new();
+    let digest = world.gz(&noise(1_000_000));
+    let blobs = Arc::new(world.blobs);
+    let to = Arc::new(Filling::new(1_000_000));
+    blobs.streams.lock().insert(digest, Arc::clone(&to));
+    drop(Unpacking { blobs: Arc::clone(&blobs), digest, to: Arc::clone(&to), whole: false });
+    assert!(blobs.streams.lock().is_empty());
+    assert_eq!(drain(&to, 1_000_000), (Vec::new(), true));
+}
