@@ -483,8 +483,8 @@ pub(super) enum Fault {
 }
 
 /// How much is unpacked before it is handed on: little at first, since somebody may wait for the beginning, and then
-/// more, since the page cache holds a file in folios as large as the writes that made it, and large ones are read
-/// and mapped twice as fast.
+/// as much as there is already, up to a huge page. The page cache holds a file in folios as large as the writes that
+/// made it *and as their offset is aligned*, and a folio of two megabytes is mapped by one entry of the page table.
 const FIRST_PIECE: usize = 128 * 1024;
 const LARGEST_PIECE: usize = 2 * 1024 * 1024;
 
@@ -536,7 +536,9 @@ pub(super) fn read_through(
         hasher.update(bytes);
         take(bytes).map_err(Fault::Taken)?;
         if n == buffer.len() && n < LARGEST_PIECE {
-            buffer.resize(n * 2, 0);
+            // So every piece begins at a multiple of its size.
+            let whole = usize::try_from(total).unwrap_or(LARGEST_PIECE);
+            buffer.resize(whole.clamp(FIRST_PIECE, LARGEST_PIECE), 0);
         }
     }
     if let Some(size) = size.filter(|size| total != *size) {
