@@ -35,6 +35,7 @@ use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
 use crate::sys::backing::Backings;
+use crate::sys::busy_poll::Keeper;
 use passthrough::{Answer, Passthrough};
 
 /// The largest write request, and what readahead may ask for at once.
@@ -48,6 +49,8 @@ pub struct Adapter {
     passthrough: Option<Arc<Passthrough>>,
     /// As [`Offer::stack_depth`].
     stack_depth: u32,
+    /// Told of requests, where it is to act on bursts of them.
+    keeper: Option<Keeper>,
 }
 
 /// What passthrough mode needs.
@@ -63,14 +66,17 @@ pub struct Offer {
 impl Adapter {
     /// An adapter over the operations, in passthrough mode when it is offered.
     #[must_use]
-    pub fn new(fs: Arc<Fs>, offer: Option<Offer>) -> Self {
+    pub fn new(fs: Arc<Fs>, offer: Option<Offer>, keeper: Option<Keeper>) -> Self {
         let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
         let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings)));
-        Self { fs, passthrough, stack_depth }
+        Self { fs, passthrough, stack_depth, keeper }
     }
 
-    /// The inode that a request is about.
+    /// The inode that a request is about: what nearly every request begins with.
     fn ino(&self, node: INodeNo) -> Ino {
+        if let Some(keeper) = &self.keeper {
+            keeper.note();
+        }
         match &self.passthrough {
             Some(modes) => modes.ino(node.0),
             None => convert::ino(node),

@@ -46,6 +46,8 @@ pub struct Mounted {
     pub strategy: Strategy,
     /// The I/O mode in force: `cached` or `passthrough`.
     pub io: String,
+    /// Processors poll during bursts of requests.
+    pub busy_poll: bool,
     /// Whether extents can be shared with the library.
     pub reflink: Option<ReflinkProbe>,
     /// Entries of the environment: files, directories and links.
@@ -103,6 +105,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// `--busy-poll always` where it cannot be.
+    #[error("/dev/cpu_dma_latency: {0}, and without it processors cannot be kept from halting")]
+    NoBusyPoll(String),
     /// Processes use the mount.
     #[error("{path}: in use{}", users(.pids))]
     InUse {
@@ -238,6 +243,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         library: plan.library.hololib.clone(),
         strategy: plan.strategy,
         io: run.io,
+        busy_poll: run.busy_poll,
         reflink: run.reflink,
         entries: index.len(),
         relocated: index.relocated_files(),

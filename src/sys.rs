@@ -1,6 +1,7 @@
 //! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings, ioctls and mountinfo.
 
 pub mod backing;
+pub mod busy_poll;
 pub mod fd;
 pub mod fuse_mount;
 pub mod map;

@@ -10,7 +10,7 @@ use crate::library::locate::{Location, locate};
 use crate::materialize::clone::Strategy;
 use crate::session;
 use crate::space::SpaceError;
-use crate::space::plan::{IoMode, MountPlan, Prefetch};
+use crate::space::plan::{BusyPoll, IoMode, MountPlan, Prefetch};
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
     #[arg(long, value_name = "auto|cached|passthrough", value_parser = io_mode)]
     io: Option<IoMode>,
+    /// Keep idle processors from halting while many requests come: costs their power, makes requests cheaper
+    #[arg(long, value_name = "auto|always|never", value_parser = busy_poll)]
+    busy_poll: Option<BusyPoll>,
     /// Unpack in the background what earlier mounts of the environment read, or what a profile names
     #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true)]
     prefetch: Option<Option<PathBuf>>,
@@ -104,6 +107,15 @@ fn io_mode(text: &str) -> Result<IoMode, String> {
     }
 }
 
+fn busy_poll(text: &str) -> Result<BusyPoll, String> {
+    match text.to_lowercase().as_str() {
+        "auto" => Ok(BusyPoll::Auto),
+        "always" => Ok(BusyPoll::Always),
+        "never" => Ok(BusyPoll::Never),
+        _ => Err("possible values: auto, always, never".to_owned()),
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let plan = plan(args, context)?;
     let mut told = Ok(());
@@ -153,7 +165,8 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         cache_dir: env.cache_dir(),
         env: env.clone(),
         strategy: chosen_strategy(args.strategy)?,
-        io: chosen_io(args.io)?,
+        io: chosen(args.io, "HOLOFS_IO", io_mode)?,
+        busy_poll: chosen(args.busy_poll, "HOLOFS_BUSY_POLL", busy_poll)?,
         prefetch: prefetch(args.prefetch)?,
         read_only,
         ephemeral: args.ephemeral,
@@ -188,14 +201,18 @@ fn prefetch(flag: Option<Option<PathBuf>>) -> Result<Prefetch, Failure> {
     })
 }
 
-/// The flag, else the environment's word, else auto.
-fn chosen_io(flag: Option<IoMode>) -> Result<IoMode, Failure> {
-    match (flag, std::env::var("HOLOFS_IO")) {
-        (Some(mode), _) => Ok(mode),
+/// The flag, else the environment's word, else what is chosen where nobody says.
+fn chosen<T: Default>(
+    flag: Option<T>,
+    name: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, Failure> {
+    match (flag, std::env::var(name)) {
+        (Some(choice), _) => Ok(choice),
         (None, Ok(value)) => {
-            io_mode(&value).map_err(|why| failure(CONFIG, format!("HOLOFS_IO={value}: {why}"), None))
+            parse(&value).map_err(|why| failure(CONFIG, format!("{name}={value}: {why}"), None))
         }
-        (None, Err(_)) => Ok(IoMode::Auto),
+        (None, Err(_)) => Ok(T::default()),
     }
 }
 

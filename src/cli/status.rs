@@ -55,6 +55,8 @@ struct Status {
     reflink: Option<ReflinkProbe>,
     /// The I/O mode in force: `cached` or `passthrough`.
     io: Option<String>,
+    /// Processors poll during bursts of requests.
+    busy_poll: Option<bool>,
     read_only: Option<bool>,
     ephemeral: Option<bool>,
     /// Private copies made since the mount, by method.
@@ -73,6 +75,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         library: state.map(|state| state.content.library),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
         io: run.as_ref().map(|run| run.io.clone()),
+        busy_poll: run.as_ref().map(|run| run.busy_poll),
         read_only: run.as_ref().map(|run| run.read_only),
         ephemeral: run.as_ref().map(|run| run.ephemeral),
         copy_up,
@@ -149,6 +152,7 @@ fn text(status: &Status) -> String {
         ("Ephemeral", yes(status.ephemeral)),
         ("Strategy", row.strategy.clone()),
         ("I/O", status.io.clone()),
+        ("Busy poll", yes(status.busy_poll)),
         ("Reflink", status.reflink.as_ref().map(reflink)),
         ("Changed", Some(output::human_bytes(row.upper_bytes))),
         ("Copied", status.copy_up.as_ref().map(copied)),

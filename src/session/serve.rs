@@ -28,8 +28,9 @@ use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
-use crate::space::plan::{Claim, MountPlan};
+use crate::space::plan::{BusyPoll, Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
+use crate::sys::busy_poll::{self, Keeper, Latency};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::{mountinfo, plain, process};
 
@@ -70,8 +71,11 @@ impl<'p> Prepared<'p> {
         let (fs, reflink) = build(plan, &index, owner)?;
         let fs = Arc::new(fs);
         let mountpoint = plan.space.mountpoint.clone();
+        let latency = bearable_latency(plan.busy_poll)?;
+        let busy_poll = latency.is_some();
+        let keeper = latency.map(Keeper::start).transpose().map_err(Error::Fuse)?;
         let device = helper::acquire(plan, &mount_options(plan)?)?;
-        let started_session = start_session(plan, Arc::clone(&fs), device);
+        let started_session = start_session(plan, Arc::clone(&fs), device, keeper);
         let session = started_session.inspect_err(|_| undo_mount(&mountpoint))?;
         let mounted = Mounted {
             path: mountpoint.clone(),
@@ -80,6 +84,7 @@ impl<'p> Prepared<'p> {
             library: plan.library.hololib.clone(),
             strategy: plan.strategy,
             io: plan.io.in_force().to_owned(),
+            busy_poll,
             reflink: Some(reflink),
             entries: index.len(),
             relocated: index.relocated_files(),
@@ -100,23 +105,44 @@ impl<'p> Prepared<'p> {
 }
 
 /// Agrees with the kernel on how the mount is served.
-fn start_session(plan: &MountPlan, fs: Arc<Fs>, device: Device) -> Result<Session<Adapter>, Error> {
+fn start_session(
+    plan: &MountPlan,
+    fs: Arc<Fs>,
+    device: Device,
+    keeper: Option<Keeper>,
+) -> Result<Session<Adapter>, Error> {
     let Device { fd, backings } = device;
     let Some(backings) = backings else {
-        return Session::from_fd(Adapter::new(fs, None), fd, acl(plan), loops()).map_err(Error::Fuse);
+        let adapter = Adapter::new(fs, None, keeper);
+        return Session::from_fd(adapter, fd, acl(plan), loops()).map_err(Error::Fuse);
     };
     let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
         path: plan.space.mountpoint.clone(),
         reason: plain(&error),
     };
     let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
-    let session =
-        Session::from_fd(Adapter::new(fs, Some(offer)), fd, acl(plan), loops()).map_err(Error::Fuse)?;
+    let adapter = Adapter::new(fs, Some(offer), keeper);
+    let session = Session::from_fd(adapter, fd, acl(plan), loops()).map_err(Error::Fuse)?;
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
     let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
     backings.close(id).map_err(no_passthrough)?;
     Ok(session)
+}
+
+/// The right to have processors poll, where that is wanted.
+fn bearable_latency(wanted: BusyPoll) -> Result<Option<Latency>, Error> {
+    if wanted == BusyPoll::Never || wanted == BusyPoll::Auto && !busy_poll::pays() {
+        return Ok(None);
+    }
+    match Latency::open() {
+        Ok(latency) => Ok(Some(latency)),
+        Err(error) if wanted == BusyPoll::Auto => {
+            tracing::debug!(%error, "processors halt between requests: their latency is not ours to choose");
+            Ok(None)
+        }
+        Err(error) => Err(Error::NoBusyPoll(plain(&error))),
+    }
 }
 
 /// How deep filesystems are stacked below this one.
@@ -363,6 +389,7 @@ fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
         dev,
         strategy: mounted.strategy.to_string(),
         io: mounted.io.clone(),
+        busy_poll: mounted.busy_poll,
         reflink: mounted.reflink.clone(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         read_only: plan.read_only,

@@ -63,6 +63,18 @@ impl IoMode {
     }
 }
 
+/// Whether idle processors poll while many requests come: see [`crate::sys::busy_poll`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BusyPoll {
+    /// Where it pays, and we may.
+    #[default]
+    Auto,
+    /// Yes.
+    Always,
+    /// No.
+    Never,
+}
+
 /// What is unpacked before it is asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Prefetch {
@@ -96,6 +108,8 @@ pub struct MountPlan {
     pub strategy: Strategy,
     /// Who reads and writes files.
     pub io: IoMode,
+    /// Whether processors are kept from halting.
+    pub busy_poll: BusyPoll,
     /// What is unpacked in the background.
     pub prefetch: Prefetch,
     /// Refuse every change.
