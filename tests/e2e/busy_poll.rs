@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::as_user::is_root;
+use crate::common::world::finish;
 use crate::common::{Mounted, World, wait_until};
 
 /// What the machine's processors may take to wake up, in microseconds; None where nobody can say.
@@ -81,7 +82,7 @@ fn nonsense_is_refused() {
     let world = World::sample();
     assert_eq!(world.run(["mount", "auto", "s", "--busy-poll", "perhaps"]).code, 2);
     let mut command = world.holofs();
-    let done = crate::common::finish(command.env("HOLOFS_BUSY_POLL", "perhaps").args(["mount", "auto", "s"]));
+    let done = finish(command.env("HOLOFS_BUSY_POLL", "perhaps").args(["mount", "auto", "s"]));
     assert_eq!(done.code, 4, "{done:?}");
     assert!(done.stderr.contains("HOLOFS_BUSY_POLL=perhaps"), "{done:?}");
 }
