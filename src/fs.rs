@@ -13,7 +13,7 @@ mod xattr;
 pub use xattr::STATUS_XATTR;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
@@ -31,6 +31,8 @@ pub struct Fs {
     materializer: Arc<Materializer>,
     /// The upper's root, asked for the filesystem's free space.
     space: OwnedFd,
+    /// Whether the space itself survives a loss of power, once that is known.
+    settled: OnceLock<std::result::Result<(), Errno>>,
 }
 
 /// On which side the bytes of a file are.
@@ -55,7 +57,7 @@ impl Fs {
     /// Puts the layers together. `space` is any descriptor on the filesystem of the space's state.
     #[must_use]
     pub fn new(namespace: Namespace, materializer: Arc<Materializer>, space: OwnedFd) -> Self {
-        Self { namespace, materializer, space }
+        Self { namespace, materializer, space, settled: OnceLock::new() }
     }
 
     /// The merged view: lookups, listings, and the operations on names.
@@ -234,11 +236,18 @@ impl Fs {
             .map_err(call("copy_file_range"))
     }
 
+    /// Tells whether the space itself survives a loss of power from now on; until then [`Fs::sync`] waits.
+    pub fn settled(&self, done: std::result::Result<(), Errno>) {
+        // Told twice, the first time stands.
+        self.settled.get_or_init(|| done);
+    }
+
     /// Makes what was written to an entry survive a loss of power.
     ///
     /// # Errors
     /// What fsync(2) may answer.
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
+        (*self.settled.wait()).map_err(call("fsync"))?;
         let Some(file) = self.namespace.to_sync(ino)? else { return Ok(()) };
         if data_only {
             rustix::fs::fdatasync(&file).map_err(call("fdatasync"))

@@ -33,6 +33,22 @@ fn a_fresh_space_shows_the_catalog_and_holds_nothing() {
 }
 
 #[test]
+fn nothing_is_said_to_be_safe_before_the_space_is() {
+    let world = World::usual();
+    let made = world.fs.names().make(Ino::ROOT, b"new", Make::File(0o644), caller()).unwrap();
+    std::thread::scope(|scope| {
+        let sync = scope.spawn(|| world.fs.sync(made.ino, false));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!sync.is_finished());
+        world.fs.settled(Ok(()));
+        sync.join().unwrap().unwrap();
+    });
+    let world = world.remount();
+    world.fs.settled(Err(Errno::IO));
+    assert_eq!(refused(world.fs.sync(made.ino, false)), Errno::IO);
+}
+
+#[test]
 fn enoent_enotdir_enametoolong() {
     let world = World::usual();
     let names = world.fs.names();

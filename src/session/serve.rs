@@ -60,6 +60,7 @@ impl<'p> Prepared<'p> {
     pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<Mounted, Error> {
         let Self { plan, index, claim, started } = self;
         let umask = process::replace_umask(0);
+        process::map_large_blocks();
         if let Err(errno) = process::raise_open_files() {
             tracing::debug!(%errno, "the limit of open files stays");
         }
@@ -185,6 +186,12 @@ fn run(
     }
     ready(mounted);
     end_on_signal(signals, plan.state_dir.clone())?;
+    // The disk is not waited for by who mounts, only by who wants something in the space kept.
+    let settled = claim.state().settle();
+    if let Err(error) = &settled {
+        tracing::error!(%error, "the space would not survive a loss of power, so nothing in it can be synced");
+    }
+    fs.settled(settled.map_err(|_| Errno::IO));
     // rcc's description of the space takes as long as the catalog is large, so it is written while we answer.
     if let Err(error) = claim.publish() {
         tracing::warn!(%error, "rcc will not list this space");

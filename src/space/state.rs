@@ -302,7 +302,8 @@ impl StateDir {
         Ok(recorded)
     }
 
-    /// Empties the directory, then records `content`: between the two the old record describes an empty upper.
+    /// Empties the directory, then records `content`: between the two the old record describes an empty upper. The
+    /// record of a new space is not waited for: see [`StateDir::settle`].
     fn start_over(&self, content: &Content) -> Result<State, SpaceError> {
         // Each costs a wait for the disk, which a new space need not pay.
         for sub in ["upper", "reloc", "work"] {
@@ -311,13 +312,28 @@ impl StateDir {
             }
         }
         let state = State::new(content.clone());
-        self.write_state(&state)?;
+        write_json(&self.record(), &state, !self.is_new)?;
         self.sweep();
         Ok(state)
     }
 
+    fn record(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
+    /// Has the space survive a loss of power; to be called before anything in it is said to. An old one may need it
+    /// too: whoever made it may have been killed before he could.
+    ///
+    /// # Errors
+    /// Those of open(2) and fsync(2).
+    pub fn settle(&self) -> Result<(), SpaceError> {
+        let record = self.record();
+        File::open(&record).and_then(|file| file.sync_all()).map_err(SpaceError::io(&record))?;
+        sync_dir(&self.path)
+    }
+
     fn write_state(&self, state: &State) -> Result<(), SpaceError> {
-        write_json(&self.path.join("state.json"), state, true)
+        write_json(&self.record(), state, true)
     }
 
     /// Puts an empty directory in the place of `sub`.

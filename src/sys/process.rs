@@ -69,6 +69,18 @@ pub fn overrides_permissions() -> bool {
     sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE))
 }
 
+/// Has large blocks of memory come from the system, zeroed and untouched, whatever was freed before.
+///
+/// The C library else raises the size from which it does so to that of the largest block that was freed, takes the FUSE
+/// loops' buffers from its heaps, and clears a good part of them: a hundred page faults at every mount.
+pub fn map_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes two numbers.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+    }
+}
+
 /// Gives freed memory back to the system: what a catalog took to compile, a daemon would keep for ever. Where the C
 /// library has no such call it does so by itself.
 pub fn trim_heap() {
