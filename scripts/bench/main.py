@@ -95,6 +95,8 @@ class Bench:
         for io in holofs.values():
             io.run("mount", home, "first", "--io", io.io)
             io.run("unmount", "first")
+        # What the copies and removals above left to be written out is nobody's of those below.
+        os.sync()
         for peer in self.in_turns([*fast, "holofs cached", "holofs passthrough"], 3 * self.rounds):
             if peer.startswith("holofs"):
                 one = holofs[peer[7:]]
@@ -246,13 +248,6 @@ class Bench:
                 self.add("Read", row, "ext4", peer, self.ops(operation, lists[peer, kind])[operation])
         for peer in self.in_turns(site.roots):
             self.add("Read", "walk+lstat, warm", "ext4", peer, self.ops("walk", site.roots[peer])["walk"])
-        for peer in self.in_turns(site.roots, 3):
-            if peer.startswith("holofs"):
-                site.holofs[peer[7:]].unmount(site.spaces[peer[7:]])
-            drop_caches()
-            if peer.startswith("holofs"):
-                site.holofs[peer[7:]].mount(site.spaces[peer[7:]])
-            self.add("Read", "walk+lstat, cold", "ext4", peer, self.ops("walk-cold", site.roots[peer])["walk"])
         for operation, row in (("read-seq", "sequential read, warm"), ("read-mmap", "mmap read, warm"),
                                ("read-random", "random 4k read, warm")):
             for peer in self.in_turns(site.roots, 2 * self.rounds):
@@ -262,6 +257,14 @@ class Bench:
             for peer in self.in_turns(site.roots, 3):
                 value = self.ops("parallel", lists[peer, "python"], threads)["parallel"]
                 self.add("Read", f"{threads} readers of every .py", "ext4", peer, value)
+        # Last: what memory looks like after everything was dropped from it is not what warm rows are about.
+        for peer in self.in_turns(site.roots, 3):
+            if peer.startswith("holofs"):
+                site.holofs[peer[7:]].unmount(site.spaces[peer[7:]])
+            drop_caches()
+            if peer.startswith("holofs"):
+                site.holofs[peer[7:]].mount(site.spaces[peer[7:]])
+            self.add("Read", "walk+lstat, cold", "ext4", peer, self.ops("walk-cold", site.roots[peer])["walk"])
 
     # Write
 
@@ -295,8 +298,10 @@ class Bench:
                 values = [self.ops("copy-up", at(path))["copy-up"] for path in share[half:half + 10]]
                 self.add("Write", "copy-up of 1 KB", "overlayfs", peer, sorted(values)[len(values) // 2])
                 if turn < len(large):
-                    # Read before, as it would have been by whoever changes it.
+                    # Read before, as it would have been by whoever changes it, and long ago: what was unpacked just now
+                    # has to be on disk before its extents can be shared.
                     Path(at(large[turn])).read_bytes()
+                    os.sync()
                     name = f"copy-up of {large[0].stat().st_size >> 20} MB"
                     self.add("Write", name, "overlayfs", peer, self.ops("copy-up", at(large[turn]))["copy-up"])
 
@@ -402,7 +407,7 @@ class Bench:
             note("write rows")
             if not (xfs / "env").exists():
                 sh("cp", "-a", ext4 / "env", xfs / "env.part")
-                sh("rm", "-rf", xfs / "env.part/holofs", xfs / "env.part/holotree")
+                sh("rm", "-rf", *(xfs / "env.part").glob("holofs*"), xfs / "env.part/holotree")
                 (xfs / "env.part").rename(xfs / "env")
             self.writes(Site(self.places, "xfs", xfs, xfs / "env", self.wanted))
 

@@ -13,11 +13,13 @@ PLAIN = "0000000_0000000_0000bench"[:24]
 
 
 class Holofs:
-    """Spaces of one home in one I/O mode."""
+    """Spaces of one home in one I/O mode. Each mode has a blob cache of its own: how one mode reads a file decides in
+    what pieces the other one would find it in memory."""
 
     def __init__(self, places, home, io):
         self.places, self.home, self.io = places, home, io
-        self.environment = {**os.environ, "ROBOCORP_HOME": str(home)}
+        self.kept = home / f"holofs-{io}"
+        self.environment = {**os.environ, "ROBOCORP_HOME": str(home), "HOLOFS_HOME": str(self.kept)}
         self.count = 0
 
     def run(self, *words):
@@ -37,7 +39,7 @@ class Holofs:
         return f"n{os.getpid()}-{self.io}-{self.count}"
 
     def state(self, said):
-        return self.home / "holofs" / "spaces" / Path(said["path"]).name
+        return self.kept / "spaces" / Path(said["path"]).name
 
 
 class Site:

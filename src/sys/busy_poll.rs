@@ -172,7 +172,10 @@ mod tests {
     fn a_burst_is_many_requests_in_little_time() {
         let requests = quiet();
         let clock = || 2 * WINDOW;
-        assert!((0..2 * BURST - 1).all(|_| !requests.add(clock)), "nothing was so near before the first of them");
+        assert!(
+            (0..2 * BURST - 1).all(|_| !requests.add(clock)),
+            "nothing was so near before the first of them"
+        );
         assert!(requests.add(clock), "these were");
         assert!((0..10 * BURST).all(|_| !requests.add(clock)), "it is told once");
     }
