@@ -109,6 +109,19 @@ fn proc_fd(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
+/// Does something to an open entry: by its descriptor, and where that is an `O_PATH` one, which these calls refuse, by its
+/// path, which takes twice as long.
+fn by_fd_or_path<T>(
+    fd: BorrowedFd<'_>,
+    by_fd: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    by_path: impl FnOnce(&str) -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    match by_fd(fd) {
+        Err(Errno::BADF) => by_path(&proc_fd(fd)),
+        done => done,
+    }
+}
+
 /// Lists a directory with the marks of its entries.
 pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -166,8 +179,7 @@ pub(crate) fn read_mark(dir: BorrowedFd<'_>, name: &CStr, file_type: FileType) -
 
 /// Writes the mark of an open entry.
 pub(crate) fn write_mark(fd: BorrowedFd<'_>, mark: Mark) -> Result<()> {
-    rustix::fs::setxattr(proc_fd(fd), ENTRY_XATTR, mark.text().as_bytes(), XattrFlags::empty())
-        .map_err(upper("setxattr"))
+    set_xattr(fd, ENTRY_XATTR, mark.text().as_bytes(), XattrFlags::empty())
 }
 
 /// The permission bits that the mode attribute holds, if there is one.
@@ -200,21 +212,24 @@ fn needed(kind: Kind) -> u32 {
 ///
 /// The order makes either state whole after a crash: the attribute, while it is there, is the truth.
 pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<u32>) -> Result<Option<u32>> {
-    let path = proc_fd(fd);
     let mode = mode & 0o7777;
     let backing = Mode::from_raw_mode(mode | needed(kind));
+    let chmod = || {
+        let done =
+            by_fd_or_path(fd, |fd| rustix::fs::fchmod(fd, backing), |path| rustix::fs::chmod(path, backing));
+        done.map_err(upper("chmod"))
+    };
     if mode & needed(kind) != needed(kind) {
         let text = format!("{mode:o}");
-        rustix::fs::setxattr(&path, MODE_XATTR, text.as_bytes(), XattrFlags::empty())
-            .map_err(upper("setxattr"))?;
-        rustix::fs::chmod(&path, backing).map_err(upper("chmod"))?;
+        set_xattr(fd, MODE_XATTR, text.as_bytes(), XattrFlags::empty())?;
+        chmod()?;
         return Ok(Some(mode));
     }
-    rustix::fs::chmod(&path, backing).map_err(upper("chmod"))?;
+    chmod()?;
     if old.is_some() {
-        match rustix::fs::removexattr(&path, MODE_XATTR) {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(errno) => return Err(upper("removexattr")(errno)),
+        match remove_xattr(fd, MODE_XATTR) {
+            Ok(()) | Err(Error::NoAttribute) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
@@ -235,8 +250,12 @@ pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Opt
         Some(SetTime::At(time)) => rustix::fs::Timespec { tv_sec: time.sec, tv_nsec: i64::from(time.nsec) },
     };
     let times = rustix::fs::Timestamps { last_access: spec(atime), last_modification: spec(mtime) };
-    // By the descriptor's own path: an O_PATH descriptor of a link or fifo is good for this, and not for futimens.
-    rustix::fs::utimensat(rustix::fs::CWD, proc_fd(fd), &times, AtFlags::empty()).map_err(upper("utimensat"))
+    let done = by_fd_or_path(
+        fd,
+        |fd| rustix::fs::futimens(fd, &times),
+        |path| rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty()),
+    );
+    done.map_err(upper("utimensat"))
 }
 
 /// `stat` of a name, not following a link.
@@ -260,15 +279,23 @@ pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
 
 /// The value of an attribute.
 pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
-    let path = proc_fd(fd);
     // The value may grow between the question for its size and the read; ask again then.
     loop {
-        let size = match rustix::fs::getxattr_query(&path, name) {
+        let size = by_fd_or_path(
+            fd,
+            |fd| rustix::fs::fgetxattr_query(fd, name),
+            |path| rustix::fs::getxattr_query(path, name),
+        );
+        let size = match size {
             Err(Errno::NODATA) => return Err(Error::NoAttribute),
             other => other.map_err(upper("getxattr"))?,
         };
         let mut value = vec![0u8; size.max(1)];
-        match rustix::fs::getxattr(&path, name, &mut value[..]) {
+        let mut read = rustix::fs::fgetxattr(fd, name, &mut value[..]);
+        if read == Err(Errno::BADF) {
+            read = rustix::fs::getxattr(proc_fd(fd), name, &mut value[..]);
+        }
+        match read {
             Ok(len) => {
                 value.truncate(len);
                 return Ok(value);
@@ -308,12 +335,22 @@ pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
 
 /// Sets an attribute.
 pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: XattrFlags) -> Result<()> {
-    rustix::fs::setxattr(proc_fd(fd), name, value, flags).map_err(upper("setxattr"))
+    let done = by_fd_or_path(
+        fd,
+        |fd| rustix::fs::fsetxattr(fd, name, value, flags),
+        |path| rustix::fs::setxattr(path, name, value, flags),
+    );
+    done.map_err(upper("setxattr"))
 }
 
 /// Removes an attribute.
 pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    match rustix::fs::removexattr(proc_fd(fd), name) {
+    let done = by_fd_or_path(
+        fd,
+        |fd| rustix::fs::fremovexattr(fd, name),
+        |path| rustix::fs::removexattr(path, name),
+    );
+    match done {
         Err(Errno::NODATA) => Err(Error::NoAttribute),
         other => other.map_err(upper("removexattr")),
     }
