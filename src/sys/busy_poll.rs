@@ -3,7 +3,7 @@
 //! A request wakes two threads, the daemon's and then the caller's, and waking a processor that has halted can take
 //! several times what the request itself does: in a virtual machine it is the hypervisor that wakes it. Linux lets root
 //! say how much latency is bearable (`/dev/cpu_dma_latency`, see Documentation/power/pm_qos_interface.rst); when none
-//! is, an idle processor polls. Invariant: that is said only during a burst of requests and taken back within [`QUIET`]
+//! is, an idle processor polls. Invariant: that is said only during a burst of requests and taken back within 4 ms
 //! of its end, by the kernel itself when the daemon dies.
 
 use std::fs::{File, OpenOptions};
