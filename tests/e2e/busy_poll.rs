@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::as_user::is_root;
 use crate::common::world::finish;
@@ -15,19 +14,15 @@ fn latency() -> Option<i32> {
     Some(i32::from_ne_bytes(bytes))
 }
 
-/// Keeps a mount busy until `done`.
-fn busy(mounted: &Mounted<'_>, until: impl FnOnce()) {
-    let done = AtomicBool::new(false);
+/// Keeps a mount busy until `waiting` has ended, by a panic too.
+fn busy(mounted: &Mounted<'_>, waiting: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                // Each is a name that the kernel has not asked for yet.
-                let name = mounted.at("bin").join(format!("{:?}", std::time::Instant::now()));
-                assert!(!name.exists());
-            }
-        });
-        until();
-        done.store(true, Ordering::Relaxed);
+        let waiting = scope.spawn(waiting);
+        while !waiting.is_finished() {
+            // Each is a name that the kernel has not asked for yet.
+            let name = mounted.at("bin").join(format!("{:?}", std::time::Instant::now()));
+            assert!(!name.exists());
+        }
     });
 }
 
