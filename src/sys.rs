@@ -4,6 +4,7 @@ pub mod backing;
 pub mod busy_poll;
 pub mod fd;
 pub mod fuse_mount;
+pub mod guarded;
 pub mod map;
 pub mod mountinfo;
 pub mod process;
