@@ -5,6 +5,7 @@
 
 mod catalogs;
 mod check;
+mod escape;
 pub mod exit;
 mod list;
 mod log;
@@ -128,7 +129,9 @@ pub fn main() -> ExitCode {
         Err(error) if !error.use_stderr() => return output::print_help(&error),
         // Nothing but the program's name: the help says what could follow.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            output::note(false, error.render().to_string().trim_end());
+            for line in error.render().to_string().trim_end().lines() {
+                output::note(false, line);
+            }
             return ExitCode::from(USAGE);
         }
         Err(error) => {

@@ -155,6 +155,9 @@ pub struct Report {
     pub what: String,
     /// What to try.
     pub fix: Option<String>,
+    /// What there is to choose from, one line each.
+    #[serde(default)]
+    pub choices: Vec<String>,
     /// The exit code.
     pub code: u8,
 }

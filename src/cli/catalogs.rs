@@ -77,15 +77,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let table: Vec<Vec<String>> = rows.values().map(cells).collect();
     let headings =
         ["Blueprint", "Platform", "Dirs", "Files", "Size", "Relocate", "Holotree path", "Age", "Idle"];
-    output::print(&output::table(&headings, &table))?;
+    output::print_lines(&output::table(&headings, &table))?;
     for row in rows.values() {
         if let Some(content) = &row.identity_content {
-            output::print(&format!("\n{}:\n{content}\n", row.blueprint))?;
+            output::print_lines(&["", &format!("{}:", row.blueprint)])?;
+            // Indented: a line of somebody's text must not look like one of ours.
+            output::print_lines(&content.lines().map(|line| format!("  {line}")).collect::<Vec<_>>())?;
         }
         let mut top: Vec<_> = row.top.values().flatten().collect();
         top.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
         for (path, bytes) in top {
-            output::print(&format!("{}  {:>10}  {path}\n", row.blueprint, output::human_bytes(*bytes)))?;
+            output::print_line(&format!("{}  {:>10}  {path}", row.blueprint, output::human_bytes(*bytes)))?;
         }
     }
     Ok(OK)

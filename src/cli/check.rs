@@ -40,33 +40,33 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     if context.json {
         output::print_json(&report)?;
     } else {
-        output::print(&text(&report))?;
+        output::print_lines(&text(&report))?;
     }
     Ok(if report.is_clean() { OK } else { INTEGRITY })
 }
 
-fn text(report: &Report) -> String {
-    let mut text = String::new();
+fn text(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
     for (name, why) in &report.bad_catalogs {
-        text.push_str(&format!("bad catalog {name}: {why}\n"));
+        lines.push(format!("bad catalog {name}: {why}"));
     }
     for digest in &report.missing {
-        text.push_str(&format!("missing blob {digest}\n"));
+        lines.push(format!("missing blob {digest}"));
     }
     for Corrupt { digest, why } in &report.corrupt {
-        text.push_str(&format!("corrupt blob {digest}: {why}\n"));
+        lines.push(format!("corrupt blob {digest}: {why}"));
     }
     for (blueprint, paths) in &report.affected {
         for path in paths {
-            text.push_str(&format!("affected {blueprint} {path}\n"));
+            lines.push(format!("affected {blueprint} {path}"));
         }
     }
     let state = if report.is_clean() { "clean" } else { "NOT clean" };
-    text.push_str(&format!(
-        "{state}: {} catalogs, {} blobs, {} in blobs that no catalog names\n",
+    lines.push(format!(
+        "{state}: {} catalogs, {} blobs, {} in blobs that no catalog names",
         report.catalogs,
         report.blobs,
         output::human_bytes(report.unreferenced_bytes)
     ));
-    text
+    lines
 }

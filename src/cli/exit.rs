@@ -48,7 +48,7 @@ pub const INTERRUPTED: u8 = 130;
 /// Makes a failure.
 #[must_use]
 pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
-    Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), code }
+    Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
 }
 
 impl From<EnvError> for Failure {
@@ -173,12 +173,11 @@ pub(super) fn no_catalog(why: &str, candidates: &[(&Candidate, String)]) -> Fail
         let fix = "`holofs record` or rcc to put an environment into the library";
         return failure(NOT_FOUND, why, Some(fix));
     }
-    let mut fix = "--blueprint with the beginning of one of these:".to_owned();
-    for (candidate, text) in candidates {
-        fix.push_str(&format!("\n    {} {}  {text}", candidate.blueprint, candidate.platform));
-        fix.truncate(fix.trim_end().len());
-    }
-    failure(NOT_FOUND, why, Some(&fix))
+    let choices = candidates.iter().map(|(candidate, text)| {
+        format!("{} {}  {text}", candidate.blueprint, candidate.platform).trim_end().to_owned()
+    });
+    let fix = "--blueprint with the beginning of one of these:";
+    Failure { choices: choices.collect(), ..failure(NOT_FOUND, why, Some(fix)) }
 }
 
 /// What to do about a mountpoint.

@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         "Changed",
         "Pid",
     ];
-    output::print(&output::table(&headings, &table))?;
+    output::print_lines(&output::table(&headings, &table))?;
     Ok(OK)
 }
 

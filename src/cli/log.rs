@@ -1,7 +1,7 @@
 //! What is said while working: on standard error, which is the log file of a daemon, or in `--log-file`.
 //!
 //! Invariant: a daemon tells its log when it began and how it ended even when the one who started it wanted silence,
-//! since that is what is read when something went wrong.
+//! since that is what is read when something went wrong. An event is one line, whatever its fields hold.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::escape::one_line;
 use super::exit::{CONFIG, Failure, failure};
 
 /// The variable that sets the level where no flag does.
@@ -19,6 +20,21 @@ const VARIABLE: &str = "HOLOFS_LOG";
 
 /// What a daemon's log holds at least.
 const DAEMON: LevelFilter = LevelFilter::INFO;
+
+/// Writes each event as one line without what a terminal acts on. The formatter hands over an event at a time.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = format!("{}\n", one_line(text.trim_end_matches('\n')));
+        self.0.write_all(line.as_bytes()).map(|()| event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
 
 struct Sink {
     /// Of the process that was started by the user.
@@ -29,8 +45,8 @@ struct Sink {
 impl Sink {
     fn writer(&self) -> Box<dyn Write> {
         match &self.file {
-            Some(file) => Box::new(Arc::clone(file)),
-            None => Box::new(io::stderr()),
+            Some(file) => Box::new(OneLine(Arc::clone(file))),
+            None => Box::new(OneLine(io::stderr())),
         }
     }
 }

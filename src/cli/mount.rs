@@ -123,11 +123,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if mounted.reused {
             output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
         }
-        told = if context.json {
-            output::print_json(mounted)
-        } else {
-            output::print(&format!("{}\n", mounted.path.display()))
-        };
+        told = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
     })?;
     told.map(|()| OK)
 }

@@ -1,15 +1,42 @@
 //! Output: a value as text or as JSON, tables, and failures. The reader may go away at any time.
+//!
+//! Invariant: text for people is written line by line, and each line is escaped here; see [`super::escape`].
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::escape::{self, one_line};
 use super::exit::{FAILED, Failure, OK, failure};
 
-/// Prints lines to standard output.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    written(io::stdout().lock().write_all(text.as_bytes()))
+/// Prints one line to standard output.
+pub(crate) fn print_line(line: &str) -> Result<(), Failure> {
+    print_lines(&[line])
+}
+
+/// Prints lines to standard output, each without its newline.
+pub(crate) fn print_lines<T: AsRef<str>>(lines: &[T]) -> Result<(), Failure> {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&one_line(line.as_ref()));
+        text.push('\n');
+    }
+    print(text.as_bytes())
+}
+
+/// Prints a path as the result of a command. A program gets its bytes as they are, a terminal a line of text.
+pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
+    if io::stdout().is_terminal() {
+        return print_line(&path.to_string_lossy());
+    }
+    print(&[path.as_os_str().as_bytes(), b"\n"].concat())
+}
+
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    written(io::stdout().lock().write_all(bytes))
 }
 
 /// Prints a value as JSON.
@@ -17,7 +44,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| failure(FAILED, format!("the answer cannot be written as JSON: {error}"), None))?;
     text.push('\n');
-    print(&text)
+    print(escape::json(&text).as_bytes())
 }
 
 /// A reader that has enough is no failure.
@@ -43,23 +70,29 @@ pub(crate) fn print_help(help: &clap::Error) -> ExitCode {
 
 /// Says what failed, why, and what to try.
 pub(crate) fn complain(failure: &Failure) {
-    let mut text = format!("holofs: {}\n", failure.what);
+    let mut text = format!("holofs: {}\n", one_line(&failure.what));
     if let Some(fix) = &failure.fix {
-        text.push_str(&format!("  try: {fix}\n"));
+        text.push_str(&format!("  try: {}\n", one_line(fix)));
+    }
+    for choice in &failure.choices {
+        text.push_str(&format!("    {}\n", one_line(choice)));
     }
     // When nobody listens there is nobody to tell; the exit code says it too.
     io::stderr().lock().write_all(text.as_bytes()).ok();
 }
 
-/// Says something by the way.
+/// Says something by the way, in one line.
 pub(crate) fn note(silent: bool, text: &str) {
     if !silent {
-        io::stderr().lock().write_all(format!("{text}\n").as_bytes()).ok();
+        io::stderr().lock().write_all(format!("{}\n", one_line(text)).as_bytes()).ok();
     }
 }
 
-/// A table with a line of headings, columns as wide as their widest cell.
-pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+/// The lines of a table: headings first, columns as wide as their widest cell.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    // Before the widths are known, and again (to no effect) when a line is printed.
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| one_line(cell).into_owned()).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(headings.get(column).map(|heading| heading.len())).max().unwrap_or(0)
@@ -71,13 +104,11 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
             line.push_str(cell);
             line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
         }
-        format!("{}\n", line.trim_end())
+        line.trim_end().to_owned()
     };
-    let mut text = line(&mut headings.iter().copied());
-    for row in rows {
-        text.push_str(&line(&mut row.iter().map(String::as_str)));
-    }
-    text
+    let mut lines = vec![line(&mut headings.iter().copied())];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines
 }
 
 /// Bytes for people.
@@ -99,7 +130,7 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = vec![vec!["a".into(), "bbb".into()], vec!["äää".into(), "c".into()]];
-        assert_eq!(table(&["X", "Y"], &rows), "X    Y\na    bbb\näää  c\n");
+        assert_eq!(table(&["X", "Y"], &rows), ["X    Y", "a    bbb", "äää  c"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
                 recorded.relocated
             ),
         );
-        output::print(&format!("{}\n", recorded.blueprint))?;
+        output::print_line(&recorded.blueprint)?;
     }
     Ok(OK)
 }

@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     if context.json {
         output::print_json(&status)?;
     } else {
-        output::print(&text(&status))?;
+        output::print_lines(&text(&status))?;
     }
     Ok(OK)
 }
@@ -95,7 +95,7 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
     if context.json {
         output::print_json(&serde_json::json!({ "path": row.path }))?;
     } else {
-        output::print(&format!("{}\n", row.path.display()))?;
+        output::print_path(&row.path)?;
     }
     Ok(OK)
 }
@@ -137,7 +137,7 @@ fn counts(row: &Row) -> Option<Counts> {
 }
 
 /// One screen, with a line for all that is known.
-fn text(status: &Status) -> String {
+fn text(status: &Status) -> Vec<String> {
     let row = &status.row;
     let yes = |flag: Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
     let lines = [
@@ -164,7 +164,7 @@ fn text(status: &Status) -> String {
         ("Log", Some(status.log.display().to_string())),
     ];
     let shown = lines.into_iter().filter_map(|(name, value)| Some((name, value.filter(|v| !v.is_empty())?)));
-    shown.map(|(name, value)| format!("{name:<11} {value}\n")).collect()
+    shown.map(|(name, value)| format!("{name:<11} {value}")).collect()
 }
 
 fn reflink(probe: &ReflinkProbe) -> String {

@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         output::print_json(&ended)?;
     } else {
         for path in &ended {
-            output::print(&format!("{}\n", path.display()))?;
+            output::print_path(path)?;
         }
     }
     Ok(OK)

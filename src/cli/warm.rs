@@ -202,8 +202,8 @@ fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
     for line in &warmed.failed {
         output::note(false, &format!("holofs: {line}"));
     }
-    output::print(&format!(
-        "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}\n",
+    output::print_line(&format!(
+        "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}",
         warmed.blueprint,
         warmed.entries,
         warmed.fetched,

@@ -18,6 +18,7 @@ mod crash;
 mod damage;
 mod differential;
 mod helper;
+mod hostile_library;
 mod mounted;
 mod parity;
 mod passthrough;
