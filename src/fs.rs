@@ -133,14 +133,8 @@ impl Fs {
     /// # Errors
     /// What changing the mode may answer.
     pub fn drop_setid(&self, ino: Ino) -> Result<()> {
-        let attr = self.namespace.attr(ino)?;
-        match attr.setid_to_drop() {
-            0 => Ok(()),
-            bits => {
-                let change = SetAttr { mode: Some(attr.mode & !bits), ..SetAttr::default() };
-                self.namespace.setattr(ino, &change).map(|_| ())
-            }
-        }
+        let change = SetAttr { drop_setid: true, ..SetAttr::default() };
+        self.namespace.setattr(ino, &change).map(|_| ())
     }
 
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.

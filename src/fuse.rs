@@ -183,20 +183,13 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
+            // FUSE_HANDLE_KILLPRIV_V2 leaves it to us. Who may keep the bits is not told here; root may.
+            drop_setid: size.is_some() && request.uid() != 0,
         };
         let number = self.ino(ino);
         let slow = size.is_some_and(|size| size > 0) && self.fs.must_copy_much(number);
-        // FUSE_HANDLE_KILLPRIV_V2 leaves it to us. Who may keep the bits is not told here; root may.
-        let drop_setid = size.is_some() && request.uid() != 0;
         self.run(slow, move |fs| {
-            let done = fs.names().setattr(number, &change).and_then(|attr| {
-                if drop_setid && attr.mode & 0o6000 != 0 {
-                    fs.drop_setid(number)?;
-                    return fs.names().attr(number);
-                }
-                Ok(attr)
-            });
-            reply::attributes(reply, "setattr", ino, done);
+            reply::attributes(reply, "setattr", ino, fs.names().setattr(number, &change));
         });
     }
 
@@ -373,11 +366,11 @@ impl Filesystem for Adapter {
         let number = self.ino(ino);
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let write = move |fs: &Fs, data: &[u8]| {
-            let n = fs.write(number, offset, data)?;
+            // First, as the kernel does on a disk: a write that fails may have taken them, one that was done has.
             if drop_setid {
                 fs.drop_setid(number)?;
             }
-            Ok(n)
+            fs.write(number, offset, data)
         };
         let answer = move |reply: ReplyWrite, done: Result<usize>| match done {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
@@ -509,7 +502,13 @@ impl Filesystem for Adapter {
         let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::File(mode), caller(request));
         let answered = made.and_then(|attr| {
             let Some(modes) = &self.passthrough else { return Ok((attr, None)) };
-            let file = self.fs.backing_for_writing(attr.ino, false)?;
+            let file = self.fs.backing_for_writing(attr.ino, false).inspect_err(|_| {
+                // The answer is an error, so nothing is left of the file, and the kernel holds no lookup of it.
+                if let Err(error) = self.fs.names().unlink(self.ino(parent), name.as_bytes()) {
+                    tracing::error!(?name, %error, "a file stays whose creation failed");
+                }
+                self.fs.names().forget(attr.ino, 1);
+            })?;
             Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
         });
         let created = |reply: ReplyCreate, attr, flags| {

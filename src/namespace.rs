@@ -29,6 +29,7 @@ mod dir;
 pub mod error;
 pub(crate) mod read;
 pub(crate) mod rename;
+mod setattr;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -48,7 +49,7 @@ use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
 use dir::{DirState, Entry, Present};
 use error::{Error, Result, upper as call};
-use table::{Backing, Node, Table};
+use table::{Backing, Node, Table, let_go};
 use types::{Ino, Kind};
 use upper::{Mark, What};
 
@@ -113,8 +114,9 @@ impl Namespace {
         let parent = root.as_fd();
         if upper::read_mark(parent, c".", FileType::Directory)?.is_none() {
             upper::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
-            upper::write_mark(parent, Mark::Dir(NodeId(0)))?;
             upper::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
+            // The mark comes last: it says that the rest is done.
+            upper::write_mark(parent, Mark::Dir(NodeId(0)))?;
         }
         let stat = rustix::fs::fstat(&root).map_err(call("stat"))?;
         table.acquire(Ino::ROOT, 1, || {
@@ -180,10 +182,9 @@ impl Namespace {
                 let dir = self.backing_fd(node)?;
                 for listed in upper::list(dir.as_fd())? {
                     let name = listed.name.as_bytes();
-                    let in_lower = self.in_lower(node, name)?;
                     let entry = match listed.what {
-                        // Over nothing it hides nothing: left by an exchange that a crash cut short.
-                        What::Whiteout if !in_lower => continue,
+                        // One over nothing hides nothing (a crash can leave one behind), but it is an entry of the
+                        // backing directory, which a create must replace and an rmdir must remove.
                         What::Whiteout => Entry::Whiteout,
                         What::Damaged => Entry::Damaged,
                         What::Entry { file_type, mark, backing_ino } => {
@@ -295,20 +296,25 @@ impl Namespace {
             let backing = if present.meta { Backing::Meta } else { Backing::Upper };
             Node::new(present.ino, present.origin, present.kind, Vec::new(), backing, present.backing_ino)
         });
+        let mut unpinned = None;
         let mut state = node.state.lock();
         if !state.gone && !state.places.iter().any(|(at, known)| *at == dir.ino && **known == *name) {
             state.places.push((dir.ino, name.to_owned()));
             // Reached by another name after the one we knew was unlinked: no descriptor needs to keep it now.
-            state.pinned = None;
+            unpinned = state.pinned.take();
         }
         drop(state);
+        if let Some(fd) = unpinned {
+            let_go(fd);
+        }
         node
     }
 
     /// A descriptor of an entry's backing: readable and writable for a file that has its bytes here, `O_PATH` for
     /// everything else.
     fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
-        // A rename may move the entry between reading its place and opening it: the inode number tells.
+        // A rename may move the entry between reading its place and opening it: the inode number tells. Whoever moves an
+        // entry or replaces its backing pins it first (see `pin`), so the place that is read next is the right one.
         for _ in 0..100 {
             let (place, backing, backing_ino) = {
                 let state = node.state.lock();

@@ -134,6 +134,11 @@ impl Staged {
         Ok(())
     }
 
+    /// Leaves the entry in `work` until the next mount.
+    pub fn keep(&mut self) {
+        self.name = None;
+    }
+
     /// Changes places with what stands at `name`; what stood there is then staged, and goes when this is dropped.
     ///
     /// # Errors

@@ -4,16 +4,17 @@
 //! visible (invariant 3 of `namespace`). What has to be prepared first is prepared in the staging directory.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::copy_up::How;
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
-use super::table::{Backing, Node};
+use super::read::DIR_SIZE;
+use super::table::{Backing, Node, let_go};
 use super::types::{Attr, Caller, Ino, Kind, SetAttr};
 use super::{Found, Namespace, c_name, upper};
 use crate::materialize::staging::Staged;
@@ -77,11 +78,10 @@ impl Namespace {
             && dir_stat.st_mode & 0o2000 == 0
             && mode & 0o600 == 0o600
             && mode & 0o7000 == 0;
-        let (fd, held) = match what {
+        let (fd, stat, held) = match what {
             Make::File(_) if plain => {
-                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let mode = Mode::from_raw_mode(mode);
-                (rustix::fs::openat(&at, &name, flags, mode).map_err(call("create"))?, None)
+                let (fd, stat) = self.create_plain(at.as_fd(), &name, mode)?;
+                (fd, stat, None)
             }
             _ => {
                 let (fd, staged) = self.stage(what)?;
@@ -90,11 +90,11 @@ impl Namespace {
                     Make::Symlink(_) => None,
                     _ => upper::write_mode(fd.as_fd(), what.kind(), mode, None)?,
                 };
+                let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
                 put(staged, at.as_fd(), &name, what.kind(), covered)?;
-                (fd, held)
+                (fd, stat, held)
             }
         };
-        let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         let ino = Ino::of_born(stat.st_ino);
         let kind = what.kind();
         let present = Present { ino, kind, origin: None, meta: false, backing_ino: stat.st_ino };
@@ -106,11 +106,27 @@ impl Namespace {
         node.state.lock().mode = Some(held);
         self.table.keep_open(ino, &Arc::new(fd));
         drop(guard);
+        let mut attr = upper::attr_of(&stat, ino, kind);
+        attr.mode = held.unwrap_or(attr.mode);
         if kind == Kind::Dir {
-            return self.node_attr(&node);
+            (attr.size, attr.blocks, attr.nlink) = (DIR_SIZE, DIR_SIZE / 512, 2);
         }
-        let attr = upper::attr_of(&stat, ino, kind);
-        Ok(Attr { mode: held.unwrap_or(attr.mode), ..attr })
+        Ok(attr)
+    }
+
+    /// Makes an empty file in place, where the backing can hold it as it is asked for.
+    fn create_plain(&self, at: BorrowedFd<'_>, name: &CString, mode: u32) -> Result<(OwnedFd, Stat)> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(mode)).map_err(call("create"))?;
+        match rustix::fs::fstat(&fd) {
+            Ok(stat) => Ok((fd, stat)),
+            Err(errno) => {
+                if let Err(second) = rustix::fs::unlinkat(at, name, AtFlags::empty()) {
+                    tracing::error!(?name, %second, "a file stays whose creation failed");
+                }
+                Err(call("stat")(errno))
+            }
+        }
     }
 
     /// Makes the entry in the staging directory; the descriptor is writable for a file, `O_PATH` for the rest.
@@ -170,6 +186,7 @@ impl Namespace {
         let state = self.loaded(&dir, &mut guard)?;
         let covered = self.must_be_free(&dir, state, &name)?;
         let at = self.backing_fd(&dir)?;
+        let before = self.node_attr(&node)?;
         let fd = self.backing_fd(&node)?;
         let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let follow = AtFlags::SYMLINK_FOLLOW;
@@ -190,7 +207,8 @@ impl Namespace {
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         self.entry_node(&dir, &name, present, 1);
         drop(guard);
-        self.node_attr(&node)
+        // The link is made: not being able to look at it is no error.
+        Ok(self.node_attr(&node).unwrap_or(Attr { nlink: before.nlink.saturating_add(1), ..before }))
     }
 
     /// Removes a name of what is no directory.
@@ -220,22 +238,28 @@ impl Namespace {
                     return Err(Error::IsADirectory);
                 }
                 let node = self.entry_node(&dir, &name, present, 0);
+                let in_lower = self.in_lower(&dir, name.as_bytes())?;
                 self.pin(&node)?;
-                if self.in_lower(&dir, name.as_bytes())? {
-                    let junk = self.staging.fresh_name();
-                    let flags = RenameFlags::WHITEOUT;
-                    rustix::fs::renameat_with(&at, &name, self.staging.dir(), &junk, flags)
-                        .map_err(call("rename"))?;
-                    drop(self.staging.adopt(junk, false));
-                } else {
-                    rustix::fs::unlinkat(&at, &name, AtFlags::empty()).map_err(call("unlink"))?;
-                }
+                self.unlink_backing(at.as_fd(), &name, in_lower).inspect_err(|_| unpin(&node))?;
                 node
             }
         };
         self.clear_entry(&dir, state, name.as_bytes())?;
         drop(guard);
-        self.unlinked(&node, parent, &name)
+        self.unlinked(&node, parent, &name);
+        Ok(())
+    }
+
+    /// Takes a file of the upper away, and leaves a whiteout where the lower has the name.
+    fn unlink_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool) -> Result<()> {
+        if !in_lower {
+            return rustix::fs::unlinkat(at, name, AtFlags::empty()).map_err(call("unlink"));
+        }
+        let junk = self.staging.fresh_name();
+        rustix::fs::renameat_with(at, name, self.staging.dir(), &junk, RenameFlags::WHITEOUT)
+            .map_err(call("rename"))?;
+        drop(self.staging.adopt(junk, false));
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -266,22 +290,30 @@ impl Namespace {
             Found::Lower(_) => make_whiteout(at.as_fd(), &name)?,
             Found::Upper(_) => {
                 self.pin(&child)?;
-                if in_lower {
-                    let mut staged = self.stage_whiteout()?;
-                    staged.exchange(at.as_fd(), &name, true).map_err(call("rename"))?;
-                } else if child_state.is_silent() {
-                    rustix::fs::unlinkat(&at, &name, AtFlags::REMOVEDIR).map_err(call("rmdir"))?;
-                } else {
-                    let junk = self.staging.fresh_name();
-                    rustix::fs::renameat(&at, &name, self.staging.dir(), &junk).map_err(call("rename"))?;
-                    drop(self.staging.adopt(junk, true));
-                }
+                self.rmdir_backing(at.as_fd(), &name, in_lower, child_state.is_silent())
+                    .inspect_err(|_| unpin(&child))?;
             }
         }
         self.clear_entry(&dir, state, name.as_bytes())?;
         *child_state = DirState::default();
         drop((guard, child_guard));
-        self.unlinked(&child, parent, &name)
+        self.unlinked(&child, parent, &name);
+        Ok(())
+    }
+
+    /// As [`Self::unlink_backing`] for a directory that shows nothing; `silent` when it holds no whiteouts either.
+    fn rmdir_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool, silent: bool) -> Result<()> {
+        if in_lower {
+            let mut staged = self.stage_whiteout()?;
+            return staged.exchange(at, name, true).map_err(call("rename"));
+        }
+        if silent {
+            return rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR).map_err(call("rmdir"));
+        }
+        let junk = self.staging.fresh_name();
+        rustix::fs::renameat(at, name, self.staging.dir(), &junk).map_err(call("rename"))?;
+        drop(self.staging.adopt(junk, true));
+        Ok(())
     }
 
     /// The attributes of what a name shows, without counting a lookup.
@@ -298,32 +330,36 @@ impl Namespace {
         Ok(self.staging.adopt(name, false))
     }
 
-    /// Before a name goes: keeps the backing open when the kernel may go on using the entry without a name, or by a
-    /// name that we do not know.
+    /// Before an entry is moved, replaced or removed: keeps its backing open while the kernel may use the entry. Until
+    /// [`unpin`], whoever asks for the backing gets this descriptor and needs no name, so the moment between the change
+    /// on disk and our record of it does not show.
     pub(super) fn pin(&self, node: &Node) -> Result<()> {
-        let needed = {
+        {
             let state = node.state.lock();
-            state.backing != Backing::Lower && state.places.len() <= 1
-        };
-        if needed && self.table.lookups(node.ino) > 0 {
+            if state.backing == Backing::Lower || state.pinned.is_some() {
+                return Ok(());
+            }
+        }
+        if self.table.lookups(node.ino) > 0 {
             let fd = self.backing_fd(node)?;
             node.state.lock().pinned = Some(fd);
         }
         Ok(())
     }
 
-    /// After a name went: the node no longer has it.
-    pub(super) fn unlinked(&self, node: &Node, parent: Ino, name: &CString) -> Result<()> {
+    /// After a name went: the node no longer has it. The change is done, so nothing here can fail.
+    pub(super) fn unlinked(&self, node: &Node, parent: Ino, name: &CString) {
         let (last, pinned) = {
             let mut state = node.state.lock();
             state.places.retain(|(at, known)| *at != parent || known != name);
             (state.places.is_empty(), state.pinned.clone())
         };
         if !last {
-            return Ok(());
+            return unpin(node);
         }
         let links = match pinned {
-            Some(fd) if node.kind != Kind::Dir => rustix::fs::fstat(&fd).map_err(call("stat"))?.st_nlink,
+            // A count that cannot be had may not be 0: the node then stays until the kernel forgets it.
+            Some(fd) if node.kind != Kind::Dir => rustix::fs::fstat(&fd).map_or(1, |stat| stat.st_nlink),
             _ => 0,
         };
         if links == 0 {
@@ -331,7 +367,14 @@ impl Namespace {
             self.table.close(node.ino);
             self.table.drop_unused(node.ino);
         }
-        Ok(())
+    }
+}
+
+/// Ends a [`Namespace::pin`]: the entry has a name by which its backing is found.
+pub(super) fn unpin(node: &Node) {
+    let pinned = node.state.lock().pinned.take();
+    if let Some(fd) = pinned {
+        let_go(fd);
     }
 }
 

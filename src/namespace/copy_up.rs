@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use rustix::fs::Stat;
 
+use super::change::unpin;
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
 use super::read::{must_be_dir, must_be_file};
+use super::setattr::put_times_back;
 use super::table::{Backing, Node};
-use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
+use super::types::{Ino, Kind, SetAttr, SetTime};
 use super::upper::{self, Mark};
 use super::{Namespace, View};
 use crate::materialize::staging::Staged;
@@ -48,44 +50,6 @@ impl Namespace {
             }
         }
         self.copy_up(ino, How::Data(u64::MAX), &SetAttr::default())
-    }
-
-    /// Changes attributes; the new ones are returned. What changes nothing leaves the upper alone.
-    ///
-    /// # Errors
-    /// What copying up and the calls on the upper may answer.
-    pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
-        let attr = self.attr(ino)?;
-        if change.size.is_some() && attr.kind != Kind::File {
-            return Err(if attr.kind == Kind::Dir {
-                Error::IsADirectory
-            } else {
-                Error::Invalid("only a regular file has a size to set")
-            });
-        }
-        let mut change = *change;
-        // A file that is given to somebody loses them, be it the one who has it: the kernel leaves that to us.
-        if (change.uid.is_some() || change.gid.is_some())
-            && change.mode.is_none()
-            && attr.setid_to_drop() != 0
-        {
-            change.mode = Some(attr.mode & !attr.setid_to_drop());
-        }
-        let change = &change;
-        if changes_nothing(&attr, change) {
-            return Ok(attr);
-        }
-        let node = match (attr.kind, change.size) {
-            (Kind::Dir, _) => {
-                let node = self.upper_dir(ino)?;
-                let _change = node.change.lock();
-                self.apply(&node, change)?;
-                Arc::clone(&node)
-            }
-            (_, Some(size)) => self.copy_up(ino, How::Data(size), change)?,
-            (_, None) => self.copy_up(ino, How::Meta, change)?,
-        };
-        self.node_attr(&node)
     }
 
     /// Gives a file, link or special file its counterpart in the upper, or more of one, with `change` applied in
@@ -154,15 +118,6 @@ impl Namespace {
         Ok(())
     }
 
-    /// Gives a backing entry its owner, unless it has it: only root may ask for another one.
-    pub(super) fn own(&self, fd: &impl AsFd, uid: u32, gid: u32) -> Result<()> {
-        let stat = rustix::fs::fstat(fd).map_err(call("stat"))?;
-        if (stat.st_uid, stat.st_gid) != (uid, gid) {
-            upper::write_owner(fd.as_fd(), Some(uid), Some(gid))?;
-        }
-        Ok(())
-    }
-
     /// Makes a staged counterpart visible at the node's place: the one step that changes what a reader sees.
     fn publish(&self, node: &Node, fd: OwnedFd, staged: Staged, stat: &Stat, mark: Mark) -> Result<()> {
         let backing = if matches!(mark, Mark::Meta(_)) { Backing::Meta } else { Backing::Upper };
@@ -172,8 +127,10 @@ impl Namespace {
                 // Unlinked while open: the bytes live as long as the descriptor.
                 drop(staged);
                 let mut state = node.state.lock();
-                state.pinned = Some(Arc::new(fd));
+                let before = state.pinned.replace(Arc::new(fd));
                 (state.backing, state.backing_ino) = (backing, stat.st_ino);
+                drop(state);
+                drop(before);
                 return Ok(());
             };
             let dir = self.upper_dir(parent)?;
@@ -185,7 +142,12 @@ impl Namespace {
             let at = self.backing_fd(&dir)?;
             let before = rustix::fs::fstat(&at).map_err(call("stat"))?;
             let Some(staged) = staged.take() else { return Err(Error::Stale(node.ino)) };
-            staged.publish(at.as_fd(), &name).map_err(call("rename"))?;
+            // Between the rename and the record of it below, whoever needs the backing gets the one from before.
+            self.pin(node)?;
+            if let Err(errno) = staged.publish(at.as_fd(), &name) {
+                unpin(node);
+                return Err(call("rename")(errno));
+            }
             let present = Present {
                 ino: node.ino,
                 kind: node.kind,
@@ -199,7 +161,12 @@ impl Namespace {
                 (state.backing, state.backing_ino) = (backing, stat.st_ino);
             }
             self.table.close(node.ino);
-            return put_times_back(&at, &before);
+            unpin(node);
+            // The copy-up is done, whether or not the directory looks untouched by it.
+            if let Err(error) = put_times_back(&at, &before) {
+                tracing::warn!(%error, "a directory shows the time of a copy-up in it");
+            }
+            return Ok(());
         }
     }
 
@@ -233,61 +200,4 @@ impl Namespace {
         drop(changing);
         Ok(node)
     }
-
-    /// Applies a change to an entry whose counterpart is there. The caller holds its `change` lock.
-    fn apply(&self, node: &Node, change: &SetAttr) -> Result<()> {
-        if *change == SetAttr::default() {
-            return Ok(());
-        }
-        let fd = self.backing_fd(node)?;
-        if let Some(size) = change.size {
-            rustix::fs::ftruncate(&fd, size).map_err(call("truncate"))?;
-        }
-        if change.uid.is_some() || change.gid.is_some() {
-            let held = self.held_mode(node, &fd)?;
-            let before = rustix::fs::fstat(&fd).map_err(call("stat"))?;
-            upper::write_owner(fd.as_fd(), change.uid, change.gid)?;
-            // The kernel takes setuid and setgid from a file that changes hands; bits held in the attribute too.
-            if let Some(mode) = held.filter(|mode| mode & 0o6000 != 0 && node.kind == Kind::File) {
-                let after = rustix::fs::fstat(&fd).map_err(call("stat"))?;
-                let taken = (before.st_mode & !after.st_mode) & 0o6000;
-                let held = upper::write_mode(fd.as_fd(), node.kind, mode & !taken, held)?;
-                node.state.lock().mode = Some(held);
-            }
-        }
-        if let Some(mode) = change.mode {
-            let old = self.held_mode(node, &fd)?;
-            let held = upper::write_mode(fd.as_fd(), node.kind, mode, old)?;
-            node.state.lock().mode = Some(held);
-        }
-        if change.atime.is_some() || change.mtime.is_some() {
-            upper::write_times(fd.as_fd(), change.atime, change.mtime)?;
-        }
-        Ok(())
-    }
-}
-
-/// Gives a directory back the times it had before a copy-up touched it.
-fn put_times_back(dir: &OwnedFd, before: &Stat) -> Result<()> {
-    let time = |sec, nsec| Some(SetTime::At(Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }));
-    upper::write_times(
-        dir.as_fd(),
-        time(before.st_atime, before.st_atime_nsec),
-        time(before.st_mtime, before.st_mtime_nsec),
-    )
-}
-
-/// Whether a change asks for what is there already. A size never counts: truncating touches the times.
-fn changes_nothing(attr: &Attr, change: &SetAttr) -> bool {
-    let same_time = |wanted: Option<SetTime>, now: Time| match wanted {
-        None => true,
-        Some(SetTime::At(time)) => time == now,
-        Some(SetTime::Now) => false,
-    };
-    change.size.is_none()
-        && change.mode.is_none_or(|mode| mode & 0o7777 == attr.mode)
-        && change.uid.is_none_or(|uid| uid == attr.uid)
-        && change.gid.is_none_or(|gid| gid == attr.gid)
-        && same_time(change.atime, attr.atime)
-        && same_time(change.mtime, attr.mtime)
 }

@@ -16,7 +16,7 @@ pub(super) const MOTHER: SetTime = SetTime::At(MOTHER_AS_TIME);
 const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
 
 /// What a directory is said to be long: one block, as on most filesystems.
-const DIR_SIZE: u64 = 4096;
+pub(super) const DIR_SIZE: u64 = 4096;
 
 /// Cookies of a listing: 1 for `.`, 2 for `..`, then the lower's children by position, then the extra names.
 const FIRST_LOWER: u64 = 3;

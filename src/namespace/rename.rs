@@ -5,18 +5,21 @@
 //! name, all at once. So there is nothing between "before" and "after", and EXDEV does not exist.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::{AtFlags, RenameFlags};
 
+use super::change::unpin;
 use super::copy_up::How;
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
+use super::setattr::put_times_back;
 use super::table::Node;
 use super::types::{Attr, Ino, Kind, SetAttr};
 use super::{Found, Namespace, c_name, upper};
+use crate::materialize::staging::Staged;
 
 /// How a target that exists is treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,6 +186,7 @@ impl Namespace {
             return Err(Error::Stale(source.ino));
         }
         let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
+        let mut stand_in = None;
         if let Some(target) = target_dir {
             let state = self.loaded(target, locked.of(target)?)?;
             if !self.is_empty(target, state)? {
@@ -190,28 +194,32 @@ impl Namespace {
             }
             // A directory whose lower names are all gone holds their whiteouts; rename(2) wants it truly empty.
             if in_upper && !state.is_silent() {
-                self.make_truly_empty(target, new_at.as_fd(), new_name)?;
-                *state = DirState::default();
+                stand_in = Some(self.stand_in(target)?);
             }
-        }
-        if let Some(target) = target {
-            self.pin(target)?;
         }
         let in_lower = self.in_lower(dir, name.as_bytes())?;
-        if covered && source.kind == Kind::Dir {
-            // A directory cannot replace a device, but it can change places with it: the whiteout is then where it
-            // is needed, or over nothing, where it hides nothing and goes at once.
-            rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
-                .map_err(call("rename"))?;
-            if !in_lower {
-                rustix::fs::unlinkat(&at, name, AtFlags::empty()).map_err(call("unlink"))?;
+        self.pin(source)?;
+        let step = Step { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
+        let done = match target {
+            Some(target) => self.pin(target),
+            None => Ok(()),
+        };
+        let done = done.and_then(|()| match (covered && source.kind == Kind::Dir, stand_in) {
+            (true, _) => step.over_whiteout(in_lower),
+            (false, Some(stand_in)) => step.over_stand_in(stand_in, in_lower),
+            (false, None) => step.plain(in_lower),
+        });
+        let left = done.inspect_err(|_| {
+            unpin(source);
+            if let Some(target) = target {
+                unpin(target);
             }
-        } else {
-            let flags = if in_lower { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
-            rustix::fs::renameat_with(&at, name, &new_at, new_name, flags).map_err(call("rename"))?;
-        }
+        })?;
         let state = self.loaded(dir, locked.of(dir)?)?;
-        self.clear_entry(dir, state, name.as_bytes())?;
+        match left {
+            Left::Whiteout => self.set_entry(dir, state, name.as_bytes(), Entry::Whiteout)?,
+            Left::Nothing => self.clear_entry(dir, state, name.as_bytes())?,
+        }
         let new_state = self.loaded(new_dir, locked.of(new_dir)?)?;
         self.set_entry(new_dir, new_state, new_name.as_bytes(), Entry::Present(present))?;
         moved(source, (dir.ino, name), (new_dir.ino, new_name));
@@ -219,10 +227,11 @@ impl Namespace {
             *locked.of(target)? = Some(DirState::default());
         }
         drop(locked);
-        match target {
-            Some(target) => self.unlinked(target, new_dir.ino, new_name),
-            None => Ok(()),
+        unpin(source);
+        if let Some(target) = target {
+            self.unlinked(target, new_dir.ino, new_name);
         }
+        Ok(())
     }
 
     fn exchange_locked(
@@ -234,14 +243,21 @@ impl Namespace {
         let one = self.present_at(dir, name, source, &mut locked)?;
         let two = self.present_at(new_dir, new_name, target, &mut locked)?;
         let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
-        rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
-            .map_err(call("rename"))?;
+        self.pin(source)?;
+        let step = Step { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
+        let done = self.pin(target).and_then(|()| step.rename(RenameFlags::EXCHANGE));
+        done.inspect_err(|_| {
+            unpin(source);
+            unpin(target);
+        })?;
         let state = self.loaded(dir, locked.of(dir)?)?;
         self.set_entry(dir, state, name.as_bytes(), Entry::Present(two))?;
         let state = self.loaded(new_dir, locked.of(new_dir)?)?;
         self.set_entry(new_dir, state, new_name.as_bytes(), Entry::Present(one))?;
         moved(source, (dir.ino, name), (new_dir.ino, new_name));
         moved(target, (new_dir.ino, new_name), (dir.ino, name));
+        unpin(source);
+        unpin(target);
         Ok(())
     }
 
@@ -259,22 +275,78 @@ impl Namespace {
         }
     }
 
-    /// Puts an empty directory in the place of one that holds nothing but whiteouts. It shows the same.
-    fn make_truly_empty(&self, target: &Node, at: std::os::fd::BorrowedFd<'_>, name: &CString) -> Result<()> {
+    /// An empty directory that looks like one that holds nothing but whiteouts, to stand in its place for the moment
+    /// before it is replaced.
+    fn stand_in(&self, target: &Node) -> Result<Staged> {
         let old = self.backing_fd(target)?;
         let stat = rustix::fs::fstat(&old).map_err(call("stat"))?;
-        let (fd, mut staged) = self.staging.directory().map_err(call("mkdir"))?;
+        let (fd, staged) = self.staging.directory().map_err(call("mkdir"))?;
         self.own(&fd, stat.st_uid, stat.st_gid)?;
         let mode = self.held_mode(target, &old)?.unwrap_or(stat.st_mode);
         upper::write_mode(fd.as_fd(), Kind::Dir, mode, None)?;
-        staged.exchange(at, name, true).map_err(call("rename"))?;
-        // From here on the node's backing is the new directory.
-        let made = rustix::fs::fstat(&fd).map_err(call("stat"))?;
-        self.table.close(target.ino);
-        let mut state = target.state.lock();
-        state.backing_ino = made.st_ino;
-        state.pinned = Some(Arc::new(fd));
-        Ok(())
+        upper::copy_xattrs(old.as_fd(), fd.as_fd())?;
+        put_times_back(&fd, &stat)?;
+        Ok(staged)
+    }
+}
+
+/// What a rename leaves under the old name in the upper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Left {
+    Whiteout,
+    Nothing,
+}
+
+/// The step of a rename that shows. All of it was done or none of it.
+struct Step<'a> {
+    at: BorrowedFd<'a>,
+    name: &'a CString,
+    new_at: BorrowedFd<'a>,
+    new_name: &'a CString,
+}
+
+impl Step<'_> {
+    fn rename(&self, flags: RenameFlags) -> Result<()> {
+        rustix::fs::renameat_with(self.at, self.name, self.new_at, self.new_name, flags)
+            .map_err(call("rename"))
+    }
+
+    /// Over nothing, or over what rename(2) replaces.
+    fn plain(&self, in_lower: bool) -> Result<Left> {
+        if in_lower {
+            self.rename(RenameFlags::WHITEOUT)?;
+            return Ok(Left::Whiteout);
+        }
+        self.rename(RenameFlags::empty())?;
+        Ok(Left::Nothing)
+    }
+
+    /// A directory over a whiteout. It cannot replace a device, but the two can change places. The whiteout is then
+    /// where it is needed, or over nothing: there it hides nothing, and is removed when that can be done.
+    fn over_whiteout(&self, in_lower: bool) -> Result<Left> {
+        self.rename(RenameFlags::EXCHANGE)?;
+        if in_lower {
+            return Ok(Left::Whiteout);
+        }
+        match rustix::fs::unlinkat(self.at, self.name, AtFlags::empty()) {
+            Ok(()) => Ok(Left::Nothing),
+            Err(errno) => {
+                tracing::warn!(name = ?self.name, %errno, "a whiteout stays where it hides nothing");
+                Ok(Left::Whiteout)
+            }
+        }
+    }
+
+    /// A directory over one that holds whiteouts: first the stand-in takes the target's place, which shows the same.
+    fn over_stand_in(&self, mut stand_in: Staged, in_lower: bool) -> Result<Left> {
+        stand_in.exchange(self.new_at, self.new_name, true).map_err(call("rename"))?;
+        self.plain(in_lower).inspect_err(|_| {
+            // Nothing of the target is lost: it goes back where it was.
+            if let Err(errno) = stand_in.exchange(self.new_at, self.new_name, true) {
+                tracing::error!(name = ?self.new_name, %errno, "an emptied directory could not be put back");
+                stand_in.keep();
+            }
+        })
     }
 }
 

@@ -205,9 +205,17 @@ impl Table {
         if held || (node.kind == Kind::Dir && !node.is_gone()) {
             return;
         }
-        nodes.remove(&ino);
+        let node = nodes.remove(&ino);
         drop(nodes);
-        self.close(ino);
+        // The node may hold the last descriptor of an unlinked file. Closing that frees its blocks, which takes half a
+        // second for tens of gigabytes: no lock is held, and `let_go` waits elsewhere for a large one.
+        if let Some(fd) = self.take_open(ino) {
+            let_go(fd);
+        }
+        // An operation that still has the node closes the descriptor by dropping the node.
+        if let Some(fd) = node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned) {
+            let_go(fd);
+        }
     }
 
     /// The kept descriptor of a number.
@@ -217,18 +225,43 @@ impl Table {
 
     /// Keeps a descriptor.
     pub(super) fn keep_open(&self, ino: Ino, fd: &Arc<OwnedFd>) {
-        // The least used one is closed after the lock is released: closing can wait for the disk.
-        let _closed_later = self.open.lock().push(ino, Arc::clone(fd));
+        let least_used = self.open.lock().push(ino, Arc::clone(fd));
+        if let Some((_, fd)) = least_used {
+            let_go(fd);
+        }
     }
 
     /// Drops the kept descriptor of a number.
     pub(super) fn close(&self, ino: Ino) {
-        let _closed_later = self.open.lock().pop(&ino);
+        if let Some(fd) = self.take_open(ino) {
+            let_go(fd);
+        }
+    }
+
+    fn take_open(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
+        self.open.lock().pop(&ino)
     }
 
     /// How many nodes the table holds.
     pub(super) fn len(&self) -> usize {
         self.nodes.read().len()
+    }
+}
+
+/// Drops a descriptor. The last descriptor of a large unlinked file is closed by a thread of its own, because the
+/// filesystem frees the blocks before close returns. The caller holds no lock.
+pub(super) fn let_go(fd: Arc<OwnedFd>) {
+    /// From this many blocks of 512 bytes on (256 MB), freeing them is worth a thread.
+    const LARGE: i64 = 1 << 19;
+    let Some(fd) = Arc::into_inner(fd) else { return };
+    let is_large = rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0 && stat.st_blocks >= LARGE);
+    if !is_large {
+        return;
+    }
+    // Without a thread the closure is dropped here, and closes the descriptor.
+    let spawned = std::thread::Builder::new().name("close".into()).spawn(move || drop(fd));
+    if let Err(error) = spawned {
+        tracing::debug!(%error, "no thread to close a large file");
     }
 }
 

@@ -122,6 +122,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change.
     pub mtime: Option<SetTime>,
+    /// Take setuid and setgid away, because the caller may not keep them (see [`Attr::setid_to_drop`]).
+    pub drop_setid: bool,
 }
 
 /// On whose behalf an entry is made.

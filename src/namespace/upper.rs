@@ -210,7 +210,8 @@ fn needed(kind: Kind) -> u32 {
 
 /// Gives an entry its permission bits; returns what [`read_mode`] would now say.
 ///
-/// The order makes either state whole after a crash: the attribute, while it is there, is the truth.
+/// The attribute, while it is there, is the truth, and the bits of the backing entry do not show. So the last step is
+/// the one that shows, and a failure before it changes nothing.
 pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<u32>) -> Result<Option<u32>> {
     let mode = mode & 0o7777;
     let backing = Mode::from_raw_mode(mode | needed(kind));
@@ -219,20 +220,33 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
             by_fd_or_path(fd, |fd| rustix::fs::fchmod(fd, backing), |path| rustix::fs::chmod(path, backing));
         done.map_err(upper("chmod"))
     };
-    if mode & needed(kind) != needed(kind) {
-        let text = format!("{mode:o}");
-        set_xattr(fd, MODE_XATTR, text.as_bytes(), XattrFlags::empty())?;
-        chmod()?;
-        return Ok(Some(mode));
-    }
-    chmod()?;
-    if old.is_some() {
-        match remove_xattr(fd, MODE_XATTR) {
-            Ok(()) | Err(Error::NoAttribute) => {}
-            Err(error) => return Err(error),
+    let lacking = mode & needed(kind) != needed(kind);
+    let hold = || set_xattr(fd, MODE_XATTR, format!("{mode:o}").as_bytes(), XattrFlags::empty());
+    let release = || match remove_xattr(fd, MODE_XATTR) {
+        Ok(()) | Err(Error::NoAttribute) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match (old, lacking) {
+        (None, false) => chmod()?,
+        (None, true) => {
+            hold()?;
+            if let Err(error) = chmod() {
+                if let Err(second) = release() {
+                    tracing::error!(%second, "a change of mode that failed is half applied");
+                }
+                return Err(error);
+            }
+        }
+        (Some(_), true) => {
+            chmod()?;
+            hold()?;
+        }
+        (Some(_), false) => {
+            chmod()?;
+            release()?;
         }
     }
-    Ok(None)
+    Ok(lacking.then_some(mode))
 }
 
 /// Sets owner and group.

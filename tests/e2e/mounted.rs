@@ -2,6 +2,7 @@
 
 mod attributes;
 mod directories;
+mod failures;
 mod isolation;
 mod links;
 mod persistence;

@@ -1,0 +1,293 @@
+//! A system call of the daemon fails: who asked is told, and then nothing has changed.
+//!
+//! strace makes the n-th call of a kind fail, for each kind that changes the disk and each n that an operation gets to.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use rustix::process::{Pid, Signal};
+
+use crate::common::{Library, Mounted, World};
+
+/// The calls that fail, one kind at a time.
+const CALLS: [&str; 14] = [
+    "renameat2",
+    "unlinkat",
+    "fchmod",
+    "chmod",
+    "fsetxattr",
+    "setxattr",
+    "fremovexattr",
+    "fchownat",
+    "utimensat",
+    "ftruncate",
+    "mknodat",
+    "mkdirat",
+    "linkat",
+    "fstat",
+];
+
+/// An operation in a directory of its own: prepared without failures, done with one.
+struct Operation {
+    name: &'static str,
+    prepare: fn(&Path),
+    act: fn(&Path) -> std::io::Result<()>,
+}
+
+/// What must be possible in every directory after a failure: the names that are not there can be used.
+fn use_names(dir: &Path) -> std::io::Result<()> {
+    for name in ["a", "b", "new", "sub", "sub/x", "sub2"] {
+        let path = dir.join(name);
+        if path.symlink_metadata().is_err() && path.parent().unwrap().is_dir() {
+            std::fs::create_dir(&path)?;
+            std::fs::remove_dir(&path)?;
+            std::fs::File::create_new(&path)?;
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn chown(path: &Path, uid: u32) -> std::io::Result<()> {
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid))
+}
+
+fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+fn touch(path: &Path) -> std::io::Result<()> {
+    let time = Timespec { tv_sec: 1000, tv_nsec: 5 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn nothing(_: &Path) {}
+
+fn operations() -> Vec<Operation> {
+    let changed = |d: &Path| std::fs::write(d.join("a"), b"changed").unwrap();
+    vec![
+        Operation {
+            name: "a new directory over a removed name",
+            prepare: |d| {
+                std::fs::remove_file(d.join("a")).unwrap();
+                std::fs::create_dir(d.join("new")).unwrap();
+            },
+            act: |d| std::fs::rename(d.join("new"), d.join("a")),
+        },
+        Operation {
+            name: "a new directory over an emptied one",
+            prepare: |d| {
+                std::fs::remove_file(d.join("sub/x")).unwrap();
+                std::fs::create_dir(d.join("new")).unwrap();
+            },
+            act: |d| std::fs::rename(d.join("new"), d.join("sub")),
+        },
+        Operation {
+            name: "a changed setuid file changes hands",
+            prepare: |d| {
+                std::fs::write(d.join("a"), b"changed").unwrap();
+                set_mode(&d.join("a"), 0o4755).unwrap();
+            },
+            act: |d| chown(&d.join("a"), 7),
+        },
+        Operation { name: "a library file changes hands", prepare: nothing, act: |d| chown(&d.join("a"), 7) },
+        Operation { name: "chmod 0", prepare: changed, act: |d| set_mode(&d.join("a"), 0) },
+        Operation {
+            name: "chmod from 0",
+            prepare: |d| {
+                std::fs::write(d.join("a"), b"changed").unwrap();
+                set_mode(&d.join("a"), 0).unwrap();
+            },
+            act: |d| set_mode(&d.join("a"), 0o644),
+        },
+        Operation {
+            name: "chmod of a library file",
+            prepare: nothing,
+            act: |d| set_mode(&d.join("a"), 0o700),
+        },
+        Operation { name: "chmod of a library directory", prepare: nothing, act: |d| set_mode(d, 0o700) },
+        Operation { name: "times of a library file", prepare: nothing, act: |d| touch(&d.join("a")) },
+        Operation {
+            name: "truncation",
+            prepare: changed,
+            act: |d| std::fs::File::options().write(true).open(d.join("a"))?.set_len(2),
+        },
+        Operation {
+            name: "removal of a library file",
+            prepare: nothing,
+            act: |d| std::fs::remove_file(d.join("a")),
+        },
+        Operation {
+            name: "removal of a changed file",
+            prepare: changed,
+            act: |d| std::fs::remove_file(d.join("a")),
+        },
+        Operation {
+            name: "removal of an emptied directory",
+            prepare: |d| std::fs::remove_file(d.join("sub/x")).unwrap(),
+            act: |d| std::fs::remove_dir(d.join("sub")),
+        },
+        Operation { name: "rename", prepare: nothing, act: |d| std::fs::rename(d.join("a"), d.join("b")) },
+        Operation {
+            name: "rename over a changed file",
+            prepare: changed,
+            act: |d| std::fs::rename(d.join("c"), d.join("a")),
+        },
+        Operation {
+            name: "rename of a library directory",
+            prepare: nothing,
+            act: |d| std::fs::rename(d.join("sub"), d.join("sub2")),
+        },
+        Operation {
+            name: "create where a name was removed",
+            prepare: |d| std::fs::remove_file(d.join("a")).unwrap(),
+            act: |d| std::fs::File::create_new(d.join("a")).map(|_| ()),
+        },
+        Operation {
+            name: "create",
+            prepare: nothing,
+            act: |d| std::fs::File::create_new(d.join("new")).map(|_| ()),
+        },
+        Operation { name: "mkdir", prepare: nothing, act: |d| std::fs::create_dir(d.join("new")) },
+        Operation {
+            name: "symlink",
+            prepare: nothing,
+            act: |d| std::os::unix::fs::symlink("to", d.join("new")),
+        },
+        Operation {
+            name: "hard link",
+            prepare: nothing,
+            act: |d| std::fs::hard_link(d.join("a"), d.join("new")),
+        },
+    ]
+}
+
+/// What a directory shows, less the times that reading and copying up may move.
+fn shown(dir: &Path) -> String {
+    let mut out = String::new();
+    let mut entries: Vec<_> = walk(dir);
+    entries.sort();
+    for path in entries {
+        let stat = std::fs::symlink_metadata(&path).unwrap();
+        let content = if stat.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+        let name = path.strip_prefix(dir).unwrap();
+        writeln!(
+            out,
+            "{name:?} {:o} {}:{} {} {} {:?}",
+            stat.mode(),
+            stat.uid(),
+            stat.gid(),
+            stat.nlink(),
+            stat.mtime(),
+            String::from_utf8_lossy(&content)
+        )
+        .unwrap();
+    }
+    out
+}
+
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut out = vec![dir.to_owned()];
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            out.extend(walk(&entry.path()));
+        } else {
+            out.push(entry.path());
+        }
+    }
+    out
+}
+
+/// strace on the daemon, until dropped.
+struct Injector {
+    strace: Child,
+    log: std::path::PathBuf,
+}
+
+impl Injector {
+    fn new(mounted: &Mounted<'_>, log: &Path, call: &str, nth: usize) -> Self {
+        let mut strace = Command::new("strace")
+            .args(["-f", "-p", &mounted.pid().to_string(), "-e", &format!("trace={call}"), "-o"])
+            .arg(log)
+            .args(["-e", &format!("inject={call}:error=ENOSPC:when={nth}")])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace is installed");
+        let mut line = String::new();
+        BufReader::new(strace.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("attached"), "{line}");
+        Self { strace, log: log.to_owned() }
+    }
+
+    /// Whether a call was made to fail.
+    fn end(mut self) -> bool {
+        let pid = Pid::from_raw(i32::try_from(self.strace.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+        self.strace.wait().unwrap();
+        std::fs::read_to_string(&self.log).unwrap().contains("INJECTED")
+    }
+}
+
+/// Notes which directories do not show what they did: what was done, where, and what it showed before.
+fn compare(mounted: &Mounted<'_>, when: &str, failed: &[(String, String, String)], wrong: &mut Vec<String>) {
+    for (what, dir, before) in failed {
+        let after = shown(&mounted.at(dir));
+        if after != *before {
+            wrong.push(format!("{when}: {what}\n{before}became\n{after}"));
+        }
+    }
+}
+
+#[test]
+fn an_operation_that_fails_changes_nothing() {
+    const TRIALS: usize = 700;
+    let library = (0..TRIALS).fold(Library::new(), |library, n| {
+        library
+            .file(&format!("{n}/a"), b"library a\n")
+            .file(&format!("{n}/c"), b"library c\n")
+            .file(&format!("{n}/sub/x"), b"library x\n")
+    });
+    let world = World::with(&library);
+    let mounted = world.mount("s");
+    let log = world.path().join("strace.log");
+    let mut next = 0..TRIALS;
+    let mut failed = Vec::new();
+    let mut wrong = Vec::new();
+    for operation in operations() {
+        for call in CALLS {
+            for nth in 1..4 {
+                let dir = next.next().expect("enough directories").to_string();
+                let path = mounted.at(&dir);
+                (operation.prepare)(&path);
+                let before = shown(&path);
+                let injector = Injector::new(&mounted, &log, call, nth);
+                let done = (operation.act)(&path);
+                if !injector.end() {
+                    break;
+                }
+                let what = format!("{}: {call} {nth}: {done:?}", operation.name);
+                match done {
+                    Err(_) => failed.push((what, dir, before)),
+                    Ok(()) if shown(&path) == before => wrong.push(what),
+                    Ok(()) => {}
+                }
+            }
+        }
+    }
+    assert!(failed.len() > 40, "only {} failures were answered", failed.len());
+    compare(&mounted, "at once", &failed, &mut wrong);
+    for (what, dir, before) in &mut failed {
+        let path = mounted.at(&dir);
+        if let Err(error) = use_names(&path) {
+            wrong.push(format!("{what}: then {error}"));
+        }
+        *before = shown(&path);
+    }
+    compare(&mounted.remount(), "after a remount", &failed, &mut wrong);
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), failed.len(), wrong.join("\n"));
+}
