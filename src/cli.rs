@@ -159,6 +159,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8, Failure> {
     let Global { home, controller, json, silent, .. } = cli.global;
     let context = Context { env: Env::with_home(home.as_deref())?, controller, json, silent };
+    // The recorder keeps nothing there.
+    if !matches!(cli.command, Command::Record(_)) {
+        context.env.check_own_dirs().map_err(|error| Failure::from(&error))?;
+    }
     match cli.command {
         Command::Mount(args) => mount::run(args, &context),
         Command::Unmount(args) => unmount::run(&args, &context),

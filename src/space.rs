@@ -19,6 +19,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::sys::guarded::GuardedError;
+
 /// What can be wrong with a space.
 #[derive(Debug, thiserror::Error)]
 pub enum SpaceError {
@@ -130,6 +132,9 @@ pub enum SpaceError {
         /// Why.
         why: String,
     },
+    /// A file or directory that somebody else could have put there, or could change.
+    #[error(transparent)]
+    Guarded(#[from] GuardedError),
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -160,6 +165,9 @@ pub enum MountpointProblem {
     /// It is a file or a link.
     #[error("it is not a directory")]
     NotADirectory,
+    /// Another user's, who could exchange it or unmount what is on it.
+    #[error("it belongs to user {0}")]
+    Owner(u32),
     /// rcc restored an environment there.
     #[error("it is not empty: rcc restored the space there")]
     Restored,

@@ -13,6 +13,7 @@ use crate::session;
 use crate::space::home::EnvError;
 use crate::space::{Candidate, MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
+use crate::sys::guarded::{GuardedError, Problem};
 use crate::sys::plain;
 
 /// A failure in words, and its exit code. The same value passes through the daemon's pipe.
@@ -58,6 +59,28 @@ impl From<EnvError> for Failure {
                 failure(CONFIG, error.to_string(), Some("set HOME, or give --home DIRECTORY"))
             }
             EnvError::NoCurrentDir(_) => failure(FAILED, error.to_string(), None),
+        }
+    }
+}
+
+impl From<&GuardedError> for Failure {
+    fn from(error: &GuardedError) -> Self {
+        let (what, path) = (error.to_string(), error.path.display());
+        match &error.problem {
+            Problem::Os(errno) if is_about_writing(&(*errno).into()) => {
+                failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
+            }
+            Problem::Os(_) => failure(FAILED, what, None),
+            Problem::NotAFile(_) | Problem::Linked(_) | Problem::TooLarge(_) | Problem::NotADirectory(_) => {
+                failure(FAILED, what, Some(&format!("see who put it there, and remove it: {path}")))
+            }
+            Problem::Owner { .. } => {
+                failure(CONFIG, what, Some("set HOLOFS_HOME to a directory of your own, or run as that user"))
+            }
+            Problem::Writable(_) => {
+                let fix = format!("chmod go-w {path}, or set HOLOFS_HOME to a directory of your own");
+                failure(CONFIG, what, Some(&fix))
+            }
         }
     }
 }
@@ -160,6 +183,7 @@ fn of_space(error: &SpaceError) -> Failure {
             let fix = "record or import the environment again; `holofs check` looks at the whole library";
             failure(LIBRARY, format!("catalog {why}"), Some(fix))
         }
+        SpaceError::Guarded(error) => error.into(),
         SpaceError::Io { source, .. } if is_about_writing(source) => {
             failure(FAILED, why, Some("free some space, or set HOLOFS_HOME to a directory with more"))
         }
@@ -189,6 +213,7 @@ fn way_out(path: &Path, problem: &MountpointProblem) -> String {
             format!("another space name, or `rcc holotree delete {identity}` to have holofs present it")
         }
         MountpointProblem::Mounted(_) => format!("umount {}", path.display()),
+        MountpointProblem::Owner(_) => "as that user, another space name, or remove the directory".to_owned(),
         MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
             "another space name, or move away what is there".to_owned()
         }

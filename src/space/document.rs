@@ -5,7 +5,6 @@
 //! members in any order, and whatever spacing; it is no validator, `library::catalog` is. Invariant: of a rewritten
 //! document every byte is the original's, except for the replaced values.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 
@@ -13,9 +12,13 @@ use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::space::SpaceError;
+use crate::sys::guarded::{self, Access};
 
 /// A member's name, or a value we read, is never longer.
 const MAX_STRING: usize = 64 * 1024;
+
+/// A `.meta.info` is seven short strings.
+const MAX_INFO: u64 = 1 << 20;
 
 /// What a catalog or a space's `.meta` says about itself, in rcc's order.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -68,7 +71,7 @@ impl Header {
 /// # Errors
 /// When it cannot be read, or is not such a document.
 pub fn read_header(path: &Path) -> Result<Header, SpaceError> {
-    let file = File::open(path).map_err(SpaceError::io(path))?;
+    let file = guarded::open_file(path, Access::Read)?;
     let text = BufReader::new(MultiGzDecoder::new(BufReader::new(file)));
     let header = Scanner { input: text }.header().map_err(|error| bad(path, &error))?;
     if header.is_complete() {
@@ -82,7 +85,7 @@ pub fn read_header(path: &Path) -> Result<Header, SpaceError> {
 /// # Errors
 /// When it cannot be read, or is not such a document.
 pub fn read_info(path: &Path) -> Result<Header, SpaceError> {
-    let bytes = std::fs::read(path).map_err(SpaceError::io(path))?;
+    let bytes = guarded::read(path, MAX_INFO)?;
     serde_json::from_slice(&bytes).map_err(|error| bad(path, &error.into()))
 }
 

@@ -1,7 +1,8 @@
 //! Where things are for this user: rcc's home, the shared holotree, holofs's own files.
 //!
 //! Reads the process environment once, in [`Env::from_process`]; everything after works on the value, so that a
-//! test or a flag can stand in for any part of it. It opens nothing but the shared mode's marker.
+//! test or a flag can stand in for any part of it. It opens nothing but the shared mode's marker, and holofs's own
+//! directories to see whose they are.
 //!
 //! Invariant: every path in an [`Env`] is absolute and lexically clean.
 
@@ -10,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::library::name;
+use crate::sys::guarded::{Dir, GuardedError, Trust};
 
 /// Where rcc keeps the holotree that users of one machine share. No variable moves it.
 const SHARED_ROOT: &str =
@@ -109,6 +111,25 @@ impl Env {
     #[must_use]
     pub fn spaces_dir(&self) -> PathBuf {
         self.holofs_home.join("spaces")
+    }
+
+    /// Makes sure that nobody else can put something into holofs's own directories, as far as they are there: who
+    /// could, would choose what runs in a space.
+    ///
+    /// # Errors
+    /// With the directory that belongs to somebody else, or that others may write to.
+    pub fn check_own_dirs(&self) -> Result<(), GuardedError> {
+        let there = |found: Result<Dir, GuardedError>| match found {
+            Err(error) if error.is_not_found() => Ok(None),
+            found => found.map(Some),
+        };
+        let Some(home) = there(Dir::open(&self.holofs_home, Trust::Ours))? else { return Ok(()) };
+        there(home.open_dir(OsStr::new("spaces"), Trust::Ours))?;
+        let Some(cache) = there(home.open_dir(OsStr::new("cache"), Trust::Ours))? else { return Ok(()) };
+        for name in ["index", "blobs", "profiles"] {
+            there(cache.open_dir(OsStr::new(name), Trust::Ours))?;
+        }
+        Ok(())
     }
 
     /// The directory of compiled indexes and raw blobs.

@@ -3,15 +3,17 @@
 //! Invariant: nothing here takes or drops a lock; an answer may be old by the time it is used, so it is good for
 //! messages and for trying again only.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
-/// Whether `path` still names `file`: a lock on a file that was removed or replaced guards nothing.
+use crate::sys::guarded::Dir;
+
+/// Whether the name still leads to `file`: a lock on a file that was removed or replaced guards nothing.
 #[must_use]
-pub fn is_still_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), std::fs::symlink_metadata(path)) {
-        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+pub fn is_still_at(file: &File, dir: &Dir, name: &OsStr) -> bool {
+    match (rustix::fs::fstat(file), dir.stat(name)) {
+        (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
         _ => false,
     }
 }
@@ -48,6 +50,7 @@ fn holder_in(table: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::guarded::Trust;
 
     const TABLE: &str = "\
 1: POSIX  ADVISORY  WRITE 11 fd:01:77 0 EOF
@@ -71,11 +74,12 @@ mod tests {
     fn replaced_file_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
+        let (opened, name) = (Dir::open(dir.path(), Trust::Anybodys).unwrap(), OsStr::new("lock"));
         let file = File::create(&path).unwrap();
-        assert!(is_still_at(&file, &path));
+        assert!(is_still_at(&file, &opened, name));
         std::fs::rename(&path, dir.path().join("old")).unwrap();
-        assert!(!is_still_at(&file, &path));
+        assert!(!is_still_at(&file, &opened, name));
         File::create(&path).unwrap();
-        assert!(!is_still_at(&file, &path));
+        assert!(!is_still_at(&file, &opened, name));
     }
 }

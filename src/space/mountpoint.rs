@@ -2,47 +2,87 @@
 //!
 //! Invariant: nothing of the user's is hidden under a mount; what is made here is empty and can stay.
 
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
+
 use crate::space::plan::SpacePath;
 use crate::space::{MountpointProblem, SpaceError, live, meta};
-use crate::sys::mountinfo;
+use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
+use crate::sys::{mountinfo, plain};
 
 /// The mode rcc gives to directories of spaces, less the umask.
 const DIR_MODE: u32 = 0o750;
 
-/// Makes the space's directory in its base when there is none, and checks that it is empty. Returns whether it was made.
+/// A directory that can be mounted on.
+#[derive(Debug)]
+pub struct Mountpoint {
+    /// The directory itself: to be mounted on by its descriptor, since its name may lead elsewhere by then.
+    pub dir: Dir,
+    /// It was made just now.
+    pub made: bool,
+}
+
+/// Makes the space's directory in its base when there is none, and checks that it is ours and empty.
 ///
 /// # Errors
 /// [`SpaceError::Mountpoint`] with what is in the way.
-pub fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
+pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> {
     let path = &space.mountpoint;
+    let name = OsStr::new(space.identity.as_str());
     let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
     // A mount of whoever, dead or alive, is told by the table: asking the directory could hang.
     if let Ok(Some(mount)) = mountinfo::mount_at(&live::resolved(path)) {
         return Err(problem(MountpointProblem::Mounted(mount.source)));
     }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.is_dir() => return Err(problem(MountpointProblem::NotADirectory)),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(path).map_err(|error| problem(refused(&error)))?;
-            return Ok(true);
-        }
-        Err(error) => return Err(problem(refused(&error))),
+    let made = match rustix::fs::mkdirat(base, name, Mode::from_bits_truncate(DIR_MODE)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => match base.stat(name) {
+            // Not ours to make, but there.
+            Ok(_) => false,
+            Err(_) => return Err(problem(refused(&errno.into()))),
+        },
+    };
+    let dir = base.open_dir(name, Trust::Owned).map_err(|error| problem(unfit(error)))?;
+    if made {
+        return Ok(Mountpoint { dir, made });
     }
-    let mut entries = std::fs::read_dir(path).map_err(|error| problem(refused(&error)))?;
-    match entries.next() {
-        None => Ok(false),
+    match is_empty(&dir) {
+        Ok(true) => Ok(Mountpoint { dir, made }),
         // Every environment has the text of its blueprint in its root.
-        Some(Ok(_)) if meta::recorded(path).is_some() && path.join("identity.yaml").exists() => {
+        Ok(false) if meta::recorded(path).is_some() && dir.stat(OsStr::new("identity.yaml")).is_ok() => {
             Err(problem(MountpointProblem::Restored))
         }
-        Some(Ok(_)) => Err(problem(MountpointProblem::NotEmpty)),
-        Some(Err(error)) => Err(problem(refused(&error))),
+        Ok(false) => Err(problem(MountpointProblem::NotEmpty)),
+        Err(errno) => Err(problem(refused(&errno.into()))),
+    }
+}
+
+fn is_empty(dir: &Dir) -> Result<bool, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listed = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    let mut buffer = Vec::with_capacity(4096);
+    let mut entries = RawDir::new(listed, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn unfit(error: GuardedError) -> MountpointProblem {
+    match error.problem {
+        Problem::NotADirectory(_) => MountpointProblem::NotADirectory,
+        Problem::Owner { owner, .. } => MountpointProblem::Owner(owner),
+        Problem::Os(errno) => refused(&errno.into()),
+        other => MountpointProblem::Refused(other.to_string()),
     }
 }
 
@@ -72,7 +112,7 @@ fn refused(error: &io::Error) -> MountpointProblem {
     if error.kind() == io::ErrorKind::NotADirectory {
         return MountpointProblem::NotADirectory;
     }
-    MountpointProblem::Refused(error.to_string())
+    MountpointProblem::Refused(plain(error))
 }
 
 #[cfg(test)]
@@ -92,6 +132,11 @@ mod tests {
             label: "x".into(),
             controller: "rcc.user".into(),
         }
+    }
+
+    fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
+        let base = Dir::open(space.base(), Trust::Anybodys)?;
+        super::prepare(&base, space).map(|mountpoint| mountpoint.made)
     }
 
     fn problem(result: Result<bool, SpaceError>) -> MountpointProblem {
@@ -132,7 +177,18 @@ mod tests {
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotADirectory);
         let under_a_file = SpacePath { mountpoint: PathBuf::from("/etc/passwd").join(NAME), ..space };
         assert!(prepare_base(&under_a_file).is_err());
-        assert_eq!(problem(prepare(&under_a_file)), MountpointProblem::NotADirectory);
+    }
+
+    #[test]
+    fn directory_of_another_user_is_not_mounted_on() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let space = space(dir.path().to_owned());
+        std::fs::create_dir(&space.mountpoint).unwrap();
+        std::os::unix::fs::chown(&space.mountpoint, Some(65534), None).unwrap();
+        assert_eq!(problem(prepare(&space)), MountpointProblem::Owner(65534));
     }
 
     #[test]

@@ -11,8 +11,10 @@ use crate::library::name::Identity;
 use crate::materialize::clone::Strategy;
 use crate::space::home::Env;
 use crate::space::meta::MetaLock;
+use crate::space::mountpoint::Mountpoint;
 use crate::space::state::{Content, State, StateDir};
 use crate::space::{SpaceError, meta, mountpoint};
+use crate::sys::guarded::{Dir, Trust};
 use crate::sys::process;
 
 /// A space's name and place.
@@ -141,8 +143,10 @@ impl MountPlan {
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
         let state = StateDir::open_locked(&self.state_dir)?;
         mountpoint::prepare_base(&self.space)?;
-        let lock = MetaLock::take(&self.space, self.lock_timeout)?;
-        let made = mountpoint::prepare(&self.space)?;
+        // From here on the base is this directory, wherever its path may lead later.
+        let base = Dir::open(self.space.base(), Trust::Anybodys)?;
+        let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
+        let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
         let recorded = state.adopt(&self.content(catalog_sha256), self.fresh).inspect_err(|_| {
             if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
                 tracing::debug!(%error, "the mountpoint stays");
@@ -152,7 +156,8 @@ impl MountPlan {
             let (path, feature) = (self.state_dir.join("state.json"), feature.to_owned());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
-        Ok(Claim { plan: self, state, recorded, lock: Some(lock), umask: process::umask() })
+        let umask = process::umask();
+        Ok(Claim { plan: self, state, recorded, base, mountpoint, lock: Some(lock), umask })
     }
 
     /// Renews the mark by which rcc tells how long an environment was not used. The daemon does so daily.
@@ -183,6 +188,10 @@ pub struct Claim<'a> {
     plan: &'a MountPlan,
     state: StateDir,
     recorded: State,
+    /// The space's base.
+    base: Dir,
+    /// The directory to mount on.
+    mountpoint: Dir,
     /// Until published.
     lock: Option<MetaLock>,
     /// The user's, when the claim was made: a daemon serves with another.
@@ -194,6 +203,12 @@ impl Claim<'_> {
     #[must_use]
     pub fn state(&self) -> &StateDir {
         &self.state
+    }
+
+    /// The empty directory that was checked, which is the one to mount on.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Dir {
+        &self.mountpoint
     }
 
     /// What is recorded in it now.
@@ -211,7 +226,7 @@ impl Claim<'_> {
         let (plan, pid) = (self.plan, std::process::id());
         tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.blueprint, pid, "mounted");
         let described = self.describe();
-        let counted = meta::append_use(&self.plan.space, self.umask);
+        let counted = meta::append_use(&self.base, &self.plan.space, self.umask);
         if let Err(error) = self.plan.touch_usage() {
             tracing::debug!(%error, "the library keeps no usage mark");
         }
@@ -225,7 +240,7 @@ impl Claim<'_> {
         if known && !meta::needs_meta(space, &self.plan.blueprint) {
             return Ok(());
         }
-        meta::write_meta(space, &self.plan.catalog_path, self.umask)?;
+        meta::write_meta(&self.base, space, &self.plan.catalog_path, self.umask)?;
         self.state.note_published(&self.recorded)?;
         Ok(())
     }

@@ -16,9 +16,10 @@
 //! instant a crash comes at; an upper that is not empty is dropped only by [`StateDir::adopt`] with `fresh`, by
 //! [`StateDir::discard_changes`], or when it was made by an ephemeral mount.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::materialize::{Counts, ReflinkProbe};
 use crate::space::{SpaceError, lock};
+use crate::sys::guarded::{self, Access, Dir, Problem, Trust};
+
+/// No record of ours is longer.
+const MAX_RECORD: u64 = 1 << 20;
 
 /// The format of `state.json`.
 const VERSION: u32 = 1;
@@ -160,14 +165,14 @@ impl StateDir {
     /// # Errors
     /// [`SpaceError::Busy`] when another process has it, and what keeps it from being made.
     pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
-        make_private_dir(path)?;
-        let lock = take_lock(path)?;
-        let upper = path.join("upper");
-        let is_new = std::fs::symlink_metadata(&upper).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        let dir = StateDir { path: path.to_owned(), lock, is_new };
-        for sub in [dir.upper(), dir.work(), dir.reloc()] {
-            make_private_dir(&sub)?;
+        let spaces = Dir::make_ours(path.parent().unwrap_or(path))?;
+        let opened = spaces.make_dir(path.file_name().unwrap_or_default(), Trust::Ours)?;
+        let lock = take_lock(&opened)?;
+        let is_new = opened.stat(OsStr::new("upper")).is_err_and(|error| error.is_not_found());
+        for sub in ["upper", "work", "reloc"] {
+            opened.make_dir(OsStr::new(sub), Trust::Owned)?;
         }
+        let dir = StateDir { path: path.to_owned(), lock, is_new };
         dir.sweep();
         Ok(dir)
     }
@@ -373,10 +378,11 @@ impl StateDir {
 /// When it is damaged or of another version.
 pub fn read_state(dir: &Path) -> Result<Option<State>, SpaceError> {
     let path = dir.join("state.json");
-    let bytes = match std::fs::read(&path) {
+    let bytes = match guarded::read(&path, MAX_RECORD) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(SpaceError::io(&path)(error)),
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) if matches!(error.problem, Problem::Os(_)) => return Err(error.into()),
+        Err(error) => return Err(SpaceError::DamagedState { path, why: error.problem.to_string() }),
     };
     // The version first: another one may have other fields.
     #[derive(Deserialize)]
@@ -403,7 +409,7 @@ pub fn read_state(dir: &Path) -> Result<Option<State>, SpaceError> {
 /// Reads `run.json`; None when there is none or it is not whole: it is only information.
 #[must_use]
 pub fn read_run(dir: &Path) -> Option<RunInfo> {
-    serde_json::from_slice(&std::fs::read(dir.join("run.json")).ok()?).ok()
+    serde_json::from_slice(&guarded::read(&dir.join("run.json"), MAX_RECORD).ok()?).ok()
 }
 
 /// The log of a space.
@@ -443,7 +449,7 @@ pub fn bytes_below(dir: &Path) -> u64 {
 /// Whether a process holds the space. Does not make anything.
 #[must_use]
 pub fn is_locked(dir: &Path) -> bool {
-    let Ok(file) = File::open(dir.join("lock")) else { return false };
+    let Ok(file) = guarded::open_file(&dir.join("lock"), Access::Read) else { return false };
     matches!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
@@ -498,31 +504,25 @@ fn other_content(kept: &Content, wanted: &Content) -> SpaceError {
     }
 }
 
-fn take_lock(dir: &Path) -> Result<File, SpaceError> {
-    let path = dir.join("lock");
+fn take_lock(dir: &Dir) -> Result<File, SpaceError> {
+    let name = OsStr::new("lock");
     let start = Instant::now();
     loop {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(SpaceError::io(&path))?;
+        let (file, _) = dir.open_or_create(name, Access::Write, 0o600)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             // The directory may have been removed, and made anew, while we waited.
-            Ok(()) if lock::is_still_at(&file, &path) => return Ok(file),
+            Ok(()) if lock::is_still_at(&file, dir, name) => return Ok(file),
             Ok(()) => {}
             // A look by `list` holds the lock for an instant.
             Err(Errno::WOULDBLOCK) if start.elapsed() < PROBE_GRACE => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(Errno::WOULDBLOCK) => {
-                let identity = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let pid = read_run(dir).map(|run| run.pid).or_else(|| lock::holder(&file));
+                let identity = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let pid = read_run(dir.path()).map(|run| run.pid).or_else(|| lock::holder(&file));
                 return Err(SpaceError::Busy { identity, pid });
             }
-            Err(errno) => return Err(SpaceError::io(&path)(errno.into())),
+            Err(errno) => return Err(SpaceError::io(&dir.path().join(name))(errno.into())),
         }
     }
 }
@@ -532,7 +532,7 @@ fn is_empty(dir: &Path) -> Result<bool, SpaceError> {
 }
 
 fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(SpaceError::io(path))
+    DirBuilder::new().mode(0o700).create(path).map_err(SpaceError::io(path))
 }
 
 /// Replaces a file by one that is whole, or leaves it.
@@ -541,9 +541,12 @@ fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(),
         .map_err(|error| SpaceError::io(path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     bytes.push(b'\n');
     let temporary = path.with_extension("json.new");
+    let (Some(dir), Some(name)) = (path.parent(), temporary.file_name()) else { return Ok(()) };
+    let dir = Dir::open(dir, Trust::Owned)?;
     let write = || -> io::Result<()> {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // Not truncated: whatever has the name, a FIFO for one, goes.
+        dir.remove_file(name)?;
+        let mut file = dir.create_new(name, Access::Write, 0o600)?;
         file.write_all(&bytes)?;
         if durable {
             file.sync_all()?;

@@ -96,6 +96,8 @@ pub enum Trust {
     /// Only this user (the effective one). Neither its group nor others may write to it, and no other user but root
     /// owns, or may exchange the entries of, a directory above it. Links on the way must belong to this user or root.
     Ours,
+    /// Whoever its mode allows, but it belongs to this user: the directory above keeps others out.
+    Owned,
     /// Anybody, as in rcc's shared directories. Only the descriptor is certain: it stays the same directory.
     Anybodys,
 }
@@ -146,9 +148,11 @@ impl Dir {
     pub fn open(path: &Path, trust: Trust) -> Result<Self, GuardedError> {
         match trust {
             Trust::Ours => Self::ours(path, false),
-            Trust::Anybodys => {
+            Trust::Owned | Trust::Anybodys => {
                 let fd = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(GuardedError::os(path))?;
-                Ok(Self { fd, path: path.to_owned() })
+                let dir = Self { fd, path: path.to_owned() };
+                dir.check(trust)?;
+                Ok(dir)
             }
         }
     }
@@ -164,7 +168,7 @@ impl Dir {
     fn ours(path: &Path, make: bool) -> Result<Self, GuardedError> {
         let fd = walk(path, make)?;
         let dir = Self { fd, path: path.to_owned() };
-        dir.check_ours()?;
+        dir.check(Trust::Ours)?;
         Ok(dir)
     }
 
@@ -181,30 +185,31 @@ impl Dir {
             GuardedError::new(&path, found.map_or(Problem::Os(errno), Problem::NotADirectory))
         })?;
         let dir = Self { fd, path };
-        if trust == Trust::Ours {
-            dir.check_ours()?;
-        }
+        dir.check(trust)?;
         Ok(dir)
     }
 
-    /// Opens a directory of ours in this one, and makes it with mode 0700 when it is missing.
+    /// Opens a directory in this one, and makes it with mode 0700 when it is missing.
     ///
     /// # Errors
     /// As [`Dir::open_dir`].
-    pub fn make_dir(&self, name: &OsStr) -> Result<Self, GuardedError> {
+    pub fn make_dir(&self, name: &OsStr, trust: Trust) -> Result<Self, GuardedError> {
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => self.open_dir(name, Trust::Ours),
+            Ok(()) | Err(Errno::EXIST) => self.open_dir(name, trust),
             Err(errno) => Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
         }
     }
 
-    fn check_ours(&self) -> Result<(), GuardedError> {
+    fn check(&self, trust: Trust) -> Result<(), GuardedError> {
+        if trust == Trust::Anybodys {
+            return Ok(());
+        }
         let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
         let wanted = rustix::process::geteuid().as_raw();
         if stat.st_uid != wanted {
             return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
         }
-        if stat.st_mode & 0o022 != 0 {
+        if trust == Trust::Ours && stat.st_mode & 0o022 != 0 {
             return Err(GuardedError::new(&self.path, Problem::Writable(stat.st_mode & 0o7777)));
         }
         Ok(())

@@ -20,6 +20,7 @@ mod differential;
 mod helper;
 mod hostile_library;
 mod mounted;
+mod neighbours;
 mod parity;
 mod passthrough;
 mod reflink;

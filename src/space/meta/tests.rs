@@ -20,6 +20,10 @@ fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
     }
 }
 
+fn base(dir: &tempfile::TempDir) -> Dir {
+    Dir::open(dir.path(), Trust::Anybodys).unwrap()
+}
+
 #[test]
 fn files_beside_the_space_are_what_real_rcc_leaves() {
     for (fixture, blueprint, name, label) in [
@@ -33,7 +37,7 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         let catalog = fixture.join(format!("home/hololib/catalog/{blueprint}v12.linux_amd64"));
         let dir = tempfile::tempdir().unwrap();
         let space = space_in(dir.path(), name, label);
-        write_meta(&space, &catalog, 0o022).unwrap();
+        write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
 
         // The golden lies where the fixture was made.
         let real_base = document::read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
@@ -60,11 +64,11 @@ fn meta_without_info_and_info_without_meta() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
     let catalog = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
-    write_meta(&space, &catalog, 0o022).unwrap();
+    write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta.info")).unwrap();
     assert!(needs_meta(&space, "adb8c26db4d86a93"));
     assert_eq!(recorded(&space.mountpoint).unwrap().blueprint, "adb8c26db4d86a93");
-    write_meta(&space, &catalog, 0o022).unwrap();
+    write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta")).unwrap();
     assert!(needs_meta(&space, "adb8c26db4d86a93"));
     assert!(recorded(&space.mountpoint).is_none());
@@ -79,7 +83,7 @@ fn failed_write_leaves_what_was_there() {
     let bytes = std::fs::read(whole).unwrap();
     std::fs::write(&catalog, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::write(beside(&space.mountpoint, ".meta"), "old").unwrap();
-    assert!(write_meta(&space, &catalog, 0o022).is_err());
+    assert!(write_meta(&base(&dir), &space, &catalog, 0o022).is_err());
     assert_eq!(std::fs::read(beside(&space.mountpoint, ".meta")).unwrap(), b"old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
@@ -89,8 +93,8 @@ fn uses_are_counted_by_size() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
     assert!(usage(&space.mountpoint).is_none());
-    append_use(&space, 0o022).unwrap();
-    append_use(&space, 0o022).unwrap();
+    append_use(&base(&dir), &space, 0o022).unwrap();
+    append_use(&base(&dir), &space, 0o022).unwrap();
     assert_eq!(usage(&space.mountpoint).unwrap().0, 2);
 }
 
@@ -112,8 +116,8 @@ fn usage_mark_is_made_and_renewed() {
 fn lock_times_out_with_its_holder_and_is_free_after_release() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
-    let held = MetaLock::take(&space, Duration::ZERO).unwrap();
-    match MetaLock::take(&space, Duration::from_millis(60)) {
+    let held = MetaLock::take(&base(&dir), &space, Duration::ZERO).unwrap();
+    match MetaLock::take(&base(&dir), &space, Duration::from_millis(60)) {
         Err(SpaceError::LockTimeout { pid, .. }) => {
             // Some kernels in sandboxes do not list locks.
             assert!(pid.is_none_or(|pid| pid == std::process::id()));
@@ -121,5 +125,44 @@ fn lock_times_out_with_its_holder_and_is_free_after_release() {
         other => panic!("{other:?}"),
     }
     held.release();
-    MetaLock::take(&space, Duration::ZERO).unwrap();
+    MetaLock::take(&base(&dir), &space, Duration::ZERO).unwrap();
+}
+
+#[test]
+fn links_in_place_of_our_files_are_neither_followed_nor_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
+    let catalog = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
+    let victim = dir.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    std::fs::create_dir(dir.path().join("used")).unwrap();
+    for target in [victim.as_path(), &dir.path().join("missing")] {
+        for ending in [".lck", ".use", ".meta", ".meta.info", ".meta.part#holofs"] {
+            std::os::unix::fs::symlink(target, beside(&space.mountpoint, ending)).unwrap();
+        }
+        std::os::unix::fs::symlink(target, dir.path().join("used/b.u")).unwrap();
+        let locked = MetaLock::take(&base(&dir), &space, Duration::from_secs(3600));
+        assert!(locked.unwrap_err().to_string().ends_with(".lck: it is a link, not a regular file"));
+        assert!(append_use(&base(&dir), &space, 0o022).is_err());
+        assert!(touch_used(dir.path(), "b", "u", 0o022).is_err());
+        assert!(recorded(&space.mountpoint).is_none() && usage(&space.mountpoint).is_none());
+        assert!(needs_meta(&space, "adb8c26db4d86a93"));
+        // These are ours to replace.
+        write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert!(!dir.path().join("missing").exists());
+        for ending in [".lck", ".use", ".meta", ".meta.info"] {
+            std::fs::remove_file(beside(&space.mountpoint, ending)).unwrap();
+        }
+        std::fs::remove_file(dir.path().join("used/b.u")).unwrap();
+    }
+}
+
+#[test]
+fn lock_is_not_truncated() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "x");
+    std::fs::write(beside(&space.mountpoint, ".lck"), "kept").unwrap();
+    drop(MetaLock::take(&base(&dir), &space, Duration::ZERO).unwrap());
+    assert_eq!(std::fs::read(beside(&space.mountpoint, ".lck")).unwrap(), b"kept");
 }

@@ -60,15 +60,20 @@ impl Place {
     }
 }
 
+fn take_lock(plan: &MountPlan) -> Result<MetaLock, SpaceError> {
+    let base = Dir::open(plan.space.base(), Trust::Anybodys)?;
+    MetaLock::take(&base, &plan.space, Duration::ZERO)
+}
+
 #[test]
 fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     let place = Place::new();
     let plan = place.plan();
     let mut claim = plan.claim(&[1; 32]).unwrap();
     assert!(plan.space.mountpoint.is_dir());
-    assert!(matches!(MetaLock::take(&plan.space, Duration::ZERO), Err(SpaceError::LockTimeout { .. })));
+    assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
     claim.publish().unwrap();
-    MetaLock::take(&plan.space, Duration::ZERO).unwrap();
+    take_lock(&plan).unwrap();
     assert_eq!(document::read_info(&place.beside(".meta.info")).unwrap().space, "golden-one");
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
     assert!(plan.library.hololib.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());

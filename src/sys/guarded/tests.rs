@@ -119,8 +119,8 @@ fn directory_of_ours_is_closed_to_others() {
         assert_eq!(problem(Dir::open(&deep, Trust::Ours)), Problem::Writable(mode));
         assert_eq!(problem(Dir::make_ours(&deep)), Problem::Writable(mode));
         let above = Dir::open(&world.path.join("a"), Trust::Ours).unwrap();
-        assert_eq!(problem(above.make_dir(name("b"))), Problem::Writable(mode));
-        Dir::open(&deep, Trust::Anybodys).unwrap();
+        assert_eq!(problem(above.make_dir(name("b"), Trust::Ours)), Problem::Writable(mode));
+        Dir::open(&deep, Trust::Owned).unwrap();
     }
     chmod(&deep, 0o755);
     Dir::open(&deep, Trust::Ours).unwrap();
@@ -167,7 +167,7 @@ fn directory_of_another_user_is_refused() {
     let refused = Problem::Owner { owner: 65534, wanted: 0 };
     assert_eq!(problem(Dir::open(&theirs, Trust::Ours)), refused);
     assert_eq!(problem(Dir::open(&theirs.join("deep"), Trust::Ours)), refused);
-    assert_eq!(problem(world.dir.make_dir(name("theirs"))), refused);
+    assert_eq!(problem(world.dir.make_dir(name("theirs"), Trust::Owned)), refused);
     symlink("theirs", world.path.join("alias")).unwrap();
     std::os::unix::fs::lchown(world.path.join("alias"), Some(65534), None).unwrap();
     assert_eq!(problem(Dir::open(&world.path.join("alias"), Trust::Ours)), refused);
@@ -180,7 +180,7 @@ fn link_in_place_of_a_directory_is_not_followed() {
     symlink("real", world.path.join("alias")).unwrap();
     let refused = problem(world.dir.open_dir(name("alias"), Trust::Anybodys));
     assert_eq!(refused, Problem::NotADirectory("a link"));
-    assert_eq!(problem(world.dir.make_dir(name("alias"))), Problem::NotADirectory("a link"));
+    assert_eq!(problem(world.dir.make_dir(name("alias"), Trust::Anybodys)), Problem::NotADirectory("a link"));
 }
 
 #[test]
