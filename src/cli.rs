@@ -25,7 +25,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::space::home::Env;
-use crate::sys::process;
+use crate::sys::{process, surroundings};
 use exit::{Failure, USAGE};
 
 /// Mount rcc holotree environments instead of restoring them.
@@ -140,6 +140,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(failure.code);
         }
     };
+    surroundings::reset();
     // The recorder's command may need what it inherits (make's jobs, for one); a daemon must not keep it.
     let inherited =
         if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };

@@ -72,6 +72,22 @@ impl Fs {
         &self.materializer
     }
 
+    /// Runs an operation; when no descriptor was left for it, once more without those that are kept for speed only.
+    ///
+    /// # Errors
+    /// As the operation.
+    pub fn retry<T>(&self, operation: impl Fn() -> Result<T>) -> Result<T> {
+        match operation() {
+            Err(error) if matches!(error::errno(&error), Errno::MFILE | Errno::NFILE) => {
+                tracing::warn!(%error, "closing the files that are kept open");
+                self.namespace.close_kept();
+                self.materializer.close_kept();
+                operation()
+            }
+            done => done,
+        }
+    }
+
     /// Where the bytes of a file are to be read from.
     ///
     /// # Errors

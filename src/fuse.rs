@@ -10,6 +10,7 @@
 mod convert;
 mod passthrough;
 mod reply;
+mod workers;
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::AsFd;
@@ -19,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -37,6 +38,7 @@ use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
 use crate::sys::backing::Backings;
 use crate::sys::busy_poll::Keeper;
 use passthrough::{Answer, Passthrough};
+use workers::Workers;
 
 /// The largest write request, and what readahead may ask for at once.
 const MAX_REQUEST: u32 = 1024 * 1024;
@@ -44,14 +46,19 @@ const MAX_REQUEST: u32 = 1024 * 1024;
 /// Answers the kernel from a mounted space.
 #[derive(Debug)]
 pub struct Adapter {
-    fs: Arc<Fs>,
+    workers: Workers,
     /// None in cached mode.
     passthrough: Option<Arc<Passthrough>>,
     /// As [`Offer::stack_depth`].
     stack_depth: u32,
     /// Told of requests, where it is to act on bursts of them.
     keeper: Option<Keeper>,
+    /// Dropped when the last loop has ended.
+    _serving: Serving,
 }
+
+/// Something whose drop tells that no loop serves the mount any more.
+pub type Serving = Box<dyn std::fmt::Debug + Send + Sync>;
 
 /// What passthrough mode needs.
 #[derive(Debug)]
@@ -64,12 +71,18 @@ pub struct Offer {
 }
 
 impl Adapter {
-    /// An adapter over the operations, in passthrough mode when it is offered.
+    /// An adapter over the operations, called from so many loops, in passthrough mode when it is offered.
     #[must_use]
-    pub fn new(fs: Arc<Fs>, offer: Option<Offer>, keeper: Option<Keeper>) -> Self {
+    pub fn new(
+        fs: Arc<Fs>,
+        loops: usize,
+        offer: Option<Offer>,
+        keeper: Option<Keeper>,
+        serving: Serving,
+    ) -> Self {
         let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
         let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings)));
-        Self { fs, passthrough, stack_depth, keeper }
+        Self { workers: Workers::new(fs, loops), passthrough, stack_depth, keeper, _serving: serving }
     }
 
     /// The inode that a request is about: what nearly every request begins with.
@@ -83,18 +96,27 @@ impl Adapter {
         }
     }
 
-    /// Runs an operation that may have to materialize a large file: on a thread of its own then, so that a copy of
-    /// a hundred megabytes stalls nobody's `ls`.
+    /// Makes an entry that is no open file, and answers.
+    fn make(
+        &self,
+        operation: &'static str,
+        parent: INodeNo,
+        name: &OsStr,
+        what: Make<'static>,
+        caller: Caller,
+        reply: ReplyEntry,
+    ) {
+        let (dir, modes) = (self.ino(parent), self.passthrough.clone());
+        self.workers.run(name, move |fs, name| {
+            let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), what, caller));
+            reply::entry(modes.as_ref(), reply, operation, parent, name, made);
+        });
+    }
+
+    /// Runs an operation that may have to wait for a disk; one that may have to copy a large file (`slow`) not on a
+    /// loop, so that a copy of a hundred megabytes stalls nobody's `ls`.
     fn run(&self, slow: bool, work: impl FnOnce(&Fs) + Send + 'static) {
-        if !slow {
-            return work(&self.fs);
-        }
-        let fs = Arc::clone(&self.fs);
-        let spawned = std::thread::Builder::new().name("materialize".into()).spawn(move || work(&fs));
-        if let Err(error) = spawned {
-            // The reply went with the closure, and answered EIO in going.
-            tracing::error!(%error, "no thread for a large file");
-        }
+        if slow { self.workers.hand_over(work) } else { self.workers.run(&(), move |fs, ()| work(fs)) }
     }
 }
 
@@ -136,26 +158,36 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.names().lookup(self.ino(parent), name.as_bytes()) {
-            Err(Error::NotFound) => {
-                // Number 0 lets the kernel remember that there is nothing, which an error does not.
-                let absent = Attr { ino: Ino(0), ..reply::ABSENT };
-                reply.entry(&reply::TTL, &convert::attr(&absent), Generation(0));
+        let (dir, modes) = (self.ino(parent), self.passthrough.clone());
+        self.workers.look(dir, name, move |fs, name| {
+            match fs.retry(|| fs.names().lookup(dir, name.as_bytes())) {
+                Err(Error::NotFound) => {
+                    // Number 0 lets the kernel remember that there is nothing, which an error does not.
+                    let absent = Attr { ino: Ino(0), ..reply::ABSENT };
+                    reply.entry(&reply::TTL, &convert::attr(&absent), Generation(0));
+                }
+                done => reply::entry(modes.as_ref(), reply, "lookup", parent, name, done),
             }
-            done => reply::entry(self.passthrough.as_ref(), reply, "lookup", parent, name, done),
-        }
+        });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        let inode = match &self.passthrough {
-            Some(modes) => modes.forget(ino.0, count),
-            None => convert::ino(ino),
-        };
-        self.fs.names().forget(inode, count);
+        // It may close the last descriptor of an unlinked file, and so free what that had on the disk.
+        let modes = self.passthrough.clone();
+        self.workers.look(convert::ino(ino), &(), move |fs, ()| {
+            let inode = match modes {
+                Some(modes) => modes.forget(ino.0, count),
+                None => convert::ino(ino),
+            };
+            fs.names().forget(inode, count);
+        });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply::attributes(reply, "getattr", ino, self.fs.names().attr(self.ino(ino)));
+        let number = self.ino(ino);
+        self.workers.look(number, &(), move |fs, ()| {
+            reply::attributes(reply, "getattr", ino, fs.retry(|| fs.names().attr(number)));
+        });
     }
 
     fn setattr(
@@ -187,17 +219,18 @@ impl Filesystem for Adapter {
             drop_setid: size.is_some() && request.uid() != 0,
         };
         let number = self.ino(ino);
-        let slow = size.is_some_and(|size| size > 0) && self.fs.must_copy_much(number);
+        let slow = size.is_some_and(|size| size > 0) && self.workers.fs().must_copy_much(number);
         self.run(slow, move |fs| {
-            reply::attributes(reply, "setattr", ino, fs.names().setattr(number, &change));
+            reply::attributes(reply, "setattr", ino, fs.retry(|| fs.names().setattr(number, &change)));
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.names().readlink(self.ino(ino)) {
+        let number = self.ino(ino);
+        self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.names().readlink(number)) {
             Ok(text) => reply.data(&text),
             Err(error) => reply.error(reply::fail("readlink", ino, None, &error)),
-        }
+        });
     }
 
     fn mknod(
@@ -217,9 +250,10 @@ impl Filesystem for Adapter {
             libc::S_IFSOCK => Ok(Make::Socket(mode)),
             _ => Err(Error::NotPermitted("an environment holds no device files")),
         };
-        let made = what
-            .and_then(|what| self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request)));
-        reply::entry(self.passthrough.as_ref(), reply, "mknod", parent, name, made);
+        match what {
+            Ok(what) => self.make("mknod", parent, name, what, caller(request), reply),
+            Err(error) => reply.error(reply::fail("mknod", parent, Some(name), &error)),
+        }
     }
 
     fn mkdir(
@@ -231,28 +265,35 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::Dir(mode), caller(request));
-        reply::entry(self.passthrough.as_ref(), reply, "mkdir", parent, name, made);
+        self.make("mkdir", parent, name, Make::Dir(mode), caller(request), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.names().unlink(self.ino(parent), name.as_bytes());
-        reply::empty(reply, "unlink", parent, Some(name), done);
+        let dir = self.ino(parent);
+        self.workers.run(name, move |fs, name| {
+            let done = fs.retry(|| fs.names().unlink(dir, name.as_bytes()));
+            reply::empty(reply, "unlink", parent, Some(name), done);
+        });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.names().rmdir(self.ino(parent), name.as_bytes());
-        reply::empty(reply, "rmdir", parent, Some(name), done);
+        let dir = self.ino(parent);
+        self.workers.run(name, move |fs, name| {
+            let done = fs.retry(|| fs.names().rmdir(dir, name.as_bytes()));
+            reply::empty(reply, "rmdir", parent, Some(name), done);
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let made = CString::new(target.as_os_str().as_bytes())
-            .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"))
-            .and_then(|text| {
-                let what = Make::Symlink(&text);
-                self.fs.names().make(self.ino(parent), name.as_bytes(), what, caller(request))
+        let text = CString::new(target.as_os_str().as_bytes())
+            .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"));
+        let (dir, modes, caller) = (self.ino(parent), self.passthrough.clone(), caller(request));
+        self.workers.run(name, move |fs, name| {
+            let made = text.and_then(|text| {
+                fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::Symlink(&text), caller))
             });
-        reply::entry(self.passthrough.as_ref(), reply, "symlink", parent, name, made);
+            reply::entry(modes.as_ref(), reply, "symlink", parent, name, made);
+        });
     }
 
     fn rename(
@@ -271,22 +312,20 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let done = self.fs.names().rename(
-            self.ino(parent),
-            name.as_bytes(),
-            self.ino(newparent),
-            newname.as_bytes(),
-            mode,
-        );
-        reply::empty(reply, "rename", parent, Some(name), done);
+        let (dir, new_dir, new_name) = (self.ino(parent), self.ino(newparent), newname.to_owned());
+        self.workers.run(name, move |fs, name| {
+            let done =
+                fs.retry(|| fs.names().rename(dir, name.as_bytes(), new_dir, new_name.as_bytes(), mode));
+            reply::empty(reply, "rename", parent, Some(name), done);
+        });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let number = self.ino(ino);
         let (parent, name) = (self.ino(newparent), newname.to_owned());
         let modes = self.passthrough.clone();
-        self.run(self.fs.must_copy_much(number), move |fs| {
-            let made = fs.names().link(number, parent, name.as_bytes());
+        self.run(self.workers.fs().must_copy_much(number), move |fs| {
+            let made = fs.retry(|| fs.names().link(number, parent, name.as_bytes()));
             reply::entry(modes.as_ref(), reply, "link", newparent, &name, made);
         });
     }
@@ -302,16 +341,16 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         }
         if !write {
-            match self.fs.source(ino).map(|source| modes.join(node.0, source)) {
+            match self.workers.fs().source(ino).map(|source| modes.join(node.0, source)) {
                 Ok(None) => {}
                 Ok(Some(answer)) => return reply::opened(reply, answer),
                 Err(error) => return reply.error(reply::fail("open", node, None, &error)),
             }
         }
-        let slow =
-            if write { !truncate && self.fs.must_copy_much(ino) } else { self.fs.must_fetch_much(ino) };
+        let fs = self.workers.fs();
+        let slow = if write { !truncate && fs.must_copy_much(ino) } else { fs.must_fetch_much(ino) };
         let wanted = Wanted { write, truncate, drop_setid: truncate && request.uid() != 0 };
-        self.run(slow, move |fs| match opened(fs, &modes, node, ino, wanted) {
+        self.run(slow, move |fs| match fs.retry(|| opened(fs, &modes, node, ino, wanted)) {
             Ok(answer) => reply::opened(reply, answer),
             Err(error) => reply.error(reply::fail("open", node, None, &error)),
         });
@@ -327,10 +366,11 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(modes) = &self.passthrough {
+        let Some(modes) = self.passthrough.clone() else { return reply.ok() };
+        self.workers.run(&(), move |_, ()| {
             modes.release(node.0);
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn read(
@@ -345,9 +385,11 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let number = self.ino(ino);
-        self.run(self.fs.must_fetch_much(number), move |fs| match fs.content(number) {
-            Ok(content) => reply::data(fs, reply, ino, &content, offset, size),
-            Err(error) => reply.error(reply::fail("read", ino, None, &error)),
+        self.run(self.workers.fs().must_fetch_much(number), move |fs| {
+            match fs.retry(|| fs.content(number)) {
+                Ok(content) => reply::data(fs, reply, ino, &content, offset, size),
+                Err(error) => reply.error(reply::fail("read", ino, None, &error)),
+            }
         });
     }
 
@@ -370,17 +412,17 @@ impl Filesystem for Adapter {
             if drop_setid {
                 fs.drop_setid(number)?;
             }
-            fs.write(number, offset, data)
+            fs.retry(|| fs.write(number, offset, data))
         };
         let answer = move |reply: ReplyWrite, done: Result<usize>| match done {
             Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
             Err(error) => reply.error(reply::fail("write", ino, None, &error)),
         };
-        if self.fs.must_copy_much(number) {
+        if self.workers.fs().must_copy_much(number) {
             let data = data.to_vec();
-            self.run(true, move |fs| answer(reply, write(fs, &data)));
+            self.workers.hand_over(move |fs| answer(reply, write(fs, &data)));
         } else {
-            answer(reply, write(&self.fs, data));
+            self.workers.run(data, move |fs, data| answer(reply, write(fs, data)));
         }
     }
 
@@ -392,12 +434,16 @@ impl Filesystem for Adapter {
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let number = self.ino(ino);
         // It waits for the disk: not on a loop.
-        self.run(true, move |fs| reply::empty(reply, "fsync", ino, None, fs.sync(number, datasync)));
+        self.workers.hand_over(move |fs| {
+            reply::empty(reply, "fsync", ino, None, fs.retry(|| fs.sync(number, datasync)));
+        });
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let number = self.ino(ino);
-        self.run(true, move |fs| reply::empty(reply, "fsyncdir", ino, None, fs.sync(number, datasync)));
+        self.workers.hand_over(move |fs| {
+            reply::empty(reply, "fsyncdir", ino, None, fs.retry(|| fs.sync(number, datasync)));
+        });
     }
 
     /// As `open`: the kernel then also caches listings.
@@ -406,14 +452,17 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let done = self.fs.names().readdir(self.ino(ino), offset, false, &mut |entry| {
-            let number = INodeNo(entry.ino.0);
-            taken(reply.add(number, entry.cookie, convert::kind(entry.kind), OsStr::from_bytes(entry.name)))
+        let number = self.ino(ino);
+        self.workers.look(number, &(), move |fs, ()| {
+            let done = fs.names().readdir(number, offset, false, &mut |entry| {
+                let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
+                taken(reply.add(number, entry.cookie, kind, OsStr::from_bytes(entry.name)))
+            });
+            match done {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(reply::fail("readdir", ino, None, &error)),
+            }
         });
-        match done {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(reply::fail("readdir", ino, None, &error)),
-        }
     }
 
     fn readdirplus(
@@ -424,25 +473,28 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let modes = self.passthrough.as_ref();
-        let done = self.fs.names().readdir(self.ino(ino), offset, true, &mut |entry| {
-            let number = INodeNo(entry.ino.0);
-            let name = OsStr::from_bytes(entry.name);
-            // `.` and `..` come without attributes; the kernel looks only at their names.
-            let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
-            // A listing shows inode numbers, so it cannot lead to a second node: the next lookup has to.
-            let diverted = modes.is_some_and(|modes| modes.second_node(entry.ino, false).is_some());
-            let ttl = if diverted { &Duration::ZERO } else { &reply::TTL };
-            taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
+        let (number, modes) = (self.ino(ino), self.passthrough.clone());
+        self.workers.look(number, &(), move |fs, ()| {
+            let done = fs.names().readdir(number, offset, true, &mut |entry| {
+                let number = INodeNo(entry.ino.0);
+                let name = OsStr::from_bytes(entry.name);
+                // `.` and `..` come without attributes; the kernel looks only at their names.
+                let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
+                // A listing shows inode numbers, so it cannot lead to a second node: the next lookup has to.
+                let diverted =
+                    modes.as_ref().is_some_and(|modes| modes.second_node(entry.ino, false).is_some());
+                let ttl = if diverted { &Duration::ZERO } else { &reply::TTL };
+                taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
+            });
+            match done {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(reply::fail("readdirplus", ino, None, &error)),
+            }
         });
-        match done {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(reply::fail("readdirplus", ino, None, &error)),
-        }
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.fs.statfs() {
+        self.workers.run(&(), move |fs, ()| match fs.statfs() {
             Ok(stat) => {
                 let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
                 let name_max = u32::try_from(NAME_MAX).unwrap_or(255);
@@ -458,7 +510,7 @@ impl Filesystem for Adapter {
                 );
             }
             Err(error) => reply.error(reply::fail("statfs", ino, None, &error)),
-        }
+        });
     }
 
     fn setxattr(
@@ -472,21 +524,34 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = u32::try_from(flags).unwrap_or(0);
-        let done = self.fs.set_xattr(self.ino(ino), name.as_bytes(), value, flags);
-        reply::empty(reply, "setxattr", ino, Some(name), done);
+        let (number, value) = (self.ino(ino), value.to_owned());
+        self.workers.run(name, move |fs, name| {
+            let done = fs.retry(|| fs.set_xattr(number, name.as_bytes(), &value, flags));
+            reply::empty(reply, "setxattr", ino, Some(name), done);
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply::xattr(reply, ino, size, Some(name), self.fs.get_xattr(self.ino(ino), name.as_bytes()));
+        let number = self.ino(ino);
+        self.workers.look(number, name, move |fs, name| {
+            let value = fs.retry(|| fs.get_xattr(number, name.as_bytes()));
+            reply::xattr(reply, ino, size, Some(name), value);
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply::xattr(reply, ino, size, None, self.fs.list_xattrs(self.ino(ino)));
+        let number = self.ino(ino);
+        self.workers.look(number, &(), move |fs, ()| {
+            reply::xattr(reply, ino, size, None, fs.retry(|| fs.list_xattrs(number)));
+        });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = self.fs.remove_xattr(self.ino(ino), name.as_bytes());
-        reply::empty(reply, "removexattr", ino, Some(name), done);
+        let number = self.ino(ino);
+        self.workers.run(name, move |fs, name| {
+            let done = fs.retry(|| fs.remove_xattr(number, name.as_bytes()));
+            reply::empty(reply, "removexattr", ino, Some(name), done);
+        });
     }
 
     fn create(
@@ -499,42 +564,36 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let made = self.fs.names().make(self.ino(parent), name.as_bytes(), Make::File(mode), caller(request));
-        let answered = made.and_then(|attr| {
-            let Some(modes) = &self.passthrough else { return Ok((attr, None)) };
-            let file = self.fs.backing_for_writing(attr.ino, false).inspect_err(|_| {
-                // The answer is an error, so nothing is left of the file, and the kernel holds no lookup of it.
-                if let Err(error) = self.fs.names().unlink(self.ino(parent), name.as_bytes()) {
-                    tracing::error!(?name, %error, "a file stays whose creation failed");
-                }
-                self.fs.names().forget(attr.ino, 1);
-            })?;
-            Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
-        });
-        let created = |reply: ReplyCreate, attr, flags| {
-            reply.created(&reply::TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
-        };
-        match answered {
-            Ok((attr, None)) => created(reply, &attr, FopenFlags::FOPEN_KEEP_CACHE),
-            Ok((attr, Some(Answer::Cached))) => created(reply, &attr, FopenFlags::empty()),
-            Ok((attr, Some(Answer::Passthrough(id)))) => {
-                let flags = FopenFlags::FOPEN_NOFLUSH;
-                crate::sys::backing::reply_create(reply, &reply::TTL, &convert::attr(&attr), flags, id);
+        let (dir, modes, caller) = (self.ino(parent), self.passthrough.clone(), caller(request));
+        self.workers.run(name, move |fs, name| {
+            let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::File(mode), caller));
+            let answered = made.and_then(|attr| {
+                let Some(modes) = &modes else { return Ok((attr, None)) };
+                let file = fs.retry(|| fs.backing_for_writing(attr.ino, false)).inspect_err(|_| {
+                    // The answer is an error, so nothing is left of the file, and the kernel holds no lookup of it.
+                    if let Err(error) = fs.names().unlink(dir, name.as_bytes()) {
+                        tracing::error!(?name, %error, "a file stays whose creation failed");
+                    }
+                    fs.names().forget(attr.ino, 1);
+                })?;
+                Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
+            });
+            match answered {
+                Ok((attr, answer)) => reply::created(reply, &attr, answer),
+                Err(error) => reply.error(reply::fail("create", parent, Some(name), &error)),
             }
-            // A number that was just made is not open elsewhere.
-            Ok((_, Some(Answer::Elsewhere))) => reply.error(Errno::ESTALE),
-            Err(error) => reply.error(reply::fail("create", parent, Some(name), &error)),
-        }
+        });
     }
 
     /// For `access` and `chdir`, where the kernel does not check permission bits itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let mask = Access::from_bits_truncate(u32::try_from(mask.bits()).unwrap_or(0));
-        match self.fs.may_access(self.ino(ino), mask) {
+        let number = self.ino(ino);
+        self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.may_access(number, mask)) {
             Ok(true) => reply.ok(),
             Ok(false) => reply.error(Errno::EACCES),
             Err(error) => reply.error(reply::fail("access", ino, None, &error)),
-        }
+        });
     }
 
     /// No request of this kind has a meaning here; ENOTTY is what a file says to an ioctl it does not know.
@@ -563,9 +622,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let number = self.ino(ino);
-        self.run(self.fs.must_copy_much(number), move |fs| {
+        self.run(self.workers.fs().must_copy_much(number), move |fs| {
             let mode = u32::try_from(mode).unwrap_or(u32::MAX);
-            reply::empty(reply, "fallocate", ino, None, fs.fallocate(number, mode, offset, length));
+            let done = fs.retry(|| fs.fallocate(number, mode, offset, length));
+            reply::empty(reply, "fallocate", ino, None, done);
         });
     }
 
@@ -576,10 +636,11 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.fs.seek(self.ino(ino), from, whence) {
+        let number = self.ino(ino);
+        self.run(false, move |fs| match fs.retry(|| fs.seek(number, from, whence)) {
             Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
             Err(error) => reply.error(reply::fail("lseek", ino, None, &error)),
-        }
+        });
     }
 
     fn copy_file_range(
@@ -597,9 +658,11 @@ impl Filesystem for Adapter {
     ) {
         let (from, to) = (self.ino(ino_in), self.ino(ino_out));
         // However little is copied at once, it may be much: not on a loop.
-        self.run(true, move |fs| match fs.copy_range(from, offset_in, to, offset_out, len) {
-            Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(reply::fail("copy_file_range", ino_in, None, &error)),
+        self.workers.hand_over(move |fs| {
+            match fs.retry(|| fs.copy_range(from, offset_in, to, offset_out, len)) {
+                Ok(n) => reply.written(u32::try_from(n).unwrap_or(u32::MAX)),
+                Err(error) => reply.error(reply::fail("copy_file_range", ino_in, None, &error)),
+            }
         });
     }
 }

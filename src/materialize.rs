@@ -30,7 +30,7 @@ use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::profile::Touched;
 use crate::library::stream::Filling;
-use crate::sys::plain;
+use crate::sys::{fd, plain};
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
 use staging::{Staged, Staging};
@@ -46,7 +46,7 @@ pub const SMALL_FILE: u64 = 128 * 1024;
 /// requests of one file.
 const MEMORY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// Descriptors of blobs and relocated files kept open.
+/// Descriptors of blobs and relocated files kept open: so many, and no more than a sixth of what the process may have.
 const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(256) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
@@ -229,7 +229,7 @@ impl Materializer {
             names,
             staging,
             relocated,
-            open: Mutex::new(LruCache::new(OPEN_LIMIT)),
+            open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 6))),
             memory: Mutex::new(Memory { entries: LruCache::unbounded(), bytes: 0 }),
             in_progress: Mutex::new(HashMap::new()),
             counters: Counters::default(),
@@ -344,6 +344,15 @@ impl Materializer {
             opened?
         };
         Ok(self.keep(node, file))
+    }
+
+    /// Closes the files that are kept open for the next reads.
+    pub fn close_kept(&self) {
+        let mut open = self.open.lock();
+        let limit = open.cap();
+        let closed_later = std::mem::replace(&mut *open, LruCache::new(limit));
+        drop(open);
+        drop(closed_later);
     }
 
     /// Keeps a file open for the next reads.

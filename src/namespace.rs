@@ -138,6 +138,17 @@ impl Namespace {
         self.table.len()
     }
 
+    /// Whether a number is purely the library's now: nothing of it is in the upper, so looking at it waits for no disk.
+    #[must_use]
+    pub fn is_pure_lower(&self, ino: Ino) -> bool {
+        ino.lower().is_some() && self.table.get(ino).is_none()
+    }
+
+    /// Closes the descriptors that are kept for speed only.
+    pub fn close_kept(&self) {
+        self.table.close_all();
+    }
+
     /// The kernel gives back lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.table.forget(ino, count);

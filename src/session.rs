@@ -28,7 +28,7 @@ use crate::space::SpaceError;
 use crate::space::plan::MountPlan;
 use crate::space::state::{read_run, read_state};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::process;
+use crate::sys::{process, surroundings};
 pub use end::{Ended, unmount};
 
 /// What a mount is, once it answers. The keys of `holofs mount --json`.
@@ -137,6 +137,9 @@ pub enum Error {
         /// Its answer.
         source: Errno,
     },
+    /// A limit of the process leaves too little.
+    #[error("{0}")]
+    Limits(String),
     /// The FUSE session ended with an error.
     #[error("the FUSE session failed: {0}")]
     Fuse(std::io::Error),
@@ -187,6 +190,7 @@ pub fn mount(
     ready: &mut dyn FnMut(&Mounted),
 ) -> Result<Mounted, Error> {
     let started = Instant::now();
+    surroundings::serve_on();
     let index = open_or_compile(&plan.catalog_path, &plan.cache_dir.join("index"))?;
     process::trim_heap();
     let deadline = started + ENDING.min(plan.lock_timeout);

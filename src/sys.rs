@@ -8,6 +8,8 @@ pub mod guarded;
 pub mod map;
 pub mod mountinfo;
 pub mod process;
+pub mod surroundings;
+pub mod thread;
 
 /// An error's text without the ` (os error 2)` that Rust puts behind an errno's: it tells a user nothing more.
 #[must_use]

@@ -256,6 +256,9 @@ pub fn describe(error: &session::Error) -> Failure {
         session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
+        session::Error::Limits(_) => {
+            failure(FAILED, what, Some("raise that limit in the shell that mounts, or in the container"))
+        }
         session::Error::Fuse(_) => failure(FUSE, what, None),
         session::Error::DaemonDied(_) => failure(FAILED, what, None),
         session::Error::Daemon(failure) => failure.clone(),

@@ -157,29 +157,32 @@ fn unpack(
 ) -> Option<BlobError> {
     let next = AtomicUsize::new(0);
     let shared = Mutex::new((warmed, None));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some(wish) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if cancel.load(Ordering::Relaxed) || shared.lock().1.is_some() {
-                        return;
-                    }
-                    let done = blobs.prepare(&wish.digest, wish.size, cancel);
-                    bar.inc(wish.size);
-                    let mut guard = shared.lock();
-                    let (warmed, hard) = &mut *guard;
-                    match done {
-                        Ok(Prepared::Ready | Prepared::Stopped) => {}
-                        Ok(Prepared::Fetched) => {
-                            warmed.fetched += 1;
-                            warmed.bytes_fetched += wish.size;
-                        }
-                        Err(error @ BlobError::Io { .. }) => *hard = Some(error),
-                        Err(error) => warmed.failed.push(format!("{}: {error}", index.path_of(wish.node))),
-                    }
+    let work = || {
+        while let Some(wish) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if cancel.load(Ordering::Relaxed) || shared.lock().1.is_some() {
+                return;
+            }
+            let done = blobs.prepare(&wish.digest, wish.size, cancel);
+            bar.inc(wish.size);
+            let mut guard = shared.lock();
+            let (warmed, hard) = &mut *guard;
+            match done {
+                Ok(Prepared::Ready | Prepared::Stopped) => {}
+                Ok(Prepared::Fetched) => {
+                    warmed.fetched += 1;
+                    warmed.bytes_fetched += wish.size;
                 }
-            });
+                Err(error @ BlobError::Io { .. }) => *hard = Some(error),
+                Err(error) => warmed.failed.push(format!("{}: {error}", index.path_of(wish.node))),
+            }
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs {
+            // One thread fewer is only slower.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
     });
     shared.into_inner().1
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyXattr,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyXattr,
 };
 
 use super::convert;
@@ -140,4 +140,19 @@ pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
         Answer::Cached => reply.opened(FileHandle(0), FopenFlags::empty()),
         Answer::Elsewhere => reply.error(Errno::ESTALE),
     }
+}
+
+/// Answers a create; without an answer for the open in cached mode, where the kernel keeps a file's pages.
+pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Option<Answer>) {
+    let flags = match answer {
+        None => FopenFlags::FOPEN_KEEP_CACHE,
+        Some(Answer::Cached) => FopenFlags::empty(),
+        Some(Answer::Passthrough(id)) => {
+            let flags = FopenFlags::FOPEN_NOFLUSH;
+            return crate::sys::backing::reply_create(reply, &TTL, &convert::attr(attr), flags, id);
+        }
+        // A number that was just made is not open elsewhere.
+        Some(Answer::Elsewhere) => return reply.error(Errno::ESTALE),
+    };
+    reply.created(&TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
 }

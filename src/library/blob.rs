@@ -23,7 +23,7 @@ use super::cache::BlobCache;
 use super::digest::{Digest, Hasher};
 use super::look::Look;
 use super::stream::{Failed, Filling};
-use crate::sys::fd;
+use crate::sys::{fd, thread};
 
 /// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
 pub trait BlobStore: Send + Sync + std::fmt::Debug {
@@ -203,10 +203,10 @@ impl Blobs {
         drop(streams);
         let unpacking =
             Unpacking { blobs: Arc::clone(self), digest: *digest, to: Arc::clone(&filling), whole: false };
-        std::thread::Builder::new()
-            .name("unpack".into())
-            .spawn(move || unpacking.run(size))
-            .map_err(|source| self.store_error(digest, source))?;
+        if let Err((unpacking, error)) = thread::spawn_with("unpack", unpacking, move |work| work.run(size)) {
+            tracing::debug!(%error, "no thread to unpack a blob: whoever reads it does so first");
+            unpacking.run(size);
+        }
         Ok(Streamed::Filling(filling))
     }
 

@@ -18,8 +18,9 @@ use parking_lot::{Mutex, RwLock};
 use super::dir::DirState;
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
+use crate::sys::fd;
 
-/// Descriptors of upper entries kept open.
+/// Descriptors of upper entries kept open: so many, and no more than a third of what the process may have.
 const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
@@ -132,7 +133,7 @@ impl Table {
         Self {
             nodes: RwLock::new(HashMap::new()),
             lower_lookups: LowerLookups::new(lower_nodes),
-            open: Mutex::new(LruCache::new(OPEN_LIMIT)),
+            open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 3))),
         }
     }
 
@@ -240,6 +241,15 @@ impl Table {
 
     fn take_open(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
         self.open.lock().pop(&ino)
+    }
+
+    /// Drops all kept descriptors.
+    pub(super) fn close_all(&self) {
+        let mut open = self.open.lock();
+        let limit = open.cap();
+        let closed_later = std::mem::replace(&mut *open, LruCache::new(limit));
+        drop(open);
+        drop(closed_later);
     }
 
     /// How many nodes the table holds.

@@ -25,7 +25,13 @@ enum Report {
 pub(super) fn start(prepared: Prepared<'_>, plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
     let os = |call| move |source| Error::Os { path: plan.state_dir.clone(), call, source };
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(os("pipe"))?;
-    match process::fork().map_err(os("fork"))? {
+    let forked = process::fork().map_err(|errno| match errno {
+        Errno::AGAIN => {
+            Error::Limits("no process can be started: ulimit -u, or a container's limit of processes".into())
+        }
+        errno => os("fork")(errno),
+    })?;
+    match forked {
         Forked::Parent(_) => {
             drop(write);
             // Closing our copies of the locks leaves them with the child: a flock belongs to the open file.

@@ -73,7 +73,10 @@ pub(super) fn acquire(plan: &MountPlan, options: &fuse_mount::Options) -> Result
     if !plan.io.is_passthrough() {
         return Ok(Device { fd, backings: None });
     }
-    let own = fd.try_clone().map_err(|error| no_passthrough(plain(&error)))?;
+    let own = fd.try_clone().map_err(|error| {
+        super::serve::undo_mount(path);
+        no_passthrough(plain(&error))
+    })?;
     Ok(Device { fd, backings: Some(Arc::new(Direct::new(own))) })
 }
 

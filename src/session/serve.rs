@@ -1,7 +1,7 @@
 //! Serving one mount: the layers put together, the loops run, the end tidied up.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fuser::{Config, INodeNo, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
 
 use super::helper::{self, Device};
 use super::prefetch::Prefetcher;
@@ -32,7 +32,7 @@ use crate::space::plan::{BusyPoll, Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
 use crate::sys::busy_poll::{self, Keeper, Latency};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::{mountinfo, plain, process};
+use crate::sys::{mountinfo, plain, process, surroundings, thread};
 
 /// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -61,9 +61,7 @@ impl<'p> Prepared<'p> {
         let Self { plan, index, claim, started } = self;
         let umask = process::replace_umask(0);
         process::map_large_blocks();
-        if let Err(errno) = process::raise_open_files() {
-            tracing::debug!(%errno, "the limit of open files stays");
-        }
+        let loops = loops_to_be_had()?;
         let owner = Owner {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -73,11 +71,18 @@ impl<'p> Prepared<'p> {
         let fs = Arc::new(fs);
         let mountpoint = plan.space.mountpoint.clone();
         let latency = bearable_latency(plan.busy_poll)?;
-        let busy_poll = latency.is_some();
-        let keeper = latency.map(Keeper::start).transpose().map_err(Error::Fuse)?;
+        let keeper = latency.and_then(|latency| {
+            Keeper::start(latency)
+                .inspect_err(|error| tracing::warn!(%error, "processors halt between requests"))
+                .ok()
+        });
+        let busy_poll = keeper.is_some();
+        // Before there is a mount: a signal that comes while it is made then ends it in good order.
+        let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         let device = helper::acquire(plan, &mount_options(plan)?)?;
-        let started_session = start_session(plan, Arc::clone(&fs), device, keeper);
-        let session = started_session.inspect_err(|_| undo_mount(&mountpoint))?;
+        let undo = Undo::new(&mountpoint);
+        let adapting = Adapting { fs: Arc::clone(&fs), loops, keeper, ended: Ended(signals.handle()) };
+        let session = start_session(plan, adapting, device)?;
         let mounted = Mounted {
             path: mountpoint.clone(),
             identity: plan.space.identity.to_string(),
@@ -100,30 +105,69 @@ impl<'p> Prepared<'p> {
                 tracing::debug!(?ino, %error, "the kernel had nothing of a bad blob");
             }
         });
-        run(session, plan, claim, &mounted, &fs, ready)?;
+        let serving = Serving { plan, claim, fs, signals, undo };
+        serving.run(session, &mounted, ready)?;
         Ok(mounted)
     }
 }
 
-/// Agrees with the kernel on how the mount is served.
-fn start_session(
-    plan: &MountPlan,
+/// What becomes an adapter once it is known by which means the mount was made.
+struct Adapting {
     fs: Arc<Fs>,
-    device: Device,
+    loops: usize,
     keeper: Option<Keeper>,
-) -> Result<Session<Adapter>, Error> {
+    ended: Ended,
+}
+
+/// Ends the wait for signals when it is dropped, which the adapter does with its last loop.
+#[derive(Debug)]
+struct Ended(Handle);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Takes a mount away that nobody has been told of, unless it is kept.
+struct Undo<'p> {
+    mountpoint: &'p Path,
+    armed: bool,
+}
+
+impl<'p> Undo<'p> {
+    fn new(mountpoint: &'p Path) -> Self {
+        Self { mountpoint, armed: true }
+    }
+
+    fn keep(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            undo_mount(self.mountpoint);
+        }
+    }
+}
+
+/// Agrees with the kernel on how the mount is served.
+fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result<Session<Adapter>, Error> {
     let Device { fd, backings } = device;
+    let Adapting { fs, loops, keeper, ended } = adapting;
     let Some(backings) = backings else {
-        let adapter = Adapter::new(fs, None, keeper);
-        return Session::from_fd(adapter, fd, acl(plan), loops()).map_err(Error::Fuse);
+        let adapter = Adapter::new(fs, loops, None, keeper, Box::new(ended));
+        return Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse);
     };
     let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
         path: plan.space.mountpoint.clone(),
         reason: plain(&error),
     };
     let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
-    let adapter = Adapter::new(fs, Some(offer), keeper);
-    let session = Session::from_fd(adapter, fd, acl(plan), loops()).map_err(Error::Fuse)?;
+    let adapter = Adapter::new(fs, loops, Some(offer), keeper, Box::new(ended));
+    let session = Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse)?;
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
     let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
@@ -163,29 +207,70 @@ fn stack_depth(plan: &MountPlan) -> Result<u32, Error> {
     Ok(1)
 }
 
-/// Runs the loops until the kernel says that the mount is gone.
-fn run(
-    session: Session<Adapter>,
-    plan: &MountPlan,
-    mut claim: Claim<'_>,
-    mounted: &Mounted,
-    fs: &Arc<Fs>,
-    ready: &mut dyn FnMut(&Mounted),
-) -> Result<(), Error> {
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Fuse)?;
-    let background = session.spawn().map_err(Error::Fuse)?;
-    if let Err(error) = claim.state().write_run(&run_info(plan, mounted)) {
-        undo_mount(&plan.space.mountpoint);
-        background.join().map_err(Error::Fuse)?;
-        return Err(error.into());
+/// A mount that is there and is not yet, or is being, served.
+struct Serving<'p> {
+    plan: &'p MountPlan,
+    claim: Claim<'p>,
+    fs: Arc<Fs>,
+    signals: Signals,
+    undo: Undo<'p>,
+}
+
+impl Serving<'_> {
+    /// Runs the loops until the kernel says that the mount is gone. This thread waits for signals meanwhile.
+    fn run(
+        self,
+        session: Session<Adapter>,
+        mounted: &Mounted,
+        ready: &mut dyn FnMut(&Mounted),
+    ) -> Result<(), Error> {
+        let Self { plan, mut claim, fs, mut signals, undo } = self;
+        let loops = std::thread::Builder::new()
+            .name("session".into())
+            .spawn(|| session.run())
+            .map_err(Error::Fuse)?;
+        claim.state().write_run(&run_info(plan, mounted))?;
+        // The first request. The kernel has made the root without asking us, and would refuse its owner, not knowing
+        // who that is, to set its times until somebody has looked at it.
+        if let Err(error) = rustix::fs::stat(&plan.space.mountpoint) {
+            tracing::warn!(%error, "the mount does not answer");
+        }
+        ready(mounted);
+        undo.keep();
+        // Nothing from here on ends a mount that works.
+        let alone = std::thread::scope(|scope| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let (claim, fs) = (&mut claim, &fs);
+            let chores = move || {
+                let prefetcher = settle(plan, claim, fs);
+                keep_house(plan, &prefetcher, &stopped);
+                prefetcher.finish();
+            };
+            let started = std::thread::Builder::new().name("housekeeping".into()).spawn_scoped(scope, chores);
+            if started.is_ok() {
+                end_on_signal(&mut signals, &plan.state_dir);
+            }
+            drop(stop);
+            started.err()
+        });
+        if let Some(error) = alone {
+            tracing::warn!(%error, "no thread for housekeeping: the cache is not kept within its limit");
+            let prefetcher = settle(plan, &mut claim, &fs);
+            end_on_signal(&mut signals, &plan.state_dir);
+            prefetcher.finish();
+        }
+        match loops.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the loops ended"),
+            Err(_) => tracing::error!("the thread that waits for the loops panicked"),
+        }
+        undo_what_is_left(plan);
+        finish(plan, claim.state())
     }
-    // The first request. The kernel has made the root without asking us, and would refuse its owner, not knowing who
-    // that is, to set its times until somebody has looked at it.
-    if let Err(error) = rustix::fs::stat(&plan.space.mountpoint) {
-        tracing::warn!(%error, "the mount does not answer");
-    }
-    ready(mounted);
-    end_on_signal(signals, plan.state_dir.clone())?;
+}
+
+/// What nobody waits for when a space is mounted, but which has to be done once it is.
+fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
     // The disk is not waited for by who mounts, only by who wants something in the space kept.
     let settled = claim.state().settle();
     if let Err(error) = &settled {
@@ -196,17 +281,53 @@ fn run(
     if let Err(error) = claim.publish() {
         tracing::warn!(%error, "rcc will not list this space");
     }
-    let prefetcher = Arc::new(Prefetcher::start(plan, fs));
-    let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    let keeper = housekeeper(plan.clone(), Arc::clone(&prefetcher), stopped)?;
-    let ended = background.join().map_err(Error::Fuse);
-    drop(stop);
-    prefetcher.finish();
-    if keeper.join().is_err() {
-        tracing::error!("the housekeeping thread panicked");
+    Prefetcher::start(plan, fs)
+}
+
+/// Renews the usage marks daily; saves what was read, in case the daemon is killed, and keeps the blob cache within its
+/// limit: a while after the mount, when whatever it was made for has begun, and daily.
+fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &std::sync::mpsc::Receiver<()>) {
+    let mut wait = FIRST_EVICTION;
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
+        keep_cache_within(plan);
+        prefetcher.save();
+        if wait == USAGE_PERIOD
+            && let Err(error) = plan.touch_usage()
+        {
+            tracing::warn!(%error, "the usage mark stays old");
+        }
+        wait = USAGE_PERIOD;
     }
-    finish(plan, claim.state())?;
-    ended
+}
+
+/// Unmounts when told to end; returns when the last loop has ended.
+fn end_on_signal(signals: &mut Signals, state_dir: &Path) {
+    for signal in signals.forever() {
+        tracing::info!(signal, "asked to end");
+        match registry::find(state_dir) {
+            Ok(Some(live)) => undo_mount(&live.mountpoint),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
+        }
+    }
+}
+
+/// The signals that ask for the end of a mount: at a terminal also the one of its quit key.
+fn ending_signals(plan: &MountPlan) -> Vec<i32> {
+    let mut signals = vec![SIGTERM, SIGINT, SIGHUP];
+    if plan.foreground {
+        signals.push(SIGQUIT);
+    }
+    signals
+}
+
+/// Loops that end while the mount is there leave a dead one behind.
+fn undo_what_is_left(plan: &MountPlan) {
+    match registry::find(&plan.state_dir) {
+        Ok(Some(live)) => undo_mount(&live.mountpoint),
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "cannot tell whether the mount is gone"),
+    }
 }
 
 /// Tidies up behind a mount that ended.
@@ -216,45 +337,6 @@ fn finish(plan: &MountPlan, state: &StateDir) -> Result<(), Error> {
         state.discard_changes()?;
     }
     Ok(())
-}
-
-/// Unmounts when told to end. The thread goes with the process.
-fn end_on_signal(mut signals: Signals, state_dir: PathBuf) -> Result<(), Error> {
-    let watch = move || {
-        for signal in signals.forever() {
-            tracing::info!(signal, "asked to end");
-            match registry::find(&state_dir) {
-                Ok(Some(live)) => undo_mount(&live.mountpoint),
-                Ok(None) => break,
-                Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
-            }
-        }
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(Error::Fuse)?;
-    Ok(())
-}
-
-/// Renews the usage marks daily; saves what was read, in case the daemon is killed, and keeps the blob cache within its
-/// limit: a while after the mount, when whatever it was made for has begun, and daily.
-fn housekeeper(
-    plan: MountPlan,
-    prefetcher: Arc<Prefetcher>,
-    stopped: std::sync::mpsc::Receiver<()>,
-) -> Result<std::thread::JoinHandle<()>, Error> {
-    let keep = move || {
-        let mut wait = FIRST_EVICTION;
-        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-            keep_cache_within(&plan);
-            prefetcher.save();
-            if wait == USAGE_PERIOD
-                && let Err(error) = plan.touch_usage()
-            {
-                tracing::warn!(%error, "the usage mark stays old");
-            }
-            wait = USAGE_PERIOD;
-        }
-    };
-    std::thread::Builder::new().name("housekeeping".into()).spawn(keep).map_err(Error::Fuse)
 }
 
 fn keep_cache_within(plan: &MountPlan) {
@@ -359,18 +441,46 @@ fn acl(plan: &MountPlan) -> SessionACL {
 /// `docs/PERFORMANCE.md`. More than the processors could run only get into each other's way.
 const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
 
-/// One loop more than there are processors, with a device descriptor each where the device may be opened at all: an
-/// ordinary user got his from fusermount3.
-fn loops() -> Config {
+/// How many loops there are to be: one more than there are processors, or as many as threads can be started.
+///
+/// # Errors
+/// When not even one can be, or when memory is limited to less than they need.
+fn loops_to_be_had() -> Result<usize, Error> {
+    /// What each takes at once: a buffer for the largest request, and a stack.
+    const EACH: u64 = 18 << 20;
+    /// What else there has to be: files being unpacked, pieces of copies, the threads of requests that wait.
+    const BESIDE: u64 = 64 << 20;
+    let wanted = (process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end());
+    // One more, which waits for them.
+    let had = thread::obtainable(wanted + 1).saturating_sub(1);
+    if had == 0 {
+        let why = "two threads cannot be started: ulimit -u, or a container's limit of processes";
+        return Err(Error::Limits(why.into()));
+    }
+    let Some(room) = surroundings::memory_room() else { return Ok(had) };
+    surroundings::spare_addresses();
+    let needed = BESIDE + EACH * had as u64;
+    if room < needed {
+        let (room, needed) = (room >> 20, needed >> 20);
+        let why =
+            format!("{room} MB of memory are left by its limit (ulimit -v, -d), and a mount needs {needed}");
+        return Err(Error::Limits(why));
+    }
+    Ok(had)
+}
+
+/// How the loops run, with a device descriptor each where the device may be opened at all: an ordinary user got his
+/// from fusermount3.
+fn config(loops: usize) -> Config {
     let mut config = Config::default();
-    config.n_threads = Some((process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end()));
+    config.n_threads = Some(loops);
     let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     config.clone_fd = openable.is_ok();
     config
 }
 
 /// Unmounts, lazily when it is in use: the daemon was told to end.
-fn undo_mount(mountpoint: &Path) {
+pub(super) fn undo_mount(mountpoint: &Path) {
     let done = match fuse_mount::unmount(mountpoint, false) {
         Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount(mountpoint, true),
         other => other,

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit};
 
 /// Which side of a fork this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,15 +118,6 @@ pub fn detach(log: impl AsFd) -> Result<(), Errno> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(log)
-}
-
-/// Raises the limit of open files to what the system allows this process.
-///
-/// # Errors
-/// The errno of setrlimit(2).
-pub fn raise_open_files() -> Result<(), Errno> {
-    let now = rustix::process::getrlimit(Resource::Nofile);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })
 }
 
 /// Sets the umask and returns the old one.

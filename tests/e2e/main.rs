@@ -24,5 +24,6 @@ mod neighbours;
 mod parity;
 mod passthrough;
 mod reflink;
+mod surroundings;
 mod venv;
 mod warm;

@@ -89,8 +89,13 @@ impl<'a> Store<'a> {
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(order.len().max(1));
         let results: Vec<_> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            handles.into_iter().map(|handle| handle.join().unwrap_or(Err(RecordError::Panicked))).collect()
+            // One thread fewer is only slower.
+            let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let handles: Vec<_> = (1..threads).filter_map(start).collect();
+            let ours = work();
+            let joined =
+                handles.into_iter().map(|handle| handle.join().unwrap_or(Err(RecordError::Panicked)));
+            std::iter::once(ours).chain(joined).collect()
         });
         let mut facts: Vec<Option<Facts>> = vec![None; files.len()];
         for result in results {

@@ -43,6 +43,12 @@ impl<'w> Mounted<'w> {
         Self { world, space: space.to_owned(), said, path, pid, live: true }
     }
 
+    /// A mount that somebody else made of a space of this world.
+    #[track_caller]
+    pub fn adopt(world: &'w World, space: &str) -> Self {
+        Self::new(world, space, &[])
+    }
+
     /// The mountpoint.
     pub fn path(&self) -> &Path {
         &self.path

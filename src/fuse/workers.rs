@@ -1,0 +1,226 @@
+//! Who runs a request: the loop that received it, or a thread beside the loops.
+//!
+//! A loop that waits for a disk answers nobody meanwhile. So all loops but one may run requests that can wait; once
+//! they do, further ones are run by a small pool of threads, and the last loop goes on with what needs no disk. A
+//! request that is known to take long goes to the pool at once. When no thread can be started the loop does the work
+//! itself.
+//!
+//! Invariants: a loop is never blocked by a request while all others are, as long as threads can be started; and no
+//! panic ends a thread here. A request that panics drops its reply, which answers EIO.
+
+use std::borrow::Borrow;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::fs::Fs;
+use crate::namespace::types::Ino;
+use crate::sys::thread;
+
+/// How long a thread of the pool stays without work.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Runs the requests of one mount.
+#[derive(Debug)]
+pub(super) struct Workers {
+    fs: Arc<Fs>,
+    permits: Permits,
+    pool: Arc<Pool>,
+}
+
+/// How many more loops may run a request that can wait.
+#[derive(Debug)]
+struct Permits(AtomicIsize);
+
+/// The right of a loop to run such a request; given back when dropped.
+struct Permit<'p>(&'p AtomicIsize);
+
+impl Permits {
+    fn new(loops: usize) -> Self {
+        Self(AtomicIsize::new(isize::try_from(loops.saturating_sub(1)).unwrap_or(isize::MAX)))
+    }
+
+    fn take(&self) -> Option<Permit<'_>> {
+        if self.0.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return Some(Permit(&self.0));
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    pub(super) fn new(fs: Arc<Fs>, loops: usize) -> Self {
+        Self { fs, permits: Permits::new(loops), pool: Arc::default() }
+    }
+
+    /// The operations, for what a loop does by itself.
+    pub(super) fn fs(&self) -> &Fs {
+        &self.fs
+    }
+
+    /// Runs a request that may have to wait for a disk. `with` (a name, or the bytes of a write) is copied only when
+    /// a thread has to do the work.
+    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Fs, &T) + Send + 'static)
+    where
+        T: ToOwned + ?Sized,
+        T::Owned: Send + 'static,
+    {
+        match self.permits.take() {
+            Some(_permit) => guarded(|| work(&self.fs, with)),
+            None => {
+                let with = with.to_owned();
+                self.hand_over(move |fs| work(fs, with.borrow()));
+            }
+        }
+    }
+
+    /// The same for a request that only reads names or attributes: of an entry that is purely the library's it never
+    /// has to wait.
+    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Fs, &T) + Send + 'static)
+    where
+        T: ToOwned + ?Sized,
+        T::Owned: Send + 'static,
+    {
+        match self.permits.take() {
+            Some(_permit) => guarded(|| work(&self.fs, with)),
+            None if self.fs.names().is_pure_lower(ino) => guarded(|| work(&self.fs, with)),
+            None => {
+                let with = with.to_owned();
+                self.hand_over(move |fs| work(fs, with.borrow()));
+            }
+        }
+    }
+
+    /// Runs a request that takes long on a thread of the pool.
+    pub(super) fn hand_over(&self, work: impl FnOnce(&Fs) + Send + 'static) {
+        let fs = Arc::clone(&self.fs);
+        self.pool.run(Box::new(move || guarded(|| work(&fs))));
+    }
+}
+
+/// Runs a request; a bug in it must not end the loop, and with it the mount.
+fn guarded(work: impl FnOnce()) {
+    // What the request held is dropped in unwinding: its locks (which know no poison) and its reply.
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        tracing::error!("a request panicked and was answered EIO");
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that wait for work, and end when there is none for a while.
+#[derive(Default)]
+struct Pool {
+    /// A leaf lock.
+    queue: Mutex<Queue>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Threads that wait. There are never more jobs than these: each job has its thread.
+    idle: usize,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Runs a job on a thread that waits or on a new one; here when there can be none.
+    fn run(self: &Arc<Self>, job: Job) {
+        let mut queue = self.queue.lock();
+        if queue.idle > queue.jobs.len() {
+            queue.jobs.push_back(job);
+            drop(queue);
+            self.work.notify_one();
+            return;
+        }
+        drop(queue);
+        let pool = Arc::clone(self);
+        // The job comes back when there is no thread for it.
+        let spawned = thread::spawn_with("worker", job, move |job| {
+            job();
+            pool.serve();
+        });
+        if let Err((job, error)) = spawned {
+            tracing::warn!(%error, "no thread to be had: a loop does the work itself");
+            job();
+        }
+    }
+
+    fn serve(&self) {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                job();
+                queue = self.queue.lock();
+                continue;
+            }
+            queue.idle += 1;
+            let timed_out = self.work.wait_for(&mut queue, IDLE).timed_out();
+            queue.idle -= 1;
+            if timed_out && queue.jobs.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn jobs_that_wait_for_each_other_all_run() {
+        let pool = Arc::new(Pool::default());
+        for _ in 0..3 {
+            // Each waits for the one after it, so each needs a thread of its own.
+            let (first, second) = (channel::<()>(), channel::<()>());
+            let (send, done) = channel();
+            pool.run(Box::new(move || {
+                first.1.recv().unwrap();
+                second.0.send(()).unwrap();
+            }));
+            pool.run(Box::new(move || {
+                second.1.recv().unwrap();
+                send.send(()).unwrap();
+            }));
+            pool.run(Box::new(move || first.0.send(()).unwrap()));
+            done.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
+    }
+
+    #[test]
+    fn permits_are_as_many_as_loops_less_one() {
+        let permits = Permits::new(2);
+        let first = permits.take();
+        assert!(first.is_some());
+        assert!(permits.take().is_none());
+        drop(first);
+        assert!(permits.take().is_some());
+        assert!(Permits::new(1).take().is_none() && Permits::new(0).take().is_none());
+    }
+
+    #[test]
+    fn a_panic_ends_here() {
+        guarded(|| panic!("a test"));
+    }
+}

@@ -1,0 +1,188 @@
+//! What a daemon is started in must not end its mount: limits, signal dispositions, signals, threads, descriptors.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use crate::common::as_user::{holofs_binary, is_root};
+use crate::common::world::{Done, finish};
+use crate::common::{Library, Mounted, World, sh};
+
+/// Larger than the limits of the tests, smaller than what is unpacked by a thread of its own.
+const LARGE: usize = 3 << 20;
+
+fn world() -> World {
+    let noise: Vec<u8> = (0..LARGE as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    World::with(&Library::sample().file("large.bin", &noise).file("other/large.bin", &noise[1..]))
+}
+
+/// `holofs` started by a shell that first does something to what it inherits.
+fn after(world: &World, shell: &str) -> Command {
+    let mut command = world.command("bash");
+    command.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).arg(holofs_binary());
+    command
+}
+
+fn mount_after<'w>(world: &'w World, shell: &str) -> Mounted<'w> {
+    let mut command = after(world, shell);
+    Mounted::by(world, "s", command.args(["--json", "mount"]).arg(world.home()).arg("s"))
+}
+
+/// The mount answers: a file of the library, and one that is made now.
+#[track_caller]
+fn assert_works(mounted: &Mounted<'_>) {
+    assert_eq!(fs::read(mounted.at("lib/deep/er/leaf.txt")).unwrap(), b"leaf\n");
+    fs::write(mounted.at("lib/made"), b"made").unwrap();
+    assert_eq!(fs::read(mounted.at("lib/made")).unwrap(), b"made");
+    fs::remove_file(mounted.at("lib/made")).unwrap();
+}
+
+/// A write that a limit may forbid, but nothing else.
+#[track_caller]
+fn done_or_too_large(done: std::io::Result<()>) {
+    if let Err(error) = done {
+        assert_eq!(error.raw_os_error(), Some(Errno::FBIG.raw_os_error()), "{error}");
+    }
+}
+
+for_both_users! {
+    /// `ulimit -f`, soft and hard: at worst that write is refused.
+    fn a_limit_of_file_sizes_does_not_end_the_mount() {
+        for limit in ["ulimit -f 1024;", "ulimit -S -f 1024;"] {
+            let world = world();
+            let mounted = mount_after(&world, limit);
+            let append = OpenOptions::new().append(true).open(mounted.at("large.bin"));
+            done_or_too_large(append.and_then(|mut file| file.write_all(b"more")));
+            done_or_too_large(fs::write(mounted.at("new"), vec![7; LARGE]));
+            if limit.contains("-S") {
+                assert_eq!(fs::read(mounted.at("new")).unwrap().len(), LARGE, "a soft limit is raised");
+            }
+            assert_works(&mounted);
+        }
+    }
+
+    /// `ulimit -t`: what can be raised is raised.
+    fn a_limit_of_processor_time_is_raised() {
+        let world = world();
+        let mounted = mount_after(&world, "ulimit -S -t 1;");
+        let limits = fs::read_to_string(format!("/proc/{}/limits", mounted.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max cpu time")).unwrap();
+        assert_ne!(line.split_whitespace().nth(3), Some("1"), "{line}");
+        assert_works(&mounted);
+    }
+
+    /// `ulimit -v`: it works or is refused, and leaves no dead mount.
+    fn a_limit_of_memory_is_kept_to_or_refused() {
+        for limit in ["ulimit -v 300000;", "ulimit -S -v 120000;", "ulimit -d 200000;", "ulimit -v 60000;"] {
+            let world = world();
+            let done = finish(after(&world, limit).args(["mount"]).arg(world.home()).arg("s"));
+            if done.code == 0 {
+                let mounted = Mounted::adopt(&world, "s");
+                assert_works(&mounted);
+                assert_eq!(fs::read(mounted.at("large.bin")).unwrap().len(), LARGE);
+            } else {
+                assert!(done.stderr.contains("limit"), "{limit} {done:?}");
+                assert!(done.stderr.lines().count() <= 2, "{limit} {done:?}");
+                assert!(world.mounts().is_empty());
+            }
+        }
+    }
+
+    /// `ulimit -u`: no process, no mount, and a word about it.
+    fn a_limit_of_processes_is_named() {
+        if is_root() {
+            return;
+        }
+        let world = world();
+        let done: Done = finish(after(&world, "ulimit -u 1;").args(["mount"]).arg(world.home()).arg("s"));
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("ulimit -u"), "{done:?}");
+        assert!(world.mounts().is_empty());
+    }
+
+    /// SIGCHLD ignored: the end of fusermount3 and of the mount helper can still be waited for.
+    fn inherited_signal_dispositions_are_reset() {
+        let world = world();
+        let mounted =
+            mount_after(&world, "exec env --ignore-signal=CHLD --block-signal=TERM,HUP,USR1 -- \"$0\" \"$@\";");
+        assert_works(&mounted);
+        let mut unmount = after(&world, "exec env --ignore-signal=CHLD -- \"$0\" \"$@\";");
+        let done = finish(unmount.arg("unmount").arg(mounted.path()));
+        assert_eq!(done.code, 0, "{done:?}");
+        mounted.has_ended();
+        let again = mount_after(&world, "exec env --block-signal=TERM -- \"$0\" \"$@\";");
+        again.signal(Signal::TERM);
+        again.has_ended();
+    }
+
+    /// Only TERM, INT and HUP end a mount.
+    fn other_signals_do_not_end_the_mount() {
+        let world = world();
+        let mounted = world.mount("s");
+        for name in ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "PIPE", "IO", "PWR", "QUIT", "XFSZ", "XCPU", "34", "64"] {
+            sh(Command::new("kill").args(["-s", name, &mounted.pid().to_string()]));
+            assert_works(&mounted);
+        }
+        mounted.signal(Signal::INT);
+        mounted.has_ended();
+    }
+
+    /// When no thread is to be had the work is done all the same.
+    fn nothing_needs_a_further_thread() {
+        let world = world();
+        let mounted = world.mount("s");
+        // Those that it starts by itself shall have begun, and those that wait for work ended.
+        std::thread::sleep(std::time::Duration::from_secs(6));
+        sh(Command::new("prlimit").args(["--nproc=1:1", "--pid", &mounted.pid().to_string()]));
+        assert_eq!(fs::read(mounted.at("large.bin")).unwrap().len(), LARGE);
+        let mut file = OpenOptions::new().append(true).open(mounted.at("other/large.bin")).unwrap();
+        file.write_all(b"x").unwrap();
+        file.sync_all().unwrap();
+        let to = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(mounted.at("n")).unwrap();
+        let from = fs::File::open(mounted.at("lib/data.bin")).unwrap();
+        let mut at = (0, 0);
+        let copied =
+            rustix::fs::copy_file_range(&from, Some(&mut at.0), to.as_fd(), Some(&mut at.1), 1).unwrap();
+        assert_eq!(copied, 1);
+        assert_works(&mounted);
+    }
+
+    /// So few descriptors that the caches alone would take them all.
+    fn few_descriptors_are_enough() {
+        let world = world();
+        let mounted = mount_after(&world, "ulimit -n 256;");
+        for n in 0..600 {
+            fs::write(mounted.at(format!("many/{n}")), [1]).unwrap();
+        }
+        for n in 0..600 {
+            let mut file = OpenOptions::new().read(true).write(true).open(mounted.at(format!("many/{n}"))).unwrap();
+            file.write_all(&[2, 3]).unwrap();
+            file.rewind().unwrap();
+            let mut all = Vec::new();
+            file.read_to_end(&mut all).unwrap();
+            assert_eq!(all, [2, 3]);
+        }
+        assert_works(&mounted);
+    }
+
+    /// Files that were removed while open take all descriptors: what is refused then works again when they are closed.
+    fn descriptors_that_are_used_up_come_back() {
+        let world = world();
+        let mounted = mount_after(&world, "ulimit -n 256;");
+        let open: Vec<_> = (0..400)
+            .map_while(|n| {
+                let path = mounted.at(format!("gone-{n}"));
+                let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).ok()?;
+                fs::remove_file(&path).ok()?;
+                Some(file)
+            })
+            .collect();
+        assert!(open.len() > 100, "{}", open.len());
+        drop(open);
+        assert_works(&mounted);
+    }
+}
