@@ -283,6 +283,9 @@ impl From<RecordError> for Failure {
             RecordError::NoCommand => failure(USAGE, what, Some("`holofs record --help`")),
             RecordError::Busy { .. } => failure(BUSY, what, Some("wait until it has finished")),
             RecordError::StageInUse { .. } => failure(BUSY, what, None),
+            RecordError::NotWhole { .. } => {
+                failure(INTEGRITY, what, Some("record it again when nothing else works on the library"))
+            }
             RecordError::Interrupted => failure(INTERRUPTED, what, None),
             // The environment is at fault, or the command that was to make it.
             RecordError::CommandStart { .. }

@@ -51,6 +51,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
     }
     let mut options = RecordOptions::new(args.library, context.env.hololib(), blueprint, args.command);
+    options.robocorp_home = Some(context.env.robocorp_home.clone());
     options.home = context.env.home.clone();
     options.compress = args.no_compress.then_some(false);
     options.keep_stage = args.keep_stage;

@@ -26,6 +26,17 @@ pub struct Location {
     pub kind: LibraryKind,
 }
 
+impl Location {
+    /// The directory in which the spaces of this library's own environments are. rcc's shared holotree has its library
+    /// below the spaces.
+    #[must_use]
+    pub fn holotree(&self) -> PathBuf {
+        let above = self.hololib.parent().unwrap_or(&self.hololib);
+        let below = self.kind == LibraryKind::Shared || self.hololib.file_name() == Some(OsStr::new("lib"));
+        if below { above.to_owned() } else { above.join("holotree") }
+    }
+}
+
 /// Finds the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree that fits; `auto` or `-` is
 /// `default`, rcc's own.
 ///

@@ -21,7 +21,7 @@ mod store;
 mod tests;
 mod walk;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -33,14 +33,15 @@ use std::time::Duration;
 use flate2::GzBuilder;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::catalog::Header;
-use self::place::Place;
+use self::catalog::{Facts, Header};
+use self::place::Opened;
 use self::stage::Stage;
 use self::store::{LEVEL, Store, write_beside};
 use self::walk::{Kind, Tree};
 use super::LibraryError;
 use super::catalogs::this_platform;
 use crate::library::name;
+use crate::sys::guarded::GuardedError;
 
 /// What to record, and where.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub struct RecordOptions {
     pub library: OsString,
     /// What `auto` means: rcc's own hololib.
     pub default_hololib: PathBuf,
+    /// rcc's home in force: it may become a library whatever it holds. The default is none.
+    pub robocorp_home: Option<PathBuf>,
     /// `$HOME` as it is; the stage is named after it.
     pub home: Option<OsString>,
     /// The blueprint's text; it is trimmed at both ends, and its hash names the catalog.
@@ -80,6 +83,7 @@ impl RecordOptions {
         Self {
             library,
             default_hololib,
+            robocorp_home: None,
             home: std::env::var_os("HOME").filter(|home| !home.is_empty()),
             blueprint,
             command,
@@ -212,6 +216,14 @@ pub enum RecordError {
         /// Which entry.
         path: PathBuf,
     },
+    /// Somebody removed what was recorded.
+    #[error(
+        "{catalog}: while it was recorded somebody removed it or some of its blobs, as `rcc holotree check` does"
+    )]
+    NotWhole {
+        /// The catalog.
+        catalog: PathBuf,
+    },
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -223,6 +235,12 @@ pub enum RecordError {
     /// A thread ended that must not; a bug.
     #[error("internal error: a thread of the recorder died")]
     Panicked,
+}
+
+impl From<GuardedError> for RecordError {
+    fn from(error: GuardedError) -> Self {
+        Self::Io { path: error.path.clone(), source: error.into() }
+    }
 }
 
 impl RecordError {
@@ -259,19 +277,17 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     if options.command.is_empty() {
         return Err(RecordError::NoCommand);
     }
-    let place = place::find(&options.library, &options.default_hololib)?;
-    place.make()?;
+    let place = place::find(options)?.open()?;
     let lock = place.lock(options.lock_timeout, &options.cancel)?;
     let kind = place.digest_kind(options.compress)?;
     let platform = this_platform();
     let home = options.home.as_deref().map(OsStrExt::as_bytes);
     let identity = name::stage_identity(home, &platform.replacen('_', " ", 1));
-    let stage = Stage::make(place.holotree.join(identity.as_str()), options.keep_stage)?;
+    let stage = Stage::make(&place.holotree, OsStr::new(identity.as_str()), options.keep_stage)?;
     stage.run(&options.command, &options.cancel)?;
     stage.put_blueprint(blueprint)?;
 
-    let library = place.hololib.join("library");
-    let store = Store::new(&library, kind, place.shared);
+    let store = Store::new(&place.library, kind, place.shared);
     let recording = Recording { options, place: &place, store: &store, stage: stage.path() };
     let recorded = recording.record(identity.as_str(), &platform, blueprint)?;
     stage.finish()?;
@@ -279,10 +295,13 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     Ok(recorded)
 }
 
+/// How often an environment is stored when somebody removes what was stored.
+const ATTEMPTS: u32 = 3;
+
 /// What the steps after the command share.
 struct Recording<'a> {
     options: &'a RecordOptions,
-    place: &'a Place,
+    place: &'a Opened,
     store: &'a Store<'a>,
     stage: &'a Path,
 }
@@ -290,30 +309,25 @@ struct Recording<'a> {
 impl Recording<'_> {
     fn record(&self, identity: &str, platform: &str, blueprint: &str) -> Result<Recorded, RecordError> {
         let tree = walk::walk(self.stage)?;
-        let progress = self.progress(&tree);
-        let facts = self.store.store_all(&tree.files, identity.as_bytes(), &self.options.cancel, &|size| {
-            progress.inc(size);
-        });
-        progress.finish_and_clear();
-        let facts = facts?;
-        let empty = self.store.store_empty()?;
-        // All blobs at once, and on the disk before the catalog that names them.
-        sync(self.store.library)?;
-
         let path = self.stage.to_str().ok_or_else(|| RecordError::NameNotUtf8 { path: self.stage.into() })?;
         let hash = name::sipit_hex(blueprint.as_bytes());
         let header = Header { identity, path, platform, blueprint: &hash };
-        let catalog = self.place.hololib.join("catalog").join(format!("{hash}v12.{platform}"));
-        let replaced = catalog.exists();
-        let info = catalog.with_file_name(format!("{hash}v12.{platform}.info"));
-        self.write(&info, |file| catalog::write_info(&header, file))?;
-        self.write(&catalog, |file| {
-            let out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), LEVEL);
-            let out = catalog::write(&header, &tree, &facts, empty, out)?;
-            out.finish()?.into_inner().map_err(io::IntoInnerError::into_error).map(drop)
-        })?;
-        sync(self.store.library)?;
-
+        let name = format!("{hash}v12.{platform}");
+        let catalog = self.place.catalog.path().join(&name);
+        let replaced = self.place.catalog.stat(name.as_ref()).is_ok();
+        let mut attempt = 1;
+        let facts = loop {
+            let facts = self.store(&tree, &header, &name)?;
+            if self.is_whole(&name)? {
+                break facts;
+            }
+            if attempt == ATTEMPTS {
+                return Err(RecordError::NotWhole { catalog });
+            }
+            attempt += 1;
+            tracing::warn!(path = %catalog.display(), "somebody removed what was recorded; it is stored again");
+            self.store.forget();
+        };
         let mut recorded = Recorded {
             catalog,
             blueprint: hash,
@@ -329,17 +343,45 @@ impl Recording<'_> {
         Ok(recorded)
     }
 
+    /// Stores the blobs and then the catalog.
+    fn store(&self, tree: &Tree, header: &Header<'_>, name: &str) -> Result<Vec<Facts>, RecordError> {
+        let progress = self.progress(tree);
+        let name_bytes = header.identity.as_bytes();
+        let facts = self.store.store_all(&tree.files, name_bytes, &self.options.cancel, &|size| {
+            progress.inc(size);
+        });
+        progress.finish_and_clear();
+        let facts = facts?;
+        let empty = self.store.store_empty()?;
+        // All blobs at once, and on the disk before the catalog that names them.
+        self.place.library.sync_filesystem()?;
+        self.write(&format!("{name}.info"), |file| catalog::write_info(header, file))?;
+        self.write(name, |file| {
+            let out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), LEVEL);
+            let out = catalog::write(header, tree, &facts, empty, out)?;
+            out.finish()?.into_inner().map_err(io::IntoInnerError::into_error).map(drop)
+        })?;
+        self.place.library.sync_filesystem()?;
+        Ok(facts)
+    }
+
+    /// Whether the catalog and all of its blobs are there. rcc's check takes no lock: it removes blobs that no catalog named
+    /// when it began, and catalogs that lack a blob.
+    fn is_whole(&self, catalog: &str) -> Result<bool, RecordError> {
+        Ok(self.place.catalog.stat(catalog.as_ref()).is_ok() && self.store.is_whole()?)
+    }
+
     /// Writes a file of the catalog directory as a whole, or not at all.
     fn write(
         &self,
-        path: &Path,
+        name: &str,
         content: impl FnOnce(&mut std::fs::File) -> io::Result<()>,
     ) -> Result<(), RecordError> {
-        let written = write_beside(path, self.place.shared, |file| {
+        let written = write_beside(&self.place.catalog, name.as_ref(), self.place.shared, |file| {
             content(file)?;
             file.sync_all()
         });
-        written.map_err(RecordError::io(path))
+        written.map_err(RecordError::io(self.place.catalog.path().join(name)))
     }
 
     fn progress(&self, tree: &Tree) -> ProgressBar {
@@ -357,7 +399,7 @@ impl Recording<'_> {
 }
 
 /// Counts what is in the tree, and notes what will not work.
-fn count(tree: &Tree, facts: &[catalog::Facts], stage: &str, recorded: &mut Recorded) {
+fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) {
     for entry in tree.dirs.iter().flat_map(|dir| &dir.entries) {
         if entry.name.len() > MAX_RESTORED_NAME {
             recorded
@@ -390,13 +432,3 @@ fn count(tree: &Tree, facts: &[catalog::Facts], stage: &str, recorded: &mut Reco
 
 /// The longest name to which rcc can append what it appends while it restores (`.part#` and a number).
 const MAX_RESTORED_NAME: usize = 247;
-
-/// Puts everything written to a directory's filesystem on the disk.
-fn sync(dir: &Path) -> Result<(), RecordError> {
-    let file = std::fs::File::open(dir).map_err(RecordError::io(dir))?;
-    #[cfg(target_os = "linux")]
-    let result = rustix::fs::syncfs(&file).map_err(io::Error::from);
-    #[cfg(not(target_os = "linux"))]
-    let result = file.sync_all();
-    result.map_err(RecordError::io(dir))
-}

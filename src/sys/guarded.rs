@@ -7,6 +7,8 @@
 //! Invariants: nothing is written to, truncated or chmod'ed that is not a regular file with one name, reached without
 //! following a link below the checked directory; a read takes no more memory than the caller allows.
 
+mod make;
+
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -59,6 +61,9 @@ pub enum Problem {
     /// Others could change or exchange what we keep there.
     #[error("other users may write to it (mode {0:04o})")]
     Writable(u32),
+    /// It is not what was made under this name a moment ago.
+    #[error("somebody exchanged it while it was made")]
+    Exchanged,
     /// There is more in it than anybody but an attacker would put there.
     #[error("it is larger than {0} bytes")]
     TooLarge(u64),

@@ -23,6 +23,7 @@ mod mounted;
 mod neighbours;
 mod parity;
 mod passthrough;
+mod record;
 mod reflink;
 mod surroundings;
 mod venv;

@@ -1,131 +1,152 @@
 //! Where a recording goes: an existing library or a new one, the holotree beside it, compressed or raw, and rcc's
 //! lock over all of it.
 //!
-//! Nothing is made before it is known that the place will do; what is made then is only ever added to.
+//! Nothing is made before it is known that the place will do; what is made then is only ever added to. The paths of
+//! library and holotree are the user's, and links in them are followed. What lies below can be anybody's: it is opened
+//! below its directory, without following links.
 
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FileType, FlockOperation};
 
-use super::RecordError;
-use super::store::make_dirs;
+use super::store::make_dir;
+use super::{RecordError, RecordOptions};
 use crate::library::LibraryError;
 use crate::library::digest::DigestKind;
-use crate::library::locate::{LibraryKind, locate};
+use crate::library::locate::{Location, locate};
+use crate::sys::guarded::{Access, Dir, Trust};
 
 /// rcc's mark of a library whose blobs are raw.
 const MARKER: &str = "compress.no";
+/// The file of rcc's lock over building, recording and restoring.
+const LOCK: &str = "global.lck";
 
 /// A library and its holotree, both absolute and clean.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub(super) hololib: PathBuf,
     pub(super) holotree: PathBuf,
+    /// Whether there is a library already.
+    is_there: bool,
+}
+
+/// The directories of a place, open.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) catalog: Dir,
+    pub(super) library: Dir,
+    pub(super) holotree: Dir,
     /// Whether all users of the machine write here.
     pub(super) shared: bool,
 }
 
-/// Finds the place meant by `library`; `default` is rcc's own hololib, for `auto`.
+/// Finds the place that the options mean.
 ///
 /// # Errors
 /// When something else is there.
-pub(super) fn find(library: &OsStr, default: &Path) -> Result<Place, RecordError> {
+pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
+    let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
     let refused = match locate(library, default) {
         Ok(found) => {
-            let hololib = clean(&found.hololib)?;
-            let above = parent(&hololib);
-            // rcc's shared holotree has its library below the spaces.
-            let below = found.kind == LibraryKind::Shared || hololib.file_name() == Some(OsStr::new("lib"));
-            let holotree = if below { above.to_owned() } else { above.join("holotree") };
-            let mode = std::fs::metadata(hololib.join("library")).map_err(RecordError::io(&hololib))?.mode();
-            return Ok(Place { hololib, holotree, shared: mode & 0o002 != 0 });
+            let found = Location { hololib: clean(&found.hololib)?, ..found };
+            return Ok(Place { holotree: found.holotree(), hololib: found.hololib, is_there: true });
         }
         Err(refused) => refused,
     };
     let given = if library == "auto" || library == "-" { default } else { Path::new(library) };
     let path = clean(&std::path::absolute(given).map_err(RecordError::io(given))?)?;
-    if !may_become_a_library(&path) {
+    if !may_become_a_library(&path, options.robocorp_home.as_deref()) {
         return Err(refused.into());
     }
     if path.file_name() == Some(OsStr::new("hololib")) {
         let holotree = parent(&path).join("holotree");
-        return Ok(Place { hololib: path, holotree, shared: false });
+        return Ok(Place { hololib: path, holotree, is_there: false });
     }
-    Ok(Place { hololib: path.join("hololib"), holotree: path.join("holotree"), shared: false })
+    Ok(Place { hololib: path.join("hololib"), holotree: path.join("holotree"), is_there: false })
 }
 
-/// Nothing, an empty directory, or a home in which rcc has not recorded yet. Anything else is likelier a mistake.
-fn may_become_a_library(path: &Path) -> bool {
+/// Nothing, an empty directory, the home in force, or a home in which rcc has not recorded yet. Anything else is likelier
+/// a mistake.
+fn may_become_a_library(path: &Path, home: Option<&Path>) -> bool {
     match std::fs::read_dir(path) {
         Err(error) => error.kind() == io::ErrorKind::NotFound,
         Ok(mut entries) => {
             let is_home = ["hololib", "holotree", "journals"].iter().any(|name| path.join(name).is_dir());
             let is_hololib =
                 ["catalog", "library", "used", "pids"].iter().any(|name| path.join(name).is_dir());
-            is_home || is_hololib || entries.next().is_none()
+            let is_in_force = home.is_some_and(|home| path == home || path == home.join("hololib"));
+            is_home || is_hololib || is_in_force || entries.next().is_none()
         }
     }
 }
 
 impl Place {
-    /// Makes what is missing of the directories.
-    pub(super) fn make(&self) -> Result<(), RecordError> {
-        let inner = ["catalog", "library", "used", "pids"].map(|name| self.hololib.join(name));
-        for dir in inner.iter().chain([&self.holotree]) {
-            make_dirs(dir, self.shared).map_err(RecordError::io(dir))?;
+    /// Opens the directories, and makes what is missing of them.
+    ///
+    /// # Errors
+    /// When one cannot be opened or made, or the library that was found is gone.
+    pub(super) fn open(&self) -> Result<Opened, RecordError> {
+        // A new library is its user's own. The catalogs of one that is there must be found again below the descriptor.
+        let hololib = if self.is_there {
+            Dir::open(&self.hololib, Trust::Anybodys)?
+        } else {
+            Dir::open_or_make(&self.hololib, 0o750, false)?
+        };
+        let catalog = if self.is_there {
+            hololib.open_dir("catalog".as_ref(), Trust::Anybodys)?
+        } else {
+            make_dir(&hololib, "catalog".as_ref(), false)?.0
+        };
+        let stat = hololib.stat("library".as_ref()).or_else(|_| hololib.stat("catalog".as_ref()))?;
+        let shared =
+            stat.st_mode & 0o002 != 0 && FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let (library, _) = make_dir(&hololib, "library".as_ref(), shared)?;
+        for name in ["used", "pids"] {
+            make_dir(&hololib, name.as_ref(), shared)?;
         }
-        Ok(())
+        let holotree = Dir::open_or_make(&self.holotree, if shared { 0o777 } else { 0o750 }, shared)?;
+        Ok(Opened { catalog, library, holotree, shared })
     }
+}
 
+impl Opened {
     /// How blobs are stored here; `compress` is what was asked for, and decides for a library that holds nothing.
     ///
     /// # Errors
     /// When the library is of the other kind: its marker says how *all* of its blobs are read.
     pub(super) fn digest_kind(&self, compress: Option<bool>) -> Result<DigestKind, RecordError> {
-        let marker = self.hololib.join("catalog").join(MARKER);
-        let is_raw = std::fs::metadata(&marker).is_ok_and(|metadata| !metadata.is_dir());
+        let marker = self.catalog.stat(MARKER.as_ref());
+        let is_raw = marker.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory);
+        let hololib = || parent(self.catalog.path()).to_owned();
         match (compress, is_raw) {
             (None | Some(false), true) => Ok(DigestKind::Sip128),
             (None | Some(true), false) => Ok(DigestKind::Sha256),
             (Some(true), true) => {
-                Err(RecordError::Kind { hololib: self.hololib.clone(), is: "raw", asked: "compressed" })
+                Err(RecordError::Kind { hololib: hololib(), is: "raw", asked: "compressed" })
             }
-            (Some(false), false) if self.is_empty()? => {
-                std::fs::write(&marker, "present").map_err(RecordError::io(&marker))?;
+            (Some(false), false) if self.catalog.is_empty()? && self.library.is_empty()? => {
+                let mut file = self.catalog.create_new(MARKER.as_ref(), Access::Write, 0o666)?;
+                file.write_all(b"present").map_err(RecordError::io(self.catalog.path().join(MARKER)))?;
                 Ok(DigestKind::Sip128)
             }
             (Some(false), false) => {
-                Err(RecordError::Kind { hololib: self.hololib.clone(), is: "compressed", asked: "raw" })
+                Err(RecordError::Kind { hololib: hololib(), is: "compressed", asked: "raw" })
             }
         }
-    }
-
-    fn is_empty(&self) -> Result<bool, RecordError> {
-        for name in ["catalog", "library"] {
-            let dir = self.hololib.join(name);
-            if std::fs::read_dir(&dir).map_err(RecordError::io(&dir))?.next().is_some() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Takes rcc's lock over building, recording and restoring; it is held as long as the file is open.
     pub(super) fn lock(&self, timeout: Duration, cancel: &AtomicBool) -> Result<File, RecordError> {
-        let path = self.holotree.join("global.lck");
-        let mut options = OpenOptions::new();
-        // As rcc opens it. Nothing is ever written to it, so truncating takes nothing from whoever holds it.
-        let file = options.write(true).create(true).truncate(true).mode(0o666).open(&path);
-        let file = file.map_err(RecordError::io(&path))?;
-        if self.shared && file.metadata().is_ok_and(|metadata| metadata.mode() & 0o666 != 0o666) {
-            // Its owner can do this, and has; for anybody else it is the owner's business.
-            drop(file.set_permissions(Permissions::from_mode(0o666)));
+        let path = self.holotree.path().join(LOCK);
+        let (file, made) = self.holotree.open_or_create(LOCK.as_ref(), Access::Write, 0o666)?;
+        if made && self.shared {
+            file.set_permissions(Permissions::from_mode(0o666)).map_err(RecordError::io(&path))?;
         }
         let deadline = Instant::now() + timeout;
         loop {
@@ -177,8 +198,12 @@ impl From<LibraryError> for RecordError {
 mod tests {
     use super::*;
 
+    fn options(library: &Path) -> RecordOptions {
+        RecordOptions::new(library.into(), "/nowhere".into(), "a: b".into(), Vec::new())
+    }
+
     fn found(library: &Path) -> Place {
-        find(library.as_os_str(), Path::new("/nowhere")).unwrap()
+        find(&options(library)).unwrap()
     }
 
     #[test]
@@ -200,7 +225,7 @@ mod tests {
             for _new_then_old in 0..2 {
                 let place = found(&base.join(given));
                 assert_eq!((&place.hololib, &place.holotree), (&hololib, &holotree), "{given}");
-                place.make().unwrap();
+                place.open().unwrap();
             }
             assert_eq!(found(&hololib).holotree, holotree);
         }
@@ -212,23 +237,37 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
         for wrong in [dir.path(), &file, &file.join("below")] {
-            let error = find(wrong.as_os_str(), Path::new("/nowhere")).unwrap_err();
+            let error = find(&options(wrong)).unwrap_err();
             assert!(matches!(error, RecordError::Library(_)), "{error}");
         }
     }
 
     #[test]
+    fn a_home_in_force_may_hold_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        std::fs::create_dir_all(home.join("hololib")).unwrap();
+        std::fs::remove_dir(home.join("hololib")).unwrap();
+        std::fs::write(home.join("rcc.yaml"), "x").unwrap();
+        let mut options = options(&home);
+        assert!(find(&options).is_err());
+        options.robocorp_home = Some(home.clone());
+        assert_eq!(find(&options).unwrap().hololib, home.join("hololib"));
+        options.robocorp_home = Some(dir.path().to_owned());
+        assert!(find(&options).is_err());
+    }
+
+    #[test]
     fn the_marker_decides_and_a_conflict_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let (raw, gzip) = (found(&dir.path().join("raw")), found(&dir.path().join("gzip")));
-        raw.make().unwrap();
-        gzip.make().unwrap();
+        let (raw, gzip) = (dir.path().join("raw"), dir.path().join("gzip"));
+        let (raw, gzip) = (found(&raw).open().unwrap(), found(&gzip).open().unwrap());
         assert_eq!(raw.digest_kind(Some(false)).unwrap(), DigestKind::Sip128);
-        assert_eq!(std::fs::read(raw.hololib.join("catalog/compress.no")).unwrap(), b"present");
+        assert_eq!(std::fs::read(raw.catalog.path().join("compress.no")).unwrap(), b"present");
         assert_eq!(raw.digest_kind(None).unwrap(), DigestKind::Sip128);
         assert!(matches!(raw.digest_kind(Some(true)), Err(RecordError::Kind { is: "raw", .. })));
         assert_eq!(gzip.digest_kind(None).unwrap(), DigestKind::Sha256);
-        std::fs::create_dir(gzip.hololib.join("library/aa")).unwrap();
+        std::fs::create_dir(gzip.library.path().join("aa")).unwrap();
         assert_eq!(gzip.digest_kind(Some(true)).unwrap(), DigestKind::Sha256);
         assert!(matches!(gzip.digest_kind(Some(false)), Err(RecordError::Kind { is: "compressed", .. })));
     }
@@ -236,8 +275,7 @@ mod tests {
     #[test]
     fn a_held_lock_is_waited_for_and_then_named() {
         let dir = tempfile::tempdir().unwrap();
-        let place = found(&dir.path().join("home"));
-        place.make().unwrap();
+        let place = found(&dir.path().join("home")).open().unwrap();
         let never = AtomicBool::new(false);
         let held = place.lock(Duration::ZERO, &never).unwrap();
         let error = place.lock(Duration::from_millis(60), &never).unwrap_err();
@@ -247,5 +285,41 @@ mod tests {
         assert!(matches!(error, RecordError::Interrupted));
         drop(held);
         place.lock(Duration::ZERO, &never).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_refused_and_its_target_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        std::fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+        let place = found(&dir.path().join("home"));
+        let lock = place.holotree.join(LOCK);
+        for shared in [false, true] {
+            let opened = Opened { shared, ..place.open().unwrap() };
+            for make in [std::os::unix::fs::symlink::<&Path, &Path>, std::fs::hard_link] {
+                make(&victim, &lock).unwrap();
+                let error = opened.lock(Duration::ZERO, &AtomicBool::new(false)).unwrap_err();
+                assert!(error.to_string().contains("link"), "{error}");
+                std::fs::remove_file(&lock).unwrap();
+            }
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(std::fs::metadata(&victim).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_shared_library_stays_open_to_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let ht = dir.path().join("ht");
+        let open = Permissions::from_mode(0o777);
+        for name in ["lib/catalog", "lib/library"] {
+            std::fs::create_dir_all(ht.join(name)).unwrap();
+            std::fs::set_permissions(ht.join(name), open.clone()).unwrap();
+        }
+        let opened = found(&ht).open().unwrap();
+        opened.lock(Duration::ZERO, &AtomicBool::new(false)).unwrap();
+        let mode = |name: &str| std::fs::metadata(ht.join(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("lib/used"), mode("lib/pids"), mode(LOCK)), (0o777, 0o777, 0o666));
     }
 }

@@ -1,19 +1,22 @@
 //! The stage: the directory in which the environment is built, under the name that is searched for afterwards.
 //!
+//! The holotree can be anybody's to write to, so the stage is made, kept and removed by descriptor.
+//!
 //! Invariant: a stage that this process made or filled is removed when the value goes, unless it is to be kept.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::RecordError;
 use super::store::write_beside;
+use crate::sys::guarded::{Dir, Problem, Trust};
 
 /// The variable that tells the command where the stage is.
 const VARIABLE: &str = "HOLOFS_STAGE";
@@ -24,33 +27,33 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// A stage in use.
 #[derive(Debug)]
-pub(super) struct Stage {
-    path: PathBuf,
+pub(super) struct Stage<'h> {
+    holotree: &'h Dir,
+    name: OsString,
+    dir: Dir,
     keep: bool,
 }
 
-impl Stage {
-    /// Makes the stage, mode 0755 whatever the umask.
+impl<'h> Stage<'h> {
+    /// Makes the stage, mode 0755 whatever the umask. An empty directory that is there will do when nobody else may write
+    /// to it.
     ///
     /// # Errors
     /// When something is there: what an interrupted recording left, or an rcc at work.
-    pub(super) fn make(path: PathBuf, keep: bool) -> Result<Self, RecordError> {
-        match std::fs::DirBuilder::new().mode(0o755).create(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-                if !is_dir || std::fs::read_dir(&path).map_err(RecordError::io(&path))?.next().is_some() {
-                    return Err(RecordError::StageInUse { path });
-                }
-            }
-            Err(source) => return Err(RecordError::Io { path, source }),
-        }
-        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(RecordError::io(&path))?;
-        Ok(Self { path, keep })
+    pub(super) fn make(holotree: &'h Dir, name: &OsStr, keep: bool) -> Result<Self, RecordError> {
+        let in_use = || RecordError::StageInUse { path: holotree.path().join(name) };
+        let dir = match holotree.make_dir_with(name, 0o755, true) {
+            Ok((dir, true)) => dir,
+            Ok((dir, false)) if !dir.is_empty()? => return Err(in_use()),
+            Ok((_, false)) => holotree.open_dir(name, Trust::Ours)?,
+            Err(error) if matches!(error.problem, Problem::NotADirectory(_)) => return Err(in_use()),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { holotree, name: name.to_owned(), dir, keep })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.dir.path()
     }
 
     /// Runs the command in the stage. Its standard output goes to standard error, so that ours stays our own.
@@ -63,8 +66,8 @@ impl Stage {
         let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(start)?;
         let mut child = Command::new(program)
             .args(args)
-            .current_dir(&self.path)
-            .env(VARIABLE, &self.path)
+            .current_dir(self.path())
+            .env(VARIABLE, self.path())
             .stdout(Stdio::from(stderr))
             .spawn()
             .map_err(start)?;
@@ -82,28 +85,46 @@ impl Stage {
     /// replaced and not followed.
     pub(super) fn put_blueprint(&self, blueprint: &str) -> Result<(), RecordError> {
         use std::io::Write;
-        let path = self.path.join(BLUEPRINT);
-        write_beside(&path, false, |file| {
+        write_beside(&self.dir, BLUEPRINT.as_ref(), false, |file| {
             file.set_permissions(Permissions::from_mode(0o644))?;
             file.write_all(blueprint.as_bytes())
         })
-        .map_err(RecordError::io(&path))
+        .map_err(RecordError::io(self.path().join(BLUEPRINT)))
     }
 
     /// Removes the stage unless it is to be kept.
     pub(super) fn finish(mut self) -> Result<(), RecordError> {
         // Whatever comes of it, once is enough.
         let keep = std::mem::replace(&mut self.keep, true);
-        if keep { Ok(()) } else { remove(&self.path).map_err(RecordError::io(&self.path)) }
+        if keep { Ok(()) } else { self.remove().map_err(RecordError::io(self.path())) }
+    }
+
+    /// Removes the tree, also one with directories that its owner may not write to.
+    fn remove(&self) -> io::Result<()> {
+        let path = self.path();
+        if !self.dir.is_still(self.holotree, &self.name) {
+            return match std::fs::symlink_metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                _ => Err(io::Error::other("somebody put something else in the stage's place; it stays")),
+            };
+        }
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.dir.open_up()?;
+                std::fs::remove_dir_all(path)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 }
 
-impl Drop for Stage {
+impl Drop for Stage<'_> {
     fn drop(&mut self) {
         if !self.keep
-            && let Err(error) = remove(&self.path)
+            && let Err(error) = self.remove()
         {
-            tracing::warn!(stage = %self.path.display(), %error, "the stage could not be removed");
+            tracing::warn!(stage = %self.path().display(), %error, "the stage could not be removed");
         }
     }
 }
@@ -130,29 +151,6 @@ fn wait(child: &mut Child, cancel: &AtomicBool) -> io::Result<ExitStatus> {
     }
 }
 
-/// Removes a tree, also one with directories that its owner may not write to.
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            std::fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-fn open_up(dir: &Path) -> io::Result<()> {
-    std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,12 +159,22 @@ mod tests {
         ["sh", "-c", script].map(OsString::from).to_vec()
     }
 
+    /// A holotree in a directory.
+    fn holotree(dir: &tempfile::TempDir) -> Dir {
+        Dir::open(dir.path(), Trust::Anybodys).unwrap()
+    }
+
+    fn stage(holotree: &Dir) -> Stage<'_> {
+        Stage::make(holotree, OsStr::new("stage"), false).unwrap()
+    }
+
     static NEVER: AtomicBool = AtomicBool::new(false);
 
     #[test]
     fn the_command_runs_in_the_stage_and_knows_it() {
         let dir = tempfile::tempdir().unwrap();
-        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let holotree = holotree(&dir);
+        let stage = stage(&holotree);
         stage.run(&sh(r#"test "$PWD" = "$HOLOFS_STAGE" && echo hello > file"#), &NEVER).unwrap();
         assert_eq!(std::fs::read(stage.path().join("file")).unwrap(), b"hello\n");
         let mode = std::fs::metadata(stage.path()).unwrap().permissions().mode();
@@ -178,7 +186,8 @@ mod tests {
     #[test]
     fn a_failure_tells_the_status_and_leaves_no_stage() {
         let dir = tempfile::tempdir().unwrap();
-        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let holotree = holotree(&dir);
+        let stage = stage(&holotree);
         let error = stage.run(&sh("mkdir -p a/b && chmod 0555 a && exit 7"), &NEVER).unwrap_err();
         assert_eq!(error.command_status(), Some(7));
         let error = stage.run(&sh("kill -9 $$"), &NEVER).unwrap_err();
@@ -194,20 +203,48 @@ mod tests {
     fn a_stage_that_holds_something_is_refused_and_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stage");
+        let holotree = holotree(&dir);
         std::fs::create_dir(&path).unwrap();
-        drop(Stage::make(path.clone(), true).unwrap());
+        drop(Stage::make(&holotree, OsStr::new("stage"), true).unwrap());
         std::fs::write(path.join("work"), "x").unwrap();
-        let error = Stage::make(path.clone(), false).unwrap_err();
+        let error = Stage::make(&holotree, OsStr::new("stage"), false).unwrap_err();
         assert!(matches!(error, RecordError::StageInUse { .. }), "{error}");
         assert!(path.join("work").exists());
         std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
-        assert!(Stage::make(dir.path().join("link"), false).is_err());
+        assert!(Stage::make(&holotree, OsStr::new("link"), false).is_err());
+    }
+
+    #[test]
+    fn an_empty_stage_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stage");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+        let holotree = holotree(&dir);
+        let error = Stage::make(&holotree, OsStr::new("stage"), false).unwrap_err();
+        assert!(error.to_string().contains("other users may write"), "{error}");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o777);
+    }
+
+    #[test]
+    fn what_took_the_stages_place_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let holotree = holotree(&dir);
+        let stage = stage(&holotree);
+        std::fs::rename(stage.path(), dir.path().join("away")).unwrap();
+        std::fs::create_dir(stage.path()).unwrap();
+        std::fs::write(stage.path().join("precious"), "x").unwrap();
+        let path = stage.path().to_owned();
+        let error = stage.finish().unwrap_err();
+        assert!(error.to_string().contains("something else"), "{error}");
+        assert!(path.join("precious").exists());
     }
 
     #[test]
     fn an_interrupted_command_is_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let holotree = holotree(&dir);
+        let stage = stage(&holotree);
         let begun = Instant::now();
         let error = stage.run(&sh("exec sleep 60"), &AtomicBool::new(true)).unwrap_err();
         assert!(matches!(error, RecordError::Interrupted), "{error}");
@@ -219,7 +256,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let outside = dir.path().join("outside");
         std::fs::write(&outside, "precious").unwrap();
-        let stage = Stage::make(dir.path().join("stage"), false).unwrap();
+        let holotree = holotree(&dir);
+        let stage = stage(&holotree);
         let place = stage.path().join(BLUEPRINT);
         std::os::unix::fs::symlink(&outside, &place).unwrap();
         stage.put_blueprint("a: b").unwrap();

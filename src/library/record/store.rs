@@ -7,22 +7,29 @@
 //! stream whose end says another size, as a machine that lost power may leave them. Neither is a blob anybody can
 //! use, and what is put in its place is what its name says.
 //!
+//! Other users may write to a shared library. So every directory is opened below the one above it, links are not
+//! followed, and only what was made here gets another mode.
+//!
 //! Invariant: under a blob's name there is never less than the whole blob: it is written beside, and renamed.
 
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use flate2::{Compression, GzBuilder};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::RecordError;
 use super::catalog::Facts;
 use super::search::Search;
 use super::walk::Content;
 use crate::library::digest::{Digest, DigestKind, Hasher};
+use crate::sys::guarded::{Access, Dir, GuardedError, Problem, Trust};
 
 /// Files up to this size are kept in memory between digest and blob.
 const KEEP: usize = 8 << 20;
@@ -31,21 +38,25 @@ const PIECE: usize = 256 << 10;
 /// rcc's compression level for blobs and catalogs.
 pub(super) const LEVEL: Compression = Compression::new(1);
 
+/// How often a blob is written anew when `rcc holotree check` removes directories and files as we make them.
+const ATTEMPTS: u32 = 10;
+
 /// Where blobs go, and what went there.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
     /// The directory `library`.
-    pub(super) library: &'a Path,
+    pub(super) library: &'a Dir,
     pub(super) kind: DigestKind,
     /// Whether other users write here too.
     pub(super) shared: bool,
-    claimed: Mutex<std::collections::HashSet<Digest>>,
+    /// The contents that were seen, and their sizes.
+    claimed: Mutex<HashMap<Digest, u64>>,
     pub(super) written: AtomicU64,
     pub(super) written_bytes: AtomicU64,
 }
 
 impl<'a> Store<'a> {
-    pub(super) fn new(library: &'a Path, kind: DigestKind, shared: bool) -> Self {
+    pub(super) fn new(library: &'a Dir, kind: DigestKind, shared: bool) -> Self {
         let (claimed, written, written_bytes) = Default::default();
         Self { library, kind, shared, claimed, written, written_bytes }
     }
@@ -53,6 +64,25 @@ impl<'a> Store<'a> {
     /// The number of distinct digests seen.
     pub(super) fn distinct(&self) -> u64 {
         self.claimed.lock().len() as u64
+    }
+
+    /// Whether a blob of every content that was seen is there.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) fn is_whole(&self) -> Result<bool, RecordError> {
+        let seen = self.claimed.lock().clone();
+        for (digest, size) in &seen {
+            if !self.is_there(digest, *size).map_err(self.failed(digest))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Forgets what was seen, so that all of it is looked for and stored again.
+    pub(super) fn forget(&self) {
+        self.claimed.lock().clear();
     }
 
     /// Stores every content, and tells what each is; `name` is what is searched for. `done` is called after each
@@ -111,27 +141,37 @@ impl<'a> Store<'a> {
     /// Stores the blob of the empty file, and gives its digest.
     pub(super) fn store_empty(&self) -> Result<Digest, RecordError> {
         let digest = Hasher::digest(self.kind, b"");
-        if self.claimed.lock().insert(digest) {
-            self.blob(digest, 0, |_| Ok(digest))?;
+        if self.claimed.lock().insert(digest, 0).is_none() {
+            self.blob(digest, 0, &mut |_| Ok(digest))?;
         }
         Ok(digest)
     }
 
     /// Writes a blob of `size` bytes unless it is there. `content` writes the bytes and tells their digest.
-    fn blob(
-        &self,
-        digest: Digest,
-        size: u64,
-        content: impl FnOnce(&mut dyn Write) -> io::Result<Digest>,
-    ) -> Result<(), RecordError> {
-        let path = self.library.join(digest.fan_out());
-        if self.is_there(&path, size).map_err(RecordError::io(&path))? {
+    fn blob(&self, digest: Digest, size: u64, content: &mut Fill<'_>) -> Result<(), RecordError> {
+        for attempt in 1.. {
+            let done = self.try_blob(&digest, size, content);
+            let is_gone = done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if !is_gone || attempt == ATTEMPTS {
+                return done.map_err(self.failed(&digest));
+            }
+        }
+        Ok(())
+    }
+
+    fn try_blob(&self, digest: &Digest, size: u64, content: &mut Fill<'_>) -> io::Result<()> {
+        if self.is_there(digest, size)? {
             return Ok(());
         }
-        let dir = path.parent().unwrap_or(self.library);
-        make_dirs(dir, self.shared).map_err(RecordError::io(dir))?;
+        let path = digest.fan_out();
+        let mut dir = None;
+        for name in path.parent().into_iter().flat_map(Path::iter) {
+            let (next, _) = make_dir(dir.as_ref().unwrap_or(self.library), name, self.shared)?;
+            dir = Some(next);
+        }
+        let dir = dir.as_ref().unwrap_or(self.library);
         let mut stored = 0;
-        let result = write_beside(&path, self.shared, |file| {
+        write_beside(dir, path.file_name().unwrap_or_default(), self.shared, |file| {
             let mut out = BufWriter::with_capacity(PIECE, file);
             let found = match self.kind {
                 DigestKind::Sip128 => content(&mut out)?,
@@ -142,31 +182,31 @@ impl<'a> Store<'a> {
                     found
                 }
             };
-            if found != digest {
+            if found != *digest {
                 return Err(io::Error::other("changed while it was read"));
             }
             let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
             stored = file.metadata()?.len();
             Ok(())
-        });
-        result.map_err(RecordError::io(&path))?;
+        })?;
         self.written.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(stored, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether a blob of `size` bytes of content is at `path`, as far as its outside tells.
-    fn is_there(&self, path: &Path, size: u64) -> io::Result<bool> {
-        // Not opened before it is known to be a file: a FIFO in its place would block.
-        match std::fs::metadata(path) {
-            Ok(metadata) if !metadata.is_file() => return Ok(false),
-            Ok(metadata) if self.kind == DigestKind::Sip128 => return Ok(metadata.len() == size),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        let file = File::open(path)?;
+    /// Whether a blob of `size` bytes of content is there, as far as its outside tells. What is no regular file is none.
+    fn is_there(&self, digest: &Digest, size: u64) -> io::Result<bool> {
+        let opened = self.open_blob(digest);
+        let file = match opened {
+            Ok(file) => file,
+            Err(GuardedError { problem: Problem::NotAFile(_), .. }) => return Ok(false),
+            Err(error) if error.is_not_found() => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
         let len = file.metadata()?.len();
+        if self.kind == DigestKind::Sip128 {
+            return Ok(len == size);
+        }
         let mut magic = [0; 2];
         let mut end = [0; 4];
         if len < 18 {
@@ -176,7 +216,25 @@ impl<'a> Store<'a> {
         file.read_exact_at(&mut end, len - 4)?;
         Ok(magic == [0x1f, 0x8b] && u32::from_le_bytes(end) == size as u32)
     }
+
+    fn open_blob(&self, digest: &Digest) -> Result<File, GuardedError> {
+        let path = digest.fan_out();
+        let mut dir = None;
+        for name in path.parent().into_iter().flat_map(Path::iter) {
+            dir = Some(dir.as_ref().unwrap_or(self.library).open_dir(name, Trust::Anybodys)?);
+        }
+        let name = path.file_name().unwrap_or_default();
+        dir.as_ref().unwrap_or(self.library).open_file(name, Access::Read)
+    }
+
+    fn failed(&self, digest: &Digest) -> impl FnOnce(io::Error) -> RecordError {
+        let path = self.library.path().join(digest.fan_out());
+        move |source| RecordError::Io { path, source }
+    }
 }
+
+/// Writes a blob's content, and tells its digest. Called once more when the blob has to be written once more.
+type Fill<'a> = dyn FnMut(&mut dyn Write) -> io::Result<Digest> + 'a;
 
 /// One thread's buffers.
 struct Worker<'s> {
@@ -196,9 +254,9 @@ impl Worker<'_> {
         if state(&before) != state(&after) || size != after.len() {
             return Err(RecordError::Changed { path: path.clone() });
         }
-        if self.store.claimed.lock().insert(digest) {
+        if self.store.claimed.lock().insert(digest, size).is_none() {
             let (kept, piece) = (&self.kept, &mut self.piece);
-            self.store.blob(digest, size, |out| {
+            self.store.blob(digest, size, &mut |out| {
                 if kept.len() as u64 == size {
                     return out.write_all(kept).map(|()| digest);
                 }
@@ -270,56 +328,45 @@ fn copy_and_digest(
     }
 }
 
-/// Writes a file under a name nobody uses, in the directory of `path`, and renames it over `path`. Nothing is left
-/// when it fails.
+/// Writes a file under a name nobody uses, and then gives it `name`, in place of what has that name. Nothing is left when
+/// it fails.
 pub(super) fn write_beside(
-    path: &Path,
+    dir: &Dir,
+    name: &OsStr,
     shared: bool,
     content: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (beside, mut file) = create_beside(path)?;
+    let (beside, mut file) = create_beside(dir)?;
     let result = content(&mut file).and_then(|()| {
         if shared {
             file.set_permissions(Permissions::from_mode(0o666))?;
         }
-        std::fs::rename(&beside, path)
+        dir.rename(&beside, name).map_err(io::Error::from)
     });
     if result.is_err() {
         // The first error is the one to tell; a leftover under this name is no blob and no catalog.
-        drop(std::fs::remove_file(&beside));
+        drop(dir.remove_file(&beside));
     }
     result
 }
 
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+fn create_beside(dir: &Dir) -> io::Result<(OsString, File)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     loop {
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         // The leading dot keeps it out of rcc's list of catalogs.
-        let beside = path.with_file_name(format!(".holofs.part#{}.{n}", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).mode(0o666).open(&beside) {
+        let beside = OsString::from(format!(".holofs.part#{}.{n}", std::process::id()));
+        match dir.create_new(&beside, Access::Write, 0o666) {
             Ok(file) => return Ok((beside, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+            Err(GuardedError { problem: Problem::Os(Errno::EXIST), .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Makes a directory of a library with those above it: open to all users in a shared one, else 0750 as rcc's.
-pub(super) fn make_dirs(dir: &Path, shared: bool) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    match std::fs::DirBuilder::new().mode(if shared { 0o777 } else { 0o750 }).create(dir) {
-        // Not so by umask alone.
-        Ok(()) if shared => std::fs::set_permissions(dir, Permissions::from_mode(0o777)),
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let above = dir.parent().ok_or(error)?;
-            make_dirs(above, shared)?;
-            make_dirs(dir, shared)
-        }
-        Err(error) => Err(error),
-    }
+/// Opens a directory of a library, or makes it: open to all users in a shared one, else 0750 as rcc's.
+pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, bool), GuardedError> {
+    above.make_dir_with(name, if shared { 0o777 } else { 0o750 }, shared)
 }
 
 #[cfg(test)]
@@ -336,8 +383,13 @@ mod tests {
         }
     }
 
+    fn opened(path: &Path) -> Dir {
+        Dir::open_or_make(path, 0o750, false).unwrap()
+    }
+
     fn store_one(library: &Path, kind: DigestKind, file: &Path) -> (Facts, u64) {
-        let store = Store::new(library, kind, false);
+        let library = opened(library);
+        let store = Store::new(&library, kind, false);
         let facts =
             store.store_all(&[content(file)], b"needle", &AtomicBool::new(false), &|_| {}).unwrap().remove(0);
         let written = store.written.into_inner();
@@ -405,6 +457,7 @@ mod tests {
         let seen = content(&file);
         std::fs::write(dir.path().join("new"), b"y").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
+        let library = opened(&library);
         let store = Store::new(&library, DigestKind::Sha256, false);
         let never = AtomicBool::new(false);
         let result = store.store_all(&[seen], b"needle", &never, &|_| {});
@@ -414,12 +467,13 @@ mod tests {
     #[test]
     fn nothing_is_left_of_a_blob_that_failed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path(), DigestKind::Sha256, false);
+        let library = opened(dir.path());
+        let store = Store::new(&library, DigestKind::Sha256, false);
         let digest = Hasher::digest(DigestKind::Sha256, b"abc");
         let other = Hasher::digest(DigestKind::Sha256, b"abd");
-        let error = store.blob(digest, 3, |out| out.write_all(b"abd").map(|()| other)).unwrap_err();
+        let error = store.blob(digest, 3, &mut |out| out.write_all(b"abd").map(|()| other)).unwrap_err();
         assert!(error.to_string().contains("changed"), "{error}");
-        store.blob(digest, 3, |_| Err(io::Error::other("disk"))).unwrap_err();
+        store.blob(digest, 3, &mut |_| Err(io::Error::other("disk"))).unwrap_err();
         assert_eq!(count_files(dir.path()), 0);
     }
 
@@ -429,12 +483,46 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, b"x").unwrap();
         let library = dir.path().join("library");
-        let store = Store::new(&library, DigestKind::Sha256, true);
+        let opened = opened(&library);
+        let store = Store::new(&opened, DigestKind::Sha256, true);
         let never = AtomicBool::new(false);
         let facts = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap().remove(0);
         let blob = library.join(facts.digest.fan_out());
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!(mode(&blob), 0o666);
         assert_eq!(mode(blob.parent().unwrap()), 0o777);
+    }
+
+    #[test]
+    fn a_link_in_a_librarys_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (library, private) = (dir.path().join("library"), dir.path().join("private"));
+        std::fs::create_dir(&private).unwrap();
+        std::fs::set_permissions(&private, Permissions::from_mode(0o700)).unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let digest = Hasher::digest(DigestKind::Sha256, b"x");
+        let fan_out = digest.fan_out();
+        let first = library.join(fan_out.iter().next().unwrap());
+        std::fs::create_dir(&library).unwrap();
+        std::os::unix::fs::symlink(&private, &first).unwrap();
+        let opened = opened(&library);
+        let store = Store::new(&opened, DigestKind::Sha256, true);
+        let never = AtomicBool::new(false);
+        let error = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap_err();
+        assert!(error.to_string().contains("link"), "{error}");
+        assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
+        // A link in a blob's place is replaced; what it leads to stays.
+        std::fs::remove_file(&first).unwrap();
+        let blob = library.join(&fan_out);
+        std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&file, &blob).unwrap();
+        store.forget();
+        store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap();
+        assert_eq!(unpack(&std::fs::read(&blob).unwrap()), b"x");
+        assert_eq!(std::fs::read(&file).unwrap(), b"x");
+        assert!(store.is_whole().unwrap());
+        std::fs::remove_file(&blob).unwrap();
+        assert!(!store.is_whole().unwrap());
     }
 }

@@ -1,0 +1,263 @@
+//! Directories that are made where others may write: with the mode that was asked for whatever the umask is, listed and
+//! opened up by descriptor.
+//!
+//! Invariant: the mode of a directory is changed on its descriptor only, and only of one that belongs to this user.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Dir, GuardedError, Problem, Trust};
+
+impl Dir {
+    /// Opens a directory by its path, links in it followed, or makes it: with `mode` less the umask, or with exactly
+    /// `mode`. What is missing above it is made with 0750 less the umask.
+    ///
+    /// # Errors
+    /// When it can be neither opened nor made.
+    pub fn open_or_make(path: &Path, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
+        match Self::open(path, Trust::Anybodys) {
+            Err(error) if error.is_not_found() => {}
+            found => return found,
+        }
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(GuardedError::new(path, Problem::Os(Errno::NOENT)));
+        };
+        Self::open_or_make(above, 0o750, false)?.make_dir_with(name, mode, exactly).map(|(dir, _)| dir)
+    }
+
+    /// Opens a directory in this one, or makes it: with `mode` less the umask, or with exactly `mode`. Returns whether it
+    /// was made.
+    ///
+    /// # Errors
+    /// As [`Dir::open_dir`], and those of mkdir(2).
+    pub fn make_dir_with(
+        &self,
+        name: &OsStr,
+        mode: u32,
+        exactly: bool,
+    ) -> Result<(Self, bool), GuardedError> {
+        let made = match rustix::fs::mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
+        };
+        let dir = self.open_dir(name, Trust::Anybodys)?;
+        if made && exactly {
+            dir.widen(mode)?;
+        }
+        Ok((dir, made))
+    }
+
+    /// Gives a directory that was just made the bits of `mode` that the umask took. mkdir(2) gives no descriptor, so what
+    /// was opened could be another directory that somebody renamed to this place. It is left as it is unless it looks
+    /// as the one that was made: ours, empty, and with no bit that was not asked for.
+    fn widen(&self, mode: u32) -> Result<(), GuardedError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
+        let wanted = rustix::process::geteuid().as_raw();
+        if stat.st_uid != wanted {
+            return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
+        }
+        let (bits, set_id) = (stat.st_mode & 0o1777, stat.st_mode & 0o6000);
+        if bits == mode {
+            return Ok(());
+        }
+        if bits & !mode != 0 || !self.is_empty()? {
+            return Err(GuardedError::new(&self.path, Problem::Exchanged));
+        }
+        self.set_mode(mode | set_id)
+    }
+
+    /// Changes the mode of a directory of ours; the descriptor says which.
+    ///
+    /// # Errors
+    /// When it belongs to somebody else, and those of chmod(2).
+    pub fn set_mode(&self, mode: u32) -> Result<(), GuardedError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
+        let wanted = rustix::process::geteuid().as_raw();
+        if stat.st_uid != wanted {
+            return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
+        }
+        // fchmod(2) does not take an O_PATH descriptor, and a directory without any bits cannot be opened otherwise.
+        let by_descriptor = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        std::fs::set_permissions(by_descriptor, Permissions::from_mode(mode))
+            .map_err(|error| GuardedError::new(&self.path, Problem::Os(errno_of(&error))))
+    }
+
+    /// The names in the directory, and what the directory says they are.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn entries(&self) -> Result<Vec<(OsString, FileType)>, GuardedError> {
+        let failed = GuardedError::os(&self.path);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(self.readable()?).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push((OsString::from_vec(name.to_vec()), entry.file_type()));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whether there is nothing in it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_empty(&self) -> Result<bool, GuardedError> {
+        let failed = GuardedError::os(&self.path);
+        for entry in rustix::fs::Dir::new(self.readable()?).map_err(failed)? {
+            if !matches!(entry.map_err(failed)?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts everything that was written to its filesystem on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be opened for reading, and what syncfs(2) says.
+    pub fn sync_filesystem(&self) -> Result<(), GuardedError> {
+        let file = self.readable()?;
+        #[cfg(target_os = "linux")]
+        let done = rustix::fs::syncfs(&file);
+        #[cfg(not(target_os = "linux"))]
+        let done = rustix::fs::fsync(&file);
+        done.map_err(GuardedError::os(&self.path))
+    }
+
+    /// Whether `name` in `above` still names this very directory.
+    #[must_use]
+    pub fn is_still(&self, above: &Self, name: &OsStr) -> bool {
+        match (rustix::fs::fstat(&self.fd), above.stat(name)) {
+            (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
+            _ => false,
+        }
+    }
+
+    /// Lets this user list and change every directory of his in the tree, so that the tree can be removed.
+    ///
+    /// # Errors
+    /// What keeps a directory from being opened or changed.
+    pub fn open_up(&self) -> Result<(), GuardedError> {
+        self.set_mode(0o700)?;
+        for (name, kind) in self.entries()? {
+            if matches!(kind, FileType::Directory) {
+                self.open_dir(&name, Trust::Anybodys)?.open_up()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn readable(&self) -> Result<OwnedFd, GuardedError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(GuardedError::os(&self.path))
+    }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn opened(path: &Path) -> Dir {
+        Dir::open(path, Trust::Anybodys).unwrap()
+    }
+
+    #[test]
+    fn a_directory_is_made_with_the_very_mode_and_one_that_is_there_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = opened(dir.path());
+        let (made, is_new) = here.make_dir_with("a".as_ref(), 0o777, true).unwrap();
+        assert!(is_new && mode(&dir.path().join("a")) == 0o777 && made.is_empty().unwrap());
+        made.set_mode(0o711).unwrap();
+        assert!(!here.make_dir_with("a".as_ref(), 0o777, true).unwrap().1);
+        assert_eq!(mode(&dir.path().join("a")), 0o711);
+        let deep = dir.path().join("x/y/z");
+        Dir::open_or_make(&deep, 0o777, true).unwrap();
+        assert_eq!(mode(&deep), 0o777);
+        assert_eq!(mode(&dir.path().join("x/y")) & !0o750, 0);
+    }
+
+    #[test]
+    fn a_link_is_neither_made_into_a_directory_nor_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let private = dir.path().join("private");
+        std::fs::create_dir(&private).unwrap();
+        opened(&private).set_mode(0o700).unwrap();
+        symlink(&private, dir.path().join("link")).unwrap();
+        let error = opened(dir.path()).make_dir_with("link".as_ref(), 0o777, true).unwrap_err();
+        assert!(error.to_string().contains("a link"), "{error}");
+        assert_eq!(mode(&private), 0o700);
+    }
+
+    /// The window between mkdir and chmod: what was made is exchanged all the time.
+    #[test]
+    fn a_directory_that_was_exchanged_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, private) = (dir.path().join("base"), dir.path().join("private"));
+        for path in [&base, &private] {
+            std::fs::create_dir(path).unwrap();
+            opened(path).set_mode(0o700).unwrap();
+        }
+        std::fs::write(private.join("secret"), "x").unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let name = base.join("a");
+                    if std::fs::rename(&name, base.join("away")).is_ok() {
+                        symlink(&private, &name).unwrap();
+                        std::fs::remove_file(&name).unwrap();
+                        drop(std::fs::remove_dir(base.join("away")));
+                        drop(std::fs::rename(&private, &name));
+                        drop(std::fs::rename(&name, &private));
+                    }
+                }
+            });
+            for _ in 0..500 {
+                let done = opened(&base).make_dir_with("a".as_ref(), 0o777, true);
+                // What it says does not matter here.
+                drop(done);
+                drop(std::fs::remove_dir(base.join("a")));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let found = if private.exists() { private } else { base.join("a") };
+        assert_eq!(mode(&found), 0o700);
+    }
+
+    #[test]
+    fn opening_up_does_not_leave_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        std::fs::create_dir_all(tree.join("shut/inner")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        for path in [&outside, &tree.join("shut/inner"), &tree.join("shut")] {
+            opened(path).set_mode(0).unwrap();
+        }
+        symlink(&outside, tree.join("link")).unwrap();
+        opened(&tree).open_up().unwrap();
+        assert_eq!((mode(&tree.join("shut/inner")), mode(&outside)), (0o700, 0));
+        opened(&outside).set_mode(0o700).unwrap();
+    }
+}
