@@ -71,7 +71,11 @@ impl From<&GuardedError> for Failure {
                 failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
             }
             Problem::Os(_) => failure(FAILED, what, None),
-            Problem::NotAFile(_) | Problem::Linked(_) | Problem::TooLarge(_) | Problem::NotADirectory(_) => {
+            Problem::NotAFile(_)
+            | Problem::Linked(_)
+            | Problem::TooLarge(_)
+            | Problem::NotADirectory(_)
+            | Problem::Exchanged => {
                 failure(FAILED, what, Some(&format!("see who put it there, and remove it: {path}")))
             }
             Problem::Owner { .. } => {
@@ -283,6 +287,14 @@ impl From<RecordError> for Failure {
             RecordError::NoCommand => failure(USAGE, what, Some("`holofs record --help`")),
             RecordError::Busy { .. } => failure(BUSY, what, Some("wait until it has finished")),
             RecordError::StageInUse { .. } => failure(BUSY, what, None),
+            RecordError::Guarded(GuardedError {
+                path,
+                problem: Problem::Owner { .. } | Problem::Writable(_),
+            }) => {
+                let fix = format!("see who put it there, and remove it: {}", path.display());
+                failure(FAILED, what, Some(&fix))
+            }
+            RecordError::Guarded(error) => error.into(),
             RecordError::NotWhole { .. } => {
                 failure(INTEGRITY, what, Some("record it again when nothing else works on the library"))
             }

@@ -224,6 +224,9 @@ pub enum RecordError {
         /// The catalog.
         catalog: PathBuf,
     },
+    /// Something in the library or the holotree is not what it should be, or cannot be opened or made.
+    #[error(transparent)]
+    Guarded(#[from] GuardedError),
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -235,12 +238,6 @@ pub enum RecordError {
     /// A thread ended that must not; a bug.
     #[error("internal error: a thread of the recorder died")]
     Panicked,
-}
-
-impl From<GuardedError> for RecordError {
-    fn from(error: GuardedError) -> Self {
-        Self::Io { path: error.path.clone(), source: error.into() }
-    }
 }
 
 impl RecordError {
