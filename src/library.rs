@@ -11,7 +11,7 @@ pub mod check;
 pub mod digest;
 pub mod index;
 pub mod locate;
-mod look;
+pub(crate) mod look;
 pub mod name;
 pub mod profile;
 pub mod record;

@@ -24,10 +24,12 @@ use crate::library::index::cache::open_or_compile;
 use crate::materialize::ReflinkProbe;
 use crate::materialize::clone::Strategy;
 use crate::namespace;
-use crate::space::SpaceError;
+use crate::space::held::Held;
 use crate::space::plan::MountPlan;
-use crate::space::state::{read_run, read_state};
+use crate::space::state::{RunInfo, read_run, read_state};
+use crate::space::{SpaceError, live};
 use crate::sys::fuse_mount::{self, MountError};
+use crate::sys::mountinfo::MountEntry;
 use crate::sys::{process, surroundings};
 pub use end::{Ended, unmount};
 
@@ -60,6 +62,9 @@ pub struct Mounted {
     pub mounted_ms: u64,
     /// It was mounted already.
     pub reused: bool,
+    /// Where the changes are that the space had before rcc deleted it; the space is a new one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<PathBuf>,
 }
 
 /// Why there is no mount, or it did not end.
@@ -111,6 +116,14 @@ pub enum Error {
     /// Processes use the mount.
     #[error("{path}: in use{}", users(.pids))]
     InUse {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The processes found.
+        pids: Vec<u32>,
+    },
+    /// rcc deleted the space while it was mounted, and the mount cannot be ended to make a new one.
+    #[error("{path}: rcc deleted this space, and its mount is in use{}", users(.pids))]
+    DeletedInUse {
         /// The mountpoint.
         path: PathBuf,
         /// The processes found.
@@ -226,18 +239,21 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
             .map_err(|source| Error::Mount { path: live.mountpoint.clone(), source })?;
         return Ok(None);
     }
-    // Mounted a moment ago by somebody else: the record comes just after the mount.
-    let deadline = Instant::now() + Duration::from_secs(2);
-    let run = loop {
-        match read_run(&plan.state_dir) {
-            Some(run) => break run,
-            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-            None => return Err(Error::NotMounted(live.mountpoint)),
+    let Some(run) = record_of(plan, &live)? else { return Ok(None) };
+    let held = match read_state(&plan.state_dir)? {
+        Some(state) => {
+            let held = Held::of(&plan.state_dir, &state, &live.mountpoint)?;
+            Some((held, state.content.blueprint))
         }
+        None => None,
     };
-    let mounted = read_state(&plan.state_dir)?.map(|state| state.content.blueprint).unwrap_or_default();
-    if mounted != plan.blueprint {
-        let wanted = plan.blueprint.clone();
+    if let Some((Held::Deleted, _)) = held {
+        end_deleted(plan, live)?;
+        return Ok(None);
+    }
+    let mounted = held.map(|(held, catalog)| held.blueprint(&catalog).to_owned()).unwrap_or_default();
+    if mounted != plan.holds {
+        let wanted = plan.holds.clone();
         return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
     }
     if plan.fresh {
@@ -257,7 +273,38 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         pid: run.pid,
         mounted_ms: millis(started),
         reused: true,
+        set_aside: None,
     }))
+}
+
+/// The record of a live mount's daemon. It comes just after the mount, and goes just before the daemon does: None when
+/// the mount has gone meanwhile.
+fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Error> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        // One that was left by a daemon that was killed is of an earlier mount.
+        if let Some(run) = read_run(&plan.state_dir).filter(live::is_running) {
+            return Ok(Some(run));
+        }
+        match registry::find(&plan.state_dir)? {
+            Some(now) if now.dev == live.dev => {}
+            _ => return Ok(None),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotMounted(live.mountpoint.clone()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends the mount of a space that rcc deleted, so that a new one can take its place.
+fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
+    tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
+    match unmount(&live, &plan.state_dir, false, ENDING) {
+        Ok(_) => Ok(()),
+        Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
+        Err(error) => Err(error),
+    }
 }
 
 fn millis(since: Instant) -> u64 {

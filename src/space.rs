@@ -4,7 +4,9 @@
 //! may use them now, and what is left there for rcc and for the next mount. Invariant: the user's changes are
 //! never dropped unless he asked for it by name.
 
+pub mod aside;
 pub mod document;
+pub mod held;
 pub mod home;
 pub mod live;
 pub mod lock;

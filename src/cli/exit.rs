@@ -258,6 +258,9 @@ pub fn describe(error: &session::Error) -> Failure {
         ),
         session::Error::NoBusyPoll(_) => failure(FUSE, what, Some("--busy-poll auto; always is for root")),
         session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
+        session::Error::DeletedInUse { .. } => {
+            failure(BUSY, what, Some("end what uses it, or unmount with --lazy; then mount again"))
+        }
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
         session::Error::Limits(_) => {

@@ -11,6 +11,7 @@ use super::{Context, output};
 use crate::library::catalogs;
 use crate::library::name::Identity;
 use crate::space::document::{Header, read_header, read_info};
+use crate::space::held::Held;
 use crate::space::meta::{beside, usage};
 use crate::space::state::{RunInfo, bytes_below, read_run, read_state};
 use crate::space::{live, select};
@@ -140,9 +141,13 @@ fn row(identity: &Identity, state_dir: &Path, bases: &[PathBuf], live: &[MountEn
     let mount = live.iter().rfind(|mount| mount.identity() == Some(identity.as_str()));
     let recorded = read_state(state_dir);
     let is_damaged = recorded.is_err();
-    let content = recorded.ok().flatten().map(|state| state.content);
+    let recorded = recorded.ok().flatten();
     let run = mount.and_then(|_| read_run(state_dir));
     let home = live::recorded_place(state_dir, run.as_ref());
+    let place = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone());
+    let held =
+        recorded.as_ref().zip(place).and_then(|(state, place)| Held::of(state_dir, state, &place).ok());
+    let content = recorded.map(|state| state.content);
     let path = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone()).unwrap_or_else(|| {
         // Nothing tells where it was: where it would be.
         bases.first().map_or_else(|| state_dir.to_owned(), |base| base.join(identity.as_str()))
@@ -155,11 +160,13 @@ fn row(identity: &Identity, state_dir: &Path, bases: &[PathBuf], live: &[MountEn
         Some(mount) if is_stale(mount, run.as_ref()) => "stale",
         Some(mount) if home.is_some_and(|home| live::resolved(&home) != mount.mountpoint) => "moved",
         _ if is_damaged => "damaged",
+        _ if held == Some(Held::Deleted) => "deleted",
         _ if !has_catalog => "catalog-gone",
         Some(_) => "mounted",
         None => "unmounted",
     };
-    let blueprint = content.as_ref().map(|content| content.blueprint.clone()).unwrap_or_default();
+    let catalog = content.as_ref().map(|content| content.blueprint.clone()).unwrap_or_default();
+    let blueprint = held.map_or(catalog.clone(), |held| held.blueprint(&catalog).to_owned());
     Row {
         mounted: mount.is_some() && state != "stale",
         state,

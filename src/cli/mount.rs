@@ -123,6 +123,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if mounted.reused {
             output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
         }
+        if let Some(aside) = &mounted.set_aside {
+            let note = format!(
+                "holofs: rcc deleted this space: it is a new one; its changes are in {}",
+                aside.display()
+            );
+            output::note(context.silent, &note);
+        }
         told = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
     })?;
     told.map(|()| OK)
@@ -155,6 +162,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
     check_outside(&state_dir, &library.hololib)?;
     Ok(MountPlan {
         blueprint: selected.catalog.blueprint.clone(),
+        holds: selected.holds,
         catalog_path: selected.catalog.path,
         library,
         state_dir,

@@ -1,6 +1,7 @@
 //! `holofs status` and `holofs path`.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -10,9 +11,9 @@ use super::list::{Row, rows};
 use super::{Context, output};
 use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
-use crate::space::live;
 use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
+use crate::space::{aside, live};
 
 /// How long a mount may take to tell about itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
   moved         a directory above the mount was renamed
   catalog-gone  the library has lost the environment
   damaged       the space's record cannot be read
+  deleted       by rcc: the next mount begins anew
   restored      by rcc
 
 Examples:
@@ -61,7 +63,9 @@ struct Status {
     ephemeral: Option<bool>,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
-    log: std::path::PathBuf,
+    log: PathBuf,
+    /// The changes of the space before rcc deleted it.
+    set_aside: Vec<PathBuf>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
@@ -80,6 +84,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         ephemeral: run.as_ref().map(|run| run.ephemeral),
         copy_up,
         log: state_dir.join("log"),
+        set_aside: aside::list(&state_dir),
         row,
     };
     if context.json {
@@ -163,7 +168,11 @@ fn text(status: &Status) -> Vec<String> {
         ),
         ("Log", Some(status.log.display().to_string())),
     ];
-    let shown = lines.into_iter().filter_map(|(name, value)| Some((name, value.filter(|v| !v.is_empty())?)));
+    let aside = status.set_aside.iter().map(|path| ("Set aside", Some(path.display().to_string())));
+    let shown = lines
+        .into_iter()
+        .chain(aside)
+        .filter_map(|(name, value)| Some((name, value.filter(|v| !v.is_empty())?)));
     shown.map(|(name, value)| format!("{name:<11} {value}")).collect()
 }
 

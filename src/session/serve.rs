@@ -86,7 +86,7 @@ impl<'p> Prepared<'p> {
         let mounted = Mounted {
             path: mountpoint.clone(),
             identity: plan.space.identity.to_string(),
-            blueprint: plan.blueprint.clone(),
+            blueprint: plan.holds.clone(),
             library: plan.library.hololib.clone(),
             strategy: plan.strategy,
             io: plan.io.in_force().to_owned(),
@@ -97,6 +97,7 @@ impl<'p> Prepared<'p> {
             pid: std::process::id(),
             mounted_ms: millis(started),
             reused: false,
+            set_aside: claim.aside().map(Path::to_owned),
         };
         let notifier = session.notifier();
         fs.materializer().when_bad(move |node| {
@@ -105,7 +106,7 @@ impl<'p> Prepared<'p> {
                 tracing::debug!(?ino, %error, "the kernel had nothing of a bad blob");
             }
         });
-        let serving = Serving { plan, claim, fs, signals, undo };
+        let serving = Serving { plan, index, claim, fs, signals, undo };
         serving.run(session, &mounted, ready)?;
         Ok(mounted)
     }
@@ -210,6 +211,7 @@ fn stack_depth(plan: &MountPlan) -> Result<u32, Error> {
 /// A mount that is there and is not yet, or is being, served.
 struct Serving<'p> {
     plan: &'p MountPlan,
+    index: Arc<Index>,
     claim: Claim<'p>,
     fs: Arc<Fs>,
     signals: Signals,
@@ -224,7 +226,7 @@ impl Serving<'_> {
         mounted: &Mounted,
         ready: &mut dyn FnMut(&Mounted),
     ) -> Result<(), Error> {
-        let Self { plan, mut claim, fs, mut signals, undo } = self;
+        let Self { plan, index, mut claim, fs, mut signals, undo } = self;
         let loops = std::thread::Builder::new()
             .name("session".into())
             .spawn(|| session.run())
@@ -234,6 +236,9 @@ impl Serving<'_> {
         // who that is, to set its times until somebody has looked at it.
         if let Err(error) = rustix::fs::stat(&plan.space.mountpoint) {
             tracing::warn!(%error, "the mount does not answer");
+        }
+        if let Err(error) = claim.announce(index.info()) {
+            tracing::warn!(%error, "rcc will not list this space");
         }
         ready(mounted);
         undo.keep();
@@ -277,9 +282,9 @@ fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
         tracing::error!(%error, "the space would not survive a loss of power, so nothing in it can be synced");
     }
     fs.settled(settled.map_err(|_| Errno::IO));
-    // rcc's description of the space takes as long as the catalog is large, so it is written while we answer.
+    // The list of files for rcc takes as long as the catalog is large, so it is written while we answer.
     if let Err(error) = claim.publish() {
-        tracing::warn!(%error, "rcc will not list this space");
+        tracing::warn!(%error, "rcc does not know the files of this space");
     }
     Prefetcher::start(plan, fs)
 }

@@ -140,6 +140,16 @@ pub fn info_text(header: &Header) -> String {
     go_escapes(&serde_json::to_string_pretty(header).unwrap_or_default())
 }
 
+/// A catalog with this header and an empty tree.
+#[must_use]
+pub fn stub_text(header: &Header) -> String {
+    let info = info_text(header);
+    let members = info.trim_end().trim_end_matches('}').trim_end();
+    let tree =
+        "{\n    \"name\": \"\",\n    \"mode\": 2147484141,\n    \"subdirs\": {},\n    \"files\": {}\n  }";
+    format!("{members},\n  \"lifted\": true,\n  \"tree\": {tree}\n}}")
+}
+
 fn go_escapes(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {

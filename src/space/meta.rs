@@ -2,8 +2,9 @@
 //! `D.lck`, `D.meta`, `D.meta.info`, `D.use`, and the library's usage marks.
 //!
 //! These files tell about the space; none of them is needed to mount it, and rcc works without them (it takes names,
-//! sizes and modes then). Invariant: `D.meta` and `D.meta.info` are replaced whole, under `D.lck`, and only when they
-//! would say something else. Other users may write where these files are, so each is opened through [`guarded`].
+//! sizes and modes then). Invariants: `D.meta` and `D.meta.info` are replaced whole, under `D.lck`; whether they may be is
+//! [`crate::space::held`]'s to say, since rcc believes whatever `D.meta` tells about the files of the space. Other users may
+//! write where these files are, so each is opened through [`guarded`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -16,6 +17,8 @@ use flate2::{Compression, GzBuilder};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::library::index::CatalogInfo;
+use crate::library::look::Look;
 use crate::space::document::{self, Header, Replaced};
 use crate::space::plan::SpacePath;
 use crate::space::{SpaceError, lock};
@@ -100,31 +103,68 @@ fn is_not_allowed(error: &GuardedError) -> bool {
     matches!(error.problem, Problem::Os(Errno::ACCESS | Errno::PERM | Errno::ROFS))
 }
 
+/// What rcc's record beside a space's directory says.
+#[derive(Debug)]
+pub enum Beside {
+    /// There is none.
+    Missing,
+    /// There is one that cannot be read, perhaps because rcc is writing it.
+    Unreadable,
+    /// What it says about itself.
+    Says(Header),
+}
+
+/// Reads `D.meta`. Never `D.meta.info`: rcc writes that one later, and `rcc holotree delete` leaves it behind.
+#[must_use]
+pub fn beside_of(mountpoint: &Path) -> Beside {
+    let meta = beside(mountpoint, ".meta");
+    match std::fs::symlink_metadata(&meta) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Beside::Missing,
+        Ok(found) if found.is_file() => document::read_header(&meta).map_or(Beside::Unreadable, Beside::Says),
+        Ok(_) | Err(_) => Beside::Unreadable,
+    }
+}
+
 /// What is recorded beside a space's directory; None when nothing is, or nothing that can be read.
 #[must_use]
 pub fn recorded(mountpoint: &Path) -> Option<Header> {
-    let meta = beside(mountpoint, ".meta");
-    // `rcc holotree delete` leaves the .info behind.
-    if !is_file(&meta) {
-        return None;
+    match beside_of(mountpoint) {
+        Beside::Says(header) => Some(header),
+        Beside::Missing | Beside::Unreadable => None,
     }
-    document::read_info(&beside(mountpoint, ".meta.info")).or_else(|_| document::read_header(&meta)).ok()
 }
 
-/// Whether the files beside the space's directory say something else than that it holds `blueprint`.
-#[must_use]
-pub fn needs_meta(space: &SpacePath, blueprint: &str) -> bool {
-    let told = document::read_info(&beside(&space.mountpoint, ".meta.info")).ok();
-    let right = told.is_some_and(|told| {
-        told.blueprint == blueprint
-            && told.identity == space.identity.as_str()
-            && Path::new(&told.path) == space.mountpoint
-    });
-    !right || !is_file(&beside(&space.mountpoint, ".meta"))
+/// How `D.meta` looks now.
+pub(crate) fn look_of(mountpoint: &Path) -> Option<Look> {
+    std::fs::symlink_metadata(beside(mountpoint, ".meta")).ok().map(|found| Look::from(&found))
 }
 
-fn is_file(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+/// Writes a `D.meta` and a `D.meta.info` that name the environment and list none of its files: `rcc holotree list` shows
+/// the space, and it takes the same time for every environment. rcc restores by the files that are listed, so `D.lck` has
+/// to be held until [`write_meta`] has written the whole.
+///
+/// # Errors
+/// When the files cannot be written.
+pub fn write_stub(
+    base: &Dir,
+    space: &SpacePath,
+    catalog: &CatalogInfo,
+    umask: u32,
+) -> Result<(), SpaceError> {
+    let header = Header {
+        rcc: catalog.rcc.clone(),
+        identity: space.identity.to_string(),
+        path: space.mountpoint.to_string_lossy().into_owned(),
+        controller: space.controller.clone(),
+        space: space.label.clone(),
+        platform: catalog.platform.clone(),
+        blueprint: catalog.blueprint.clone(),
+    };
+    let text = document::stub_text(&header);
+    replace(base, &name_beside(space, ".meta"), umask, false, |file| {
+        gzip(file, |out| out.write_all(text.as_bytes()))
+    })?;
+    write_info(base, space, &header, umask, false)
 }
 
 /// Writes `D.meta` and `D.meta.info` from the catalog. `umask` is the user's, in case the process has another one.
@@ -140,27 +180,43 @@ pub fn write_meta(base: &Dir, space: &SpacePath, catalog: &Path, umask: u32) -> 
         controller: &space.controller,
         space: &space.label,
     };
-    replace(base, &name_beside(space, ".meta"), umask, |file| {
+    replace(base, &name_beside(space, ".meta"), umask, true, |file| {
         let catalog = guarded::open_file(catalog, Access::Read)?;
         let text = BufReader::new(MultiGzDecoder::new(BufReader::new(catalog)));
-        // As Go writes it: no name, no time, an unknown system.
-        let mut out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), Compression::fast());
-        document::rewrite(text, &replaced, &mut out)?;
-        out.finish()?.flush()
+        gzip(file, |out| document::rewrite(text, &replaced, out))
     })?;
     header.identity = replaced.identity.to_owned();
     header.controller = replaced.controller.to_owned();
     header.space = replaced.space.to_owned();
     header.path.clone_from(&path);
-    let info = name_beside(space, ".meta.info");
-    replace(base, &info, umask, |mut file| file.write_all(document::info_text(&header).as_bytes()))
+    write_info(base, space, &header, umask, true)
 }
 
-/// Replaces a file by one that `fill` made, or leaves it.
+fn write_info(
+    base: &Dir,
+    space: &SpacePath,
+    header: &Header,
+    umask: u32,
+    durable: bool,
+) -> Result<(), SpaceError> {
+    replace(base, &name_beside(space, ".meta.info"), umask, durable, |mut file| {
+        file.write_all(document::info_text(header).as_bytes())
+    })
+}
+
+/// Compresses as Go does: no name, no time, an unknown system.
+fn gzip(file: &File, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), Compression::fast());
+    fill(&mut out)?;
+    out.finish()?.flush()
+}
+
+/// Replaces a file by one that `fill` made, or leaves it. With `durable`, the disk is waited for.
 fn replace(
     base: &Dir,
     name: &OsStr,
     umask: u32,
+    durable: bool,
     fill: impl FnOnce(&File) -> io::Result<()>,
 ) -> Result<(), SpaceError> {
     // Not named *.meta: rcc would take it for a space.
@@ -168,7 +224,7 @@ fn replace(
     temporary.push(".part#holofs");
     base.remove_file(&temporary)?;
     let file = base.create_new(&temporary, Access::Write, 0o666 & !umask)?;
-    let filled = fill(&file).and_then(|()| file.sync_all());
+    let filled = fill(&file).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
     let done = filled
         .map_err(|source| SpaceError::Io { path: base.path().join(name), source })
         .and_then(|()| Ok(base.rename(&temporary, name)?));

@@ -121,6 +121,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::library::index::CatalogInfo;
     use crate::library::name::Identity;
 
     const NAME: &str = "ea7ce2c_5a1fac3_ca793c28";
@@ -199,8 +200,9 @@ mod tests {
         std::fs::write(space.mountpoint.join("mine"), "").unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
         // What a mount of ours leaves beside it does not make a restored space of it.
-        std::fs::write(meta::beside(&space.mountpoint, ".meta"), "").unwrap();
-        std::fs::write(meta::beside(&space.mountpoint, ".meta.info"), "{}").unwrap();
+        let info = CatalogInfo { blueprint: "b".into(), platform: "p".into(), ..CatalogInfo::default() };
+        let base = Dir::open(space.base(), Trust::Anybodys).unwrap();
+        meta::write_stub(&base, &space, &info, 0).unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
         std::fs::write(space.mountpoint.join("identity.yaml"), "").unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::Restored);

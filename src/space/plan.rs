@@ -6,9 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::library::index::CatalogInfo;
 use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::materialize::clone::Strategy;
+use crate::space::aside::set_aside;
+use crate::space::held::{Held, Kept};
 use crate::space::home::Env;
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
@@ -98,6 +101,8 @@ pub struct MountPlan {
     pub catalog_path: PathBuf,
     /// The catalog's blueprint hash, 16 hex digits.
     pub blueprint: String,
+    /// The blueprint of what the space holds, or will hold: another one than the catalog's when rcc converted the space.
+    pub holds: String,
     /// Which space, and where.
     pub space: SpacePath,
     /// The space's own directory; see [`StateDir`].
@@ -147,7 +152,7 @@ impl MountPlan {
         let base = Dir::open(self.space.base(), Trust::Anybodys)?;
         let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
-        let recorded = state.adopt(&self.content(catalog_sha256), self.fresh).inspect_err(|_| {
+        let (recorded, aside) = self.adopt(&state, catalog_sha256).inspect_err(|_| {
             if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
                 tracing::debug!(%error, "the mountpoint stays");
             }
@@ -156,8 +161,38 @@ impl MountPlan {
             let (path, feature) = (self.state_dir.join("state.json"), feature.to_owned());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
-        let umask = process::umask();
-        Ok(Claim { plan: self, state, recorded, base, mountpoint, lock: Some(lock), umask })
+        let described = Held::of(&self.state_dir, &recorded, &self.space.mountpoint)?
+            != Held::Catalog { described: false };
+        let (lock, umask) = (Some(lock), process::umask());
+        Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
+    }
+
+    /// Makes the state fit the catalog. What rcc did to the space is looked at under the lock that rcc takes: a space
+    /// that it converted is not taken for what it was, and the changes of one that it deleted are moved aside.
+    fn adopt(
+        &self,
+        state: &StateDir,
+        catalog_sha256: &[u8; 32],
+    ) -> Result<(State, Option<PathBuf>), SpaceError> {
+        let content = self.content(catalog_sha256);
+        let kept = if self.fresh { None } else { Kept::of(&self.state_dir)? };
+        // Changes of a space in another holotree are refused below, whatever became of it.
+        if let Some(kept) = kept.filter(|kept| kept.state.content.base == content.base) {
+            if kept.held == Held::Deleted {
+                let aside = set_aside(state)?;
+                return Ok((state.adopt(&content, true)?, aside));
+            }
+            let holds = kept.blueprint();
+            if holds != self.holds {
+                return Err(SpaceError::OtherContent {
+                    identity: content.identity,
+                    kept: format!("blueprint {holds}"),
+                    wanted: self.holds.clone(),
+                    blueprint: Some(holds.to_owned()),
+                });
+            }
+        }
+        Ok((state.adopt(&content, self.fresh)?, None))
     }
 
     /// Renews the mark by which rcc tells how long an environment was not used. The daemon does so daily.
@@ -192,6 +227,10 @@ pub struct Claim<'a> {
     base: Dir,
     /// The directory to mount on.
     mountpoint: Dir,
+    /// Where changes were moved to because rcc had deleted the space.
+    aside: Option<PathBuf>,
+    /// The files beside the mountpoint need not be written.
+    described: bool,
     /// Until published.
     lock: Option<MetaLock>,
     /// The user's, when the claim was made: a daemon serves with another.
@@ -217,6 +256,23 @@ impl Claim<'_> {
         &self.recorded
     }
 
+    /// Where the changes of a space that rcc had deleted were moved to.
+    #[must_use]
+    pub fn aside(&self) -> Option<&Path> {
+        self.aside.as_deref()
+    }
+
+    /// Has `rcc holotree list` show the space, in the same time for every environment; [`Claim::publish`] does the rest.
+    ///
+    /// # Errors
+    /// When the files beside the mountpoint cannot be written. The mount is good without them.
+    pub fn announce(&self, catalog: &CatalogInfo) -> Result<(), SpaceError> {
+        if !self.described {
+            meta::write_stub(&self.base, &self.plan.space, catalog, self.umask)?;
+        }
+        meta::append_use(&self.base, &self.plan.space, self.umask)
+    }
+
     /// Tells rcc what is mounted, and lets go of the lock that rcc takes too. To be called when the mount answers.
     ///
     /// # Errors
@@ -226,22 +282,20 @@ impl Claim<'_> {
         let (plan, pid) = (self.plan, std::process::id());
         tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.blueprint, pid, "mounted");
         let described = self.describe();
-        let counted = meta::append_use(&self.base, &self.plan.space, self.umask);
         if let Err(error) = self.plan.touch_usage() {
             tracing::debug!(%error, "the library keeps no usage mark");
         }
         lock.release();
-        described.and(counted)
+        described
     }
 
     fn describe(&self) -> Result<(), SpaceError> {
         let space = &self.plan.space;
-        let known = self.recorded.published.as_deref() == Some(&self.recorded.content.catalog_sha256);
-        if known && !meta::needs_meta(space, &self.plan.blueprint) {
+        if self.described {
             return Ok(());
         }
         meta::write_meta(&self.base, space, &self.plan.catalog_path, self.umask)?;
-        self.state.note_published(&self.recorded)?;
+        self.state.note_published(&self.recorded, meta::look_of(&space.mountpoint))?;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use crate::library::catalogs::{self, CatalogFile, this_platform};
 use crate::library::locate::Location;
 use crate::library::name::{self, Identity};
 use crate::space::document;
+use crate::space::held::{Held, Kept};
 use crate::space::home::{Env, absolute};
 use crate::space::plan::SpacePath;
 use crate::space::{Candidate, SpaceError, meta, state};
@@ -85,6 +86,8 @@ pub struct Wanted<'a> {
 pub struct Selected {
     /// The catalog.
     pub catalog: CatalogFile,
+    /// The blueprint of what the space holds with it: another one when rcc converted the space.
+    pub holds: String,
     /// The space.
     pub space: SpacePath,
 }
@@ -100,7 +103,8 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
         .map_err(|error| SpaceError::Io { path: dir, source: std::io::Error::other(error) })?;
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
-    let catalog = choose(env, &catalogs, wanted, &identity)?.clone();
+    let Chosen { catalog, holds } = choose(env, &catalogs, wanted, &identity)?;
+    let catalog = catalog.clone();
     let base = base_of(&catalog)?;
     let mountpoint = base.join(identity.as_str());
     if let SpaceArg::Path(given) = &given
@@ -110,7 +114,7 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
     }
     let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
     tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
-    Ok(Selected { catalog, space: SpacePath { identity, mountpoint, label, controller } })
+    Ok(Selected { catalog, holds, space: SpacePath { identity, mountpoint, label, controller } })
 }
 
 /// The directory in which spaces of a catalog must lie. By the catalog itself: the `.info` beside it is anybody's.
@@ -146,21 +150,51 @@ fn called(
     }
 }
 
+/// A catalog, and the blueprint of what the space holds with it.
+struct Chosen<'a> {
+    catalog: &'a CatalogFile,
+    holds: String,
+}
+
+impl<'a> From<&'a CatalogFile> for Chosen<'a> {
+    fn from(catalog: &'a CatalogFile) -> Self {
+        Chosen { catalog, holds: catalog.blueprint.clone() }
+    }
+}
+
 fn choose<'a>(
     env: &Env,
     catalogs: &'a [CatalogFile],
     wanted: &Wanted<'_>,
     identity: &Identity,
-) -> Result<&'a CatalogFile, SpaceError> {
+) -> Result<Chosen<'a>, SpaceError> {
     let platform = this_platform();
     let here: Vec<&CatalogFile> = catalogs.iter().filter(|c| c.platform == platform).collect();
+    let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
+    let dir = env.state_dir(identity);
+    // A record that cannot be read is said now, better than after a choice that the changes may not fit.
+    let kept = if wanted.fresh { None } else { Kept::of(&dir)? };
+    let kept = kept.filter(|kept| kept.held != Held::Deleted);
+    let with_changes = |kept: &Kept| {
+        let blueprint = &kept.state.content.blueprint;
+        let catalog = find(blueprint).ok_or_else(|| {
+            let why =
+                format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
+            no_catalog(&why, &here)
+        })?;
+        Ok(Chosen { catalog, holds: kept.blueprint().to_owned() })
+    };
     if let Some(prefix) = wanted.blueprint {
         let prefix = prefix.to_lowercase();
         let fits: Vec<&CatalogFile> =
             here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
         return match (fits.as_slice(), prefix.is_empty()) {
             (_, true) => Err(no_catalog("the blueprint given is empty", &here)),
-            ([one], _) => Ok(one),
+            // What rcc made of the space is there as changes of another catalog.
+            ([one], _) => match kept.filter(|kept| kept.blueprint() == one.blueprint) {
+                Some(kept) => with_changes(&kept),
+                None => Ok((*one).into()),
+            },
             ([], _) if catalogs.iter().any(|c| c.blueprint.starts_with(&prefix)) => {
                 Err(no_catalog(&format!("blueprint {prefix} is not for {platform}"), &here))
             }
@@ -168,36 +202,22 @@ fn choose<'a>(
             (several, _) => Err(no_catalog(&format!("several blueprints begin with {prefix}"), several)),
         };
     }
-    let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
-    let dir = env.state_dir(identity);
-    let kept = match state::read_state(&dir) {
-        Ok(kept) => kept.map(|state| state.content.blueprint),
-        // Better said now than after a choice that the changes may not fit.
-        Err(error) if !wanted.fresh && state::has_changes(&dir)? => return Err(error),
-        Err(_) => None,
-    };
     // The changes of earlier mounts say most surely what the space is; then rcc; then an earlier mount without any.
-    if let Some(blueprint) = &kept
-        && !wanted.fresh
-        && state::has_changes(&dir)?
-    {
-        return find(blueprint).ok_or_else(|| {
-            let why =
-                format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
-            no_catalog(&why, &here)
-        });
+    if let Some(kept) = kept {
+        return with_changes(&kept);
     }
     for base in bases(here.iter().copied()) {
         let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
         if let Some(found) = found {
-            return Ok(found);
+            return Ok(found.into());
         }
     }
-    if let Some(found) = kept.as_deref().and_then(find) {
-        return Ok(found);
+    let earlier = state::read_state(&dir).ok().flatten();
+    if let Some(found) = earlier.and_then(|state| find(&state.content.blueprint)) {
+        return Ok(found.into());
     }
     match here.as_slice() {
-        [one] => Ok(one),
+        [one] => Ok((*one).into()),
         [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
         [] => {
             let others: Vec<&CatalogFile> = catalogs.iter().collect();

@@ -27,6 +27,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::library::look::Look;
 use crate::materialize::{Counts, ReflinkProbe};
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Problem, Trust};
@@ -65,6 +66,14 @@ pub struct Content {
     pub ephemeral: bool,
 }
 
+impl Content {
+    /// The space's directory, where its changes belong.
+    #[must_use]
+    pub fn place(&self) -> PathBuf {
+        Path::new(&self.base).join(&self.identity)
+    }
+}
+
 /// `state.json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -85,6 +94,9 @@ pub struct State {
     /// The catalog for which the files beside the mountpoint were written last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published: Option<String>,
+    /// How `.meta` looked when it was written; a record without this is of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) described: Option<Look>,
     /// What a newer version keeps here and this one may ignore: it is written back as it was.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,
@@ -99,8 +111,15 @@ impl State {
             incompat: Vec::new(),
             content,
             published: None,
+            described: None,
             rest: serde_json::Map::new(),
         }
+    }
+
+    /// Whether the files beside the mountpoint were written for this catalog.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.published.as_ref() == Some(&self.content.catalog_sha256)
     }
 
     /// The feature for which a mount by this version must not write.
@@ -266,13 +285,14 @@ impl StateDir {
         Ok(())
     }
 
-    /// Notes for which catalog the files beside the mountpoint were written.
+    /// Notes for which catalog the files beside the mountpoint were written, and how `.meta` looks now.
     ///
     /// # Errors
     /// When `state.json` cannot be written.
-    pub fn note_published(&self, state: &State) -> Result<State, SpaceError> {
+    pub(crate) fn note_published(&self, state: &State, described: Option<Look>) -> Result<State, SpaceError> {
         let mut state = state.clone();
         state.published = Some(state.content.catalog_sha256.clone());
+        state.described = described;
         self.write_state(&state)?;
         Ok(state)
     }
@@ -531,7 +551,7 @@ fn is_empty(dir: &Path) -> Result<bool, SpaceError> {
     std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()).map_err(SpaceError::io(dir))
 }
 
-fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
     DirBuilder::new().mode(0o700).create(path).map_err(SpaceError::io(path))
 }
 
@@ -560,7 +580,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(),
     }
 }
 
-fn sync_dir(path: &Path) -> Result<(), SpaceError> {
+pub(crate) fn sync_dir(path: &Path) -> Result<(), SpaceError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(SpaceError::io(path))
 }
 

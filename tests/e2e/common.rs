@@ -8,6 +8,7 @@ pub mod library;
 pub mod manifest;
 pub mod mount;
 pub mod random;
+pub mod rcc;
 pub mod world;
 
 use std::path::Path;

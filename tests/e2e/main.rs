@@ -12,6 +12,7 @@
 mod common;
 
 mod bad_input;
+mod beside_rcc;
 mod busy_poll;
 mod cli_mount;
 mod crash;

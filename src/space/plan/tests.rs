@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 
 use super::*;
 use crate::library::locate::LibraryKind;
@@ -31,6 +32,7 @@ impl Place {
             library: Location { hololib: path.join("hololib"), kind: LibraryKind::Hololib },
             catalog_path: Path::new(FIXTURE).join(format!("home/hololib/catalog/{BLUEPRINT}v12.linux_amd64")),
             blueprint: BLUEPRINT.into(),
+            holds: BLUEPRINT.into(),
             space: SpacePath {
                 mountpoint: path.join("holotree").join(ID),
                 identity: identity.clone(),
@@ -65,12 +67,21 @@ fn take_lock(plan: &MountPlan) -> Result<MetaLock, SpaceError> {
     MetaLock::take(&base, &plan.space, Duration::ZERO)
 }
 
+fn info() -> CatalogInfo {
+    CatalogInfo { blueprint: BLUEPRINT.into(), platform: "linux_amd64".into(), ..CatalogInfo::default() }
+}
+
 #[test]
 fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     let place = Place::new();
     let plan = place.plan();
     let mut claim = plan.claim(&[1; 32]).unwrap();
     assert!(plan.space.mountpoint.is_dir());
+    assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
+    claim.announce(&info()).unwrap();
+    let told = meta::recorded(&plan.space.mountpoint).unwrap();
+    assert_eq!((told.blueprint.as_str(), told.space.as_str()), (BLUEPRINT, "golden-one"));
+    // rcc may not restore by a record that lists no files.
     assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
     claim.publish().unwrap();
     take_lock(&plan).unwrap();
@@ -88,20 +99,22 @@ fn description_is_written_again_only_for_another_content() {
     let place = Place::new();
     let plan = place.plan();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
-    let mark = |text: &str| std::fs::write(place.beside(".meta"), text).unwrap();
-    let is_marked = || std::fs::read(place.beside(".meta")).unwrap() == b"mark";
-    mark("mark");
+    let inode = || std::fs::metadata(place.beside(".meta")).unwrap().ino();
+    let first = inode();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
-    assert!(is_marked());
+    assert_eq!(inode(), first);
+    // rcc restored the same and wrote its own record of it.
+    let text = std::fs::read(place.beside(".meta")).unwrap();
+    std::fs::write(place.beside(".meta"), &text).unwrap();
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    assert_eq!(inode(), first);
     // Recorded anew under the same blueprint.
     plan.claim(&[2; 32]).unwrap().publish().unwrap();
-    assert!(!is_marked());
-    // rcc made something else of the space meanwhile.
-    mark("mark");
-    let info = std::fs::read_to_string(place.beside(".meta.info")).unwrap();
-    std::fs::write(place.beside(".meta.info"), info.replace(BLUEPRINT, "0123456789abcdef")).unwrap();
+    assert_ne!(inode(), first);
+    // The space has no changes, so what its record says else is wrong.
+    std::fs::write(place.beside(".meta"), "mark").unwrap();
     plan.claim(&[2; 32]).unwrap().publish().unwrap();
-    assert!(!is_marked());
+    assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().blueprint, BLUEPRINT);
 }
 
 #[test]

@@ -131,6 +131,14 @@ impl<'w> Mounted<'w> {
         self.assert_gone();
     }
 
+    /// The mount has been ended, and another one of the same space stands in its place.
+    #[track_caller]
+    pub fn has_ended_as(mut self, other: &Mounted<'_>) {
+        self.live = false;
+        assert_ne!(self.pid, other.pid);
+        self.wait_for_daemon();
+    }
+
     /// Another test's child has all our open files between its fork and its exec, also those we have closed by now:
     /// so busy is believed only when it stays so.
     fn end(&self) -> Done {

@@ -1,0 +1,105 @@
+//! Changes that are kept aside: those of a space that rcc deleted.
+//!
+//! ```text
+//! $HOLOFS_HOME/spaces/<identity>/aside.<N>/
+//!   state.json  which catalog the changes were made over
+//!   upper/      the changes
+//! ```
+//!
+//! A mount never looks at them and nothing of ours removes them. Invariant: changes are moved in one step, so they are
+//! in the space or aside, and their record is beside them before they are.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::space::SpaceError;
+use crate::space::state::{StateDir, make_private_dir, sync_dir};
+
+const PREFIX: &str = "aside.";
+
+/// Moves the changes of a space aside, and returns where they are. When they are nothing but removals in the space's
+/// root, as after `rcc holotree delete` of a mounted space, there is nothing to keep; they are left for the caller to
+/// drop.
+///
+/// # Errors
+/// When they cannot be moved. They are where they were then.
+pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
+    let upper = state.upper();
+    if !has_entries(&upper)? {
+        return Ok(None);
+    }
+    let dir = unused(state.path());
+    make_private_dir(&dir)?;
+    let (from, to) = (state.path().join("state.json"), dir.join("state.json"));
+    std::fs::copy(&from, &to).map_err(SpaceError::io(&to))?;
+    sync_dir(&dir)?;
+    let to = dir.join("upper");
+    std::fs::rename(&upper, &to).map_err(SpaceError::io(&to))?;
+    make_private_dir(&upper)?;
+    sync_dir(&dir)?;
+    sync_dir(state.path())?;
+    tracing::info!(path = %dir.display(), "rcc deleted the space: its changes are kept aside");
+    Ok(Some(dir))
+}
+
+/// The changes that are kept aside of a space, in no order.
+#[must_use]
+pub fn list(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let is_aside = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+            && path.join("upper").is_dir()
+    };
+    entries.map(|entry| entry.path()).filter(is_aside).collect()
+}
+
+fn unused(state_dir: &Path) -> PathBuf {
+    let mut n = 1_u64;
+    loop {
+        let path = state_dir.join(format!("{PREFIX}{n}"));
+        if std::fs::symlink_metadata(&path).is_err() {
+            return path;
+        }
+        n += 1;
+    }
+}
+
+/// Whether there is anything in the root of the upper but whiteouts.
+fn has_entries(upper: &Path) -> Result<bool, SpaceError> {
+    let look = || -> io::Result<bool> {
+        for entry in std::fs::read_dir(upper)? {
+            let found = entry?.metadata()?;
+            if !(found.file_type().is_char_device() && found.rdev() == 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    look().map_err(SpaceError::io(upper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_moved_whole_and_each_time_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open_locked(&dir.path().join("s")).unwrap();
+        std::fs::write(state.path().join("state.json"), "{}").unwrap();
+        assert_eq!(set_aside(&state).unwrap(), None);
+        let mut kept = Vec::new();
+        for text in ["one", "two"] {
+            std::fs::write(state.upper().join("mine"), text).unwrap();
+            let aside = set_aside(&state).unwrap().unwrap();
+            assert_eq!(std::fs::read_to_string(aside.join("upper/mine")).unwrap(), text);
+            assert!(aside.join("state.json").exists());
+            assert_eq!(std::fs::read_dir(state.upper()).unwrap().count(), 0);
+            kept.push(aside);
+        }
+        let mut found = list(state.path());
+        found.sort();
+        assert_eq!(found, kept);
+    }
+}

@@ -1,0 +1,154 @@
+//! What a space holds: the environment of its catalog, another one to which rcc converted it, or nothing any more.
+//!
+//! rcc converts a space by rewriting its files, `identity.yaml` (the blueprint's text) among them, and names the new
+//! blueprint in `.meta` last. So two witnesses are heard: rcc's record beside the space, and the blueprint's text in the
+//! space's upper. The record alone could tell of files that rcc restored while the space was not mounted.
+//!
+//! It only reads. Invariants: a space is said to hold its catalog's environment only when no record of rcc's about
+//! these very changes says otherwise; the work does not grow with the environment or its changes.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use crate::library::name;
+use crate::space::SpaceError;
+use crate::space::document::Header;
+use crate::space::meta::{self, Beside};
+use crate::space::state::{State, has_changes, read_state};
+use crate::sys::guarded;
+
+/// The largest blueprint that is read.
+const MAX_BLUEPRINT: u64 = 1 << 20;
+
+/// The mark on an upper entry (see `docs/ON-DISK.md`), and how it begins when the bytes are still the catalog's.
+const ENTRY_XATTR: &str = "user.holofs.entry";
+const BYTES_ARE_THE_CATALOGS: &[u8] = b"meta:";
+
+/// What a space holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// The environment of its catalog, with the user's changes.
+    Catalog {
+        /// The files beside the space's directory say so already.
+        described: bool,
+    },
+    /// Another environment, to which rcc converted it.
+    Converted {
+        /// Its blueprint.
+        blueprint: String,
+    },
+    /// Nothing: rcc deleted it after a mount had described it.
+    Deleted,
+}
+
+impl Held {
+    /// The blueprint of what is held; `catalog` is that of the space's catalog.
+    #[must_use]
+    pub fn blueprint<'a>(&'a self, catalog: &'a str) -> &'a str {
+        match self {
+            Held::Converted { blueprint } => blueprint,
+            Held::Catalog { .. } | Held::Deleted => catalog,
+        }
+    }
+
+    /// Looks at the space whose state is in `state_dir` and says `state`. `place` is its directory: what lies beside it
+    /// counts.
+    ///
+    /// # Errors
+    /// When the upper cannot be read.
+    pub fn of(state_dir: &Path, state: &State, place: &Path) -> Result<Held, SpaceError> {
+        let is_published = state.is_published();
+        // As we wrote it: neither of the two witnesses is needed.
+        if is_published && state.described.is_some() && meta::look_of(place) == state.described {
+            return Ok(Held::Catalog { described: true });
+        }
+        let catalog = state.content.blueprint.as_str();
+        let is_right = |header: &Header| header.blueprint == catalog && is_about(header, state, place);
+        if !has_changes(state_dir)? {
+            let described =
+                is_published && matches!(meta::beside_of(place), Beside::Says(header) if is_right(&header));
+            return Ok(Held::Catalog { described });
+        }
+        Ok(match (meta::beside_of(place), text_in_upper(state_dir, catalog)) {
+            (Beside::Missing, _) if is_published => Held::Deleted,
+            (Beside::Missing, _) => Held::Catalog { described: false },
+            (Beside::Unreadable, Text::Other(blueprint)) => Held::Converted { blueprint },
+            (Beside::Unreadable, _) => Held::Catalog { described: false },
+            // Not finished by us, or not about this directory. After a conversion that was cut short rcc's record stays.
+            (Beside::Says(header), text) if header.blueprint == catalog => {
+                let described = is_published && is_right(&header) || matches!(text, Text::Other(_));
+                Held::Catalog { described }
+            }
+            // rcc restored something here while the space was not mounted, and that is gone.
+            (Beside::Says(_), Text::Catalogs) => Held::Catalog { described: false },
+            (Beside::Says(header), _) => Held::Converted { blueprint: header.blueprint },
+        })
+    }
+}
+
+/// Changes of earlier mounts that are to be kept, and what the space holds with them.
+#[derive(Debug)]
+pub struct Kept {
+    /// The record they belong to.
+    pub state: State,
+    /// What they make of the space.
+    pub held: Held,
+}
+
+impl Kept {
+    /// The blueprint of what the space holds.
+    #[must_use]
+    pub fn blueprint(&self) -> &str {
+        self.held.blueprint(&self.state.content.blueprint)
+    }
+
+    /// None when there are no changes, when they are an ephemeral mount's, or when the space has no record.
+    ///
+    /// # Errors
+    /// When the record or the upper cannot be read.
+    pub fn of(state_dir: &Path) -> Result<Option<Kept>, SpaceError> {
+        if !has_changes(state_dir)? {
+            return Ok(None);
+        }
+        let Some(state) = read_state(state_dir)?.filter(|state| !state.content.ephemeral) else {
+            return Ok(None);
+        };
+        let held = Held::of(state_dir, &state, &state.content.place())?;
+        Ok(Some(Kept { state, held }))
+    }
+}
+
+fn is_about(header: &Header, state: &State, place: &Path) -> bool {
+    header.identity == state.content.identity && Path::new(&header.path) == place
+}
+
+/// Which blueprint's text is in the space's root.
+enum Text {
+    /// The catalog's: the upper has none, or the same.
+    Catalogs,
+    /// The text of the blueprint with this hash.
+    Other(String),
+    /// None that can be read: removed, or no regular file.
+    Unknown,
+}
+
+fn text_in_upper(state_dir: &Path, catalog: &str) -> Text {
+    let path = state_dir.join("upper/identity.yaml");
+    let mut mark = [0u8; 32];
+    match rustix::fs::lgetxattr(&path, ENTRY_XATTR, &mut mark[..]) {
+        Ok(len) if mark.get(..len).is_some_and(|mark| mark.starts_with(BYTES_ARE_THE_CATALOGS)) => {
+            return Text::Catalogs;
+        }
+        Err(Errno::NOENT) => return Text::Catalogs,
+        Ok(_) | Err(_) => {}
+    }
+    match guarded::read(&path, MAX_BLUEPRINT).map(|text| name::sipit_hex(&text)) {
+        Ok(hash) if hash == catalog => Text::Catalogs,
+        Ok(hash) => Text::Other(hash),
+        Err(error) => {
+            tracing::debug!(%error, "which blueprint the space was converted to is not known from its files");
+            Text::Unknown
+        }
+    }
+}

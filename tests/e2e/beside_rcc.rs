@@ -1,0 +1,238 @@
+//! holofs beside rcc on one machine: what one of them did to a space, the other must know.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Library, World, rcc, wait_until};
+
+/// Two environments whose `module.py` has the same size and mode: only rcc's record of what was restored tells them
+/// apart.
+fn one() -> Library {
+    Library::new().named("the one").file("lib/module.py", b"VALUE = 1\n").file("only-in-one", b"1")
+}
+
+fn two() -> Library {
+    Library::new().named("the two").file("lib/module.py", b"VALUE = 2\n").file("only-in-two", b"22")
+}
+
+/// A world with both in its library.
+fn both() -> World {
+    let world = World::with(&one());
+    world.add(&two());
+    world
+}
+
+fn try_mount(world: &World, args: &[&str]) -> crate::common::world::Done {
+    world.run(
+        [OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]
+            .into_iter()
+            .chain(args.iter().map(OsStr::new)),
+    )
+}
+
+fn row(world: &World, identity: &str) -> Value {
+    world.json(["list"])[identity].clone()
+}
+
+fn module(space: &Path) -> String {
+    std::fs::read_to_string(space.join("lib/module.py")).unwrap()
+}
+
+/// Waits for the list of files that is written after a mount has answered.
+fn described(space: &Path) {
+    wait_until("rcc's record", || {
+        rcc::beside(space, ".meta").exists()
+            && rcc::read(&rcc::beside(space, ".meta"))["tree"]["subdirs"]
+                .as_object()
+                .is_some_and(|dirs| !dirs.is_empty())
+    });
+}
+
+for_both_users! {
+    /// rcc turns the space into another environment through the mount. After a remount its record still says so, and
+    /// asked for the first one again it restores that.
+    fn a_conversion_is_not_forgotten_by_a_remount() {
+        let world = both();
+        let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
+        let space = mounted.path().to_owned();
+        assert!(rcc::restore(&world, &two(), &space) > 0);
+        assert_eq!(module(&space), "VALUE = 2\n");
+        let mounted = mounted.remount();
+        assert_eq!(module(&space), "VALUE = 2\n");
+        described(&space);
+        assert_eq!(rcc::list(&world)[mounted.identity()], two().hash());
+        assert!(rcc::restore(&world, &one(), &space) > 0);
+        assert_eq!(module(&space), "VALUE = 1\n", "1 was asked for");
+        assert!(space.join("only-in-one").exists() && !space.join("only-in-two").exists());
+        // And it is what it was: both know it, mounted and not.
+        assert_eq!(rcc::restore(&world, &one(), &space), 0);
+        assert_eq!(row(&world, mounted.identity())["blueprint"], one().hash());
+        let mounted = mounted.remount();
+        assert_eq!(rcc::list(&world)[mounted.identity()], one().hash());
+        assert_eq!(mounted.said["blueprint"], one().hash());
+    }
+
+    /// Everything that names the environment of a converted space names the one that it holds.
+    fn a_converted_space_is_what_it_holds() {
+        let world = both();
+        let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
+        let (space, identity) = (mounted.path().to_owned(), mounted.identity().to_owned());
+        rcc::restore(&world, &two(), &space);
+        for state in ["mounted", "unmounted"] {
+            assert_eq!(row(&world, &identity)["blueprint"], two().hash(), "{state}");
+            assert_eq!(row(&world, &identity)["state"], state);
+            assert_eq!(world.json(["status", "s"])["blueprint"], two().hash(), "{state}");
+            // The one that it was is refused, with both named.
+            let refused = try_mount(&world, &["--blueprint", &one().hash()]);
+            assert_eq!(refused.code, 7, "{state}: {refused:?}");
+            assert!(refused.stderr.contains(&one().hash()) && refused.stderr.contains(&two().hash()), "{refused:?}");
+            if state == "mounted" {
+                let again = try_mount(&world, &["--blueprint", &two().hash(), "--json"]);
+                assert_eq!(again.code, 0, "{again:?}");
+                assert!(again.stdout.contains(&two().hash()), "{again:?}");
+                assert_eq!(world.run(["unmount", "s"]).code, 0);
+            }
+        }
+        mounted.has_ended();
+        let mounted = world.mount_with("s", &["--blueprint", &two().hash()]);
+        assert_eq!(mounted.said["blueprint"], two().hash());
+        assert_eq!(module(&space), "VALUE = 2\n");
+        mounted.unmount();
+        let mounted = world.mount("s");
+        assert_eq!(mounted.said["blueprint"], two().hash());
+        mounted.unmount();
+        // Its changes dropped, it is the catalog's again, and rcc is told.
+        let mounted = world.mount_with("s", &["--blueprint", &one().hash(), "--fresh"]);
+        assert_eq!(module(&space), "VALUE = 1\n");
+        described(&space);
+        assert_eq!(rcc::list(&world)[mounted.identity()], one().hash());
+    }
+
+    /// What rcc restored into the directory while nothing was mounted there says nothing about the space's changes.
+    fn a_record_of_other_files_is_not_believed() {
+        let world = both();
+        let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
+        let space = mounted.path().to_owned();
+        std::fs::write(mounted.at("mine"), "mine").unwrap();
+        mounted.unmount();
+        rcc::restore(&world, &two(), &space);
+        assert_eq!(try_mount(&world, &[]).code, 7);
+        std::fs::remove_dir_all(&space).unwrap();
+        let mounted = world.mount("s");
+        assert_eq!((module(&space).as_str(), mounted.said["blueprint"].as_str()), ("VALUE = 1\n", Some(one().hash().as_str())));
+        described(&space);
+        rcc::restore(&world, &two(), &space);
+        assert_eq!(module(&space), "VALUE = 2\n");
+    }
+
+    /// The daemon killed after a conversion: nothing could be noted at the end of the mount.
+    fn a_conversion_outlives_the_daemon() {
+        let world = both();
+        let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
+        let space = mounted.path().to_owned();
+        described(&space);
+        rcc::restore(&world, &two(), &space);
+        mounted.kill();
+        let mounted = world.mount("s");
+        assert_eq!(mounted.said["blueprint"], two().hash());
+        assert_eq!(rcc::list(&world)[mounted.identity()], two().hash());
+        rcc::restore(&world, &one(), &space);
+        assert_eq!(module(&space), "VALUE = 1\n");
+    }
+
+    /// rcc removed everything in the mounted space. The next mount is a new space.
+    fn a_deleted_space_is_a_new_one() {
+        let world = World::sample();
+        for live in [true, false] {
+            let mounted = world.mount("s");
+            let space = mounted.path().to_owned();
+            described(&space);
+            std::fs::write(mounted.at("mine"), "mine").unwrap();
+            rcc::delete(&space);
+            assert_eq!(std::fs::read_dir(&space).unwrap().count(), 0);
+            let identity = mounted.identity().to_owned();
+            assert_eq!(row(&world, &identity)["state"], "deleted");
+            if !live {
+                assert_eq!(world.run(["unmount", "s"]).code, 0);
+            }
+            let again = world.mount("s");
+            mounted.has_ended_as(&again);
+            assert_eq!(again.said["reused"], false);
+            assert!(again.said.get("set_aside").is_none(), "{}", again.said);
+            assert_eq!(std::fs::read(again.at("readme.txt")).unwrap(), b"hello, space\n");
+            assert!(!again.at("mine").exists());
+            assert_eq!(again.upper_entries(), Vec::<PathBuf>::new());
+            described(&space);
+            assert!(rcc::list(&world).contains_key(&identity));
+            again.unmount();
+        }
+    }
+
+    /// rcc deleted a space that was not mounted: its changes are not shown again, and not gone.
+    fn changes_of_a_deleted_space_are_kept_aside() {
+        let world = World::sample();
+        for round in 1..=2 {
+            let mounted = world.mount("s");
+            let space = mounted.path().to_owned();
+            described(&space);
+            let state = mounted.state();
+            std::fs::write(mounted.at("mine"), format!("mine {round}")).unwrap();
+            mounted.unmount();
+            rcc::delete(&space);
+            assert!(!space.exists());
+            let told = try_mount(&world, &[]);
+            assert_eq!(told.code, 0, "{told:?}");
+            let aside = state.join(format!("aside.{round}"));
+            assert!(told.stderr.contains(aside.to_str().unwrap()), "{told:?}");
+            assert!(!space.join("mine").exists());
+            assert_eq!(std::fs::read_to_string(aside.join("upper/mine")).unwrap(), format!("mine {round}"));
+            let status = world.json(["status", "s"]);
+            assert_eq!(status["set_aside"].as_array().unwrap().len(), round, "{status}");
+            assert!(status["set_aside"].to_string().contains(aside.to_str().unwrap()));
+            assert!(world.run(["status", "s"]).stdout.contains(aside.to_str().unwrap()));
+            assert_eq!(world.run(["unmount", "s"]).code, 0);
+            // Said once.
+            assert!(!try_mount(&world, &[]).stderr.contains("aside"));
+            assert_eq!(world.run(["unmount", "s"]).code, 0);
+        }
+    }
+
+    /// A mount that is in use cannot be replaced, which is said.
+    fn a_deleted_space_in_use_is_refused() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        described(mounted.path());
+        std::fs::write(mounted.at("held"), "").unwrap();
+        let held = std::fs::File::open(mounted.at("held")).unwrap();
+        rcc::delete(mounted.path());
+        let refused = try_mount(&world, &[]);
+        assert_eq!(refused.code, 12, "{refused:?}");
+        assert!(refused.stderr.contains("deleted"), "{refused:?}");
+        drop(held);
+        let again = world.mount("s");
+        mounted.has_ended_as(&again);
+        assert!(again.at("readme.txt").exists());
+    }
+
+    /// `rcc configuration cleanup` renames the holotree, and with it the mount.
+    fn a_cleaned_up_holotree_begins_anew() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        described(mounted.path());
+        let other = world.mount("other");
+        std::fs::write(other.at("mine"), "mine").unwrap();
+        let kept = other.state();
+        other.unmount();
+        let renamed = rcc::cleanup(&world);
+        assert!(renamed.join(mounted.identity()).exists(), "the mount moved");
+        let again = world.mount("s");
+        assert_eq!(again.path(), mounted.path());
+        mounted.has_ended_as(&again);
+        assert!(again.at("readme.txt").exists());
+        let other = world.mount("other");
+        assert!(!other.at("mine").exists());
+        assert_eq!(std::fs::read_to_string(kept.join("aside.1/upper/mine")).unwrap(), "mine");
+    }
+}
