@@ -240,7 +240,7 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         // The umask was applied by the kernel already: we do not take FUSE_DONT_MASK.
@@ -248,7 +248,10 @@ impl Filesystem for Adapter {
             libc::S_IFREG => Ok(Make::File(mode)),
             libc::S_IFIFO => Ok(Make::Fifo(mode)),
             libc::S_IFSOCK => Ok(Make::Socket(mode)),
-            _ => Err(Error::NotPermitted("an environment holds no device files")),
+            // The kernel lets only root make them, and every mount of ours is `nodev`.
+            libc::S_IFCHR => Ok(Make::CharDevice(mode, convert::device_of(rdev))),
+            libc::S_IFBLK => Ok(Make::BlockDevice(mode, convert::device_of(rdev))),
+            _ => Err(Error::Invalid("no such kind of entry")),
         };
         match what {
             Ok(what) => self.make("mknod", parent, name, what, caller(request), reply),
@@ -576,7 +579,8 @@ impl Filesystem for Adapter {
                     }
                     fs.names().forget(attr.ino, 1);
                 })?;
-                Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, false, file.as_fd()))))
+                let cached = fs.names().keeps_atime();
+                Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, cached, file.as_fd()))))
             });
             match answered {
                 Ok((attr, answer)) => reply::created(reply, &attr, answer),
@@ -687,7 +691,9 @@ fn opened(fs: &Fs, modes: &Passthrough, node: INodeNo, ino: Ino, wanted: Wanted)
         fs.drop_setid(ino)?;
     }
     // A write by passthrough does not come here to take these bits away (see `drop_setid`).
-    let cached = fs.names().attr(ino)?.mode & 0o6000 != 0;
+    // A read by passthrough renews the time of access.
+    let keeps_atime = source == Source::Upper && fs.names().keeps_atime();
+    let cached = keeps_atime || fs.names().attr(ino)?.mode & 0o6000 != 0;
     Ok(match content.file() {
         Some(file) => modes.open(node.0, source, cached, file),
         None => return Err(Error::Stale(ino)),

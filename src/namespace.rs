@@ -25,6 +25,7 @@
 
 pub(crate) mod change;
 mod copy_up;
+mod ctime;
 mod dir;
 pub mod error;
 pub(crate) mod read;
@@ -41,16 +42,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
+use ctime::Kept;
 use dir::{DirState, Entry, Present};
 use error::{Error, Result, upper as call};
 use table::{Backing, Node, Table, let_go};
-use types::{Ino, Kind};
+use types::{Ino, Kind, TOO_MANY_NODES};
 use upper::{Mark, What};
 
 /// The longest name, in bytes.
@@ -76,6 +78,8 @@ pub struct Namespace {
     root: Arc<OwnedFd>,
     owner: Owner,
     table: Table,
+    /// Reading leaves times of access as they are.
+    keeps_atime: bool,
     /// Held by every rename and rmdir: the first lock in the order.
     renames: Mutex<()>,
 }
@@ -108,6 +112,9 @@ impl Namespace {
         root: OwnedFd,
         owner: Owner,
     ) -> Result<Self> {
+        if index.len() >= TOO_MANY_NODES {
+            return Err(Error::NotSupported("an environment of more than a billion entries"));
+        }
         let table = Table::new(index.len());
         let root = Arc::new(root);
         // A root without its mark is one that was just made: give it what rcc's root directory has.
@@ -115,6 +122,7 @@ impl Namespace {
         if upper::read_mark(parent, c".", FileType::Directory)?.is_none() {
             upper::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
             upper::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
+            Kept { ctime: read::MOTHER_AS_TIME, mtime: read::MOTHER_AS_TIME }.write(&parent)?;
             // The mark comes last: it says that the rest is done.
             upper::write_mark(parent, Mark::Dir(NodeId(0)))?;
         }
@@ -123,7 +131,20 @@ impl Namespace {
             Node::new(Ino::ROOT, Some(NodeId(0)), Kind::Dir, Vec::new(), Backing::Upper, stat.st_ino)
         });
         table.keep_open(Ino::ROOT, &root);
-        Ok(Self { index, materializer, staging, root, owner, table, renames: Mutex::new(()) })
+        let renames = Mutex::new(());
+        Ok(Self { index, materializer, staging, root, owner, table, keeps_atime: false, renames })
+    }
+
+    /// From now on reading leaves times of access as they are.
+    #[must_use]
+    pub fn keeping_atime(self) -> Self {
+        Self { keeps_atime: true, ..self }
+    }
+
+    /// Whether reading leaves times of access as they are.
+    #[must_use]
+    pub fn keeps_atime(&self) -> bool {
+        self.keeps_atime
     }
 
     /// The compiled index of the lower tree.
@@ -223,7 +244,7 @@ impl Namespace {
             Ok(Entry::Damaged)
         };
         let Some(kind) = upper::kind_of(file_type) else {
-            return damaged("a device: the upper holds none");
+            return damaged("it is of no kind that we know");
         };
         let Some(mark) = mark else {
             let ino = Ino::of_born(backing_ino);
@@ -346,9 +367,12 @@ impl Namespace {
             };
             let Some(parent) = self.table.get(parent) else { return Err(Error::Stale(parent)) };
             let dir = self.backing_fd(&parent)?;
-            let access = if keep && node.kind == Kind::File { OFlags::RDWR } else { OFlags::PATH };
-            let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = match rustix::fs::openat(&dir, &name, flags, Mode::empty()) {
+            let access = match (keep && node.kind == Kind::File, self.keeps_atime) {
+                (true, true) => OFlags::RDWR | OFlags::NOATIME,
+                (true, false) => OFlags::RDWR,
+                (false, _) => OFlags::PATH,
+            };
+            let fd = match upper::open(dir.as_fd(), &name, access | OFlags::NOFOLLOW) {
                 Ok(fd) => Arc::new(fd),
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(call("open")(errno)),

@@ -53,7 +53,9 @@ impl Fs {
             self.get_xattr(ino, name.to_bytes())?;
         }
         let fd = self.namespace.changed_fd(ino)?;
-        upper::set_xattr(upper::fd(&fd), &name, value, flags)
+        upper::set_xattr(upper::fd(&fd), &name, value, flags)?;
+        self.namespace.attribute_changed(ino);
+        Ok(())
     }
 
     /// Removes an attribute.
@@ -63,7 +65,11 @@ impl Fs {
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let name = checked(name)?;
         match self.namespace.existing_fd(ino)? {
-            Some(fd) => upper::remove_xattr(upper::fd(&fd), &name),
+            Some(fd) => {
+                upper::remove_xattr(upper::fd(&fd), &name)?;
+                self.namespace.attribute_changed(ino);
+                Ok(())
+            }
             None => Err(Error::NoAttribute),
         }
     }

@@ -20,6 +20,8 @@ pub(super) fn kind(kind: Kind) -> FileType {
         Kind::Symlink => FileType::Symlink,
         Kind::Fifo => FileType::NamedPipe,
         Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
     }
 }
 
@@ -37,10 +39,21 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: device_number(attr.device),
         blksize: BLOCK_SIZE,
         flags: 0,
     }
+}
+
+/// A device's number as the kernel sends it (`new_encode_dev`): twelve bits of major, twenty of minor.
+fn device_number(device: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
+}
+
+/// The device whose number the kernel sent.
+pub(super) fn device_of(number: u32) -> u64 {
+    rustix::fs::makedev((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
 }
 
 /// A time before the epoch has negative seconds and nanoseconds that count forward from them.
@@ -60,36 +73,48 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
+/// The time that the kernel sent. Before the epoch it counts nanoseconds forward from negative seconds, and fuser counts both
+/// backward: {-1 s, 999,999,999 ns} arrives as 1.999999999 s before the epoch. So the parts of that distance are
+/// the kernel's own, and only the sign of the seconds is to be put back.
 fn time_of(at: SystemTime) -> Time {
-    match at.duration_since(UNIX_EPOCH) {
-        Ok(since) => {
-            Time { sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nsec: since.subsec_nanos() }
-        }
-        Err(before) => {
-            let before = before.duration();
-            let sec = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Time { sec: -sec, nsec: 0 },
-                nsec => Time { sec: -sec - 1, nsec: 1_000_000_000 - nsec },
-            }
-        }
-    }
+    let (since, sign) = match at.duration_since(UNIX_EPOCH) {
+        Ok(since) => (since, 1),
+        Err(before) => (before.duration(), -1),
+    };
+    let sec = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Time { sec: sign * sec, nsec: since.subsec_nanos() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// As fuser decodes what the kernel sends.
+    fn decoded(time: Time) -> SystemTime {
+        let parts = Duration::new(time.sec.unsigned_abs(), time.nsec);
+        if time.sec >= 0 { UNIX_EPOCH + parts } else { UNIX_EPOCH - parts }
+    }
+
     #[test]
-    fn times_come_back_also_before_the_epoch() {
-        for time in [
-            Time { sec: 0, nsec: 0 },
-            Time { sec: 1_610_000_000, nsec: 0 },
-            Time { sec: 1, nsec: 999_999_999 },
-            Time { sec: -1, nsec: 0 },
-            Time { sec: -2, nsec: 500_000_000 },
-        ] {
-            assert_eq!(time_of(system_time(time)), time);
+    fn times_are_what_the_kernel_sent_also_before_the_epoch() {
+        for (sec, nsec) in [(0, 0), (1_610_000_000, 0), (1, 999_999_999), (-1, 0), (-1, 999_999_999), (-2, 5)]
+        {
+            assert_eq!(time_of(decoded(Time { sec, nsec })), Time { sec, nsec });
         }
+    }
+
+    #[test]
+    fn times_are_told_as_distances_from_the_epoch() {
+        let told = system_time(Time { sec: -2, nsec: 500_000_000 });
+        assert_eq!(told, UNIX_EPOCH - Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn device_numbers_go_to_the_kernel_and_back() {
+        for (major, minor) in [(0, 0), (1, 3), (259, 70_000), (4095, (1 << 20) - 1)] {
+            let device = rustix::fs::makedev(major, minor);
+            assert_eq!(device_of(device_number(device)), device);
+        }
+        assert_eq!(device_number(rustix::fs::makedev(1, 3)), 0x103);
     }
 }

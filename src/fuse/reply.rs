@@ -37,6 +37,7 @@ pub(super) const ABSENT: Attr = Attr {
     gid: 0,
     size: 0,
     blocks: 0,
+    device: 0,
     atime: EPOCH,
     mtime: EPOCH,
     ctime: EPOCH,

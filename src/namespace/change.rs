@@ -32,6 +32,10 @@ pub enum Make<'a> {
     Socket(u32),
     /// A symbolic link with this text.
     Symlink(&'a CStr),
+    /// A character device with these permission bits, and the device that it stands for.
+    CharDevice(u32, u64),
+    /// The same of a block device.
+    BlockDevice(u32, u64),
 }
 
 impl Make<'_> {
@@ -42,12 +46,19 @@ impl Make<'_> {
             Self::Fifo(_) => Kind::Fifo,
             Self::Socket(_) => Kind::Socket,
             Self::Symlink(_) => Kind::Symlink,
+            Self::CharDevice(..) => Kind::CharDevice,
+            Self::BlockDevice(..) => Kind::BlockDevice,
         }
     }
 
     fn mode(self) -> u32 {
         match self {
-            Self::File(mode) | Self::Dir(mode) | Self::Fifo(mode) | Self::Socket(mode) => mode & 0o7777,
+            Self::File(mode)
+            | Self::Dir(mode)
+            | Self::Fifo(mode)
+            | Self::Socket(mode)
+            | Self::CharDevice(mode, _)
+            | Self::BlockDevice(mode, _) => mode & 0o7777,
             Self::Symlink(_) => 0o777,
         }
     }
@@ -137,8 +148,13 @@ impl Namespace {
                 return Ok((file.into(), staged));
             }
             Make::Dir(_) => return self.staging.directory().map_err(call("mkdir")),
-            Make::Fifo(_) => self.stage_node(FileType::Fifo)?,
-            Make::Socket(_) => self.stage_node(FileType::Socket)?,
+            Make::Fifo(_) => self.stage_node(FileType::Fifo, 0)?,
+            Make::Socket(_) => self.stage_node(FileType::Socket, 0)?,
+            Make::CharDevice(_, 0) => {
+                return Err(Error::NotPermitted("character device 0/0 marks a removed name"));
+            }
+            Make::CharDevice(_, device) => self.stage_node(FileType::CharacterDevice, device)?,
+            Make::BlockDevice(_, device) => self.stage_node(FileType::BlockDevice, device)?,
             Make::Symlink(text) => {
                 let name = self.staging.fresh_name();
                 rustix::fs::symlinkat(text, self.staging.dir(), &name).map_err(call("symlink"))?;
@@ -150,9 +166,9 @@ impl Namespace {
         Ok((fd, staged))
     }
 
-    fn stage_node(&self, file_type: FileType) -> Result<CString> {
+    fn stage_node(&self, file_type: FileType, device: u64) -> Result<CString> {
         let name = self.staging.fresh_name();
-        rustix::fs::mknodat(self.staging.dir(), &name, file_type, Mode::RUSR | Mode::WUSR, 0)
+        rustix::fs::mknodat(self.staging.dir(), &name, file_type, Mode::RUSR | Mode::WUSR, device)
             .map_err(call("mknod"))?;
         Ok(name)
     }
@@ -178,7 +194,7 @@ impl Namespace {
             Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
             // Both names share the backing file, so its bytes must be there before there are two.
             Kind::File => How::Data(u64::MAX),
-            Kind::Symlink | Kind::Fifo | Kind::Socket => How::Meta,
+            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => How::Meta,
         };
         let node = self.copy_up(ino, how, &SetAttr::default())?;
         let dir = self.upper_dir(parent)?;

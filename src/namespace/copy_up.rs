@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::fs::Stat;
 
 use super::change::unpin;
+use super::ctime::Kept;
 use super::dir::{DirState, Entry, Present};
 use super::error::{Error, Result, upper as call};
 use super::read::{must_be_dir, must_be_file};
@@ -85,6 +86,13 @@ impl Namespace {
             _ => self.copy_up(ino, How::Meta, &SetAttr::default())?,
         };
         self.backing_fd(&node)
+    }
+
+    /// After an extended attribute changed.
+    pub(crate) fn attribute_changed(&self, ino: Ino) {
+        if let Ok(View::Node(node)) = self.view(ino) {
+            self.release_ctime(&node);
+        }
     }
 
     fn copy_up_locked(&self, node: &Node, backing: Backing, how: How, change: &SetAttr) -> Result<()> {
@@ -163,7 +171,8 @@ impl Namespace {
             self.table.close(node.ino);
             unpin(node);
             // The copy-up is done, whether or not the directory looks untouched by it.
-            if let Err(error) = put_times_back(&at, &before) {
+            let hidden = put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
+            if let Err(error) = hidden {
                 tracing::warn!(%error, "a directory shows the time of a copy-up in it");
             }
             return Ok(());
@@ -193,10 +202,14 @@ impl Namespace {
         let held = upper::write_mode(fd.as_fd(), Kind::Dir, base.mode, None)?;
         let times = (SetTime::At(base.atime), SetTime::At(base.mtime));
         upper::write_times(fd.as_fd(), Some(times.0), Some(times.1))?;
+        Kept::of(&base).write(&fd)?;
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         *node.dir.write() = Some(DirState::default());
         self.publish(&node, fd, staged, &stat, Mark::Dir(lower))?;
-        node.state.lock().mode = Some(held);
+        {
+            let mut state = node.state.lock();
+            (state.mode, state.ctime) = (Some(held), Some(Some(Kept::of(&base))));
+        }
         drop(changing);
         Ok(node)
     }

@@ -2,16 +2,24 @@
 //!
 //! Not the merged directory: lower names that the upper does not mention are not here, so that a directory of
 //! ten thousand lower files and one change costs one entry. Invariant: it mirrors the backing directory, which
-//! only this daemon changes while the space is mounted; a cookie, once given to a name, stays that name's for
-//! the whole mount, which is what lets a directory be read without a handle while it changes.
+//! only this daemon changes while the space is mounted.
+//!
+//! A directory is read without a handle, so a cookie alone must say where a listing goes on while the directory changes.
+//! The cookie of a name that the lower does not have is a hash of the name, as on ext4: a name that is renamed away
+//! and back has its old place again, behind a listing that was there already. Cookies given out in the order of creation
+//! would let a listing that renames what it meets run after its own tail for ever.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hasher;
 
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
 
-/// Cookies from here on belong to names that the lower directory does not have.
-pub(super) const EXTRA_COOKIES: u64 = 1 << 32;
+/// Cookies from here on belong to names that the lower directory does not have. They end below 2^31, so that 32-bit
+/// programs can read directories.
+pub(super) const EXTRA_COOKIES: u64 = 1 << 30;
+/// How many cookies such names can have.
+const EXTRA_SLOTS: u64 = 1 << 30;
 
 /// What the upper says of one name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +59,6 @@ struct Slot {
 pub(super) struct DirState {
     entries: HashMap<Box<[u8]>, Slot>,
     extra: BTreeMap<u64, Box<[u8]>>,
-    next_extra: u64,
     /// Subdirectories that the upper adds to (or, negative, takes from) the lower's.
     pub(super) subdir_delta: i64,
 }
@@ -69,12 +76,22 @@ impl DirState {
             return;
         }
         let cookie = (!in_lower).then(|| {
-            let cookie = EXTRA_COOKIES + self.next_extra;
-            self.next_extra += 1;
+            let cookie = self.free_cookie(name);
             self.extra.insert(cookie, name.into());
             cookie
         });
         self.entries.insert(name.into(), Slot { entry, cookie });
+    }
+
+    /// The cookie of a new name: its hash, or the next one that is free.
+    fn free_cookie(&self, name: &[u8]) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(name);
+        let mut slot = hasher.finish() % EXTRA_SLOTS;
+        while self.extra.contains_key(&(EXTRA_COOKIES + slot)) {
+            slot = (slot + 1) % EXTRA_SLOTS;
+        }
+        EXTRA_COOKIES + slot
     }
 
     /// Forgets a name.
@@ -124,13 +141,25 @@ mod tests {
         for (n, name) in [b"a", b"b", b"c"].into_iter().enumerate() {
             state.set(name, present(n as u64), false);
         }
-        let before: Vec<_> = state.extras(0).map(|(cookie, name, _)| (cookie, name.to_vec())).collect();
+        let listed = |state: &DirState| -> Vec<(u64, Vec<u8>)> {
+            state.extras(0).map(|(cookie, name, _)| (cookie, name.to_vec())).collect()
+        };
+        let before = listed(&state);
         state.remove(b"a");
         state.set(b"d", present(9), false);
-        let after: Vec<_> =
-            state.extras(before[0].0).map(|(cookie, name, _)| (cookie, name.to_vec())).collect();
-        assert_eq!(after[..2], before[1..]);
-        assert_eq!(after[2].1, b"d");
+        let after = listed(&state);
+        assert!(before.iter().filter(|(_, name)| name != b"a").all(|kept| after.contains(kept)));
+        state.set(b"a", present(0), false);
+        state.remove(b"d");
+        assert_eq!(listed(&state), before, "a name that comes back has its old place");
+    }
+
+    #[test]
+    fn names_of_one_hash_have_cookies_of_their_own() {
+        let mut state = DirState::default();
+        let cookie = state.free_cookie(b"a");
+        state.extra.insert(cookie, b"other"[..].into());
+        assert_eq!(state.free_cookie(b"a"), EXTRA_COOKIES + (cookie - EXTRA_COOKIES + 1) % EXTRA_SLOTS);
     }
 
     #[test]

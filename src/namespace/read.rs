@@ -13,7 +13,7 @@ use crate::materialize::MOTHER_TIME;
 
 /// The time of every lower entry.
 pub(super) const MOTHER: SetTime = SetTime::At(MOTHER_AS_TIME);
-const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
+pub(super) const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
 
 /// What a directory is said to be long: one block, as on most filesystems.
 pub(super) const DIR_SIZE: u64 = 4096;
@@ -91,7 +91,9 @@ impl Namespace {
     pub(crate) fn to_sync(&self, ino: Ino) -> Result<Option<OwnedFd>> {
         let View::Node(node) = self.view(ino)? else { return Ok(None) };
         match (node.backing(), node.kind) {
-            (Backing::Lower, _) | (_, Kind::Fifo | Kind::Socket) => Ok(None),
+            (Backing::Lower, _) | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => {
+                Ok(None)
+            }
             // A born link cannot be opened to be synced; its directory can.
             (Backing::Upper, Kind::Symlink) => Ok(None),
             _ => Ok(Some(upper::reopen(&self.backing_fd(&node)?)?.into())),
@@ -337,6 +339,7 @@ impl Namespace {
             gid: self.owner.gid,
             size,
             blocks: size.div_ceil(512),
+            device: 0,
             atime: MOTHER_AS_TIME,
             mtime: MOTHER_AS_TIME,
             ctime: MOTHER_AS_TIME,
@@ -370,6 +373,7 @@ impl Namespace {
         }
         match node.kind {
             Kind::Dir => {
+                self.show_ctime(node, &fd, &mut attr)?;
                 attr.size = DIR_SIZE;
                 attr.blocks = DIR_SIZE / 512;
                 attr.nlink = if gone { 0 } else { self.dir_nlink(node, lower)? };
@@ -387,7 +391,7 @@ impl Namespace {
                     attr.blocks = 0;
                 }
             }
-            Kind::File | Kind::Fifo | Kind::Socket => {}
+            Kind::File | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {}
         }
         Ok(attr)
     }
@@ -405,7 +409,8 @@ impl Namespace {
         }
         let held = match node.kind {
             Kind::File | Kind::Dir => upper::read_mode(fd.as_fd())?,
-            Kind::Symlink | Kind::Fifo | Kind::Socket => None,
+            // These hold no attributes, and their modes need no help.
+            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => None,
         };
         node.state.lock().mode = Some(held);
         Ok(held)
@@ -417,7 +422,9 @@ pub(super) fn must_be_file(kind: Kind) -> Result<()> {
     match kind {
         Kind::File => Ok(()),
         Kind::Dir => Err(Error::IsADirectory),
-        Kind::Symlink | Kind::Fifo | Kind::Socket => Err(Error::Invalid("not a regular file")),
+        Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+            Err(Error::Invalid("not a regular file"))
+        }
     }
 }
 

@@ -228,6 +228,7 @@ impl Namespace {
         }
         drop(locked);
         unpin(source);
+        self.release_ctime(source);
         if let Some(target) = target {
             self.unlinked(target, new_dir.ino, new_name);
         }
@@ -256,8 +257,11 @@ impl Namespace {
         self.set_entry(new_dir, state, new_name.as_bytes(), Entry::Present(one))?;
         moved(source, (dir.ino, name), (new_dir.ino, new_name));
         moved(target, (new_dir.ino, new_name), (dir.ino, name));
+        drop(locked);
         unpin(source);
         unpin(target);
+        self.release_ctime(source);
+        self.release_ctime(target);
         Ok(())
     }
 

@@ -44,6 +44,7 @@ impl Namespace {
                 let node = self.upper_dir(ino)?;
                 let _change = node.change.lock();
                 self.apply(&node, change)?;
+                self.release_ctime(&node);
                 Arc::clone(&node)
             }
             (_, Some(size)) => self.copy_up(ino, How::Data(size), change)?,

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
+use super::ctime::Kept;
 use super::dir::DirState;
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
@@ -71,6 +72,8 @@ pub(super) struct NodeState {
     pub(super) backing_ino: u64,
     /// The mode attribute: unknown, absent, or the bits it holds.
     pub(super) mode: Option<Option<u32>>,
+    /// A directory's kept ctime: unknown, absent, or what it is.
+    pub(super) ctime: Option<Option<Kept>>,
     /// Keeps the backing entry of an unlinked node alive.
     pub(super) pinned: Option<Arc<OwnedFd>>,
     /// No name is left.
@@ -98,6 +101,7 @@ impl Node {
                 backing,
                 backing_ino,
                 mode: None,
+                ctime: None,
                 pinned: None,
                 gone: false,
             }),

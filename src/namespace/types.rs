@@ -4,14 +4,21 @@ use crate::library::index::NodeId;
 
 /// An inode number, the same one at every mount of the space.
 ///
-/// * `1 ..= 2^32`: lower node n has number n + 1, so the root is 1 and the number survives copy-up and rename.
-/// * from 2^48 on: an entry born in the upper has 2^48 + the inode number of its backing file. The backing
-///   inode is kept alive as long as the kernel may hold the number, so that no two entries ever share one.
+/// * below 2^31: lower node n has number n + 1, so the root is 1 and the number survives copy-up and rename.
+/// * from 2^31 on: an entry born in the upper has 2^31 + the inode number of its backing file, so that 32-bit programs
+///   can look at it. The backing inode is kept alive as long as the kernel may hold the number, so that no two
+///   entries ever share one.
+/// * from 2^48 on: the same for backing inodes whose own numbers are 2^31 or more: 2^48 + that number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ino(pub u64);
 
 /// Where the numbers of entries born in the upper begin.
-const BORN: u64 = 1 << 48;
+const BORN: u64 = 1 << 31;
+/// Where they begin for backing inodes of large numbers.
+const BORN_LARGE: u64 = 1 << 48;
+
+/// More lower nodes than have numbers of their own, here and as places in a listing.
+pub(super) const TOO_MANY_NODES: u32 = 1 << 30;
 
 impl Ino {
     /// The root directory.
@@ -26,7 +33,7 @@ impl Ino {
     /// The number of an entry that has no lower node.
     #[must_use]
     pub fn of_born(backing_ino: u64) -> Self {
-        Self(BORN.wrapping_add(backing_ino))
+        Self(if backing_ino < BORN { BORN + backing_ino } else { BORN_LARGE.wrapping_add(backing_ino) })
     }
 
     /// The lower node with this number, if it is one.
@@ -49,6 +56,10 @@ pub enum Kind {
     Fifo,
     /// A socket.
     Socket,
+    /// A character device other than 0/0, which in the upper is a whiteout.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
 }
 
 /// Seconds and nanoseconds since the epoch.
@@ -79,6 +90,8 @@ pub struct Attr {
     pub size: u64,
     /// 512-byte blocks.
     pub blocks: u64,
+    /// Which device a device node stands for; 0 for everything else.
+    pub device: u64,
     /// Last access.
     pub atime: Time,
     /// Last change of the content.
@@ -142,8 +155,11 @@ mod tests {
     #[test]
     fn numbers_of_lower_and_born_entries_never_meet() {
         assert_eq!(Ino::of_lower(NodeId(0)), Ino::ROOT);
-        assert_eq!(Ino::of_lower(NodeId(u32::MAX)).lower(), Some(NodeId(u32::MAX)));
+        let last = NodeId(TOO_MANY_NODES - 1);
+        assert_eq!(Ino::of_lower(last).lower(), Some(last));
         assert_eq!(Ino::of_born(0).lower(), None);
+        assert!(Ino::of_born((1 << 31) - 1).0 < 1 << 32);
+        assert_eq!(Ino::of_born(1 << 31), Ino((1 << 48) + (1 << 31)));
         assert_eq!(Ino(0).lower(), None);
         assert_eq!(Ino(1 << 40).lower(), None);
     }

@@ -122,10 +122,21 @@ fn by_fd_or_path<T>(
     }
 }
 
-/// Lists a directory with the marks of its entries.
+/// Opens a name. `O_NOATIME` is left out where it is refused: a file that was given away is not the daemon's.
+pub(crate) fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
+            rustix::fs::openat(dir, name, flags.difference(OFlags::NOATIME), Mode::empty())
+        }
+        opened => opened,
+    }
+}
+
+/// Lists a directory with the marks of its entries. That we read it is no access to it.
 pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let readable = rustix::fs::openat(dir, c".", flags, Mode::empty()).map_err(upper("open a directory"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
+    let readable = open(dir, c".", flags).map_err(upper("open a directory"))?;
     let mut out = Vec::new();
     for entry in rustix::fs::Dir::new(readable).map_err(upper("read a directory"))? {
         let entry = entry.map_err(upper("read a directory"))?;
@@ -184,16 +195,22 @@ pub(crate) fn write_mark(fd: BorrowedFd<'_>, mark: Mark) -> Result<()> {
 
 /// The permission bits that the mode attribute holds, if there is one.
 pub(crate) fn read_mode(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
-    let mut text = [0u8; 8];
-    match rustix::fs::getxattr(proc_fd(fd), MODE_XATTR, &mut text[..]) {
-        Ok(len) => {
-            let text = text.get(..len).and_then(|text| std::str::from_utf8(text).ok());
-            let mode = text.and_then(|text| u32::from_str_radix(text, 8).ok());
-            mode.filter(|mode| *mode <= 0o7777).map(Some).ok_or(Error::Damaged {
-                name: String::new(),
-                why: "its user.holofs.mode attribute is no octal mode",
-            })
-        }
+    let mut buffer = [0u8; 8];
+    let Some(text) = short_xattr(fd, MODE_XATTR, &mut buffer)? else { return Ok(None) };
+    let mode = std::str::from_utf8(text).ok().and_then(|text| u32::from_str_radix(text, 8).ok());
+    mode.filter(|mode| *mode <= 0o7777)
+        .map(Some)
+        .ok_or(Error::Damaged { name: String::new(), why: "its user.holofs.mode attribute is no octal mode" })
+}
+
+/// The value of one of our own attributes, read in one call; None when there is none.
+pub(crate) fn short_xattr<'b>(
+    fd: BorrowedFd<'_>,
+    name: &CStr,
+    buffer: &'b mut [u8],
+) -> Result<Option<&'b [u8]>> {
+    match rustix::fs::getxattr(proc_fd(fd), name, &mut *buffer) {
+        Ok(len) => Ok(buffer.get(..len)),
         Err(Errno::NODATA) => Ok(None),
         Err(errno) => Err(upper("getxattr")(errno)),
     }
@@ -204,7 +221,7 @@ fn needed(kind: Kind) -> u32 {
     match kind {
         Kind::Dir => 0o700,
         Kind::File | Kind::Symlink => 0o600,
-        Kind::Fifo | Kind::Socket => 0,
+        Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => 0,
     }
 }
 
@@ -379,7 +396,7 @@ pub(crate) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()
     Ok(())
 }
 
-/// The kind of a backing entry; devices are not supported.
+/// The kind of a backing entry.
 pub(crate) fn kind_of(file_type: FileType) -> Option<Kind> {
     match file_type {
         FileType::RegularFile => Some(Kind::File),
@@ -387,7 +404,9 @@ pub(crate) fn kind_of(file_type: FileType) -> Option<Kind> {
         FileType::Symlink => Some(Kind::Symlink),
         FileType::Fifo => Some(Kind::Fifo),
         FileType::Socket => Some(Kind::Socket),
-        FileType::CharacterDevice | FileType::BlockDevice | FileType::Unknown => None,
+        FileType::CharacterDevice => Some(Kind::CharDevice),
+        FileType::BlockDevice => Some(Kind::BlockDevice),
+        FileType::Unknown => None,
     }
 }
 
@@ -403,6 +422,7 @@ pub(crate) fn attr_of(stat: &Stat, ino: Ino, kind: Kind) -> Attr {
         gid: stat.st_gid,
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        device: if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { stat.st_rdev } else { 0 },
         atime: time(stat.st_atime, stat.st_atime_nsec),
         mtime: time(stat.st_mtime, stat.st_mtime_nsec),
         ctime: time(stat.st_ctime, stat.st_ctime_nsec),

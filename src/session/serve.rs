@@ -389,8 +389,12 @@ fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, Refl
         return Err(Error::NoReflink { path: state_dir.clone(), reason: reflink.reason });
     }
     let upper_error = |source| Error::Upper { path: state_dir.clone(), source };
-    let namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
+    let mut namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
         .map_err(upper_error)?;
+    // The kernel leaves it to whoever reads the bytes. A read-only filesystem renews no times either.
+    if plan.read_only || plan.options.iter().any(|option| option == "noatime") {
+        namespace = namespace.keeping_atime();
+    }
     Ok((Fs::new(namespace, materializer, space), reflink))
 }
 

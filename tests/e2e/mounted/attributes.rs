@@ -231,6 +231,64 @@ for_both_users! {
         assert_eq!(mtime("lib/deep"), MOTHER_TIME);
     }
 
+    fn times_before_the_epoch_keep_their_fraction() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        for (sec, nsec) in [(-1, 999_999_999), (-2, 500_000_000), (-86_400, 1), (-5, 0), (0, 1)] {
+            let time = rustix::fs::Timespec { tv_sec: sec, tv_nsec: nsec };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let path = mounted.at("readme.txt");
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).unwrap();
+            let stat = std::fs::metadata(&path).unwrap();
+            assert_eq!((stat.mtime(), stat.mtime_nsec()), (sec, nsec));
+            assert_eq!((stat.atime(), stat.atime_nsec()), (sec, nsec));
+        }
+    }
+
+    /// Numbers of 2^32 and more are EOVERFLOW to a 32-bit program without large file support.
+    fn new_files_have_numbers_that_32_bit_programs_can_read() {
+        use std::os::unix::fs::DirEntryExt;
+        let world = World::sample();
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), b"").unwrap();
+        std::fs::create_dir(mounted.at("made")).unwrap();
+        let numbers = |mounted: &crate::common::Mounted<'_>| [ino(mounted.at("new")), ino(mounted.at("made"))];
+        let before = numbers(&mounted);
+        assert!(before.iter().all(|number| *number < 1 << 32), "{before:?}");
+        for entry in std::fs::read_dir(mounted.path()).unwrap().map(Result::unwrap) {
+            assert_eq!(entry.ino(), ino(entry.path()));
+        }
+        assert_eq!(numbers(&mounted.remount()), before);
+    }
+
+    fn reading_renews_no_time_of_access_where_that_was_asked_for() {
+        let world = World::sample();
+        let mounted = world.mount_with("s", &["-o", "noatime"]);
+        let path = mounted.at("readme.txt");
+        std::fs::write(&path, b"changed").unwrap();
+        std::fs::create_dir(mounted.at("made")).unwrap();
+        for path in [&path, &mounted.at("made")] {
+            let time = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
+        }
+        let read = || {
+            assert_eq!(std::fs::read(&path).unwrap(), b"changed");
+            assert_eq!(std::fs::read_dir(mounted.at("made")).unwrap().count(), 0);
+        };
+        read();
+        assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1);
+        let upper = [mounted.upper("readme.txt"), mounted.upper("made")];
+        mounted.unmount();
+        let mounted = world.mount_with("s", &["--read-only"]);
+        assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"changed");
+        assert_eq!(std::fs::read_dir(mounted.at("made")).unwrap().count(), 0);
+        mounted.unmount();
+        for path in upper {
+            assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1, "{}", path.display());
+        }
+    }
+
     fn blocks_are_told() {
         let world = World::sample();
         let mounted = world.mount("s");

@@ -144,6 +144,67 @@ for_both_users! {
         assert_eq!(made.map(|_| ()), Err(Errno::NOENT));
     }
 
+    /// A name that was renamed away and back is behind the listing that met it.
+    fn a_listing_that_renames_what_it_meets_ends() {
+        let library = (0..500).fold(Library::new(), |library, n| library.file(&format!("d/lower-{n}"), b""));
+        let world = World::with(&library);
+        let mounted = world.mount("s");
+        let dir = mounted.at("d");
+        for n in 0..1500 {
+            std::fs::write(dir.join(format!("new-{n}")), b"").unwrap();
+        }
+        let mut met = BTreeSet::new();
+        for (count, entry) in std::fs::read_dir(&dir).unwrap().enumerate() {
+            assert!(count < 6000, "the listing goes on after three times the number of names");
+            let path = entry.unwrap().path();
+            std::fs::rename(&path, dir.join("aside")).unwrap();
+            std::fs::rename(dir.join("aside"), &path).unwrap();
+            met.insert(path);
+        }
+        met.remove(&dir.join("aside"));
+        assert_eq!(met.len(), 2000, "each name was met");
+        // As on ext4 a name that moves on may be met again, but not for ever.
+        let renamed = std::fs::read_dir(&dir).unwrap().take(100_000).map(Result::unwrap).map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            std::fs::rename(entry.path(), dir.join(format!("x{}", name.trim_start_matches('x')))).unwrap();
+        });
+        assert!(renamed.count() < 10_000);
+        assert_eq!(names(&dir).len(), 2000);
+        assert!(names(&dir).iter().all(|name| name.starts_with('x')));
+    }
+
+    /// What `tar` sees: a change below a directory is none of the directory, neither at once nor later.
+    fn a_change_below_leaves_the_directory() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let times = |mounted: &crate::common::Mounted<'_>, path: &str| {
+            let stat = std::fs::metadata(mounted.at(path)).unwrap();
+            (stat.ctime(), stat.ctime_nsec(), stat.mtime(), stat.mtime_nsec())
+        };
+        std::fs::write(mounted.at("new"), b"").unwrap();
+        std::fs::write(mounted.at("lib/new"), b"").unwrap();
+        let before = [times(&mounted, ""), times(&mounted, "lib"), times(&mounted, "lib/deep")];
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(mounted.at("lib/deep/other.txt"), b"changed").unwrap();
+        std::fs::write(mounted.at("lib/module.py"), b"changed").unwrap();
+        let after = |mounted: &crate::common::Mounted<'_>| {
+            drop((names(mounted.path()), names(&mounted.at("lib")), names(&mounted.at("lib/deep"))));
+            [times(mounted, ""), times(mounted, "lib"), times(mounted, "lib/deep")]
+        };
+        assert_eq!(after(&mounted), before);
+        let mounted = mounted.remount();
+        assert_eq!(after(&mounted), before);
+        // What is done to the directory itself shows.
+        std::fs::set_permissions(mounted.at("lib/deep"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        std::fs::write(mounted.at("lib/newer"), b"").unwrap();
+        std::fs::create_dir(mounted.at("lib/deep/er/made")).unwrap();
+        std::fs::rename(mounted.at("lib/deep/er"), mounted.at("lib/deep/re")).unwrap();
+        for path in ["lib/deep", "lib", "lib/deep/re"] {
+            assert!(times(&mounted, path) > before[0], "{path}");
+        }
+        assert_eq!(times(&mounted, ""), before[0]);
+    }
+
     /// setgid on a directory gives new entries its group.
     fn setgid_directory_is_inherited() {
         use std::os::unix::fs::PermissionsExt;

@@ -1,14 +1,15 @@
 //! Fifos, sockets and devices.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 
-use crate::common::{World, sh};
+use crate::common::as_user::is_root;
+use crate::common::{World, assert_errno, sh};
 
 for_both_users! {
     fn fifo() {
@@ -48,15 +49,43 @@ for_both_users! {
         std::fs::remove_file(mounted.at("sock")).unwrap();
     }
 
-    /// A whiteout on disk is a device; no user may make one through the mount and hide a file so.
-    fn device_nodes_are_refused() {
+    /// As on overlayfs: root can make them, and nobody can open them, since the mount is `nodev`.
+    fn device_nodes() {
         let world = World::sample();
         let mounted = world.mount("s");
-        for (kind, device) in [(FileType::CharacterDevice, 0), (FileType::CharacterDevice, 259), (FileType::BlockDevice, 0)] {
-            let made = rustix::fs::mknodat(CWD, mounted.at("device"), kind, Mode::RUSR, device);
-            assert!(matches!(made, Err(Errno::PERM | Errno::OPNOTSUPP)), "{kind:?} {device}: {made:?}");
+        let make = |name: &str, kind, device| {
+            let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+            rustix::fs::mknodat(CWD, mounted.at(name), kind, mode, device)
+        };
+        let device = rustix::fs::makedev(259, 70_000);
+        // A whiteout on disk is a device 0/0: no user may make one through the mount and hide a file so.
+        assert_eq!(make("whiteout", FileType::CharacterDevice, 0), Err(Errno::PERM));
+        if !is_root() {
+            assert_eq!(make("char", FileType::CharacterDevice, device), Err(Errno::PERM));
+            assert_eq!(make("block", FileType::BlockDevice, device), Err(Errno::PERM));
+            assert!(!mounted.at("char").exists());
+            return;
         }
-        assert!(!mounted.at("device").exists());
+        make("char", FileType::CharacterDevice, rustix::fs::makedev(1, 3)).unwrap();
+        make("block", FileType::BlockDevice, device).unwrap();
+        std::fs::hard_link(mounted.at("block"), mounted.at("lib/linked")).unwrap();
+        std::fs::set_permissions(mounted.at("block"), std::fs::Permissions::from_mode(0o4604)).unwrap();
+        std::os::unix::fs::chown(mounted.at("block"), Some(7), Some(8)).unwrap();
+        std::fs::rename(mounted.at("block"), mounted.at("lib/block")).unwrap();
+        let mounted = mounted.remount();
+        let (char, block) = (mounted.at("char"), mounted.at("lib/block"));
+        let stat = std::fs::metadata(&block).unwrap();
+        assert!(stat.file_type().is_block_device());
+        assert_eq!((stat.rdev(), stat.nlink(), stat.mode() & 0o777, stat.uid()), (device, 2, 0o604, 7));
+        assert_eq!(std::fs::metadata(mounted.at("lib/linked")).unwrap().ino(), stat.ino());
+        let listed = std::fs::read_dir(mounted.path()).unwrap().map(Result::unwrap);
+        let listed = listed.filter(|entry| entry.file_type().unwrap().is_char_device());
+        assert_eq!(listed.map(|entry| entry.file_name()).collect::<Vec<_>>(), ["char"]);
+        assert_eq!(std::fs::metadata(&char).unwrap().rdev(), rustix::fs::makedev(1, 3));
+        assert_errno(std::fs::read(&char), Errno::ACCESS);
+        std::fs::remove_file(&block).unwrap();
+        std::fs::remove_file(&char).unwrap();
+        assert_eq!(std::fs::metadata(mounted.at("lib/linked")).unwrap().nlink(), 1);
     }
 
     fn regular_file_by_mknod() {
