@@ -60,6 +60,13 @@ impl Fs {
         Self { namespace, materializer, space, settled: OnceLock::new() }
     }
 
+    /// Has every change wait until [`Fs::settled`] is called, as every sync does.
+    #[must_use]
+    pub fn until_recorded(mut self) -> Self {
+        self.namespace = self.namespace.until_recorded();
+        self
+    }
+
     /// The merged view: lookups, listings, and the operations on names.
     #[must_use]
     pub fn names(&self) -> &Namespace {
@@ -195,6 +202,7 @@ impl Fs {
                 Err(errno) => return Err(call("write")(errno)),
             }
         }
+        self.namespace.was_written(ino, &file);
         Ok(done)
     }
 
@@ -250,6 +258,7 @@ impl Fs {
     pub fn settled(&self, done: std::result::Result<(), Errno>) {
         // Told twice, the first time stands.
         self.settled.get_or_init(|| done);
+        self.namespace.is_recorded();
     }
 
     /// Makes what was written to an entry survive a loss of power.
@@ -259,11 +268,13 @@ impl Fs {
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
         (*self.settled.wait()).map_err(call("fsync"))?;
         let Some(file) = self.namespace.to_sync(ino)? else { return Ok(()) };
-        if data_only {
-            rustix::fs::fdatasync(&file).map_err(call("fdatasync"))
-        } else {
-            rustix::fs::fsync(&file).map_err(call("fsync"))
-        }
+        self.namespace.sync_by(ino, |attributes_matter| {
+            if data_only && !attributes_matter {
+                rustix::fs::fdatasync(&file).map_err(call("fdatasync"))
+            } else {
+                rustix::fs::fsync(&file).map_err(call("fsync"))
+            }
+        })
     }
 
     /// Space and inodes of the filesystem that changes go to.

@@ -15,6 +15,7 @@ pub(crate) mod look;
 pub mod name;
 pub mod profile;
 pub mod record;
+pub mod stamp;
 pub mod stream;
 
 use std::path::PathBuf;

@@ -29,6 +29,7 @@ use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::profile::Touched;
+use crate::library::stamp::Stamp;
 use crate::library::stream::Filling;
 use crate::sys::{fd, plain};
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
@@ -36,7 +37,6 @@ use relocate::{Names, RelocateError};
 use staging::{Staged, Staging};
 
 pub use crate::library::MOTHER_TIME;
-pub use crate::library::cache::set_mother_time;
 
 /// Files up to this many bytes are served from memory, and copied rather than cached and cloned: below it a
 /// cache file would cost more (an inode, a rename, a verification) than decompressing again.
@@ -525,8 +525,9 @@ impl Materializer {
             return Ok(file);
         }
         let copy = self.patched_copy(node, lower)?;
-        // The time is the mark of a whole, unharmed file: any later write would change it.
-        set_mother_time(&copy.file).map_err(os("set times"))?;
+        // The time is the mark of a whole, unharmed file: any later write would change it. There is no digest of the
+        // patched bytes, so after a restart of the machine the file is made again.
+        Stamp::ThisRun.set(&copy.file).map_err(os("set times"))?;
         copy.staged.publish(self.relocated.as_fd(), &name).map_err(os("publish a relocated file"))?;
         self.counters.relocated.fetch_add(1, Ordering::Relaxed);
         Ok(copy.file)
@@ -545,7 +546,8 @@ impl Materializer {
         Ok(Some(PrivateCopy { file, staged: self.staging.adopt(staged_name, false) }))
     }
 
-    /// A backing file kept from before, when it is what was written: same size, untouched time. A bad one goes.
+    /// A backing file kept from before, when it is what was written: same size, and a time of this run of the machine. Another one
+    /// goes.
     fn kept(&self, name: &CString, lower: &LowerFile<'_>, access: OFlags) -> Result<Option<File>, Errno> {
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = match rustix::fs::openat(&self.relocated, name, flags, Mode::empty()) {
@@ -555,11 +557,13 @@ impl Materializer {
         };
         let stat = rustix::fs::fstat(&file)?;
         let good = u64::try_from(stat.st_size) == Ok(lower.size)
-            && (stat.st_mtime, stat.st_mtime_nsec) == (MOTHER_TIME, 0);
+            && Stamp::read(stat.st_mtime, stat.st_mtime_nsec as i64) == Some(Stamp::ThisRun);
         if good {
             return Ok(Some(file));
         }
-        tracing::warn!(?name, "a kept relocated file was changed from outside; making it again");
+        if !Stamp::was_one(stat.st_mtime, stat.st_mtime_nsec as i64) {
+            tracing::warn!(?name, "a kept relocated file was changed from outside; making it again");
+        }
         rustix::fs::unlinkat(&self.relocated, name, AtFlags::empty())?;
         Ok(None)
     }

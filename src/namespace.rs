@@ -31,6 +31,7 @@ pub mod error;
 pub(crate) mod read;
 pub(crate) mod rename;
 mod setattr;
+mod settle;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ pub(crate) mod upper;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags};
@@ -51,6 +52,7 @@ use crate::materialize::staging::Staging;
 use ctime::Kept;
 use dir::{DirState, Entry, Present};
 use error::{Error, Result, upper as call};
+use settle::Unsettled;
 use table::{Backing, Node, Table, let_go};
 use types::{Ino, Kind, TOO_MANY_NODES};
 use upper::{Mark, What};
@@ -82,6 +84,9 @@ pub struct Namespace {
     keeps_atime: bool,
     /// Held by every rename and rmdir: the first lock in the order.
     renames: Mutex<()>,
+    unsettled: Unsettled,
+    /// Set when the space's own record survives a loss of power: no change comes before it.
+    recorded: OnceLock<()>,
 }
 
 /// What stands at a number.
@@ -132,7 +137,32 @@ impl Namespace {
         });
         table.keep_open(Ino::ROOT, &root);
         let renames = Mutex::new(());
-        Ok(Self { index, materializer, staging, root, owner, table, keeps_atime: false, renames })
+        let (unsettled, recorded) = (Unsettled::default(), OnceLock::from(()));
+        let keeps_atime = false;
+        Ok(Self {
+            index,
+            materializer,
+            staging,
+            root,
+            owner,
+            table,
+            keeps_atime,
+            renames,
+            unsettled,
+            recorded,
+        })
+    }
+
+    /// Has every change wait until [`Namespace::is_recorded`] is called.
+    #[must_use]
+    pub fn until_recorded(mut self) -> Self {
+        self.recorded = OnceLock::new();
+        self
+    }
+
+    /// Lets changes go on: the record of what they are changes of is safe, or never will be.
+    pub fn is_recorded(&self) {
+        self.recorded.get_or_init(|| ());
     }
 
     /// From now on reading leaves times of access as they are.
@@ -219,6 +249,17 @@ impl Namespace {
                         // backing directory, which a create must replace and an rmdir must remove.
                         What::Whiteout => Entry::Whiteout,
                         What::Damaged => Entry::Damaged,
+                        What::Entry { file_type, mark: Some(Mark::Emptied(origin, boot)), backing_ino } => {
+                            let mark = self.emptied(dir.as_fd(), &listed.name, origin, boot)?;
+                            let entry = self.understand(&listed.name, file_type, Some(mark), backing_ino)?;
+                            if let (Mark::Data(_), Entry::Present(present)) = (mark, entry) {
+                                self.was_emptied(
+                                    &self.entry_node(node, &listed.name, present, 0),
+                                    Some(origin),
+                                );
+                            }
+                            entry
+                        }
                         What::Entry { file_type, mark, backing_ino } => {
                             self.understand(&listed.name, file_type, mark, backing_ino)?
                         }
@@ -257,7 +298,9 @@ impl Namespace {
         let lower_kind = kind_of_lower(&self.index.node(origin)?);
         let (fits, kind, meta) = match mark {
             Mark::Dir(_) => (lower_kind == Kind::Dir && kind == Kind::Dir, Kind::Dir, false),
-            Mark::Data(_) => (lower_kind == Kind::File && kind == Kind::File, Kind::File, false),
+            Mark::Data(_) | Mark::Emptied(..) => {
+                (lower_kind == Kind::File && kind == Kind::File, Kind::File, false)
+            }
             Mark::Meta(_) => (lower_kind != Kind::Dir && kind == Kind::File, lower_kind, true),
         };
         if !fits {

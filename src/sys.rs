@@ -1,12 +1,14 @@
 //! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings, ioctls and mountinfo.
 
 pub mod backing;
+pub mod boot;
 pub mod busy_poll;
 pub mod fd;
 pub mod fuse_mount;
 pub mod guarded;
 pub mod map;
 pub mod mountinfo;
+pub mod order;
 pub mod process;
 pub mod surroundings;
 pub mod thread;

@@ -468,3 +468,81 @@ fn a_directory_is_removed_in_which_a_crash_left_a_whiteout() {
     assert_eq!(world.list("target"), [""; 0]);
     assert_eq!(refused(world.find("source")), Errno::NOENT);
 }
+
+/// The mark of an upper entry.
+fn mark_of(path: &std::path::Path) -> String {
+    let mut text = [0u8; 64];
+    let n = rustix::fs::lgetxattr(path, "user.holofs.entry", &mut text[..]).unwrap();
+    String::from_utf8(text[..n].to_vec()).unwrap()
+}
+
+fn empty(world: &World, path: &str) {
+    let change = SetAttr { size: Some(0), ..SetAttr::default() };
+    world.fs.names().setattr(world.ino(path), &change).unwrap();
+}
+
+#[test]
+fn an_emptied_file_says_in_which_run_until_it_is_settled() {
+    let world = World::usual();
+    empty(&world, "lib/a.txt");
+    let path = world.upper("lib/a.txt");
+    let plain = mark_of(&path).split('@').next().unwrap().to_owned();
+    assert!(mark_of(&path).contains('@'), "{}", mark_of(&path));
+    assert_eq!(world.read("lib/a.txt"), b"");
+    // The daemon was killed, the machine was not: it was emptied.
+    let world = world.remount();
+    assert_eq!(world.read("lib/a.txt"), b"");
+    world.fs.names().settle(std::time::Duration::ZERO);
+    assert_eq!(mark_of(&path), plain);
+    // A sync settles as well.
+    empty(&world, "lib/b.txt");
+    assert!(mark_of(&world.upper("lib/b.txt")).contains('@'));
+    world.fs.settled(Ok(()));
+    world.fs.sync(world.ino("lib/b.txt"), true).unwrap();
+    assert!(!mark_of(&world.upper("lib/b.txt")).contains('@'));
+}
+
+#[test]
+fn an_emptied_file_of_an_earlier_run_that_is_still_empty_was_never_emptied() {
+    let world = World::usual();
+    let another_run = |path: &std::path::Path| {
+        let mark = mark_of(path);
+        let (node, run) = mark.split_once('@').unwrap();
+        let other = u32::from_str_radix(run, 16).unwrap().wrapping_add(1);
+        let value = format!("{node}@{other:08x}");
+        rustix::fs::setxattr(path, "user.holofs.entry", value.as_bytes(), rustix::fs::XattrFlags::empty())
+            .unwrap();
+    };
+    empty(&world, "lib/a.txt");
+    empty(&world, "lib/b.txt");
+    let before = world.ino("lib/a.txt");
+    world.fs.write(world.ino("lib/b.txt"), 0, b"new\n").unwrap();
+    another_run(&world.upper("lib/a.txt"));
+    another_run(&world.upper("lib/b.txt"));
+    let world = world.remount();
+    assert_eq!(world.read("lib/a.txt"), b"hello\n");
+    assert_eq!(world.find("lib/a.txt").unwrap().mtime.sec, MOTHER_TIME);
+    assert_eq!(world.ino("lib/a.txt"), before);
+    assert_eq!(world.read("lib/b.txt"), b"new\n", "bytes that are there are believed");
+    for path in ["lib/a.txt", "lib/b.txt"] {
+        assert!(!mark_of(&world.upper(path)).contains('@'), "{path}");
+        // It is an ordinary entry from then on.
+        empty(&world, path);
+        let world = &world;
+        assert_eq!(world.read(path), b"");
+    }
+}
+
+#[test]
+fn changes_wait_for_the_record_of_the_space() {
+    let mut world = World::usual();
+    world.fs = world.fs.until_recorded();
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| world.fs.names().make(Ino::ROOT, b"new", Make::File(0o644), caller()));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!made.is_finished() && world.upper_files().is_empty());
+        assert_eq!(world.read("lib/a.txt"), b"hello\n", "reading waits for nothing");
+        world.fs.settled(Ok(()));
+        made.join().unwrap().unwrap();
+    });
+}

@@ -7,17 +7,20 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+
+use crate::sys::order::Order;
 
 /// The `work` directory of a mounted space.
 #[derive(Debug)]
 pub struct Staging {
     dir: Arc<OwnedFd>,
     next: AtomicU64,
+    order: OnceLock<Order>,
 }
 
 /// Something staged and not yet visible.
@@ -33,7 +36,15 @@ impl Staging {
     /// Takes the directory; the caller holds the space's lock, so that nobody else stages here.
     #[must_use]
     pub fn new(dir: OwnedFd) -> Self {
-        Self { dir: Arc::new(dir), next: AtomicU64::new(0) }
+        Self { dir: Arc::new(dir), next: AtomicU64::new(0), order: OnceLock::new() }
+    }
+
+    /// Has the bytes of a file on this filesystem survive before the name that it is given next.
+    ///
+    /// # Errors
+    /// Those of writing to the disk.
+    pub fn write_out(&self, file: &impl AsFd) -> Result<(), Errno> {
+        self.order.get_or_init(|| Order::of(&self.dir)).write_out(file)
     }
 
     /// The directory itself, as a source or target of renames.

@@ -2,7 +2,8 @@
 //!
 //! The bytes are made (by `materialize`) before any directory is locked; only the last rename, which makes the
 //! counterpart visible, happens under the lock of its directory. The directory itself does not change for a
-//! reader when a file in it is copied up, so its times are put back.
+//! reader when a file in it is copied up, so its times are put back. The library's bytes are out before the copy gets
+//! its name: after a loss of power a file has its old bytes or its new ones (`settle` has the rest of that).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::types::{Ino, Kind, SetAttr, SetTime};
 use super::upper::{self, Mark};
 use super::{Namespace, View};
 use crate::materialize::staging::Staged;
+use crate::sys::boot;
 
 /// How much of a file is to be in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,7 +103,9 @@ impl Namespace {
         let (file, staged, mark) = match how {
             How::Data(len) => {
                 let copy = self.materializer.private_copy(lower, len)?;
-                (copy.file, copy.staged, Mark::Data(lower))
+                let emptied = len == 0 && base.size > 0;
+                let mark = if emptied { Mark::Emptied(lower, boot::this()) } else { Mark::Data(lower) };
+                (copy.file, copy.staged, mark)
             }
             How::Meta => {
                 let (file, staged) = self.staging.file().map_err(call("create a staging file"))?;
@@ -121,8 +125,14 @@ impl Namespace {
         let mtime = change.mtime.or(change.size.map(|_| SetTime::Now)).unwrap_or(SetTime::At(base.mtime));
         upper::write_times(file.as_fd(), Some(change.atime.unwrap_or(SetTime::At(base.atime))), Some(mtime))?;
         let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
+        if matches!(mark, Mark::Data(_)) && stat.st_size > 0 {
+            self.staging.write_out(&file).map_err(call("write out"))?;
+        }
         self.publish(node, file.into(), staged, &stat, mark)?;
         node.state.lock().mode = Some(held);
+        if matches!(mark, Mark::Emptied(..)) {
+            self.was_emptied(node, Some(lower));
+        }
         Ok(())
     }
 
@@ -181,6 +191,8 @@ impl Namespace {
 
     /// Makes sure that a directory has its counterpart in the upper, and so all the directories above it.
     pub(super) fn upper_dir(&self, ino: Ino) -> Result<Arc<Node>> {
+        // Every change of the upper comes by here, and is one of what the record says.
+        self.recorded.wait();
         let node = self.node(ino)?;
         must_be_dir(&node)?;
         if node.backing() == Backing::Upper {

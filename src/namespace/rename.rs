@@ -65,6 +65,10 @@ impl Namespace {
         mode: RenameMode,
     ) -> Result<()> {
         let (name, new_name) = (c_name(name)?, c_name(new_name)?);
+        self.write_out_what_replaces((parent, &name), (new_parent, &new_name));
+        if mode == RenameMode::Exchange {
+            self.write_out_what_replaces((new_parent, &new_name), (parent, &name));
+        }
         let _renames = self.renames.lock();
         let source = self.must_show(parent, &name)?;
         let target = match self.must_show(new_parent, &new_name) {

@@ -96,6 +96,9 @@ impl Namespace {
         }
         let Some(size) = change.size else { return Ok(()) };
         rustix::fs::ftruncate(fd, size).map_err(call("truncate"))?;
+        if size == 0 {
+            self.was_emptied(node, None);
+        }
         if change.mtime.is_some()
             && let Err(error) = upper::write_times(fd.as_fd(), times.0, times.1)
         {

@@ -9,6 +9,8 @@
 //!   `data`: the bytes are here. `meta`: only the attributes are; the bytes, or the link text, are the lower's.
 //!   `dir`: the directory merges with lower directory N, wherever it now stands. No mark: born here; a directory
 //!   without a mark is opaque.
+//!   `data:N@BOOT`: as `data:N`, but begun as an empty file in this run of the machine, and its bytes may not be on
+//!   the disk (see `settle`).
 //! * `user.holofs.mode` = the permission bits in octal, when they lack what the daemon itself needs to reach the
 //!   file (owner read and write, and search for directories). The backing entry then has those bits as well.
 
@@ -22,6 +24,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result, upper};
 use super::types::{Attr, Ino, Kind, SetTime, Time};
 use crate::library::index::NodeId;
+use crate::sys::boot::Boot;
 
 /// The attribute that holds a [`Mark`].
 pub(crate) const ENTRY_XATTR: &CStr = c"user.holofs.entry";
@@ -35,6 +38,8 @@ pub(crate) const OWN_XATTRS: &[u8] = b"user.holofs.";
 pub(crate) enum Mark {
     /// A file whose bytes are here.
     Data(NodeId),
+    /// The same, emptied in this run of the machine and not known to be on the disk.
+    Emptied(NodeId, Boot),
     /// A file or link whose bytes or text are still the lower's.
     Meta(NodeId),
     /// A directory that merges with a lower one.
@@ -46,13 +51,14 @@ impl Mark {
     #[must_use]
     pub(crate) fn origin(self) -> NodeId {
         match self {
-            Self::Data(node) | Self::Meta(node) | Self::Dir(node) => node,
+            Self::Data(node) | Self::Emptied(node, _) | Self::Meta(node) | Self::Dir(node) => node,
         }
     }
 
     fn text(self) -> String {
         match self {
             Self::Data(node) => format!("data:{}", node.0),
+            Self::Emptied(node, boot) => format!("data:{}@{:08x}", node.0, boot.0),
             Self::Meta(node) => format!("meta:{}", node.0),
             Self::Dir(node) => format!("dir:{}", node.0),
         }
@@ -60,6 +66,10 @@ impl Mark {
 
     fn parse(text: &[u8]) -> Option<Self> {
         let (kind, number) = std::str::from_utf8(text).ok()?.split_once(':')?;
+        if let Some((number, boot)) = number.split_once('@') {
+            let boot = u32::from_str_radix(boot, 16).ok()?;
+            return (kind == "data").then_some(Self::Emptied(NodeId(number.parse().ok()?), Boot(boot)));
+        }
         let node = NodeId(number.parse().ok()?);
         match kind {
             "data" => Some(Self::Data(node)),
@@ -440,10 +450,26 @@ mod tests {
 
     #[test]
     fn marks_read_as_they_were_written() {
-        for mark in [Mark::Data(NodeId(0)), Mark::Meta(NodeId(7)), Mark::Dir(NodeId(u32::MAX))] {
+        for mark in [
+            Mark::Data(NodeId(0)),
+            Mark::Meta(NodeId(7)),
+            Mark::Dir(NodeId(u32::MAX)),
+            Mark::Emptied(NodeId(u32::MAX), Boot(u32::MAX)),
+            Mark::Emptied(NodeId(1), Boot(0)),
+        ] {
             assert_eq!(Mark::parse(mark.text().as_bytes()), Some(mark));
         }
-        for bad in [&b"data"[..], b"data:", b"data:-1", b"data:4294967296", b"x:1", b"\xff:1", b""] {
+        for bad in [
+            &b"data"[..],
+            b"data:",
+            b"data:-1",
+            b"data:4294967296",
+            b"x:1",
+            b"\xff:1",
+            b"",
+            b"meta:1@1",
+            b"data:1@",
+        ] {
             assert_eq!(Mark::parse(bad), None);
         }
     }

@@ -252,10 +252,16 @@ impl Serving<'_> {
                 prefetcher.finish();
             };
             let started = std::thread::Builder::new().name("housekeeping".into()).spawn_scoped(scope, chores);
+            let settling = || fs.names().keep_settling();
+            let settler = std::thread::Builder::new().name("settle".into()).spawn_scoped(scope, settling);
+            if let Err(error) = settler {
+                tracing::warn!(%error, "what is emptied is written out when the mount ends");
+            }
             if started.is_ok() {
                 end_on_signal(&mut signals, &plan.state_dir);
             }
             drop(stop);
+            fs.names().end_settling();
             started.err()
         });
         if let Some(error) = alone {
@@ -270,6 +276,7 @@ impl Serving<'_> {
             Err(_) => tracing::error!("the thread that waits for the loops panicked"),
         }
         undo_what_is_left(plan);
+        fs.names().settle(Duration::ZERO);
         finish(plan, claim.state())
     }
 }
@@ -395,7 +402,7 @@ fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, Refl
     if plan.read_only || plan.options.iter().any(|option| option == "noatime") {
         namespace = namespace.keeping_atime();
     }
-    Ok((Fs::new(namespace, materializer, space), reflink))
+    Ok((Fs::new(namespace, materializer, space).until_recorded(), reflink))
 }
 
 fn names(index: &Index, identity: &str) -> Result<Names, Error> {

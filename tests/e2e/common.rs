@@ -7,6 +7,7 @@ pub mod image;
 pub mod library;
 pub mod manifest;
 pub mod mount;
+pub mod power;
 pub mod random;
 pub mod rcc;
 pub mod world;

@@ -24,6 +24,7 @@ mod mounted;
 mod neighbours;
 mod parity;
 mod passthrough;
+mod power;
 mod record;
 mod reflink;
 mod surroundings;

@@ -53,9 +53,22 @@ impl Drop for Image {
         if !clean {
             umount(&["-l"]);
         }
-        let loops = Command::new("losetup").arg("-j").arg(&self.file).output();
-        let left =
-            loops.map_or_else(|error| error.to_string(), |out| String::from_utf8_lossy(&out.stdout).into());
+        let loops = || {
+            let out = Command::new("losetup").arg("-j").arg(&self.file).output();
+            out.map_or_else(
+                |error| error.to_string(),
+                |out| String::from_utf8_lossy(&out.stdout).into_owned(),
+            )
+        };
+        // The mount namespace of another test may hold a copy of our mount for as long as it lives.
+        let mut left = loops();
+        for _ in 0..1000 {
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            left = loops();
+        }
         if let Some(device) = left.split(':').next().filter(|device| device.starts_with("/dev/")) {
             drop(Command::new("losetup").arg("-d").arg(device).output());
         }

@@ -1,0 +1,138 @@
+//! Loss of power: a disk whose content at any instant can be looked at after a restart of the machine.
+//!
+//! The filesystem under test lies in a file on an XFS that can share extents, behind a loop device with direct I/O: the
+//! file holds what the "disk" was given, and nothing that is only in the page cache. [`Disk::cut`] clones that file, in
+//! one step, while whatever runs goes on; [`Cut::restart`] mounts the clone where the disk was, in a mount namespace of
+//! its own and under another boot id, and runs a shell script there. What the device itself would lose from a volatile
+//! cache is not simulated: filesystems flush that when they commit.
+//!
+//! For a soak: make a [`Disk`], put a `World` on it (`World::at(disk.path())`), let threads work, and call
+//! [`Disk::commit`] and [`Disk::cut`] as often as wanted. `power::cuts()` says how many the tests make.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::image::Image;
+use super::world::{Done, finish};
+use super::{World, sh};
+
+/// How many cuts a test makes in each of its parts: `HOLOFS_TEST_CUTS`, else three.
+pub fn cuts() -> usize {
+    std::env::var("HOLOFS_TEST_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+}
+
+/// A filesystem that can lose its power.
+#[derive(Debug)]
+pub struct Disk {
+    kind: &'static str,
+    mountpoint: PathBuf,
+    device: String,
+    cuts: AtomicUsize,
+    /// Below all the rest, so dropped last.
+    outer: Image,
+}
+
+/// What a disk held at one instant.
+#[derive(Debug)]
+pub struct Cut<'d> {
+    disk: &'d Disk,
+    file: PathBuf,
+    restarts: AtomicUsize,
+}
+
+impl Disk {
+    /// A filesystem of this kind, of 400 megabytes.
+    #[track_caller]
+    pub fn new(kind: &'static str) -> Self {
+        let outer = Image::new("xfs", 4000);
+        let (file, mountpoint) = (outer.path().join("disk"), outer.path().join("mnt"));
+        std::fs::File::create(&file).unwrap().set_len(400 << 20).unwrap();
+        std::fs::create_dir(&mountpoint).unwrap();
+        sh(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&file));
+        let device = sh(Command::new("losetup").args(["--direct-io=on", "--find", "--show"]).arg(&file));
+        let device = device.trim().to_owned();
+        let disk = Self { kind, mountpoint, device, cuts: AtomicUsize::new(0), outer };
+        sh(Command::new("mount").arg(&disk.device).arg(&disk.mountpoint));
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Has all that was written reach the disk.
+    pub fn settle(&self) {
+        sh(Command::new("sync").arg("-f").arg(&self.mountpoint));
+    }
+
+    /// Has the journal committed, as it is every few seconds, by syncing a file of no interest. Other files' bytes are
+    /// left where they are.
+    pub fn commit(&self) {
+        let number = self.cuts.load(Ordering::Relaxed);
+        let path = self.mountpoint.join("commit");
+        std::fs::write(&path, number.to_string()).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    }
+
+    /// Takes what the disk holds now.
+    pub fn cut(&self) -> Cut<'_> {
+        let number = self.cuts.fetch_add(1, Ordering::Relaxed);
+        let file = self.outer.path().join(format!("cut.{number}"));
+        sh(Command::new("cp").arg("--reflink=always").arg(self.outer.path().join("disk")).arg(&file));
+        Cut { disk: self, file, restarts: AtomicUsize::new(0) }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = (0..200).any(|_| {
+            let done = Command::new("umount").arg(&self.mountpoint).output();
+            let done = done.is_ok_and(|out| out.status.success());
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            done
+        });
+        if !unmounted {
+            drop(Command::new("umount").arg("-l").arg(&self.mountpoint).output());
+        }
+        drop(Command::new("losetup").arg("-d").arg(&self.device).output());
+        if !std::thread::panicking() {
+            assert!(unmounted, "still in use: {}", self.mountpoint.display());
+        }
+    }
+}
+
+impl Cut<'_> {
+    /// Runs a shell script as after a restart: the world is the one on the disk, as the disk held it, and the machine
+    /// runs anew. The script must unmount what it mounts. A further restart of the same cut is a further run.
+    pub fn restart(&self, world: &World, script: &str) -> Done {
+        let number = self.restarts.fetch_add(1, Ordering::Relaxed);
+        let boot = self.file.with_extension(format!("boot{number}"));
+        let id = format!("{:08x}-0000-4000-8000-000000000000\n", 0xb007_0000_u32 + number as u32);
+        std::fs::write(&boot, id).unwrap();
+        let options = if self.disk.kind == "xfs" { "loop,nouuid" } else { "loop" };
+        let before = "set -eu
+            for live in \"$4\"/*; do umount -l \"$live\" 2>/dev/null || :; done
+            mount -o \"$1\" \"$2\" \"$3\"
+            mount --bind \"$5\" /proc/sys/kernel/random/boot_id
+            holofs=$6 home=$7
+            finish() { for live in \"$home\"/holotree/*; do mountpoint -q \"$live\" && umount -l \"$live\" || :; done; }
+            trap finish EXIT
+            ";
+        let mut command = world.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command.arg(format!("{before}\n{script}")).arg("restart").arg(options).arg(&self.file);
+        command.arg(&self.disk.mountpoint).arg(world.base()).arg(&boot);
+        command.arg(world.holofs().get_program()).arg(world.home());
+        finish(&mut command)
+    }
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.file));
+    }
+}

@@ -1,0 +1,327 @@
+//! What a loss of power leaves: each file has its old bytes or its new ones, a synced change is there, and the space
+//! mounts. The disks are images, so these tests need root.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::common::as_user::is_root;
+use crate::common::library::{STAGE, hex, pattern};
+use crate::common::power::{Cut, Disk, cuts};
+use crate::common::{Library, Mounted, World};
+
+/// Whether images can be made here. They must be, where it is said to be CI.
+fn may_mount() -> bool {
+    if !is_root() {
+        assert!(std::env::var_os("CI").is_none(), "these tests need root");
+        eprintln!("not run: needs root");
+    }
+    is_root()
+}
+
+/// Which bytes a path may have, by their SHA-256.
+type Allowed = BTreeMap<String, Vec<String>>;
+
+fn sum(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// In how many ways a file is changed first.
+const WAYS: usize = 6;
+
+/// A library file's old bytes.
+fn old(n: usize) -> Vec<u8> {
+    match n % WAYS {
+        // Relocated, small and large.
+        4 => format!("#!/x/{STAGE}/bin/sh\n# file {n}\n").into_bytes(),
+        5 => {
+            let mut bytes = pattern(200_000 + n);
+            bytes[5000..5000 + STAGE.len()].copy_from_slice(STAGE.as_bytes());
+            bytes
+        }
+        _ => format!("file {n}, as the library has it; {}\n", "x".repeat(900)).into_bytes(),
+    }
+}
+
+fn library(files: usize, raw: bool) -> Library {
+    let library = (0..files).fold(Library::new(), |library, n| library.file(&format!("lib/f{n}"), &old(n)));
+    if raw { library.raw() } else { library }
+}
+
+/// The bytes as the space shows them.
+fn shown(bytes: &[u8], identity: &str) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let at = bytes.windows(STAGE.len()).position(|window| window == STAGE.as_bytes());
+    if let Some(at) = at {
+        bytes[at..at + STAGE.len()].copy_from_slice(identity.as_bytes());
+    }
+    bytes
+}
+
+/// Changes a file for the first time, in one of the ways of programs, without a sync. Returns its new bytes.
+fn change(root: &Path, n: usize, identity: &str) -> Vec<u8> {
+    let path = root.join(format!("lib/f{n}"));
+    let mut new = shown(&old(n), identity);
+    match n % WAYS {
+        // Written anew, as a shell's `>` does.
+        0 => {
+            new = format!("file {n} is new\n").into_bytes();
+            std::fs::write(&path, &new).unwrap();
+        }
+        // Replaced by another, as editors do.
+        1 => {
+            new = format!("file {n} is another file\n").into_bytes();
+            let temporary = root.join(format!("lib/.f{n}.tmp"));
+            std::fs::write(&temporary, &new).unwrap();
+            std::fs::rename(&temporary, &path).unwrap();
+        }
+        // Appended to.
+        2 => {
+            use std::io::Write;
+            new.extend_from_slice(b"one more line\n");
+            File::options().append(true).open(&path).unwrap().write_all(b"one more line\n").unwrap();
+        }
+        // Patched in place.
+        _ => {
+            new[..7].copy_from_slice(b"PATCHED");
+            File::options().write(true).open(&path).unwrap().write_all_at(b"PATCHED", 0).unwrap();
+        }
+    }
+    new
+}
+
+/// Mounts after a cut and compares every file; twice, since what the first mount repairs or trusts the second meets.
+#[track_caller]
+fn check(world: &World, cut: &Cut<'_>, space: &str, allowed: &Allowed, what: &str) {
+    let paths: Vec<&str> = allowed.keys().map(String::as_str).collect();
+    let script = format!(
+        "m=$(\"$holofs\" mount \"$home\" {space})
+         cd \"$m\"; sha256sum -- {} || :
+         cd /; \"$holofs\" unmount \"$m\" >&2",
+        paths.join(" ")
+    );
+    for round in 1..=2 {
+        let done = cut.restart(world, &script);
+        assert_eq!(done.code, 0, "{what}, mount {round}: {done:?}");
+        let found: BTreeMap<&str, &str> = done
+            .stdout
+            .lines()
+            .filter_map(|line| line.split_once("  "))
+            .map(|(sum, path)| (path, sum))
+            .collect();
+        let mut wrong = Vec::new();
+        for (path, sums) in allowed {
+            match found.get(path.as_str()) {
+                Some(sum) if sums.iter().any(|allowed| allowed == sum) => {}
+                Some(sum) if *sum == self::sum(b"") => wrong.push(format!("{path} is EMPTY")),
+                Some(_) => wrong.push(format!("{path} has bytes that it never had")),
+                None => wrong.push(format!("{path} cannot be read")),
+            }
+        }
+        assert!(wrong.is_empty(), "{what}, mount {round}: {wrong:#?}\n{}", done.stderr);
+    }
+}
+
+fn unchanged(files: usize, identity: &str) -> Allowed {
+    (0..files).map(|n| (format!("lib/f{n}"), vec![sum(&shown(&old(n), identity))])).collect()
+}
+
+fn world_on(disk: &Disk, library: &Library) -> World {
+    let world = World::at(disk.path());
+    world.add(library);
+    disk.settle();
+    world
+}
+
+/// What an append leaves on a plain ext4 when the power goes before the bytes are out, which nothing here can know of:
+/// the length is in the journal, and the file ends in zeros. [`appends_on_a_plain_directory`] shows it.
+fn appended_zeros(old: &[u8]) -> Vec<u8> {
+    [old, &[0; 14]].concat()
+}
+
+/// Files are changed for the first time; the journal is committed, as it is every few seconds; the power goes.
+fn first_changes(kind: &'static str, raw: bool) {
+    if !may_mount() {
+        return;
+    }
+    let files = cuts() * WAYS * 2;
+    let disk = Disk::new(kind);
+    let world = world_on(&disk, &library(files, raw));
+    let mounted = world.mount("s");
+    let identity = mounted.identity().to_owned();
+    let mut allowed = unchanged(files, &identity);
+    for round in 0..cuts() {
+        let from = round * WAYS * 2;
+        for n in from..from + WAYS * 2 {
+            let new = change(mounted.path(), n, &identity);
+            let path = format!("lib/f{n}");
+            let sums = allowed.get_mut(&path).unwrap();
+            sums.push(sum(&new));
+            if kind == "ext4" && n % WAYS == 2 {
+                sums.push(sum(&appended_zeros(&old(n))));
+            }
+            // Some cuts come at once after a change, and some later.
+            if n == from + WAYS {
+                disk.commit();
+            }
+        }
+        disk.commit();
+        check(&world, &disk.cut(), "s", &allowed, &format!("{kind}, cut {round}"));
+    }
+}
+
+/// Were it otherwise, [`first_changes`] would have to be stricter.
+#[test]
+fn appends_on_a_plain_directory() {
+    if !may_mount() {
+        return;
+    }
+    use std::io::Write;
+    let disk = Disk::new("ext4");
+    let world = World::at(disk.path());
+    let path = disk.path().join("plain");
+    std::fs::write(&path, old(0)).unwrap();
+    disk.settle();
+    File::options().append(true).open(&path).unwrap().write_all(b"one more line\n").unwrap();
+    disk.commit();
+    let done = disk.cut().restart(&world, "sha256sum \"$3\"/plain");
+    assert!(done.stdout.starts_with(&sum(&appended_zeros(&old(0)))), "{done:?}");
+}
+
+#[test]
+fn first_changes_on_ext4() {
+    first_changes("ext4", false);
+}
+
+#[test]
+fn first_changes_on_xfs() {
+    first_changes("xfs", false);
+}
+
+#[test]
+fn first_changes_of_a_raw_library_on_xfs() {
+    first_changes("xfs", true);
+}
+
+/// What was only read is read again: copies of blobs and patched files that did not reach the disk are not believed.
+fn only_read(kind: &'static str, raw: bool) {
+    if !may_mount() {
+        return;
+    }
+    let files = WAYS * 4;
+    let disk = Disk::new(kind);
+    let world = world_on(&disk, &library(files, raw).file("lib/f0", &pattern(3_000_000)));
+    let mounted = world.mount("s");
+    let mut allowed = unchanged(files, mounted.identity());
+    allowed.insert("lib/f0".into(), vec![sum(&pattern(3_000_000))]);
+    for n in 0..files {
+        std::fs::read(mounted.at(format!("lib/f{n}"))).unwrap();
+    }
+    disk.commit();
+    check(&world, &disk.cut(), "s", &allowed, kind);
+}
+
+#[test]
+fn only_read_on_ext4() {
+    only_read("ext4", false);
+}
+
+#[test]
+fn only_read_on_xfs() {
+    only_read("xfs", false);
+}
+
+#[test]
+fn only_read_of_a_raw_library_on_xfs() {
+    only_read("xfs", true);
+}
+
+/// What was synced is there.
+fn synced(kind: &'static str) {
+    if !may_mount() {
+        return;
+    }
+    let files = WAYS * 2;
+    let disk = Disk::new(kind);
+    let world = world_on(&disk, &library(files, false));
+    let mounted = world.mount("s");
+    let identity = mounted.identity().to_owned();
+    let mut allowed = unchanged(files, &identity);
+    for n in 0..files {
+        let new = change(mounted.path(), n, &identity);
+        let path = format!("lib/f{n}");
+        File::open(mounted.at(&path)).unwrap().sync_all().unwrap();
+        File::open(mounted.at("lib")).unwrap().sync_all().unwrap();
+        allowed.insert(path, vec![sum(&new)]);
+    }
+    // Emptied on purpose, and synced: it is empty.
+    File::create(mounted.at("lib/f2")).unwrap().sync_all().unwrap();
+    allowed.insert("lib/f2".into(), vec![sum(b"")]);
+    check(&world, &disk.cut(), "s", &allowed, kind);
+}
+
+#[test]
+fn synced_on_ext4() {
+    synced("ext4");
+}
+
+#[test]
+fn synced_on_xfs() {
+    synced("xfs");
+}
+
+/// Emptied and nothing else: it stays so once the journal has it, some time later.
+#[test]
+fn emptied_on_purpose() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Disk::new("ext4");
+    let world = world_on(&disk, &library(WAYS, false));
+    let mounted = world.mount("s");
+    File::create(mounted.at("lib/f0")).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    disk.commit();
+    let allowed = Allowed::from([("lib/f0".to_owned(), vec![sum(b"")])]);
+    check(&world, &disk.cut(), "s", &allowed, "emptied");
+}
+
+/// The power goes as soon as a new space's mount has answered and something was changed in it.
+fn new_space(kind: &'static str) {
+    if !may_mount() {
+        return;
+    }
+    let disk = Disk::new(kind);
+    let world = world_on(&disk, &library(WAYS, false));
+    let mut live: Vec<Mounted<'_>> = Vec::new();
+    for n in 0..cuts() {
+        let space = format!("s{n}");
+        // The daemon's sync of the space's record takes its time.
+        let mut command = world.command("sh");
+        // The tracer lives as long as the daemon, so it must not hold what we read to its end.
+        let delayed = "strace -f -D -qqq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=700000 \
+            \"$1\" --json mount \"$2\" \"$3\" >\"$2/said\" 2>&1; code=$?; cat \"$2/said\"; exit $code";
+        command.args(["-c", delayed, "sh"]).arg(world.holofs().get_program()).arg(world.home()).arg(&space);
+        let mounted = Mounted::by(&world, &space, &mut command);
+        let new = change(mounted.path(), 0, mounted.identity());
+        disk.commit();
+        let cut = disk.cut();
+        let mut allowed = unchanged(WAYS, mounted.identity());
+        allowed.get_mut("lib/f0").unwrap().push(sum(&new));
+        check(&world, &cut, &space, &allowed, &format!("{kind}, space {n}"));
+        live.push(mounted);
+    }
+}
+
+#[test]
+fn new_space_on_ext4() {
+    new_space("ext4");
+}
+
+#[test]
+fn new_space_on_xfs() {
+    new_space("xfs");
+}
