@@ -10,6 +10,7 @@ pub mod mount;
 pub mod power;
 pub mod random;
 pub mod rcc;
+pub mod see;
 pub mod world;
 
 use std::path::Path;
@@ -22,6 +23,12 @@ pub use world::World;
 
 /// The time that rcc gives to all that it restores, in seconds since the epoch.
 pub const MOTHER_TIME: i64 = 1_610_000_000;
+
+/// A number from the environment.
+pub fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
 
 /// Asserts that a call failed with this errno, and says what it did instead.
 #[track_caller]

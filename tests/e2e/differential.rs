@@ -14,18 +14,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use generate::Generator;
 use op::Op;
-use side::{Side, snapshot};
+use side::Side;
 
-use crate::common::{Library, MOTHER_TIME, Mounted, World};
+use crate::common::see::differences;
+use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
 
 /// How long a failing sequence may be cut.
 const SHRINK_TIME: Duration = Duration::from_secs(60);
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
-}
 
 /// A mount and a plain directory of the same content.
 struct Pair<'w> {
@@ -45,7 +40,7 @@ impl<'w> Pair<'w> {
         let (mount, mut plain) = (Side::new(mounted.path()), Side::new(&plain));
         // rcc's links have the time of their making; a mount's have the time of all the rest.
         let mut links = Vec::new();
-        plain.visit("", &mut |path, stat| {
+        plain.visit(&mut |path, stat| {
             if stat.is_ok_and(|stat| stat.is_symlink()) {
                 links.push(path.to_owned());
             }
@@ -85,18 +80,10 @@ impl<'w> Pair<'w> {
     }
 
     fn compare_trees(&self) -> Result<(), String> {
-        let (mount, plain) = (snapshot(&self.mount), snapshot(&self.plain));
-        if mount == plain {
-            return Ok(());
+        match differences(("mount", &self.mount.snapshot()), ("plain", &self.plain.snapshot())) {
+            Some(text) => Err(format!("the trees differ{text}")),
+            None => Ok(()),
         }
-        let mut text = String::from("the trees differ");
-        for path in mount.keys().chain(plain.keys()).collect::<std::collections::BTreeSet<_>>() {
-            let (mount, plain) = (mount.get(path), plain.get(path));
-            if mount != plain {
-                text.push_str(&format!("\n{path}\n  mount: {mount:?}\n  plain: {plain:?}"));
-            }
-        }
-        Err(text)
     }
 }
 

@@ -20,6 +20,7 @@ mod damage;
 mod differential;
 mod helper;
 mod hostile_library;
+mod inject;
 mod mounted;
 mod neighbours;
 mod parity;

@@ -122,6 +122,7 @@ pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     command.env("HOLOFS_TEST_TOOLS", tools.path()).env("RUST_BACKTRACE", "1").current_dir("/");
     let out = command.output().expect("setpriv (util-linux) is installed");
     let said = String::from_utf8_lossy(&out.stdout);
+    print!("{said}");
     assert!(
         out.status.success() && said.contains("1 passed"),
         "{test}: {}\n{said}{}",
@@ -147,8 +148,13 @@ pub fn as_user_args() -> Vec<OsString> {
 pub fn holofs_binary() -> PathBuf {
     match std::env::var_os("HOLOFS_TEST_TOOLS") {
         Some(tools) => Path::new(&tools).join("holofs"),
-        None => PathBuf::from(env!("CARGO_BIN_EXE_holofs")),
+        None => built_holofs(),
     }
+}
+
+/// What was built, or another build that is to be tested instead.
+fn built_holofs() -> PathBuf {
+    std::env::var_os("HOLOFS_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_holofs").into()).into()
 }
 
 /// `tests/fixtures`.
@@ -210,7 +216,7 @@ pub fn tools() -> Arc<TempDir> {
     }
     let dir = super::world::reachable_tempdir("holofs-tools-");
     let this = std::env::current_exe().expect("this binary");
-    for (from, name) in [(this.as_path(), "e2e"), (Path::new(env!("CARGO_BIN_EXE_holofs")), "holofs")] {
+    for (from, name) in [(this.as_path(), "e2e"), (built_holofs().as_path(), "holofs")] {
         let to = dir.path().join(name);
         // A link costs nothing; where there can be none (another filesystem), a copy.
         if std::fs::hard_link(from, &to).is_err() {

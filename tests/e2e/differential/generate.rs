@@ -64,7 +64,7 @@ impl Generator {
 
     pub fn next(&mut self, plain: &Side) -> Op {
         let mut tree = Tree::default();
-        plain.visit("", &mut |path, stat| {
+        plain.visit(&mut |path, stat| {
             match stat {
                 Ok(stat) if stat.is_dir() => tree.dirs.push(path.to_owned()),
                 Ok(stat) if stat.is_file() => tree.files.push(path.to_owned()),

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Result, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::op::Op;
-use crate::common::MOTHER_TIME;
+use crate::common::see::{describe, hash, kind, tree, visit, xattrs};
 
 /// Open files that a sequence may have at once.
 pub const SLOTS: usize = 4;
@@ -207,7 +206,7 @@ impl Side {
     /// The inode number of every path that can be reached.
     pub fn numbers(&self) -> BTreeMap<String, u64> {
         let mut out = BTreeMap::new();
-        self.visit("", &mut |path, stat| {
+        self.visit(&mut |path, stat| {
             if let Ok(stat) = stat {
                 out.insert(path.to_owned(), stat.ino());
             }
@@ -216,91 +215,12 @@ impl Side {
     }
 
     /// Calls `see` for every path below the root, in order, and for the root as "".
-    pub fn visit(&self, path: &str, see: &mut dyn FnMut(&str, Result<std::fs::Metadata>)) {
-        let stat = std::fs::symlink_metadata(self.at(path));
-        let is_dir = stat.as_ref().is_ok_and(std::fs::Metadata::is_dir);
-        see(path, stat);
-        if !is_dir {
-            return;
-        }
-        let Ok(entries) = std::fs::read_dir(self.at(path)) else { return };
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        for name in names {
-            let below = if path.is_empty() { name } else { format!("{path}/{name}") };
-            self.visit(&below, see);
-        }
+    pub fn visit(&self, see: &mut dyn FnMut(&str, Result<std::fs::Metadata>)) {
+        visit(&self.root, "", see);
     }
-}
 
-/// All that can be seen of a tree: a line for each path.
-pub fn snapshot(side: &Side) -> BTreeMap<String, String> {
-    let mut out = BTreeMap::new();
-    let mut first_name: BTreeMap<u64, String> = BTreeMap::new();
-    side.visit("", &mut |path, stat| {
-        let line = match stat {
-            Err(error) => format!("{:?}", error.kind()),
-            Ok(stat) => {
-                let at = side.at(path);
-                let content = if stat.is_file() {
-                    side.read(path).unwrap_or_else(|error| format!("{:?}", error.kind()))
-                } else if stat.is_symlink() {
-                    std::fs::read_link(&at).unwrap().display().to_string()
-                } else {
-                    String::new()
-                };
-                let same_as = first_name.entry(stat.ino()).or_insert_with(|| path.to_owned());
-                let xattrs = xattrs(&at).unwrap_or_default();
-                format!("{} {content} {xattrs:?} same as {same_as}", describe(&stat))
-            }
-        };
-        out.insert(path.to_owned(), line);
-    });
-    out
-}
-
-fn kind(kind: &std::fs::FileType) -> char {
-    match kind {
-        kind if kind.is_dir() => '/',
-        kind if kind.is_symlink() => '@',
-        kind if kind.is_fifo() => '|',
-        kind if kind.is_socket() => '=',
-        kind if kind.is_file() => ' ',
-        _ => '?',
+    /// All that can be seen of the tree: a line for each path.
+    pub fn snapshot(&self) -> BTreeMap<String, String> {
+        tree(&self.root, &|bytes| format!("{} bytes {:x}", bytes.len(), hash(bytes)))
     }
-}
-
-/// What stat says, but for what may differ between two filesystems: the size of a directory, and by how much now is now.
-fn describe(stat: &std::fs::Metadata) -> String {
-    let size = if stat.is_dir() { 0 } else { stat.len() };
-    let mtime = if stat.mtime() <= MOTHER_TIME {
-        format!("{}.{}", stat.mtime(), stat.mtime_nsec())
-    } else {
-        "now".to_owned()
-    };
-    format!(
-        "{}{:o} size {size} links {} owner {}:{} mtime {mtime}",
-        kind(&stat.file_type()),
-        stat.mode() & 0o7777,
-        stat.nlink(),
-        stat.uid(),
-        stat.gid()
-    )
-}
-
-/// Names and lengths of the attributes of users.
-fn xattrs(path: &Path) -> Result<Vec<String>> {
-    let mut names = vec![0; 4096];
-    let len = rustix::fs::llistxattr(path, &mut names[..])?;
-    let names = names[..len].split(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
-    let mut names: Vec<String> = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-    names.sort();
-    Ok(names)
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }

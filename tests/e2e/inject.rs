@@ -1,0 +1,296 @@
+//! A failure at each system call that changes the disk, and the daemon killed there: in every operation.
+//!
+//! What is seen afterwards is what was there before or what the operation makes of it, nothing between. An answer that
+//! is an error means that nothing was done; an answer of success, that all was. The same operation works when it is
+//! tried again, and the next mount shows the same.
+//!
+//! `HOLOFS_INJECT_SEED` chooses the points, `HOLOFS_INJECT_POINTS` says how many (0: all), `HOLOFS_INJECT_ONLY` names
+//! the operations that are wanted by a part of their name.
+
+mod op;
+mod trace;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use op::{OPS, Op, fixture, mark};
+use rustix::process::{Pid, Signal};
+use trace::{Point, Trace, is_answer, points, was_injected};
+
+use crate::common::mount::is_running;
+use crate::common::random::Random;
+use crate::common::see::{differences, hash, tree, visit};
+use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
+
+type Tree = BTreeMap<String, String>;
+
+/// How many points are tried unless it is said otherwise.
+const POINTS: usize = 60;
+
+/// How many fixtures one mount has. A point needs one of its own.
+const FIXTURES: usize = 700;
+
+/// An operation that has not ended after this long never will.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The time given to all that was made before an operation, so that it shows when the operation changes one.
+const PREPARED_TIME: i64 = 1_500_000_000;
+
+/// What an undisturbed run of an operation looks like.
+struct Model {
+    before: Tree,
+    after: Tree,
+    points: Vec<Point>,
+}
+
+/// A mount with fixtures that are used up one by one.
+struct Lab<'w> {
+    world: &'w World,
+    mounted: Option<Mounted<'w>>,
+    next: usize,
+}
+
+impl<'w> Lab<'w> {
+    fn new(world: &'w World) -> Self {
+        let mounted = world.mount("s");
+        // The caches of the directory above the fixtures; its first change would be seen in the first operation only.
+        std::fs::create_dir(mounted.at("c/made")).unwrap();
+        Self { world, mounted: Some(mounted), next: 0 }
+    }
+
+    fn mounted(&self) -> &Mounted<'w> {
+        self.mounted.as_ref().expect("mounted")
+    }
+
+    fn dir(&self, number: usize) -> PathBuf {
+        self.mounted().at(format!("c/{number}"))
+    }
+
+    /// A fixture nobody has touched, made ready; what is open stays open while the second is kept.
+    fn prepare(&mut self, op: &Op) -> (usize, Vec<std::fs::File>) {
+        let number = self.next;
+        self.next += 1;
+        assert!(number < FIXTURES, "more fixtures are needed");
+        let dir = self.dir(number);
+        let held = (op.prepare)(&dir).unwrap_or_else(|error| panic!("{}: cannot prepare: {error}", op.name));
+        let mut late = Vec::new();
+        visit(&dir, "", &mut |path, stat| {
+            if stat.is_ok_and(|stat| std::os::unix::fs::MetadataExt::mtime(&stat) > MOTHER_TIME) {
+                late.push(dir.join(path));
+            }
+        });
+        for path in late {
+            let time = rustix::fs::Timespec { tv_sec: PREPARED_TIME, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, flags).unwrap();
+        }
+        (number, held)
+    }
+
+    /// All that can be seen of a fixture, with nothing in it that tells it from another.
+    fn see(&self, number: usize) -> Tree {
+        let mark = mark(number);
+        tree(&self.dir(number), &|bytes| match bytes.strip_prefix(mark.as_bytes()) {
+            Some(rest) => format!("{} bytes {:x} after the mark", bytes.len(), hash(rest)),
+            None => format!("{} bytes {:x}", bytes.len(), hash(bytes)),
+        })
+    }
+
+    fn model(&mut self, op: &Op) -> Model {
+        let (number, held) = self.prepare(op);
+        let before = self.see(number);
+        drop(held);
+        let (number, held) = self.prepare(op);
+        let trace = Trace::counting(self.mounted().pid(), self.world.path());
+        let answer = (op.run)(&self.dir(number));
+        let seen = trace.end();
+        let after = self.see(number);
+        drop(held);
+        answer.unwrap_or_else(|error| panic!("{}: {error}", op.name));
+        Model { before, after, points: points(&seen) }
+    }
+
+    /// Runs an operation while something is done to a call of the daemon. The answer, and whether it was done.
+    fn disturbed(&self, op: &Op, number: usize, inject: &str) -> (std::io::Result<()>, bool) {
+        let pid = self.mounted().pid();
+        let trace = Trace::injecting(pid, self.world.path(), inject);
+        let ended = AtomicBool::new(false);
+        let answer = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Instant::now() + PATIENCE;
+                while !ended.load(Ordering::SeqCst) {
+                    if Instant::now() > deadline {
+                        // Only then does the operation end. What is seen next tells the failure.
+                        eprintln!("{} with {inject} has not ended: the daemon is killed", op.name);
+                        if let Err(error) = rustix::process::kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL) {
+                            eprintln!("{error}");
+                        }
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let answer = (op.run)(&self.dir(number));
+            ended.store(true, Ordering::SeqCst);
+            answer
+        });
+        (answer, was_injected(&trace.end()))
+    }
+
+    /// Whether the daemon of the mount is there. The kernel would answer much from its caches when it is not.
+    fn is_served(&self) -> bool {
+        is_running(self.mounted().pid())
+    }
+
+    /// Mounts again after the daemon's death.
+    fn heal(&mut self) {
+        self.mounted.take().expect("mounted").kill();
+        self.mounted = Some(self.world.mount("s"));
+    }
+}
+
+/// A world with many fixtures. Every other seed has raw blobs, which are cloned or copied, not unpacked.
+fn world(seed: u64) -> World {
+    let library = (0..FIXTURES).fold(Library::new(), |library, n| fixture(library, &format!("c/{n}"), n));
+    World::with(&if seed.is_multiple_of(2) { library.raw() } else { library })
+}
+
+/// What is to be tried: every point, or as many as are wanted, chosen by the seed.
+fn choose<T>(mut all: Vec<T>, random: &mut Random, room: usize) -> Vec<T> {
+    let wanted = setting("HOLOFS_INJECT_POINTS").map_or(POINTS, |count| usize::try_from(count).unwrap());
+    let wanted = if wanted == 0 { room } else { wanted.min(room) };
+    while all.len() > wanted {
+        let at = usize::try_from(random.below(all.len() as u64)).unwrap();
+        all.swap_remove(at);
+    }
+    all
+}
+
+fn wanted_ops() -> impl Iterator<Item = &'static Op> {
+    let only = std::env::var("HOLOFS_INJECT_ONLY").unwrap_or_default();
+    OPS.iter().filter(move |op| op.name.contains(&only))
+}
+
+fn seed() -> u64 {
+    setting("HOLOFS_INJECT_SEED").unwrap_or(1)
+}
+
+/// strace may look into a process of its own user's, unless the kernel was told otherwise.
+fn may_trace() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    let may = rustix::process::geteuid().is_root() || matches!(scope.trim(), "" | "0");
+    if !may {
+        eprintln!("not run: kernel.yama.ptrace_scope lets only root trace the daemon");
+    }
+    may
+}
+
+#[track_caller]
+fn report(what: &str, tried: usize, missed: usize, faults: &[String]) {
+    println!("{what}: seed {}: {tried} injected, {missed} not reached, {} wrong", seed(), faults.len());
+    let again = "again: HOLOFS_INJECT_SEED=… HOLOFS_INJECT_ONLY='name' cargo test --test e2e inject::";
+    assert!(faults.is_empty(), "{} of {tried} wrong\n{}\n{again}", faults.len(), faults.join("\n\n"));
+    assert!(tried > 0, "nothing was injected");
+}
+
+for_both_users! {
+    fn failed_call_leaves_before_or_after() {
+        if !may_trace() {
+            return;
+        }
+        let mut random = Random::new(seed());
+        let world = world(seed());
+        let mut lab = Lab::new(&world);
+        let models: Vec<(&Op, Model)> = wanted_ops().map(|op| (op, lab.model(op))).collect();
+        let mut all = Vec::new();
+        for (op, model) in &models {
+            for point in model.points.iter().filter(|point| !is_answer(point)) {
+                all.extend(point.errors().iter().map(|error| (*op, model, point, *error)));
+            }
+        }
+        let room = FIXTURES - lab.next;
+        let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
+        let mut expected: Vec<(usize, String, Tree)> = Vec::new();
+        for (op, model, point, error) in choose(all, &mut random, room) {
+            let (number, held) = lab.prepare(op);
+            let (answer, injected) = lab.disturbed(op, number, &point.failing(error));
+            let what = format!("{}: {error} at {} #{}: {}", op.name, point.call, point.nth, point.line);
+            if !lab.is_served() {
+                faults.push(format!("{what}\n  answered {answer:?}, and the daemon is dead"));
+                drop(held);
+                lab.heal();
+                continue;
+            }
+            if !injected {
+                missed += 1;
+            } else {
+                tried += 1;
+            }
+            let (name, want) = if answer.is_ok() { ("after", &model.after) } else { ("before", &model.before) };
+            if let Some(text) = differences((name, want), ("seen", &lab.see(number))) {
+                faults.push(format!("{what}\n  answered {answer:?}, but: {text}"));
+            } else if answer.is_err() && random.once_in(2) {
+                if let Err(error) = (op.run)(&lab.dir(number)) {
+                    faults.push(format!("{what}\n  answered {answer:?}; tried again: {error}"));
+                } else if let Some(text) = differences(("after", &model.after), ("seen", &lab.see(number))) {
+                    faults.push(format!("{what}\n  answered {answer:?}; tried again, but: {text}"));
+                }
+            }
+            expected.push((number, what, lab.see(number)));
+        }
+        let mounted = lab.mounted.take().expect("mounted");
+        lab.mounted = Some(mounted.remount());
+        for (number, what, want) in expected {
+            if let Some(text) = differences(("was", &want), ("after a remount", &lab.see(number))) {
+                faults.push(format!("{what}\n  another state at the next mount: {text}"));
+            }
+        }
+        report("failures", tried, missed, &faults);
+    }
+
+    fn daemon_killed_at_a_call_leaves_before_or_after() {
+        if !may_trace() {
+            return;
+        }
+        let mut random = Random::new(seed());
+        let world = world(seed());
+        let mut lab = Lab::new(&world);
+        let models: Vec<(&Op, Model)> = wanted_ops().map(|op| (op, lab.model(op))).collect();
+        let all = models.iter().flat_map(|(op, model)| model.points.iter().map(move |point| (*op, model, point)));
+        let (all, room) = (all.collect(), FIXTURES - lab.next);
+        let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
+        for (op, model, point) in choose(all, &mut random, room) {
+            let (number, held) = lab.prepare(op);
+            let (answer, _) = lab.disturbed(op, number, &point.killing());
+            let what = format!("{}: killed at {} #{}: {}", op.name, point.call, point.nth, point.line);
+            drop(held);
+            if lab.is_served() {
+                missed += 1;
+            } else {
+                tried += 1;
+                lab.heal();
+            }
+            let seen = lab.see(number);
+            let after = differences(("after", &model.after), ("seen", &seen));
+            let before = differences(("before", &model.before), ("seen", &seen));
+            match (before, after) {
+                (_, None) => {}
+                (None, Some(text)) if answer.is_ok() => faults.push(format!("{what}\n  was acknowledged, but: {text}")),
+                (None, Some(_)) => {
+                    if let Err(error) = (op.run)(&lab.dir(number)) {
+                        faults.push(format!("{what}\n  nothing was done; tried again: {error}"));
+                    } else if let Some(text) = differences(("after", &model.after), ("seen", &lab.see(number))) {
+                        faults.push(format!("{what}\n  nothing was done; tried again, but: {text}"));
+                    }
+                }
+                (Some(before), Some(after)) => {
+                    faults.push(format!("{what}\n  answered {answer:?}; neither before: {before}\n  nor after: {after}"));
+                }
+            }
+        }
+        report("kills", tried, missed, &faults);
+    }
+}
