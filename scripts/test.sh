@@ -10,6 +10,7 @@ need_package mkfs.xfs xfsprogs
 need_package mkfs.btrfs btrfs-progs
 need_package mkfs.ext4 e2fsprogs
 need_package getfattr attr
+need_package strace strace
 need_package setcap libcap2-bin
 need_package setpriv util-linux
 need_package losetup mount

@@ -18,7 +18,8 @@ pub fn tree(root: &Path, content: &dyn Fn(&[u8]) -> String) -> BTreeMap<String, 
             Ok(stat) => {
                 let at = join(root, path);
                 let content = if stat.is_file() {
-                    std::fs::read(&at).map_or_else(|error| format!("{:?}", error.kind()), |bytes| content(&bytes))
+                    std::fs::read(&at)
+                        .map_or_else(|error| format!("{:?}", error.kind()), |bytes| content(&bytes))
                 } else if stat.is_symlink() {
                     std::fs::read_link(&at).unwrap().display().to_string()
                 } else {

@@ -5,7 +5,9 @@ use std::io::Result;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags,
+};
 
 use crate::common::Library;
 use crate::common::library::{STAGE, pattern};
@@ -112,7 +114,11 @@ fn append(path: &Path) -> Result<()> {
 fn read(path: &Path, len: usize) -> Result<()> {
     let bytes = std::fs::read(path)?;
     assert_eq!(bytes.len(), len, "{}: an answer of the wrong length", path.display());
-    assert!(!bytes.windows(STAGE.len()).any(|window| window == STAGE.as_bytes()), "unpatched: {}", path.display());
+    assert!(
+        !bytes.windows(STAGE.len()).any(|window| window == STAGE.as_bytes()),
+        "unpatched: {}",
+        path.display()
+    );
     assert!(bytes[bytes.len() - 8..] != [0; 8], "zeroed: {}", path.display());
     Ok(())
 }

@@ -62,12 +62,14 @@ impl Point {
     /// The errors that this call can have on a disk that is full or broken, or without a free descriptor.
     pub fn errors(&self) -> &'static [&'static str] {
         match self.call.as_str() {
-            "open" | "openat" | "openat2" if self.line.contains("O_CREAT") || self.line.contains("O_TMPFILE") => {
+            "open" | "openat" | "openat2"
+                if self.line.contains("O_CREAT") || self.line.contains("O_TMPFILE") =>
+            {
                 &["ENOSPC", "EMFILE"]
             }
             "open" | "openat" | "openat2" => &["EMFILE"],
-            "unlinkat" | "fchmod" | "fchmodat" | "fchmodat2" | "fchown" | "fchownat" | "utimensat" | "fsync"
-            | "fdatasync" | "syncfs" => &["EIO"],
+            "unlinkat" | "fchmod" | "fchmodat" | "fchmodat2" | "fchown" | "fchownat" | "utimensat"
+            | "fsync" | "fdatasync" | "syncfs" => &["EIO"],
             _ => &["ENOSPC", "EIO"],
         }
     }
