@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
+use crate::library::index::NodeId;
 use crate::materialize::{Content, Materializer};
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
@@ -117,15 +118,33 @@ impl Fs {
         })
     }
 
-    /// A file with the bytes of `ino` and nothing else, whatever its size, for the kernel to read from.
+    /// A file with the bytes of `ino` for the kernel to read by itself, and on which side it is. None when the bytes are
+    /// the library's and the daemon has to serve them.
+    ///
+    /// The kernel cannot exchange the file behind one that is open. So a library file is handed to it only if programs do
+    /// not write to such files while others have them open: programs and shared libraries, which are replaced, and
+    /// which all spaces then have in memory once.
     ///
     /// # Errors
     /// As [`Fs::content`].
-    pub fn backing(&self, ino: Ino) -> Result<(Source, Content)> {
-        match self.namespace.bytes(ino)? {
-            Bytes::Lower(lower) => Ok((Source::Lower, Content::File(self.materializer.file(lower)?))),
-            Bytes::Upper(file) => Ok((Source::Upper, Content::Upper(file))),
+    pub fn backing(&self, ino: Ino) -> Result<(Source, Option<Content>)> {
+        Ok(match self.namespace.bytes(ino)? {
+            Bytes::Upper(file) => (Source::Upper, Some(Content::Upper(file))),
+            Bytes::Lower(lower) if self.is_program(ino, lower)? => {
+                (Source::Lower, Some(Content::File(self.materializer.file(lower)?)))
+            }
+            Bytes::Lower(_) => (Source::Lower, None),
+        })
+    }
+
+    /// Whether a library file is an ELF file. A small one that may not be executed is not looked into.
+    fn is_program(&self, ino: Ino, lower: NodeId) -> Result<bool> {
+        if !self.materializer.is_large(lower) && self.namespace.attr(ino)?.mode & 0o111 == 0 {
+            return Ok(false);
         }
+        let mut magic = [0; 4];
+        let n = self.read_content(&self.materializer.content(lower)?, 0, &mut magic)?;
+        Ok(n == magic.len() && magic == *b"\x7fELF")
     }
 
     /// The file to write the bytes of `ino` to, copied up first if need be; with `truncate` as an empty one.

@@ -4,32 +4,29 @@
 //! an error: each goes through `fail`, which logs it and gives it its errno. Invariant: nothing but
 //! this daemon changes the tree, so the kernel may cache names (also absent ones), attributes, link texts and
 //! listings for as long as it likes, and opens directories, and in cached mode files, without asking (see `open`).
-//! A request names a *node*: an inode's number, or in passthrough mode another one that stands for it
-//! (see `passthrough`).
 
 mod convert;
+mod opening;
 mod passthrough;
 mod reply;
 mod workers;
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use rustix::fs::Access;
 
-use crate::fs::{Fs, Make, Source, Whence};
-use crate::materialize::Content;
+use crate::fs::{Fs, Make, Whence};
 use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::read::Taken;
@@ -37,6 +34,7 @@ use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
 use crate::sys::backing::Backings;
 use crate::sys::busy_poll::Keeper;
+use opening::Wanted;
 use passthrough::{Answer, Passthrough};
 use workers::Workers;
 
@@ -68,6 +66,8 @@ pub struct Offer {
     /// 1, or 2 when backing files lie on a stacked filesystem themselves (overlayfs): then none can be stacked on
     /// this mount.
     pub stack_depth: u32,
+    /// Filled in once the session exists.
+    pub notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
@@ -81,19 +81,16 @@ impl Adapter {
         serving: Serving,
     ) -> Self {
         let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
-        let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings)));
+        let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings, offer.notifier)));
         Self { workers: Workers::new(fs, loops), passthrough, stack_depth, keeper, _serving: serving }
     }
 
     /// The inode that a request is about: what nearly every request begins with.
-    fn ino(&self, node: INodeNo) -> Ino {
+    fn ino(&self, number: INodeNo) -> Ino {
         if let Some(keeper) = &self.keeper {
             keeper.note();
         }
-        match &self.passthrough {
-            Some(modes) => modes.ino(node.0),
-            None => convert::ino(node),
-        }
+        convert::ino(number)
     }
 
     /// Makes an entry that is no open file, and answers.
@@ -175,18 +172,18 @@ impl Filesystem for Adapter {
         // It may close the last descriptor of an unlinked file, and so free what that had on the disk.
         let modes = self.passthrough.clone();
         self.workers.look(convert::ino(ino), &(), move |fs, ()| {
-            let inode = match modes {
-                Some(modes) => modes.forget(ino.0, count),
-                None => convert::ino(ino),
-            };
-            fs.names().forget(inode, count);
+            if let Some(modes) = modes {
+                modes.forget(ino.0);
+            }
+            fs.names().forget(convert::ino(ino), count);
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let number = self.ino(ino);
+        let (number, modes) = (self.ino(ino), self.passthrough.clone());
         self.workers.look(number, &(), move |fs, ()| {
-            reply::attributes(reply, "getattr", ino, fs.retry(|| fs.names().attr(number)));
+            let done = fs.retry(|| fs.names().attr(number));
+            reply::attributes(modes.as_ref(), reply, "getattr", ino, done);
         });
     }
 
@@ -219,9 +216,17 @@ impl Filesystem for Adapter {
             drop_setid: size.is_some() && request.uid() != 0,
         };
         let number = self.ino(ino);
-        let slow = size.is_some_and(|size| size > 0) && self.workers.fs().must_copy_much(number);
+        // Another size is a change of bytes.
+        let modes = self.passthrough.clone();
+        let waits = size.is_some() && modes.as_ref().is_some_and(|modes| modes.must_wait(number.0));
+        let slow = waits || size.is_some_and(|size| size > 0) && self.workers.fs().must_copy_much(number);
         self.run(slow, move |fs| {
-            reply::attributes(reply, "setattr", ino, fs.retry(|| fs.names().setattr(number, &change)));
+            let begun = match &modes {
+                Some(modes) if size.is_some() => opening::changing(modes, number).map(Some),
+                _ => Ok(None),
+            };
+            let done = begun.and_then(|_change| fs.retry(|| fs.names().setattr(number, &change)));
+            reply::attributes(modes.as_ref(), reply, "setattr", ino, done);
         });
     }
 
@@ -335,34 +340,26 @@ impl Filesystem for Adapter {
 
     /// In cached mode ENOSYS, which the first time means for ever: from then on the kernel opens files without a
     /// request (`FUSE_NO_OPEN_SUPPORT`), keeps their pages between opens, and truncates by `setattr`.
-    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some(modes) = self.passthrough.clone() else { return reply.error(Errno::ENOSYS) };
-        let ino = self.ino(node);
-        let truncate = flags.0 & libc::O_TRUNC != 0;
-        let write = truncate || flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-        if write && modes.must_divert(node.0) {
-            return reply.error(Errno::ESTALE);
+        let number = self.ino(ino);
+        let wanted = Wanted::new(flags, request.uid());
+        match wanted.at_once(self.workers.fs(), &modes, number) {
+            Ok(None) => {}
+            Ok(Some(answer)) => return reply::opened(reply, answer),
+            Err(error) => return reply.error(reply::fail("open", ino, None, &error)),
         }
-        if !write {
-            match self.workers.fs().source(ino).map(|source| modes.join(node.0, source)) {
-                Ok(None) => {}
-                Ok(Some(answer)) => return reply::opened(reply, answer),
-                Err(error) => return reply.error(reply::fail("open", node, None, &error)),
-            }
-        }
-        let fs = self.workers.fs();
-        let slow = if write { !truncate && fs.must_copy_much(ino) } else { fs.must_fetch_much(ino) };
-        let wanted = Wanted { write, truncate, drop_setid: truncate && request.uid() != 0 };
-        self.run(slow, move |fs| match fs.retry(|| opened(fs, &modes, node, ino, wanted)) {
+        let slow = wanted.is_slow(self.workers.fs(), &modes, number);
+        self.run(slow, move |fs| match fs.retry(|| wanted.open(fs, &modes, number)) {
             Ok(answer) => reply::opened(reply, answer),
-            Err(error) => reply.error(reply::fail("open", node, None, &error)),
+            Err(error) => reply.error(reply::fail("open", ino, None, &error)),
         });
     }
 
     fn release(
         &self,
         _: &Request,
-        node: INodeNo,
+        ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
@@ -371,7 +368,7 @@ impl Filesystem for Adapter {
     ) {
         let Some(modes) = self.passthrough.clone() else { return reply.ok() };
         self.workers.run(&(), move |_, ()| {
-            modes.release(node.0);
+            modes.release(ino.0);
             reply.ok();
         });
     }
@@ -483,10 +480,8 @@ impl Filesystem for Adapter {
                 let name = OsStr::from_bytes(entry.name);
                 // `.` and `..` come without attributes; the kernel looks only at their names.
                 let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
-                // A listing shows inode numbers, so it cannot lead to a second node: the next lookup has to.
-                let diverted =
-                    modes.as_ref().is_some_and(|modes| modes.second_node(entry.ino, false).is_some());
-                let ttl = if diverted { &Duration::ZERO } else { &reply::TTL };
+                // There is one time for both the name and the attributes.
+                let ttl = reply::attr_ttl(modes.as_ref(), entry.ino);
                 taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
             });
             match done {
@@ -564,23 +559,23 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let (dir, modes, caller) = (self.ino(parent), self.passthrough.clone(), caller(request));
+        let wanted = Wanted::new(OpenFlags(flags), request.uid());
         self.workers.run(name, move |fs, name| {
             let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::File(mode), caller));
             let answered = made.and_then(|attr| {
-                let Some(modes) = &modes else { return Ok((attr, None)) };
-                let file = fs.retry(|| fs.backing_for_writing(attr.ino, false)).inspect_err(|_| {
+                let Some(modes) = &modes else { return Ok((attr, Answer::Cached { keep: true })) };
+                let answer = fs.retry(|| wanted.created(fs, modes, &attr)).inspect_err(|_| {
                     // The answer is an error, so nothing is left of the file, and the kernel holds no lookup of it.
                     if let Err(error) = fs.names().unlink(dir, name.as_bytes()) {
                         tracing::error!(?name, %error, "a file stays whose creation failed");
                     }
                     fs.names().forget(attr.ino, 1);
                 })?;
-                let cached = fs.names().keeps_atime();
-                Ok((attr, Some(modes.open(attr.ino.0, Source::Upper, cached, file.as_fd()))))
+                Ok((attr, answer))
             });
             match answered {
                 Ok((attr, answer)) => reply::created(reply, &attr, answer),
@@ -669,35 +664,6 @@ impl Filesystem for Adapter {
             }
         });
     }
-}
-
-/// What an open is for.
-#[derive(Clone, Copy)]
-struct Wanted {
-    write: bool,
-    truncate: bool,
-    /// The caller may not keep setuid and setgid on what is emptied.
-    drop_setid: bool,
-}
-
-/// Opens the file behind a node and counts it.
-fn opened(fs: &Fs, modes: &Passthrough, node: INodeNo, ino: Ino, wanted: Wanted) -> Result<Answer> {
-    let (source, content) = if wanted.write {
-        (Source::Upper, Content::Upper(fs.backing_for_writing(ino, wanted.truncate)?))
-    } else {
-        fs.backing(ino)?
-    };
-    if wanted.drop_setid {
-        fs.drop_setid(ino)?;
-    }
-    // A write by passthrough does not come here to take these bits away (see `drop_setid`).
-    // A read by passthrough renews the time of access.
-    let keeps_atime = source == Source::Upper && fs.names().keeps_atime();
-    let cached = keeps_atime || fs.names().attr(ino)?.mode & 0o6000 != 0;
-    Ok(match content.file() {
-        Some(file) => modes.open(node.0, source, cached, file),
-        None => return Err(Error::Stale(ino)),
-    })
 }
 
 fn taken(full: bool) -> Taken {

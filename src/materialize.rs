@@ -11,7 +11,7 @@ pub mod staging;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -192,6 +192,8 @@ pub struct Materializer {
     memory: Mutex<Memory>,
     /// One lock per file that is being relocated, taken without any other; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
+    /// Relocated files whose backing file was given away to be read, by [`Materializer::file`]: a leaf lock.
+    handed: Mutex<HashSet<NodeId>>,
     counters: Counters,
     on_bad_blob: Arc<OnBadBlob>,
     /// The files that were read so far, in the order in which they were first. A leaf lock.
@@ -232,6 +234,7 @@ impl Materializer {
             open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 6))),
             memory: Mutex::new(Memory { entries: LruCache::unbounded(), bytes: 0 }),
             in_progress: Mutex::new(HashMap::new()),
+            handed: Mutex::default(),
             counters: Counters::default(),
             on_bad_blob: Arc::default(),
             touched: Mutex::default(),
@@ -324,11 +327,15 @@ impl Materializer {
     /// # Errors
     /// See [`Error`].
     pub fn file(&self, node: NodeId) -> Result<Arc<File>, Error> {
+        let lower = self.lower_file(node)?;
+        if !lower.relocations.is_empty() {
+            self.handed.lock().insert(node);
+        }
         if let Some(file) = self.open.lock().get(&node) {
             return Ok(Arc::clone(file));
         }
         self.touched.lock().add(node);
-        self.opened(node, &self.lower_file(node)?)
+        self.opened(node, &lower)
     }
 
     fn opened(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
@@ -386,7 +393,9 @@ impl Materializer {
             let (file, staged) = self.staging.file().map_err(os("create a staging file"))?;
             return Ok(PrivateCopy { file, staged });
         }
-        let promoted = if lower.relocations.is_empty() { None } else { self.promote(node, &lower)? };
+        // A file that was given away may be mapped: its bytes stay the library's.
+        let mine = !lower.relocations.is_empty() && !self.handed.lock().contains(&node);
+        let promoted = if mine { self.promote(node, &lower)? } else { None };
         let copy = match promoted {
             Some(copy) => {
                 // What reads from it now must not go on doing so once it is written to.

@@ -20,6 +20,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::IsADirectory => Errno::ISDIR,
         Error::NotEmpty => Errno::NOTEMPTY,
         Error::Stale(_) => Errno::STALE,
+        Error::InUse => Errno::TXTBSY,
         Error::NameTooLong => Errno::NAMETOOLONG,
         Error::Invalid(_) => Errno::INVAL,
         Error::NotPermitted(_) => Errno::PERM,

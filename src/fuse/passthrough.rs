@@ -1,42 +1,42 @@
-//! Which kernel inode is open in which I/O mode, when the kernel reads and writes backing files by itself.
+//! How the files of each inode are open, when the kernel reads and writes backing files by itself.
 //!
-//! It decides and counts; it opens no file and moves no bytes. It knows *nodes*, which are what the kernel holds: a
-//! node is an inode's number, or another number that stands for the same inode (below).
+//! It decides and counts; it opens no file and moves no bytes. Which library files may be handed to the kernel is
+//! decided by [`crate::fs::Fs::backing`].
 //!
-//! Invariants, both the kernel's (it answers EIO to an open that breaks them):
+//! Invariants. The first two are the kernel's, which answers EIO to an open that breaks them:
 //!
-//! 1. All open files of a node have one mode: cached, or passthrough with one and the same backing number.
+//! 1. All open files of an inode are cached, or all are passthrough with one backing number.
 //! 2. A backing number is not given back while a file that was opened with it is open.
+//! 3. While a library file is open by passthrough, nothing changes the inode's bytes: an open for writing and a
+//!    truncation wait for the readers, and then fail with ETXTBSY. The kernel could not move the readers to the private
+//!    copy, and a map made through an open for writing would lead to the library's file.
 //!
-//! A lower file may be copied up while readers have it open on its blob. They keep the blob's bytes, as on
-//! overlayfs; whoever opens the file after that must get the private copy, and cannot under this node. So that
-//! open is answered ESTALE, upon which the kernel looks the name up again, and from then on lookups lead to another
-//! node for the same inode, for as long as the first one is open or the kernel knows the second. (The kernel looks
-//! up twice then, and forgets the first answer: that alone must not end it.)
+//! A library file that is *not* handed to the kernel is cached, and its open files see every change at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use fuser::{INodeNo, Notifier};
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Source;
-use crate::namespace::types::Ino;
-use crate::sys::backing::Backings;
+use crate::sys::backing::{self, Backings};
 
-/// Backing numbers kept for files that nobody has open. Each holds one open file of the kernel's, about 300 bytes,
-/// and spares the next open of that file a system call or a message to the mount helper; a heavy import opens two
-/// thousand files.
-const KEPT_LIMIT: NonZeroUsize = match NonZeroUsize::new(4096) {
+/// Idle inodes whose way of opening is remembered. A backing number among them holds one open file of the kernel's,
+/// about 300 bytes, and spares the next open of that file a system call or a message to the mount helper; a heavy
+/// import opens two thousand files.
+const IDLE_LIMIT: NonZeroUsize = match NonZeroUsize::new(4096) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
 };
 
-/// Where the numbers of second nodes begin: above all inode numbers.
-const SECOND: u64 = 1 << 62;
+/// How long a change waits for those who have the library's file open. Most only read it once.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How an open is to be answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,174 +44,177 @@ pub(super) enum Answer {
     /// The kernel reads and writes the backing file with this number.
     Passthrough(u32),
     /// Reads and writes come as requests.
-    Cached,
-    /// ESTALE: the name now leads to another node.
-    Elsewhere,
+    Cached {
+        /// Whether what the kernel has cached is right: nobody has written to the file by passthrough.
+        keep: bool,
+    },
 }
 
-/// The I/O modes of one mount's nodes.
+/// How the inodes of one mount are open.
 #[derive(Debug)]
 pub(super) struct Passthrough {
     backings: Arc<dyn Backings>,
     /// Whether the log knows that a file could not be registered.
     told: AtomicBool,
+    /// Makes the kernel ask for attributes again. Not there before the mount is served.
+    notifier: Arc<OnceLock<Notifier>>,
     /// A leaf lock, held for map operations only.
     state: Mutex<State>,
+    /// Signalled when an inode becomes idle.
+    idle: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Nodes that somebody has open; all others are idle.
+    /// Inodes that somebody has open; all others are idle.
     open: HashMap<u64, Open>,
-    /// Backing numbers of idle nodes.
-    kept: LruCache<u64, Backing>,
-    /// Inodes that lookups lead to a second node for.
-    diverted: HashMap<Ino, u64>,
-    /// All second nodes that the kernel holds, or is about to.
-    second: HashMap<u64, Second>,
-    /// The last second node's number.
-    last: u64,
+    /// How idle inodes were open last.
+    idle: LruCache<u64, Way>,
+    /// Inodes whose bytes are being changed, and by how many.
+    changing: HashMap<u64, u64>,
+    /// Inodes that may be mapped for writing: see [`Passthrough::may_be_mapped`].
+    mapped: HashSet<u64>,
 }
 
-/// The mode of a node that is open, and how many open files it has.
+/// The open files of an inode.
 #[derive(Clone, Copy, Debug)]
-enum Open {
-    Cached(u64),
-    Passthrough(Backing, u64),
+struct Open {
+    way: Way,
+    files: u64,
 }
 
-/// A registered backing file.
+/// How an inode's files are open.
 #[derive(Clone, Copy, Debug)]
-struct Backing {
-    id: u32,
+struct Way {
     source: Source,
-}
-
-#[derive(Debug)]
-struct Second {
-    ino: Ino,
-    /// The node that lookups led to before.
-    instead_of: u64,
-    /// Lookups by the kernel.
-    lookups: u64,
+    /// The backing number; None for cached.
+    id: Option<u32>,
 }
 
 impl Passthrough {
-    pub(super) fn new(backings: Arc<dyn Backings>) -> Self {
+    pub(super) fn new(backings: Arc<dyn Backings>, notifier: Arc<OnceLock<Notifier>>) -> Self {
         Self {
             backings,
             told: AtomicBool::new(false),
+            notifier,
             state: Mutex::new(State {
                 open: HashMap::new(),
-                kept: LruCache::new(KEPT_LIMIT),
-                diverted: HashMap::new(),
-                second: HashMap::new(),
-                last: SECOND,
+                idle: LruCache::new(IDLE_LIMIT),
+                changing: HashMap::new(),
+                mapped: HashSet::new(),
             }),
+            idle: Condvar::new(),
         }
     }
 
-    /// The inode that a node stands for.
-    pub(super) fn ino(&self, node: u64) -> Ino {
-        if node < SECOND {
-            return Ino(node);
-        }
-        self.state.lock().second.get(&node).map_or(Ino(node), |second| second.ino)
+    /// Counts one more open file of an inode, if how to answer is known already. `source` is where its bytes are.
+    pub(super) fn join(&self, ino: u64, source: Source) -> Option<Answer> {
+        self.state.lock().join(ino, source)
     }
 
-    /// The second node that an inode's names lead to, if they do. With `count` the kernel gets a reference to it.
-    pub(super) fn second_node(&self, ino: Ino, count: bool) -> Option<u64> {
-        let mut state = self.state.lock();
-        let node = *state.diverted.get(&ino)?;
-        if count && let Some(second) = state.second.get_mut(&node) {
-            second.lookups += 1;
-        }
-        Some(node)
-    }
-
-    /// Whether an open for writing must go elsewhere, because readers have this node open on the lower's bytes.
-    /// Asked before the file is copied up.
-    pub(super) fn must_divert(&self, node: u64) -> bool {
-        let mut state = self.state.lock();
-        let reads_lower = matches!(
-            state.open.get(&node),
-            Some(Open::Passthrough(Backing { source: Source::Lower, .. }, _))
-        );
-        if reads_lower {
-            state.divert(node);
-        }
-        reads_lower
-    }
-
-    /// Counts one more open file of a node, if how to answer is known already: it is open, or its backing number
-    /// was kept.
-    pub(super) fn join(&self, node: u64, source: Source) -> Option<Answer> {
-        self.state.lock().join(node, source, false)
-    }
-
-    /// Counts one more open file of a node whose bytes are in `file`, and says how to answer. With `cached` the
-    /// file may not be handed to the kernel.
-    pub(super) fn open(&self, node: u64, source: Source, cached: bool, file: BorrowedFd<'_>) -> Answer {
-        if let Some(answer) = self.state.lock().join(node, source, cached) {
+    /// Counts one more open file of an inode, and says how to answer. `file` has the inode's bytes; None when they may
+    /// not be handed to the kernel.
+    pub(super) fn open(&self, ino: u64, source: Source, file: Option<BorrowedFd<'_>>) -> Answer {
+        if let Some(answer) = self.join(ino, source) {
             return answer;
         }
         // Not under the lock: it may be a message to the mount helper.
-        let id = if cached { None } else { self.register(file) };
+        let id = file.and_then(|file| self.register(source, file));
         let (answer, unused) = {
             let mut state = self.state.lock();
-            match state.join(node, source, cached) {
+            // A change has begun: it must find no backing file of the library's.
+            let changing = source == Source::Lower && state.changing.contains_key(&ino);
+            match state.join(ino, source) {
                 // Somebody else was as fast.
-                Some(answer) => (answer, id),
+                Some(answer) => (answer, [id, None]),
                 None => {
-                    let backing = id.map(|id| Backing { id, source });
-                    state.open.insert(node, backing.map_or(Open::Cached(1), |b| Open::Passthrough(b, 1)));
-                    let old = state.kept.pop(&node).map(|old| old.id);
-                    (id.map_or(Answer::Cached, Answer::Passthrough), old)
+                    let way = Way { source, id: id.filter(|_| !changing) };
+                    state.open.insert(ino, Open { way, files: 1 });
+                    let old = state.idle.pop(&ino).and_then(|old| old.id);
+                    (way.answer(source), [old, id.filter(|_| changing)])
                 }
             }
         };
-        self.give_back(unused);
+        unused.into_iter().flatten().for_each(|id| self.give_back(id));
         answer
     }
 
-    /// An open file of a node is gone.
-    pub(super) fn release(&self, node: u64) {
+    /// An open file of an inode is gone.
+    pub(super) fn release(&self, ino: u64) {
         let unused = {
             let mut state = self.state.lock();
-            match state.open.get_mut(&node) {
-                Some(Open::Cached(n) | Open::Passthrough(_, n)) if *n > 1 => {
-                    *n -= 1;
-                    None
-                }
-                Some(_) => {
-                    let closed = state.open.remove(&node);
-                    state.forget_second_of(node);
-                    match closed {
-                        Some(Open::Passthrough(backing, _)) => {
-                            state.kept.push(node, backing).map(|(_, least_used)| least_used.id)
-                        }
-                        Some(Open::Cached(_)) | None => None,
-                    }
-                }
-                None => None,
+            let Some(open) = state.open.get_mut(&ino) else { return };
+            open.files -= 1;
+            if open.files > 0 {
+                return;
+            }
+            let way = open.way;
+            state.open.remove(&ino);
+            // A changed file that is cached is so for a reason that may have gone.
+            if way.id.is_some() || way.source == Source::Lower {
+                state.idle.push(ino, way).and_then(|(_, least_used)| least_used.id)
+            } else {
+                None
             }
         };
-        self.give_back(unused);
+        self.idle.notify_all();
+        unused.into_iter().for_each(|id| self.give_back(id));
     }
 
-    /// The kernel has dropped a node: its backing file need not be kept, and may be a deleted one. Returns the inode.
-    pub(super) fn forget(&self, node: u64, count: u64) -> Ino {
-        let (ino, unused) = {
+    /// The kernel has dropped an inode: its backing file need not be kept, and may be a deleted one.
+    pub(super) fn forget(&self, ino: u64) {
+        let unused = {
             let mut state = self.state.lock();
-            let unused = state.kept.pop(&node).map(|backing| backing.id);
-            (state.forget_second(node, count).unwrap_or(Ino(node)), unused)
+            state.mapped.remove(&ino);
+            state.idle.pop(&ino).and_then(|way| way.id)
         };
-        self.give_back(unused);
-        ino
+        unused.into_iter().for_each(|id| self.give_back(id));
     }
 
-    fn register(&self, file: BorrowedFd<'_>) -> Option<u32> {
-        match self.backings.open(file) {
+    /// Whether a change of an inode's bytes would have to wait.
+    pub(super) fn must_wait(&self, ino: u64) -> bool {
+        self.state.lock().is_held(ino)
+    }
+
+    /// Begins a change of an inode's bytes, once nobody has the library's file open. None when somebody keeps it open.
+    pub(super) fn change(self: &Arc<Self>, ino: u64) -> Option<Change> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state.lock();
+        while state.is_held(ino) {
+            if self.idle.wait_until(&mut state, deadline).timed_out() && state.is_held(ino) {
+                return None;
+            }
+        }
+        *state.changing.entry(ino).or_default() += 1;
+        Some(Change { modes: Arc::clone(self), ino })
+    }
+
+    /// Notes that an inode was opened for reading and writing, so that it may be mapped, longer than it is open. A store
+    /// to a map moves the backing file's times and tells nobody: from now on the kernel may not keep the attributes.
+    pub(super) fn may_be_mapped(&self, ino: u64) {
+        if !self.state.lock().mapped.insert(ino) {
+            return;
+        }
+        // A negative offset: the attributes only. An inode that was just created is not known yet.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
+        {
+            tracing::debug!(ino, %error, "the kernel had no attributes to drop");
+        }
+    }
+
+    /// Whether the kernel may keep an inode's attributes.
+    pub(super) fn keeps_attributes(&self, ino: u64) -> bool {
+        !self.state.lock().mapped.contains(&ino)
+    }
+
+    fn register(&self, source: Source, file: BorrowedFd<'_>) -> Option<u32> {
+        let id = match source {
+            // What is registered by a read-only descriptor cannot be written to.
+            Source::Lower => backing::read_only(file).and_then(|file| self.backings.open(file.as_fd())),
+            Source::Upper => self.backings.open(file),
+        };
+        match id {
             Ok(id) => Some(id),
             // A library of somebody else's has thousands of files that an ordinary user may not register.
             Err(error) if self.told.swap(true, Ordering::Relaxed) => {
@@ -225,221 +228,61 @@ impl Passthrough {
         }
     }
 
-    fn give_back(&self, id: Option<u32>) {
-        if let Some(id) = id
-            && let Err(error) = self.backings.close(id)
-        {
+    fn give_back(&self, id: u32) {
+        if let Err(error) = self.backings.close(id) {
             tracing::warn!(id, %error, "a backing file stays registered");
         }
     }
 }
 
+/// A change of an inode's bytes that is under way. Until it is dropped no library file is handed to the kernel for it.
+#[derive(Debug)]
+pub(super) struct Change {
+    modes: Arc<Passthrough>,
+    ino: u64,
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        let mut state = self.modes.state.lock();
+        match state.changing.get_mut(&self.ino) {
+            Some(n) if *n > 1 => *n -= 1,
+            _ => drop(state.changing.remove(&self.ino)),
+        }
+    }
+}
+
 impl State {
-    /// Adds an open file to a node that is open, or whose backing number was kept; None when neither is so.
-    fn join(&mut self, node: u64, source: Source, cached: bool) -> Option<Answer> {
-        match self.open.get_mut(&node) {
-            Some(Open::Cached(n)) => {
-                *n += 1;
-                return Some(Answer::Cached);
-            }
-            Some(Open::Passthrough(backing, n)) if backing.source == source => {
-                *n += 1;
-                return Some(Answer::Passthrough(backing.id));
-            }
-            Some(Open::Passthrough(..)) => {
-                self.divert(node);
-                return Some(Answer::Elsewhere);
-            }
-            None => {}
+    /// Adds an open file to an inode that is open, or that was open before in a way that is still right.
+    fn join(&mut self, ino: u64, source: Source) -> Option<Answer> {
+        if let Some(open) = self.open.get_mut(&ino) {
+            // Invariant 3: if the library's file is open the bytes are still the same, wherever they are now.
+            open.files += 1;
+            return Some(open.way.answer(source));
         }
-        let kept = self.kept.peek(&node).copied().filter(|kept| kept.source == source && !cached)?;
-        self.kept.pop(&node);
-        self.open.insert(node, Open::Passthrough(kept, 1));
-        Some(Answer::Passthrough(kept.id))
+        let changing = source == Source::Lower && self.changing.contains_key(&ino);
+        let way = self.idle.peek(&ino).copied().filter(|way| way.source == source && !changing)?;
+        self.idle.pop(&ino);
+        self.open.insert(ino, Open { way, files: 1 });
+        Some(way.answer(source))
     }
 
-    /// From now on the names of a node's inode lead to another node.
-    fn divert(&mut self, node: u64) {
-        let ino = match self.second.get(&node) {
-            Some(second) => second.ino,
-            None => Ino(node),
-        };
-        if self.diverted.get(&ino).is_some_and(|now| *now != node) {
-            return;
-        }
-        self.last += 1;
-        self.diverted.insert(ino, self.last);
-        self.second.insert(self.last, Second { ino, instead_of: node, lookups: 0 });
+    /// Whether the library's file is open by passthrough.
+    fn is_held(&self, ino: u64) -> bool {
+        let open = self.open.get(&ino);
+        open.is_some_and(|open| open.way.source == Source::Lower && open.way.id.is_some())
     }
+}
 
-    /// Takes lookups from a second node; the inode, if it is one.
-    fn forget_second(&mut self, node: u64, count: u64) -> Option<Ino> {
-        let second = self.second.get_mut(&node)?;
-        let ino = second.ino;
-        second.lookups = second.lookups.saturating_sub(count);
-        self.drop_second(node);
-        Some(ino)
-    }
-
-    /// After the last close of `first`: the node that stands in for it may not be needed any more.
-    fn forget_second_of(&mut self, first: u64) {
-        let ino = self.second.get(&first).map_or(Ino(first), |second| second.ino);
-        if let Some(node) = self.diverted.get(&ino).copied() {
-            self.drop_second(node);
-        }
-    }
-
-    /// Drops a second node that the kernel does not know and nobody will be sent to.
-    fn drop_second(&mut self, node: u64) {
-        let Some(second) = self.second.get(&node) else { return };
-        let ino = second.ino;
-        let leads_here = self.diverted.get(&ino) == Some(&node);
-        if second.lookups > 0 || (leads_here && self.open.contains_key(&second.instead_of)) {
-            return;
-        }
-        self.second.remove(&node);
-        if leads_here {
-            self.diverted.remove(&ino);
+impl Way {
+    /// `now` is where the bytes are.
+    fn answer(self, now: Source) -> Answer {
+        match self.id {
+            Some(id) => Answer::Passthrough(id),
+            None => Answer::Cached { keep: now == Source::Lower },
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::io;
-    use std::os::fd::AsFd;
-
-    use super::*;
-
-    /// Hands out numbers and remembers which are out.
-    #[derive(Debug, Default)]
-    struct Fake {
-        out: Mutex<(u32, HashSet<u32>)>,
-        refuses: bool,
-    }
-
-    impl Backings for Fake {
-        fn open(&self, _: BorrowedFd<'_>) -> io::Result<u32> {
-            if self.refuses {
-                return Err(io::Error::from_raw_os_error(1));
-            }
-            let mut out = self.out.lock();
-            out.0 += 1;
-            let id = out.0;
-            out.1.insert(id);
-            Ok(id)
-        }
-
-        fn close(&self, id: u32) -> io::Result<()> {
-            assert!(self.out.lock().1.remove(&id), "{id} was given back twice");
-            Ok(())
-        }
-    }
-
-    fn modes(refuses: bool) -> (Arc<Fake>, Passthrough) {
-        let fake = Arc::new(Fake { refuses, ..Fake::default() });
-        (Arc::clone(&fake), Passthrough::new(fake))
-    }
-
-    fn open(modes: &Passthrough, node: u64, source: Source) -> Answer {
-        modes.open(node, source, false, std::io::stdin().as_fd())
-    }
-
-    #[test]
-    fn opens_of_one_node_share_one_number_and_the_next_open_finds_it_again() {
-        let (fake, modes) = modes(false);
-        let Answer::Passthrough(id) = open(&modes, 7, Source::Lower) else { panic!() };
-        assert_eq!(open(&modes, 7, Source::Lower), Answer::Passthrough(id));
-        modes.release(7);
-        modes.release(7);
-        assert_eq!(open(&modes, 7, Source::Lower), Answer::Passthrough(id));
-        assert_eq!(fake.out.lock().1.len(), 1);
-    }
-
-    #[test]
-    fn a_forgotten_node_keeps_no_backing_file() {
-        let (fake, modes) = modes(false);
-        open(&modes, 7, Source::Upper);
-        modes.release(7);
-        assert_eq!(modes.forget(7, 1), Ino(7));
-        assert!(fake.out.lock().1.is_empty());
-    }
-
-    #[test]
-    fn an_idle_node_changes_its_backing() {
-        let (fake, modes) = modes(false);
-        let lower = open(&modes, 7, Source::Lower);
-        modes.release(7);
-        assert!(!modes.must_divert(7));
-        let upper = open(&modes, 7, Source::Upper);
-        assert_ne!(lower, upper);
-        assert_eq!(fake.out.lock().1.len(), 1);
-    }
-
-    #[test]
-    fn a_writer_beside_readers_of_the_lower_goes_to_a_second_node() {
-        let (_, modes) = modes(false);
-        let reader = open(&modes, 7, Source::Lower);
-        assert!(modes.must_divert(7));
-        let second = modes.second_node(Ino(7), true).unwrap();
-        assert_eq!(modes.ino(second), Ino(7));
-        let writer = open(&modes, second, Source::Upper);
-        assert!(matches!(writer, Answer::Passthrough(_)) && writer != reader);
-        // The next reader finds the node on the lower, and is sent to the same second node.
-        assert_eq!(open(&modes, 7, Source::Upper), Answer::Elsewhere);
-        assert_eq!(modes.second_node(Ino(7), false), Some(second));
-        modes.release(second);
-        // Forgotten, but the first node is still open on the lower.
-        assert_eq!(modes.forget(second, 1), Ino(7));
-        assert_eq!(modes.second_node(Ino(7), false), Some(second));
-        modes.release(7);
-        assert_eq!(modes.second_node(Ino(7), false), None);
-    }
-
-    #[test]
-    fn a_second_node_that_the_kernel_knows_outlives_the_first_ones_readers() {
-        let (_, modes) = modes(false);
-        open(&modes, 7, Source::Lower);
-        assert!(modes.must_divert(7));
-        let second = modes.second_node(Ino(7), true).unwrap();
-        modes.release(7);
-        assert_eq!(modes.second_node(Ino(7), true), Some(second));
-        modes.forget(second, 1);
-        assert_eq!(modes.ino(second), Ino(7));
-        modes.forget(second, 1);
-        assert_eq!(modes.second_node(Ino(7), false), None);
-    }
-
-    #[test]
-    fn a_file_that_may_not_be_registered_is_cached_until_all_have_closed_it() {
-        let (_, refused) = modes(true);
-        assert_eq!(open(&refused, 7, Source::Lower), Answer::Cached);
-        assert!(!refused.must_divert(7));
-        assert_eq!(open(&refused, 7, Source::Upper), Answer::Cached);
-
-        let (_, modes) = modes(false);
-        assert_eq!(modes.open(7, Source::Upper, true, std::io::stdin().as_fd()), Answer::Cached);
-        assert_eq!(open(&modes, 7, Source::Upper), Answer::Cached);
-        modes.release(7);
-        modes.release(7);
-        assert!(matches!(open(&modes, 7, Source::Upper), Answer::Passthrough(_)));
-    }
-
-    #[test]
-    fn more_idle_files_than_are_kept_give_their_numbers_back() {
-        let (fake, modes) = modes(false);
-        for node in 1..=KEPT_LIMIT.get() as u64 + 10 {
-            open(&modes, node, Source::Lower);
-            modes.release(node);
-        }
-        assert_eq!(fake.out.lock().1.len(), KEPT_LIMIT.get());
-    }
-
-    #[test]
-    fn a_release_that_nobody_opened_is_harmless() {
-        let (_, modes) = modes(false);
-        modes.release(7);
-        assert_eq!(modes.forget(SECOND + 5, 1), Ino(SECOND + 5));
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ use crate::namespace::types::{Attr, Ino};
 
 /// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
 /// making it.
-pub(super) const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) static TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 thread_local! {
     /// Each loop reads into its own buffer, grown once to the largest request it met.
@@ -58,7 +58,7 @@ pub(super) fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, 
     Errno::from_i32(errno.raw_os_error())
 }
 
-/// The one way in which an entry gets to the kernel, which then holds one reference to its node.
+/// The one way in which an entry gets to the kernel, which then holds one reference to its inode.
 pub(super) fn entry(
     modes: Option<&Arc<Passthrough>>,
     reply: ReplyEntry,
@@ -71,13 +71,15 @@ pub(super) fn entry(
         Ok(attr) => attr,
         Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
     };
-    match modes.and_then(|modes| modes.second_node(attr.ino, true)) {
-        None => reply.entry(&TTL, &convert::attr(&attr), Generation(0)),
-        // Its attributes would show the node's number as the inode's, so the kernel must not keep them.
-        Some(node) => {
-            let attr = Attr { ino: Ino(node), ..attr };
-            reply.entry_with_ttls(&Duration::ZERO, &TTL, &convert::attr(&attr), Generation(0));
-        }
+    let attr_ttl = attr_ttl(modes, attr.ino);
+    reply.entry_with_ttls(attr_ttl, &TTL, &convert::attr(&attr), Generation(0));
+}
+
+/// How long the kernel may keep an inode's attributes.
+pub(super) fn attr_ttl(modes: Option<&Arc<Passthrough>>, ino: Ino) -> &'static Duration {
+    match modes {
+        Some(modes) if !modes.keeps_attributes(ino.0) => &Duration::ZERO,
+        _ => &TTL,
     }
 }
 
@@ -94,9 +96,15 @@ pub(super) fn empty(
     }
 }
 
-pub(super) fn attributes(reply: ReplyAttr, operation: &'static str, at: INodeNo, done: Result<Attr>) {
+pub(super) fn attributes(
+    modes: Option<&Arc<Passthrough>>,
+    reply: ReplyAttr,
+    operation: &'static str,
+    at: INodeNo,
+    done: Result<Attr>,
+) {
     match done {
-        Ok(attr) => reply.attr(&TTL, &convert::attr(&attr)),
+        Ok(attr) => reply.attr(attr_ttl(modes, attr.ino), &convert::attr(&attr)),
         Err(error) => reply.error(fail(operation, at, None, &error)),
     }
 }
@@ -137,23 +145,24 @@ pub(super) fn data(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &Content, o
 pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
     match answer {
         Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
-        // What the kernel has cached may be from before somebody wrote by passthrough: not kept.
-        Answer::Cached => reply.opened(FileHandle(0), FopenFlags::empty()),
-        Answer::Elsewhere => reply.error(Errno::ESTALE),
+        Answer::Cached { keep } => reply.opened(FileHandle(0), cache_flags(keep)),
     }
 }
 
-/// Answers a create; without an answer for the open in cached mode, where the kernel keeps a file's pages.
-pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Option<Answer>) {
-    let flags = match answer {
-        None => FopenFlags::FOPEN_KEEP_CACHE,
-        Some(Answer::Cached) => FopenFlags::empty(),
-        Some(Answer::Passthrough(id)) => {
-            let flags = FopenFlags::FOPEN_NOFLUSH;
-            return crate::sys::backing::reply_create(reply, &TTL, &convert::attr(attr), flags, id);
+/// Answers a create, as [`opened`] does an open.
+pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Answer) {
+    let attr = convert::attr(attr);
+    match answer {
+        Answer::Passthrough(id) => {
+            crate::sys::backing::reply_create(reply, &TTL, &attr, FopenFlags::FOPEN_NOFLUSH, id);
         }
-        // A number that was just made is not open elsewhere.
-        Some(Answer::Elsewhere) => return reply.error(Errno::ESTALE),
-    };
-    reply.created(&TTL, &convert::attr(attr), Generation(0), FileHandle(0), flags);
+        Answer::Cached { keep } => {
+            reply.created(&TTL, &attr, Generation(0), FileHandle(0), cache_flags(keep));
+        }
+    }
+}
+
+/// What the kernel has cached may be from before somebody wrote by passthrough: then it must not be kept.
+fn cache_flags(keep: bool) -> FopenFlags {
+    if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }

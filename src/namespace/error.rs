@@ -27,6 +27,9 @@ pub enum Error {
     /// The kernel asked for a number that nothing has any more.
     #[error("inode {0:?} is gone")]
     Stale(Ino),
+    /// Others have the library's file open by passthrough and cannot be given another one.
+    #[error("the program or library is in use")]
+    InUse,
     /// Longer than 255 bytes.
     #[error("name too long")]
     NameTooLong,

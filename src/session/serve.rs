@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{Config, INodeNo, Session, SessionACL};
@@ -166,9 +166,15 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
         path: plan.space.mountpoint.clone(),
         reason: plain(&error),
     };
-    let offer = Offer { backings: Arc::clone(&backings), stack_depth: stack_depth(plan)? };
+    let notifier = Arc::new(OnceLock::new());
+    let offer = Offer {
+        backings: Arc::clone(&backings),
+        stack_depth: stack_depth(plan)?,
+        notifier: Arc::clone(&notifier),
+    };
     let adapter = Adapter::new(fs, loops, Some(offer), keeper, Box::new(ended));
     let session = Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse)?;
+    notifier.get_or_init(|| session.notifier());
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
     let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;

@@ -9,13 +9,14 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
 
 /// Registers backing files on the connection of one mount.
 pub trait Backings: Send + Sync + Debug {
     /// The number for an open regular file. The kernel keeps the file open until the number is closed and no
-    /// open file uses it. It opens the file anew with the access that each open through the mount asks for,
-    /// so a file given read-only may be written if the daemon answers an open for writing with its number.
+    /// open file uses it. It opens the file anew for each open through the mount, with the access that this one asks
+    /// for; of a file that was given by a read-only descriptor every open for writing fails.
     ///
     /// # Errors
     /// EPERM where this may not be done at all, or not with this file; ELOOP when the file lies on a stacked
@@ -96,6 +97,18 @@ pub fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> io::Result<()> {
     let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(id) };
     // SAFETY: the opcode belongs to the device, and `close` carries the argument that it names.
     Ok(unsafe { rustix::ioctl::ioctl(fuse, close) }?)
+}
+
+/// The same file by a descriptor that cannot be written to.
+///
+/// # Errors
+/// What opening it anew may answer.
+pub fn read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    if rustix::fs::fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDONLY {
+        return file.try_clone_to_owned();
+    }
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl Backings for Direct {

@@ -1,6 +1,7 @@
 //! One operation at a time through the kernel: what a program sees on a mount is what it sees on a disk.
 
 mod attributes;
+mod descriptors;
 mod directories;
 mod failures;
 mod isolation;

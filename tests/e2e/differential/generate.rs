@@ -92,7 +92,7 @@ impl Generator {
         let some_slot = usize::try_from(random.below(SLOTS as u64)).unwrap();
         let slot = if tree.open.is_empty() { some_slot } else { *random.pick(&tree.open) };
         match random.below(20) {
-            0..6 => Op::Open { slot: some_slot, path, how: held(*random.pick(HOWS)) },
+            0..6 => Op::Open { slot: some_slot, path, how: *random.pick(HOWS) },
             6..10 => Op::WriteOpen { slot, at, len, fill },
             10..14 => Op::ReadOpen { slot, at: at / 2, len },
             14 => Op::TruncateOpen { slot, len: at },
@@ -212,10 +212,4 @@ fn offset_and_len(random: &mut Random) -> (u64, usize) {
     let at = if random.once_in(3) { 0 } else { random.below(310_000) };
     let len = if random.once_in(4) { random.below(200_000) } else { random.below(5000) };
     (at, usize::try_from(len).unwrap())
-}
-
-/// How a file is opened that stays open. By passthrough a reader of a lower file keeps the bytes that were there
-/// when it opened it, where in a plain directory it sees what others write; all other files behave alike.
-fn held(how: How) -> How {
-    if matches!(how, How::Read) && crate::common::passthrough() { How::ReadWrite } else { how }
 }
