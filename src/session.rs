@@ -5,6 +5,7 @@
 //! the truth; a live mount is found in mountinfo, never by a remembered path, since a mount can move with its
 //! directory; whatever way a mount ends, the space's changes stay.
 
+mod arrival;
 mod daemon;
 mod end;
 pub mod helper;
@@ -20,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::library::LibraryError;
 use crate::library::index::Index;
-use crate::library::index::cache::open_or_compile;
 use crate::materialize::ReflinkProbe;
 use crate::materialize::clone::Strategy;
 use crate::namespace;
@@ -60,6 +60,9 @@ pub struct Mounted {
     pub pid: u32,
     /// From the call to the answer, in milliseconds.
     pub mounted_ms: u64,
+    /// Contents that the library has not: files with them cannot be read.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub missing_blobs: u32,
     /// It was mounted already.
     pub reused: bool,
     /// Where the changes are that the space had before rcc deleted it; the space is a new one.
@@ -129,6 +132,18 @@ pub enum Error {
         /// The processes found.
         pids: Vec<u32>,
     },
+    /// The environment is being recorded, and not all of it is in the library yet.
+    #[error("{catalog}: still being recorded after {} s: {missing} of its blobs are missing{}", waited.as_secs_f64(), at_work(*pid))]
+    BeingRecorded {
+        /// The catalog.
+        catalog: PathBuf,
+        /// How many are to come; 1 when the catalog itself is not whole.
+        missing: u32,
+        /// Who holds rcc's lock.
+        pid: Option<u32>,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Nothing of ours is mounted there.
     #[error("{0}: not mounted")]
     NotMounted(PathBuf),
@@ -181,6 +196,14 @@ pub struct Report {
 /// Puts an error into words: the daemon has to, since only words pass through the pipe.
 pub type Describe = fn(&Error) -> Report;
 
+fn is_none(count: &u32) -> bool {
+    *count == 0
+}
+
+fn at_work(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(", and process {pid} is at work")).unwrap_or_default()
+}
+
 fn users(pids: &[u32]) -> String {
     if pids.is_empty() {
         return String::new();
@@ -204,7 +227,7 @@ pub fn mount(
 ) -> Result<Mounted, Error> {
     let started = Instant::now();
     surroundings::serve_on();
-    let index = open_or_compile(&plan.catalog_path, &plan.cache_dir.join("index"))?;
+    let (index, missing_blobs) = arrival::whole_index(plan)?;
     process::trim_heap();
     let deadline = started + ENDING.min(plan.lock_timeout);
     let prepared = loop {
@@ -217,7 +240,7 @@ pub fn mount(
             Err(SpaceError::Busy { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            claim => break serve::Prepared::new(plan, index, claim?, started),
+            claim => break serve::Prepared::new(plan, index, claim?, started, missing_blobs),
         }
     };
     if plan.foreground {
@@ -272,6 +295,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         relocated: index.relocated_files(),
         pid: run.pid,
         mounted_ms: millis(started),
+        missing_blobs: 0,
         reused: true,
         set_aside: None,
     }))

@@ -261,6 +261,9 @@ pub fn describe(error: &session::Error) -> Failure {
         session::Error::DeletedInUse { .. } => {
             failure(BUSY, what, Some("end what uses it, or unmount with --lazy; then mount again"))
         }
+        session::Error::BeingRecorded { .. } => {
+            failure(BUSY, what, Some("wait until rcc has finished, or give a longer --lock-timeout"))
+        }
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
         session::Error::Limits(_) => {

@@ -123,6 +123,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if mounted.reused {
             output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
         }
+        if mounted.missing_blobs > 0 {
+            let count = mounted.missing_blobs;
+            let note = format!(
+                "holofs: {count} of its blobs are not in the library, so files cannot be read: `holofs check`"
+            );
+            output::note(context.silent, &note);
+        }
         if let Some(aside) = &mounted.set_aside {
             let note = format!(
                 "holofs: rcc deleted this space: it is a new one; its changes are in {}",

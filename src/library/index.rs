@@ -125,6 +125,9 @@ pub struct Index {
     map: Map,
     header: Header,
     info: CatalogInfo,
+    /// All blobs were in the library when somebody looked, and the catalog file has not been touched since. `cache`
+    /// knows it.
+    blobs_seen: bool,
 }
 
 impl Index {
@@ -143,7 +146,7 @@ impl Index {
             let info = header.section(&map, header.info)?;
             let info =
                 serde_json::from_slice(info).map_err(|_| IndexError("its description cannot be read"))?;
-            Ok(Self { map, header, info })
+            Ok(Self { map, header, info, blobs_seen: false })
         }))
     }
 
@@ -171,6 +174,18 @@ impl Index {
     #[must_use]
     pub fn info(&self) -> &CatalogInfo {
         &self.info
+    }
+
+    /// Whether all of its blobs were in the library when that was looked at last, for this very catalog file.
+    #[must_use]
+    pub fn blobs_seen(&self) -> bool {
+        self.blobs_seen
+    }
+
+    /// The contents of its regular files, each once.
+    pub fn digests(&self) -> impl Iterator<Item = Result<Digest, IndexError>> + '_ {
+        let digests = self.header.section(&self.map, self.header.digests).unwrap_or_default();
+        digests.chunks_exact(format::DIGEST_SIZE).map(format::decode_digest)
     }
 
     /// SHA-256 of the catalog file that it was compiled from.

@@ -48,17 +48,24 @@ pub(super) struct Prepared<'p> {
     /// The space's own lock and, while mounting only, rcc's: `rcc run` would wait for ever for one that is kept.
     claim: Claim<'p>,
     started: Instant,
+    missing_blobs: u32,
 }
 
 impl<'p> Prepared<'p> {
     /// Puts the pieces together. Starts no thread: the caller may fork.
-    pub(super) fn new(plan: &'p MountPlan, index: Index, claim: Claim<'p>, started: Instant) -> Self {
-        Self { plan, index: Arc::new(index), claim, started }
+    pub(super) fn new(
+        plan: &'p MountPlan,
+        index: Index,
+        claim: Claim<'p>,
+        started: Instant,
+        missing_blobs: u32,
+    ) -> Self {
+        Self { plan, index: Arc::new(index), claim, started, missing_blobs }
     }
 
     /// Mounts and serves until the mount ends; `ready` is called when the first request would be answered.
     pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<Mounted, Error> {
-        let Self { plan, index, claim, started } = self;
+        let Self { plan, index, claim, started, missing_blobs } = self;
         let umask = process::replace_umask(0);
         process::map_large_blocks();
         let loops = loops_to_be_had()?;
@@ -96,6 +103,7 @@ impl<'p> Prepared<'p> {
             relocated: index.relocated_files(),
             pid: std::process::id(),
             mounted_ms: millis(started),
+            missing_blobs,
             reused: false,
             set_aside: claim.aside().map(Path::to_owned),
         };

@@ -235,4 +235,70 @@ for_both_users! {
         assert!(!other.at("mine").exists());
         assert_eq!(std::fs::read_to_string(kept.join("aside.1/upper/mine")).unwrap(), "mine");
     }
+
+    /// rcc writes a catalog seconds before its blobs. A mount waits for them.
+    fn an_environment_that_is_being_recorded_is_waited_for() {
+        let world = World::new();
+        let recording = rcc::Recording::begin(&world, &one());
+        let mut mount = world.holofs().arg("mount").arg(world.home()).arg("s").spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(mount.try_wait().unwrap().is_none(), "it did not wait");
+        assert_eq!(world.mounts(), Vec::<PathBuf>::new());
+        recording.finish();
+        assert_eq!(crate::common::world::wait(&mut mount, "the mount"), 0);
+        let space = world.mounts().remove(0);
+        assert_eq!(module(&space), "VALUE = 1\n");
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+    }
+
+    /// Not for ever; and a catalog that is only half there is waited for as well.
+    fn a_recording_that_takes_too_long_is_named() {
+        let world = World::new();
+        let recording = rcc::Recording::begin(&world, &one());
+        let refused = try_mount(&world, &["--lock-timeout", "0.2"]);
+        assert_eq!(refused.code, 12, "{refused:?}");
+        assert!(refused.stderr.contains("being recorded") && refused.stderr.contains("missing"), "{refused:?}");
+        recording.finish();
+        let mounted = world.mount("s");
+        assert!(mounted.said.get("missing_blobs").is_none(), "{}", mounted.said);
+        mounted.unmount();
+        // In place: for a moment there is half a catalog under the old name.
+        let catalog = one().catalog(&world.hololib());
+        let whole = std::fs::read(&catalog).unwrap();
+        let lock = rcc::lock(&world.base().join("global.lck"));
+        std::fs::write(&catalog, &whole[..whole.len() - 40]).unwrap();
+        let mut mount = world.holofs().arg("mount").arg(world.home()).arg("s").spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(mount.try_wait().unwrap().is_none(), "it did not wait");
+        std::fs::write(&catalog, &whole).unwrap();
+        drop(lock);
+        assert_eq!(crate::common::world::wait(&mut mount, "the mount"), 0);
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+    }
+
+    /// Blobs that nobody is about to write are told of, and the mount works without them.
+    fn missing_blobs_are_told() {
+        let world = World::with(&one());
+        std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
+        let told = try_mount(&world, &[]);
+        assert_eq!(told.code, 0, "{told:?}");
+        assert!(told.stderr.contains("1 of its blobs"), "{told:?}");
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        // Each time, until they are there.
+        let mounted = world.mount("s");
+        assert_eq!(mounted.said["missing_blobs"], 1);
+        mounted.unmount();
+        world.add(&one());
+        assert!(world.mount("s").said.get("missing_blobs").is_none());
+    }
+
+    /// Neither rcc's lock nor any blob is looked at for a catalog that is known.
+    fn a_known_environment_waits_for_nobody() {
+        let world = World::with(&one());
+        world.mount("s").unmount();
+        let _lock = rcc::lock(&world.base().join("global.lck"));
+        std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
+        let mounted = world.mount("s");
+        assert!(mounted.said.get("missing_blobs").is_none(), "{}", mounted.said);
+    }
 }

@@ -32,6 +32,9 @@ struct Stamp {
     catalog: Look,
     catalog_sha256: String,
     index: Look,
+    /// All blobs that this file names were in its library.
+    #[serde(default)]
+    blobs_seen: bool,
 }
 
 /// Opens the index of a catalog, compiling it first when it is new, old or damaged.
@@ -65,10 +68,11 @@ fn open_stamped(catalog_path: &Path, cache_dir: &Path) -> Option<Index> {
     let stamp = read_stamp(&stamp_path).filter(|stamp| stamp.catalog == look)?;
     let path = index_path(cache_dir, &stamp.catalog_sha256);
     let unchanged = look_of(&path).is_ok_and(|now| now == stamp.index);
-    let index = open_checked(&path, &stamp.catalog_sha256, !unchanged)?;
+    let mut index = open_checked(&path, &stamp.catalog_sha256, !unchanged)?;
     if !unchanged {
-        write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path);
+        write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path, stamp.blobs_seen);
     }
+    index.blobs_seen = stamp.blobs_seen;
     Some(index)
 }
 
@@ -80,7 +84,7 @@ fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<In
     let stamp_path = stamp_path(catalog_path, cache_dir);
     // The same content, touched or copied: rcc touches a catalog at every restore.
     if let Some(index) = open_checked(&path, &sum_text, true) {
-        write_stamp(&stamp_path, look, &sum_text, &path);
+        write_stamp(&stamp_path, look, &sum_text, &path, false);
         return Ok(index);
     }
     let tree = catalog::parse_file(&bytes)
@@ -89,10 +93,20 @@ fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<In
     sweep(cache_dir);
     let compiled = compile(&tree, sum)
         .map_err(|source| LibraryError::Compile { path: catalog_path.to_owned(), source })?;
-    write_whole(&path, &compiled).map_err(LibraryError::io(&path))?;
-    write_stamp(&stamp_path, look, &sum_text, &path);
+    write_whole(&path, &compiled, true).map_err(LibraryError::io(&path))?;
+    write_stamp(&stamp_path, look, &sum_text, &path, false);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
+}
+
+/// Notes that all blobs of a catalog were seen in its library, unless the file has changed since `index` was opened.
+pub fn note_blobs_seen(catalog_path: &Path, cache_dir: &Path, index: &Index) {
+    let stamp_path = stamp_path(catalog_path, cache_dir);
+    let sum = hex(&index.catalog_sha256());
+    let noted = read_stamp(&stamp_path).filter(|stamp| stamp.catalog_sha256 == sum);
+    if let Some(stamp) = noted.filter(|stamp| look_of(catalog_path).is_ok_and(|look| look == stamp.catalog)) {
+        write_stamp(&stamp_path, stamp.catalog, &sum, &index_path(cache_dir, &sum), true);
+    }
 }
 
 fn look_of(path: &Path) -> std::io::Result<Look> {
@@ -144,10 +158,11 @@ fn read_stamp(path: &Path) -> Option<Stamp> {
 }
 
 /// Notes how both files look. Without the note the next mount reads both through, and that is all.
-fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path) {
+fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path, blobs_seen: bool) {
     let written = look_of(index).and_then(|index| {
-        let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index };
-        write_whole(path, &serde_json::to_vec(&stamp)?)
+        let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index, blobs_seen };
+        // After a loss of power a part of it is none, and the files are read through once.
+        write_whole(path, &serde_json::to_vec(&stamp)?, false)
     });
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), %error, "cannot note that a catalog was compiled");
@@ -182,9 +197,9 @@ pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
     Err(failed(std::io::Error::other("it changes while it is read; is rcc recording?")))
 }
 
-/// Writes a file under another name and renames it into place, so that nobody ever sees a part of it, and after
-/// its bytes are on the disk, so that nobody does after a power cut either.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file under another name and renames it into place, so that nobody ever sees a part of it; with `durable`,
+/// after its bytes are on the disk, so that nobody does after a power cut either.
+fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut temporary = path.as_os_str().to_owned();
@@ -193,7 +208,9 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     // A name left over from a process of the same number is in nobody's use.
     let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
     let written = made
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
+        .and_then(|mut file| {
+            file.write_all(bytes).and_then(|()| if durable { file.sync_data() } else { Ok(()) })
+        })
         .and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err()
         && let Err(error) = std::fs::remove_file(&temporary)

@@ -85,6 +85,35 @@ pub fn restore(world: &World, library: &Library, space: &Path) -> usize {
     dirty
 }
 
+/// A recording that is under way: the catalog is written, and none of the blobs.
+#[derive(Debug)]
+pub struct Recording {
+    lock: Option<Lock>,
+    aside: PathBuf,
+    library: PathBuf,
+}
+
+impl Recording {
+    /// Begins to record an environment into a library without blobs.
+    pub fn begin(world: &World, library: &Library) -> Self {
+        std::fs::create_dir_all(world.base()).expect("mkdir");
+        let lock = Some(lock(&world.base().join("global.lck")));
+        world.add(library);
+        let this =
+            Self { lock, aside: world.path().join("to-come"), library: world.hololib().join("library") };
+        std::fs::rename(&this.library, &this.aside).expect("rename");
+        std::fs::create_dir(&this.library).expect("mkdir");
+        this
+    }
+
+    /// Writes the blobs and lets go of the lock.
+    pub fn finish(mut self) {
+        std::fs::remove_dir(&self.library).expect("rmdir");
+        std::fs::rename(&self.aside, &self.library).expect("rename");
+        self.lock = None;
+    }
+}
+
 /// `rcc holotree delete`: `.meta`, `.lck`, then everything in the space. It takes no lock, and fails in the end when the
 /// space is mounted.
 pub fn delete(space: &Path) {

@@ -1,0 +1,98 @@
+//! An environment that is not whole in its library yet, or no more.
+//!
+//! rcc writes a catalog first and its blobs seconds later, all under `global.lck`. So a catalog that is new or was touched
+//! has its blobs looked for; while some are missing and somebody holds the lock, they are waited for. A catalog whose
+//! blobs were all seen, and which has not been touched since, is not looked at again: that costs nothing.
+//!
+//! Invariant: the lock is never held here, so rcc is not kept waiting; a mount does not start on blobs that are still to
+//! come, nor on missing ones without telling.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::Error;
+use crate::library::LibraryError;
+use crate::library::index::Index;
+use crate::library::index::cache::{note_blobs_seen, open_or_compile};
+use crate::space::lock::holder;
+use crate::space::plan::MountPlan;
+use crate::sys::guarded::{self, Access};
+
+/// How often it is looked whether rcc has finished.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Opens the plan's index, and waits up to the plan's lock timeout for an environment that is being recorded. Returns
+/// how many blobs are missing of one that nobody is recording.
+///
+/// # Errors
+/// [`Error::BeingRecorded`] when it took too long, and what is wrong with the catalog.
+pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
+    let lock = plan.library.holotree().join("global.lck");
+    let cache_dir = plan.cache_dir.join("index");
+    let started = Instant::now();
+    let mut is_last_look = false;
+    loop {
+        let opened = open_or_compile(&plan.catalog_path, &cache_dir);
+        let missing = match &opened {
+            Ok(index) if index.blobs_seen() => 0,
+            Ok(index) => missing_blobs(index, &plan.library.hololib),
+            // It may be half written. Other errors do not go away.
+            Err(LibraryError::Catalog { .. } | LibraryError::Io { .. }) => 1,
+            Err(_) => 0,
+        };
+        if missing == 0 || is_last_look {
+            let index = opened?;
+            if missing == 0 && !index.blobs_seen() {
+                note_blobs_seen(&plan.catalog_path, &cache_dir, &index);
+            }
+            return Ok((index, missing));
+        }
+        // A lock that is free now means that whoever wrote what was seen has finished, so the next look is the truth.
+        let Some(at_work) = AtWork::of(&lock) else {
+            is_last_look = true;
+            continue;
+        };
+        if started.elapsed() >= plan.lock_timeout {
+            let catalog = plan.catalog_path.clone();
+            return Err(Error::BeingRecorded {
+                catalog,
+                missing,
+                pid: at_work.pid,
+                waited: plan.lock_timeout,
+            });
+        }
+        tracing::info!(missing, path = %lock.display(), "waits for the environment to be recorded");
+        while AtWork::of(&lock).is_some() && started.elapsed() < plan.lock_timeout {
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+/// Somebody who holds rcc's lock over recording and restoring.
+#[derive(Debug)]
+struct AtWork {
+    pid: Option<u32>,
+}
+
+impl AtWork {
+    /// None when nobody holds the lock, or when there is none that could be held.
+    fn of(lock: &Path) -> Option<AtWork> {
+        let file = guarded::open_file(lock, Access::Read).ok()?;
+        // Taken for an instant, if at all: closing the file gives it back.
+        let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+        held.then(|| AtWork { pid: holder(&file) })
+    }
+}
+
+/// How many of an environment's blobs are not in the library.
+fn missing_blobs(index: &Index, hololib: &Path) -> u32 {
+    let library = hololib.join("library");
+    // Whatever else is wrong with a blob shows when it is read.
+    let is_missing = |path| matches!(rustix::fs::stat(path), Err(Errno::NOENT | Errno::NOTDIR));
+    let digests = index.digests().flatten();
+    let missing = digests.filter(|digest| is_missing(library.join(digest.fan_out()))).count();
+    u32::try_from(missing).unwrap_or(u32::MAX)
+}
