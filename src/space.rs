@@ -110,6 +110,14 @@ pub enum SpaceError {
         /// The only directory that fits.
         base: PathBuf,
     },
+    /// The catalog names a directory that is not its library's, and nobody typed it.
+    #[error("its spaces belong in {base:?}, which is not a directory of this library")]
+    ForeignBase {
+        /// The catalog.
+        catalog: PathBuf,
+        /// The directory that it names.
+        base: PathBuf,
+    },
     /// The mountpoint cannot be mounted on.
     #[error("{problem}")]
     Mountpoint {

@@ -176,6 +176,13 @@ fn of_space(error: &SpaceError) -> Failure {
             let fix = format!("a directory in {}, or a space name", base.display());
             failure(MOUNTPOINT, format!("{}: {why}", given.display()), Some(&fix))
         }
+        SpaceError::ForeignBase { catalog, base } => {
+            let fix = format!(
+                "if you trust it, the path of a directory with a name of 24 bytes in {}",
+                base.display()
+            );
+            failure(MOUNTPOINT, format!("catalog {}: {why}", catalog.display()), Some(&fix))
+        }
         SpaceError::Mountpoint { path, problem } => {
             failure(MOUNTPOINT, format!("{}: {why}", path.display()), Some(&way_out(path, problem)))
         }

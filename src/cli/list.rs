@@ -9,12 +9,13 @@ use super::exit::{Failure, OK};
 use super::unmount::mounts;
 use super::{Context, output};
 use crate::library::catalogs;
+use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 use crate::space::document::{Header, read_header, read_info};
 use crate::space::held::Held;
+use crate::space::live;
 use crate::space::meta::{beside, usage};
 use crate::space::state::{RunInfo, bytes_below, read_run, read_state};
-use crate::space::{live, select};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 
@@ -132,9 +133,12 @@ fn state_dirs(context: &Context) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// The directories in which spaces of rcc's own library are.
+/// The directories in which spaces of rcc's own library are. Not those that its catalogs name: a catalog can name any.
 fn bases(context: &Context) -> Vec<PathBuf> {
-    select::bases(&catalogs::list(&context.env.hololib()).unwrap_or_default())
+    let library = Location { hololib: context.env.hololib(), kind: LibraryKind::Hololib };
+    let mut bases = vec![library.holotree(), context.env.robocorp_home.join("holotree")];
+    bases.dedup();
+    bases
 }
 
 fn row(identity: &Identity, state_dir: &Path, bases: &[PathBuf], live: &[MountEntry]) -> Row {

@@ -14,13 +14,14 @@ use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failur
 use super::{Context, output};
 use crate::library::blob::{BlobError, Blobs, HololibStore, Prepared};
 use crate::library::cache::BlobCache;
+use crate::library::catalogs::{self, CatalogFile};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
-use crate::library::{catalogs, profile};
+use crate::library::profile;
 use crate::materialize::SMALL_FILE;
-use crate::space::select::{Selected, Wanted, select};
+use crate::space::select::{Wanted, select_catalog};
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
@@ -70,20 +71,20 @@ struct Wish {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
-    let selected = find(&args.environment, &library, context)?;
+    let catalog = find(&args.environment, &library, context)?;
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))
             .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
     }
     let cache_dir = context.env.cache_dir();
-    let index = open_or_compile(&selected.catalog.path, &cache_dir.join("index"))?;
+    let index = open_or_compile(&catalog.path, &cache_dir.join("index"))?;
     let files = if args.profile { touched(&index, context)? } else { (0..index.len()).map(NodeId).collect() };
     let wishes = wishes(&index, &files).map_err(|error| failure(FAILED, error.to_string(), None))?;
     let blobs =
         Blobs::new(Box::new(HololibStore::new(&library.hololib)), BlobCache::open(&cache_dir.join("blobs"))?);
     let mut warmed = Warmed {
-        blueprint: selected.catalog.blueprint.clone(),
+        blueprint: catalog.blueprint.clone(),
         entries: index.len(),
         blobs: wishes.len(),
         bytes: wishes.iter().map(|wish| wish.size).sum(),
@@ -106,7 +107,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 }
 
 /// The environment: by its blueprint when one begins so, else by a space.
-fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<Selected, Failure> {
+fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogFile, Failure> {
     let prefix = typed.to_str().map(str::to_lowercase).filter(|text| text.len() >= 4);
     let known = catalogs::list(&library.hololib)?;
     let is_blueprint = prefix
@@ -118,7 +119,7 @@ fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<Selected
         blueprint: prefix.as_deref().filter(|_| is_blueprint),
         fresh: is_blueprint,
     };
-    Ok(select(library, &wanted, &context.env)?)
+    Ok(select_catalog(library, &wanted, &context.env)?)
 }
 
 fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {

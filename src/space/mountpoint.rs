@@ -3,9 +3,7 @@
 //! Invariant: nothing of the user's is hidden under a mount; what is made here is empty and can stay.
 
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, RawDir};
@@ -86,25 +84,30 @@ fn unfit(error: GuardedError) -> MountpointProblem {
     }
 }
 
-/// Makes the holotree on a machine where nothing was restored yet: one directory, and no more than that.
+/// Opens the holotree, and makes it on a machine where nothing was restored yet: one directory, and no more than that.
+/// A link that somebody else put in its place is not followed.
 ///
 /// # Errors
 /// [`SpaceError::Mountpoint`] when there is no place for it.
-pub fn prepare_base(space: &SpacePath) -> Result<(), SpaceError> {
+pub fn open_base(space: &SpacePath) -> Result<Dir, SpaceError> {
     let base = space.base();
-    make(base).map_err(|error| {
-        let problem = match error.kind() {
-            io::ErrorKind::NotFound => MountpointProblem::NoParent(base.to_owned()),
-            _ => refused(&error),
-        };
-        SpaceError::Mountpoint { path: space.mountpoint.clone(), problem }
-    })
+    let problem = |problem| SpaceError::Mountpoint { path: space.mountpoint.clone(), problem };
+    let (Some(above), Some(name)) = (base.parent(), base.file_name()) else {
+        return Ok(Dir::open(base, Trust::Anybodys)?);
+    };
+    let above = Dir::open(above, Trust::Anybodys).map_err(|error| {
+        let is_not_found = error.is_not_found();
+        problem(if is_not_found { MountpointProblem::NoParent(base.to_owned()) } else { unfit(error) })
+    })?;
+    above.open_or_make_at(name, DIR_MODE, false).map_err(|error| problem(unfit_base(base, error)))
 }
 
-fn make(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIR_MODE).create(path) {
-        Err(_) if path.is_dir() => Ok(()),
-        other => other,
+fn unfit_base(base: &Path, error: GuardedError) -> MountpointProblem {
+    match error.problem {
+        Problem::Owner { owner, .. } => {
+            MountpointProblem::Refused(format!("{} is a link of user {owner}", base.display()))
+        }
+        _ => unfit(error),
     }
 }
 
@@ -151,8 +154,8 @@ mod tests {
     fn missing_one_is_made_with_its_holotree() {
         let dir = tempfile::tempdir().unwrap();
         let space = space(dir.path().join("holotree"));
-        prepare_base(&space).unwrap();
-        prepare_base(&space).unwrap();
+        open_base(&space).unwrap();
+        open_base(&space).unwrap();
         assert!(prepare(&space).unwrap());
         assert!(!prepare(&space).unwrap());
         let mode = std::fs::metadata(&space.mountpoint).unwrap().permissions().mode() & 0o7777;
@@ -163,7 +166,7 @@ mod tests {
     fn missing_place_for_the_holotree_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("no/holotree");
-        let made = prepare_base(&space(base.clone())).map(|()| true);
+        let made = open_base(&space(base.clone())).map(|_| true);
         assert_eq!(problem(made), MountpointProblem::NoParent(base));
     }
 
@@ -177,7 +180,7 @@ mod tests {
         std::os::unix::fs::symlink("/tmp", &space.mountpoint).unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotADirectory);
         let under_a_file = SpacePath { mountpoint: PathBuf::from("/etc/passwd").join(NAME), ..space };
-        assert!(prepare_base(&under_a_file).is_err());
+        assert!(open_base(&under_a_file).is_err());
     }
 
     #[test]

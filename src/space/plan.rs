@@ -17,7 +17,7 @@ use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
 use crate::space::state::{Content, State, StateDir};
 use crate::space::{SpaceError, meta, mountpoint};
-use crate::sys::guarded::{Dir, Trust};
+use crate::sys::guarded::Dir;
 use crate::sys::process;
 
 /// A space's name and place.
@@ -147,9 +147,8 @@ impl MountPlan {
     /// Whatever keeps the space from being mounted; nothing of the user's has been changed then.
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
         let state = StateDir::open_locked(&self.state_dir)?;
-        mountpoint::prepare_base(&self.space)?;
         // From here on the base is this directory, wherever its path may lead later.
-        let base = Dir::open(self.space.base(), Trust::Anybodys)?;
+        let base = mountpoint::open_base(&self.space)?;
         let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
         let (recorded, aside) = self.adopt(&state, catalog_sha256).inspect_err(|_| {

@@ -98,23 +98,77 @@ pub struct Selected {
 /// # Errors
 /// [`SpaceError::NoCatalog`] with the candidates, or what is wrong with the path given.
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
-    let dir = library.hololib.join("catalog");
-    let catalogs = catalogs::list(&library.hololib)
-        .map_err(|error| SpaceError::Io { path: dir, source: std::io::Error::other(error) })?;
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
-    let Chosen { catalog, holds } = choose(env, &catalogs, wanted, &identity)?;
-    let catalog = catalog.clone();
-    let base = base_of(&catalog)?;
+    let (catalog, holds) = choose_from(library, wanted, env, &given, &identity)?;
+    let base = base_for(&catalog, library, env, &given)?;
     let mountpoint = base.join(identity.as_str());
-    if let SpaceArg::Path(given) = &given
-        && given.parent().is_none_or(|parent| !is_same_dir(parent, &base))
-    {
-        return Err(SpaceError::BaseMismatch { given: given.clone(), base });
-    }
     let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
     tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
     Ok(Selected { catalog, holds, space: SpacePath { identity, mountpoint, label, controller } })
+}
+
+/// Chooses the catalog alone, as [`select`] does.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_catalog(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<CatalogFile, SpaceError> {
+    let given = SpaceArg::parse(wanted.space)?;
+    let identity = given.identity(env, wanted.controller)?;
+    choose_from(library, wanted, env, &given, &identity).map(|(catalog, _)| catalog)
+}
+
+/// The catalog, and the blueprint of what the space holds with it.
+fn choose_from(
+    library: &Location,
+    wanted: &Wanted<'_>,
+    env: &Env,
+    given: &SpaceArg,
+    identity: &Identity,
+) -> Result<(CatalogFile, String), SpaceError> {
+    let dir = library.hololib.join("catalog");
+    let catalogs = catalogs::list(&library.hololib)
+        .map_err(|error| SpaceError::Io { path: dir, source: std::io::Error::other(error) })?;
+    let mut known = own_bases(library, env);
+    if let SpaceArg::Path(given) = given {
+        known.extend(given.parent().map(Path::to_owned));
+    }
+    let Chosen { catalog, holds } = choose(env, &catalogs, wanted, identity, &known)?;
+    Ok((catalog.clone(), holds))
+}
+
+/// The directories in which spaces may be made without anybody naming them: the holotree of the library itself, that of
+/// rcc's home, and rcc's shared one. A catalog can name any directory, and files are made beside a space.
+#[must_use]
+pub fn own_bases(library: &Location, env: &Env) -> Vec<PathBuf> {
+    let own = absolute(&library.holotree()).unwrap_or_else(|_| library.holotree());
+    vec![own, env.robocorp_home.join("holotree"), env.shared_root.clone()]
+}
+
+/// The directory for a space of a catalog: the one that the catalog names, if it is one of the library's own or the one
+/// that was typed. Where the same directory has several paths, a path that the user knows is taken: the catalog's could
+/// lead elsewhere a moment later.
+fn base_for(
+    catalog: &CatalogFile,
+    library: &Location,
+    env: &Env,
+    given: &SpaceArg,
+) -> Result<PathBuf, SpaceError> {
+    let base = base_of(catalog)?;
+    let known = own_bases(library, env);
+    if let SpaceArg::Path(given) = given {
+        return match given.parent() {
+            Some(parent) if is_same_dir(parent, &base) => {
+                Ok(if known.contains(&base) { base } else { parent.to_owned() })
+            }
+            _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
+        };
+    }
+    match known.iter().find(|known| **known == base).or_else(|| known.iter().find(|k| is_same_dir(k, &base)))
+    {
+        Some(known) => Ok(known.clone()),
+        None => Err(SpaceError::ForeignBase { catalog: catalog.path.clone(), base }),
+    }
 }
 
 /// The directory in which spaces of a catalog must lie. By the catalog itself: the `.info` beside it is anybody's.
@@ -167,6 +221,7 @@ fn choose<'a>(
     catalogs: &'a [CatalogFile],
     wanted: &Wanted<'_>,
     identity: &Identity,
+    known: &[PathBuf],
 ) -> Result<Chosen<'a>, SpaceError> {
     let platform = this_platform();
     let here: Vec<&CatalogFile> = catalogs.iter().filter(|c| c.platform == platform).collect();
@@ -206,7 +261,7 @@ fn choose<'a>(
     if let Some(kept) = kept {
         return with_changes(&kept);
     }
-    for base in bases(here.iter().copied()) {
+    for base in known {
         let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
         if let Some(found) = found {
             return Ok(found.into());
@@ -225,18 +280,6 @@ fn choose<'a>(
         }
         several => Err(no_catalog("the library has several catalogs", several)),
     }
-}
-
-/// The holotree directories of catalogs, each once. A catalog that cannot be read has none.
-#[must_use]
-pub fn bases<'a>(catalogs: impl IntoIterator<Item = &'a CatalogFile>) -> Vec<PathBuf> {
-    let mut bases: Vec<PathBuf> = Vec::new();
-    for base in catalogs.into_iter().filter_map(|catalog| base_of(catalog).ok()) {
-        if !bases.contains(&base) {
-            bases.push(base);
-        }
-    }
-    bases
 }
 
 fn no_catalog(why: &str, candidates: &[&CatalogFile]) -> SpaceError {

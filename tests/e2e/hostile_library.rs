@@ -1,5 +1,6 @@
 //! A library that somebody wrote to do harm: what a command shows of it, what it costs, where it leads.
 
+use crate::common::as_user::is_root;
 use crate::common::library::pattern;
 use crate::common::{Library, World};
 
@@ -72,4 +73,46 @@ for_both_users! {
         assert!(log.contains("/bad") && !is_active(&log), "{log:?}");
         assert!(!log.lines().any(|line| line.starts_with("ERROR")), "{log:?}");
     }
+}
+
+/// A directory that a catalog names and nobody else does: what a mount makes beside a space does not get there.
+#[test]
+fn a_catalog_does_not_choose_where_files_are_made() {
+    let world = World::new();
+    let elsewhere = world.path().join("profile.d");
+    std::fs::create_dir(&elsewhere).unwrap();
+    Library::sample().write_edited(&world.hololib(), &world.base(), |json| {
+        json["path"] = format!("{}/{}", elsewhere.display(), json["identity"].as_str().unwrap()).into();
+    });
+    let home = world.home();
+    let done = world.run(["mount".as_ref(), home.as_os_str(), "s".as_ref()]);
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "{done:?}");
+    assert!(done.code == 7 && done.stderr.contains(elsewhere.to_str().unwrap()), "{done:?}");
+    assert_eq!(done.stderr.lines().count(), 2, "{done:?}");
+    // `warm` makes nothing there, and whoever types the path has chosen it.
+    let blueprint = Library::sample().hash();
+    assert_eq!(world.run(["warm".as_ref(), home.as_os_str(), blueprint.as_ref()]).code, 0);
+    let typed = elsewhere.join("a-name-of-my-own-choice_");
+    drop(world.mount_with(typed.to_str().unwrap(), &[]));
+}
+
+/// Where other users write, the library's own holotree can be a link of theirs.
+#[test]
+fn a_link_of_somebody_elses_is_no_holotree() {
+    if !is_root() {
+        return;
+    }
+    let world = World::sample();
+    let elsewhere = world.path().join("profile.d");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, world.base()).unwrap();
+    std::os::unix::fs::lchown(world.base(), Some(12345), None).unwrap();
+    let done = world.run(["mount".as_ref(), world.home().as_os_str(), "s".as_ref()]);
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "{done:?}");
+    assert!(done.code == 7 && done.stderr.contains("user 12345"), "{done:?}");
+    // Our own link is our own choice.
+    std::os::unix::fs::lchown(world.base(), Some(0), None).unwrap();
+    let done = world.run(["mount".as_ref(), world.home().as_os_str(), "s".as_ref()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(world.run(["unmount", "s"]).code, 0);
 }

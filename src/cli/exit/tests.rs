@@ -53,6 +53,7 @@ fn every_error_of_a_space_has_its_code() {
         (name(NameError::NotUtf8), USAGE, "another name"),
         (name(NameError::NoDirectory("gone".into())), USAGE, "another name"),
         (SpaceError::BaseMismatch { given: path(), base: "/base".into() }, MOUNTPOINT, "/base"),
+        (SpaceError::ForeignBase { catalog: path(), base: "/base".into() }, MOUNTPOINT, "24 bytes in /base"),
         (mountpoint(MountpointProblem::NoParent("/base".into())), MOUNTPOINT, "mkdir -p /base"),
         (mountpoint(MountpointProblem::NotADirectory), MOUNTPOINT, "move away"),
         (mountpoint(MountpointProblem::Restored), MOUNTPOINT, "rcc holotree delete where"),

@@ -5,6 +5,7 @@ use super::*;
 use crate::library::locate::LibraryKind;
 use crate::space::MountpointProblem;
 use crate::space::document;
+use crate::sys::guarded::Trust;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/basic-gz");
 const BLUEPRINT: &str = "adb8c26db4d86a93";

@@ -203,3 +203,45 @@ fn name_that_is_not_text_is_refused() {
     let odd = OsStr::from_bytes(b"odd\xff");
     assert!(matches!(SpaceArg::parse(odd), Err(SpaceError::Name { source: name::NameError::NotUtf8, .. })));
 }
+
+#[test]
+fn a_base_that_nobody_named_is_refused() {
+    let mut f = Fixture::new(&[(A, &this_platform())]);
+    // A hololib elsewhere, whose catalogs name the holotree of the home in force.
+    let copy = f.dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::rename(f.hololib(), copy.join("hololib")).unwrap();
+    let library = Location { hololib: copy.join("hololib"), kind: LibraryKind::Home };
+    let select = |f: &Fixture, space: &str| {
+        let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint: None, fresh: false };
+        super::select(&library, &wanted, &f.env)
+    };
+    assert_eq!(select(&f, "demo").unwrap().space.mountpoint, f.base().join(DEMO));
+    // Another home is in force.
+    f.env.robocorp_home = f.dir.path().join("other");
+    match select(&f, "demo") {
+        Err(SpaceError::ForeignBase { base, .. }) => assert_eq!(base, f.base()),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(select(&f, DEMO), Err(SpaceError::ForeignBase { .. })));
+    // Whoever types the path has named it.
+    let typed = f.base().join(DEMO);
+    assert_eq!(select(&f, typed.to_str().unwrap()).unwrap().space.mountpoint, typed);
+    f.env.shared_root = f.base();
+    assert_eq!(select(&f, "demo").unwrap().space.mountpoint, typed);
+}
+
+#[test]
+fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
+    let f = Fixture::new(&[(A, &this_platform())]);
+    // The library is reached through a link, and the catalog names its directory otherwise.
+    let link = f.dir.path().with_extension("link");
+    std::os::unix::fs::symlink(f.dir.path(), &link).unwrap();
+    let library = Location { hololib: link.join("hololib"), kind: LibraryKind::Home };
+    let mut env = f.env.clone();
+    env.robocorp_home = "/elsewhere".into();
+    let wanted = Wanted { space: OsStr::new("demo"), controller: "user", blueprint: None, fresh: false };
+    let selected = select(&library, &wanted, &env).unwrap();
+    std::fs::remove_file(&link).unwrap();
+    assert_eq!(selected.space.mountpoint, link.join("holotree").join(DEMO));
+}

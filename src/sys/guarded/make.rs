@@ -17,20 +17,53 @@ use rustix::io::Errno;
 use super::{Dir, GuardedError, Problem, Trust};
 
 impl Dir {
-    /// Opens a directory by its path, links in it followed, or makes it: with `mode` less the umask, or with exactly
-    /// `mode`. What is missing above it is made with 0750 less the umask.
+    /// Opens a directory by its path, or makes it: with `mode` less the umask, or with exactly `mode`. What is missing above
+    /// it is made with 0750 less the umask. A link in the last place is followed when it is ours or root's.
     ///
     /// # Errors
     /// When it can be neither opened nor made.
     pub fn open_or_make(path: &Path, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
-        match Self::open(path, Trust::Anybodys) {
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Self::open(path, Trust::Anybodys);
+        };
+        let above = match Self::open(above, Trust::Anybodys) {
+            Err(error) if error.is_not_found() => Self::open_or_make(above, 0o750, false)?,
+            found => found?,
+        };
+        above.open_or_make_at(name, mode, exactly)
+    }
+
+    /// The same, of a directory in this one.
+    ///
+    /// # Errors
+    /// When it can be neither opened nor made.
+    pub fn open_or_make_at(&self, name: &OsStr, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
+        match self.open_by_own_link(name) {
             Err(error) if error.is_not_found() => {}
             found => return found,
         }
-        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(GuardedError::new(path, Problem::Os(Errno::NOENT)));
-        };
-        Self::open_or_make(above, 0o750, false)?.make_dir_with(name, mode, exactly).map(|(dir, _)| dir)
+        self.make_dir_with(name, mode, exactly).map(|(dir, _)| dir)
+    }
+
+    /// Opens a directory in this one. A link in its place is followed when it is ours or root's; anybody else's could
+    /// lead anywhere.
+    fn open_by_own_link(&self, name: &OsStr) -> Result<Self, GuardedError> {
+        let path = self.path.join(name);
+        let failed = GuardedError::os(&path);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(&self.fd, name, flags, Mode::empty()).map_err(failed)?;
+        let stat = rustix::fs::fstat(&found).map_err(failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return self.open_dir(name, Trust::Anybodys);
+        }
+        let (owner, wanted) = (stat.st_uid, rustix::process::geteuid().as_raw());
+        if owner != wanted && owner != 0 {
+            return Err(GuardedError::new(&path, Problem::Owner { owner, wanted }));
+        }
+        // Of the link that was looked at: its name may be another link's by now.
+        let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(failed)?;
+        let fd = rustix::fs::openat(&self.fd, target, super::DIRECTORY, Mode::empty()).map_err(failed)?;
+        Ok(Self { fd, path })
     }
 
     /// Opens a directory in this one, or makes it: with `mode` less the umask, or with exactly `mode`. Returns whether it
@@ -208,6 +241,24 @@ mod tests {
         let error = opened(dir.path()).make_dir_with("link".as_ref(), 0o777, true).unwrap_err();
         assert!(error.to_string().contains("a link"), "{error}");
         assert_eq!(mode(&private), 0o700);
+    }
+
+    #[test]
+    fn own_link_to_a_directory_is_followed_and_another_users_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("there")).unwrap();
+        let link = dir.path().join("link");
+        symlink("there", &link).unwrap();
+        let found = Dir::open_or_make(&link, 0o700, false).unwrap();
+        std::fs::write(link.join("file"), "x").unwrap();
+        assert!(!found.is_empty().unwrap() && found.path() == link);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+            let error = Dir::open_or_make(&link, 0o700, false).unwrap_err();
+            assert!(matches!(error.problem, Problem::Owner { owner: 12345, .. }), "{error}");
+        }
+        symlink("nowhere", dir.path().join("broken")).unwrap();
+        assert!(Dir::open_or_make(&dir.path().join("broken"), 0o700, false).is_err());
     }
 
     /// The window between mkdir and chmod: what was made is exchanged all the time.
