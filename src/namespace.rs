@@ -37,6 +37,8 @@ mod table;
 mod tests;
 pub mod types;
 pub(crate) mod upper;
+mod walk;
+mod whiteout;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -56,6 +58,7 @@ use settle::Unsettled;
 use table::{Backing, Node, Table, let_go};
 use types::{Ino, Kind, TOO_MANY_NODES};
 use upper::{Mark, What};
+use whiteout::Whiteouts;
 
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -80,6 +83,8 @@ pub struct Namespace {
     root: Arc<OwnedFd>,
     owner: Owner,
     table: Table,
+    /// The kind that the upper's filesystem has.
+    whiteouts: Whiteouts,
     /// Reading leaves times of access as they are.
     keeps_atime: bool,
     /// Held by every rename and rmdir: the first lock in the order.
@@ -136,6 +141,8 @@ impl Namespace {
             Node::new(Ino::ROOT, Some(NodeId(0)), Kind::Dir, Vec::new(), Backing::Upper, stat.st_ino)
         });
         table.keep_open(Ino::ROOT, &root);
+        let whiteouts = Whiteouts::probe(&staging);
+        whiteouts.finish_moves(&staging, root.as_fd());
         let renames = Mutex::new(());
         let (unsettled, recorded) = (Unsettled::default(), OnceLock::from(()));
         let keeps_atime = false;
@@ -146,6 +153,7 @@ impl Namespace {
             root,
             owner,
             table,
+            whiteouts,
             keeps_atime,
             renames,
             unsettled,
@@ -163,6 +171,12 @@ impl Namespace {
     /// Lets changes go on: the record of what they are changes of is safe, or never will be.
     pub fn is_recorded(&self) {
         self.recorded.get_or_init(|| ());
+    }
+
+    /// As on a filesystem that has no device whiteouts.
+    #[cfg(test)]
+    pub(crate) fn marking_whiteouts(self) -> Self {
+        Self { whiteouts: Whiteouts::Marked, ..self }
     }
 
     /// From now on reading leaves times of access as they are.
@@ -242,7 +256,7 @@ impl Namespace {
             let mut state = DirState::default();
             if node.backing() == Backing::Upper && !node.is_gone() {
                 let dir = self.backing_fd(node)?;
-                for listed in upper::list(dir.as_fd())? {
+                for listed in upper::list(dir.as_fd(), self.whiteouts == Whiteouts::Marked)? {
                     let name = listed.name.as_bytes();
                     let entry = match listed.what {
                         // One over nothing hides nothing (a crash can leave one behind), but it is an entry of the
@@ -291,7 +305,7 @@ impl Namespace {
             let ino = Ino::of_born(backing_ino);
             return Ok(Entry::Present(Present { ino, kind, origin: None, meta: false, backing_ino }));
         };
-        let origin = mark.origin();
+        let Some(origin) = mark.origin() else { return Ok(Entry::Whiteout) };
         if origin.0 >= self.index.len() {
             return damaged("its mark names a node that the catalog does not have");
         }
@@ -302,6 +316,7 @@ impl Namespace {
                 (lower_kind == Kind::File && kind == Kind::File, Kind::File, false)
             }
             Mark::Meta(_) => (lower_kind != Kind::Dir && kind == Kind::File, lower_kind, true),
+            Mark::Gone => (false, kind, false),
         };
         if !fits {
             return damaged("its mark names a node of another kind");

@@ -1,5 +1,6 @@
 //! The operations without FUSE: outcomes, errors, what lies in the upper afterwards, and what a remount shows.
 
+mod whiteouts;
 pub(crate) mod world;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -419,54 +420,6 @@ fn a_damaged_mark_is_an_error_of_that_name_only() {
         assert_eq!(refused(world.find("lib/a.txt")), Errno::IO);
         assert_eq!(world.read("lib/b.txt"), b"World\n");
     }
-}
-
-/// A whiteout over nothing, as a crash between two steps leaves one: it hides nothing, and its name can be used.
-#[test]
-fn a_whiteout_over_nothing_is_in_nobodys_way() {
-    let stray = |world: &World, path: &str| {
-        let dir = std::fs::File::open(world.upper(path).parent().unwrap()).unwrap();
-        let name = path.rsplit('/').next().unwrap();
-        let kind = rustix::fs::FileType::CharacterDevice;
-        rustix::fs::mknodat(&dir, name, kind, rustix::fs::Mode::empty(), 0).unwrap();
-    };
-    let world = World::usual();
-    let names = world.fs.names();
-    let lib = world.ino("lib");
-    names.make(lib, b"born", Make::Dir(0o755), caller()).unwrap();
-    for name in ["file", "dir", "moved-file", "moved-dir", "hard", "idle", "born/left"] {
-        stray(&world, &format!("lib/{name}"));
-    }
-    let world = world.remount();
-    let names = world.fs.names();
-    let lib = world.ino("lib");
-    assert_eq!(world.list("lib"), ["a.txt", "b.txt", "born", "large.bin", "link", "sub"]);
-    assert_eq!(refused(world.find("lib/idle")), Errno::NOENT);
-    names.make(lib, b"file", Make::File(0o644), caller()).unwrap();
-    names.make(lib, b"dir", Make::Dir(0o755), caller()).unwrap();
-    names.link(world.ino("lib/a.txt"), lib, b"hard").unwrap();
-    names.rename(lib, b"b.txt", lib, b"moved-file", RenameMode::Replace).unwrap();
-    names.rename(lib, b"dir", lib, b"moved-dir", RenameMode::Replace).unwrap();
-    names.rmdir(lib, b"born").unwrap();
-    let wanted = ["a.txt", "file", "hard", "large.bin", "link", "moved-dir", "moved-file", "sub"];
-    assert_eq!(world.list("lib"), wanted);
-    let world = world.remount();
-    assert_eq!(world.list("lib"), wanted);
-}
-
-#[test]
-fn a_directory_is_removed_in_which_a_crash_left_a_whiteout() {
-    let world = World::usual();
-    let names = world.fs.names();
-    names.make(Ino::ROOT, b"target", Make::Dir(0o755), caller()).unwrap();
-    names.make(Ino::ROOT, b"source", Make::Dir(0o755), caller()).unwrap();
-    let dir = std::fs::File::open(world.upper("target")).unwrap();
-    rustix::fs::mknodat(&dir, "x", rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::empty(), 0)
-        .unwrap();
-    let world = world.remount();
-    world.fs.names().rename(Ino::ROOT, b"source", Ino::ROOT, b"target", RenameMode::Replace).unwrap();
-    assert_eq!(world.list("target"), [""; 0]);
-    assert_eq!(refused(world.find("source")), Errno::NOENT);
 }
 
 /// The mark of an upper entry.

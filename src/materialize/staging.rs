@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -21,7 +22,12 @@ pub struct Staging {
     dir: Arc<OwnedFd>,
     next: AtomicU64,
     order: OnceLock<Order>,
+    /// Notes that an earlier mount has left. A leaf lock.
+    notes: Mutex<Vec<CString>>,
 }
+
+/// With this begins the name of a note: what an earlier mount was about to do, for the next one to finish.
+pub const NOTE: &str = "moved.";
 
 /// Something staged and not yet visible.
 #[derive(Debug)]
@@ -36,7 +42,7 @@ impl Staging {
     /// Takes the directory; the caller holds the space's lock, so that nobody else stages here.
     #[must_use]
     pub fn new(dir: OwnedFd) -> Self {
-        Self { dir: Arc::new(dir), next: AtomicU64::new(0), order: OnceLock::new() }
+        Self { dir: Arc::new(dir), next: AtomicU64::new(0), order: OnceLock::new(), notes: Mutex::default() }
     }
 
     /// Has the bytes of a file on this filesystem survive before the name that it is given next.
@@ -53,7 +59,7 @@ impl Staging {
         self.dir.as_fd()
     }
 
-    /// Removes what an earlier mount left behind. Returns how many entries went.
+    /// Removes what an earlier mount left behind, but for its notes. Returns how many entries went.
     ///
     /// # Errors
     /// When the directory cannot be read, or an entry not be removed.
@@ -65,10 +71,28 @@ impl Staging {
             if matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 continue;
             }
+            if entry.file_name().to_bytes().starts_with(NOTE.as_bytes()) {
+                self.notes.lock().push(entry.file_name().to_owned());
+                continue;
+            }
             remove_tree(self.dir.as_fd(), entry.file_name())?;
             swept += 1;
         }
         Ok(swept)
+    }
+
+    /// The notes that an earlier mount has left.
+    #[must_use]
+    pub fn take_notes(&self) -> Vec<CString> {
+        std::mem::take(&mut *self.notes.lock())
+    }
+
+    /// A name for a note. No earlier mount has used it: a note may outlive a mount.
+    #[must_use]
+    pub fn fresh_note(&self) -> CString {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        CString::new(format!("{NOTE}{}.{:09}.{number}", now.tv_sec, now.tv_nsec)).unwrap_or_default()
     }
 
     /// A name that nothing staged by this mount has.

@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
-use rustix::io::Errno;
 
 use super::copy_up::How;
 use super::dir::{DirState, Entry, Present};
@@ -246,7 +245,7 @@ impl Namespace {
                 if node.kind == Kind::Dir {
                     return Err(Error::IsADirectory);
                 }
-                make_whiteout(at.as_fd(), &name)?;
+                self.whiteouts.put(&self.staging, at.as_fd(), &name)?;
                 node
             }
             Found::Upper(present) => {
@@ -271,11 +270,7 @@ impl Namespace {
         if !in_lower {
             return rustix::fs::unlinkat(at, name, AtFlags::empty()).map_err(call("unlink"));
         }
-        let junk = self.staging.fresh_name();
-        rustix::fs::renameat_with(at, name, self.staging.dir(), &junk, RenameFlags::WHITEOUT)
-            .map_err(call("rename"))?;
-        drop(self.staging.adopt(junk, false));
-        Ok(())
+        self.whiteouts.replace(&self.staging, at, name)
     }
 
     /// Removes an empty directory.
@@ -303,7 +298,7 @@ impl Namespace {
         let at = self.backing_fd(&dir)?;
         let in_lower = self.in_lower(&dir, name.as_bytes())?;
         match self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
-            Found::Lower(_) => make_whiteout(at.as_fd(), &name)?,
+            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
             Found::Upper(_) => {
                 self.pin(&child)?;
                 self.rmdir_backing(at.as_fd(), &name, in_lower, child_state.is_silent())
@@ -320,7 +315,7 @@ impl Namespace {
     /// As [`Self::unlink_backing`] for a directory that shows nothing; `silent` when it holds no whiteouts either.
     fn rmdir_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool, silent: bool) -> Result<()> {
         if in_lower {
-            let mut staged = self.stage_whiteout()?;
+            let mut staged = self.whiteouts.stage(&self.staging)?;
             return staged.exchange(at, name, true).map_err(call("rename"));
         }
         if silent {
@@ -337,13 +332,6 @@ impl Namespace {
         let attr = self.lookup(parent, name.as_bytes())?;
         self.forget(attr.ino, 1);
         Ok(attr)
-    }
-
-    /// A whiteout in the staging directory.
-    pub(super) fn stage_whiteout(&self) -> Result<Staged> {
-        let name = self.staging.fresh_name();
-        make_whiteout(self.staging.dir(), &name)?;
-        Ok(self.staging.adopt(name, false))
     }
 
     /// Before an entry is moved, replaced or removed: keeps its backing open while the kernel may use the entry. Until
@@ -391,16 +379,6 @@ pub(super) fn unpin(node: &Node) {
     let pinned = node.state.lock().pinned.take();
     if let Some(fd) = pinned {
         let_go(fd);
-    }
-}
-
-/// Makes the mark of a lower name that is gone.
-pub(super) fn make_whiteout(dir: impl AsFd, name: &CStr) -> Result<()> {
-    match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
-        Err(Errno::PERM) => Err(Error::NotSupported(
-            "the filesystem of the space's state refuses whiteouts (mknod of device 0/0)",
-        )),
-        other => other.map_err(call("mknod")),
     }
 }
 

@@ -5,7 +5,7 @@
 //! name, all at once. So there is nothing between "before" and "after", and EXDEV does not exist.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
@@ -18,8 +18,9 @@ use super::error::{Error, Result, upper as call};
 use super::setattr::put_times_back;
 use super::table::Node;
 use super::types::{Attr, Ino, Kind, SetAttr};
+use super::whiteout::{Move, Whiteouts};
 use super::{Found, Namespace, c_name, upper};
-use crate::materialize::staging::Staged;
+use crate::materialize::staging::{Staged, Staging};
 
 /// How a target that exists is treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,15 +204,24 @@ impl Namespace {
         }
         let in_lower = self.in_lower(dir, name.as_bytes())?;
         self.pin(source)?;
-        let step = Step { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
+        let step = Step {
+            change: Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name },
+            ino: present.backing_ino,
+            in_lower,
+            whiteouts: self.whiteouts,
+            staging: &self.staging,
+        };
+        // A file can replace a whiteout, which a rename that leaves one behind does as cheaply.
+        let changes_places =
+            covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
         let done = match target {
             Some(target) => self.pin(target),
             None => Ok(()),
         };
-        let done = done.and_then(|()| match (covered && source.kind == Kind::Dir, stand_in) {
-            (true, _) => step.over_whiteout(in_lower),
-            (false, Some(stand_in)) => step.over_stand_in(stand_in, in_lower),
-            (false, None) => step.plain(in_lower),
+        let done = done.and_then(|()| match (changes_places, stand_in) {
+            (true, _) => step.over_whiteout(),
+            (false, Some(stand_in)) => step.over_stand_in(stand_in),
+            (false, None) => step.plain(),
         });
         let left = done.inspect_err(|_| {
             unpin(source);
@@ -249,8 +259,8 @@ impl Namespace {
         let two = self.present_at(new_dir, new_name, target, &mut locked)?;
         let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
         self.pin(source)?;
-        let step = Step { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
-        let done = self.pin(target).and_then(|()| step.rename(RenameFlags::EXCHANGE));
+        let change = Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
+        let done = self.pin(target).and_then(|()| change.rename(RenameFlags::EXCHANGE));
         done.inspect_err(|_| {
             unpin(source);
             unpin(target);
@@ -307,51 +317,50 @@ enum Left {
 
 /// The step of a rename that shows. All of it was done or none of it.
 struct Step<'a> {
-    at: BorrowedFd<'a>,
-    name: &'a CString,
-    new_at: BorrowedFd<'a>,
-    new_name: &'a CString,
+    change: Move<'a>,
+    /// The entry's number on disk.
+    ino: u64,
+    /// Whether a whiteout has to be left behind.
+    in_lower: bool,
+    whiteouts: Whiteouts,
+    staging: &'a Staging,
 }
 
 impl Step<'_> {
-    fn rename(&self, flags: RenameFlags) -> Result<()> {
-        rustix::fs::renameat_with(self.at, self.name, self.new_at, self.new_name, flags)
-            .map_err(call("rename"))
-    }
-
     /// Over nothing, or over what rename(2) replaces.
-    fn plain(&self, in_lower: bool) -> Result<Left> {
-        if in_lower {
-            self.rename(RenameFlags::WHITEOUT)?;
+    fn plain(&self) -> Result<Left> {
+        if self.in_lower {
+            self.whiteouts.moved(self.staging, &self.change, self.ino)?;
             return Ok(Left::Whiteout);
         }
-        self.rename(RenameFlags::empty())?;
+        self.change.rename(RenameFlags::empty())?;
         Ok(Left::Nothing)
     }
 
-    /// A directory over a whiteout. It cannot replace a device, but the two can change places. The whiteout is then
-    /// where it is needed, or over nothing: there it hides nothing, and is removed when that can be done.
-    fn over_whiteout(&self, in_lower: bool) -> Result<Left> {
-        self.rename(RenameFlags::EXCHANGE)?;
-        if in_lower {
+    /// Over a whiteout: the two change places, which also a directory can. The whiteout is then where it is needed, or
+    /// over nothing: there it hides nothing, and is removed when that can be done.
+    fn over_whiteout(&self) -> Result<Left> {
+        self.change.rename(RenameFlags::EXCHANGE)?;
+        if self.in_lower {
             return Ok(Left::Whiteout);
         }
-        match rustix::fs::unlinkat(self.at, self.name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.change.at, self.change.name, AtFlags::empty()) {
             Ok(()) => Ok(Left::Nothing),
             Err(errno) => {
-                tracing::warn!(name = ?self.name, %errno, "a whiteout stays where it hides nothing");
+                tracing::warn!(name = ?self.change.name, %errno, "a whiteout stays where it hides nothing");
                 Ok(Left::Whiteout)
             }
         }
     }
 
     /// A directory over one that holds whiteouts: first the stand-in takes the target's place, which shows the same.
-    fn over_stand_in(&self, mut stand_in: Staged, in_lower: bool) -> Result<Left> {
-        stand_in.exchange(self.new_at, self.new_name, true).map_err(call("rename"))?;
-        self.plain(in_lower).inspect_err(|_| {
+    fn over_stand_in(&self, mut stand_in: Staged) -> Result<Left> {
+        let Move { new_at, new_name, .. } = self.change;
+        stand_in.exchange(new_at, new_name, true).map_err(call("rename"))?;
+        self.plain().inspect_err(|_| {
             // Nothing of the target is lost: it goes back where it was.
-            if let Err(errno) = stand_in.exchange(self.new_at, self.new_name, true) {
-                tracing::error!(name = ?self.new_name, %errno, "an emptied directory could not be put back");
+            if let Err(errno) = stand_in.exchange(new_at, new_name, true) {
+                tracing::error!(name = ?new_name, %errno, "an emptied directory could not be put back");
                 stand_in.keep();
             }
         })

@@ -3,8 +3,8 @@
 //! The upper is a tree of real files of the same names and paths as in the environment. This module knows the
 //! marks on them and nothing of the merged view:
 //!
-//! * a character device 0/0 is a **whiteout**: the lower name is gone. (As on overlayfs: the kernel leaves one
-//!   behind in the same rename that moves an entry away, which is what makes our renames atomic.)
+//! * a character device 0/0, or an empty file with the mark `gone`, is a **whiteout**: the lower name is gone (see
+//!   `whiteout`).
 //! * `user.holofs.entry` = `data:N`, `meta:N` or `dir:N`: the entry came from lower node N (its **origin**).
 //!   `data`: the bytes are here. `meta`: only the attributes are; the bytes, or the link text, are the lower's.
 //!   `dir`: the directory merges with lower directory N, wherever it now stands. No mark: born here; a directory
@@ -44,14 +44,17 @@ pub(crate) enum Mark {
     Meta(NodeId),
     /// A directory that merges with a lower one.
     Dir(NodeId),
+    /// A whiteout where there can be no device 0/0: an empty file.
+    Gone,
 }
 
 impl Mark {
-    /// The lower node it came from.
+    /// The lower node it came from; a whiteout came from none.
     #[must_use]
-    pub(crate) fn origin(self) -> NodeId {
+    pub(crate) fn origin(self) -> Option<NodeId> {
         match self {
-            Self::Data(node) | Self::Emptied(node, _) | Self::Meta(node) | Self::Dir(node) => node,
+            Self::Data(node) | Self::Emptied(node, _) | Self::Meta(node) | Self::Dir(node) => Some(node),
+            Self::Gone => None,
         }
     }
 
@@ -61,10 +64,14 @@ impl Mark {
             Self::Emptied(node, boot) => format!("data:{}@{:08x}", node.0, boot.0),
             Self::Meta(node) => format!("meta:{}", node.0),
             Self::Dir(node) => format!("dir:{}", node.0),
+            Self::Gone => "gone".to_owned(),
         }
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
+        if text == b"gone" {
+            return Some(Self::Gone);
+        }
         let (kind, number) = std::str::from_utf8(text).ok()?.split_once(':')?;
         if let Some((number, boot)) = number.split_once('@') {
             let boot = u32::from_str_radix(boot, 16).ok()?;
@@ -144,7 +151,8 @@ pub(crate) fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::i
 }
 
 /// Lists a directory with the marks of its entries. That we read it is no access to it.
-pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>> {
+/// With `exact` the numbers on disk are those of `stat`; without, those of the listing, which are the same but on overlayfs.
+pub(crate) fn list(dir: BorrowedFd<'_>, exact: bool) -> Result<Vec<Listed>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
     let readable = open(dir, c".", flags).map_err(upper("open a directory"))?;
     let mut out = Vec::new();
@@ -156,7 +164,7 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>> {
         }
         let mut file_type = entry.file_type();
         let mut backing_ino = entry.ino();
-        if matches!(file_type, FileType::Unknown | FileType::CharacterDevice) {
+        if exact || matches!(file_type, FileType::Unknown | FileType::CharacterDevice) {
             let stat = stat_at(dir, name)?;
             file_type = FileType::from_raw_mode(stat.st_mode);
             backing_ino = stat.st_ino;
@@ -166,6 +174,7 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>> {
             }
         }
         let what = match read_mark(dir, name, file_type) {
+            Ok(Some(Mark::Gone)) => What::Whiteout,
             Ok(mark) => What::Entry { file_type, mark, backing_ino },
             Err(error @ Error::Damaged { .. }) => {
                 tracing::error!(%error, "an entry of the upper is left out");
@@ -456,6 +465,7 @@ mod tests {
             Mark::Dir(NodeId(u32::MAX)),
             Mark::Emptied(NodeId(u32::MAX), Boot(u32::MAX)),
             Mark::Emptied(NodeId(1), Boot(0)),
+            Mark::Gone,
         ] {
             assert_eq!(Mark::parse(mark.text().as_bytes()), Some(mark));
         }

@@ -69,14 +69,23 @@ fn unused(state_dir: &Path) -> PathBuf {
 fn has_entries(upper: &Path) -> Result<bool, SpaceError> {
     let look = || -> io::Result<bool> {
         for entry in std::fs::read_dir(upper)? {
-            let found = entry?.metadata()?;
-            if !(found.file_type().is_char_device() && found.rdev() == 0) {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            let is_device = found.file_type().is_char_device() && found.rdev() == 0;
+            if !is_device && !is_marked_whiteout(&entry.path()) {
                 return Ok(true);
             }
         }
         Ok(false)
     };
     look().map_err(SpaceError::io(upper))
+}
+
+/// Whether a file says of itself that it is a whiteout, as on filesystems where no device can be one.
+fn is_marked_whiteout(path: &Path) -> bool {
+    let mut mark = [0; 8];
+    let len = rustix::fs::lgetxattr(path, "user.holofs.entry", &mut mark[..]);
+    len.is_ok_and(|len| mark.get(..len) == Some(b"gone"))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod hostile_library;
 mod inject;
 mod mounted;
 mod neighbours;
+mod overlayfs;
 mod parity;
 mod passthrough;
 mod power;

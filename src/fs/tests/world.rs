@@ -36,6 +36,8 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) fs: Fs,
     catalog: PathBuf,
+    /// As on a filesystem that has no device whiteouts.
+    marking: bool,
 }
 
 /// The library that most tests use.
@@ -61,17 +63,24 @@ impl World {
     pub(crate) fn new(items: &[(&str, Item)], raw: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let catalog = write_library(&dir.path().join("hololib"), items, raw);
-        let fs = open(dir.path(), &catalog);
-        Self { dir, fs, catalog }
+        let fs = open(dir.path(), &catalog, false);
+        Self { dir, fs, catalog, marking: false }
     }
 
     pub(crate) fn usual() -> Self {
         Self::new(&usual(), false)
     }
 
+    /// The usual one where there are no device whiteouts.
+    pub(crate) fn marking() -> Self {
+        let mut world = Self::usual();
+        world.marking = true;
+        world.remount()
+    }
+
     /// As after the death of the daemon and a new mount.
     pub(crate) fn remount(mut self) -> Self {
-        self.fs = open(self.dir.path(), &self.catalog);
+        self.fs = open(self.dir.path(), &self.catalog, self.marking);
         self
     }
 
@@ -148,7 +157,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-fn open(dir: &Path, catalog: &Path) -> Fs {
+fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
     let state = dir.join("state");
     for name in ["upper", "work", "reloc"] {
         std::fs::create_dir_all(state.join(name)).unwrap();
@@ -171,6 +180,7 @@ fn open(dir: &Path, catalog: &Path) -> Fs {
     ));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
     let names = Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner).unwrap();
+    let names = if marking { names.marking_whiteouts() } else { names };
     Fs::new(names, materializer, fd("."))
 }
 
