@@ -24,6 +24,7 @@ use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::materialize::clone::Strategy;
 use crate::namespace;
+use crate::space::asked::differences;
 use crate::space::held::Held;
 use crate::space::plan::MountPlan;
 use crate::space::state::{RunInfo, read_run, read_state};
@@ -96,6 +97,14 @@ pub enum Error {
         mounted: String,
         /// What was asked for.
         wanted: String,
+    },
+    /// The space is mounted, and served otherwise than asked for.
+    #[error("{path}: already mounted, otherwise than with {}", differs.join(", "))]
+    OtherOptions {
+        /// The mountpoint.
+        path: PathBuf,
+        /// In what it differs.
+        differs: Vec<String>,
     },
     /// `--strategy reflink` where it cannot be.
     #[error("{path}: no reflink here ({reason})")]
@@ -282,12 +291,16 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
     if plan.fresh {
         return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
     }
+    let differs = differences(plan, &run);
+    if !differs.is_empty() {
+        return Err(Error::OtherOptions { path: live.mountpoint, differs });
+    }
     Ok(Some(Mounted {
         path: live.mountpoint,
         identity: identity.to_owned(),
         blueprint: mounted,
         library: plan.library.hololib.clone(),
-        strategy: plan.strategy,
+        strategy: Strategy::parse(&run.strategy).unwrap_or(plan.strategy),
         io: run.io,
         busy_poll: run.busy_poll,
         reflink: run.reflink,

@@ -5,6 +5,7 @@
 //! never dropped unless he asked for it by name.
 
 pub mod aside;
+pub mod asked;
 pub mod document;
 pub mod held;
 pub mod home;

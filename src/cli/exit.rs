@@ -255,6 +255,9 @@ pub fn describe(error: &session::Error) -> Failure {
         session::Error::OtherBlueprint { .. } => {
             failure(MOUNTPOINT, what, Some("unmount it first, or use another space name"))
         }
+        session::Error::OtherOptions { .. } => {
+            failure(MOUNTPOINT, what, Some("ask for what is in force, or unmount it first"))
+        }
         session::Error::NoReflink { .. } => {
             failure(STRATEGY, what, Some("--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs"))
         }

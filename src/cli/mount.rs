@@ -10,6 +10,7 @@ use crate::library::locate::{Location, locate};
 use crate::materialize::clone::Strategy;
 use crate::session;
 use crate::space::SpaceError;
+use crate::space::asked::Asked;
 use crate::space::plan::{BusyPoll, IoMode, MountPlan, Prefetch};
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
@@ -18,8 +19,8 @@ use crate::sys::fuse_mount::check_option;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The mountpoint is the directory to which rcc would restore the space. It is
 printed when the mount answers. `fusermount3 -u`, umount, `holofs unmount`, SIGTERM
-and SIGINT end the mount; changes stay. The same space mounted again with the same
-blueprint is success.
+and SIGINT end the mount; changes stay. The same space mounted again, as it is, is
+success.
 
 Examples:
   holofs mount auto demo
@@ -67,10 +68,13 @@ pub(super) struct Args {
     /// How long to wait for a lock that rcc holds, in seconds
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     lock_timeout: Duration,
-    /// How much the cache of unpacked blobs may keep, with K, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
-    cache_size: u64,
+    /// How much the cache of unpacked blobs may keep, with K, M, G or T [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    cache_size: Option<u64>,
 }
+
+/// How many bytes of unpacked blobs the cache may keep where nobody says.
+const DEFAULT_CACHE_SIZE: u64 = 10 << 30;
 
 fn size(text: &str) -> Result<u64, String> {
     let no_size = || "a number of bytes, or of K, M, G or T".to_owned();
@@ -89,13 +93,11 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 fn strategy(text: &str) -> Result<Strategy, String> {
-    match text.to_lowercase().as_str() {
-        "smart" => Ok(Strategy::Smart),
-        "reflink" => Ok(Strategy::Reflink),
-        "copy" => Ok(Strategy::Copy),
-        "hardlink" => Err("hardlink shares one inode between environments; use smart".to_owned()),
-        _ => Err("possible values: smart, reflink, copy".to_owned()),
-    }
+    let name = text.to_lowercase();
+    Strategy::parse(&name).ok_or_else(|| match name.as_str() {
+        "hardlink" => "hardlink shares one inode between environments; use smart".to_owned(),
+        _ => "possible values: smart, reflink, copy".to_owned(),
+    })
 }
 
 fn io_mode(text: &str) -> Result<IoMode, String> {
@@ -165,6 +167,12 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
             }
         }
     }
+    let asked = Asked {
+        strategy: args.strategy,
+        io: args.io,
+        busy_poll: args.busy_poll,
+        cache_size: args.cache_size,
+    };
     let state_dir = env.state_dir(&selected.space.identity);
     check_outside(&state_dir, &library.hololib)?;
     Ok(MountPlan {
@@ -185,7 +193,8 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         allow_other,
         foreground: args.foreground,
         options,
-        cache_size: args.cache_size,
+        cache_size: args.cache_size.unwrap_or(DEFAULT_CACHE_SIZE),
+        asked,
         lock_timeout: args.lock_timeout,
         space: selected.space,
     })

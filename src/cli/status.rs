@@ -11,6 +11,7 @@ use super::list::{Row, rows};
 use super::{Context, output};
 use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
+use crate::space::asked::Extra;
 use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
 use crate::space::{aside, live};
@@ -55,12 +56,11 @@ struct Status {
     library: Option<String>,
     /// Whether private copies share extents with the library, and why not.
     reflink: Option<ReflinkProbe>,
-    /// The I/O mode in force: `cached` or `passthrough`.
-    io: Option<String>,
     /// Processors poll during bursts of requests.
     busy_poll: Option<bool>,
-    read_only: Option<bool>,
-    ephemeral: Option<bool>,
+    /// What else is in force.
+    #[serde(flatten)]
+    extra: Option<Extra>,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
     log: PathBuf,
@@ -78,10 +78,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let status = Status {
         library: state.map(|state| state.content.library),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
-        io: run.as_ref().map(|run| run.io.clone()),
         busy_poll: run.as_ref().map(|run| run.busy_poll),
-        read_only: run.as_ref().map(|run| run.read_only),
-        ephemeral: run.as_ref().map(|run| run.ephemeral),
+        extra: run.as_ref().and_then(|run| run.extra.clone()),
         copy_up,
         log: state_dir.join("log"),
         set_aside: aside::list(&state_dir),
@@ -153,10 +151,10 @@ fn text(status: &Status) -> Vec<String> {
         ("Controller", Some(row.controller.clone())),
         ("Blueprint", Some(row.blueprint.clone())),
         ("Library", status.library.clone()),
-        ("Read-only", yes(status.read_only)),
-        ("Ephemeral", yes(status.ephemeral)),
+        ("Read-only", yes(row.read_only)),
+        ("Ephemeral", yes(row.ephemeral)),
         ("Strategy", row.strategy.clone()),
-        ("I/O", status.io.clone()),
+        ("I/O", row.io.clone()),
         ("Busy poll", yes(status.busy_poll)),
         ("Reflink", status.reflink.as_ref().map(reflink)),
         ("Changed", Some(output::human_bytes(row.upper_bytes))),

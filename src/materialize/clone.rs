@@ -25,6 +25,14 @@ pub enum Strategy {
     Copy,
 }
 
+impl Strategy {
+    /// The strategy of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Smart, Self::Reflink, Self::Copy].into_iter().find(|strategy| strategy.to_string() == name)
+    }
+}
+
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -28,6 +28,7 @@ use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
+use crate::space::asked::Extra;
 use crate::space::plan::{BusyPoll, Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
 use crate::sys::busy_poll::{self, Keeper, Latency};
@@ -541,6 +542,7 @@ fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         read_only: plan.read_only,
         ephemeral: plan.ephemeral,
+        extra: Some(Extra::of(plan)),
         materialized: None,
     }
 }

@@ -11,6 +11,7 @@ use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::materialize::clone::Strategy;
 use crate::space::aside::set_aside;
+use crate::space::asked::Asked;
 use crate::space::held::{Held, Kept};
 use crate::space::home::Env;
 use crate::space::meta::MetaLock;
@@ -131,6 +132,8 @@ pub struct MountPlan {
     pub foreground: bool,
     /// Mount options by name.
     pub options: Vec<String>,
+    /// What of all this was typed: a mount that is there already must agree with it.
+    pub asked: Asked,
     /// How long to wait for the lock that rcc takes too.
     pub lock_timeout: Duration,
     /// How many bytes of raw blobs the cache may keep.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::library::look::Look;
 use crate::materialize::{Counts, ReflinkProbe};
+use crate::space::asked::Extra;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Problem, Trust};
 
@@ -163,6 +164,9 @@ pub struct RunInfo {
     pub read_only: bool,
     /// The changes go at unmount.
     pub ephemeral: bool,
+    /// What else is in force; None in the record of an older version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extra: Option<Extra>,
     /// What was materialized so far; the daemon writes it now and then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub materialized: Option<Counts>,

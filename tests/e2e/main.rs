@@ -22,6 +22,7 @@ mod helper;
 mod hostile_library;
 mod inject;
 mod mounted;
+mod mounted_again;
 mod neighbours;
 mod overlayfs;
 mod parity;

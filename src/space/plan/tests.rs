@@ -54,6 +54,7 @@ impl Place {
             allow_other: false,
             foreground: false,
             options: Vec::new(),
+            asked: Asked::default(),
             lock_timeout: Duration::from_millis(50),
         }
     }

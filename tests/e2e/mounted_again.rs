@@ -1,0 +1,109 @@
+//! The same space mounted once more: it is the same mount, if it is what was asked for.
+
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::common::world::Done;
+use crate::common::{World, passthrough};
+
+fn again(world: &World, args: &[&str]) -> Done {
+    let home = world.home();
+    let words = [OsStr::new("mount"), home.as_os_str(), OsStr::new("s")];
+    world.run(words.into_iter().chain(args.iter().map(OsStr::new)))
+}
+
+/// Once for each user in each mode.
+const TRIES: usize = 100;
+
+for_both_users! {
+    fn what_differs_is_named() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let other_io = if passthrough() { "cached" } else { "passthrough" };
+        let profile = world.path().join("profile");
+        std::fs::write(&profile, "").unwrap();
+        let prefetch = format!("--prefetch={}", profile.display());
+        for (args, named) in [
+            (vec!["--ephemeral"], "--ephemeral"),
+            (vec!["--read-only"], "--read-only"),
+            (vec!["-o", "ro"], "--read-only"),
+            (vec!["--io", other_io], "--io"),
+            (vec!["--strategy", "copy"], "--strategy copy"),
+            (vec!["--allow-other"], "--allow-other"),
+            (vec!["-o", "allow_other"], "--allow-other"),
+            (vec!["-o", "noexec"], "-o noexec"),
+            (vec!["--prefetch"], "--prefetch own"),
+            (vec![prefetch.as_str()], "--prefetch"),
+            (vec!["--busy-poll", "always"], "--busy-poll always"),
+            (vec!["--cache-size", "1M"], "--cache-size"),
+            (vec!["--foreground"], "--foreground"),
+        ] {
+            let refused = again(&world, &args);
+            assert_eq!(refused.code, 7, "{args:?}: {refused:?}");
+            assert!(refused.stderr.contains(named), "{args:?}: {refused:?}");
+        }
+        // Each at once; and the mount is as it was.
+        let refused = again(&world, &["--ephemeral", "--io", other_io]);
+        assert!(refused.stderr.contains("--ephemeral") && refused.stderr.contains("--io"), "{refused:?}");
+        std::fs::write(mounted.at("kept"), "").unwrap();
+        let mounted = mounted.remount();
+        assert!(mounted.at("kept").exists());
+    }
+
+    fn what_is_in_force_may_be_asked_for() {
+        let world = World::sample();
+        let io = if passthrough() { "passthrough" } else { "cached" };
+        let args = ["--strategy", "copy", "--io", io, "-o", "noexec", "--prefetch", "--cache-size", "1G", "--read-only"];
+        let mounted = world.mount_with("s", &args);
+        for args in [&args[..], &["--read-only"], &["--read-only", "-o", "noexec"]] {
+            let done = again(&world, args);
+            assert_eq!(done.code, 0, "{args:?}: {done:?}");
+        }
+        let done = again(&world, &["--read-only", "--json"]);
+        assert!(done.stdout.contains("\"strategy\": \"copy\""), "{done:?}");
+        // It would not take the changes that whoever leaves this out wants to make.
+        assert_eq!(again(&world, &[]).code, 7);
+        let status = world.json(["status", "s"]);
+        assert_eq!(status["options"], serde_json::json!(["noexec"]), "{status}");
+        assert_eq!((&status["prefetch"], &status["allow_other"]), (&"own".into(), &false.into()), "{status}");
+        assert_eq!((&status["io"], &status["read_only"]), (&io.into(), &true.into()), "{status}");
+        let row = world.json(["list"])[mounted.identity()].clone();
+        assert_eq!((&row["io"], &row["read_only"], &row["ephemeral"]), (&io.into(), &true.into(), &false.into()));
+    }
+
+    /// Nobody is to lose work because somebody else asked for a mount that forgets.
+    fn an_ephemeral_mount_is_not_given_for_a_lasting_one() {
+        let world = World::sample();
+        let _mounted = world.mount_with("s", &["--ephemeral"]);
+        let refused = again(&world, &[]);
+        assert_eq!(refused.code, 7, "{refused:?}");
+        assert!(refused.stderr.contains("--ephemeral"), "{refused:?}");
+        assert_eq!(again(&world, &["--ephemeral"]).code, 0);
+    }
+
+    /// Mounting and unmounting one space from two sides: a mount succeeds, whatever it met.
+    fn mounts_racing_unmounts_succeed() {
+        let world = World::sample();
+        world.mount("s").unmount();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let unmounting = scope.spawn(|| {
+                let mut said = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    let done = world.run(["unmount", "s"]);
+                    // In use is true while the other side looks whether it answers.
+                    if !matches!(done.code, 0 | 12) {
+                        said.push(done);
+                    }
+                }
+                said
+            });
+            let failed: Vec<Done> = (0..TRIES).map(|_| again(&world, &[])).filter(|done| done.code != 0).collect();
+            over.store(true, Ordering::Relaxed);
+            let unmounts = unmounting.join().unwrap();
+            assert!(failed.is_empty(), "{} of {TRIES} mounts failed: {:?}", failed.len(), failed.first());
+            assert!(unmounts.is_empty(), "{} unmounts failed: {:?}", unmounts.len(), unmounts.first());
+        });
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+    }
+}
