@@ -73,3 +73,93 @@ install_mount_helper() {
 
 # The middle one of the numbers on stdin.
 median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
+
+# A run of tests has a directory of its own, below which all its mounts, images and temporary files lie. So what it
+# leaves can be found, whoever made it, and ended without touching anything else.
+
+# begin_run: makes it ($run_dir) and lets the tests use it; when the script ends, in whatever way, nothing is left.
+begin_run() {
+    run_dir=$(mktemp -d /var/tmp/holofs-run.XXXXXX)
+    # The tests of ordinary users put their things there too.
+    chmod 1777 "$run_dir"
+    export HOLOFS_TEST_DIR=$run_dir TMPDIR=$run_dir
+    run_child=
+    trap 'end_run $?' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+# in_run SECONDS COMMAND...: runs it, not for longer, and so that a signal to the script ends it at once.
+in_run() {
+    local seconds=$1 status=0
+    shift
+    timeout --kill-after=30 "$seconds" "$@" &
+    run_child=$!
+    wait "$run_child" || status=$?
+    run_child=
+    [ "$status" != 124 ] || printf '%s: not done after %s seconds: %s\n' "$(basename "$0")" "$seconds" "$*" >&2
+    return "$status"
+}
+
+# end_run STATUS: ends the script with that status, and before that all that its run has left: processes, mounts, loop
+# devices, files. What a run that was not interrupted leaves is a failure.
+end_run() {
+    local status=$1 left='' found round
+    trap - EXIT
+    trap '' INT TERM HUP
+    if [ -n "$run_child" ]; then
+        kill "$run_child" 2>/dev/null || true
+        wait "$run_child" 2>/dev/null || true
+    fi
+    # A process that ends may leave a mount, and one that is gone a loop device.
+    for round in 1 2 3; do
+        found=$(run_processes; run_mounts; run_loops)
+        [ -n "$found" ] || break
+        left+=$found$'\n'
+        # Those of a mount whose process was killed come free when the mount goes.
+        run_processes | while read -r _ pid _; do kill -KILL "$pid" 2>/dev/null || true; done
+        sleep 0.2
+        run_mounts | tac | while read -r _ point; do
+            umount -l "$point" 2>/dev/null || fusermount3 -uqz "$point" 2>/dev/null || true
+        done
+        run_loops | while read -r _ device _; do losetup -d "$device" 2>/dev/null || true; done
+    done
+    chmod -R u+rwX "$run_dir" 2>/dev/null || true
+    rm -rf --one-file-system "$run_dir" 2>/dev/null || as_root rm -rf --one-file-system "$run_dir" || true
+    if [ -n "$left" ] && [ "$round" = 3 ]; then
+        printf '%s: could not end:\n%s\n' "$(basename "$0")" "$(run_processes; run_mounts; run_loops)" >&2
+        [ "$status" != 0 ] || status=1
+    fi
+    if [ -n "$left" ] && [ "$status" = 0 ]; then
+        printf '%s: left behind by the tests, and ended:\n%s' "$(basename "$0")" "$left" >&2
+        status=1
+    fi
+    exit "$status"
+}
+
+# What is in the run's directory, a line each: by its program, place, arguments or environment.
+run_processes() {
+    local dir pid
+    for dir in /proc/[0-9]*; do
+        pid=${dir#/proc/}
+        [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
+        # This script's own children on their way to the next command have its environment.
+        [ "$(readlink "$dir/exe" 2>/dev/null)" != "$BASH" ] || grep -qzF "$run_dir" "$dir/cmdline" 2>/dev/null || continue
+        if [[ $(readlink "$dir/exe" "$dir/cwd" 2>/dev/null) == *"$run_dir"* ]] ||
+            grep -qsF "$run_dir" "$dir/cmdline" "$dir/environ" 2>/dev/null; then
+            # One that is gone has no name any more; one that ends by itself is not waited for here.
+            grep -qs '^State:.[^ZX]' "$dir/status" || continue
+            printf 'process %s %s\n' "$pid" "$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null)"
+        fi
+    done
+}
+run_mounts() {
+    awk -v dir="$run_dir/" 'index($5, dir) == 1 { gsub(/\\040/, " ", $5); print "mount", $5 }' /proc/self/mountinfo
+}
+run_loops() {
+    local file
+    for file in /sys/block/loop*/loop/backing_file; do
+        [[ $(cat "$file" 2>/dev/null) == "$run_dir"/* ]] || continue
+        printf 'loop /dev/%s %s\n' "$(basename "${file%/loop/backing_file}")" "$(cat "$file")"
+    done
+}

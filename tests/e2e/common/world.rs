@@ -244,8 +244,9 @@ pub fn wait(child: &mut Child, shown: &str) -> i32 {
 
 /// A temporary directory on a real disk (an upper needs user attributes) that every user can enter.
 pub fn reachable_tempdir(prefix: &str) -> TempDir {
-    let dir =
-        tempfile::Builder::new().prefix(prefix).tempdir_in("/var/tmp").expect("a directory in /var/tmp");
+    // `scripts/test.sh` has a directory of its own, to find what a run left that did not come to its end.
+    let place = std::env::var_os("HOLOFS_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(place).expect("a directory");
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
     dir
 }
