@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use crate::common::library::pattern;
 use crate::common::manifest::read_tree;
 use crate::common::random::Random;
-use crate::common::{Library, World, passthrough, wait_until};
+use crate::common::{Library, World, passthrough, setting, wait_until};
 
 /// Appends numbered lines until an error comes; returns how many were acknowledged.
 fn append_until_it_breaks(path: &Path) -> u64 {
@@ -60,17 +60,7 @@ for_both_users! {
 
     /// Every sort of change, each on entries of its own, until the daemon dies; then each is done or not done.
     fn every_change_is_whole_or_not_there() {
-        let library = (0..400).fold(Library::new(), |library, n| {
-            library
-                .file(&format!("rename/{n}"), &pattern(5000 + n))
-                .file(&format!("dirs/{n}/inside"), b"inside")
-                .file(&format!("write/{n}"), &pattern(9000 + n))
-                .file(&format!("unlink/{n}"), b"to go")
-                .file(&format!("save/{n}"), b"old version")
-                .file(&format!("chmod/{n}"), b"mode")
-                .file(&format!("link/{n}"), b"link")
-        });
-        let world = World::with(&library);
+        let world = World::with(&sets(400));
         let mut random = Random::new(7);
         for round in 0..3 {
             let space = format!("s{round}");
@@ -99,6 +89,48 @@ for_both_users! {
             let before = read_tree(mounted.path());
             assert_eq!(read_tree(mounted.remount().path()), before);
         }
+    }
+
+    /// As often as is wanted: `HOLOFS_SOAK_KILLS`, with the delays of `HOLOFS_SOAK_SEED`.
+    fn killed_at_random_under_load() {
+        const SETS: u64 = 400;
+        let (wanted, seed) = (setting("HOLOFS_SOAK_KILLS").unwrap_or(6), setting("HOLOFS_SOAK_SEED").unwrap_or(1));
+        let world = World::with(&sets(SETS));
+        let mut random = Random::new(seed);
+        let (mut kills, mut spaces, mut operations) = (0, 0, 0);
+        while kills < wanted {
+            let space = format!("s{spaces}");
+            let mut mounted = world.mount(&space);
+            let (next, acknowledged) = (AtomicU64::new(0), [const { AtomicBool::new(false) }; SETS as usize]);
+            while kills < wanted && next.load(Ordering::SeqCst) < SETS {
+                std::thread::scope(|scope| {
+                    for _ in 0..3 {
+                        scope.spawn(|| {
+                            loop {
+                                let n = next.fetch_add(1, Ordering::SeqCst);
+                                if n >= SETS || change(mounted.path(), n).is_err() {
+                                    return;
+                                }
+                                acknowledged[usize::try_from(n).unwrap()].store(true, Ordering::SeqCst);
+                            }
+                        });
+                    }
+                    std::thread::sleep(Duration::from_micros(random.below(60_000)));
+                    mounted.signal(Signal::KILL);
+                });
+                mounted.kill();
+                kills += 1;
+                mounted = world.mount(&space);
+                // All that this space was ever told, not the last of it alone.
+                for n in 0..next.load(Ordering::SeqCst).min(SETS) {
+                    check(mounted.path(), n, acknowledged[usize::try_from(n).unwrap()].load(Ordering::SeqCst));
+                }
+            }
+            spaces += 1;
+            let whole = acknowledged.iter().filter(|set| set.load(Ordering::SeqCst)).count() as u64;
+            operations += whole * CHANGES;
+        }
+        println!("random kills: seed {seed}: {kills} kills, {operations} acknowledged operations, 0 wrong");
     }
 
     fn dead_mount_is_recognised_and_healed() {
@@ -180,6 +212,24 @@ for_both_users! {
         let work = mounted.state().join("work");
         wait_until("the sweep", || std::fs::read_dir(&work).map_or(0, Iterator::count) == 0);
     }
+}
+
+/// How many operations [`change`] is.
+const CHANGES: u64 = 10;
+
+/// A library with what [`change`] needs, so many times.
+fn sets(count: u64) -> Library {
+    (0..count).fold(Library::new(), |library, n| {
+        let n_bytes = usize::try_from(n).unwrap();
+        library
+            .file(&format!("rename/{n}"), &pattern(5000 + n_bytes))
+            .file(&format!("dirs/{n}/inside"), b"inside")
+            .file(&format!("write/{n}"), &pattern(9000 + n_bytes))
+            .file(&format!("unlink/{n}"), b"to go")
+            .file(&format!("save/{n}"), b"old version")
+            .file(&format!("chmod/{n}"), b"mode")
+            .file(&format!("link/{n}"), b"link")
+    })
 }
 
 /// Every change of round `n`.

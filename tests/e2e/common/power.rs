@@ -87,6 +87,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        println!("power: {}: {} cuts", self.kind, self.cuts.load(Ordering::Relaxed));
         let unmounted = (0..200).any(|_| {
             let done = Command::new("umount").arg(&self.mountpoint).output();
             let done = done.is_ok_and(|out| out.status.success());
