@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use holofs_mount_helper::proto::{BackingId, MountFlags, Source};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
 use crate::confine::privileged;
@@ -71,6 +71,17 @@ pub(crate) fn mount(
 pub(crate) fn undo_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     privileged(|| unmount(path, UnmountFlags::DETACH))
+}
+
+/// A read-only clone of the mount, or the part of it, that a descriptor leads to.
+pub(crate) fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    privileged(|| {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let clone = open_tree(of, "", flags)?;
+        sys::set_read_only(clone.as_fd())?;
+        Ok(clone)
+    })
 }
 
 pub(crate) fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<BackingId, Errno> {

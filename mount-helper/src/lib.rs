@@ -4,10 +4,12 @@
 //! mount a FUSE filesystem on a directory of the user's, and register files of the user's with the kernel for
 //! passthrough; both need CAP_SYS_ADMIN. `docs/SECURITY.md` has the threat model.
 //!
-//! Both parts here are pure: no file is opened and no call to the system made, so that every decision can be tested
-//! as a table. The program itself (`main.rs` and what it names) gathers the facts and does what was allowed.
+//! `policy` and `proto` are pure: no file is opened and no call to the system made, so that every decision can be tested
+//! as a table. The program itself (`main.rs` and what it names) gathers the facts and does what was allowed. `view` is
+//! for it and for root's daemon, which registers files without it.
 
 #![forbid(unsafe_code)]
 
 pub mod policy;
 pub mod proto;
+pub mod view;

@@ -10,6 +10,7 @@
 mod confine;
 mod facts;
 mod kernel;
+mod quota;
 mod serve;
 mod sys;
 mod wire;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Ok(confined) => confined,
         Err(error) => return ExitCode::from(error.code()),
     };
-    match serve::serve(Session::new(confined.caller, confined.able)) {
+    match serve::serve(confined.caller, Session::new(confined.caller, confined.able)) {
         serve::End::Closed => ExitCode::SUCCESS,
         serve::End::Broken => ExitCode::FAILURE,
     }

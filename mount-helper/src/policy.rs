@@ -11,9 +11,12 @@ use std::collections::HashSet;
 
 use crate::proto::{BackingId, MountFlags, VERSION};
 
-/// How many files one session may have registered: each pins an open file in the kernel, where no limit of the
-/// caller's counts it.
-pub const MAX_BACKINGS: usize = 1 << 16;
+/// How many files may be registered for each slot of a user's that the session holds: each pins an open file in the
+/// kernel, where no limit of the caller's counts it.
+pub const FILES_PER_SLOT: usize = 512;
+
+/// How many slots all sessions of one user can hold together.
+pub const SLOTS_PER_USER: u32 = 128;
 
 /// `/dev/fuse`: a character device, 10:229 on every Linux.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
@@ -69,7 +72,7 @@ pub enum Deny {
     NotReadable = 13,
     /// The file is somebody else's.
     NotTheCallersFile = 14,
-    /// [`MAX_BACKINGS`] are registered.
+    /// The user's slots are all held, and filled.
     TooMany = 15,
     /// No such file was registered in this session.
     UnknownBacking = 16,
@@ -132,7 +135,7 @@ impl std::fmt::Display for Deny {
             Self::NotARegularFile => "not a regular file",
             Self::NotReadable => "the file is not open for reading",
             Self::NotTheCallersFile => "the file belongs to another user",
-            Self::TooMany => "too many files are registered",
+            Self::TooMany => "too many files are registered, in all mounts of this user",
             Self::UnknownBacking => "no such file was registered",
             Self::NoPrivilege => "the mount helper has not got the capability CAP_SYS_ADMIN",
             Self::UserNamespace => "not in the machine's own user namespace",
@@ -258,13 +261,15 @@ pub struct Session {
     able: Verdict,
     state: State,
     backings: HashSet<BackingId>,
+    /// Slots of the user's share of files.
+    slots: usize,
 }
 
 impl Session {
     /// A session for the real user id that started the program. `able` is whether it can do anything for him at all.
     #[must_use]
     pub fn new(caller: u32, able: Verdict) -> Self {
-        Self { caller, able, state: State::New, backings: HashSet::new() }
+        Self { caller, able, state: State::New, backings: HashSet::new(), slots: 0 }
     }
 
     /// Decides over a hello, and remembers it when it is allowed.
@@ -330,6 +335,14 @@ impl Session {
         Ok(())
     }
 
+    /// Decides again once the mount is made, counted with it: others may have mounted at the same time.
+    ///
+    /// # Errors
+    /// The refusal; the mount must go then.
+    pub fn may_stay(&self, conf: FuseConf, mounts: usize) -> Verdict {
+        if mounts > conf.mount_max { Err(Deny::TooManyMounts) } else { Ok(()) }
+    }
+
     /// Remembers that the mount was made.
     pub fn mounted(&mut self) {
         self.state = State::Mounted;
@@ -351,11 +364,10 @@ impl Session {
         if !is_believed(file.f_type) {
             return Err(Deny::Filesystem);
         }
-        // However it was opened and whoever may read it. The kernel opens a registered file anew for each open through
-        // the mount, with the access that one asks for, and looks at no permission bits again: they are the daemon's
-        // to check. So whoever registers a file that he could only read can write to it. Nor does an open descriptor
-        // prove that the caller could open the file: it may have been handed over. The owner could give himself
-        // every access.
+        // Whoever may read it. The kernel opens a registered file anew for each open through the mount, and looks at no
+        // permission bits again: they are the daemon's to check. Nor does an open descriptor prove that the caller could
+        // open the file: it may have been handed over. The owner could give himself every access. (A file that comes
+        // by a read-only descriptor is registered so that it cannot be written to, whoever owns it later: see `view`.)
         if file.owner != self.caller {
             return Err(Deny::NotTheCallersFile);
         }
@@ -366,10 +378,18 @@ impl Session {
         if !file.is_linked {
             return Err(Deny::Unlinked);
         }
-        if self.backings.len() >= MAX_BACKINGS {
-            return Err(Deny::TooMany);
-        }
         Ok(())
+    }
+
+    /// Whether another slot is needed before one more file is registered.
+    #[must_use]
+    pub fn needs_slot(&self) -> bool {
+        self.backings.len() >= self.slots * FILES_PER_SLOT
+    }
+
+    /// Remembers that the session holds one more slot.
+    pub fn slot_taken(&mut self) {
+        self.slots += 1;
     }
 
     /// Remembers that the kernel registered a file.

@@ -4,12 +4,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::policy::{Deny, Session};
+use holofs_mount_helper::policy::{Access, Deny, Session};
 use holofs_mount_helper::proto::{BackingId, MountFlags, Opcode, Reply, Request, Source, VERSION};
+use holofs_mount_helper::view::Views;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
 
+use crate::quota::Quota;
 use crate::{facts, kernel, wire};
 
 /// The device through which the kernel talks to a FUSE daemon.
@@ -52,8 +54,9 @@ impl Refusal {
 }
 
 /// Answers requests until the other side is gone.
-pub(crate) fn serve(session: Session) -> End {
-    let mut server = Server { session, fuse: None };
+pub(crate) fn serve(caller: u32, session: Session) -> End {
+    let views = Views::new(kernel::read_only_clone);
+    let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
     loop {
         let received = match wire::receive(stdin()) {
             Ok(Some(received)) => received,
@@ -75,8 +78,12 @@ pub(crate) fn serve(session: Session) -> End {
 }
 
 struct Server {
+    caller: u32,
     session: Session,
     fuse: Option<OwnedFd>,
+    /// For files that may only be read.
+    views: Views,
+    quota: Quota,
 }
 
 impl Server {
@@ -104,8 +111,13 @@ impl Server {
         let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
         let device = facts::of_device(fuse.as_fd())?;
         let mountpoint = facts::of_mountpoint(dir)?;
-        self.session.may_mount(flags, facts::fuse_conf(), facts::mounts()?, &device, &mountpoint)?;
+        let conf = facts::fuse_conf();
+        self.session.may_mount(flags, conf, facts::mounts()?, &device, &mountpoint)?;
         let mount = kernel::mount(fuse.as_fd(), flags, source, dir)?;
+        if let Err(deny) = self.session.may_stay(conf, facts::mounts()?) {
+            kernel::undo_mount(mount.as_fd())?;
+            return Err(deny.into());
+        }
         self.session.mounted();
         self.fuse = Some(fuse);
         Ok(mount)
@@ -119,8 +131,20 @@ impl Server {
     }
 
     fn backing_open(&mut self, file: BorrowedFd<'_>) -> Result<BackingId, Refusal> {
-        self.session.may_open_backing(&facts::of_backing(file)?)?;
-        let id = kernel::backing_open(self.fuse()?, file)?;
+        let facts = facts::of_backing(file)?;
+        self.session.may_open_backing(&facts)?;
+        let fuse = self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))?;
+        while self.session.needs_slot() {
+            self.quota.take(self.caller, fuse, &mut self.views)??;
+            self.session.slot_taken();
+        }
+        let id = match facts.access {
+            Access::ReadWrite => kernel::backing_open(fuse, file)?,
+            // The kernel must not open it for writing either, also when it is somebody else's by then.
+            Access::Read | Access::Write | Access::Path => {
+                kernel::backing_open(fuse, self.views.open(file)?.as_fd())?
+            }
+        };
         self.session.backing_opened(id);
         Ok(id)
     }

@@ -66,3 +66,57 @@ pub(crate) fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> Result<(), Errno> 
     // SAFETY: the opcode belongs to the device, and `close` carries the argument that it names.
     unsafe { rustix::ioctl::ioctl(fuse, close) }
 }
+
+/// Makes a mount that is attached nowhere read-only, and has it take no part in what happens to the one it is a clone of.
+pub(crate) fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string, and the structure is valid for reads of the size that is given with it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+/// Whether another open file has a lock on a byte.
+pub(crate) fn is_locked(file: BorrowedFd<'_>, byte: i64) -> Result<bool, Errno> {
+    // Every lock is in the way of one for writing.
+    Ok(i32::from(lock_call(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?) != libc::F_UNLCK)
+}
+
+/// Locks or unlocks a byte of a file for the open file, which keeps the lock as long as the kernel keeps it open. Any
+/// number of open files may have a lock on one byte.
+pub(crate) fn set_lock(file: BorrowedFd<'_>, byte: i64, wanted: bool) -> Result<(), Errno> {
+    let kind = if wanted { libc::F_RDLCK } else { libc::F_UNLCK };
+    lock_call(file, libc::F_OFD_SETLK, kind, byte).map(drop)
+}
+
+fn lock_call(file: BorrowedFd<'_>, command: i32, kind: i32, byte: i64) -> Result<i16, Errno> {
+    // SAFETY: a structure of numbers only.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(kind).map_err(|_| Errno::INVAL)?;
+    lock.l_whence = 0;
+    lock.l_start = byte;
+    lock.l_len = 1;
+    // SAFETY: the commands read and write one `flock`.
+    if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } == 0 {
+        Ok(lock.l_type)
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}

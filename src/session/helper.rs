@@ -57,6 +57,8 @@ pub(super) struct Device {
     pub(super) fd: OwnedFd,
     /// Who registers files on it, in passthrough mode.
     pub(super) backings: Option<Arc<dyn Backings>>,
+    /// The mount helper, which registers its own file too, to count by.
+    pub(super) program: Option<PathBuf>,
 }
 
 /// Mounts, by the means that the caller has.
@@ -66,18 +68,19 @@ pub(super) fn acquire(plan: &MountPlan, options: &fuse_mount::Options) -> Result
     if plan.io.is_passthrough() && !has_privilege() {
         let client = Client::start().map_err(|error| no_passthrough(plain(&error)))?;
         let fd = client.mount(path, options).map_err(|error| no_passthrough(plain(&error)))?;
-        return Ok(Device { fd, backings: Some(Arc::new(client)) });
+        let program = Some(client.program.clone());
+        return Ok(Device { fd, backings: Some(Arc::new(client)), program });
     }
     let fd =
         fuse_mount::mount(path, options).map_err(|source| Error::Mount { path: path.clone(), source })?;
     if !plan.io.is_passthrough() {
-        return Ok(Device { fd, backings: None });
+        return Ok(Device { fd, backings: None, program: None });
     }
     let own = fd.try_clone().map_err(|error| {
         super::serve::undo_mount(path);
         no_passthrough(plain(&error))
     })?;
-    Ok(Device { fd, backings: Some(Arc::new(Direct::new(own))) })
+    Ok(Device { fd, backings: Some(Arc::new(Direct::new(own))), program: None })
 }
 
 fn has_privilege() -> bool {
@@ -147,6 +150,7 @@ pub struct Client {
     /// One request and its reply at a time. None when it is of no more use.
     socket: Mutex<Option<OwnedFd>>,
     child: Child,
+    program: PathBuf,
 }
 
 impl Client {
@@ -179,7 +183,7 @@ impl Client {
             .stderr(Stdio::null())
             .spawn()
             .map_err(cannot)?;
-        let client = Self { socket: Mutex::new(Some(ours)), child };
+        let client = Self { socket: Mutex::new(Some(ours)), child, program: path.to_owned() };
         match client.ask(Request::Hello { version: VERSION }, None)? {
             (Reply::Hello { .. }, _) => Ok(client),
             _ => Err(HelperError::Confused),

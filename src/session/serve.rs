@@ -165,7 +165,7 @@ impl Drop for Undo<'_> {
 
 /// Agrees with the kernel on how the mount is served.
 fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result<Session<Adapter>, Error> {
-    let Device { fd, backings } = device;
+    let Device { fd, backings, program } = device;
     let Adapting { fs, loops, keeper, ended } = adapting;
     let Some(backings) = backings else {
         let adapter = Adapter::new(fs, loops, None, keeper, Box::new(ended));
@@ -178,7 +178,7 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
     let notifier = Arc::new(OnceLock::new());
     let offer = Offer {
         backings: Arc::clone(&backings),
-        stack_depth: stack_depth(plan)?,
+        stack_depth: stack_depth(plan, program.as_deref())?,
         notifier: Arc::clone(&notifier),
     };
     let adapter = Adapter::new(fs, loops, Some(offer), keeper, Box::new(ended));
@@ -207,12 +207,13 @@ fn bearable_latency(wanted: BusyPoll) -> Result<Option<Latency>, Error> {
 }
 
 /// How deep filesystems are stacked below this one.
-fn stack_depth(plan: &MountPlan) -> Result<u32, Error> {
+fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
     /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
     const OVERLAYFS: i64 = 0x794c_7630;
-    for path in [&plan.state_dir, &plan.cache_dir, &plan.library.hololib] {
+    let dirs = [&plan.state_dir, &plan.cache_dir, &plan.library.hololib].map(|path| path.as_path());
+    for path in dirs.into_iter().chain(program) {
         let stat = rustix::fs::statfs(path).map_err(|source| Error::Os {
-            path: path.clone(),
+            path: path.to_owned(),
             call: "statfs",
             source,
         })?;

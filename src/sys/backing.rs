@@ -9,8 +9,12 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use holofs_mount_helper::view::Views;
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// Registers backing files on the connection of one mount.
 pub trait Backings: Send + Sync + Debug {
@@ -34,13 +38,15 @@ pub trait Backings: Send + Sync + Debug {
 #[derive(Debug)]
 pub struct Direct {
     fuse: OwnedFd,
+    /// For the files that may only be read. A leaf lock.
+    views: Mutex<Views>,
 }
 
 impl Direct {
     /// Over a descriptor of `/dev/fuse` that is (or was duplicated from) the mount's own.
     #[must_use]
     pub fn new(fuse: OwnedFd) -> Self {
-        Self { fuse }
+        Self { fuse, views: Mutex::new(Views::new(read_only_clone)) }
     }
 }
 
@@ -88,6 +94,41 @@ pub fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<u3
     Ok(unsafe { rustix::ioctl::ioctl(fuse, map) }?)
 }
 
+/// Makes a mount that is attached nowhere read-only, and has it take no part in what happens to the one it is a clone of.
+fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string, and the structure is valid for reads of the size that is given with it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+/// A read-only clone of the mount, or the part of it, that a descriptor leads to.
+fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = open_tree(of, "", flags)?;
+    set_read_only(clone.as_fd())?;
+    Ok(clone)
+}
+
 /// Gives a number back.
 ///
 /// # Errors
@@ -104,16 +145,24 @@ pub fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> io::Result<()> {
 /// # Errors
 /// What opening it anew may answer.
 pub fn read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    if rustix::fs::fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDONLY {
+    if is_read_only(file)? {
         return file.try_clone_to_owned();
     }
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+fn is_read_only(file: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(rustix::fs::fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDONLY)
+}
+
 impl Backings for Direct {
     fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
-        backing_open(self.fuse.as_fd(), file)
+        if !is_read_only(file)? {
+            return backing_open(self.fuse.as_fd(), file);
+        }
+        let view = self.views.lock().open(file)?;
+        backing_open(self.fuse.as_fd(), view.as_fd())
     }
 
     fn close(&self, id: u32) -> io::Result<()> {
@@ -141,4 +190,46 @@ pub fn reply_create(
     let backing = unsafe { reply.wrap_backing(id) };
     reply.created_passthrough(ttl, attr, fuser::Generation(0), fuser::FileHandle(0), flags, &backing);
     backing.into_raw();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever may do all cannot write by it; nor is another file opened when the name leads elsewhere by now.
+    #[test]
+    fn a_view_of_a_file_cannot_be_written_to() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "bytes").unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let mut views = Views::new(read_only_clone);
+        for change in ["none", "another file", "no file"] {
+            match change {
+                "another file" => {
+                    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+                    std::fs::rename(dir.path().join("moved"), dir.path().join("again")).unwrap();
+                    std::fs::write(&path, "other").unwrap();
+                }
+                "no file" => std::fs::remove_file(dir.path().join("again")).unwrap(),
+                _ => {}
+            }
+            let view = views.open(file.as_fd()).unwrap();
+            assert_eq!(
+                std::io::read_to_string(std::fs::File::from(view.try_clone().unwrap())).unwrap(),
+                "bytes"
+            );
+            let shown = format!("/proc/self/fd/{}", view.as_raw_fd());
+            for flags in [OFlags::RDWR, OFlags::WRONLY] {
+                assert_eq!(
+                    rustix::fs::open(&shown, flags, Mode::empty()).unwrap_err(),
+                    Errno::ROFS,
+                    "{change}"
+                );
+            }
+        }
+    }
 }

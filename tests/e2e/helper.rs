@@ -5,12 +5,12 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holofs_mount_helper::policy::{Deny, MAX_BACKINGS};
+use holofs_mount_helper::policy::{Deny, FILES_PER_SLOT, SLOTS_PER_USER};
 use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
@@ -311,23 +311,70 @@ as_ordinary_user! {
         drop((first, second));
     }
 
-    fn floods_end_at_a_limit() {
+    // However the kernel is asked to open it, and whosever it is by then: it does not look at permission bits.
+    fn a_file_registered_to_be_read_is_not_written_to() {
+        let (dir, on) = place();
+        let file = dir.path().join("file");
+        for (flags, may_write) in [(OFlags::RDONLY, false), (OFlags::RDWR, true)] {
+            std::fs::write(&file, "bytes").unwrap();
+            let helper = Helper::greeted();
+            let mounted = helper.mount(&on);
+            let daemon = mounted.serve(helper.register(&opened(&file, flags)));
+            let shown = on.join("shown");
+            assert_eq!(std::fs::read_to_string(&shown).unwrap(), "bytes");
+            for write in [OpenOptions::new().write(true), OpenOptions::new().read(true).write(true)] {
+                let written = write.open(&shown).and_then(|file| file.write_all_at(b"B", 0));
+                assert_eq!(written.is_ok(), may_write, "{written:?}");
+            }
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), if may_write { "Bytes" } else { "bytes" });
+            mounted.unmount();
+            daemon.join().unwrap();
+        }
+    }
+
+    // What counts is what the kernel holds, not which helpers live and what is mounted.
+    fn all_sessions_of_a_user_end_at_one_limit() {
+        use crate::common::as_user::EMPTIED_MOUNT_HELPER;
+        // Only root can make one.
+        let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") else { return };
+        let program = Path::new(&tools).join(EMPTIED_MOUNT_HELPER);
+        let greeted = || {
+            let helper = Helper::start(&mut Command::new(&program));
+            assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
+            helper
+        };
         let (dir, on) = place();
         std::fs::write(dir.path().join("file"), "x").unwrap();
-        let file = opened(dir.path().join("file"), OFlags::RDONLY);
-        let helper = Helper::greeted();
+        let file = opened(dir.path().join("file"), OFlags::RDWR);
+        let mut kept = Vec::new();
+        let all = FILES_PER_SLOT * SLOTS_PER_USER as usize;
+        for share in [all / 2, all - all / 2] {
+            let mut helper = greeted();
+            let mounted = helper.mount(&on);
+            let mut last = helper.register(&file);
+            for _ in 1..share {
+                last = helper.register(&file);
+            }
+            if kept.len() == 1 {
+                assert_eq!(helper.denied(Request::BackingOpen, &[file.as_fd()]), Deny::TooMany);
+                assert_eq!(helper.ask(Request::BackingClose { id: last }, &[]), Reply::BackingClosed);
+                helper.register(&file);
+            }
+            for _ in 0..1000 {
+                let id = BackingId::new(i32::MAX as u32).unwrap();
+                assert_eq!(helper.denied(Request::BackingClose { id }, &[]), Deny::UnknownBacking);
+            }
+            kept.push(mounted.connection());
+            helper.kill();
+            mounted.unmount();
+        }
+        let helper = greeted();
         let mounted = helper.mount(&on);
-        let mut last = helper.register(&file);
-        for _ in 1..MAX_BACKINGS {
-            last = helper.register(&file);
-        }
         assert_eq!(helper.denied(Request::BackingOpen, &[file.as_fd()]), Deny::TooMany);
-        assert_eq!(helper.ask(Request::BackingClose { id: last }, &[]), Reply::BackingClosed);
-        helper.register(&file);
-        for _ in 0..10_000 {
-            let id = BackingId::new(i32::MAX as u32).unwrap();
-            assert_eq!(helper.denied(Request::BackingClose { id }, &[]), Deny::UnknownBacking);
-        }
+        kept.pop();
+        wait_until("the kernel to let go", || {
+            !matches!(helper.ask(Request::BackingOpen, &[file.as_fd()]), Reply::Denied { .. })
+        });
         drop(mounted);
         assert_eq!(helper.end().code(), Some(0));
     }

@@ -110,7 +110,7 @@ fn every_other_file_is_refused() {
         (BackingFacts { f_type: FUSE, ..OWN }, Deny::Filesystem),
         (BackingFacts { f_type: PROC, ..OWN }, Deny::Filesystem),
         (BackingFacts { owner: OTHER, ..OWN }, Deny::NotTheCallersFile),
-        // Reading it is not enough: it could be written then.
+        // Reading it is not enough: it may have been handed over.
         (BackingFacts { owner: 0, access: Access::Read, ..OWN }, Deny::NotTheCallersFile),
         (BackingFacts { is_immutable: true, ..OWN }, Deny::Immutable),
         (BackingFacts { is_linked: false, ..OWN }, Deny::Unlinked),
@@ -128,6 +128,9 @@ fn there_are_as_many_mounts_as_the_administrator_allows() {
     for (most, mounts) in [(3, 3), (3, 4), (0, 0)] {
         assert_eq!(may(most, mounts), Err(Deny::TooManyMounts));
     }
+    // Counted with the mount that was made.
+    let stays = |mount_max, mounts| greeted().may_stay(FuseConf { mount_max, ..CONF }, mounts);
+    assert_eq!((stays(3, 3), stays(3, 4)), (Ok(()), Err(Deny::TooManyMounts)));
 }
 
 #[test]
@@ -193,12 +196,20 @@ fn only_what_was_registered_here_can_be_forgotten_and_once() {
 }
 
 #[test]
-fn registered_files_are_limited() {
+fn each_slot_is_good_for_so_many_files() {
     let mut session = mounted();
-    (1..=MAX_BACKINGS as u32).for_each(|n| session.backing_opened(id(n)));
-    assert_eq!(session.may_open_backing(&OWN), Err(Deny::TooMany));
+    assert!(session.needs_slot());
+    session.slot_taken();
+    (1..=FILES_PER_SLOT as u32).for_each(|n| {
+        assert!(!session.needs_slot());
+        session.backing_opened(id(n));
+    });
+    assert!(session.needs_slot());
     session.close_backing(id(9)).unwrap();
-    assert_eq!(session.may_open_backing(&OWN), Ok(()));
+    assert!(!session.needs_slot());
+    session.backing_opened(id(9));
+    session.slot_taken();
+    assert!(!session.needs_slot());
 }
 
 #[test]

@@ -171,6 +171,9 @@ const MOUNT_HELPER: &str = "holofs-mount-helper";
 /// The same, setuid root instead; beside the other one in the runs that root starts.
 pub const SETUID_MOUNT_HELPER: &str = "holofs-mount-helper-setuid";
 
+/// The same with its capability, for a test that uses up what one user may have.
+pub const EMPTIED_MOUNT_HELPER: &str = "holofs-mount-helper-emptied";
+
 /// The mount helper with its privilege: the one in [`tools`], or the one that `scripts/test.sh` has installed for an
 /// ordinary user's tests.
 pub fn mount_helper() -> PathBuf {
@@ -200,6 +203,10 @@ fn install_mount_helper(to: &Path) {
     std::fs::set_permissions(to, Permissions::from_mode(0o755)).expect("chmod");
     if is_root() {
         super::sh(Command::new("setcap").arg("cap_sys_admin+ep").arg(to));
+        let emptied = to.with_file_name(EMPTIED_MOUNT_HELPER);
+        std::fs::copy(&built, &emptied).expect("copy the mount helper");
+        std::fs::set_permissions(&emptied, Permissions::from_mode(0o755)).expect("chmod");
+        super::sh(Command::new("setcap").arg("cap_sys_admin+ep").arg(&emptied));
         // The other way to install it. Only here is it a root's to make.
         let setuid = to.with_file_name(SETUID_MOUNT_HELPER);
         std::fs::copy(&built, &setuid).expect("copy the mount helper");

@@ -125,6 +125,12 @@ impl Helper {
         self.wait()
     }
 
+    /// Ends it as its user may.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.wait();
+    }
+
     /// Closes the socket.
     pub fn hang_up(&mut self) {
         self.socket = None;
@@ -179,6 +185,49 @@ impl RawMount {
         device.write_all(&reply).unwrap();
     }
 
+    /// Another descriptor of the connection.
+    pub fn connection(&self) -> OwnedFd {
+        self.fuse.as_ref().unwrap().try_clone().unwrap()
+    }
+
+    /// Serves a root directory in which every name is one file of everybody's, that is opened by passthrough. Ends with
+    /// the mount.
+    pub fn serve(&self, backing: BackingId) -> std::thread::JoinHandle<()> {
+        let mut device = std::fs::File::from(self.connection());
+        std::thread::spawn(move || {
+            let mut request = vec![0; 1 << 17];
+            while let Ok(size) = device.read(&mut request) {
+                let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
+                let node = u64::from_le_bytes(request[16..24].try_into().unwrap());
+                assert!(size >= 40);
+                let answer = match word(4) {
+                    // FORGET and BATCH_FORGET are not answered.
+                    2 | 42 => continue,
+                    // LOOKUP.
+                    1 => Ok([&2u64.to_le_bytes()[..], &[0; 32], &attributes(2)].concat()),
+                    // GETATTR.
+                    3 => Ok([&[0; 16][..], &attributes(node)].concat()),
+                    // OPEN: FOPEN_PASSTHROUGH.
+                    14 => {
+                        Ok([&[0; 8][..], &(1u32 << 7).to_le_bytes(), &backing.get().to_le_bytes()].concat())
+                    }
+                    // FLUSH, RELEASE.
+                    18 | 25 => Ok(Vec::new()),
+                    _ => Err(-libc::ENOSYS),
+                };
+                let body = answer.clone().unwrap_or_default();
+                let mut reply = Vec::new();
+                reply.extend(u32::try_from(16 + body.len()).unwrap().to_le_bytes());
+                reply.extend(answer.err().unwrap_or(0).to_le_bytes());
+                reply.extend(&request[8..16]);
+                reply.extend(body);
+                if device.write_all(&reply).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
     /// Ends the connection, so that the kernel waits for nobody.
     pub fn abandon(&mut self) {
         self.fuse = None;
@@ -205,6 +254,17 @@ impl Drop for RawMount {
             drop(Command::new("fusermount3").arg("-uz").arg(&self.path).output());
         }
     }
+}
+
+/// `struct fuse_attr`: a directory as number 1, else a file.
+fn attributes(node: u64) -> Vec<u8> {
+    let mode: u32 = if node == 1 { 0o040_777 } else { 0o100_666 };
+    let mut bytes = Vec::new();
+    // ino, size, blocks and three times.
+    [node, 5, 0, 0, 0, 0].into_iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+    // Their nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags.
+    [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0].into_iter().for_each(|n: u32| bytes.extend(n.to_le_bytes()));
+    bytes
 }
 
 /// What mountinfo says of a mountpoint.
