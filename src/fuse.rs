@@ -138,6 +138,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            // A file handle stays good when the kernel has forgotten the inode: it looks up `.` then.
+            InitFlags::FUSE_EXPORT_SUPPORT,
             // Only what goes through the kernel changes a file, so its pages never have to be dropped for a
             // changed time.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
@@ -482,7 +484,8 @@ impl Filesystem for Adapter {
                 let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
                 // There is one time for both the name and the attributes.
                 let ttl = reply::attr_ttl(modes.as_ref(), entry.ino);
-                taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), Generation(0)))
+                let generation = Generation(attr.generation.into());
+                taken(reply.add(number, entry.cookie, name, ttl, &convert::attr(&attr), generation))
             });
             match done {
                 Ok(()) => reply.ok(),

@@ -28,6 +28,7 @@ mod copy_up;
 mod ctime;
 mod dir;
 pub mod error;
+mod handle;
 pub(crate) mod read;
 pub(crate) mod rename;
 mod setattr;

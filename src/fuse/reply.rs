@@ -37,6 +37,7 @@ pub(super) const ABSENT: Attr = Attr {
     gid: 0,
     size: 0,
     blocks: 0,
+    generation: 0,
     device: 0,
     atime: EPOCH,
     mtime: EPOCH,
@@ -72,7 +73,7 @@ pub(super) fn entry(
         Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
     };
     let attr_ttl = attr_ttl(modes, attr.ino);
-    reply.entry_with_ttls(attr_ttl, &TTL, &convert::attr(&attr), Generation(0));
+    reply.entry_with_ttls(attr_ttl, &TTL, &convert::attr(&attr), Generation(attr.generation.into()));
 }
 
 /// How long the kernel may keep an inode's attributes.
@@ -151,13 +152,14 @@ pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
 
 /// Answers a create, as [`opened`] does an open.
 pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Answer) {
-    let attr = convert::attr(attr);
+    let (attr, generation) = (convert::attr(attr), Generation(attr.generation.into()));
     match answer {
         Answer::Passthrough(id) => {
-            crate::sys::backing::reply_create(reply, &TTL, &attr, FopenFlags::FOPEN_NOFLUSH, id);
+            let flags = FopenFlags::FOPEN_NOFLUSH;
+            crate::sys::backing::reply_create(reply, &TTL, &attr, generation, flags, id);
         }
         Answer::Cached { keep } => {
-            reply.created(&TTL, &attr, Generation(0), FileHandle(0), cache_flags(keep));
+            reply.created(&TTL, &attr, generation, FileHandle(0), cache_flags(keep));
         }
     }
 }

@@ -114,9 +114,11 @@ impl Namespace {
             *node.dir.write() = Some(DirState::default());
         }
         node.state.lock().mode = Some(held);
+        let generation = self.generation(&node, &fd);
         self.table.keep_open(ino, &Arc::new(fd));
         drop(guard);
         let mut attr = upper::attr_of(&stat, ino, kind);
+        attr.generation = generation;
         attr.mode = held.unwrap_or(attr.mode);
         if kind == Kind::Dir {
             (attr.size, attr.blocks, attr.nlink) = (DIR_SIZE, DIR_SIZE / 512, 2);

@@ -108,6 +108,10 @@ impl Namespace {
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong);
         }
+        // Only a file handle leads here: the kernel knows by itself where these lead in a path.
+        if matches!(name, b"." | b"..") {
+            return self.lookup_number(parent, name == b"..");
+        }
         let node = match self.view(parent)? {
             View::Lower(lower) => {
                 self.must_be_lower_dir(lower)?;
@@ -310,7 +314,7 @@ impl Namespace {
     }
 
     /// The number of the directory that holds a directory.
-    fn parent_of(&self, node: &Node) -> Ino {
+    pub(super) fn parent_of(&self, node: &Node) -> Ino {
         node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)
     }
 
@@ -339,6 +343,7 @@ impl Namespace {
             gid: self.owner.gid,
             size,
             blocks: size.div_ceil(512),
+            generation: 0,
             device: 0,
             atime: MOTHER_AS_TIME,
             mtime: MOTHER_AS_TIME,
@@ -368,6 +373,7 @@ impl Namespace {
         let fd = self.backing_fd(node)?;
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         let mut attr = upper::attr_of(&stat, node.ino, node.kind);
+        attr.generation = self.generation(node, &fd);
         if let Some(mode) = self.held_mode(node, &fd)? {
             attr.mode = mode;
         }

@@ -59,6 +59,8 @@ pub(super) struct Node {
     pub(super) state: Mutex<NodeState>,
     /// Lookups by the kernel, for entries born in the upper.
     lookups: AtomicU64,
+    /// As [`Attr::generation`](super::types::Attr::generation), once it was asked for.
+    pub(super) generation: OnceLock<u32>,
 }
 
 /// The part of a node that changes.
@@ -106,6 +108,7 @@ impl Node {
                 gone: false,
             }),
             lookups: AtomicU64::new(0),
+            generation: OnceLock::new(),
         }
     }
 
@@ -144,6 +147,14 @@ impl Table {
     /// The node of a number.
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Node>> {
         self.nodes.read().get(&ino).cloned()
+    }
+
+    /// The node of a number, with one lookup added in the same step.
+    pub(super) fn hold(&self, ino: Ino) -> Option<Arc<Node>> {
+        let nodes = self.nodes.read();
+        let node = nodes.get(&ino)?;
+        self.add_lookups(node, 1);
+        Some(Arc::clone(node))
     }
 
     /// The node of a number, made if it is not there; `count` lookups are added in the same step.

@@ -36,6 +36,12 @@ impl Ino {
         Self(if backing_ino < BORN { BORN + backing_ino } else { BORN_LARGE.wrapping_add(backing_ino) })
     }
 
+    /// The inode number of the backing file of an entry that has no lower node.
+    #[must_use]
+    pub(super) fn born(self) -> Option<u64> {
+        self.0.checked_sub(if self.0 < BORN_LARGE { BORN } else { BORN_LARGE })
+    }
+
     /// The lower node with this number, if it is one.
     #[must_use]
     pub fn lower(self) -> Option<NodeId> {
@@ -90,6 +96,8 @@ pub struct Attr {
     pub size: u64,
     /// 512-byte blocks.
     pub blocks: u64,
+    /// Tells it from an earlier entry of the same number.
+    pub generation: u32,
     /// Which device a device node stands for; 0 for everything else.
     pub device: u64,
     /// Last access.
@@ -157,6 +165,10 @@ mod tests {
         assert_eq!(Ino::of_lower(NodeId(0)), Ino::ROOT);
         let last = NodeId(TOO_MANY_NODES - 1);
         assert_eq!(Ino::of_lower(last).lower(), Some(last));
+        for number in [1, (1 << 31) - 1, 1 << 31, 1 << 40] {
+            assert_eq!(Ino::of_born(number).born(), Some(number));
+        }
+        assert_eq!(Ino::of_lower(last).born(), None);
         assert_eq!(Ino::of_born(0).lower(), None);
         assert!(Ino::of_born((1 << 31) - 1).0 < 1 << 32);
         assert_eq!(Ino::of_born(1 << 31), Ino((1 << 48) + (1 << 31)));

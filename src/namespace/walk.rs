@@ -10,26 +10,39 @@ use rustix::io::Errno;
 use super::error::{Result, upper as call};
 use super::upper;
 
-/// The names that lead from `root` to the first entry that `wanted` takes: it is given the directory, the name and
-/// the kind of each.
+/// An entry that the walk comes by.
+pub(super) struct Met<'a> {
+    pub(super) dir: BorrowedFd<'a>,
+    pub(super) name: &'a CStr,
+    pub(super) kind: FileType,
+}
+
+impl Met<'_> {
+    /// Its number on disk. Not that of the listing, which on overlayfs can be another one.
+    pub(super) fn number(&self) -> Option<u64> {
+        number(self.dir, self.name)
+    }
+}
+
+/// The names that lead from `root` to the first entry that `wanted` takes.
 pub(super) fn find(
     root: BorrowedFd<'_>,
-    wanted: &mut dyn FnMut(BorrowedFd<'_>, &CStr, FileType) -> bool,
+    wanted: &mut dyn FnMut(&Met<'_>) -> bool,
 ) -> Result<Option<Vec<CString>>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME;
     let dir = upper::open(root, c".", flags).map_err(call("open a directory"))?;
     let mut below = Vec::new();
     for entry in rustix::fs::Dir::read_from(&dir).map_err(call("read a directory"))? {
         let entry = entry.map_err(call("read a directory"))?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
+        let met = Met { dir: dir.as_fd(), name: entry.file_name(), kind: entry.file_type() };
+        if matches!(met.name.to_bytes(), b"." | b"..") {
             continue;
         }
-        if wanted(dir.as_fd(), name, entry.file_type()) {
-            return Ok(Some(vec![name.to_owned()]));
+        if wanted(&met) {
+            return Ok(Some(vec![met.name.to_owned()]));
         }
-        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-            below.push(name.to_owned());
+        if matches!(met.kind, FileType::Directory | FileType::Unknown) {
+            below.push(met.name.to_owned());
         }
     }
     for name in below {
@@ -63,8 +76,8 @@ pub(super) fn open_dir(root: BorrowedFd<'_>, ino: u64) -> Result<Option<OwnedFd>
     if number(root, c".") == Some(ino) {
         return Ok(Some(at));
     }
-    let mut is_it = |dir: BorrowedFd<'_>, name: &CStr, kind| {
-        matches!(kind, FileType::Directory | FileType::Unknown) && number(dir, name) == Some(ino)
+    let mut is_it = |met: &Met<'_>| {
+        matches!(met.kind, FileType::Directory | FileType::Unknown) && met.number() == Some(ino)
     };
     let Some(path) = find(root, &mut is_it)? else { return Ok(None) };
     for name in path {

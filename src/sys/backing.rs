@@ -183,12 +183,13 @@ pub fn reply_create(
     reply: fuser::ReplyCreate,
     ttl: &std::time::Duration,
     attr: &fuser::FileAttr,
+    generation: fuser::Generation,
     flags: fuser::FopenFlags,
     id: u32,
 ) {
     // SAFETY: as in `reply_open`.
     let backing = unsafe { reply.wrap_backing(id) };
-    reply.created_passthrough(ttl, attr, fuser::Generation(0), fuser::FileHandle(0), flags, &backing);
+    reply.created_passthrough(ttl, attr, generation, fuser::FileHandle(0), flags, &backing);
     backing.into_raw();
 }
 

@@ -22,3 +22,35 @@ pub fn start_writeback(file: &impl AsFd) {
     // SAFETY: the descriptor is borrowed for the call, and the call takes numbers only.
     unsafe { libc::sync_file_range(fd, 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
+
+/// What tells a file from an earlier one that had its inode number: a digest of the handle that the filesystem gives it. None
+/// where it gives none (overlayfs). Never 0.
+pub fn identity(file: &impl AsFd) -> Option<u32> {
+    /// `struct file_handle` of the kernel with the longest handle.
+    #[repr(C)]
+    struct Handle {
+        len: u32,
+        kind: i32,
+        bytes: [u8; 128],
+    }
+    let mut handle = Handle { len: 128, kind: 0, bytes: [0; 128] };
+    let mut mount: libc::c_int = 0;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the path is a string, and the kernel writes a handle of at most `len` bytes, and a number, into what is
+    // borrowed for the call only.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd,
+            c"".as_ptr(),
+            std::ptr::from_mut(&mut handle),
+            std::ptr::from_mut(&mut mount),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    let bytes = handle.bytes.get(..handle.len as usize).filter(|_| done == 0)?;
+    // FNV-1a: a handle must mean the same to the next version of this program.
+    let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    let hash = handle.kind.to_ne_bytes().iter().chain(bytes).fold(0x811c_9dc5, step);
+    Some(hash.max(1))
+}

@@ -4,6 +4,7 @@ mod attributes;
 mod descriptors;
 mod directories;
 mod failures;
+mod handles;
 mod isolation;
 mod links;
 mod persistence;
