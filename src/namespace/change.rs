@@ -115,7 +115,10 @@ impl Namespace {
         }
         node.state.lock().mode = Some(held);
         let generation = self.generation(&node, &fd);
-        self.table.keep_open(ino, &Arc::new(fd));
+        // Reading by this descriptor renews the time of access; where that must not be, the next use opens another.
+        if kind != Kind::File || !self.keeps_atime {
+            self.table.keep_open(ino, &Arc::new(fd));
+        }
         drop(guard);
         let mut attr = upper::attr_of(&stat, ino, kind);
         attr.generation = generation;

@@ -267,18 +267,21 @@ for_both_users! {
         let path = mounted.at("readme.txt");
         std::fs::write(&path, b"changed").unwrap();
         std::fs::create_dir(mounted.at("made")).unwrap();
-        for path in [&path, &mounted.at("made")] {
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        for path in [&path, &mounted.at("made"), &mounted.at("new")] {
             let time = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
             let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
             rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
         }
         let read = || {
             assert_eq!(std::fs::read(&path).unwrap(), b"changed");
+            assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
             assert_eq!(std::fs::read_dir(mounted.at("made")).unwrap().count(), 0);
         };
         read();
         assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1);
-        let upper = [mounted.upper("readme.txt"), mounted.upper("made")];
+        assert_eq!(std::fs::metadata(mounted.at("new")).unwrap().atime(), 1);
+        let upper = [mounted.upper("readme.txt"), mounted.upper("made"), mounted.upper("new")];
         mounted.unmount();
         let mounted = world.mount_with("s", &["--read-only"]);
         assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"changed");
