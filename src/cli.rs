@@ -144,7 +144,7 @@ pub fn main() -> ExitCode {
     // The recorder's command may need what it inherits (make's jobs, for one); a daemon must not keep it.
     let inherited =
         if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };
-    let started = start_log(&cli.global);
+    let started = start_log(&cli.global, matches!(cli.command, Command::Mount(_)));
     if let Err(errno) = inherited {
         tracing::debug!(%errno, "what was inherited stays open");
     }
@@ -195,14 +195,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
 }
 
-fn start_log(global: &Global) -> Result<(), Failure> {
+fn start_log(global: &Global, serves: bool) -> Result<(), Failure> {
     let level = match (global.trace, global.debug, global.silent) {
         (true, ..) => Some(tracing::Level::TRACE),
         (_, true, _) => Some(tracing::Level::DEBUG),
         (.., true) => Some(tracing::Level::ERROR),
         _ => None,
     };
-    log::start(level, global.log_file.as_deref())
+    log::start(level, global.log_file.as_deref(), serves)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::space::held::Held;
 use crate::space::plan::MountPlan;
 use crate::space::state::{RunInfo, read_run, read_state};
 use crate::space::{SpaceError, live};
-use crate::sys::fuse_mount::{self, MountError};
+use crate::sys::fuse_mount::{self, Liveness, MountError};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::{process, surroundings};
 pub use end::{Ended, unmount};
@@ -174,6 +174,16 @@ pub enum Error {
         /// Its answer.
         source: Errno,
     },
+    /// Who should answer does not.
+    #[error("{path}: process {pid} does not answer: {why}")]
+    NoAnswer {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The daemon, or the process that was to become it.
+        pid: u32,
+        /// What keeps it from answering.
+        why: String,
+    },
     /// A limit of the process leaves too little.
     #[error("{0}")]
     Limits(String),
@@ -236,40 +246,69 @@ pub fn mount(
 ) -> Result<Mounted, Error> {
     let started = Instant::now();
     surroundings::serve_on();
+    let begin = move || begin(plan, started);
+    if plan.foreground {
+        return match begin()? {
+            Found::Free(prepared) => prepared.serve(ready),
+            Found::Mounted(reused) => {
+                ready(&reused);
+                Ok(*reused)
+            }
+        };
+    }
+    let mut mounted = daemon::start(plan, begin, describe)?;
+    mounted.mounted_ms = millis(started);
+    ready(&mounted);
+    Ok(mounted)
+}
+
+/// What a space is found to be by who wants to mount it.
+enum Found<'p> {
+    /// Mounted as it was asked for.
+    Mounted(Box<Mounted>),
+    /// Not mounted, and now ours to mount.
+    Free(serve::Prepared<'p>),
+}
+
+/// Takes the space, unless it is mounted.
+fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Error> {
     let (index, missing_blobs) = arrival::whole_index(plan)?;
     process::trim_heap();
     let deadline = started + ENDING.min(plan.lock_timeout);
-    let prepared = loop {
+    loop {
         if let Some(reused) = reuse(plan, &index, started)? {
-            ready(&reused);
-            return Ok(reused);
+            return Ok(Found::Mounted(Box::new(reused)));
         }
         match plan.claim(&index.catalog_sha256()) {
             // Nothing was mounted, so whoever has the space is ending, or starting as we are: the next look tells.
             Err(SpaceError::Busy { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            claim => break serve::Prepared::new(plan, index, claim?, started, missing_blobs),
+            claim => {
+                let prepared = serve::Prepared::new(plan, index, claim?, started, missing_blobs);
+                return Ok(Found::Free(prepared));
+            }
         }
-    };
-    if plan.foreground {
-        return prepared.serve(ready);
     }
-    let mut mounted = daemon::start(prepared, plan, describe)?;
-    mounted.mounted_ms = millis(started);
-    ready(&mounted);
-    Ok(mounted)
 }
 
 /// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
 fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
     let identity = plan.space.identity.as_str();
     let Some(live) = registry::find(&plan.state_dir)? else { return Ok(None) };
-    if fuse_mount::is_dead(&live.mountpoint) {
-        tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
-        fuse_mount::unmount(&live.mountpoint, true)
-            .map_err(|source| Error::Mount { path: live.mountpoint.clone(), source })?;
-        return Ok(None);
+    match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
+        Liveness::Alive => {}
+        Liveness::Silent => {
+            let pid = read_run(&plan.state_dir).map_or(0, |run| run.pid);
+            let why = process::condition(pid).to_string();
+            return Err(Error::NoAnswer { path: live.mountpoint, pid, why });
+        }
+        Liveness::Dead => {
+            tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
+            fuse_mount::unmount(&live.mountpoint, true)
+                .map_err(|source| Error::Mount { path: live.mountpoint.clone(), source })?;
+            return Ok(None);
+        }
     }
     let Some(run) = record_of(plan, &live)? else { return Ok(None) };
     let held = match read_state(&plan.state_dir)? {

@@ -276,6 +276,9 @@ pub fn describe(error: &session::Error) -> Failure {
         }
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
+        session::Error::NoAnswer { .. } => {
+            failure(BUSY, what, Some("wait for it, or end that process and mount again"))
+        }
         session::Error::Limits(_) => {
             failure(FAILED, what, Some("raise that limit in the shell that mounts, or in the container"))
         }

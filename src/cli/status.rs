@@ -15,6 +15,7 @@ use crate::space::asked::Extra;
 use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
 use crate::space::{aside, live};
+use crate::sys::{probe, process};
 
 /// How long a mount may take to tell about itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -118,22 +119,26 @@ fn find(typed: &OsStr, context: &Context) -> Result<Row, Failure> {
 
 /// Asks the live mount itself; one whose daemon hangs is not waited for.
 fn counts(row: &Row) -> Option<Counts> {
-    let (send, receive) = std::sync::mpsc::channel();
-    let path = row.path.clone();
-    // Left behind when it gets no answer; it ends with this process.
-    std::thread::spawn(move || {
+    let path = row.path.display();
+    // An empty answer stands for an error, which only the log wants to know.
+    let question = || {
         let mut value = [0u8; 1024];
-        let asked = rustix::fs::getxattr(&path, STATUS_XATTR, &mut value[..]);
-        send.send(asked.map(|len| value.get(..len).unwrap_or_default().to_vec())).ok()
-    });
-    match receive.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => serde_json::from_slice(&text).ok(),
-        Ok(Err(errno)) => {
-            tracing::warn!(%errno, path = %row.path.display(), "the mount does not tell what it copied");
+        let asked = rustix::fs::getxattr(&row.path, STATUS_XATTR, &mut value[..]);
+        asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
+    };
+    match probe::ask(PATIENCE, question) {
+        Ok(Some(text)) if text.is_empty() => {
+            tracing::warn!(%path, "the mount does not tell what it copied");
             None
         }
-        Err(_) => {
-            tracing::warn!(path = %row.path.display(), pid = row.pid, "the mount's daemon does not answer");
+        Ok(Some(text)) => serde_json::from_slice(&text).ok(),
+        Ok(None) => {
+            let why = row.pid.map(|pid| process::condition(pid).to_string());
+            tracing::warn!(%path, pid = row.pid, why, "the mount's daemon does not answer");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%path, %error, "the mount was not asked what it copied");
             None
         }
     }

@@ -51,8 +51,10 @@ pub(super) fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, 
     let name = name.map(OsStr::to_string_lossy);
     let name = name.as_deref().unwrap_or_default();
     match errno {
-        rustix::io::Errno::IO | rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
-            tracing::error!(operation, ino = ino.0, name, %error, "failed");
+        rustix::io::Errno::IO => tracing::error!(operation, ino = ino.0, name, %error, "failed"),
+        // Apart, so that a full disk, which is told again and again, does not keep a bad blob from being told.
+        rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
+            tracing::error!(operation, ino = ino.0, name, %error, "no space");
         }
         _ => tracing::debug!(operation, ino = ino.0, name, %error, "refused"),
     }

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -15,6 +16,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
+
+use super::probe;
 
 /// The device through which the kernel talks to a FUSE daemon.
 pub const DEVICE: &str = "/dev/fuse";
@@ -241,8 +244,38 @@ fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), MountError
     Err(MountError::Fusermount(said))
 }
 
-/// Whether a path answers as a mount whose daemon is gone.
+/// What comes of asking a mount for its free space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Liveness {
+    /// It answers.
+    Alive,
+    /// Its daemon is gone.
+    Dead,
+    /// There was no answer in time.
+    Silent,
+}
+
+/// Asks a mount whether somebody serves it, for as long as `limit`. Only while the process has a single thread.
+#[must_use]
+pub fn liveness(mountpoint: &Path, limit: Duration) -> Liveness {
+    const DEAD: u8 = b'd';
+    let question = || match rustix::fs::statfs(mountpoint) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => vec![DEAD],
+        _ => Vec::new(),
+    };
+    match probe::ask(limit, question) {
+        Ok(Some(answer)) if answer.first() == Some(&DEAD) => Liveness::Dead,
+        Ok(Some(_)) => Liveness::Alive,
+        Ok(None) => Liveness::Silent,
+        Err(error) => {
+            tracing::warn!(path = %mountpoint.display(), %error, "a mount was not asked whether it is served");
+            Liveness::Alive
+        }
+    }
+}
+
+/// Whether a path answers, within a few seconds, as a mount whose daemon is gone.
 #[must_use]
 pub fn is_dead(mountpoint: &Path) -> bool {
-    matches!(rustix::fs::statfs(mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
+    liveness(mountpoint, Duration::from_secs(3)) == Liveness::Dead
 }

@@ -199,6 +199,11 @@ impl Dir {
     /// # Errors
     /// As [`Dir::open_dir`].
     pub fn make_dir(&self, name: &OsStr, trust: Trust) -> Result<Self, GuardedError> {
+        // Looked for first: making what is there already would wait for a disk that takes no write.
+        match self.open_dir(name, trust) {
+            Err(error) if error.is_not_found() => {}
+            found => return found,
+        }
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => self.open_dir(name, trust),
             Err(errno) => Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),

@@ -1,7 +1,7 @@
 //! Processes: becoming a daemon, limits, and who is alive.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -107,17 +107,17 @@ pub fn be_idle() -> Result<(), Errno> {
     }
 }
 
-/// Leaves the terminal and the directory it was started from, and points the standard streams at `log`.
+/// Leaves the terminal, the standard streams and the directory it was started from.
 ///
 /// # Errors
 /// The errno of the calls.
-pub fn detach(log: impl AsFd) -> Result<(), Errno> {
+pub fn detach() -> Result<(), Errno> {
     rustix::process::setsid()?;
     rustix::process::chdir("/")?;
     let null: OwnedFd = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(log)
+    rustix::stdio::dup2_stderr(&null)
 }
 
 /// Sets the umask and returns the old one.
@@ -161,6 +161,49 @@ pub fn start_time(pid: i32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// Why a process may not answer, as far as it can be seen from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// Somebody has stopped it, by SIGSTOP or a debugger.
+    Stopped,
+    /// It waits for a disk, or for another filesystem.
+    WaitsForDisk,
+    /// Nothing shows.
+    Running,
+    /// There is no such process.
+    Gone,
+}
+
+impl std::fmt::Display for Condition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "it is stopped; kill -CONT lets it go on",
+            Self::WaitsForDisk => "it waits for a disk",
+            Self::Running => "it is running",
+            Self::Gone => "it is gone",
+        })
+    }
+}
+
+/// What keeps a process from answering.
+#[must_use]
+pub fn condition(pid: u32) -> Condition {
+    let state = |path: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(path).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    match state(format!("/proc/{pid}/stat").into()) {
+        None | Some('Z' | 'X') => return Condition::Gone,
+        Some('T' | 't') => return Condition::Stopped,
+        Some(_) => {}
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    if tasks.filter_map(|task| state(task.path().join("stat"))).any(|state| state == 'D') {
+        return Condition::WaitsForDisk;
+    }
+    Condition::Running
 }
 
 #[cfg(test)]

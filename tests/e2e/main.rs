@@ -18,6 +18,7 @@ mod cli_mount;
 mod crash;
 mod damage;
 mod differential;
+mod frozen;
 mod helper;
 mod hostile_library;
 mod inject;

@@ -3,14 +3,15 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::common::as_user::{holofs_binary, is_root};
+use crate::common::image::Image;
 use crate::common::world::{Done, finish};
-use crate::common::{Library, Mounted, World, sh};
+use crate::common::{Library, Mounted, World, assert_errno, sh, wait_until};
 
 /// Larger than the limits of the tests, smaller than what is unpacked by a thread of its own.
 const LARGE: usize = 3 << 20;
@@ -184,5 +185,109 @@ for_both_users! {
         assert!(open.len() > 100, "{}", open.len());
         drop(open);
         assert_works(&mounted);
+    }
+
+    /// A full disk: ENOSPC to who writes, also when the log cannot be written either.
+    fn a_full_disk_does_not_end_the_mount() {
+        if !is_root() {
+            return;
+        }
+        let image = Image::new("ext4", 16);
+        let world = World::at(image.path());
+        world.add(&Library::sample());
+        {
+            let mounted = world.mount("s");
+            fs::write(mounted.at("lib/small"), b"1").unwrap();
+            fs::read(mounted.at("many/a")).unwrap();
+            let mut ballast = fs::File::create(image.path().join("ballast")).unwrap();
+            while ballast.write_all(&[7; 4096]).is_ok() {}
+            while ballast.write_all(&[7; 1]).is_ok() {}
+            for n in 0..300 {
+                let done = fs::write(mounted.at(format!("many/{n}")), [3; 9000]);
+                assert_errno(done, Errno::NOSPC);
+                fs::read(mounted.at("many/a")).unwrap();
+            }
+            assert_eq!(fs::read(mounted.at("lib/small")).unwrap(), b"1");
+            drop(ballast);
+            fs::remove_file(image.path().join("ballast")).unwrap();
+            for n in 0..300 {
+                if let Err(error) = fs::remove_file(mounted.at(format!("many/{n}"))) {
+                    assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "never made");
+                }
+            }
+            assert_works(&mounted);
+        }
+        fs::remove_dir_all(world.home()).unwrap();
+    }
+
+    /// Standard error that takes nothing: what goes wrong is told to nobody, and that is all.
+    fn a_closed_standard_error_does_not_end_the_mount() {
+        let library = Library::sample();
+        let world = World::with(&library);
+        for stderr in ["exec 2>/dev/full;", "exec 2>&-;", "exec 2> >(true); sleep 0.1;"] {
+            let mut command = after(&world, stderr);
+            let mut child =
+                command.args(["mount", "-f"]).arg(world.home()).arg("s").stdout(Stdio::piped()).spawn().unwrap();
+            wait_until("the mount", || !world.mounts().is_empty());
+            let mounted = Mounted::adopt(&world, "s");
+            let blob = library.blob(&world.hololib(), "readme.txt");
+            let good = fs::read(&blob).unwrap();
+            fs::write(&blob, b"bad").unwrap();
+            for _ in 0..20 {
+                assert_errno(fs::read(mounted.at("readme.txt")), Errno::IO);
+            }
+            fs::write(&blob, good).unwrap();
+            assert_works(&mounted);
+            mounted.unmount();
+            assert!(child.wait().unwrap().success());
+        }
+    }
+
+    /// A log does not grow with what goes wrong, and tells that it left something out.
+    fn the_log_stays_small() {
+        let library = Library::sample();
+        let world = World::with(&library);
+        let mounted = world.mount("s");
+        fs::write(library.blob(&world.hololib(), "readme.txt"), b"bad").unwrap();
+        for _ in 0..3000 {
+            assert_errno(fs::read(mounted.at("readme.txt")), Errno::IO);
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_errno(fs::read(mounted.at("readme.txt")), Errno::IO);
+        let log = fs::read_to_string(mounted.state().join("log")).unwrap();
+        assert!(log.len() < 200_000, "{}", log.len());
+        assert!(log.contains("were left out"), "{log}");
+        assert!(log.contains("readme.txt"), "{log}");
+    }
+
+    /// A log that has grown is put aside once, and the next one begun.
+    fn a_large_log_is_put_aside() {
+        let world = World::sample();
+        let state = {
+            let mounted = world.mount("s");
+            mounted.state()
+        };
+        fs::write(state.join("log"), "xxx\n".repeat(500_000)).unwrap();
+        let mounted = world.mount("s");
+        assert_works(&mounted);
+        assert!(fs::metadata(state.join("log")).unwrap().len() < 100_000);
+        assert_eq!(fs::metadata(state.join("log.old")).unwrap().len(), 2_000_000);
+    }
+
+    /// What is not a log of ours is not written to.
+    fn a_log_that_is_something_else_is_refused() {
+        let world = World::sample();
+        let state = {
+            let mounted = world.mount("s");
+            mounted.state()
+        };
+        let victim = world.path().join("victim");
+        fs::write(&victim, b"mine").unwrap();
+        fs::remove_file(state.join("log")).unwrap();
+        std::os::unix::fs::symlink(&victim, state.join("log")).unwrap();
+        let done = world.run(["mount", "auto", "s"]);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
+        assert!(world.mounts().is_empty());
     }
 }

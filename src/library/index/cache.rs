@@ -236,5 +236,9 @@ fn sweep(cache_dir: &Path) {
 
 /// Makes a directory of the cache, for its owner alone.
 pub(crate) fn make_dir(path: &Path) -> Result<(), LibraryError> {
+    // Making what is there already would wait for a disk that takes no write.
+    if path.is_dir() {
+        return Ok(());
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(LibraryError::io(path))
 }

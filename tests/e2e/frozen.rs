@@ -1,0 +1,160 @@
+//! A daemon that is stopped, or whose disk does not answer: commands end within their time and say who is waited for,
+//! and what needs no disk goes on.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::common::as_user::is_root;
+use crate::common::image::Image;
+use crate::common::{Library, World, sh};
+
+/// More than any of these commands may take, and less than a test's patience.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A filesystem that takes no write until this is dropped.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(at: &Path) -> Self {
+        sh(Command::new("sync").arg("-f").arg(at));
+        sh(Command::new("fsfreeze").arg("-f").arg(at));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let done = Command::new("fsfreeze").arg("-u").arg(&self.0).output();
+        if !done.is_ok_and(|out| out.status.success()) {
+            eprintln!("{} stays frozen", self.0.display());
+        }
+    }
+}
+
+/// Does something that must not take long, on a thread that can be left behind.
+#[track_caller]
+fn within<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = channel();
+    std::thread::spawn(move || send.send(work()));
+    receive.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{what}: nothing within {LIMIT:?}"))
+}
+
+fn many_files() -> Library {
+    (0..200).fold(Library::sample(), |library, n| library.file(&format!("pure/d{n}/f"), b"x"))
+}
+
+for_both_users! {
+    /// SIGSTOP: each command ends, and names the process where it needs it.
+    fn commands_do_not_wait_for_a_stopped_daemon() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        fs::write(mounted.at("made"), b"x").unwrap();
+        mounted.signal(Signal::STOP);
+        let started = Instant::now();
+        let done = world.run(["mount", "auto", "s", "--lock-timeout", "1"]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert!(done.stderr.contains(&format!("process {}", mounted.pid())), "{done:?}");
+        assert!(done.stderr.contains("stopped"), "{done:?}");
+        for args in [&["path", "s"][..], &["list"], &["status", "s"]] {
+            let done = world.run(args);
+            assert_eq!(done.code, 0, "{done:?}");
+        }
+        assert!(started.elapsed() < LIMIT);
+        mounted.signal(Signal::CONT);
+        assert_eq!(fs::read(mounted.at("made")).unwrap(), b"x");
+    }
+
+    /// A stopped daemon can be unmounted.
+    fn a_stopped_daemon_is_unmounted() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        mounted.signal(Signal::STOP);
+        let started = Instant::now();
+        let done = world.run(["unmount", "s", "--timeout", "1"]);
+        assert!(started.elapsed() < LIMIT, "{done:?}");
+        assert!(matches!(done.code, 0 | 12), "{done:?}");
+        assert!(world.mounts().is_empty());
+        mounted.signal(Signal::CONT);
+        mounted.has_ended();
+    }
+
+    /// Writers that wait for the disk do not keep others from what the library has.
+    fn the_library_is_seen_while_the_disk_is_frozen() {
+        if !is_root() {
+            return;
+        }
+        let image = Image::new("ext4", 64);
+        let world = World::at(image.path());
+        world.add(&many_files());
+        let mounted = world.mount("s");
+        for n in 0..12 {
+            fs::write(mounted.at(format!("many/{n}")), b"x").unwrap();
+        }
+        let (root, frozen) = (mounted.path().to_owned(), Frozen::new(image.path()));
+        let mut waiting = Vec::new();
+        for n in 0..12 {
+            let path = root.join(format!("many/{n}"));
+            waiting.push(std::thread::spawn(move || {
+                let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all(b"yy").unwrap();
+                file.sync_all().unwrap();
+            }));
+            let dir = root.join(format!("lib/new-{n}"));
+            waiting.push(std::thread::spawn(move || fs::create_dir(dir).unwrap()));
+            let moved = root.join("bin/tool");
+            waiting.push(std::thread::spawn(move || {
+                fs::set_permissions(moved, std::os::unix::fs::PermissionsExt::from_mode(0o700 + n)).unwrap();
+            }));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(waiting.iter().any(|thread| !thread.is_finished()), "the disk is frozen");
+        let pure = root.join("pure");
+        let seen = within("a look at the library", move || {
+            let seen = fs::read_dir(&pure).unwrap().count();
+            (0..200).for_each(|n| assert_eq!(fs::metadata(pure.join(format!("d{n}/f"))).unwrap().len(), 1));
+            seen
+        });
+        assert_eq!(seen, 200);
+        for args in [&["path", "s"][..], &["list"], &["status", "s"], &["mount", "auto", "s", "--lock-timeout", "1"]] {
+            let started = Instant::now();
+            let done = world.run(args);
+            assert!(started.elapsed() < LIMIT && matches!(done.code, 0 | 12), "{args:?} {done:?}");
+        }
+        drop(frozen);
+        waiting.into_iter().for_each(|thread| thread.join().unwrap());
+        for n in 0..12 {
+            assert_eq!(fs::read(root.join(format!("many/{n}"))).unwrap(), b"yy");
+        }
+        mounted.unmount();
+        fs::remove_dir_all(world.home()).unwrap();
+    }
+
+    /// A first mount on a disk that does not answer is given up, and nothing is left of it.
+    fn a_mount_on_a_frozen_disk_is_given_up() {
+        if !is_root() {
+            return;
+        }
+        let image = Image::new("ext4", 64);
+        let world = World::at(image.path());
+        world.add(&Library::sample());
+        // The catalog is compiled, and the state's directories are there.
+        world.mount("other").unmount();
+        let frozen = Frozen::new(image.path());
+        let started = Instant::now();
+        let done = world.run(["mount", "auto", "s", "--lock-timeout", "1"]);
+        assert!(started.elapsed() < LIMIT);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert!(done.stderr.contains("waits for a disk") && done.stderr.contains("process "), "{done:?}");
+        drop(frozen);
+        let mounted = world.mount("s");
+        assert_eq!(fs::read(mounted.at("lib/deep/er/leaf.txt")).unwrap(), b"leaf\n");
+        mounted.unmount();
+        fs::remove_dir_all(world.home()).unwrap();
+    }
+}
