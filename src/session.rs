@@ -267,7 +267,7 @@ enum Found<'p> {
     /// Mounted as it was asked for.
     Mounted(Box<Mounted>),
     /// Not mounted, and now ours to mount.
-    Free(serve::Prepared<'p>),
+    Free(Box<serve::Prepared<'p>>),
 }
 
 /// Takes the space, unless it is mounted.
@@ -286,7 +286,7 @@ fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Error> {
             }
             claim => {
                 let prepared = serve::Prepared::new(plan, index, claim?, started, missing_blobs);
-                return Ok(Found::Free(prepared));
+                return Ok(Found::Free(Box::new(prepared)));
             }
         }
     }
