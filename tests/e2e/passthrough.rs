@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use crate::common::as_user::{is_root, kernel_has_passthrough};
+use crate::common::as_user::{as_user_args, is_root, kernel_has_passthrough};
 use crate::common::library::{STAGE, pattern};
 use crate::common::{Library, World, assert_errno, sh, wait_until};
 
@@ -121,6 +121,28 @@ assert open(sys.argv[1], 'rb').read(7) == b'WRITTEN'
             ])
             .arg(&path));
     }
+}
+
+/// Root's daemon may keep the bits, the user who writes may not.
+#[test]
+fn bits_go_when_another_user_writes_to_a_file_that_is_open() {
+    if !is_root() || !kernel_has_passthrough() {
+        return;
+    }
+    let world = World::with(&library());
+    let mounted = world.mount_with("s", &["--io", "passthrough", "--allow-other"]);
+    let path = mounted.at("setuid");
+    let created = File::options().read(true).write(true).create_new(true).mode(0o4777).open(&path).unwrap();
+    for dir in mounted.path().ancestors().take_while(|dir| dir.starts_with(world.path())) {
+        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    assert_eq!(path.metadata().unwrap().mode() & 0o7000, 0o4000);
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4777)).unwrap();
+    let mut write = Command::new("setpriv");
+    write.args(as_user_args()).args(["--", "sh", "-c", "echo more >> \"$0\""]).arg(&path);
+    sh(&mut write);
+    assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o777);
+    assert_eq!(created.metadata().unwrap().mode() & 0o7777, 0o777);
 }
 
 /// A file of the library is open in the kernel by a mount of its own that cannot be written to.
