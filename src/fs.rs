@@ -24,6 +24,7 @@ pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Ino, Kind, SetAttr};
 use crate::namespace::{Namespace, read::Bytes};
+use crate::sys::fd;
 
 /// The operations of one mounted space.
 #[derive(Debug)]
@@ -131,7 +132,10 @@ impl Fs {
         Ok(match self.namespace.bytes(ino)? {
             Bytes::Upper(file) => (Source::Upper, Some(Content::Upper(file))),
             Bytes::Lower(lower) if self.is_program(ino, lower)? => {
-                (Source::Lower, Some(Content::File(self.materializer.file(lower)?)))
+                let file = self.materializer.file(lower)?;
+                // One without a name would stay, in memory or on the disk, for as long as the kernel has it registered.
+                let kept = fd::has_name(&*file).map_err(call("stat"))?;
+                (Source::Lower, kept.then_some(Content::File(file)))
             }
             Bytes::Lower(_) => (Source::Lower, None),
         })

@@ -17,6 +17,7 @@ pub mod profile;
 pub mod record;
 pub mod stamp;
 pub mod stream;
+pub(crate) mod unkept;
 
 use std::path::PathBuf;
 

@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,7 @@ use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::profile::Touched;
 use crate::library::stamp::Stamp;
 use crate::library::stream::Filling;
+use crate::library::unkept::{Unkept, is_full, memory_limit};
 use crate::sys::{fd, plain};
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
@@ -95,6 +96,19 @@ pub enum Error {
         /// The answer.
         source: Errno,
     },
+}
+
+impl Error {
+    /// Whether it says that the disk is full.
+    fn says_full(&self) -> bool {
+        match self {
+            Self::Clone { source: CloneError::Os { source, .. }, .. } | Self::Os { source, .. } => {
+                matches!(*source, Errno::NOSPC | Errno::DQUOT)
+            }
+            Self::Relocate { source: RelocateError::Io { source, .. }, .. } => is_full(source),
+            _ => false,
+        }
+    }
 }
 
 /// The bytes of a lower file, for reading.
@@ -190,6 +204,8 @@ pub struct Materializer {
     /// Leaf locks, held for a map operation only.
     open: Mutex<LruCache<NodeId, Arc<File>>>,
     memory: Mutex<Memory>,
+    /// Patched files that the disk has no room for.
+    unkept: Mutex<Unkept<NodeId>>,
     /// One lock per file that is being relocated, taken without any other; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
     /// Relocated files whose backing file was given away to be read, by [`Materializer::file`]: a leaf lock.
@@ -233,6 +249,7 @@ impl Materializer {
             relocated,
             open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 6))),
             memory: Mutex::new(Memory { entries: LruCache::unbounded(), bytes: 0 }),
+            unkept: Mutex::default(),
             in_progress: Mutex::new(HashMap::new()),
             handed: Mutex::default(),
             counters: Counters::default(),
@@ -261,7 +278,7 @@ impl Materializer {
     /// See [`Error`].
     pub fn warm(&self, node: NodeId, stop: &AtomicBool) -> Result<(), Error> {
         let lower = self.lower_file(node)?;
-        let done = if lower.size > SMALL_FILE || lower.digest.is_raw() {
+        let done = if lower.size > SMALL_FILE {
             self.blobs.prepare(&lower.digest, lower.size, stop).map(drop)
         } else {
             self.blobs.read_ahead(&lower.digest)
@@ -301,12 +318,12 @@ impl Materializer {
         }
         self.touched.lock().add(node);
         let lower = self.lower_file(node)?;
-        if lower.size <= SMALL_FILE && (!lower.relocations.is_empty() || !lower.digest.is_raw()) {
+        if lower.size <= SMALL_FILE {
             let bytes: Arc<[u8]> = self.small_content(node, &lower)?.into();
             self.remember(node, &bytes);
             return Ok(Content::Bytes(bytes));
         }
-        if lower.relocations.is_empty() && !lower.digest.is_raw() {
+        if lower.relocations.is_empty() {
             let hook = Arc::clone(&self.on_bad_blob);
             let failed = move || {
                 if let Some(tell) = hook.0.get() {
@@ -316,7 +333,7 @@ impl Materializer {
             let streamed = self.blobs.stream(&lower.digest, lower.size, failed);
             match streamed.map_err(|source| Error::Blob { path: self.lower_path(node), source })? {
                 Streamed::Filling(filling) => return Ok(Content::Stream(filling, node)),
-                Streamed::Whole(file) => return Ok(Content::File(self.keep(node, file))),
+                Streamed::Whole(file) => return Ok(Content::File(self.keep(node, Arc::new(file)))),
             }
         }
         Ok(Content::File(self.opened(node, &lower)?))
@@ -340,7 +357,7 @@ impl Materializer {
 
     fn opened(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
         let file = if lower.relocations.is_empty() {
-            self.raw(node, lower)?
+            Arc::new(self.raw(node, lower)?)
         } else {
             let gate = Arc::clone(self.in_progress.lock().entry(node).or_default());
             let opened = {
@@ -363,9 +380,11 @@ impl Materializer {
     }
 
     /// Keeps a file open for the next reads.
-    fn keep(&self, node: NodeId, file: File) -> Arc<File> {
-        let file = Arc::new(file);
-        self.open.lock().put(node, Arc::clone(&file));
+    fn keep(&self, node: NodeId, file: Arc<File>) -> Arc<File> {
+        // Those without a name are few and large: `unkept` has them, here and for blobs.
+        if fd::has_name(&*file).unwrap_or(false) {
+            self.open.lock().put(node, Arc::clone(&file));
+        }
         file
     }
 
@@ -423,26 +442,12 @@ impl Materializer {
 
     fn try_reflink(&self, cache_dir: &std::path::Path) -> Result<(), String> {
         let fail = |what: &'static str| move |errno: Errno| format!("{what}: {}", plain(&errno));
-        let source = match self.raw_sample() {
-            Some(file) => file,
-            None => {
-                let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(rustix::fs::CWD, cache_dir, flags, Mode::RUSR | Mode::WUSR)
-                    .map_err(fail("cannot make a probe file in the blob cache"))?;
-                rustix::io::write(&fd, &[0u8; 8192]).map_err(fail("cannot write a probe file"))?;
-                File::from(fd)
-            }
-        };
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(rustix::fs::CWD, cache_dir, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(fail("cannot make a probe file in the blob cache"))?;
+        rustix::io::write(&source, &[0u8; 8192]).map_err(fail("cannot write a probe file"))?;
         let (target, _staged) = self.staging.file().map_err(fail("cannot make a probe file in the space"))?;
         rustix::fs::ioctl_ficlone(&target, &source).map_err(fail("FICLONE"))
-    }
-
-    /// A blob of a raw library to try a clone from: `identity.yaml`, which every environment has in its root. It is
-    /// only opened: a mount reads no blob.
-    fn raw_sample(&self) -> Option<File> {
-        let id = self.index.lookup(NodeId(0), b"identity.yaml").ok()??;
-        let lower = self.lower_file(id).ok()?;
-        (lower.digest.is_raw() && lower.size > 0).then(|| self.blobs.open_unverified(&lower.digest).ok())?
     }
 
     fn lower_file(&self, node: NodeId) -> Result<LowerFile<'_>, Error> {
@@ -492,8 +497,7 @@ impl Materializer {
     fn patched_copy(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<PrivateCopy, Error> {
         let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
         let (file, staged) = self.staging.file().map_err(os("create a staging file"))?;
-        let in_memory =
-            lower.size <= SMALL_FILE && !lower.digest.is_raw() && self.cloner.strategy() != Strategy::Reflink;
+        let in_memory = lower.size <= SMALL_FILE && self.cloner.strategy() != Strategy::Reflink;
         let done = if in_memory {
             let bytes = self.small_content(node, lower)?;
             write_all(&file, &bytes).map_err(os("write"))?;
@@ -527,19 +531,44 @@ impl Materializer {
     }
 
     /// The patched backing file of a relocated file that is only read, made now unless it is there.
-    fn relocated_file(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<File, Error> {
+    fn relocated_file(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
         let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        let name = relocated_name(node);
-        if let Some(file) = self.kept(&name, lower, OFlags::RDONLY).map_err(os("open a relocated file"))? {
+        if let Some(file) = self.unkept.lock().get(&node) {
             return Ok(file);
         }
-        let copy = self.patched_copy(node, lower)?;
+        let name = relocated_name(node);
+        if let Some(file) = self.kept(&name, lower, OFlags::RDONLY).map_err(os("open a relocated file"))? {
+            return Ok(Arc::new(file));
+        }
+        let copy = match self.patched_copy(node, lower) {
+            Err(error) if error.says_full() && lower.size <= memory_limit() => {
+                tracing::debug!(%error, "the disk is full: a relocated file is made in memory");
+                return self.relocated_in_memory(node, lower);
+            }
+            copy => copy?,
+        };
         // The time is the mark of a whole, unharmed file: any later write would change it. There is no digest of the
         // patched bytes, so after a restart of the machine the file is made again.
         Stamp::ThisRun.set(&copy.file).map_err(os("set times"))?;
         copy.staged.publish(self.relocated.as_fd(), &name).map_err(os("publish a relocated file"))?;
         self.counters.relocated.fetch_add(1, Ordering::Relaxed);
-        Ok(copy.file)
+        Ok(Arc::new(copy.file))
+    }
+
+    /// The same in memory, for when the disk is full.
+    fn relocated_in_memory(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
+        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
+        let source = self.raw(node, lower)?;
+        drop(self.unkept.lock().make_room(lower.size));
+        let memory = rustix::fs::memfd_create("holofs-relocated", MemfdFlags::CLOEXEC);
+        let file = File::from(memory.map_err(os("memfd_create"))?);
+        clone::copy(&source, &file, lower.size)
+            .map_err(|source| Error::Clone { path: self.lower_path(node), source })?;
+        relocate::patch_file(&file, lower.relocations.iter(), &self.names)
+            .map_err(|source| Error::Relocate { path: self.lower_path(node), source })?;
+        let file = Arc::new(file);
+        drop(self.unkept.lock().put(node, Arc::clone(&file), lower.size));
+        Ok(file)
     }
 
     /// Takes the backing file that reading left, if there is a good one, as the private copy of a writer.

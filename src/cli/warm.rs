@@ -137,7 +137,7 @@ fn wishes(index: &Index, files: &[NodeId]) -> Result<Vec<Wish>, crate::library::
     let mut out = Vec::new();
     for node in files {
         if let NodeKind::File { size, digest, .. } = index.node(*node)?.kind
-            && (size > SMALL_FILE || digest.is_raw())
+            && size > SMALL_FILE
             && seen.insert(digest)
         {
             out.push(Wish { digest, size, node: *node });

@@ -9,7 +9,7 @@
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
-use super::cache::BlobCache;
+use super::cache::{BlobCache, Copy, Pending, reopened};
 use super::digest::{Digest, Hasher};
-use super::look::Look;
+use super::stamp::Stamp;
 use super::stream::{Failed, Filling};
+use super::unkept::{Unkept, is_full, memory_limit};
 use crate::sys::{fd, thread};
 
 /// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
@@ -105,6 +106,10 @@ pub struct Blobs {
     streams: Mutex<HashMap<Digest, Arc<Filling>>>,
     /// Blobs of which a stream had to be taken back: they are handed out as a whole or not at all. A leaf lock.
     distrusted: Mutex<HashSet<Digest>>,
+    /// Copies that the cache does not hold. A leaf lock.
+    unkept: Mutex<Unkept<Digest>>,
+    /// Held while a copy is made in memory: one at a time, so that the bound on memory is one.
+    in_memory: Mutex<()>,
 }
 
 /// What the thread that fills a stream has to do, also when it panics: end the stream, for others wait for it.
@@ -170,6 +175,8 @@ impl Blobs {
             in_progress: Mutex::default(),
             streams: Mutex::default(),
             distrusted: Mutex::default(),
+            unkept: Mutex::default(),
+            in_memory: Mutex::default(),
         }
     }
 
@@ -184,7 +191,7 @@ impl Blobs {
         size: u64,
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Streamed, BlobError> {
-        if digest.is_raw() || self.distrusted.lock().contains(digest) {
+        if self.distrusted.lock().contains(digest) {
             return self.open_raw(digest, size).map(Streamed::Whole);
         }
         if let Some(file) = self.ready(digest, size)? {
@@ -210,8 +217,8 @@ impl Blobs {
         Ok(Streamed::Filling(filling))
     }
 
-    /// A verified file with the raw bytes: the library's own where it holds them raw, the cached copy where not.
-    /// Those who ask for one blob at once wait for one fetch. `size` is the catalog's.
+    /// A verified file with the raw bytes, which is never the library's own: the cache's copy, or one that nobody else
+    /// has where the cache has no room. Those who ask for one blob at once wait for one fetch. `size` is the catalog's.
     ///
     /// # Errors
     /// See [`BlobError`].
@@ -246,22 +253,14 @@ impl Blobs {
         fetched
     }
 
-    /// The stored bytes of a blob, neither read nor verified: good for trying whether they could be cloned, and for
-    /// nothing else.
-    ///
-    /// # Errors
-    /// See [`BlobError`].
-    pub fn open_unverified(&self, digest: &Digest) -> Result<File, BlobError> {
-        Ok(self.stored(digest)?.0)
-    }
-
     /// Makes sure that [`Blobs::open_raw`] finds a blob verified, until `stop` is set. For work that nobody waits
     /// for: whoever needs the blob meanwhile fetches it himself, rather than wait for somebody who may be slow.
     ///
     /// # Errors
     /// See [`BlobError`].
     pub fn prepare(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<Prepared, BlobError> {
-        if self.ready(digest, size)?.is_some() {
+        // One that is not kept is not there for whoever comes later.
+        if !self.cache.keeps(size) || self.ready(digest, size)?.is_some() {
             return Ok(Prepared::Ready);
         }
         match self.fetch_while(digest, size, None, &|| !stop.load(Ordering::Relaxed)) {
@@ -276,7 +275,7 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_ahead(&self, digest: &Digest) -> Result<(), BlobError> {
-        let (stored, _) = self.stored(digest)?;
+        let stored = self.stored(digest)?;
         rustix::fs::fadvise(&stored, 0, None, rustix::fs::Advice::WillNeed)
             .map_err(|errno| self.store_error(digest, errno.into()))
     }
@@ -288,21 +287,42 @@ impl Blobs {
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
         // What the catalog says is not believed before as many bytes were there.
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
-        let (stored, _) = self.stored(digest)?;
+        let stored = self.stored(digest)?;
         self.pour(digest, size, stored, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// The file when it was verified before and looks as it did then.
+    /// The copy that is there, when it is one to be believed.
     fn ready(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
-        if !digest.is_raw() {
-            return self.cache.get(digest, size).map_err(|source| self.cache_error(digest, source));
+        let cache_error = |source| self.cache_error(digest, source);
+        if let Some(file) = self.unkept.lock().get(digest) {
+            return reopened(&file).map(Some).map_err(cache_error);
         }
-        let (file, found) = self.stored(digest)?;
-        if found.len() != size {
-            return Err(self.corrupt(digest, wrong_size(found.len(), size)));
+        match self.cache.get(digest, size).map_err(cache_error)? {
+            Some(Copy::Believed(file)) => Ok(Some(file)),
+            Some(Copy::Unverified(_)) | None => Ok(None),
         }
-        Ok(self.cache.is_verified(digest, &Look::from(&found)).then_some(file))
+    }
+
+    /// The copy that is there from an earlier run of the machine, if it still is what it was. It is read from the disk
+    /// for that, so it is safe from then on.
+    fn confirmed(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
+        let cache_error = |source| self.cache_error(digest, source);
+        let file = match self.cache.get(digest, size).map_err(cache_error)? {
+            Some(Copy::Believed(file)) => return Ok(Some(file)),
+            Some(Copy::Unverified(file)) => file,
+            None => return Ok(None),
+        };
+        if is_content(&file, digest).map_err(cache_error)? {
+            if let Err(error) = Stamp::Safe.set(&file) {
+                // Only costs verifying again.
+                tracing::debug!(%digest, %error, "cannot note that a copy is safe");
+            }
+            return Ok(Some(file));
+        }
+        tracing::warn!(%digest, "a cached blob was lost with the power; fetching it again");
+        self.cache.remove(digest).map_err(cache_error)?;
+        Ok(None)
     }
 
     fn fetch(&self, digest: &Digest, size: u64, readers: Option<&Filling>) -> Result<File, BlobError> {
@@ -317,34 +337,59 @@ impl Blobs {
         readers: Option<&Filling>,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<File, BlobError> {
-        let (stored, found) = self.stored(digest)?;
-        if !digest.is_raw() {
-            let cache_error = |source| self.cache_error(digest, source);
-            let packed = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
-            let mut pending = self.cache.begin().map_err(cache_error)?;
-            if let Some(readers) = readers {
-                readers.from(pending.file().try_clone().map_err(cache_error)?);
-            }
-            self.pour(digest, size, stored, &mut Announced { file: Some(pending.file()), readers, goes_on })?;
-            let file = self.cache.commit(pending, digest).map_err(cache_error)?;
-            // Nobody will read the packed bytes again: they need not take the place of others in memory. And whoever
-            // clones the copy must not wait until it is written out.
-            advise_gone(&packed);
-            fd::start_writeback(&file);
+        if let Some(file) = self.confirmed(digest, size)? {
             return Ok(file);
         }
-        let copy = stored.try_clone().map_err(|source| self.store_error(digest, source))?;
-        self.pour(digest, size, copy, &mut Announced { file: None, readers, goes_on })?;
-        let look = Look::from(&found);
-        let after = stored.metadata().map_err(|source| self.store_error(digest, source))?;
-        if look != Look::from(&after) {
-            return Err(self.corrupt(digest, "it changed while it was read".into()));
+        let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));
+        match begun.and_then(|pending| self.fetch_into(pending, digest, size, readers, goes_on)) {
+            // Those who read meanwhile have seen the file on the disk: they come again.
+            Err(BlobError::Io { source, .. })
+                if is_full(&source) && readers.is_none() && size <= memory_limit() =>
+            {
+                tracing::debug!(%digest, "the disk is full: a blob is unpacked into memory");
+                let _one_at_a_time = self.in_memory.lock();
+                drop(self.unkept.lock().make_room(size));
+                let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
+                self.fetch_into(pending, digest, size, None, goes_on)
+            }
+            fetched => fetched,
         }
-        if let Err(error) = self.cache.note_verified(digest, &look) {
-            // Only costs verifying again in the next mount.
-            tracing::debug!(%digest, %error, "cannot note that a blob was verified");
+    }
+
+    fn fetch_into(
+        &self,
+        mut pending: Pending,
+        digest: &Digest,
+        size: u64,
+        readers: Option<&Filling>,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<File, BlobError> {
+        let cache_error = |source| self.cache_error(digest, source);
+        let store_error = |source| self.store_error(digest, source);
+        let stored = self.stored(digest)?;
+        if let Some(readers) = readers {
+            readers.from(pending.file().try_clone().map_err(cache_error)?);
         }
-        Ok(stored)
+        // What is verified is the copy itself, or what is written into it: the library's file may change meanwhile.
+        if digest.is_raw() && pending.clone_of(&stored).map_err(cache_error)? {
+            let cloned = pending.file().try_clone().map_err(cache_error)?;
+            self.pour(digest, size, cloned, &mut Announced { file: None, readers, goes_on })?;
+        } else {
+            let from = stored.try_clone().map_err(store_error)?;
+            self.pour(digest, size, from, &mut Announced { file: Some(pending.file()), readers, goes_on })?;
+            // Nobody will read the stored bytes again: they need not take the place of others in memory.
+            advise_gone(&stored);
+        }
+        let in_memory = if pending.is_in_memory() { size } else { 0 };
+        let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
+        if fd::has_name(&file).map_err(|errno| cache_error(errno.into()))? {
+            // Whoever clones the copy must not wait until it is written out.
+            fd::start_writeback(&file);
+        } else {
+            let kept = Arc::new(reopened(&file).map_err(cache_error)?);
+            drop(self.unkept.lock().put(*digest, kept, in_memory));
+        }
+        Ok(file)
     }
 
     /// Reads a blob through, verifying, into `out`, which is of the cache or in memory.
@@ -362,7 +407,7 @@ impl Blobs {
         BlobError::Corrupt { digest: *digest, path: self.store.locate(digest), why }
     }
 
-    fn stored(&self, digest: &Digest) -> Result<(File, Metadata), BlobError> {
+    fn stored(&self, digest: &Digest) -> Result<File, BlobError> {
         let file = self.store.open(digest).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => {
                 BlobError::Missing { digest: *digest, path: self.store.locate(digest) }
@@ -373,7 +418,7 @@ impl Blobs {
         if !found.is_file() {
             return Err(self.corrupt(digest, NOT_A_FILE.into()));
         }
-        Ok((file, found))
+        Ok(file)
     }
 
     fn store_error(&self, digest: &Digest, source: io::Error) -> BlobError {
@@ -385,7 +430,7 @@ impl Blobs {
     }
 }
 
-/// A cache file that is being written (or nothing, where a blob is only verified), those who read from it meanwhile,
+/// A cache file that is being written (or nothing, where its bytes are there already), those who read from it meanwhile,
 /// and whether to go on.
 struct Announced<'a> {
     file: Option<&'a mut File>,
@@ -410,6 +455,19 @@ impl Write for Announced<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Whether a file holds the content of a digest, as it is.
+fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
+    let mut hasher = Hasher::new(digest.kind());
+    let mut from = At { file: file.try_clone()?, offset: 0 };
+    let mut buffer = vec![0u8; 256 * 1024];
+    loop {
+        match fill(&mut from, &mut buffer)? {
+            0 => return Ok(hasher.finish() == *digest),
+            n => hasher.update(buffer.get(..n).unwrap_or_default()),
+        }
     }
 }
 

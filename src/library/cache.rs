@@ -1,25 +1,26 @@
-//! The blob cache: raw, verified copies of gzip blobs, and notes about raw blobs that were verified in place.
+//! The blob cache: raw, verified copies of blobs, packed ones and plain ones alike.
 //!
-//! It belongs to one user and is shared by all his spaces; it may be deleted at any time. Invariant: a file gets its
-//! name here only after its bytes were verified, and is trusted later only while it looks untouched: its size, and
-//! the time that every copy is given.
+//! It belongs to one user and is shared by all his spaces; it may be deleted at any time. Copies are what spaces read,
+//! map and clone, and never the library's own files: rcc writes over those in place. Invariants: a file gets its name
+//! here only after its bytes were verified *in it*, and is believed later only while it looks untouched and its stamp
+//! says that the bytes are there (see `stamp`); the named copies take no more than the limit.
 
-use std::collections::HashMap;
+mod room;
+
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::LibraryError;
 use super::digest::Digest;
 use super::index::cache::make_dir;
-use super::look::Look;
-use super::{LibraryError, MOTHER_TIME};
+use super::stamp::Stamp;
 
 /// Leftovers of writers that died are this old, in seconds, before they are swept.
 const OLD: u64 = 3600;
@@ -29,8 +30,16 @@ const OLD: u64 = 3600;
 pub struct BlobCache {
     dir: PathBuf,
     next: AtomicU64,
-    /// Raw blobs that were verified where they are, and how they looked. A leaf lock.
-    verified: Mutex<HashMap<Digest, Look>>,
+    limit: u64,
+}
+
+/// A copy that was found.
+#[derive(Debug)]
+pub enum Copy {
+    /// It is what it was when it was verified.
+    Believed(File),
+    /// It was verified in an earlier run of the machine, and may since have lost bytes.
+    Unverified(File),
 }
 
 /// A copy that is being written and has no name yet.
@@ -39,12 +48,50 @@ pub struct Pending {
     file: File,
     /// Its temporary name, where the filesystem has no unnamed files.
     name: Option<PathBuf>,
+    /// It lies in memory, and gets no name.
+    in_memory: bool,
 }
 
 impl Pending {
+    /// A copy in memory, for when the disk is full. Nobody else will find it.
+    ///
+    /// # Errors
+    /// What `memfd_create` may answer.
+    pub fn in_memory() -> io::Result<Self> {
+        let fd = rustix::fs::memfd_create("holofs-blob", MemfdFlags::CLOEXEC)?;
+        Ok(Self { file: fd.into(), name: None, in_memory: true })
+    }
+
     /// Where to write.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// Whether it lies in memory.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Takes the bytes of an open file as they are now, sharing them, where the filesystems can. False where not;
+    /// nothing was written then.
+    ///
+    /// # Errors
+    /// When it failed for a reason that copying would not cure.
+    pub fn clone_of(&mut self, source: &File) -> io::Result<bool> {
+        match rustix::fs::ioctl_ficlone(&self.file, source) {
+            Ok(()) => Ok(true),
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => Err(errno.into()),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Ends the writing of a verified copy without naming it: it lives as long as it is open.
+    ///
+    /// # Errors
+    /// What the calls may answer.
+    pub fn unnamed(self) -> io::Result<File> {
+        reopened(&self.file)
     }
 }
 
@@ -58,16 +105,33 @@ impl Drop for Pending {
     }
 }
 
+/// A descriptor of the same file that can only read.
+pub(super) fn reopened(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 impl BlobCache {
-    /// The cache in a directory, made if need be.
+    /// The cache in a directory, made if need be, without a limit.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn open(dir: &Path) -> Result<Self, LibraryError> {
-        let cache = Self { dir: dir.to_owned(), next: AtomicU64::new(0), verified: Mutex::default() };
+        let cache = Self { dir: dir.to_owned(), next: AtomicU64::new(0), limit: u64::MAX };
         make_dir(&cache.tmp())?;
         cache.sweep();
         Ok(cache)
+    }
+
+    /// From now on its copies take no more than so many bytes.
+    #[must_use]
+    pub fn with_limit(self, limit: u64) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Whether a copy of so many bytes would be kept.
+    #[must_use]
+    pub fn keeps(&self, size: u64) -> bool {
+        size <= self.limit
     }
 
     fn tmp(&self) -> PathBuf {
@@ -75,11 +139,11 @@ impl BlobCache {
     }
 
     /// A name in `tmp` that nobody else uses.
-    fn temporary(&self, kind: &str) -> PathBuf {
+    fn temporary(&self) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // Several caches of one process may share the directory.
         let own = std::ptr::from_ref(self) as usize;
-        self.tmp().join(format!("{kind}.{}.{own:x}.{number}", std::process::id()))
+        self.tmp().join(format!("copy.{}.{own:x}.{number}", std::process::id()))
     }
 
     /// Removes what writers that died left half-written.
@@ -105,7 +169,7 @@ impl BlobCache {
     ///
     /// # Errors
     /// What opening may answer.
-    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<Option<File>> {
+    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<Option<Copy>> {
         let path = self.place(digest);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match rustix::fs::open(&path, flags, Mode::empty()) {
@@ -117,22 +181,33 @@ impl BlobCache {
         };
         if let Some(file) = file {
             let found = file.metadata()?;
-            let as_made = found.is_file()
-                && found.size() == size
-                && (found.mtime(), found.mtime_nsec()) == (MOTHER_TIME, 0)
-                && found.mode() & 0o7777 == 0o400;
-            if as_made {
-                return Ok(Some(file));
+            let as_made = found.is_file() && found.size() == size && found.mode() & 0o7777 == 0o400;
+            let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
+            if as_made && Stamp::read(seconds, nanoseconds).is_some() {
+                return Ok(Some(Copy::Believed(file)));
+            }
+            if as_made && Stamp::was_one(seconds, nanoseconds) {
+                return Ok(Some(Copy::Unverified(file)));
             }
         }
-        tracing::warn!(path = %path.display(), "a cached blob was changed from outside; fetching it again");
+        tracing::warn!(path = %path.display(), "a cached blob is not as it was made; fetching it again");
+        self.remove(digest)?;
+        Ok(None)
+    }
+
+    /// Removes whatever stands in the place of a copy.
+    ///
+    /// # Errors
+    /// What removing may answer.
+    pub fn remove(&self, digest: &Digest) -> io::Result<()> {
+        let path = self.place(digest);
         let removed = match std::fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
             _ => std::fs::remove_file(&path),
         };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(None),
+            _ => Ok(()),
         }
     }
 
@@ -156,7 +231,7 @@ impl BlobCache {
         let mode = Mode::RUSR | Mode::WUSR;
         let unnamed = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         match rustix::fs::open(self.tmp(), unnamed, mode) {
-            Ok(fd) => Ok(Pending { file: fd.into(), name: None }),
+            Ok(fd) => Ok(Pending { file: fd.into(), name: None, in_memory: false }),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => self.begin_named(),
             Err(errno) => Err(errno),
         }
@@ -164,141 +239,56 @@ impl BlobCache {
 
     /// Where the filesystem has no unnamed files.
     pub(super) fn begin_named(&self) -> Result<Pending, Errno> {
-        let name = self.temporary("copy");
+        let name = self.temporary();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Pending { file: fd.into(), name: Some(name) })
+        Ok(Pending { file: fd.into(), name: Some(name), in_memory: false })
     }
 
-    /// Gives a written and verified copy its name, and returns it open for reading.
+    /// Gives a written and verified copy its name, and returns it open for reading. One that there is no room for
+    /// gets none: it lives as long as it is open.
     ///
     /// # Errors
     /// What the calls may answer.
-    pub fn commit(&self, mut pending: Pending, digest: &Digest) -> io::Result<File> {
+    pub fn commit(&self, mut pending: Pending, digest: &Digest, size: u64) -> io::Result<File> {
+        if pending.in_memory || !self.keeps(size) {
+            return pending.unnamed();
+        }
         let path = self.place(digest);
         rustix::fs::fchmod(&pending.file, Mode::RUSR)?;
-        set_mother_time(&pending.file)?;
+        // Nobody waits for the disk: the bytes are there while the machine runs, and are verified again after that.
+        Stamp::ThisRun.set(&pending.file)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
         // The descriptor that wrote it stays ours alone; the one that is handed out can only read. It is of the
         // file that was verified, even when another stands under the name by now.
-        let proc = format!("/proc/self/fd/{}", pending.file.as_raw_fd());
+        let file = reopened(&pending.file)?;
+        let Some(room) = self.make_room(size)? else { return Ok(file) };
         match &pending.name {
             Some(name) => {
-                let file = File::open(name)?;
                 std::fs::rename(name, &path)?;
                 pending.name = None;
-                Ok(file)
             }
             None => {
-                let file = File::open(&proc)?;
+                let proc = format!("/proc/self/fd/{}", pending.file.as_raw_fd());
                 match rustix::fs::linkat(CWD, &proc, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
-                    // Another process was quicker, with the same bytes: one copy in the page cache is enough.
-                    Err(Errno::EXIST) => File::open(&path),
-                    Ok(()) => Ok(file),
-                    Err(errno) => Err(errno.into()),
+                    Ok(()) => {}
+                    // Another process was quicker, with the same bytes: one copy in the page cache is enough, when it
+                    // is one to be believed.
+                    Err(Errno::EXIST) => {
+                        return Ok(match self.get(digest, size)? {
+                            Some(Copy::Believed(theirs)) => theirs,
+                            Some(Copy::Unverified(_)) | None => file,
+                        });
+                    }
+                    Err(errno) => return Err(errno.into()),
                 }
             }
         }
-    }
-
-    /// Whether a raw blob was verified when it looked like this.
-    #[must_use]
-    pub(crate) fn is_verified(&self, digest: &Digest, look: &Look) -> bool {
-        if let Some(known) = self.verified.lock().get(digest) {
-            return known == look;
+        if let Err(error) = room.taken() {
+            tracing::warn!(%error, "the blob cache may grow beyond its limit until it is counted anew");
         }
-        let noted = std::fs::read(self.note(digest)).ok().and_then(|note| serde_json::from_slice(&note).ok());
-        let is_noted = noted == Some(*look);
-        if is_noted {
-            self.verified.lock().insert(*digest, *look);
-        }
-        is_noted
+        Ok(file)
     }
-
-    /// Notes that a raw blob was verified when it looked like this.
-    ///
-    /// # Errors
-    /// What writing may answer; it is known to this process then.
-    pub(crate) fn note_verified(&self, digest: &Digest, look: &Look) -> io::Result<()> {
-        self.verified.lock().insert(*digest, *look);
-        let path = self.note(digest);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let temporary = self.temporary("note");
-        std::fs::write(&temporary, serde_json::to_vec(look)?)?;
-        std::fs::rename(temporary, path)
-    }
-
-    fn note(&self, digest: &Digest) -> PathBuf {
-        let name = digest.to_string();
-        self.dir.join("verified").join(name.get(..2).unwrap_or_default()).join(name)
-    }
-
-    /// Removes the copies that were not read for longest, until the cache holds no more than `limit` bytes. What is
-    /// open stays readable. Returns the bytes freed.
-    ///
-    /// # Errors
-    /// What reading the directories and removing may answer.
-    pub fn evict(&self, limit: u64) -> io::Result<u64> {
-        let mut copies = Vec::new();
-        collect(&self.dir, 0, &mut copies)?;
-        let mut total: u64 = copies.iter().map(|copy| copy.1).sum();
-        copies.sort_unstable();
-        let mut freed = 0;
-        for (_, size, path) in copies {
-            if total <= limit {
-                break;
-            }
-            match std::fs::remove_file(&path) {
-                // Another daemon evicts as well.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-                Ok(()) => freed += size,
-            }
-            total -= size;
-        }
-        Ok(freed)
-    }
-}
-
-/// The copies below a directory of the fan-out: when last read, bytes, path.
-fn collect(dir: &Path, depth: usize, out: &mut Vec<((i64, i64), u64, PathBuf)>) -> io::Result<()> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        if depth < 3 {
-            // Two digits; `tmp` and `verified` are none of it.
-            if name.len() == 2 && entry.file_type()?.is_dir() {
-                collect(&entry.path(), depth + 1, out)?;
-            }
-            continue;
-        }
-        match entry.metadata() {
-            // A new copy has the mother's access time until it is read; it is as young as its last change.
-            Ok(found) if found.is_file() => {
-                let used = (found.atime(), found.atime_nsec()).max((found.ctime(), found.ctime_nsec()));
-                out.push((used, found.size(), entry.path()));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Gives a file the time that a restored file has.
-///
-/// # Errors
-/// The errno of `futimens`.
-pub fn set_mother_time(file: impl AsFd) -> Result<(), Errno> {
-    let mother = rustix::fs::Timespec { tv_sec: MOTHER_TIME, tv_nsec: 0 };
-    rustix::fs::futimens(file, &rustix::fs::Timestamps { last_access: mother, last_modification: mother })
 }

@@ -196,7 +196,7 @@ fn copy_range(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
 }
 
 /// Copies by offset, so that a `copy_file_range` that stopped half-way is simply written over.
-fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
+pub(super) fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
     let mut buffer = vec![0u8; usize::try_from(len.clamp(1, 256 * 1024)).unwrap_or(256 * 1024)];
     let mut at = 0u64;
     while at < len {

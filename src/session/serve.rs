@@ -395,7 +395,7 @@ fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, Refl
         tracing::info!(swept, "removed what an interrupted change had left");
     }
     let cache_dir = plan.cache_dir.join("blobs");
-    let cache = BlobCache::open(&cache_dir)?;
+    let cache = BlobCache::open(&cache_dir)?.with_limit(plan.cache_size);
     let store = HololibStore::new(&plan.library.hololib);
     let blobs = Arc::new(Blobs::new(Box::new(store), cache));
     let names = names(index, plan.space.identity.as_str())?;

@@ -15,6 +15,14 @@ pub fn share(most: NonZeroUsize, part: u64) -> NonZeroUsize {
     NonZeroUsize::new(share).unwrap_or(NonZeroUsize::MIN).min(most)
 }
 
+/// Whether a file has a name somewhere. One that has none is gone when it is closed.
+///
+/// # Errors
+/// The errno of fstat(2).
+pub fn has_name(file: impl AsFd) -> rustix::io::Result<bool> {
+    Ok(rustix::fs::fstat(file)?.st_nlink > 0)
+}
+
 /// Begins to write out what was written to a file, and does not wait: who syncs or clones it later waits less. It
 /// is only advice, so nothing is said when the filesystem cannot.
 pub fn start_writeback(file: &impl AsFd) {

@@ -181,10 +181,10 @@ for_both_users! {
     fn mounting_a_raw_library_reads_no_blob() {
         let world = World::with(&Library::sample().raw());
         let mounted = world.mount("s");
-        let notes = world.home().join("holofs/cache/blobs/verified");
-        assert_eq!(files_below(&notes), Vec::<std::path::PathBuf>::new());
+        let copies = world.home().join("holofs/cache/blobs");
+        assert_eq!(files_below(&copies), Vec::<std::path::PathBuf>::new());
         assert_eq!(std::fs::read(mounted.at("lib/data.bin")).unwrap().len(), 300_000);
-        assert_eq!(files_below(&notes).len(), 1);
+        assert_eq!(files_below(&copies).len(), 2, "a copy, and their sum");
     }
 
     /// No blob is read until a file is: a library without blobs mounts and lists.

@@ -155,7 +155,9 @@ fn library_files_are_registered_to_be_read_only() {
     let mounted = world.mount_with("s", &["--io", "passthrough"]);
     let _open = File::open(mounted.at("lib/libx.so")).unwrap();
     let cache = world.state().join("cache/blobs");
-    let cached = crate::common::files_below(&cache).into_iter().map(|path| cache.join(path));
+    // All but the sum of their sizes.
+    let cached = crate::common::files_below(&cache).into_iter().filter(|path| path.components().count() > 1);
+    let cached = cached.map(|path| cache.join(path));
     let before: Vec<_> = cached.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
     assert!(!before.is_empty());
     for name in PROGRAMS {

@@ -1,6 +1,6 @@
 //! Unpacking before the first use: `holofs warm`, and `holofs mount --prefetch`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::common::library::pattern;
 use crate::common::{Library, World, assert_errno, files_below, wait_until};
@@ -15,7 +15,9 @@ fn library() -> Library {
 
 /// The raw copies in the cache.
 fn unpacked(world: &World) -> Vec<PathBuf> {
-    files_below(&world.state().join("cache/blobs"))
+    let mut files = files_below(&world.state().join("cache/blobs"));
+    files.retain(|file| file != Path::new("size"));
+    files
 }
 
 for_both_users! {

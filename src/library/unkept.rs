@@ -1,0 +1,102 @@
+//! Files that are open and nowhere else: copies larger than the cache may hold, and copies in memory while the disk is
+//! full.
+//!
+//! They would have to be made again for each read, so a few stay open. Invariant: those in memory take no more than
+//! [`memory_limit`] together; a larger one is not made.
+
+use std::fs::File;
+use std::hash::Hash;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use rustix::io::Errno;
+
+/// How many stay open.
+const LIMIT: NonZeroUsize = match NonZeroUsize::new(8) {
+    Some(limit) => limit,
+    None => NonZeroUsize::MIN,
+};
+
+/// The files, by what they are copies of.
+#[derive(Debug)]
+pub(crate) struct Unkept<K: Hash + Eq> {
+    files: LruCache<K, (Arc<File>, u64)>,
+    /// Bytes in memory.
+    in_memory: u64,
+}
+
+impl<K: Hash + Eq> Default for Unkept<K> {
+    fn default() -> Self {
+        Self { files: LruCache::new(LIMIT), in_memory: 0 }
+    }
+}
+
+impl<K: Hash + Eq> Unkept<K> {
+    /// A file that is open.
+    pub(crate) fn get(&mut self, key: &K) -> Option<Arc<File>> {
+        self.files.get(key).map(|(file, _)| Arc::clone(file))
+    }
+
+    /// Keeps a file open, `in_memory` so many bytes large; others go. They are returned, to be closed without a lock.
+    #[must_use]
+    pub(crate) fn put(&mut self, key: K, file: Arc<File>, in_memory: u64) -> Vec<Arc<File>> {
+        let mut out = self.make_room(in_memory);
+        self.in_memory += in_memory;
+        if let Some((_, (old, bytes))) = self.files.push(key, (file, in_memory)) {
+            self.in_memory -= bytes;
+            out.push(old);
+        }
+        out
+    }
+
+    /// Lets go of files until so many bytes fit into memory.
+    #[must_use]
+    pub(crate) fn make_room(&mut self, bytes: u64) -> Vec<Arc<File>> {
+        let mut out = Vec::new();
+        while self.in_memory.saturating_add(bytes) > memory_limit() {
+            let Some((_, (old, bytes))) = self.files.pop_lru() else { break };
+            self.in_memory -= bytes;
+            out.push(old);
+        }
+        out
+    }
+}
+
+/// How many bytes of files may lie in memory while the disk is full: a quarter of the machine's, at most 1 GiB.
+#[must_use]
+pub(crate) fn memory_limit() -> u64 {
+    let found = rustix::system::sysinfo();
+    let total = found.totalram.saturating_mul(u64::from(found.mem_unit));
+    (total / 4).min(1 << 30)
+}
+
+/// Whether an error says that the disk is full.
+#[must_use]
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many_or_they_take_too_much() {
+        let file = || Arc::new(tempfile::tempfile().unwrap());
+        let mut unkept = Unkept::default();
+        for key in 0..LIMIT.get() + 2 {
+            drop(unkept.put(key, file(), 0));
+        }
+        assert!(unkept.get(&1).is_none() && unkept.get(&2).is_some());
+        let half = memory_limit() / 2 + 1;
+        drop(unkept.put(100, file(), half));
+        assert_eq!(unkept.in_memory, half);
+        drop(unkept.put(101, file(), half));
+        assert_eq!(unkept.in_memory, half);
+        assert!(unkept.get(&100).is_none() && unkept.get(&101).is_some());
+        drop(unkept.put(101, file(), 5));
+        assert_eq!(unkept.in_memory, 5);
+    }
+}
