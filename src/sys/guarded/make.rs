@@ -277,8 +277,9 @@ mod tests {
                 while !stop.load(Ordering::Relaxed) {
                     let name = base.join("a");
                     if std::fs::rename(&name, base.join("away")).is_ok() {
-                        symlink(&private, &name).unwrap();
-                        std::fs::remove_file(&name).unwrap();
+                        // A directory may have been made there meanwhile.
+                        drop(symlink(&private, &name));
+                        drop(std::fs::remove_file(&name));
                         drop(std::fs::remove_dir(base.join("away")));
                         drop(std::fs::rename(&private, &name));
                         drop(std::fs::rename(&name, &private));
