@@ -19,7 +19,7 @@ use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
-use crate::library::profile;
+use crate::library::profile::{self, Touched};
 use crate::materialize::SMALL_FILE;
 use crate::space::select::{Wanted, select_catalog};
 use crate::sys::process;
@@ -125,7 +125,7 @@ fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogF
 fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {
     let catalog = index.catalog_sha256();
     let path = profile::place(&context.env.cache_dir(), &catalog);
-    profile::read(&path, &catalog, index.len()).map_err(|error| {
+    profile::read(&path, &catalog, index.len()).map(Touched::into_order).map_err(|error| {
         let fix = "mount the environment and use it once, or leave out --profile";
         failure(NOT_FOUND, format!("{}: {error}", path.display()), Some(fix))
     })

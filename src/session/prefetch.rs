@@ -12,8 +12,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 use crate::fs::Fs;
-use crate::library::index::NodeId;
-use crate::library::profile::{self, ProfileError};
+use crate::library::profile::{self, ProfileError, Touched};
 use crate::space::plan::{MountPlan, Prefetch};
 use crate::sys::process;
 
@@ -66,23 +65,23 @@ impl Prefetcher {
         let index = self.fs.names().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
         let new = self.fs.materializer().touched();
-        if new.iter().all(|node| known.contains(node)) {
+        if !known.would_grow_by(&new) {
             return;
         }
-        if let Err(error) = profile::write(&self.own, &index.catalog_sha256(), &known, &new) {
+        if let Err(error) = profile::write(&self.own, &index.catalog_sha256(), known, &new) {
             tracing::warn!(path = %self.own.display(), %error, "the profile stays as it was");
         }
     }
 }
 
 /// What a profile holds; nothing where it cannot be used.
-fn known(path: &std::path::Path, catalog: [u8; 32], nodes: u32) -> Vec<NodeId> {
+fn known(path: &std::path::Path, catalog: [u8; 32], nodes: u32) -> Touched {
     match profile::read(path, &catalog, nodes) {
         Ok(known) => known,
-        Err(ProfileError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(ProfileError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Touched::default(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "a profile is left alone");
-            Vec::new()
+            Touched::default()
         }
     }
 }
@@ -94,7 +93,7 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
     let index = fs.names().index();
     let files = known(path, index.catalog_sha256(), index.len());
     let mut done = 0;
-    for node in &files {
+    for node in files.order() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -104,5 +103,5 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
             Err(error) => tracing::debug!(%error, "not prefetched"),
         }
     }
-    tracing::info!(done, of = files.len(), "prefetched");
+    tracing::info!(done, of = files.order().len(), "prefetched");
 }
