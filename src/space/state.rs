@@ -5,7 +5,7 @@
 //!   lock        flock, held for the life of a mount
 //!   state.json  which catalog the changes were made over
 //!   run.json    the running daemon; true only while `lock` is held
-//!   log         the daemon's log
+//!   log         the daemon's log, and log.old the one before it
 //!   upper/      the user's changes
 //!   work/       staging
 //!   reloc/      relocated files that were only read
