@@ -9,6 +9,7 @@ mod arrival;
 mod daemon;
 mod end;
 pub mod helper;
+mod holders;
 mod prefetch;
 pub mod registry;
 mod serve;
@@ -32,7 +33,8 @@ use crate::space::{SpaceError, live};
 use crate::sys::fuse_mount::{self, Liveness, MountError};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::{process, surroundings};
-pub use end::{Ended, unmount};
+pub use end::{Ended, How, end_unseen, unmount};
+pub use holders::Holder;
 
 /// What a mount is, once it answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +155,24 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// The mount can be seen at further places, by bind mounts.
+    #[error("{path}: in use: it is mounted on {} as well", list(.places))]
+    MountedElsewhere {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The other places.
+        places: Vec<PathBuf>,
+    },
+    /// The mount is gone from here, and its daemon is not.
+    #[error("{path}: not mounted here any more, but {}", lives_on(*.daemon, .holders))]
+    StillServed {
+        /// Where it was mounted.
+        path: PathBuf,
+        /// The daemon.
+        daemon: u32,
+        /// Processes that have the mount in another mount namespace.
+        holders: Vec<Holder>,
+    },
     /// Nothing of ours is mounted there.
     #[error("{0}: not mounted")]
     NotMounted(PathBuf),
@@ -229,6 +249,27 @@ fn users(pids: &[u32]) -> String {
     }
     let list: Vec<String> = pids.iter().map(u32::to_string).collect();
     format!(" by process {}", list.join(", "))
+}
+
+fn list(places: &[PathBuf]) -> String {
+    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    places.join(", ")
+}
+
+fn lives_on(daemon: u32, holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        let stopped = if process::condition(daemon) == process::Condition::Stopped {
+            ", which is stopped,"
+        } else {
+            ""
+        };
+        return format!("its daemon, process {daemon},{stopped} has not ended").replace(",,", ",");
+    }
+    let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    format!(
+        "another mount namespace has it, of process {}; its daemon is process {daemon}",
+        holders.join(", ")
+    )
 }
 
 /// How long an ended mount's daemon may take to let go of the space.
@@ -376,7 +417,8 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
 /// Ends the mount of a space that rcc deleted, so that a new one can take its place.
 fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
     tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
-    match unmount(&live, &plan.state_dir, false, ENDING) {
+    let how = How { lazy: false, force: false, timeout: ENDING };
+    match unmount(&live, &plan.state_dir, how) {
         Ok(_) => Ok(()),
         Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
         Err(error) => Err(error),

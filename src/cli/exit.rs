@@ -248,6 +248,7 @@ pub fn describe(error: &session::Error) -> Failure {
                 MountError::Fusermount(said) if said.contains("user_allow_other") => {
                     Some("put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
                 }
+                MountError::Exchanged => Some("see who may write to the directories above it"),
                 MountError::Fusermount(_) | MountError::Os { .. } | MountError::Io(_) => None,
             };
             failure(FUSE, what, fix)
@@ -274,6 +275,14 @@ pub fn describe(error: &session::Error) -> Failure {
         session::Error::BeingRecorded { .. } => {
             failure(BUSY, what, Some("wait until rcc has finished, or give a longer --lock-timeout"))
         }
+        session::Error::MountedElsewhere { .. } => {
+            failure(BUSY, what, Some("unmount those first, or all at once with --force"))
+        }
+        session::Error::StillServed { .. } => failure(
+            BUSY,
+            what,
+            Some("end what uses it; or --force, which ends the daemon and keeps the changes"),
+        ),
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
         session::Error::NoAnswer { .. } => {

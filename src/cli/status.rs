@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::exit::{Failure, NOT_FOUND, OK, failure};
-use super::list::{Row, rows};
+use super::exit::{Failure, MOUNTPOINT, NOT_FOUND, OK, failure};
+use super::list::{Row, one};
 use super::{Context, output};
 use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
@@ -15,7 +15,10 @@ use crate::space::asked::Extra;
 use crate::space::select::SpaceArg;
 use crate::space::state::{read_run, read_state};
 use crate::space::{aside, live};
-use crate::sys::{probe, process};
+use crate::sys::{mountinfo, probe, process};
+
+/// At most so many of a space's changes are looked at.
+const LOOKED_AT: usize = 200_000;
 
 /// How long a mount may take to tell about itself.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +73,7 @@ struct Status {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let row = find(&args.space, context)?;
+    let row = find(&args.space, context, LOOKED_AT)?;
     let state_dir = context.env.spaces_dir().join(&row.id);
     // Here, and not in a list, a damaged record is an answer.
     let state = read_state(&state_dir)?;
@@ -95,7 +98,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 }
 
 pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure> {
-    let row = find(&args.space, context)?;
+    let row = find(&args.space, context, 0)?;
+    let there = mountinfo::mount_at(&live::resolved(&row.path)).unwrap_or_default();
+    // Programs are run by what this prints.
+    if let Some(user) = there.filter(|mount| !mount.is_ours()).and_then(|mount| mount.user_id) {
+        let what = format!("{}: user {user} has mounted something on it", row.path.display());
+        return Err(failure(MOUNTPOINT, what, Some("another space name")));
+    }
     if context.json {
         output::print_json(&serde_json::json!({ "path": row.path }))?;
     } else {
@@ -104,11 +113,11 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
     Ok(OK)
 }
 
-fn find(typed: &OsStr, context: &Context) -> Result<Row, Failure> {
+fn find(typed: &OsStr, context: &Context, entries: usize) -> Result<Row, Failure> {
     let given = SpaceArg::parse(typed)?;
     let identity = given.identity(&context.env, &context.controller)?;
     let shown = typed.to_string_lossy();
-    let row = rows(context)?.remove(identity.as_str()).filter(|row| match &given {
+    let row = one(&identity, context, entries)?.filter(|row| match &given {
         SpaceArg::Path(path) => live::resolved(path) == live::resolved(&row.path),
         SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
     });
@@ -162,7 +171,7 @@ fn text(status: &Status) -> Vec<String> {
         ("I/O", row.io.clone()),
         ("Busy poll", yes(status.busy_poll)),
         ("Reflink", status.reflink.as_ref().map(reflink)),
-        ("Changed", Some(output::human_bytes(row.upper_bytes))),
+        ("Changed", Some(row.changed())),
         ("Copied", status.copy_up.as_ref().map(copied)),
         ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
         (

@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::exit::{FAILED, Failure, NOT_FOUND, OK, USAGE, failure};
+use super::exit::{FAILED, Failure, MOUNTPOINT, NOT_FOUND, OK, USAGE, failure};
 use super::{Context, output, seconds};
 use crate::library::name::Identity;
-use crate::session;
+use crate::session::registry::Registry;
+use crate::session::{self, How};
 use crate::space::live;
 use crate::space::select::SpaceArg;
-use crate::space::state::{StateDir, is_locked};
+use crate::space::state::{StateDir, is_locked, read_run};
 use crate::sys::mountinfo::{self, MountEntry};
 
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,7 @@ use crate::sys::mountinfo::{self, MountEntry};
 Examples:
   holofs unmount demo
   holofs unmount ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --lazy
+  holofs unmount demo --force
   holofs unmount --all")]
 pub(super) struct Args {
     /// Spaces by name, identity or path
@@ -30,6 +32,9 @@ pub(super) struct Args {
     /// Detach now, end when the last user lets go
     #[arg(short = 'z', long)]
     lazy: bool,
+    /// End it whoever uses it, and its daemon; the changes stay
+    #[arg(short, long, conflicts_with = "lazy")]
+    force: bool,
     /// Drop the space's changes
     #[arg(long)]
     discard: bool,
@@ -39,6 +44,12 @@ pub(super) struct Args {
     /// Fail when it is not mounted
     #[arg(long)]
     strict: bool,
+}
+
+impl Args {
+    fn how(&self) -> How {
+        How { lazy: self.lazy, force: self.force, timeout: self.timeout }
+    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
@@ -67,18 +78,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
                 return Err(failure(USAGE, what, Some("give its --home, or set HOLOFS_HOME")));
             }
             // Its record cannot be read from here, so there is nothing to wait for.
-            Some(mount) => ended.push(
-                session::unmount(&mount, Path::new("/dev/null"), args.lazy, Duration::ZERO)?.mountpoint,
-            ),
-            None if args.strict => {
-                return Err(failure(NOT_FOUND, format!("{shown}: not mounted"), Some("`holofs list`")));
+            Some(mount) => {
+                let how = How { timeout: Duration::ZERO, ..args.how() };
+                ended.push(session::unmount(&mount, Path::new("/dev/null"), how)?.mountpoint);
             }
-            None => {
-                if let Some(identity) = identity.filter(|_| args.discard) {
-                    discard(&identity, context)?;
-                }
-                output::note(context.silent, &format!("holofs: {shown}: not mounted"));
-            }
+            None => ended.extend(end_unseen(&shown, identity.as_ref(), args, context)?),
         }
     }
     if context.json {
@@ -91,9 +95,38 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     Ok(OK)
 }
 
-/// The mounts of this home's spaces, as the kernel tells them.
-pub(super) fn mounts(context: &Context) -> Result<Vec<MountEntry>, Failure> {
-    mountinfo::holofs_mounts_of(&context.env.spaces_dir()).map_err(no_mountinfo)
+/// The mounts of this home's spaces, one of each space.
+fn mounts(context: &Context) -> Result<Vec<MountEntry>, Failure> {
+    let spaces = context.env.spaces_dir();
+    let registry = Registry::read(&spaces)?;
+    let found = registry.identities().into_iter().filter_map(|identity| {
+        let state_dir = spaces.join(identity);
+        registry.find(&state_dir, read_run(&state_dir).as_ref()).cloned()
+    });
+    Ok(found.collect())
+}
+
+/// What is not mounted here may have a daemon all the same: mounted in another mount namespace, or detached.
+fn end_unseen(
+    shown: &str,
+    identity: Option<&Identity>,
+    args: &Args,
+    context: &Context,
+) -> Result<Option<PathBuf>, Failure> {
+    let ended = match identity {
+        Some(identity) => session::end_unseen(&context.env.state_dir(identity), args.how())?,
+        None => None,
+    };
+    if let Some(identity) = identity.filter(|_| args.discard) {
+        discard(identity, context)?;
+    }
+    if ended.is_none() && args.strict {
+        return Err(failure(NOT_FOUND, format!("{shown}: not mounted"), Some("`holofs list`")));
+    }
+    if ended.is_none() {
+        output::note(context.silent, &format!("holofs: {shown}: not mounted"));
+    }
+    Ok(ended)
 }
 
 fn no_mountinfo(error: std::io::Error) -> Failure {
@@ -112,19 +145,26 @@ fn find<'m>(live: &'m [MountEntry], given: &SpaceArg, identity: Option<&Identity
     live.iter().rfind(|mount| mount.identity() == Some(identity))
 }
 
-/// A mount that is named by its path, and whose state is in another home than this one.
+/// A mount that is named by its path, and whose state is in another home than this one; root may end another user's.
 fn of_another_home(given: &SpaceArg) -> Result<Option<MountEntry>, Failure> {
     let SpaceArg::Path(path) = given else { return Ok(None) };
     let path = live::resolved(path);
     let mounts = mountinfo::holofs_mounts().map_err(no_mountinfo)?;
-    Ok(mounts.into_iter().rfind(|mount| mount.mountpoint == path))
+    let Some(found) = mounts.into_iter().rfind(|mount| mount.mountpoint == path) else { return Ok(None) };
+    match found.user_id {
+        Some(user) if !found.is_ours() && !rustix::process::geteuid().is_root() => {
+            let what = format!("{}: mounted by user {user}", path.display());
+            Err(failure(MOUNTPOINT, what, Some("as that user")))
+        }
+        _ => Ok(Some(found)),
+    }
 }
 
 fn end(mount: &MountEntry, args: &Args, context: &Context) -> Result<PathBuf, Failure> {
     let identity = Identity::from_name(mount.identity().unwrap_or_default().as_bytes())
         .map_err(|error| failure(USAGE, format!("{}: {error}", mount.source), None))?;
     let state_dir = context.env.state_dir(&identity);
-    let ended = session::unmount(mount, &state_dir, args.lazy, args.timeout)?;
+    let ended = session::unmount(mount, &state_dir, args.how())?;
     if args.discard {
         discard(&identity, context)?;
     }

@@ -1,20 +1,27 @@
 //! The end of a mount from outside: unmount, and wait until its daemon has let go of the space.
+//!
+//! Invariant: it is said to have ended only when its daemon has, or when nobody wanted to wait for that (`lazy`). What
+//! the daemon has acknowledged is in the space's upper, so its changes stay whatever way it ends.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::Error;
+use super::holders::{that_see, that_use};
+use super::{Error, registry};
 use crate::space::live;
-use crate::space::state::read_run;
+use crate::space::state::{RunInfo, is_locked, read_run};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::mountinfo::MountEntry;
-use crate::sys::process;
+use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::{probe, process};
 
 /// How long a mount may be in use before that is said: a process that ends, or one between fork and exec, holds what
 /// it had open for a moment longer.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a daemon may take to end by itself once its connection was cut.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,54 +32,160 @@ pub struct Ended {
     pub identity: String,
 }
 
-/// Unmounts a live mount and waits up to `timeout` for its daemon, so that the next mount finds the space free.
+/// How a mount is to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    /// Detach it now; it ends when its last user lets go, which is not waited for.
+    pub lazy: bool,
+    /// End it whoever uses it.
+    pub force: bool,
+    /// How long to wait for the daemon.
+    pub timeout: Duration,
+}
+
+/// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free.
 ///
 /// # Errors
-/// [`Error::InUse`] with the processes that use it, unless `lazy`; and what unmounting may answer.
-pub fn unmount(live: &MountEntry, state_dir: &Path, lazy: bool, timeout: Duration) -> Result<Ended, Error> {
+/// [`Error::InUse`] with the processes that use it and [`Error::MountedElsewhere`], neither of which has changed
+/// anything; [`Error::StillServed`] when it is unmounted and the daemon lives on; what unmounting may answer.
+pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, Error> {
     // Read first: the daemon removes it when it ends.
     let daemon = read_run(state_dir);
     let path = live.mountpoint.clone();
     // One whose daemon lives is not asked: should it hang, there would be no answer.
-    let lazily = lazy || (!daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path));
-    let patience = Instant::now() + PATIENCE;
-    loop {
-        match fuse_mount::unmount(&path, lazily) {
-            Ok(()) => break,
-            Err(MountError::Os { source: Errno::BUSY, .. }) if Instant::now() < patience => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(MountError::Os { source: Errno::BUSY, .. }) => {
-                return Err(Error::InUse { pids: users_of(&path), path });
-            }
-            Err(source) => return Err(Error::Mount { path, source }),
+    let is_dead = !daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path);
+    let places = if how.lazy || is_dead { Vec::new() } else { other_places(live)? };
+    if how.force {
+        write_out(&path);
+        cut(&live.dev);
+        for place in places.iter().chain([&path]) {
+            detach(place)?;
         }
+    } else if !places.is_empty() {
+        return Err(Error::MountedElsewhere { path, places });
+    } else {
+        take_away(&path, how.lazy || is_dead)?;
     }
-    if let Some(daemon) = daemon.filter(|_| !lazy) {
-        let pid = i32::try_from(daemon.pid).unwrap_or(0);
-        let deadline = Instant::now() + timeout;
-        while process::start_time(pid) == Some(daemon.start_time) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    if let Some(daemon) = daemon {
+        see_it_end(&path, &daemon, &live.source, how)?;
     }
     Ok(Ended { mountpoint: path, identity: live.identity().unwrap_or_default().to_owned() })
 }
 
-/// The processes that have their directory, program or an open file below a path, as far as we may look.
-fn users_of(mountpoint: &Path) -> Vec<u32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    processes
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| uses(*pid, mountpoint))
-        .collect()
+fn take_away(path: &Path, lazily: bool) -> Result<(), Error> {
+    let path = path.to_owned();
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match fuse_mount::unmount(&path, lazily) {
+            Ok(()) => return Ok(()),
+            Err(MountError::Os { source: Errno::BUSY, .. }) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(MountError::Os { source: Errno::BUSY, .. }) => {
+                return Err(Error::InUse { pids: that_use(&path), path });
+            }
+            Err(source) => return Err(Error::Mount { path, source }),
+        }
+    }
 }
 
-fn uses(pid: u32, mountpoint: &Path) -> bool {
-    let base = PathBuf::from(format!("/proc/{pid}"));
-    let below = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(mountpoint));
-    if ["cwd", "root", "exe"].iter().any(|name| below(&base.join(name))) {
-        return true;
+/// Ends the daemon of a space that is not mounted in this mount namespace, but in another one, or was detached. Does
+/// nothing when there is no such daemon.
+///
+/// # Errors
+/// [`Error::StillServed`] when it has not ended.
+pub fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
+    let Some(daemon) = read_run(state_dir).filter(live::is_running) else { return Ok(None) };
+    // A process that has the number by chance has not the lock as well.
+    if how.lazy || !is_locked(state_dir) || registry::find(state_dir)?.is_some() {
+        return Ok(None);
     }
-    std::fs::read_dir(base.join("fd")).is_ok_and(|fds| fds.flatten().any(|fd| below(&fd.path())))
+    let path = live::recorded_place(state_dir, Some(&daemon)).unwrap_or_else(|| daemon.mountpoint.clone());
+    let source = mountinfo::source_of(state_dir).unwrap_or_default();
+    if let Some(dev) = daemon.dev.as_deref().filter(|dev| how.force && !that_see(dev, &source).is_empty()) {
+        cut(dev);
+    }
+    see_it_end(&path, &daemon, &source, how)?;
+    Ok(Some(path))
+}
+
+/// Where else in this mount namespace the filesystem is seen.
+fn other_places(live: &MountEntry) -> Result<Vec<PathBuf>, Error> {
+    let mounts = mountinfo::mounts()
+        .map_err(|error| Error::Mount { path: live.mountpoint.clone(), source: MountError::Io(error) })?;
+    let others = mounts.into_iter().filter(|mount| mount.dev == live.dev && mount.id != live.id);
+    Ok(others.map(|mount| mount.mountpoint).collect())
+}
+
+fn detach(place: &Path) -> Result<(), Error> {
+    let Err(source) = fuse_mount::unmount(place, true) else { return Ok(()) };
+    // It may have gone with another one, or by its daemon, which was told to end.
+    match mountinfo::mount_at(place) {
+        Ok(Some(mount)) if mount.identity().is_some() => Err(Error::Mount { path: place.to_owned(), source }),
+        _ => Ok(()),
+    }
+}
+
+/// Has the kernel write what it has of mapped files; a daemon that hangs is not waited for.
+fn write_out(path: &Path) {
+    let sync = || {
+        let synced = std::fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        synced.err().map(|error| error.to_string().into_bytes()).unwrap_or_default()
+    };
+    if !matches!(probe::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty()) {
+        tracing::warn!("the daemon does not answer: what was written to mapped files may be lost");
+    }
+}
+
+/// Waits for a daemon whose mount is gone from here, and ends it if so asked.
+fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(), Error> {
+    if how.lazy {
+        return Ok(());
+    }
+    if how.force {
+        return end_by_force(path, daemon);
+    }
+    let start = Instant::now();
+    if has_ended(daemon, how.timeout.min(PATIENCE)) {
+        return Ok(());
+    }
+    // Longer than an end takes: somebody else has it, or the daemon has much to do yet.
+    let holders = daemon.dev.as_deref().map(|dev| that_see(dev, source)).unwrap_or_default();
+    if holders.is_empty() && has_ended(daemon, how.timeout.saturating_sub(start.elapsed())) {
+        return Ok(());
+    }
+    Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders })
+}
+
+/// Cuts the connection of a mount that is there, upon which the daemon ends in good order.
+fn cut(dev: &str) {
+    if let Err(error) = fuse_mount::abort(dev) {
+        tracing::debug!(%error, "cannot cut the connection: the daemon is killed if it does not end");
+    }
+}
+
+/// Kills a daemon that does not end by itself.
+fn end_by_force(path: &Path, daemon: &RunInfo) -> Result<(), Error> {
+    if has_ended(daemon, GRACE) {
+        return Ok(());
+    }
+    match process::kill(daemon.pid, daemon.start_time) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(source) => return Err(Error::Os { path: path.to_owned(), call: "kill", source }),
+    }
+    if has_ended(daemon, GRACE) {
+        return Ok(());
+    }
+    Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders: Vec::new() })
+}
+
+fn has_ended(daemon: &RunInfo, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    while live::is_running(daemon) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
 }

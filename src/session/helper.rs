@@ -20,7 +20,6 @@ use holofs_mount_helper::proto::{
     BackingId, MountFlags, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE, Source, VERSION,
 };
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -33,6 +32,8 @@ use super::Error;
 use crate::space::plan::MountPlan;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;
+use crate::sys::guarded::Dir;
+use crate::sys::mountinfo::MountEntry;
 use crate::sys::plain;
 
 /// The program's name, beside holofs and in the directories below.
@@ -55,32 +56,36 @@ const ENDING: Duration = Duration::from_secs(1);
 pub(super) struct Device {
     /// The descriptor.
     pub(super) fd: OwnedFd,
+    /// The mount, as it was just after it was made; None when it was unmounted at once.
+    pub(super) mount: Option<MountEntry>,
     /// Who registers files on it, in passthrough mode.
     pub(super) backings: Option<Arc<dyn Backings>>,
     /// The mount helper, which registers its own file too, to count by.
     pub(super) program: Option<PathBuf>,
 }
 
-/// Mounts, by the means that the caller has.
-pub(super) fn acquire(plan: &MountPlan, options: &fuse_mount::Options) -> Result<Device, Error> {
+/// Mounts on the directory that was checked, by the means that the caller has.
+pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options) -> Result<Device, Error> {
     let path = &plan.space.mountpoint;
+    let failed = |source| Error::Mount { path: path.clone(), source };
+    let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
     let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
     if plan.io.is_passthrough() && !has_privilege() {
         let client = Client::start().map_err(|error| no_passthrough(plain(&error)))?;
-        let fd = client.mount(path, options).map_err(|error| no_passthrough(plain(&error)))?;
+        let fd = client.mount(dir.as_fd(), options).map_err(|error| no_passthrough(plain(&error)))?;
         let program = Some(client.program.clone());
-        return Ok(Device { fd, backings: Some(Arc::new(client)), program });
+        return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program });
     }
-    let fd =
-        fuse_mount::mount(path, options).map_err(|source| Error::Mount { path: path.clone(), source })?;
+    let fd = fuse_mount::mount(dir, options).map_err(failed)?;
+    let mount = made()?;
     if !plan.io.is_passthrough() {
-        return Ok(Device { fd, backings: None, program: None });
+        return Ok(Device { fd, mount, backings: None, program: None });
     }
     let own = fd.try_clone().map_err(|error| {
-        super::serve::undo_mount(path);
+        mount.iter().for_each(|mount| super::serve::undo_mounts(&mount.dev));
         no_passthrough(plain(&error))
     })?;
-    Ok(Device { fd, backings: Some(Arc::new(Direct::new(own))), program: None })
+    Ok(Device { fd, mount, backings: Some(Arc::new(Direct::new(own))), program: None })
 }
 
 fn has_privilege() -> bool {
@@ -116,9 +121,6 @@ pub enum HelperError {
     /// It answers another question.
     #[error("the mount helper answers another question")]
     Confused,
-    /// The mountpoint cannot be opened.
-    #[error("{0}")]
-    Mountpoint(Errno),
     /// The space's name is too long to be shown.
     #[error("the name of the space is longer than {SOURCE_SIZE} bytes, or holds a control character")]
     Source,
@@ -194,9 +196,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`HelperError`]. Nothing is mounted then.
-    pub fn mount(&self, mountpoint: &Path, options: &fuse_mount::Options) -> Result<OwnedFd, HelperError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(mountpoint, flags, Mode::empty()).map_err(HelperError::Mountpoint)?;
+    pub fn mount(&self, dir: BorrowedFd<'_>, options: &fuse_mount::Options) -> Result<OwnedFd, HelperError> {
         let has = |name: &str| options.extra.iter().any(|option| option == name);
         let flags = MountFlags {
             read_only: options.read_only || has("ro"),
@@ -207,7 +207,7 @@ impl Client {
             dir_sync: has("dirsync"),
         };
         let source = Source::new(&options.source).ok_or(HelperError::Source)?;
-        match self.ask(Request::Mount { flags, source }, Some(dir.as_fd()))? {
+        match self.ask(Request::Mount { flags, source }, Some(dir))? {
             (Reply::Mounted, Some(fd)) => Ok(fd),
             _ => Err(HelperError::Confused),
         }

@@ -1,22 +1,116 @@
 //! Live mounts: found in mountinfo, never by a remembered path, since a mount can move with its directory.
+//!
+//! Invariant: what is taken for a space's mount is a whole FUSE mount of our type that this user made, names the space
+//! and the directory of its state, and has the device number that its daemon recorded, if there is such a one.
 
 use std::path::Path;
 
 use super::Error;
 use crate::fs::error::io_errno;
+use crate::space::live;
+use crate::space::state::{RunInfo, read_run};
 use crate::sys::mountinfo::{self, MountEntry};
 
-/// The mount of the space whose state is in `state_dir`; the topmost, should there be several.
+/// The mounts of one home's spaces, as they are at one moment.
+#[derive(Debug)]
+pub struct Registry {
+    mounts: Vec<MountEntry>,
+}
+
+impl Registry {
+    /// Reads the table of mounts; `spaces_dir` holds the states of the spaces.
+    ///
+    /// # Errors
+    /// When mountinfo cannot be read.
+    pub fn read(spaces_dir: &Path) -> Result<Self, Error> {
+        let mounts = mountinfo::holofs_mounts_of(spaces_dir).map_err(|source| Error::Os {
+            path: "/proc/self/mountinfo".into(),
+            call: "read",
+            source: io_errno(&source),
+        })?;
+        Ok(Self { mounts })
+    }
+
+    /// The spaces that may be mounted, each once.
+    #[must_use]
+    pub fn identities(&self) -> Vec<&str> {
+        let mut found: Vec<&str> = self.mounts.iter().filter_map(MountEntry::identity).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The mount of the space whose state is in `state_dir`. Of several (bind mounts of the whole space, dead mounts
+    /// of earlier daemons) the one with the recorded device number is meant, then the one at the recorded place.
+    #[must_use]
+    pub fn find(&self, state_dir: &Path, run: Option<&RunInfo>) -> Option<&MountEntry> {
+        let identity = state_dir.file_name().and_then(|name| name.to_str());
+        let mut fitting: Vec<&MountEntry> =
+            self.mounts.iter().filter(|mount| mount.identity() == identity).collect();
+        let dev = run.and_then(|run| run.dev.as_deref());
+        if fitting.iter().any(|mount| Some(mount.dev.as_str()) == dev) {
+            fitting.retain(|mount| Some(mount.dev.as_str()) == dev);
+        }
+        let ([first, _, ..] | [first]) = fitting.as_slice() else { return None };
+        if fitting.len() == 1 {
+            return Some(first);
+        }
+        // The one that was there first is the mount, unless another one is where it should be.
+        let place = live::recorded_place(state_dir, run).map(|place| live::resolved(&place));
+        Some(fitting.iter().rfind(|mount| Some(&mount.mountpoint) == place.as_ref()).unwrap_or(first))
+    }
+}
+
+/// The mount of the space whose state is in `state_dir`.
 ///
 /// # Errors
 /// When mountinfo cannot be read.
 pub fn find(state_dir: &Path) -> Result<Option<MountEntry>, Error> {
-    let spaces = state_dir.parent().unwrap_or(state_dir);
-    let mounts = mountinfo::holofs_mounts_of(spaces).map_err(|source| Error::Os {
-        path: "/proc/self/mountinfo".into(),
-        call: "read",
-        source: io_errno(&source),
-    })?;
-    let identity = state_dir.file_name().and_then(|name| name.to_str());
-    Ok(mounts.into_iter().rfind(|mount| mount.identity() == identity))
+    let registry = Registry::read(state_dir.parent().unwrap_or(state_dir))?;
+    Ok(registry.find(state_dir, read_run(state_dir).as_ref()).cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(lines: &[&str]) -> Registry {
+        let text: Vec<String> = lines
+            .iter()
+            .map(|line| {
+                let (head, identity) = line.split_once('=').unwrap();
+                format!("{head} rw - fuse.holofs holofs:{identity}@1.2 rw,user_id=0")
+            })
+            .collect();
+        Registry { mounts: mountinfo::parse(text.join("\n").as_bytes()) }
+    }
+
+    fn run(dev: &str, mountpoint: &str) -> RunInfo {
+        RunInfo { dev: Some(dev.into()), mountpoint: mountpoint.into(), ..RunInfo::default() }
+    }
+
+    fn place(registry: &Registry, run: Option<&RunInfo>) -> Option<String> {
+        let found = registry.find(Path::new("/no/spaces/id"), run)?;
+        Some(found.mountpoint.display().to_string())
+    }
+
+    #[test]
+    fn recorded_device_then_recorded_place_decide() {
+        let of =
+            registry(&["1 0 0:50 / /dead=id", "2 0 0:51 / /a=id", "3 0 0:51 / /b=id", "4 0 0:52 / /c=other"]);
+        assert_eq!(place(&of, Some(&run("0:51", "/b"))).unwrap(), "/b");
+        assert_eq!(place(&of, Some(&run("0:51", "/a"))).unwrap(), "/a");
+        // It has moved: the first is the mount, the second a bind mount of it.
+        assert_eq!(place(&of, Some(&run("0:51", "/moved"))).unwrap(), "/a");
+        assert_eq!(place(&of, Some(&run("0:50", "/x"))).unwrap(), "/dead");
+        assert_eq!(place(&of, None).unwrap(), "/dead");
+        assert_eq!(of.identities(), ["id", "other"]);
+    }
+
+    #[test]
+    fn part_of_a_space_is_not_the_space() {
+        let of = registry(&["1 0 0:50 / /m=id", "2 0 0:50 /lib /bound=id"]);
+        assert_eq!(place(&of, Some(&run("0:50", "/bound"))).unwrap(), "/m");
+        assert_eq!(place(&registry(&["2 0 0:50 /lib /bound=id"]), Some(&run("0:50", "/bound"))), None);
+    }
 }

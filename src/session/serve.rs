@@ -87,8 +87,9 @@ impl<'p> Prepared<'p> {
         let busy_poll = keeper.is_some();
         // Before there is a mount: a signal that comes while it is made then ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
-        let device = helper::acquire(plan, &mount_options(plan)?)?;
-        let undo = Undo::new(&mountpoint);
+        let device = helper::acquire(plan, claim.mountpoint(), &mount_options(plan)?)?;
+        let dev = device.mount.as_ref().map(|mount| mount.dev.clone());
+        let undo = Undo::new(dev.as_deref());
         let adapting = Adapting { fs: Arc::clone(&fs), loops, keeper, ended: Ended(signals.handle()) };
         let session = start_session(plan, adapting, device)?;
         let mounted = Mounted {
@@ -115,7 +116,7 @@ impl<'p> Prepared<'p> {
                 tracing::debug!(?ino, %error, "the kernel had nothing of a bad blob");
             }
         });
-        let serving = Serving { plan, index, claim, fs, signals, undo };
+        let serving = Serving { plan, index, claim, dev: dev.as_deref(), fs, signals, undo };
         serving.run(session, &mounted, ready)?;
         Ok(mounted)
     }
@@ -141,13 +142,13 @@ impl Drop for Ended {
 
 /// Takes a mount away that nobody has been told of, unless it is kept.
 struct Undo<'p> {
-    mountpoint: &'p Path,
+    dev: Option<&'p str>,
     armed: bool,
 }
 
 impl<'p> Undo<'p> {
-    fn new(mountpoint: &'p Path) -> Self {
-        Self { mountpoint, armed: true }
+    fn new(dev: Option<&'p str>) -> Self {
+        Self { dev, armed: true }
     }
 
     fn keep(mut self) {
@@ -157,15 +158,17 @@ impl<'p> Undo<'p> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        if self.armed {
-            undo_mount(self.mountpoint);
+        if self.armed
+            && let Some(dev) = self.dev
+        {
+            undo_mounts(dev);
         }
     }
 }
 
 /// Agrees with the kernel on how the mount is served.
 fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result<Session<Adapter>, Error> {
-    let Device { fd, backings, program } = device;
+    let Device { fd, backings, program, .. } = device;
     let Adapting { fs, loops, keeper, ended } = adapting;
     let Some(backings) = backings else {
         let adapter = Adapter::new(fs, loops, None, keeper, Box::new(ended));
@@ -229,6 +232,7 @@ struct Serving<'p> {
     plan: &'p MountPlan,
     index: Arc<Index>,
     claim: Claim<'p>,
+    dev: Option<&'p str>,
     fs: Arc<Fs>,
     signals: Signals,
     undo: Undo<'p>,
@@ -242,16 +246,23 @@ impl Serving<'_> {
         mounted: &Mounted,
         ready: &mut dyn FnMut(&Mounted),
     ) -> Result<(), Error> {
-        let Self { plan, index, mut claim, fs, mut signals, undo } = self;
+        let Self { plan, index, mut claim, dev, fs, mut signals, undo } = self;
         let loops = std::thread::Builder::new()
             .name("session".into())
             .spawn(|| session.run())
             .map_err(Error::Fuse)?;
-        claim.state().write_run(&run_info(plan, mounted))?;
+        claim.state().write_run(&run_info(plan, mounted, dev))?;
         // The first request. The kernel has made the root without asking us, and would refuse its owner, not knowing
         // who that is, to set its times until somebody has looked at it.
-        if let Err(error) = rustix::fs::stat(&plan.space.mountpoint) {
-            tracing::warn!(%error, "the mount does not answer");
+        match rustix::fs::lstat(&plan.space.mountpoint) {
+            Ok(root) if dev == Some(device_number(root.st_dev).as_str()) => {}
+            // Somebody may have unmounted it: then it ends in good order.
+            Ok(_) if !dev.is_some_and(is_mounted) => {}
+            Ok(_) => {
+                let path = plan.space.mountpoint.clone();
+                return Err(Error::Mount { path, source: MountError::Exchanged });
+            }
+            Err(error) => tracing::warn!(%error, "the mount does not answer"),
         }
         if let Err(error) = claim.announce(index.info()) {
             tracing::warn!(%error, "rcc will not list this space");
@@ -511,6 +522,25 @@ fn config(loops: usize) -> Config {
     config
 }
 
+/// As mountinfo shows it.
+fn device_number(dev: u64) -> String {
+    format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
+fn is_mounted(dev: &str) -> bool {
+    mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|mount| mount.dev == dev))
+}
+
+/// Takes away a mount of which nobody was told, wherever it is by now.
+pub(super) fn undo_mounts(dev: &str) {
+    match mountinfo::mounts() {
+        Ok(mounts) => {
+            mounts.iter().filter(|mount| mount.dev == dev).for_each(|mount| undo_mount(&mount.mountpoint));
+        }
+        Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
+    }
+}
+
 /// Unmounts, lazily when it is in use: the daemon was told to end.
 pub(super) fn undo_mount(mountpoint: &Path) {
     let done = match fuse_mount::unmount(mountpoint, false) {
@@ -522,20 +552,13 @@ pub(super) fn undo_mount(mountpoint: &Path) {
     }
 }
 
-fn run_info(plan: &MountPlan, mounted: &Mounted) -> RunInfo {
+fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<&str>) -> RunInfo {
     let pid = i32::try_from(mounted.pid).unwrap_or(0);
-    let dev = match registry::find(&plan.state_dir) {
-        Ok(live) => live.map(|live| live.dev),
-        Err(error) => {
-            tracing::warn!(%error, "the mount's device number is not known");
-            None
-        }
-    };
     RunInfo {
         pid: mounted.pid,
         start_time: process::start_time(pid).unwrap_or(0),
         mountpoint: mounted.path.clone(),
-        dev,
+        dev: dev.map(str::to_owned),
         strategy: mounted.strategy.to_string(),
         io: mounted.io.clone(),
         busy_poll: mounted.busy_poll,

@@ -455,19 +455,26 @@ pub fn has_changes(dir: &Path) -> Result<bool, SpaceError> {
     }
 }
 
-/// Bytes on disk below `dir`, as `du` counts them, without the directories themselves.
+/// Bytes on disk below `dir`, as `du` counts them, without the directories themselves; of at most `most` entries, and
+/// whether those were all.
 #[must_use]
-pub fn bytes_below(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    let mut total = 0;
-    for entry in entries.flatten() {
-        match entry.metadata() {
-            Ok(found) if found.is_dir() => total += bytes_below(&entry.path()),
-            Ok(found) => total += found.blocks() * 512,
-            Err(_) => {}
+pub fn bytes_below(dir: &Path, most: usize) -> (u64, bool) {
+    let (mut total, mut looked) = (0, 0);
+    let mut directories = vec![dir.to_owned()];
+    while let Some(dir) = directories.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if looked == most {
+                return (total, false);
+            }
+            looked += 1;
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => directories.push(entry.path()),
+                Ok(found) => total += found.blocks() * 512,
+                Err(_) => {}
+            }
         }
     }
-    total
+    (total, true)
 }
 
 /// Whether a process holds the space. Does not make anything.

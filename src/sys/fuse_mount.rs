@@ -1,22 +1,28 @@
 //! Mounting and unmounting: by mount(2) where we may, through fusermount3 where not.
 //!
 //! It hands out the `/dev/fuse` descriptor of the mount and knows nothing of what will be served on it.
+//!
+//! Invariant: what is mounted on is the directory that was checked, by its descriptor: [`check_place`] finds the mount
+//! on that very directory, and nowhere else.
 
 use std::ffi::{CString, OsString};
-use std::io::{IoSliceMut, Read};
+use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
+use super::guarded::Dir;
+use super::mountinfo::{self, MountEntry};
 use super::probe;
 
 /// The device through which the kernel talks to a FUSE daemon.
@@ -61,6 +67,9 @@ pub enum MountError {
         /// Its answer.
         source: Errno,
     },
+    /// Somebody exchanged the directory, or one above it, after it was checked.
+    #[error("the directory was exchanged while it was mounted on")]
+    Exchanged,
     /// fusermount3 could not be run or talked to.
     #[error("cannot run fusermount3: {0}")]
     Io(#[from] std::io::Error),
@@ -89,7 +98,7 @@ fn flag_of(option: &str) -> Option<MountFlags> {
 ///
 /// # Errors
 /// See [`MountError`]. Nothing is mounted then.
-pub fn mount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+pub fn mount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
     if !Path::new(DEVICE).exists() {
         return Err(MountError::Device(Errno::NOENT));
     }
@@ -102,7 +111,7 @@ pub fn mount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError
     }
 }
 
-fn mount_directly(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
     if !rustix::process::geteuid().is_root() {
         return Err(MountError::Os { call: "mount", source: Errno::PERM });
     }
@@ -128,12 +137,65 @@ fn mount_directly(mountpoint: &Path, options: &Options) -> Result<OwnedFd, Mount
         flags |= flag_of(option).unwrap_or(MountFlags::empty());
     }
     let data = CString::new(data).unwrap_or_default();
-    rustix::mount::mount(options.source.as_str(), mountpoint, FS_TYPE, flags, Some(data.as_c_str()))
-        .map_err(|source| MountError::Os { call: "mount", source })?;
+    rustix::mount::mount(
+        options.source.as_str(),
+        by_descriptor(mountpoint),
+        FS_TYPE,
+        flags,
+        Some(data.as_c_str()),
+    )
+    .map_err(|source| MountError::Os { call: "mount", source })?;
     Ok(fd)
 }
 
-fn mount_by_fusermount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, MountError> {
+/// A path that leads to the open directory, whatever its own path leads to.
+fn by_descriptor(dir: &Dir) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
+}
+
+/// Finds the mount that was just made with this source, and makes sure that it is on this directory and that the
+/// directory's path leads to it. One that went elsewhere is taken away. None when somebody has unmounted it already.
+///
+/// # Errors
+/// [`MountError::Exchanged`], and when the mounts cannot be read.
+pub fn check_place(dir: &Dir, source: &str) -> Result<Option<MountEntry>, MountError> {
+    let os = |call| move |source| MountError::Os { call, source };
+    let real = || rustix::fs::readlink(by_descriptor(dir), Vec::new()).map_err(os("readlink"));
+    let before = real()?;
+    let below = mount_id(dir.as_fd(), Path::new(""), AtFlags::EMPTY_PATH).map_err(os("statx"))?;
+    let table = mountinfo::mounts()?;
+    let place = Path::new(std::ffi::OsStr::from_bytes(before.as_bytes()));
+    let made: Vec<MountEntry> =
+        table.into_iter().filter(|m| m.identity().is_some() && m.source == source && m.is_ours()).collect();
+    let here = made.iter().rfind(|m| {
+        m.mountpoint == place
+            && below.is_none_or(|id| m.parent == id)
+            && real().is_ok_and(|now| now == before)
+    });
+    let Some(stray) = here.or(made.last()) else { return Ok(None) };
+    if here.is_some() {
+        let led_to = mount_id(rustix::fs::CWD, dir.path(), AtFlags::SYMLINK_NOFOLLOW);
+        if led_to.is_ok_and(|id| id.is_none_or(|id| id == stray.id)) {
+            return Ok(Some(stray.clone()));
+        }
+        if !mountinfo::mounts()?.contains(stray) {
+            return Ok(None);
+        }
+    }
+    // Nothing of ours was mounted before, so this is it.
+    unmount(&stray.mountpoint, true)?;
+    Err(MountError::Exchanged)
+}
+
+/// The number of the mount that a path leads to, without a word to whoever serves it; None where the kernel tells
+/// none (before Linux 5.8).
+fn mount_id(dir: impl AsFd, path: &Path, flags: AtFlags) -> Result<Option<u64>, Errno> {
+    let flags = flags | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(dir, path, flags, StatxFlags::MNT_ID)?;
+    Ok((stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id))
+}
+
+fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
     let program = find_fusermount().ok_or(MountError::NoFusermount)?;
     let os = |call| move |source| MountError::Os { call, source };
     let (ours, theirs) =
@@ -157,7 +219,9 @@ fn mount_by_fusermount(mountpoint: &Path, options: &Options) -> Result<OwnedFd, 
         .arg("-o")
         .arg(list.join(","))
         .arg("--")
-        .arg(mountpoint)
+        // By its descriptor: the path may lead elsewhere by now.
+        .arg(".")
+        .current_dir(by_descriptor(mountpoint))
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -242,6 +306,20 @@ fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), MountError
         return Err(MountError::Os { call: "umount", source: Errno::BUSY });
     }
     Err(MountError::Fusermount(said))
+}
+
+/// Cuts the connection of a FUSE filesystem to its daemon, wherever it is mounted: every request of it fails from now
+/// on, and the daemon is told to end. `dev` is its device number as in mountinfo.
+///
+/// # Errors
+/// When the kernel's list of connections is not mounted, or the mount is another user's.
+pub fn abort(dev: &str) -> std::io::Result<()> {
+    let minor: u32 = dev
+        .strip_prefix("0:")
+        .and_then(|minor| minor.parse().ok())
+        .ok_or_else(|| std::io::Error::from(Errno::NODEV))?;
+    let file = format!("/sys/fs/fuse/connections/{minor}/abort");
+    std::fs::OpenOptions::new().write(true).open(file)?.write_all(b"1")
 }
 
 /// What comes of asking a mount for its free space.

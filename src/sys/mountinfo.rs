@@ -18,6 +18,12 @@ const SOURCE_PREFIX: &str = "holofs:";
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountEntry {
+    /// Its number in this namespace, which statx(2) tells too.
+    pub id: u64,
+    /// The number of the mount on which it is.
+    pub parent: u64,
+    /// Which directory of the filesystem is seen: `/`, unless it is a bind mount of a part.
+    pub root: PathBuf,
     /// Where it is now; a mount moves with the directories above it.
     pub mountpoint: PathBuf,
     /// What was mounted: `holofs:<identity>@<place>` for ours; see [`source_of`].
@@ -26,19 +32,27 @@ pub struct MountEntry {
     pub fstype: String,
     /// The device number as `major:minor`: stays the same for the life of a mount, wherever it moves.
     pub dev: String,
+    /// Who mounted it, in a FUSE mount's options: the kernel sees to that.
+    pub user_id: Option<u32>,
     /// The options of the superblock and of the mount hold `ro`.
     pub read_only: bool,
 }
 
 impl MountEntry {
-    /// The space this mount shows, when it is one of ours.
+    /// The space that its source names, when it is a whole space. Anybody can choose that text.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
-        self.ours().map(|(identity, _)| identity)
+        self.named().map(|(identity, _)| identity)
     }
 
-    fn ours(&self) -> Option<(&str, &str)> {
-        if self.fstype != FSTYPE {
+    /// Whether this user mounted it. Another user can choose the text of a source, and not this.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.user_id == Some(rustix::process::getuid().as_raw())
+    }
+
+    fn named(&self) -> Option<(&str, &str)> {
+        if self.fstype != FSTYPE || self.root != Path::new("/") {
             return None;
         }
         let source = self.source.strip_prefix(SOURCE_PREFIX)?;
@@ -82,14 +96,16 @@ pub fn holofs_mounts() -> io::Result<Vec<MountEntry>> {
     Ok(mounts()?.into_iter().filter(|m| m.identity().is_some()).collect())
 }
 
-/// The mounts of the spaces whose states are in this directory.
+/// The mounts that this user made of spaces whose states are in this directory. Of one space there can be several:
+/// bind mounts of the whole, and dead ones.
 ///
 /// # Errors
 /// As [`mounts`].
 pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
     // Without the directory there has been no mount.
     let Ok(place) = place(spaces_dir) else { return Ok(Vec::new()) };
-    Ok(mounts()?.into_iter().filter(|m| m.ours().is_some_and(|(_, its)| its == place)).collect())
+    let is_of = |m: &MountEntry| m.is_ours() && m.named().is_some_and(|(_, its)| its == place);
+    Ok(mounts()?.into_iter().filter(is_of).collect())
 }
 
 /// The topmost mount at exactly `path`.
@@ -109,15 +125,22 @@ pub fn parse(table: &[u8]) -> Vec<MountEntry> {
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     // 36 35 98:0 /root /mountpoint opts tag:1 ... - fstype source superopts
     let mut fields = line.split(|&b| b == b' ');
-    let dev = String::from_utf8(fields.by_ref().nth(2)?.to_vec()).ok()?;
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.by_ref().nth(1)?)));
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+    let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+    let dev = String::from_utf8(fields.next()?.to_vec()).ok()?;
+    let mut path = || Some(PathBuf::from(OsString::from_vec(unescape(fields.next()?))));
+    let (root, mountpoint) = (path()?, path()?);
     let options = fields.next()?;
     fields.by_ref().find(|f| *f == b"-")?;
     let fstype = String::from_utf8(unescape(fields.next()?)).ok()?;
     let source = String::from_utf8_lossy(&unescape(fields.next().unwrap_or_default())).into_owned();
     let super_options = fields.next().unwrap_or_default();
     let has_ro = |opts: &[u8]| opts.split(|&b| b == b',').any(|o| o == b"ro");
-    Some(MountEntry { mountpoint, source, fstype, dev, read_only: has_ro(options) || has_ro(super_options) })
+    let user_id = super_options
+        .split(|&b| b == b',')
+        .find_map(|option| std::str::from_utf8(option.strip_prefix(b"user_id=")?).ok()?.parse().ok());
+    let read_only = has_ro(options) || has_ro(super_options);
+    Some(MountEntry { id, parent, root, mountpoint, source, fstype, dev, user_id, read_only })
 }
 
 /// Undoes the kernel's `\ooo` for blank, tab, newline, backslash and `#`.
@@ -159,6 +182,27 @@ garbage
         assert_eq!(mounts[2].mountpoint, Path::new("/home/a b/x\ty\\z"));
         assert_eq!(mounts[2].dev, "0:50");
         assert_eq!(mounts[2].identity(), Some("720c7a8_5a1fac3_9fcd2534"));
+        assert_eq!((mounts[2].id, mounts[2].parent, mounts[2].user_id), (24, 22, Some(0)));
+        assert_eq!((mounts[0].id, mounts[0].parent, mounts[0].user_id), (22, 1, None));
+    }
+
+    #[test]
+    fn bind_mount_of_a_part_is_not_the_space() {
+        let line = "24 22 0:50 /lib /m rw - fuse.holofs holofs:720c7a8_5a1fac3_9fcd2534@1.2 rw,user_id=0";
+        let mount = parse(line.as_bytes()).remove(0);
+        assert_eq!((mount.root.as_path(), mount.identity()), (Path::new("/lib"), None));
+        let whole = parse(line.replace("/lib", "/").as_bytes()).remove(0);
+        assert!(whole.identity().is_some());
+    }
+
+    #[test]
+    fn mount_of_another_user_is_not_ours() {
+        let us = rustix::process::getuid().as_raw();
+        for (user, ours) in [(us, true), (us + 1, false)] {
+            let line = format!("24 22 0:50 / /m rw - fuse.holofs holofs:x@1.2 rw,user_id={user},group_id=0");
+            assert_eq!(parse(line.as_bytes()).remove(0).is_ours(), ours);
+        }
+        assert!(!parse(b"24 22 0:50 / /m rw - fuse.holofs holofs:x@1.2 rw").remove(0).is_ours());
     }
 
     #[test]
@@ -175,10 +219,10 @@ garbage
         let line = format!("24 22 0:50 / /m rw - fuse.holofs {source} rw");
         let mount = parse(line.as_bytes()).remove(0);
         assert_eq!(mount.identity(), Some("720c7a8_5a1fac3_9fcd2534"));
-        assert_eq!(mount.ours().unwrap().1, place(Path::new("/proc/.")).unwrap());
-        assert_ne!(mount.ours().unwrap().1, place(Path::new("/")).unwrap());
+        assert_eq!(mount.named().unwrap().1, place(Path::new("/proc/.")).unwrap());
+        assert_ne!(mount.named().unwrap().1, place(Path::new("/")).unwrap());
         let odd = parse(b"24 22 0:50 / /m rw - fuse.holofs holofs:a@name@1.2 rw").remove(0);
-        assert_eq!(odd.ours(), Some(("a@name", "1.2")));
+        assert_eq!(odd.named(), Some(("a@name", "1.2")));
     }
 
     #[test]

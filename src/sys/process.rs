@@ -163,6 +163,21 @@ pub fn start_time(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// Kills a process, which must be the one that was started then.
+///
+/// # Errors
+/// ESRCH when it has ended, and EPERM.
+pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
+    let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
+    let pid = rustix::process::Pid::from_raw(raw).ok_or(Errno::SRCH)?;
+    // By a descriptor, so that it cannot become another process between the look and the signal.
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    if start_time(raw) != Some(started) {
+        return Err(Errno::SRCH);
+    }
+    rustix::process::pidfd_send_signal(process, rustix::process::Signal::KILL)
+}
+
 /// Why a process may not answer, as far as it can be seen from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Condition {

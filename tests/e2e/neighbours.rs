@@ -4,6 +4,8 @@
 //! that nothing of the victim's was changed, that commands end, and that a refusal is one clear line.
 
 mod beside;
+mod mounts;
+mod namespaces;
 mod state;
 
 use std::os::unix::fs::{PermissionsExt, symlink};

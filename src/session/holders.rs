@@ -1,0 +1,88 @@
+//! Who keeps a mount: processes that use it, and other mount namespaces that have a copy of it.
+//!
+//! Invariant: it looks at `/proc` only, never at the mount, and not for longer than [`PATIENCE`]; what it finds may be
+//! old by the time it is said, and what it may not look at is not found.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::sys::guarded::read_at_most;
+use crate::sys::mountinfo;
+
+/// A machine with many thousands of processes is not searched to the end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Nobody reads more names than that.
+const MOST: usize = 5;
+
+/// No table of mounts that matters is longer.
+const MAX_TABLE: u64 = 8 << 20;
+
+/// A process that has a mount in its own mount namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// Its name.
+    pub command: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pid, self.command)
+    }
+}
+
+/// The processes that see the filesystem with this device number and source, wherever they see it. The number alone
+/// would not do: the kernel gives it to the next filesystem at once.
+pub(super) fn that_see(dev: &str, source: &str) -> Vec<Holder> {
+    let sees = |pid: &u32| {
+        let table = std::fs::File::open(format!("/proc/{pid}/mountinfo")).ok();
+        let table = table.and_then(|file| read_at_most(&file, MAX_TABLE).ok()).unwrap_or_default();
+        mountinfo::parse(&table).iter().any(|mount| mount.dev == dev && mount.source == source)
+    };
+    let named = |pid| Holder {
+        pid,
+        command: std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned(),
+    };
+    processes().filter(sees).take(MOST).map(named).collect()
+}
+
+/// The processes that have their directory, program or an open file below a path, as far as we may look.
+pub(super) fn that_use(mountpoint: &Path) -> Vec<u32> {
+    processes().filter(|pid| uses(*pid, mountpoint)).collect()
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let deadline = Instant::now() + PATIENCE;
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .take_while(move |_| Instant::now() < deadline)
+}
+
+fn uses(pid: u32, mountpoint: &Path) -> bool {
+    let base = PathBuf::from(format!("/proc/{pid}"));
+    let below = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(mountpoint));
+    if ["cwd", "root", "exe"].iter().any(|name| below(&base.join(name))) {
+        return true;
+    }
+    std::fs::read_dir(base.join("fd")).is_ok_and(|fds| fds.flatten().any(|fd| below(&fd.path())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_sees_what_it_has_mounted() {
+        let proc =
+            mountinfo::mounts().unwrap().into_iter().find(|m| m.mountpoint == Path::new("/proc")).unwrap();
+        let found = that_see(&proc.dev, &proc.source);
+        assert!(!found.is_empty() && found.len() <= MOST);
+        assert!(found.iter().all(|holder| !holder.command.is_empty()), "{found:?}");
+        assert_eq!(that_see(&proc.dev, "another"), []);
+        assert_eq!(that_see("0:1048575", &proc.source), []);
+    }
+}

@@ -1,0 +1,230 @@
+//! Mounts that are not the space's, and a mountpoint that is exchanged.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::{SPACE, assert_refused, mount, soon};
+use crate::common::World;
+use crate::common::as_user::is_root;
+
+/// How often a mount races against somebody who exchanges its mountpoint.
+const RACES: usize = 25;
+
+/// The source of the mount at a path, as mountinfo shows it.
+fn source_at(path: &Path) -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(4) == path.to_str()).expect("mounted");
+    line.split(" - ").nth(1).unwrap().split(' ').nth(1).unwrap().to_owned()
+}
+
+/// A FUSE mount of another user, as the kernel shows it; nobody answers for it.
+struct Foreign<'p> {
+    at: &'p Path,
+    _device: OwnedFd,
+}
+
+impl<'p> Foreign<'p> {
+    fn new(source: &str, at: &'p Path) -> Self {
+        let device = rustix::fs::open("/dev/fuse", OFlags::RDWR, Mode::empty()).unwrap();
+        let data =
+            format!("fd={},rootmode=40000,user_id=65534,group_id=65534,allow_other", device.as_raw_fd());
+        let data = std::ffi::CString::new(data).unwrap();
+        rustix::mount::mount(source, at, "fuse.holofs", MountFlags::NOSUID, Some(data.as_c_str())).unwrap();
+        Self { at, _device: device }
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.at, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// A bind mount that goes with its guard.
+struct Bound<'p>(&'p Path);
+
+impl<'p> Bound<'p> {
+    fn new(what: &Path, at: &'p Path) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        crate::common::sh(Command::new("mount").arg("--bind").arg(what).arg(at));
+        Self(at)
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        // One of the tests has it taken away.
+        rustix::mount::unmount(self.0, UnmountFlags::DETACH).ok();
+    }
+}
+
+/// Does something at the end of its scope, however that ends.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+for_both_users! {
+    fn exchanged_mountpoint_is_never_followed() {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        let path = mounted.path().to_owned();
+        mounted.unmount();
+        let (victim, trap) = (world.path().join("precious"), world.base().join("trap"));
+        std::fs::create_dir(&victim).unwrap();
+        std::os::unix::fs::symlink(&victim, &trap).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Also when an assertion fails.
+            let _end = OnDrop(|| over.store(true, Ordering::Relaxed));
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // Refused while it is mounted on.
+                    rustix::fs::renameat_with(CWD, &path, CWD, &trap, RenameFlags::EXCHANGE).ok();
+                    std::thread::yield_now();
+                }
+            });
+            for _ in 0..RACES {
+                let done = mount(&world);
+                let mounts = world.mounts();
+                if done.code == 0 {
+                    // An exchange that had begun before can still end after the last look; its place is ours anyway.
+                    assert!(mounts == [path.as_path()] || mounts == [trap.as_path()], "{mounts:?} {done:?}");
+                    assert_eq!(done.stdout.trim(), path.to_str().unwrap());
+                    assert_eq!(soon(&world, &["unmount", SPACE]).code, 0);
+                } else {
+                    assert!(mounts.is_empty(), "{mounts:?} {done:?}");
+                    assert!(matches!(done.code, 7 | 8), "{done:?}");
+                }
+            }
+        });
+        assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 0);
+    }
+}
+
+/// Another user mounts something whose source text is ours.
+#[test]
+fn mount_of_another_user_with_our_source_is_not_ours() {
+    if !is_root() {
+        return;
+    }
+    let world = World::sample();
+    let mounted = world.mount(SPACE);
+    let (path, source) = (mounted.path().to_owned(), source_at(mounted.path()));
+    let theirs = world.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let foreign = Foreign::new(&source, &theirs);
+    let shown = path.to_str().unwrap();
+    assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), shown);
+    assert_eq!(mount(&world).stdout.trim(), shown);
+    assert_eq!(world.json(["list"])[mounted.identity()]["path"], shown);
+    assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+    assert_eq!(soon(&world, &["unmount", SPACE]).stdout.trim(), shown);
+    assert_eq!(world.mounts(), [theirs.as_path()]);
+    let identity = mounted.identity().to_owned();
+    mounted.has_ended();
+    assert_eq!(world.json(["list"])[&identity]["state"], "unmounted");
+    assert_eq!(soon(&world, &["unmount", "--all"]).stdout, "");
+    drop(foreign);
+    // On the very place of the space.
+    let foreign = Foreign::new(&source, &path);
+    for command in [&["path", SPACE][..], &["mount", world.home().to_str().unwrap(), SPACE]] {
+        let done = soon(&world, command);
+        assert_eq!(done.code, 7, "{done:?}");
+        assert_refused(&done, shown);
+    }
+    assert_eq!(soon(&world, &["list"]).code, 0);
+    assert!(soon(&world, &["unmount", SPACE]).stderr.contains("not mounted"));
+    drop(foreign);
+    drop(world.mount(SPACE));
+}
+
+/// A bind mount of a directory of the space is not the space, and keeps it busy.
+#[test]
+fn bind_mount_of_a_part_is_not_the_space() {
+    if !is_root() {
+        return;
+    }
+    for io in ["cached", "passthrough"] {
+        let world = World::sample();
+        let mounted = world.mount_with(SPACE, &["--io", io]);
+        let path = mounted.path().to_str().unwrap();
+        let at = world.path().join("bound");
+        let bound = Bound::new(&mounted.at("lib"), &at);
+        assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), path);
+        assert_eq!(mount(&world).stdout.trim(), path);
+        assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+        let done = soon(&world, &["unmount", SPACE]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert_refused(&done, at.to_str().unwrap());
+        assert!(at.join("module.py").exists() && mounted.at("readme.txt").exists());
+        drop(bound);
+        mounted.unmount();
+    }
+}
+
+/// Of a bind mount of the whole the recorded place decides; `--force` ends all of them.
+#[test]
+fn bind_mount_of_the_whole_is_not_taken_for_it() {
+    if !is_root() {
+        return;
+    }
+    let world = World::sample();
+    let mounted = world.mount(SPACE);
+    let path = mounted.path().to_str().unwrap();
+    let at = world.path().join("bound");
+    let bound = Bound::new(mounted.path(), &at);
+    assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), path);
+    assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+    assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
+    // The bind mount by its path, and no more than that.
+    assert_eq!(soon(&world, &["unmount", at.to_str().unwrap()]).code, 12);
+    let done = soon(&world, &["unmount", SPACE, "--force"]);
+    assert_eq!((done.code, done.stdout.trim()), (0, path), "{done:?}");
+    assert_eq!(world.mounts(), Vec::<std::path::PathBuf>::new());
+    drop(bound);
+    mounted.has_ended();
+}
+
+/// `path` looks at one space: in another one there may be a hundred thousand changes, or something that never answers.
+#[test]
+fn path_looks_at_no_other_space() {
+    if !is_root() {
+        return;
+    }
+    let world = World::sample();
+    let mounted = world.mount("other");
+    let hung = mounted.upper("hung");
+    mounted.unmount();
+    drop(world.mount(SPACE));
+    std::fs::create_dir(&hung).unwrap();
+    let foreign = Foreign::new("nobody answers", &hung);
+    for command in ["path", "status"] {
+        assert_eq!(soon(&world, &[command, SPACE]).code, 0);
+    }
+    drop(foreign);
+}
+
+for_both_users! {
+    fn list_looks_at_a_bounded_number_of_changes() {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        for n in 0..1_200 {
+            std::fs::write(mounted.at(format!("many/{n}")), "changed").unwrap();
+        }
+        let row = &world.json(["list"])[mounted.identity()];
+        assert_eq!(row["upper_bytes_at_least"], true);
+        assert!(soon(&world, &["list"]).stdout.contains('>'));
+        let status = world.json(["status", SPACE]);
+        assert_eq!(status["upper_bytes_at_least"], false);
+        assert!(status["upper_bytes"].as_u64() > row["upper_bytes"].as_u64());
+    }
+}

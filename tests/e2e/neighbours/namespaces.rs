@@ -1,0 +1,129 @@
+//! A mount that another mount namespace has, and daemons that do not end by themselves.
+
+use std::process::{Child, Command};
+
+use rustix::process::Signal;
+
+use super::{SPACE, assert_refused, mount, soon};
+use crate::common::as_user::is_root;
+use crate::common::{Mounted, World, wait_until};
+
+/// A process with a copy of all mounts of its own, which nobody else's unmounting reaches.
+struct Elsewhere(Child);
+
+impl Elsewhere {
+    fn new() -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sleep", "1000"]);
+        let child = command.spawn().expect("unshare (util-linux) is installed");
+        let (own, its) = ("/proc/self/ns/mnt", format!("/proc/{}/ns/mnt", child.id()));
+        wait_until("another mount namespace", || {
+            let comm = std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
+            comm.trim() == "sleep" && std::fs::read_link(&its).ok() != std::fs::read_link(own).ok()
+        });
+        Self(child)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn change(mounted: &Mounted<'_>) {
+    std::fs::write(mounted.at("readme.txt"), "changed").unwrap();
+}
+
+#[track_caller]
+fn is_kept(world: &World) {
+    let mounted = world.mount(SPACE);
+    assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"changed");
+}
+
+#[test]
+fn unmount_names_who_has_a_copy_in_another_mount_namespace() {
+    if !is_root() {
+        return;
+    }
+    let world = World::sample();
+    let mounted = world.mount(SPACE);
+    change(&mounted);
+    let elsewhere = Elsewhere::new();
+    // The second time nothing is mounted here, and the space is as busy.
+    for _ in 0..2 {
+        let done = soon(&world, &["unmount", SPACE]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert_refused(&done, &format!("{} (sleep)", elsewhere.0.id()));
+        assert!(done.stderr.contains("--force"), "{done:?}");
+    }
+    assert_eq!(mount(&world).code, 12);
+    drop(elsewhere);
+    mounted.has_ended();
+    is_kept(&world);
+}
+
+#[test]
+fn force_ends_what_another_mount_namespace_has() {
+    if !is_root() {
+        return;
+    }
+    for unmounted_before in [false, true] {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        change(&mounted);
+        let elsewhere = Elsewhere::new();
+        if unmounted_before {
+            assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
+        }
+        let done = soon(&world, &["unmount", SPACE, "--force"]);
+        assert_eq!((done.code, done.stdout.trim()), (0, mounted.path().to_str().unwrap()), "{done:?}");
+        mounted.has_ended();
+        is_kept(&world);
+        drop(elsewhere);
+    }
+}
+
+for_both_users! {
+    fn stopped_daemon_is_named_and_ended_by_force() {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        change(&mounted);
+        mounted.signal(Signal::STOP);
+        let done = soon(&world, &["unmount", SPACE, "--timeout", "1"]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert_refused(&done, &format!("process {}, which is stopped", mounted.pid()));
+        let done = soon(&world, &["unmount", SPACE, "--force"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        mounted.has_ended();
+        is_kept(&world);
+    }
+
+    fn force_ends_a_mount_that_is_in_use() {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        change(&mounted);
+        let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();
+        assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
+        let done = soon(&world, &["unmount", SPACE, "--force"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        mounted.has_ended();
+        is_kept(&world);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn detached_mount_in_use_is_not_said_to_have_ended() {
+        let world = World::sample();
+        let mounted = world.mount(SPACE);
+        let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();
+        assert_eq!(soon(&world, &["unmount", SPACE, "--lazy"]).code, 0);
+        let done = soon(&world, &["unmount", SPACE, "--timeout", "0.2"]);
+        assert_eq!(done.code, 12, "{done:?}");
+        assert_refused(&done, &format!("process {}", mounted.pid()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        mounted.has_ended();
+    }
+}
