@@ -130,8 +130,10 @@ fn an_exchanged_directory_keeps_its_mode() {
             while !stop.load(Ordering::Relaxed) {
                 for name in &names {
                     if std::fs::rename(name, &away).is_ok() {
-                        symlink(&private, name).unwrap();
-                        std::fs::remove_file(name).unwrap();
+                        // It may have been made anew by then.
+                        if symlink(&private, name).is_ok() {
+                            std::fs::remove_file(name).unwrap();
+                        }
                         drop(std::fs::remove_dir_all(&away));
                     }
                 }

@@ -286,7 +286,7 @@ mod tests {
                     }
                 }
             });
-            for _ in 0..500 {
+            for _ in 0..200 {
                 let done = opened(&base).make_dir_with("a".as_ref(), 0o777, true);
                 // What it says does not matter here.
                 drop(done);
