@@ -35,6 +35,9 @@ pub(super) struct Args {
     top: Option<usize>,
 }
 
+/// The longest identity.yaml that is shown, in bytes.
+const MAX_IDENTITY: u64 = 1 << 20;
+
 /// One environment; rcc's keys, and `entries`.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -167,6 +170,9 @@ fn identity_text(index: &Index, library: &Location, context: &Context) -> Result
     let Ok(NodeKind::File { digest, size, .. }) = index.node(id).map(|node| node.kind) else {
         return Ok(None);
     };
+    if size > MAX_IDENTITY {
+        return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
+    }
     let cache = BlobCache::open(&context.env.cache_dir().join("blobs"))?;
     let blobs = Blobs::new(Box::new(HololibStore::new(&library.hololib)), cache);
     Ok(match blobs.read_all(&digest, size) {

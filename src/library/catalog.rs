@@ -9,29 +9,31 @@
 //! What lies below a link to a directory is listed by rcc once more (`shadow`); it counts in rcc's own numbers and
 //! is no part of the tree.
 //!
-//! Invariant: memory is bounded by what is kept of the entries, never by the size of the text.
+//! Invariant: memory is bounded by what is kept of the entries, never by the size of the text; and both are bounded by the
+//! size of the file, see [`limits`].
 
 mod build;
 mod gunzip;
+pub mod header;
 mod json;
+pub(crate) mod limits;
 #[cfg(test)]
 mod tests;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 use super::NAME_LEN;
 use super::digest::Digest;
 use super::index::CatalogInfo;
+use limits::Limits;
 
-/// The longest text of a catalog, in bytes: a million files take about 300 MB.
-pub const MAX_TEXT: u64 = 2 << 30;
 /// The deepest nesting of directories. A path of the kernel's limit (4096 bytes) could name 2048; real
 /// environments stay below 40.
 pub const MAX_DEPTH: usize = 256;
 /// The largest file, 2^62 bytes: larger numbers are nonsense, and sums of them would wrap.
 pub const MAX_SIZE: u64 = 1 << 62;
-/// The most entries of a tree. Real environments have up to some hundred thousand.
-pub const MAX_ENTRIES: usize = 1 << 24;
-/// The most relocations of all files together.
-pub const MAX_RELOCATIONS: usize = 1 << 26;
 /// The longest text of a link, as the kernel has it.
 pub const MAX_LINK: usize = 4095;
 
@@ -63,6 +65,35 @@ pub enum CatalogError {
     /// It is larger than any environment.
     #[error("{0}")]
     TooLarge(String),
+}
+
+/// What a catalog or a space's `.meta` says about itself, in rcc's order.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Header {
+    /// The version of rcc; empty in old ones, and left out then.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rcc: String,
+    /// The directory's name: of the stage in a catalog, of the space in a `.meta`.
+    pub identity: String,
+    /// The directory.
+    pub path: String,
+    /// `rcc.user`; empty in a catalog.
+    pub controller: String,
+    /// The space's name; empty in a catalog.
+    pub space: String,
+    /// `linux_amd64`.
+    pub platform: String,
+    /// The blueprint's hash.
+    pub blueprint: String,
+}
+
+impl Header {
+    /// The directory in which spaces of it must lie.
+    #[must_use]
+    pub fn base(&self) -> Option<&Path> {
+        Path::new(&self.path).parent()
+    }
 }
 
 /// A checked tree, in the order of the text.
@@ -130,7 +161,8 @@ impl Tree {
 /// # Errors
 /// See [`CatalogError`].
 pub fn parse_file(bytes: &[u8]) -> Result<Tree, CatalogError> {
-    let tree = gunzip::unpacking(bytes, |pieces| build::build(pieces))?;
+    let limits = Limits::of(bytes.len() as u64);
+    let tree = gunzip::unpacking(bytes, limits, |pieces| build::build(pieces, limits))?;
     check_header(&tree.info)?;
     Ok(tree)
 }

@@ -62,7 +62,8 @@ pub struct CatalogFile {
     pub modified: SystemTime,
 }
 
-/// Every catalog of a hololib, by name. What is there and is no catalog is passed over, as rcc does.
+/// Every catalog of a hololib, by name. What is there and is no catalog is passed over, as rcc does. A link is none: it
+/// could lead to any file, and to one that is not read to its end.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -72,12 +73,13 @@ pub fn list(hololib: &Path) -> Result<Vec<CatalogFile>, LibraryError> {
     for entry in std::fs::read_dir(&dir).map_err(LibraryError::io(&dir))? {
         let path = entry.map_err(LibraryError::io(&dir))?.path();
         let Some(CatalogName { blueprint, platform }) = CatalogName::of(&path) else { continue };
-        let metadata = match std::fs::metadata(&path) {
-            // rcc removed it, or it is a link to nowhere.
+        let metadata = match std::fs::symlink_metadata(&path) {
+            // rcc removed it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.map_err(LibraryError::io(&path))?,
         };
         if !metadata.is_file() {
+            tracing::warn!(path = %path.display(), "this is not a regular file, so it is no catalog");
             continue;
         }
         let modified = metadata.modified().map_err(LibraryError::io(&path))?;

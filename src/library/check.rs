@@ -215,12 +215,16 @@ fn sizes(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
 
 /// What is wrong with a blob's content.
 fn contents(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
-    let mut searches: Vec<Search<'_>> = Vec::new();
+    // All offsets of one name at once: many files of a catalog can share a content and differ in their offsets.
+    let mut offsets: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
     for file in files(users, catalogs).filter(|file| !file.relocations.is_empty()) {
-        let search = Search { name: file.identity, offsets: file.relocations, at: 0, missed: None };
-        if !searches.contains(&search) {
-            searches.push(search);
-        }
+        offsets.entry(file.identity).or_default().extend_from_slice(file.relocations);
+    }
+    let mut searches: Vec<Search<'_>> = Vec::new();
+    for (name, offsets) in &mut offsets {
+        offsets.sort_unstable();
+        offsets.dedup();
+        searches.push(Search { name, offsets, at: 0, missed: None });
     }
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
     let opened = rustix::fs::open(&blob.path, flags, rustix::fs::Mode::empty());
@@ -262,7 +266,6 @@ fn files<'a>(users: &'a [User], catalogs: &'a [Catalog]) -> impl Iterator<Item =
 }
 
 /// Looks, in bytes that come in pieces, whether a name stands at each of some offsets.
-#[derive(PartialEq)]
 struct Search<'a> {
     name: &'a [u8],
     /// Rising; those that were passed are taken off.

@@ -73,6 +73,9 @@ fn why_not(path: &Path) -> &'static str {
     if metadata.is_dir() {
         return "not a library: it holds neither catalog/ and library/, nor hololib/, nor lib/";
     }
+    if !metadata.is_file() {
+        return "not a library: it is neither a directory nor a file";
+    }
     let mut start = [0u8; 4];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
     if read.is_ok() && start == *b"PK\x03\x04" {

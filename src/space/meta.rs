@@ -8,11 +8,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use flate2::bufread::MultiGzDecoder;
 use flate2::{Compression, GzBuilder};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -182,8 +181,7 @@ pub fn write_meta(base: &Dir, space: &SpacePath, catalog: &Path, umask: u32) -> 
     };
     replace(base, &name_beside(space, ".meta"), umask, true, |file| {
         let catalog = guarded::open_file(catalog, Access::Read)?;
-        let text = BufReader::new(MultiGzDecoder::new(BufReader::new(catalog)));
-        gzip(file, |out| document::rewrite(text, &replaced, out))
+        gzip(file, |out| document::rewrite(&catalog, &replaced, out))
     })?;
     header.identity = replaced.identity.to_owned();
     header.controller = replaced.controller.to_owned();

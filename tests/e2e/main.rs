@@ -21,6 +21,7 @@ mod damage;
 mod differential;
 mod frozen;
 mod helper;
+mod hostile_catalog;
 mod hostile_library;
 mod inject;
 mod mounted;

@@ -9,17 +9,21 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::json::{Lexer, Pieces, Stop};
 use super::{
-    CatalogError, Entry, EntryKind, MAX_DEPTH, MAX_ENTRIES, MAX_LINK, MAX_RELOCATIONS, MAX_SIZE, Text, Tree,
-    bad_name, perm_of_go_mode,
+    CatalogError, Entry, EntryKind, Limits, MAX_DEPTH, MAX_LINK, MAX_SIZE, Text, Tree, bad_name,
+    perm_of_go_mode,
 };
 use crate::library::NAME_LEN;
 use crate::library::digest::Digest;
 
+/// How many offsets of a file may wait to be sorted.
+const SORT: usize = 1 << 12;
+
 /// Reads one document; what follows it is nobody's concern.
-pub(super) fn build(pieces: impl Pieces) -> Result<Tree, CatalogError> {
+pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, CatalogError> {
     let mut builder = Builder {
         json: Lexer::new(pieces),
         tree: Tree::default(),
+        limits,
         known_digests: HashMap::with_hasher(Keyed::new()),
         path: Vec::new(),
         hidden: false,
@@ -34,13 +38,14 @@ pub(super) fn build(pieces: impl Pieces) -> Result<Tree, CatalogError> {
             let why = format!("{why} (at byte {} of the catalog's text)", builder.json.offset());
             Err(CatalogError::Entry { path: builder.current_path(), why })
         }
-        Err(Stop::Json(why)) => Err(CatalogError::NotACatalog { why, offset: builder.json.offset() }),
+        Err(stop) => Err(stop.into_error(builder.json.offset())),
     }
 }
 
 struct Builder<P> {
     json: Lexer<P>,
     tree: Tree,
+    limits: Limits,
     known_digests: HashMap<Digest, u32, Keyed>,
     /// The names that lead to the entry that is being read.
     path: Vec<Text>,
@@ -305,37 +310,59 @@ impl<P: Pieces> Builder<P> {
             return Ok(());
         }
         let digest = digest.map_err(|said| Stop::Entry(format!("a digest {said:?} that is none")))?;
-        let digest = self.digest(digest);
+        let digest = self.digest(digest)?;
         let relocations = self.checked_offsets(mark.relocations, size)?;
         let perm = perm_of_go_mode(mode);
         self.push(name, parent, EntryKind::File { size, perm, digest, relocations })?;
         Ok(())
     }
 
-    /// A list of offsets, as they come, onto the end of all.
+    /// A list of offsets onto the end of all. The same one again takes no memory, however often it comes.
     fn offsets(&mut self) -> Result<(), Stop> {
         self.json.expect(b'[', "a list was expected")?;
-        let mut first = true;
+        let start = self.tree.relocations.len();
+        let (mut first, mut sort_at) = (true, start + SORT);
         while self.json.next_element(&mut first)? {
             let offset = self.json.natural()?;
-            if self.tree.relocations.len() >= MAX_RELOCATIONS {
-                return Err(Stop::Other(too_large("relocations", MAX_RELOCATIONS)));
+            // rcc lists a few twice, one after the other.
+            if self.tree.relocations.len() > start && self.tree.relocations.last() == Some(&offset) {
+                continue;
+            }
+            if self.tree.relocations.len() >= sort_at {
+                self.sort_offsets(start);
+                let distinct = self.tree.relocations.len();
+                if distinct > self.limits.relocations {
+                    return Err(Stop::Other(Limits::too_large(
+                        "relocations",
+                        self.limits.relocations as u64,
+                    )));
+                }
+                // Twice as many: so sorting takes a time in proportion to the list.
+                sort_at = start + (2 * (distinct - start)).max(SORT);
             }
             self.tree.relocations.push(offset);
         }
         Ok(())
     }
 
-    /// The offsets from `start` on, put in order.
-    fn checked_offsets(&mut self, start: usize, size: u64) -> Result<(u64, u32), Stop> {
+    /// Puts the offsets from `start` on in order, each once: other writers do not sort.
+    fn sort_offsets(&mut self, start: usize) {
         let all = &mut self.tree.relocations;
         let own = all.get_mut(start..).unwrap_or_default();
-        // A file that ends in the middle of a read block has a few listed twice, and other writers do not sort.
         if !own.is_sorted_by(|a, b| a < b) {
             own.sort_unstable();
             let mut sorted = all.split_off(start);
             sorted.dedup();
             all.append(&mut sorted);
+        }
+    }
+
+    /// The offsets from `start` on, put in order.
+    fn checked_offsets(&mut self, start: usize, size: u64) -> Result<(u64, u32), Stop> {
+        self.sort_offsets(start);
+        let all = &self.tree.relocations;
+        if all.len() > self.limits.relocations {
+            return Err(Stop::Other(Limits::too_large("relocations", self.limits.relocations as u64)));
         }
         if all.len() > start
             && let Some(last) = all.last()
@@ -372,13 +399,16 @@ impl<P: Pieces> Builder<P> {
         add_text(&mut self.tree.strings, text)
     }
 
-    fn digest(&mut self, digest: Digest) -> u32 {
-        // No more than there are entries, and those are fewer than 2^24.
+    fn digest(&mut self, digest: Digest) -> Result<u32, Stop> {
+        // Those of entries that are taken back stay.
+        if self.tree.digests.len() > self.limits.entries {
+            return Err(Stop::Other(Limits::too_large("digests", self.limits.entries as u64)));
+        }
         let next = self.tree.digests.len() as u32;
-        *self.known_digests.entry(digest).or_insert_with(|| {
+        Ok(*self.known_digests.entry(digest).or_insert_with(|| {
             self.tree.digests.push(digest);
             next
-        })
+        }))
     }
 
     /// Adds an entry and says its position. A hidden one is added to nothing.
@@ -387,8 +417,8 @@ impl<P: Pieces> Builder<P> {
             return Ok(parent);
         }
         let own = self.tree.entries.len();
-        if own >= MAX_ENTRIES {
-            return Err(Stop::Other(too_large("entries", MAX_ENTRIES)));
+        if own >= self.limits.entries {
+            return Err(Stop::Other(Limits::too_large("entries", self.limits.entries as u64)));
         }
         self.tree.entries.push(Entry { name, parent, kind });
         Ok(own as u32)
@@ -425,8 +455,4 @@ fn add_text(strings: &mut Vec<u8>, text: &str) -> Result<Text, Stop> {
     };
     strings.extend_from_slice(text.as_bytes());
     Ok((offset, len))
-}
-
-fn too_large(what: &str, limit: usize) -> CatalogError {
-    CatalogError::TooLarge(format!("it has more than {limit} {what}"))
 }

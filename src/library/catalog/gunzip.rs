@@ -4,11 +4,12 @@
 //! The checksum at the end of the stream is not asked for once the document is complete: real rcc reads a catalog
 //! whose trailer is cut off.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use super::CatalogError;
 use super::json::Pieces;
-use super::{CatalogError, MAX_TEXT};
+use super::limits::Limits;
 
 /// Bytes of a piece.
 const PIECE: usize = 256 * 1024;
@@ -20,6 +21,7 @@ const SMALL: usize = 32 * 1024;
 /// Unpacks `bytes` piece by piece into `reader`.
 pub(super) fn unpacking<T>(
     bytes: &[u8],
+    limits: Limits,
     reader: impl FnOnce(Box<dyn Pieces + '_>) -> Result<T, CatalogError>,
 ) -> Result<T, CatalogError> {
     if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
@@ -28,7 +30,7 @@ pub(super) fn unpacking<T>(
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Err(CatalogError::NotGzip("it is not a gzip stream".into()));
     }
-    let unpacker = Unpacker::new(bytes);
+    let unpacker = Unpacker::new(bytes, PIECE, limits);
     if bytes.len() < SMALL {
         return reader(Box::new(unpacker));
     }
@@ -39,14 +41,14 @@ pub(super) fn unpacking<T>(
         match worker.spawn_scoped(scope, move || unpack_into(unpacker, &full, &used)) {
             Ok(_) => reader(Box::new(Waiting { pieces, empty })),
             // No threads to be had: the same, one after the other.
-            Err(_) => reader(Box::new(Unpacker::new(bytes))),
+            Err(_) => reader(Box::new(Unpacker::new(bytes, PIECE, limits))),
         }
     })
 }
 
 /// Runs until the stream ends or the parser has enough.
 fn unpack_into(
-    mut unpacker: Unpacker<'_>,
+    mut unpacker: Unpacker<&[u8]>,
     full: &SyncSender<Result<Vec<u8>, CatalogError>>,
     used: &Receiver<Vec<u8>>,
 ) {
@@ -81,26 +83,29 @@ impl<P: Pieces + ?Sized> Pieces for Box<P> {
 }
 
 /// Unpacks on demand.
-struct Unpacker<'a> {
-    stream: flate2::bufread::MultiGzDecoder<&'a [u8]>,
+pub(super) struct Unpacker<R> {
+    stream: flate2::bufread::MultiGzDecoder<R>,
+    /// Bytes of a piece.
+    piece: usize,
     total: u64,
+    limits: Limits,
     /// What is wrong with the stream behind the piece that was given last.
     broken: Option<std::io::Error>,
 }
 
-impl<'a> Unpacker<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { stream: flate2::bufread::MultiGzDecoder::new(bytes), total: 0, broken: None }
+impl<R: BufRead> Unpacker<R> {
+    pub(super) fn new(packed: R, piece: usize, limits: Limits) -> Self {
+        Self { stream: flate2::bufread::MultiGzDecoder::new(packed), piece, total: 0, limits, broken: None }
     }
 }
 
-impl Pieces for Unpacker<'_> {
+impl<R: BufRead> Pieces for Unpacker<R> {
     fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
         if let Some(error) = self.broken.take() {
             return Err(CatalogError::NotGzip(format!("the gzip stream is broken: {error}")));
         }
         let mut piece = used;
-        piece.resize(PIECE, 0);
+        piece.resize(self.piece, 0);
         let mut filled = 0;
         while let Some(room) = piece.get_mut(filled..).filter(|room| !room.is_empty()) {
             match self.stream.read(room) {
@@ -118,8 +123,8 @@ impl Pieces for Unpacker<'_> {
         }
         piece.truncate(filled);
         self.total += filled as u64;
-        if self.total > MAX_TEXT {
-            return Err(CatalogError::TooLarge(format!("its text is longer than {MAX_TEXT} bytes")));
+        if self.total > self.limits.text {
+            return Err(Limits::too_large("bytes of text", self.limits.text));
         }
         Ok((filled > 0).then_some(piece))
     }

@@ -30,6 +30,17 @@ pub(super) enum Stop {
     Other(CatalogError),
 }
 
+impl Stop {
+    /// The error of a text that is no catalog, which was read up to `offset`.
+    pub(super) fn into_error(self, offset: u64) -> CatalogError {
+        match self {
+            Self::Json(why) => CatalogError::NotACatalog { why, offset },
+            Self::Entry(why) => CatalogError::BadHeader(why),
+            Self::Other(error) => error,
+        }
+    }
+}
+
 /// The lexer.
 #[derive(Debug)]
 pub(super) struct Lexer<P> {
@@ -84,6 +95,11 @@ fn blank_len(bytes: &[u8]) -> usize {
 impl<P: Pieces> Lexer<P> {
     pub(super) fn new(pieces: P) -> Self {
         Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
+    }
+
+    /// Where the pieces come from, and what was taken of the one that is being read: for whoever copies the text.
+    pub(super) fn passed(&mut self) -> (&mut P, &[u8]) {
+        (&mut self.pieces, self.piece.get(..self.at).unwrap_or_default())
     }
 
     /// How many bytes of the text were read.

@@ -6,12 +6,11 @@
 //! they did; else the sums are computed anew, and a bad or old index is compiled again.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -19,12 +18,11 @@ use super::compile::compile;
 use super::format::VERSION;
 use super::{Index, IndexError};
 use crate::library::LibraryError;
+use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::CatalogName;
 use crate::library::look::Look;
-
-/// The largest catalog file, in bytes: a hundred times what real ones take.
-const MAX_FILE: u64 = 512 << 20;
+use crate::sys::guarded::{self, Access, Problem};
 
 /// What is remembered of one catalog file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -174,19 +172,15 @@ pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
     let failed = |source| LibraryError::Io { path: path.to_owned(), source };
     // rcc writes catalogs in place: one that is being written is read once more.
     for _ in 0..3 {
-        // A FIFO in a catalog's place must not hang us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        let mut file = File::from(file);
+        let file = guarded::open_file(path, Access::Read).map_err(|error| match error.problem {
+            Problem::Os(errno) => failed(errno.into()),
+            problem => refused(path, problem.to_string()),
+        })?;
         let before = file.metadata().map_err(failed)?;
-        if !before.is_file() {
-            return Err(refused(path, "it is not a regular file".into()));
-        }
-        if before.size() > MAX_FILE {
-            return Err(refused(path, format!("it is larger than {MAX_FILE} bytes")));
-        }
-        let mut bytes = Vec::with_capacity(before.size() as usize + 1);
-        Read::by_ref(&mut file).take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = guarded::read_at_most(&file, MAX_FILE).map_err(|problem| match problem {
+            Problem::Os(errno) => failed(errno.into()),
+            problem => refused(path, problem.to_string()),
+        })?;
         let after = file.metadata().map_err(failed)?;
         let look = Look::from(&before);
         if look == Look::from(&after) && bytes.len() as u64 == before.size() {

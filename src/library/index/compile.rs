@@ -30,11 +30,23 @@ pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, Compile
             *number = position as u32;
         }
     }
-    let mut out = Output { header: Header { catalog_sha256, ..Header::default() }, ..Output::default() };
+    let nodes = vec![0u8; HEADER_SIZE];
+    let mut out =
+        Output { header: Header { catalog_sha256, ..Header::default() }, file: nodes, next_child: 0 };
+    out.file.reserve_exact(size_of_index(tree));
     for entry in &order {
         out.node(tree, &children, &number, *entry);
     }
     Ok(out.finish(tree))
+}
+
+/// About how many bytes the index of a tree takes, so that it is not copied as it grows.
+fn size_of_index(tree: &Tree) -> usize {
+    tree.entries.len() * format::NODE_SIZE
+        + tree.digests.len() * format::DIGEST_SIZE
+        + tree.relocations.len() * 8
+        + tree.strings.len()
+        + 4096
 }
 
 /// The children of each entry, sorted by name: one array, and where each one's part begins.
@@ -113,10 +125,10 @@ fn breadth_first(tree: &Tree, children: &Children) -> Vec<u32> {
     order
 }
 
-#[derive(Default)]
 struct Output {
     header: Header,
-    nodes: Vec<u8>,
+    /// The file so far: room for the header, then the nodes.
+    file: Vec<u8>,
     /// Where the next directory's children begin.
     next_child: u32,
 }
@@ -159,29 +171,26 @@ impl Output {
             }
         }
         self.header.node_count += 1;
-        raw.encode(&mut self.nodes);
+        raw.encode(&mut self.file);
     }
 
     fn finish(mut self, tree: &Tree) -> Vec<u8> {
-        let mut digests = Vec::with_capacity(tree.digests.len() * format::DIGEST_SIZE);
-        for digest in &tree.digests {
-            format::encode_digest(digest, &mut digests);
-        }
-        let relocations: Vec<u8> = tree.relocations.iter().flat_map(|offset| offset.to_le_bytes()).collect();
-        let info = serde_json::to_vec(&tree.info).unwrap_or_default();
-        let mut file = vec![0u8; HEADER_SIZE];
-        let mut append = |bytes: &[u8]| {
+        let mut file = self.file;
+        self.header.nodes = (HEADER_SIZE as u64, (file.len() - HEADER_SIZE) as u64);
+        let mut section = |fill: &dyn Fn(&mut Vec<u8>)| {
             // Whole words, so that numbers are aligned in the mapping.
             file.resize(file.len().next_multiple_of(8), 0);
-            let section = (file.len() as u64, bytes.len() as u64);
-            file.extend_from_slice(bytes);
-            section
+            let start = file.len();
+            fill(&mut file);
+            (start as u64, (file.len() - start) as u64)
         };
-        self.header.nodes = append(&self.nodes);
-        self.header.digests = append(&digests);
-        self.header.relocations = append(&relocations);
-        self.header.strings = append(&tree.strings);
-        self.header.info = append(&info);
+        self.header.digests =
+            section(&|file| tree.digests.iter().for_each(|digest| format::encode_digest(digest, file)));
+        self.header.relocations =
+            section(&|file| file.extend(tree.relocations.iter().flat_map(|offset| offset.to_le_bytes())));
+        self.header.strings = section(&|file| file.extend_from_slice(&tree.strings));
+        let info = serde_json::to_vec(&tree.info).unwrap_or_default();
+        self.header.info = section(&|file| file.extend_from_slice(&info));
         self.header.body_crc = crc32fast::hash(file.get(HEADER_SIZE..).unwrap_or_default());
         if let Some(start) = file.get_mut(..HEADER_SIZE) {
             start.copy_from_slice(&self.header.encode());

@@ -1,0 +1,176 @@
+//! Catalogs that cost more than they should: what a command takes of memory and time is in proportion to what is stored.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::common::library::STAGE;
+use crate::common::world::{Done, finish};
+use crate::common::{Library, World};
+
+/// A world whose only catalog has this text, written piece by piece.
+fn catalog(fill: impl FnOnce(&World, &mut dyn Write)) -> (World, PathBuf) {
+    let world = World::new();
+    for dir in ["catalog", "library", "used", "pids"] {
+        std::fs::create_dir_all(world.hololib().join(dir)).unwrap();
+    }
+    let path = Library::sample().catalog(&world.hololib());
+    let mut out = GzEncoder::new(std::fs::File::create(&path).unwrap(), Compression::best());
+    fill(&world, &mut out);
+    out.finish().unwrap();
+    (world, path)
+}
+
+/// The members before the tree.
+fn header(world: &World) -> String {
+    format!(
+        r#""identity":"{STAGE}","path":"{}/{STAGE}","platform":"linux_{}","blueprint":"{}""#,
+        world.base().display(),
+        if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        Library::sample().hash(),
+    )
+}
+
+/// Runs `holofs ARGS` with no more than `mebibytes` of address space, of which threads and programs take some as well.
+#[track_caller]
+fn within(world: &World, mebibytes: u64, args: &[&str]) -> Done {
+    let holofs = world.holofs();
+    let mut command: Command = world.command("prlimit");
+    command.arg(format!("--as={}", mebibytes << 20)).arg("--").arg(holofs.get_program()).args(args);
+    let done = finish(&mut command);
+    assert!(!done.stderr.contains("memory allocation") && done.code < 128, "{args:?}: {done:?}");
+    done
+}
+
+/// Every command that reads catalogs refuses this one in one line that names it, within this memory.
+#[track_caller]
+fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
+    let home = world.home();
+    let home = home.to_str().unwrap();
+    let blueprint = Library::sample().hash();
+    for args in
+        [&["mount", home, "s"][..], &["catalogs", home], &["check", home], &["warm", home, &blueprint]]
+    {
+        let done = within(world, mebibytes, args);
+        let said = format!("{}{}", done.stdout, done.stderr);
+        assert!(said.contains(&blueprint), "the catalog is named: {args:?}: {done:?}");
+        for word in words {
+            assert!(said.contains(word), "{word}: {args:?}: {done:?}");
+        }
+        assert!(done.code != 0 || args.contains(&"catalogs"), "{args:?}: {done:?}");
+    }
+    for args in [&["list"][..], &["path", "s"], &["status", "s"]] {
+        within(world, mebibytes, args);
+    }
+    assert!(world.mounts().is_empty());
+}
+
+#[test]
+fn equal_relocations_take_no_memory() {
+    let (world, path) = catalog(|world, out| {
+        let digest = "0".repeat(64);
+        write!(
+            out,
+            r#"{{{},"tree":{{"files":{{"f":{{"size":99,"mode":420,"digest":"{digest}","rewrite":["#,
+            header(world)
+        )
+        .unwrap();
+        // Two bytes each, as many as a file of this size may unpack to.
+        let zeros = b"0,".repeat(1 << 20);
+        for _ in 0..8 {
+            out.write_all(&zeros).unwrap();
+        }
+        write!(out, r#"0]}}}}}}}}"#).unwrap();
+    });
+    assert!(path.metadata().unwrap().len() < 200_000);
+    let home = world.home();
+    let done = within(&world, 300, &["catalogs", home.to_str().unwrap(), "--json"]);
+    assert!(done.code == 0 && done.stdout.contains(r#""relocations": 1"#), "{done:?}");
+}
+
+#[test]
+fn sixty_million_relocations_in_a_small_file_are_refused() {
+    let (world, path) = catalog(|world, out| {
+        let digest = "0".repeat(64);
+        write!(
+            out,
+            r#"{{{},"tree":{{"files":{{"f":{{"size":99,"mode":420,"digest":"{digest}","rewrite":["#,
+            header(world)
+        )
+        .unwrap();
+        let zeros = b"0,".repeat(1 << 20);
+        for _ in 0..60 {
+            out.write_all(&zeros).unwrap();
+        }
+        write!(out, r#"0]}}}}}}}}"#).unwrap();
+    });
+    assert!(path.metadata().unwrap().len() < 200_000);
+    assert_refused_within(&world, 300, &["bytes of text"]);
+}
+
+#[test]
+fn entries_are_bounded_by_the_size_of_the_file() {
+    // Directories with names of two letters each, in directories of such.
+    let (world, path) = catalog(|world, out| {
+        let names: Vec<String> = (0..1000).map(|n| format!(r#""{n:03}":{{}}"#)).collect();
+        let thousand = names.join(",");
+        write!(out, r#"{{{},"tree":{{"subdirs":{{"#, header(world)).unwrap();
+        for n in 0..3000 {
+            let comma = if n == 0 { "" } else { "," };
+            write!(out, r#"{comma}"d{n}":{{"subdirs":{{{thousand}}}}}"#).unwrap();
+        }
+        write!(out, "}}}}}}").unwrap();
+    });
+    assert!(path.metadata().unwrap().len() < 1_000_000);
+    assert_refused_within(&world, 300, &["entries"]);
+}
+
+#[test]
+fn text_before_the_header_is_bounded() {
+    let (world, path) = catalog(|world, out| {
+        write!(out, "{{").unwrap();
+        let blank = [b' '; 1 << 20];
+        for _ in 0..400 {
+            out.write_all(&blank).unwrap();
+        }
+        write!(out, r#"{},"tree":{{}}}}"#, header(world)).unwrap();
+    });
+    assert!(path.metadata().unwrap().len() < 1_000_000);
+    assert_refused_within(&world, 300, &["bytes of text"]);
+}
+
+/// What is no regular file is passed over with one line, or refused with one; nothing waits for it or follows it.
+#[test]
+fn what_is_no_regular_file_is_no_catalog() {
+    let makers: [(&str, fn(&std::path::Path)); 4] = [
+        ("a FIFO", |path| {
+            let mode = rustix::fs::Mode::from_bits_truncate(0o666);
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }),
+        ("a link to /dev/zero", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
+        ("a link to a file", |path| std::os::unix::fs::symlink("/etc/passwd", path).unwrap()),
+        ("a directory", |path| std::fs::create_dir(path).unwrap()),
+    ];
+    for (what, make) in makers {
+        let world = World::sample();
+        let bad = Library::sample().named("bad");
+        let path = bad.catalog(&world.hololib());
+        make(&path);
+        let home = world.home();
+        let home = home.to_str().unwrap();
+        for args in [&["catalogs", home][..], &["check", home], &["list"], &["unmount", "s"]] {
+            let done = within(&world, 300, args);
+            assert!(done.code == 0, "{what}: {args:?}: {done:?}");
+            assert!(done.stderr.lines().count() <= 2, "{what}: {args:?}: {done:?}");
+        }
+        for args in [&["path", "s"][..], &["status", "s"], &["mount", home, "s", "--blueprint", &bad.hash()]]
+        {
+            let done = within(&world, 300, args);
+            assert!(done.code == 6 && !done.stderr.contains("panicked"), "{what}: {args:?}: {done:?}");
+        }
+        drop(world.mount("s"));
+    }
+}
