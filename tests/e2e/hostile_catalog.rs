@@ -142,10 +142,13 @@ fn text_before_the_header_is_bounded() {
     assert_refused_within(&world, 300, &["bytes of text"]);
 }
 
+/// Puts something else in a catalog's place.
+type Make = fn(&std::path::Path);
+
 /// What is no regular file is passed over with one line, or refused with one; nothing waits for it or follows it.
 #[test]
 fn what_is_no_regular_file_is_no_catalog() {
-    let makers: [(&str, fn(&std::path::Path)); 4] = [
+    let makers: [(&str, Make); 4] = [
         ("a FIFO", |path| {
             let mode = rustix::fs::Mode::from_bits_truncate(0o666);
             rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
