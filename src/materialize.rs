@@ -7,12 +7,12 @@
 
 pub mod clone;
 pub mod relocate;
+mod relocated;
 pub mod staging;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -29,9 +29,8 @@ use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::profile::Touched;
-use crate::library::stamp::Stamp;
 use crate::library::stream::Filling;
-use crate::library::unkept::{Unkept, is_full, memory_limit};
+use crate::library::unkept::{Unkept, is_full};
 use crate::sys::{fd, plain};
 use clone::{CloneError, Cloned, Cloner, Method, Strategy};
 use relocate::{Names, RelocateError};
@@ -529,86 +528,6 @@ impl Materializer {
         }
         add(&self.counters.bytes, size);
     }
-
-    /// The patched backing file of a relocated file that is only read, made now unless it is there.
-    fn relocated_file(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
-        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        if let Some(file) = self.unkept.lock().get(&node) {
-            return Ok(file);
-        }
-        let name = relocated_name(node);
-        if let Some(file) = self.kept(&name, lower, OFlags::RDONLY).map_err(os("open a relocated file"))? {
-            return Ok(Arc::new(file));
-        }
-        let copy = match self.patched_copy(node, lower) {
-            Err(error) if error.says_full() && lower.size <= memory_limit() => {
-                tracing::debug!(%error, "the disk is full: a relocated file is made in memory");
-                return self.relocated_in_memory(node, lower);
-            }
-            copy => copy?,
-        };
-        // The time is the mark of a whole, unharmed file: any later write would change it. There is no digest of the
-        // patched bytes, so after a restart of the machine the file is made again.
-        Stamp::ThisRun.set(&copy.file).map_err(os("set times"))?;
-        copy.staged.publish(self.relocated.as_fd(), &name).map_err(os("publish a relocated file"))?;
-        self.counters.relocated.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(copy.file))
-    }
-
-    /// The same in memory, for when the disk is full.
-    fn relocated_in_memory(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
-        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        let source = self.raw(node, lower)?;
-        drop(self.unkept.lock().make_room(lower.size));
-        let memory = rustix::fs::memfd_create("holofs-relocated", MemfdFlags::CLOEXEC);
-        let file = File::from(memory.map_err(os("memfd_create"))?);
-        clone::copy(&source, &file, lower.size)
-            .map_err(|source| Error::Clone { path: self.lower_path(node), source })?;
-        relocate::patch_file(&file, lower.relocations.iter(), &self.names)
-            .map_err(|source| Error::Relocate { path: self.lower_path(node), source })?;
-        let file = Arc::new(file);
-        drop(self.unkept.lock().put(node, Arc::clone(&file), lower.size));
-        Ok(file)
-    }
-
-    /// Takes the backing file that reading left, if there is a good one, as the private copy of a writer.
-    fn promote(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Option<PrivateCopy>, Error> {
-        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        let name = relocated_name(node);
-        let Some(file) = self.kept(&name, lower, OFlags::RDWR).map_err(os("open a relocated file"))? else {
-            return Ok(None);
-        };
-        let staged_name = self.staging.fresh_name();
-        rustix::fs::renameat(&self.relocated, &name, self.staging.dir(), &staged_name)
-            .map_err(os("promote a relocated file"))?;
-        Ok(Some(PrivateCopy { file, staged: self.staging.adopt(staged_name, false) }))
-    }
-
-    /// A backing file kept from before, when it is what was written: same size, and a time of this run of the machine. Another one
-    /// goes.
-    fn kept(&self, name: &CString, lower: &LowerFile<'_>, access: OFlags) -> Result<Option<File>, Errno> {
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = match rustix::fs::openat(&self.relocated, name, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(errno),
-        };
-        let stat = rustix::fs::fstat(&file)?;
-        let good = u64::try_from(stat.st_size) == Ok(lower.size)
-            && Stamp::read(stat.st_mtime, stat.st_mtime_nsec as i64) == Some(Stamp::ThisRun);
-        if good {
-            return Ok(Some(file));
-        }
-        if !Stamp::was_one(stat.st_mtime, stat.st_mtime_nsec as i64) {
-            tracing::warn!(?name, "a kept relocated file was changed from outside; making it again");
-        }
-        rustix::fs::unlinkat(&self.relocated, name, AtFlags::empty())?;
-        Ok(None)
-    }
-}
-
-fn relocated_name(node: NodeId) -> CString {
-    CString::new(node.0.to_string()).unwrap_or_default()
 }
 
 fn write_all(file: &File, bytes: &[u8]) -> Result<(), Errno> {

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
 use crate::common::as_user::is_root;
 use crate::common::library::{STAGE, hex, pattern};
 use crate::common::power::{Cut, Disk, cuts};
+use crate::common::random::Random;
 use crate::common::{Library, Mounted, World};
 
 /// Whether images can be made here. They must be, where it is said to be CI.
@@ -324,4 +327,125 @@ fn new_space_on_ext4() {
 #[test]
 fn new_space_on_xfs() {
     new_space("xfs");
+}
+
+/// What a file of the workload may hold at a cut.
+#[derive(Default)]
+struct History {
+    /// SHA-256 of its bytes, one after the other; the last may be under way.
+    states: Vec<String>,
+    /// The state that was last synced.
+    safe: usize,
+}
+
+/// Ends the workload, also when a check fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Library files are changed again and again while the power goes, by several threads: patched, replaced, emptied and
+/// written anew the first time; synced now and then. A file is never between two states, and never before a synced one.
+fn under_load(kind: &'static str) {
+    if !may_mount() {
+        return;
+    }
+    const THREADS: usize = 3;
+    let files = 60 + cuts() * 20;
+    let disk = Disk::new(kind);
+    let world = world_on(&disk, &library(files, false));
+    let mounted = world.mount("s");
+    let identity = mounted.identity().to_owned();
+    let histories: Vec<Mutex<History>> = (0..files)
+        .map(|n| Mutex::new(History { states: vec![sum(&shown(&old(n), &identity))], safe: 0 }))
+        .collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (histories, stop, mounted, identity) = (&histories, &stop, &mounted, &identity);
+            scope.spawn(move || {
+                let mut random = Random::new(7 + thread as u64);
+                let mut touched = vec![false; files];
+                // Each file has one thread, or its states would have no order. An append that was not synced may end in
+                // zeros, as in a plain directory.
+                let mine: Vec<usize> =
+                    (0..files).filter(|n| n % THREADS == thread && n % WAYS != 2).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    let n = *random.pick(&mine);
+                    let note = |bytes: &[u8]| histories[n].lock().unwrap().states.push(sum(bytes));
+                    load(mounted.path(), n, identity, &mut touched[n], &mut random, &note);
+                    if random.below(4) == 0 {
+                        let at = histories[n].lock().unwrap().states.len() - 1;
+                        let path = mounted.at(format!("lib/f{n}"));
+                        File::open(&path).unwrap().sync_all().unwrap();
+                        File::open(mounted.at("lib")).unwrap().sync_all().unwrap();
+                        histories[n].lock().unwrap().safe = at;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(random.below(8)));
+                }
+            });
+        }
+        let _stops = Stop(&stop);
+        let mut random = Random::new(3);
+        for round in 0..cuts() {
+            std::thread::sleep(std::time::Duration::from_millis(100 + random.below(400)));
+            if random.below(2) == 0 {
+                disk.commit();
+            }
+            let safe: Vec<usize> = histories.iter().map(|history| history.lock().unwrap().safe).collect();
+            let cut = disk.cut();
+            let states = |n: usize| histories[n].lock().unwrap().states[safe[n]..].to_vec();
+            let allowed: Allowed = (0..files).map(|n| (format!("lib/f{n}"), states(n))).collect();
+            check(&world, &cut, "s", &allowed, &format!("{kind}, under load, cut {round}"));
+        }
+    });
+}
+
+/// One change of a file. `note` is told of each state before the file has it.
+fn load(
+    root: &Path,
+    n: usize,
+    identity: &str,
+    touched: &mut bool,
+    random: &mut Random,
+    note: &dyn Fn(&[u8]),
+) {
+    let path = root.join(format!("lib/f{n}"));
+    let number = random.below(1_000_000);
+    let first = !std::mem::replace(touched, true);
+    if n.is_multiple_of(WAYS) && first {
+        // The library's file is emptied. A second time would be as in a plain directory, which may be left empty.
+        let new = format!("{number} anew\n").into_bytes();
+        note(&new);
+        std::fs::write(&path, &new).unwrap();
+    } else if n % WAYS < 3 {
+        let new = format!("{number} replaced\n").into_bytes();
+        let temporary = root.join(format!("lib/.f{n}.tmp"));
+        std::fs::write(&temporary, &new).unwrap();
+        // The library's file is replaced as on ext4. A file of the upper is as safe as its filesystem makes it.
+        if !first {
+            File::open(&temporary).unwrap().sync_all().unwrap();
+        }
+        note(&new);
+        std::fs::rename(&temporary, &path).unwrap();
+    } else {
+        let mut new = shown(&old(n), identity);
+        let patch = format!("{number:07}");
+        new[..7].copy_from_slice(patch.as_bytes());
+        note(&new);
+        File::options().write(true).open(&path).unwrap().write_all_at(patch.as_bytes(), 0).unwrap();
+    }
+}
+
+#[test]
+fn under_load_on_ext4() {
+    under_load("ext4");
+}
+
+#[test]
+fn under_load_on_xfs() {
+    under_load("xfs");
 }

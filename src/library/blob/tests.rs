@@ -1,11 +1,12 @@
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::library::digest::DigestKind;
+use crate::library::digest::{DigestKind, Hasher};
 
 /// A store that counts how often it is opened, and answers errors where it is told to.
 #[derive(Debug)]
