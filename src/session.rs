@@ -33,6 +33,7 @@ use crate::space::{SpaceError, live};
 use crate::sys::fuse_mount::{self, Liveness, MountError};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::{process, surroundings};
+pub use arrival::wait_for_recording;
 pub use end::{Ended, How, end_unseen, unmount};
 pub use holders::Holder;
 

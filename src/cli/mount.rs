@@ -153,7 +153,14 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         blueprint: args.blueprint.as_deref(),
         fresh: args.fresh,
     };
-    let selected = select(&library, &wanted, env).map_err(|error| refusal(error, &library, context))?;
+    let mut selected = select(&library, &wanted, env);
+    // rcc writes catalogs in place: for a moment there is none that can be read.
+    if matches!(selected, Err(SpaceError::BadCatalog { .. }))
+        && session::wait_for_recording(&library, args.lock_timeout)
+    {
+        selected = select(&library, &wanted, env);
+    }
+    let selected = selected.map_err(|error| refusal(error, &library, context))?;
     let (mut read_only, mut allow_other) = (args.read_only, args.allow_other);
     let mut options = Vec::new();
     for option in args.options {

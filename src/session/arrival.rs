@@ -17,6 +17,7 @@ use super::Error;
 use crate::library::LibraryError;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
+use crate::library::locate::Location;
 use crate::space::lock::holder;
 use crate::space::plan::MountPlan;
 use crate::sys::guarded::{self, Access};
@@ -65,9 +66,23 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
             });
         }
         tracing::info!(missing, path = %lock.display(), "waits for the environment to be recorded");
-        while AtWork::of(&lock).is_some() && started.elapsed() < plan.lock_timeout {
-            std::thread::sleep(RETRY);
-        }
+        wait_while_held(&lock, started + plan.lock_timeout);
+    }
+}
+
+/// Waits up to `timeout` while somebody records into a library. Returns whether somebody did: a catalog that could not be
+/// read then may be whole now.
+#[must_use]
+pub fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
+    let lock = library.holotree().join("global.lck");
+    let was_held = AtWork::of(&lock).is_some();
+    wait_while_held(&lock, Instant::now() + timeout);
+    was_held
+}
+
+fn wait_while_held(lock: &Path, deadline: Instant) {
+    while AtWork::of(lock).is_some() && Instant::now() < deadline {
+        std::thread::sleep(RETRY);
     }
 }
 

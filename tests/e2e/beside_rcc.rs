@@ -265,15 +265,17 @@ for_both_users! {
         // In place: for a moment there is half a catalog under the old name.
         let catalog = one().catalog(&world.hololib());
         let whole = std::fs::read(&catalog).unwrap();
-        let lock = rcc::lock(&world.base().join("global.lck"));
-        std::fs::write(&catalog, &whole[..whole.len() - 40]).unwrap();
-        let mut mount = world.holofs().arg("mount").arg(world.home()).arg("s").spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(mount.try_wait().unwrap().is_none(), "it did not wait");
-        std::fs::write(&catalog, &whole).unwrap();
-        drop(lock);
-        assert_eq!(crate::common::world::wait(&mut mount, "the mount"), 0);
-        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        for length in [whole.len() - 40, 0] {
+            let lock = rcc::lock(&world.base().join("global.lck"));
+            std::fs::write(&catalog, &whole[..length]).unwrap();
+            let mut mount = world.holofs().arg("mount").arg(world.home()).arg("s").spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            assert!(mount.try_wait().unwrap().is_none(), "it did not wait");
+            std::fs::write(&catalog, &whole).unwrap();
+            drop(lock);
+            assert_eq!(crate::common::world::wait(&mut mount, "the mount"), 0);
+            assert_eq!(world.run(["unmount", "s"]).code, 0);
+        }
     }
 
     /// Blobs that nobody is about to write are told of, and the mount works without them.
