@@ -382,7 +382,9 @@ impl Materializer {
     fn keep(&self, node: NodeId, file: Arc<File>) -> Arc<File> {
         // Those without a name are few and large: `unkept` has them, here and for blobs.
         if fd::has_name(&*file).unwrap_or(false) {
-            self.open.lock().put(node, Arc::clone(&file));
+            // Closed after the lock is released: a blob that was removed from the cache meanwhile frees its blocks then.
+            let closed_later = self.open.lock().push(node, Arc::clone(&file));
+            drop(closed_later);
         }
         file
     }
@@ -485,7 +487,8 @@ impl Materializer {
     }
 
     fn forget_content(&self, node: NodeId) {
-        self.open.lock().pop(&node);
+        let closed_later = self.open.lock().pop(&node);
+        drop(closed_later);
         let mut memory = self.memory.lock();
         if let Some(old) = memory.entries.pop(&node) {
             memory.bytes -= old.len();

@@ -347,9 +347,12 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         }
         Liveness::Dead => {
             tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
-            fuse_mount::unmount(&live.mountpoint, true)
-                .map_err(|source| Error::Mount { path: live.mountpoint.clone(), source })?;
-            return Ok(None);
+            return match fuse_mount::unmount(&live.mountpoint, true) {
+                Ok(()) => Ok(None),
+                // It was ending, and has ended.
+                Err(_) if end::has_gone(&live, &plan.state_dir)? => Ok(None),
+                Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
+            };
         }
     }
     let Some(run) = record_of(plan, &live)? else { return Ok(None) };

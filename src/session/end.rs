@@ -64,7 +64,7 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, E
     } else if !places.is_empty() {
         return Err(Error::MountedElsewhere { path, places });
     } else {
-        take_away(&path, how.lazy || is_dead)?;
+        take_away(live, state_dir, how.lazy || is_dead)?;
     }
     if let Some(daemon) = daemon {
         see_it_end(&path, &daemon, &live.source, how)?;
@@ -72,9 +72,10 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, E
     Ok(Ended { mountpoint: path, identity: live.identity().unwrap_or_default().to_owned() })
 }
 
-fn take_away(path: &Path, lazily: bool) -> Result<(), Error> {
-    let path = path.to_owned();
+fn take_away(live: &MountEntry, state_dir: &Path, lazily: bool) -> Result<(), Error> {
+    let path = live.mountpoint.clone();
     let patience = Instant::now() + PATIENCE;
+    let mut again = 3;
     loop {
         match fuse_mount::unmount(&path, lazily) {
             Ok(()) => return Ok(()),
@@ -84,9 +85,21 @@ fn take_away(path: &Path, lazily: bool) -> Result<(), Error> {
             Err(MountError::Os { source: Errno::BUSY, .. }) => {
                 return Err(Error::InUse { pids: that_use(&path), path });
             }
+            // Somebody else was faster: it has ended all the same.
+            Err(_) if has_gone(live, state_dir)? => return Ok(()),
+            // Or it has, and another mount has come that got its device number: then that one is to end.
+            Err(_) if again > 0 => {
+                again -= 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
             Err(source) => return Err(Error::Mount { path, source }),
         }
     }
+}
+
+/// Whether a mount that was there is not there any more.
+pub(super) fn has_gone(live: &MountEntry, state_dir: &Path) -> Result<bool, Error> {
+    Ok(registry::find(state_dir)?.is_none_or(|now| now.dev != live.dev))
 }
 
 /// Ends the daemon of a space that is not mounted in this mount namespace, but in another one, or was detached. Does

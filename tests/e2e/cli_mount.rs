@@ -181,6 +181,33 @@ for_both_users! {
         mounted.has_ended();
     }
 
+    /// Whoever comes second finds what the first has done, and that is no error.
+    fn mounts_and_unmounts_at_once_all_succeed() {
+        let world = World::sample();
+        let home = world.home().into_os_string().into_string().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..15 {
+                        let done = world.run(["mount", &home, "s"]);
+                        assert_eq!(done.code, 0, "{done:?}");
+                    }
+                });
+                scope.spawn(|| {
+                    for _ in 0..30 {
+                        let done = world.run(["unmount", "s"]);
+                        // In use: the other test's child, or a mount that is just looking whether it answers.
+                        assert!(matches!(done.code, 0 | 12), "{done:?}");
+                    }
+                });
+            }
+        });
+        let done = world.run(["mount", &home, "s"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        crate::common::wait_until("the space to be free", || world.run(["unmount", "s"]).code == 0);
+        crate::common::wait_until("the mount to go", || world.mounts().is_empty());
+    }
+
     fn read_only() {
         let world = World::sample();
         {

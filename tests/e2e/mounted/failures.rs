@@ -203,25 +203,64 @@ fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
     out
 }
 
+/// The end of a large unlinked file takes the disk long: nobody waits for that but the file's own end.
+#[test]
+fn the_last_close_of_a_large_unlinked_file_stalls_nobody() {
+    let library = (0..200).fold(Library::new(), |library, n| library.file(&format!("d/{n}"), b""));
+    let world = World::with(&library);
+    let mounted = world.mount("s");
+    let path = mounted.at("large");
+    let file = std::fs::File::create(&path).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 300 << 20).unwrap();
+    let log = world.path().join("strace.log");
+    // Every close of the daemon takes three seconds from now on.
+    let slow = Injector::with(&mounted, &log, "close", "close:delay_enter=3000000");
+    std::fs::remove_file(&path).unwrap();
+    drop(file);
+    let started = std::time::Instant::now();
+    let mut longest = std::time::Duration::ZERO;
+    // New names: the kernel knows no answer and has to ask. For four seconds, within which the file is closed.
+    for n in 0..200 {
+        let asked = std::time::Instant::now();
+        std::fs::metadata(mounted.at(format!("d/{n}"))).unwrap();
+        longest = longest.max(asked.elapsed());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        if started.elapsed() > std::time::Duration::from_secs(8) {
+            break;
+        }
+    }
+    slow.end();
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("close("), "nothing was closed: {said}");
+    assert!(longest < std::time::Duration::from_millis(2500), "a lookup waited for a close: {longest:?}");
+}
+
 /// strace on the daemon, until dropped.
 struct Injector {
     strace: Child,
     log: std::path::PathBuf,
+    /// Kept open: it writes a line there for each new thread.
+    _said: BufReader<std::process::ChildStderr>,
 }
 
 impl Injector {
     fn new(mounted: &Mounted<'_>, log: &Path, call: &str, nth: usize) -> Self {
+        Self::with(mounted, log, call, &format!("{call}:error=ENOSPC:when={nth}"))
+    }
+
+    fn with(mounted: &Mounted<'_>, log: &Path, call: &str, what: &str) -> Self {
         let mut strace = Command::new("strace")
             .args(["-f", "-p", &mounted.pid().to_string(), "-e", &format!("trace={call}"), "-o"])
             .arg(log)
-            .args(["-e", &format!("inject={call}:error=ENOSPC:when={nth}")])
+            .args(["-e", &format!("inject={what}")])
             .stderr(Stdio::piped())
             .spawn()
             .expect("strace is installed");
         let mut line = String::new();
-        BufReader::new(strace.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let mut said = BufReader::new(strace.stderr.take().unwrap());
+        said.read_line(&mut line).unwrap();
         assert!(line.contains("attached"), "{line}");
-        Self { strace, log: log.to_owned() }
+        Self { strace, log: log.to_owned(), _said: said }
     }
 
     /// Whether a call was made to fail.
