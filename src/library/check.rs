@@ -229,7 +229,9 @@ fn contents(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String>
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
     let opened = rustix::fs::open(&blob.path, flags, rustix::fs::Mode::empty());
     let read = opened.map_err(|errno| Fault::Read(errno.into())).and_then(|fd| {
-        read_through(fd.into(), &blob.digest, None, &mut |bytes| {
+        // What unpacks to more than any catalog says is stopped there.
+        let most = files(users, catalogs).map(|file| file.size).max();
+        read_through(fd.into(), &blob.digest, most, &mut |bytes| {
             searches.iter_mut().for_each(|search| search.pass(bytes));
             Ok(())
         })
