@@ -195,12 +195,17 @@ pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
 /// after its bytes are on the disk, so that nobody does after a power cut either.
 fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.{number}.new", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    // A name left over from a process of the same number is in nobody's use.
-    let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+    let (temporary, made) = loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.{number}.new", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        // Never one that is there: a process of the same number, in another container, may be writing it.
+        match File::options().write(true).create_new(true).mode(0o600).open(&temporary) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => break (temporary, made),
+        }
+    };
     let written = made
         .and_then(|mut file| {
             file.write_all(bytes).and_then(|()| if durable { file.sync_data() } else { Ok(()) })
