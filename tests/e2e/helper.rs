@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holofs_mount_helper::policy::{Deny, FILES_PER_SLOT, SLOTS_PER_USER};
+use holofs_mount_helper::policy::{Deny, FILES_PER_SLOT, SLOTS_PER_USER, fuse_mounts};
 use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
@@ -540,5 +540,59 @@ as_ordinary_user! {
         assert_eq!(world.mounts(), Vec::<PathBuf>::new());
         assert_eq!(run("cached").code, 0);
         assert_eq!(world.run(["unmount", "s"]).code, 0);
+    }
+}
+
+/// Helpers that count at the same time see the same number. In a mount namespace of its own, with its own `fuse.conf`.
+#[test]
+fn mounts_made_at_once_stay_within_the_administrators_limit() {
+    use crate::common::as_user::{as_user_args, is_root, kernel_has_passthrough, tools};
+    if !is_root() || !kernel_has_passthrough() {
+        return;
+    }
+    let tools = tools();
+    let conf = tools.path().join("fuse.conf");
+    std::fs::write(&conf, "").unwrap();
+    std::fs::set_permissions(&conf, Permissions::from_mode(0o666)).unwrap();
+    let mut body = Command::new("unshare");
+    body.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/fuse.conf && exec setpriv \"$@\""]).arg(&conf);
+    body.args(as_user_args()).arg("--").arg(tools.path().join("e2e"));
+    body.args(["helper::mounts_at_once", "--exact", "--ignored", "--nocapture"]);
+    body.env("HOLOFS_TEST_TOOLS", tools.path()).current_dir("/");
+    assert!(sh(&mut body).contains("1 passed"));
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn mounts_at_once() {
+    const FREE: usize = 2;
+    // Only where the file is not the machine's.
+    if crate::common::as_user::is_root() {
+        return;
+    }
+    let count = || fuse_mounts(&std::fs::read_to_string("/proc/self/mounts").unwrap());
+    let most = count() + FREE;
+    std::fs::write("/etc/fuse.conf", format!("mount_max = {most}\n")).unwrap();
+    for _ in 0..20 {
+        let places: Vec<_> = (0..8).map(|_| (place(), Helper::greeted())).collect();
+        let start = std::sync::Barrier::new(places.len());
+        std::thread::scope(|scope| {
+            for ((_, on), helper) in &places {
+                let start = &start;
+                scope.spawn(move || {
+                    let on = directory(on);
+                    start.wait();
+                    match helper.ask(mount(), &[on.as_fd()]) {
+                        Reply::Mounted | Reply::Denied { reason: Deny::TooManyMounts, .. } => {}
+                        other => panic!("{other:?}"),
+                    }
+                });
+            }
+        });
+        assert!(count() <= most, "{} mounts, and {most} are allowed", count());
+        for ((_, on), helper) in places {
+            helper.end();
+            drop(Command::new("fusermount3").arg("-uzq").arg(on).output());
+        }
     }
 }
