@@ -13,13 +13,13 @@ pub mod format;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use crate::sys::guarded::{self, Access};
 use crate::sys::map::Map;
 use format::{Header, NODE_SIZE, RawNode};
 
@@ -137,7 +137,7 @@ impl Index {
     /// # Errors
     /// When it cannot be mapped, or is no index of this version.
     pub fn open(path: &Path) -> std::io::Result<Result<Self, IndexError>> {
-        let file = File::open(path)?;
+        let file = guarded::open_file(path, Access::Read)?;
         if file.metadata()?.len() < format::HEADER_SIZE as u64 {
             return Ok(Err(IndexError("it is shorter than a header")));
         }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use super::{SPACE, TRAPS, Victim, assert_refused, clear, mount, soon};
+use super::{SPACE, TRAPS, Trap, Victim, assert_refused, clear, mount, soon};
 use crate::common::World;
 use crate::common::as_user::is_root;
 
@@ -36,6 +36,24 @@ for_both_users! {
                 }
                 victim.is_untouched();
                 clear(&state.join(file));
+            }
+        }
+    }
+
+    fn cache_file_that_is_no_file_is_made_anew() {
+        let world = World::sample();
+        drop(world.mount(SPACE));
+        let victim = Victim::in_world(&world);
+        let index = world.state().join("cache/index");
+        let files: Vec<_> = std::fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(files.len() >= 2, "{files:?}");
+        for file in files {
+            for trap in TRAPS.into_iter().filter(|trap| *trap != Trap::Directory) {
+                victim.set(trap, &file);
+                let done = mount(&world);
+                assert_eq!(done.code, 0, "{trap:?} {}: {done:?}", file.display());
+                assert_eq!(soon(&world, &["unmount", SPACE]).code, 0);
+                victim.is_untouched();
             }
         }
     }
