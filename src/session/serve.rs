@@ -33,7 +33,8 @@ use crate::space::plan::{BusyPoll, Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
 use crate::sys::busy_poll::{self, Keeper, Latency};
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::{mountinfo, plain, process, surroundings, thread};
+use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::{plain, process, surroundings, thread};
 
 /// How often the usage marks are renewed while mounted, so that nobody thinks the environment unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -88,8 +89,8 @@ impl<'p> Prepared<'p> {
         // Before there is a mount: a signal that comes while it is made then ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         let device = helper::acquire(plan, claim.mountpoint(), &mount_options(plan)?)?;
-        let dev = device.mount.as_ref().map(|mount| mount.dev.clone());
-        let undo = Undo::new(dev.as_deref());
+        let mount = device.mount.clone();
+        let undo = Undo::new(mount.as_ref());
         let adapting = Adapting { fs: Arc::clone(&fs), loops, keeper, ended: Ended(signals.handle()) };
         let session = start_session(plan, adapting, device)?;
         let mounted = Mounted {
@@ -116,7 +117,7 @@ impl<'p> Prepared<'p> {
                 tracing::debug!(?ino, %error, "the kernel had nothing of a bad blob");
             }
         });
-        let serving = Serving { plan, index, claim, dev: dev.as_deref(), fs, signals, undo };
+        let serving = Serving { plan, index, claim, mount: mount.as_ref(), fs, signals, undo };
         serving.run(session, &mounted, ready)?;
         Ok(mounted)
     }
@@ -142,13 +143,13 @@ impl Drop for Ended {
 
 /// Takes a mount away that nobody has been told of, unless it is kept.
 struct Undo<'p> {
-    dev: Option<&'p str>,
+    mount: Option<&'p MountEntry>,
     armed: bool,
 }
 
 impl<'p> Undo<'p> {
-    fn new(dev: Option<&'p str>) -> Self {
-        Self { dev, armed: true }
+    fn new(mount: Option<&'p MountEntry>) -> Self {
+        Self { mount, armed: true }
     }
 
     fn keep(mut self) {
@@ -159,9 +160,9 @@ impl<'p> Undo<'p> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.armed
-            && let Some(dev) = self.dev
+            && let Some(mount) = self.mount
         {
-            undo_mounts(dev);
+            undo_mounts(mount);
         }
     }
 }
@@ -232,7 +233,7 @@ struct Serving<'p> {
     plan: &'p MountPlan,
     index: Arc<Index>,
     claim: Claim<'p>,
-    dev: Option<&'p str>,
+    mount: Option<&'p MountEntry>,
     fs: Arc<Fs>,
     signals: Signals,
     undo: Undo<'p>,
@@ -246,7 +247,8 @@ impl Serving<'_> {
         mounted: &Mounted,
         ready: &mut dyn FnMut(&Mounted),
     ) -> Result<(), Error> {
-        let Self { plan, index, mut claim, dev, fs, mut signals, undo } = self;
+        let Self { plan, index, mut claim, mount, fs, mut signals, undo } = self;
+        let dev = mount.map(|mount| mount.dev.as_str());
         let loops = std::thread::Builder::new()
             .name("session".into())
             .spawn(|| session.run())
@@ -257,7 +259,7 @@ impl Serving<'_> {
         match rustix::fs::lstat(&plan.space.mountpoint) {
             Ok(root) if dev == Some(device_number(root.st_dev).as_str()) => {}
             // Somebody may have unmounted it: then it ends in good order.
-            Ok(_) if !dev.is_some_and(is_mounted) => {}
+            Ok(_) if !mount.is_some_and(is_mounted) => {}
             Ok(_) => {
                 let path = plan.space.mountpoint.clone();
                 return Err(Error::Mount { path, source: MountError::Exchanged });
@@ -527,15 +529,16 @@ fn device_number(dev: u64) -> String {
     format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
 }
 
-fn is_mounted(dev: &str) -> bool {
-    mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|mount| mount.dev == dev))
+fn is_mounted(mount: &MountEntry) -> bool {
+    mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|other| other.is_same_filesystem(mount)))
 }
 
 /// Takes away a mount of which nobody was told, wherever it is by now.
-pub(super) fn undo_mounts(dev: &str) {
+pub(super) fn undo_mounts(made: &MountEntry) {
     match mountinfo::mounts() {
         Ok(mounts) => {
-            mounts.iter().filter(|mount| mount.dev == dev).for_each(|mount| undo_mount(&mount.mountpoint));
+            let same = mounts.iter().filter(|mount| mount.is_same_filesystem(made));
+            same.for_each(|mount| undo_mount(&mount.mountpoint));
         }
         Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
     }

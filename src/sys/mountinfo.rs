@@ -39,6 +39,13 @@ pub struct MountEntry {
 }
 
 impl MountEntry {
+    /// Whether both show one filesystem. The device number alone does not tell: the kernel gives it to the next mount as
+    /// soon as it is free.
+    #[must_use]
+    pub fn is_same_filesystem(&self, other: &MountEntry) -> bool {
+        self.dev == other.dev && self.fstype == other.fstype && self.source == other.source
+    }
+
     /// The space that its source names, when it is a whole space. Anybody can choose that text.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
@@ -234,5 +241,14 @@ garbage
     #[test]
     fn reads_the_real_table() {
         assert!(mounts().unwrap().iter().any(|m| m.mountpoint == Path::new("/proc")));
+    }
+
+    #[test]
+    fn device_number_that_was_given_again_is_another_filesystem() {
+        let line =
+            |source: &str| format!("36 35 0:50 / /m rw - fuse.holofs holofs:{source}@1.2 rw,user_id=0");
+        let of = |source: &str| parse(line(source).as_bytes()).remove(0);
+        assert!(of("one").is_same_filesystem(&of("one")));
+        assert!(!of("one").is_same_filesystem(&of("other")));
     }
 }
