@@ -449,3 +449,25 @@ fn under_load_on_ext4() {
 fn under_load_on_xfs() {
     under_load("xfs");
 }
+
+/// The same where the kernel writes to the files of the upper by itself.
+mod by_passthrough {
+    use crate::common::as_user::{Who, again};
+
+    #[test]
+    fn first_changes_on_ext4() {
+        let test = concat!(module_path!(), "::first_changes_on_ext4");
+        again(test, Who::Us, true, || super::first_changes("ext4", false));
+    }
+
+    #[test]
+    fn first_changes_on_xfs() {
+        let test = concat!(module_path!(), "::first_changes_on_xfs");
+        again(test, Who::Us, true, || super::first_changes("xfs", true));
+    }
+
+    #[test]
+    fn synced_on_xfs() {
+        again(concat!(module_path!(), "::synced_on_xfs"), Who::Us, true, || super::synced("xfs"));
+    }
+}
