@@ -6,7 +6,7 @@
 //!
 //! * A library file that is emptied begins as an empty copy, with the run of the machine in its mark
 //!   ([`Mark::Emptied`]). In a later run, one that is still empty counts as never emptied: it shows the library's bytes.
-//! * Soon after ([`DELAY`]) its bytes are written out, and then the mark becomes an ordinary one: from then on an empty
+//! * Soon after ([`DELAY`]; [`EMPTY`] while there are none) its bytes are written out, and then the mark becomes an ordinary one: from then on an empty
 //!   file was meant to be empty. A sync of the file does the same at once, and so does the end of the mount. A daemon
 //!   that was killed leaves the rest to the next one, which finds the marks when it reads the directory.
 //! * A file of the upper that is emptied has no old bytes to fall back to. Its new ones are written out as soon,
@@ -37,6 +37,10 @@ use crate::sys::fd;
 /// How long after it was emptied a file's bytes are written out. Long enough for a program to have written them, short
 /// beside the seconds after which a journal is committed.
 const DELAY: Duration = Duration::from_millis(100);
+
+/// How long a file has to stay empty to be meant to be. A program that empties a file writes to it at once, but a busy
+/// machine may let it wait.
+const EMPTY: Duration = Duration::from_secs(3);
 
 /// The files that wait.
 #[derive(Debug, Default)]
@@ -131,7 +135,8 @@ impl Namespace {
         self.unsettled.changed.notify_all();
     }
 
-    /// Writes out what was emptied this long ago. What cannot be written out is left as it is, and told in the log.
+    /// Writes out what was emptied this long ago; with no age, all at once, for nothing more will come. What cannot be
+    /// written out is left as it is, and told in the log.
     pub fn settle(&self, age: Duration) {
         let due = self.unsettled.due(age);
         // All are begun before one is waited for.
@@ -143,8 +148,12 @@ impl Namespace {
             }
         }
         for (ino, waiting) in due {
-            if let Err(error) = self.settle_one(ino, waiting) {
-                tracing::warn!(?ino, %error, "a file that was emptied may come back after a loss of power");
+            match self.settle_one(ino, waiting, age) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    tracing::warn!(?ino, %error, "a file that was emptied may come back after a loss of power");
+                }
             }
             if self.unsettled.remove(ino, waiting) {
                 self.table.forget(ino, 1);
@@ -152,13 +161,18 @@ impl Namespace {
         }
     }
 
-    fn settle_one(&self, ino: Ino, waiting: Waiting) -> Result<()> {
-        let Some(node) = self.table.get(ino).filter(|node| !node.is_gone()) else { return Ok(()) };
+    /// False when its bytes may still come.
+    fn settle_one(&self, ino: Ino, waiting: Waiting, age: Duration) -> Result<bool> {
+        let Some(node) = self.table.get(ino).filter(|node| !node.is_gone()) else { return Ok(true) };
         let file = self.backing_fd(&node)?;
+        let is_empty = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0;
+        if is_empty && !age.is_zero() && waiting.since.elapsed() < EMPTY {
+            return Ok(false);
+        }
         self.staging.write_out(&file).map_err(call("write out"))?;
         match waiting.marked {
-            Some(origin) => upper::write_mark(file.as_fd(), Mark::Data(origin)),
-            None => Ok(()),
+            Some(origin) => upper::write_mark(file.as_fd(), Mark::Data(origin)).map(|()| true),
+            None => Ok(true),
         }
     }
 

@@ -286,7 +286,7 @@ fn emptied_on_purpose() {
     let world = world_on(&disk, &library(WAYS, false));
     let mounted = world.mount("s");
     File::create(mounted.at("lib/f0")).unwrap();
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(std::time::Duration::from_secs(5));
     disk.commit();
     let allowed = Allowed::from([("lib/f0".to_owned(), vec![sum(b"")])]);
     check(&world, &disk.cut(), "s", &allowed, "emptied");

@@ -142,7 +142,7 @@ impl<'w> Mounted<'w> {
     /// Another test's child has all our open files between its fork and its exec, also those we have closed by now:
     /// so busy is believed only when it stays so.
     fn end(&self) -> Done {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let done = self.world.run([std::ffi::OsStr::new("unmount"), self.path.as_os_str()]);
             if done.code != 12 || Instant::now() > deadline {

@@ -115,18 +115,21 @@ impl Cut<'_> {
         let id = format!("{:08x}-0000-4000-8000-000000000000\n", 0xb007_0000_u32 + number as u32);
         std::fs::write(&boot, id).unwrap();
         let options = if self.disk.kind == "xfs" { "loop,nouuid" } else { "loop" };
+        // A copy of a mount in this namespace would keep other tests from unmounting it.
         let before = "set -eu
-            for live in \"$4\"/*; do umount -l \"$live\" 2>/dev/null || :; done
+            grep ' - fuse.holofs ' /proc/self/mountinfo | cut -d' ' -f5 | while read -r live; do
+                umount -l \"$live\" 2>/dev/null || :
+            done
             mount -o \"$1\" \"$2\" \"$3\"
-            mount --bind \"$5\" /proc/sys/kernel/random/boot_id
-            holofs=$6 home=$7
+            mount --bind \"$4\" /proc/sys/kernel/random/boot_id
+            holofs=$5 home=$6
             finish() { for live in \"$home\"/holotree/*; do mountpoint -q \"$live\" && umount -l \"$live\" || :; done; }
             trap finish EXIT
             ";
         let mut command = world.command("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
         command.arg(format!("{before}\n{script}")).arg("restart").arg(options).arg(&self.file);
-        command.arg(&self.disk.mountpoint).arg(world.base()).arg(&boot);
+        command.arg(&self.disk.mountpoint).arg(&boot);
         command.arg(world.holofs().get_program()).arg(world.home());
         finish(&mut command)
     }
