@@ -203,6 +203,43 @@ fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
     out
 }
 
+/// Between the change on disk and the daemon's record of it, everybody sees the entry as it was before.
+#[test]
+fn an_entry_is_found_while_its_change_is_being_recorded() {
+    let world = World::with(&Library::new().file("a", b"library").file("b", b"b").file("d/x", b""));
+    let mounted = world.mount("s");
+    let log = world.path().join("strace.log");
+    set_mode(&mounted.at("a"), 0o600).unwrap();
+    set_mode(&mounted.at("b"), 0o600).unwrap();
+    set_mode(&mounted.at("d"), 0o700).unwrap();
+    let (a, b) =
+        (std::fs::File::open(mounted.at("a")).unwrap(), std::fs::File::open(mounted.at("b")).unwrap());
+    let d = std::fs::File::open(mounted.at("d")).unwrap();
+    // The daemon learns a second late that it has renamed something.
+    let slow = Injector::with(&mounted, &log, "renameat2", "renameat2:delay_exit=1000000");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ask = scope.spawn(|| {
+            let mut asked = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for file in [&a, &b, &d] {
+                    let found = rustix::fs::fgetxattr(file, "user.none", &mut [0_u8; 8][..]);
+                    assert_eq!(found, Err(rustix::io::Errno::NODATA));
+                    asked += 1;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            asked
+        });
+        std::fs::write(mounted.at("a"), b"changed").unwrap();
+        std::fs::rename(mounted.at("b"), mounted.at("c")).unwrap();
+        std::fs::rename(mounted.at("d"), mounted.at("e")).unwrap();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(ask.join().unwrap() > 100);
+    });
+    slow.end();
+}
+
 /// The end of a large unlinked file takes the disk long: nobody waits for that but the file's own end.
 #[test]
 fn the_last_close_of_a_large_unlinked_file_stalls_nobody() {
