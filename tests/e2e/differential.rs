@@ -16,6 +16,7 @@ use generate::Generator;
 use op::Op;
 use side::Side;
 
+use crate::common::library::{STAGE, pattern};
 use crate::common::see::differences;
 use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
 
@@ -88,7 +89,12 @@ impl<'w> Pair<'w> {
 }
 
 fn library(seed: u64) -> Library {
-    if seed.is_multiple_of(2) { Library::sample() } else { Library::sample().raw() }
+    let mut large = pattern(150_000);
+    for at in [5_000, 140_000] {
+        large[at..at + STAGE.len()].copy_from_slice(STAGE.as_bytes());
+    }
+    let library = Library::sample().file("lib/large.conf", &large);
+    if seed.is_multiple_of(2) { library } else { library.raw() }
 }
 
 /// Runs a new sequence. The failure comes with the operations that led to it.

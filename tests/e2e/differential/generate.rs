@@ -19,6 +19,7 @@ const NAMES: &[&str] = &[
     "tool",
     "etc",
     "prefix.conf",
+    "large.conf",
     "many",
     "a",
     "hollow",
@@ -43,6 +44,9 @@ const HOWS: &[How] = &[
     How::CreateNew,
 ];
 
+/// The files that are other in each space.
+const RELOCATED: &[&str] = &["etc/prefix.conf", "bin/tool", "lib/large.conf"];
+
 /// What there is to do things to.
 #[derive(Default)]
 struct Tree {
@@ -55,11 +59,13 @@ struct Tree {
 /// A source of operations. What comes depends on the seed and on the plain tree alone.
 pub struct Generator {
     random: Random,
+    /// What was last opened in each slot, to be opened once more.
+    opened: [Option<String>; SLOTS],
 }
 
 impl Generator {
     pub fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed) }
+        Self { random: Random::new(seed), opened: [const { None }; SLOTS] }
     }
 
     pub fn next(&mut self, plain: &Side) -> Op {
@@ -85,19 +91,32 @@ impl Generator {
     }
 
     fn on_open_file(&mut self, tree: &Tree) -> Op {
-        let path = self.file(tree);
+        let mut path = self.file(tree);
+        let again: Vec<&String> = self.opened.iter().flatten().collect();
+        if !again.is_empty() && self.random.once_in(2) {
+            // A second descriptor of a file that has one.
+            path = (*self.random.pick(&again)).clone();
+        }
         let random = &mut self.random;
         let (at, len) = offset_and_len(random);
         let fill = u8::try_from(random.below(256)).unwrap();
         let some_slot = usize::try_from(random.below(SLOTS as u64)).unwrap();
         let slot = if tree.open.is_empty() { some_slot } else { *random.pick(&tree.open) };
-        match random.below(20) {
-            0..6 => Op::Open { slot: some_slot, path, how: *random.pick(HOWS) },
+        let at_byte = usize::try_from(at).unwrap();
+        match random.below(26) {
+            0..6 => {
+                let how = *random.pick(HOWS);
+                self.opened[some_slot] = Some(path.clone());
+                Op::Open { slot: some_slot, path, how }
+            }
             6..10 => Op::WriteOpen { slot, at, len, fill },
             10..14 => Op::ReadOpen { slot, at: at / 2, len },
             14 => Op::TruncateOpen { slot, len: at },
             15..17 => Op::StatOpen { slot },
-            17..19 => Op::MapOpen { slot, at: usize::try_from(at).unwrap(), fill },
+            17..19 => Op::MapOpen { slot, at: at_byte, fill },
+            19 => Op::KeepMap { slot },
+            20..23 => Op::ReadMap { slot: some_slot },
+            23..25 => Op::WriteMap { slot: some_slot, at: at_byte, fill },
             _ => Op::Close { slot },
         }
     }
@@ -191,7 +210,9 @@ impl Generator {
 
     /// A regular file, most of the time.
     fn file(&mut self, tree: &Tree) -> String {
-        if tree.files.is_empty() || self.random.once_in(4) {
+        if self.random.once_in(6) {
+            (*self.random.pick(RELOCATED)).to_owned()
+        } else if tree.files.is_empty() || self.random.once_in(4) {
             self.path(tree)
         } else {
             self.below(&tree.files)

@@ -120,6 +120,20 @@ pub enum Op {
         at: usize,
         fill: u8,
     },
+    /// Maps the open file and keeps the map, also when the file is closed.
+    KeepMap {
+        slot: usize,
+    },
+    /// Reads what is kept mapped, as far as the file goes.
+    ReadMap {
+        slot: usize,
+    },
+    /// Writes to what is kept mapped.
+    WriteMap {
+        slot: usize,
+        at: usize,
+        fill: u8,
+    },
     Close {
         slot: usize,
     },

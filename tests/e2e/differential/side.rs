@@ -13,17 +13,25 @@ use super::op::Op;
 use crate::common::see::{describe, hash, kind, tree, visit, xattrs};
 
 /// Open files that a sequence may have at once.
-pub const SLOTS: usize = 4;
+pub const SLOTS: usize = 6;
 
 /// A tree and the files open in it.
 pub struct Side {
     root: PathBuf,
     open: [Option<File>; SLOTS],
+    maps: [Option<Map>; SLOTS],
+}
+
+/// A shared map, and a descriptor of its file to know how long that is.
+struct Map {
+    file: File,
+    map: memmap2::MmapRaw,
+    writable: bool,
 }
 
 impl Side {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), open: [const { None }; SLOTS] }
+        Self { root: root.to_owned(), open: [const { None }; SLOTS], maps: [const { None }; SLOTS] }
     }
 
     pub fn is_open(&self, slot: usize) -> bool {
@@ -32,6 +40,7 @@ impl Side {
 
     pub fn close_all(&mut self) {
         self.open = [const { None }; SLOTS];
+        self.maps = [const { None }; SLOTS];
     }
 
     fn at(&self, path: &str) -> PathBuf {
@@ -146,6 +155,9 @@ impl Side {
             Op::TruncateOpen { slot, len } => self.slot(*slot)?.set_len(*len).map(ok),
             Op::StatOpen { slot } => Ok(describe(&self.slot(*slot)?.metadata()?)),
             Op::MapOpen { slot, at, fill } => self.write_map(*slot, *at, *fill),
+            Op::KeepMap { slot } => self.keep_map(*slot),
+            Op::ReadMap { slot } => self.read_map(*slot),
+            Op::WriteMap { slot, at, fill } => self.write_kept_map(*slot, *at, *fill),
             Op::Close { slot } => {
                 self.open[*slot] = None;
                 Ok("closed".to_owned())
@@ -186,6 +198,52 @@ impl Side {
         map[at] = fill;
         map.flush()?;
         Ok("mapped".to_owned())
+    }
+
+    fn keep_map(&mut self, slot: usize) -> Result<String> {
+        use std::os::fd::AsFd;
+        self.maps[slot] = None;
+        let file = File::from(self.slot(slot)?.as_fd().try_clone_to_owned()?);
+        let stat = file.metadata()?;
+        if !stat.is_file() || stat.len() == 0 || stat.mode() & 0o6000 != 0 {
+            return Ok("nothing to map".to_owned());
+        }
+        let options = memmap2::MmapOptions::new();
+        let (map, writable) = match options.map_raw(&file) {
+            Ok(map) => (map, true),
+            Err(_) => (options.map_raw_read_only(&file)?, false),
+        };
+        self.maps[slot] = Some(Map { file, map, writable });
+        Ok(format!("mapped, writable: {writable}"))
+    }
+
+    /// Where a map may be touched: pages beyond the end of its file are SIGBUS.
+    fn mapped(&self, slot: usize) -> Result<Option<(&Map, usize)>> {
+        let Some(map) = &self.maps[slot] else { return Ok(None) };
+        let len = usize::try_from(map.file.metadata()?.len()).unwrap().min(map.map.len());
+        Ok((len > 0).then_some((map, len)))
+    }
+
+    #[allow(unsafe_code)]
+    fn read_map(&self, slot: usize) -> Result<String> {
+        let Some((Map { map, .. }, len)) = self.mapped(slot)? else { return Ok("no map".to_owned()) };
+        // SAFETY: it is mapped, the file goes so far, and nobody else is at work.
+        let bytes: Vec<u8> = (0..len).map(|at| unsafe { map.as_ptr().add(at).read_volatile() }).collect();
+        Ok(format!("{len} bytes {:x}", hash(&bytes)))
+    }
+
+    #[allow(unsafe_code)]
+    fn write_kept_map(&self, slot: usize, at: usize, fill: u8) -> Result<String> {
+        let Some((Map { file, map, writable: true }, len)) = self.mapped(slot)? else {
+            return Ok("no map".to_owned());
+        };
+        if file.metadata()?.mode() & 0o6000 != 0 {
+            return Ok("set-id".to_owned());
+        }
+        // SAFETY: it is mapped to be written to, the file goes so far, and nobody else is at work.
+        unsafe { map.as_mut_ptr().add(at % len).write_volatile(fill) };
+        map.flush()?;
+        Ok("written".to_owned())
     }
 
     fn list(&self, path: &str) -> Result<String> {
