@@ -51,6 +51,14 @@ program=$(cargo test --test e2e --no-run --message-format=json 2>/dev/null |
 CARGO=$(command -v cargo)
 export CARGO RUST_BACKTRACE=0
 begin_run
+# Copies: a build meanwhile changes nothing.
+cp "$program" "$run_dir/e2e"
+program=$run_dir/e2e
+if [ -z "${HOLOFS_TEST_BINARY:-}" ]; then
+    cp "${CARGO_TARGET_DIR:-target}/debug/holofs" "$run_dir/holofs"
+    export HOLOFS_TEST_BINARY=$run_dir/holofs
+fi
+chmod 755 "$run_dir"/*
 failed=0
 total_kills=0 total_faults=0 total_points=0 total_cuts=0 total_sequences=0 total_operations=0
 

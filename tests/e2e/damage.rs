@@ -1,6 +1,8 @@
 //! Each file that holofs keeps is cut, flipped or removed while nothing is mounted: the next mount works, or it
 //! refuses with a clear line. It never shows wrong bytes of the library, and never crashes.
 
+mod replaced;
+
 use std::path::{Path, PathBuf};
 
 use crate::common::manifest::{Manifest, differences, read_tree};
@@ -44,7 +46,8 @@ fn damage(path: &Path, how: Damage) {
 fn try_mount<'w>(world: &'w World, what: &str) -> Option<Mounted<'w>> {
     let done = finish(world.holofs().arg("mount").arg(world.home()).arg("s"));
     if done.code != 0 {
-        assert!(done.stderr.starts_with("holofs: ") && done.code < 100, "{what}: {done:?}");
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("holofs: ") && done.code < 100, "{what}: {done:?}");
         assert!(!done.stderr.contains("panicked"), "{what}: {done:?}");
         return None;
     }

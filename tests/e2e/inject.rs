@@ -14,7 +14,7 @@ mod op;
 mod trace;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -226,6 +226,23 @@ fn may_trace() -> bool {
     may
 }
 
+/// What does not work any more with the names of a fixture, those that are gone above all: each can be taken again, and
+/// the whole removed.
+fn unusable(dir: &Path, model: &Model, seen: &Tree) -> Option<String> {
+    for path in model.before.keys().chain(model.after.keys()).filter(|path| !seen.contains_key(*path)) {
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        if !seen.get(parent).is_some_and(|line| line.starts_with('/')) {
+            continue;
+        }
+        let at = dir.join(path);
+        if let Err(error) = std::fs::create_dir(&at).and_then(|()| std::fs::remove_dir(&at)) {
+            return Some(format!("{path} is not there and cannot be made: {error}"));
+        }
+    }
+    let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::create_dir(dir));
+    removed.err().map(|error| format!("the directory cannot be removed and made anew: {error}"))
+}
+
 #[track_caller]
 fn report(what: &str, tried: usize, missed: usize, faults: &[String]) {
     println!("{what}: seed {}: {tried} injected, {missed} not reached, {} wrong", seed(), faults.len());
@@ -250,7 +267,7 @@ for_both_users! {
             }
         }
         let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
-        let mut expected: Vec<(usize, String, Tree, bool)> = Vec::new();
+        let mut expected: Vec<(usize, String, &Model, Tree, bool)> = Vec::new();
         for (op, model, point, error) in choose(all, &mut random) {
             let (number, held) = lab.prepare(op);
             let (answer, injected) = lab.disturbed(op, number, &point.failing(error));
@@ -278,13 +295,16 @@ for_both_users! {
                     faults.push(format!("{what}\n  answered {answer:?}; tried again, but: {text}"));
                 }
             }
-            expected.push((number, what, lab.see(number), loose));
+            expected.push((number, what, model, lab.see(number), loose));
         }
         let mounted = lab.mounted.take().expect("mounted");
         lab.mounted = Some(mounted.remount());
-        for (number, what, want, loose) in expected {
-            if let Some(text) = differs("as it was", &want, &lab.see(number), loose) {
+        for (number, what, model, want, loose) in expected {
+            let seen = lab.see(number);
+            if let Some(text) = differs("as it was", &want, &seen, loose) {
                 faults.push(format!("{what}\n  another state at the next mount: {text}"));
+            } else if let Some(text) = unusable(&lab.dir(number), model, &seen) {
+                faults.push(format!("{what}\n  at the next mount {text}"));
             }
         }
         report("failures", tried, missed, &faults);
@@ -316,7 +336,11 @@ for_both_users! {
             let after = differs("after", &model.after, &seen, true);
             let before = differs("before", &model.before, &seen, true);
             match (before, after) {
-                (_, None) => {}
+                (_, None) => {
+                    if let Some(text) = unusable(&lab.dir(number), model, &seen) {
+                        faults.push(format!("{what}\n  was done, but {text}"));
+                    }
+                }
                 (None, Some(text)) if answer.is_ok() => faults.push(format!("{what}\n  was acknowledged, but: {text}")),
                 (None, Some(_)) => {
                     if let Err(error) = (op.run)(&lab.dir(number)) {
