@@ -80,9 +80,9 @@ fn ends(world: &World, args: &[&str], what: &str) -> i32 {
     assert!(begin.elapsed() < LONGEST, "{what}: {args:?} took {:?}", begin.elapsed());
     assert!(done.code < 100 && !done.stderr.contains("panicked"), "{what}: {args:?}: {done:?}");
     if done.code != 0 {
-        // Warnings may stand before it.
-        let last = done.stderr.lines().last().unwrap_or_default();
-        assert!(last.starts_with("holofs: "), "{what}: {args:?}: {done:?}");
+        // Warnings may stand before it, and advice after it.
+        let line = done.stderr.lines().any(|line| line.starts_with("holofs: "));
+        assert!(line, "{what}: {args:?}: {done:?}");
     }
     done.code
 }
