@@ -356,12 +356,16 @@ impl Step<'_> {
     /// A directory over one that holds whiteouts: first the stand-in takes the target's place, which shows the same.
     fn over_stand_in(&self, mut stand_in: Staged) -> Result<Left> {
         let Move { new_at, new_name, .. } = self.change;
+        let before = rustix::fs::fstat(new_at).map_err(call("stat"))?;
         stand_in.exchange(new_at, new_name, true).map_err(call("rename"))?;
         self.plain().inspect_err(|_| {
             // Nothing of the target is lost: it goes back where it was.
             if let Err(errno) = stand_in.exchange(new_at, new_name, true) {
                 tracing::error!(name = ?new_name, %errno, "an emptied directory could not be put back");
                 stand_in.keep();
+            }
+            if let Err(error) = put_times_back(&new_at, &before) {
+                tracing::warn!(%error, "a directory shows the time of a rename in it that failed");
             }
         })
     }
