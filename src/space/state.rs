@@ -357,7 +357,9 @@ impl StateDir {
     /// Those of open(2) and fsync(2).
     pub fn settle(&self) -> Result<(), SpaceError> {
         let record = self.record();
-        File::open(&record).and_then(|file| file.sync_all()).map_err(SpaceError::io(&record))?;
+        // Guarded: the open of a FIFO would wait, and with it every change in the space.
+        let file = guarded::open_file(&record, Access::Read).map_err(std::io::Error::from);
+        file.and_then(|file| file.sync_all()).map_err(SpaceError::io(&record))?;
         sync_dir(&self.path)
     }
 
