@@ -409,7 +409,7 @@ class Bench:
                 sh("cp", "-a", ext4 / "env", xfs / "env.part")
                 sh("rm", "-rf", *(xfs / "env.part").glob("holofs*"), xfs / "env.part/holotree")
                 (xfs / "env.part").rename(xfs / "env")
-            self.writes(Site(self.places, "xfs", xfs, xfs / "env", self.wanted))
+            self.writes(Site(self.places, "xfs", xfs, xfs / "env", self.wanted, ext4 / "env"))
 
     def python_of_environment(self):
         plains = (self.places.work / "fs" / kind / "plain" / PLAIN / "bin/python3" for kind in ("ext4", "xfs"))

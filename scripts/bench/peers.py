@@ -16,10 +16,13 @@ class Holofs:
     """Spaces of one home in one I/O mode. Each mode has a blob cache of its own: how one mode reads a file decides in
     what pieces the other one would find it in memory."""
 
-    def __init__(self, places, home, io):
+    def __init__(self, places, home, io, recorded_in=None):
+        """`recorded_in`: the home in which the library was recorded, if `home` is a copy of that home. The environment
+        works only below the home in which it was recorded."""
         self.places, self.home, self.io = places, home, io
         self.kept = home / f"holofs-{io}"
-        self.environment = {**os.environ, "ROBOCORP_HOME": str(home), "HOLOFS_HOME": str(self.kept)}
+        in_force = str(recorded_in or home)
+        self.environment = {**os.environ, "ROBOCORP_HOME": in_force, "HOLOFS_HOME": str(self.kept)}
         self.count = 0
 
     def run(self, *words):
@@ -45,7 +48,7 @@ class Holofs:
 class Site:
     """One filesystem with the environment on it in all ways, each mounted: `roots` by peer."""
 
-    def __init__(self, places, kind, base, home, wanted):
+    def __init__(self, places, kind, base, home, wanted, recorded_in=None):
         self.places, self.kind, self.base, self.home = places, kind, base, home
         self.plain = places.restored(home, base / "plain" / PLAIN)
         self.roots = {}
@@ -65,7 +68,7 @@ class Site:
             self.roots["fuse-overlayfs"] = self.fuse_overlay("f")
         for io in ("cached", "passthrough"):
             if f"holofs {io}" in wanted:
-                self.holofs[io] = Holofs(places, home, io)
+                self.holofs[io] = Holofs(places, home, io, recorded_in)
                 self.spaces[io] = f"site-{io}"
                 self.roots[f"holofs {io}"] = self.holofs_root(io)
 

@@ -306,7 +306,7 @@ impl Blobs {
         }
     }
 
-    /// The copy that is there from an earlier run of the machine, if it still is what it was. It is read from the disk
+    /// The copy that is there from an earlier boot, if it still is what it was. It is read from the disk
     /// for that, so it is safe from then on.
     fn confirmed(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);

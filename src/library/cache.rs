@@ -38,7 +38,7 @@ pub struct BlobCache {
 pub enum Copy {
     /// It is what it was when it was verified.
     Believed(File),
-    /// It was verified in an earlier run of the machine, and may since have lost bytes.
+    /// It was verified in an earlier boot, and may since have lost bytes.
     Unverified(File),
 }
 
@@ -257,7 +257,7 @@ impl BlobCache {
         let path = self.place(digest);
         rustix::fs::fchmod(&pending.file, Mode::RUSR)?;
         // Nobody waits for the disk: the bytes are there while the machine runs, and are verified again after that.
-        Stamp::ThisRun.set(&pending.file)?;
+        Stamp::ThisBoot.set(&pending.file)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }

@@ -62,13 +62,26 @@ pub struct CatalogFile {
     pub modified: SystemTime,
 }
 
-/// Every catalog of a hololib, by name. What is there and is no catalog is passed over, as rcc does. A link is none: it
-/// could lead to any file, and to one that is not read to its end.
+/// Every catalog of a hololib, by name. Entries that are no catalogs are skipped, as rcc does. Links and special files are
+/// no catalogs: a link can lead to any file, and reading a special file may never end.
 ///
 /// # Errors
 /// When the directory cannot be read.
 pub fn list(hololib: &Path) -> Result<Vec<CatalogFile>, LibraryError> {
+    let (catalogs, others) = list_with_others(hololib)?;
+    for path in others {
+        tracing::warn!(path = %path.display(), "this is not a regular file, so it is no catalog");
+    }
+    Ok(catalogs)
+}
+
+/// As [`list`]; also the entries that have the name of a catalog and are not regular files.
+///
+/// # Errors
+/// As [`list`].
+pub(crate) fn list_with_others(hololib: &Path) -> Result<(Vec<CatalogFile>, Vec<PathBuf>), LibraryError> {
     let dir = hololib.join("catalog");
+    let mut others = Vec::new();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&dir).map_err(LibraryError::io(&dir))? {
         let path = entry.map_err(LibraryError::io(&dir))?.path();
@@ -79,14 +92,14 @@ pub fn list(hololib: &Path) -> Result<Vec<CatalogFile>, LibraryError> {
             other => other.map_err(LibraryError::io(&path))?,
         };
         if !metadata.is_file() {
-            tracing::warn!(path = %path.display(), "this is not a regular file, so it is no catalog");
+            others.push(path);
             continue;
         }
         let modified = metadata.modified().map_err(LibraryError::io(&path))?;
         found.push(CatalogFile { path, blueprint, platform, modified });
     }
     found.sort_by(|a, b| (&a.blueprint, &a.platform).cmp(&(&b.blueprint, &b.platform)));
-    Ok(found)
+    Ok((found, others))
 }
 
 /// This machine's platform in rcc's (that is Go's) words.

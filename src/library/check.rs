@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::blob::{Fault, read_through};
 use super::catalog::{EntryKind, Tree, parse_file};
-use super::catalogs::{CatalogFile, CatalogName, list};
+use super::catalogs::{CatalogFile, CatalogName, list_with_others};
 use super::digest::Digest;
 use super::index::cache::read_whole;
 use super::{LibraryError, NAME_LEN, index};
@@ -90,13 +90,18 @@ struct Blob {
 pub fn check(hololib: &Path, options: &Options) -> Result<Report, LibraryError> {
     let mut report = Report::default();
     let mut catalogs = Vec::new();
-    for file in list(hololib)?.into_iter().filter(|file| file.blueprint.starts_with(&options.blueprint)) {
+    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (files, others) = list_with_others(hololib)?;
+    for path in others {
+        report.catalogs += 1;
+        report.bad_catalogs.insert(name_of(&path), "it is not a regular file".into());
+    }
+    for file in files.into_iter().filter(|file| file.blueprint.starts_with(&options.blueprint)) {
         report.catalogs += 1;
         match read(&file) {
             Ok(tree) => catalogs.push(Catalog { blueprint: file.blueprint, tree }),
             Err(why) => {
-                let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                report.bad_catalogs.insert(name, why);
+                report.bad_catalogs.insert(name_of(&file.path), why);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Nobody waits for the disk to have such a file, so after a loss of power it may be empty, or lack what was written to
 //! it last. Its time costs nothing to write and is lost with any later change. Invariant: a time that is believed was set
-//! after all of the bytes were there, and either in this run of the machine, whose page cache has them, or after they
+//! after all of the bytes were there, and either in this boot, whose page cache has them, or after they
 //! were read back from the disk in a later one.
 
 use std::os::fd::AsFd;
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use crate::sys::boot::{self, Boot};
 
-/// Where the times begin that name a run of the machine; they end before 2038, which every filesystem can hold.
-const RUNS: i64 = 1_620_000_000;
+/// Where the times begin that name a boot; they end before 2038, which every filesystem can hold.
+const BOOTS: i64 = 1_620_000_000;
 
 /// The time of what is safe: a second after rcc's own, which earlier versions gave to every copy.
 const SAFE: i64 = super::MOTHER_TIME + 1;
@@ -21,7 +21,7 @@ const SAFE: i64 = super::MOTHER_TIME + 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stamp {
     /// Whole while the machine runs.
-    ThisRun,
+    ThisBoot,
     /// Whole, and on the disk.
     Safe,
 }
@@ -29,7 +29,7 @@ pub enum Stamp {
 impl Stamp {
     fn time(self) -> i64 {
         match self {
-            Self::ThisRun => time_of(boot::this()),
+            Self::ThisBoot => time_of(boot::this()),
             Self::Safe => SAFE,
         }
     }
@@ -44,23 +44,23 @@ impl Stamp {
         rustix::fs::futimens(file, &rustix::fs::Timestamps { last_access: now, last_modification: time })
     }
 
-    /// The stamp that a modification time is, if it is one to be believed in this run.
+    /// The stamp that a modification time is, if it is one to be believed in this boot.
     #[must_use]
     pub fn read(seconds: i64, nanoseconds: i64) -> Option<Self> {
         let at = |stamp: &Self| (stamp.time(), 0) == (seconds, nanoseconds);
-        [Self::ThisRun, Self::Safe].into_iter().find(at)
+        [Self::ThisBoot, Self::Safe].into_iter().find(at)
     }
 
-    /// Whether a modification time was a stamp in whatever run, so that the file may be whole.
+    /// Whether a modification time was a stamp of any boot, so that the file may be whole.
     #[must_use]
     pub fn was_one(seconds: i64, nanoseconds: i64) -> bool {
-        let runs = RUNS..=RUNS + i64::from(u32::MAX >> 4);
-        nanoseconds == 0 && (seconds == super::MOTHER_TIME || seconds == SAFE || runs.contains(&seconds))
+        let boots = BOOTS..=BOOTS + i64::from(u32::MAX >> 4);
+        nanoseconds == 0 && (seconds == super::MOTHER_TIME || seconds == SAFE || boots.contains(&seconds))
     }
 }
 
-fn time_of(Boot(run): Boot) -> i64 {
-    RUNS + i64::from(run >> 4)
+fn time_of(Boot(number): Boot) -> i64 {
+    BOOTS + i64::from(number >> 4)
 }
 
 #[cfg(test)]
@@ -68,10 +68,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_believed_in_its_run_only() {
-        let Boot(run) = boot::this();
-        let (ours, other) = (time_of(Boot(run)), time_of(Boot(run.wrapping_add(1 << 4))));
-        assert_eq!(Stamp::read(ours, 0), Some(Stamp::ThisRun));
+    fn a_stamp_is_believed_in_its_boot_only() {
+        let Boot(number) = boot::this();
+        let (ours, other) = (time_of(Boot(number)), time_of(Boot(number.wrapping_add(1 << 4))));
+        assert_eq!(Stamp::read(ours, 0), Some(Stamp::ThisBoot));
         assert_eq!(Stamp::read(SAFE, 0), Some(Stamp::Safe));
         for (seconds, nanoseconds) in [(other, 0), (ours, 1), (crate::library::MOTHER_TIME, 0), (0, 0)] {
             assert_eq!(Stamp::read(seconds, nanoseconds), None);

@@ -1,7 +1,7 @@
 //! Backing files of relocated files that are only read: patched once, kept beside the upper.
 //!
 //! They are no changes: `diff` does not show them, and they may be deleted while unmounted. Invariants: one is believed
-//! only in the run of the machine that made it, since there is no digest of patched bytes; and only while its size and
+//! only in the boot that made it, since there is no digest of patched bytes; and only while its size and
 //! time are as they were given to it.
 
 use std::ffi::CString;
@@ -45,7 +45,7 @@ impl Materializer {
         let copy = self.patched_copy(node, lower)?;
         // The time is the mark of a whole, unharmed file: any later write would change it. There is no digest of the
         // patched bytes, so after a restart of the machine the file is made again.
-        Stamp::ThisRun.set(&copy.file).map_err(os("set times"))?;
+        Stamp::ThisBoot.set(&copy.file).map_err(os("set times"))?;
         copy.staged.publish(self.relocated.as_fd(), name).map_err(os("publish a relocated file"))?;
         self.counters.relocated.fetch_add(1, Ordering::Relaxed);
         Ok(copy.file)
@@ -80,7 +80,7 @@ impl Materializer {
         Ok(Some(PrivateCopy { file, staged: self.staging.adopt(staged_name, false) }))
     }
 
-    /// A backing file kept from before, when it is what was written: same size, and a time of this run of the machine.
+    /// A backing file kept from before, when it is what was written: same size, and a time of this boot.
     /// Another one goes.
     fn kept(&self, name: &CString, lower: &LowerFile<'_>, access: OFlags) -> Result<Option<File>, Errno> {
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -91,7 +91,7 @@ impl Materializer {
         };
         let stat = rustix::fs::fstat(&file)?;
         let good = u64::try_from(stat.st_size) == Ok(lower.size)
-            && Stamp::read(stat.st_mtime, stat.st_mtime_nsec as i64) == Some(Stamp::ThisRun);
+            && Stamp::read(stat.st_mtime, stat.st_mtime_nsec as i64) == Some(Stamp::ThisBoot);
         if good {
             return Ok(Some(file));
         }

@@ -4,8 +4,8 @@
 //! that a program *empties*, to write it anew, has its name or its length at once and its bytes later. Until these are
 //! out, a loss of power could leave it empty, where it was neither before nor should be after.
 //!
-//! * A library file that is emptied begins as an empty copy, with the run of the machine in its mark
-//!   ([`Mark::Emptied`]). In a later run, one that is still empty counts as never emptied: it shows the library's bytes.
+//! * A library file that is emptied begins as an empty copy, with the boot in its mark
+//!   ([`Mark::Emptied`]). In a later boot, one that is still empty counts as never emptied: it shows the library's bytes.
 //! * Soon after ([`DELAY`]; [`EMPTY`] while there are none) its bytes are written out, and then the mark becomes an ordinary one: from then on an empty
 //!   file was meant to be empty. A sync of the file does the same at once, and so does the end of the mount. A daemon
 //!   that was killed leaves the rest to the next one, which finds the marks when it reads the directory.
@@ -63,7 +63,7 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Waiting {
     since: Instant,
-    /// The node in its mark, if the mark names a run of the machine.
+    /// The node in its mark, if the mark names a boot.
     marked: Option<NodeId>,
 }
 
@@ -229,7 +229,7 @@ impl Namespace {
         let file = upper::open_path(dir, name)?;
         let lost = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0 && !was_empty;
         let mark = if lost { Mark::Meta(origin) } else { Mark::Data(origin) };
-        // At once, or it would be misread when the file is emptied in this run.
+        // At once, or it would be misread when the file is emptied in this boot.
         let mended = upper::write_mark(file.as_fd(), mark).and_then(|()| match lost {
             true => upper::write_times(file.as_fd(), None, Some(read::MOTHER)),
             false => Ok(()),

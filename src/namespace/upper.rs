@@ -9,7 +9,7 @@
 //!   `data`: the bytes are here. `meta`: only the attributes are; the bytes, or the link text, are the lower's.
 //!   `dir`: the directory merges with lower directory N, wherever it now stands. No mark: born here; a directory
 //!   without a mark is opaque.
-//!   `data:N@BOOT`: as `data:N`, but begun as an empty file in this run of the machine, and its bytes may not be on
+//!   `data:N@BOOT`: as `data:N`, but begun as an empty file in this boot, and its bytes may not be on
 //!   the disk (see `settle`).
 //! * `user.holofs.mode` = the permission bits in octal, when they lack what the daemon itself needs to reach the
 //!   file (owner read and write, and search for directories). The backing entry then has those bits as well.
@@ -38,7 +38,7 @@ pub(crate) const OWN_XATTRS: &[u8] = b"user.holofs.";
 pub(crate) enum Mark {
     /// A file whose bytes are here.
     Data(NodeId),
-    /// The same, emptied in this run of the machine and not known to be on the disk.
+    /// The same, emptied in this boot and not known to be on the disk.
     Emptied(NodeId, Boot),
     /// A file or link whose bytes or text are still the lower's.
     Meta(NodeId),

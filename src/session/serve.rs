@@ -346,7 +346,7 @@ fn end_on_signal(signals: &mut Signals, state_dir: &Path) {
     for signal in signals.forever() {
         tracing::info!(signal, "asked to end");
         match registry::find(state_dir) {
-            Ok(Some(live)) => undo_mount(&live.mountpoint),
+            Ok(Some(live)) => undo_mount(&live),
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
         }
@@ -365,7 +365,7 @@ fn ending_signals(plan: &MountPlan) -> Vec<i32> {
 /// Loops that end while the mount is there leave a dead one behind.
 fn undo_what_is_left(plan: &MountPlan) {
     match registry::find(&plan.state_dir) {
-        Ok(Some(live)) => undo_mount(&live.mountpoint),
+        Ok(Some(live)) => undo_mount(&live),
         Ok(None) => {}
         Err(error) => tracing::error!(%error, "cannot tell whether the mount is gone"),
     }
@@ -538,20 +538,20 @@ pub(super) fn undo_mounts(made: &MountEntry) {
     match mountinfo::mounts() {
         Ok(mounts) => {
             let same = mounts.iter().filter(|mount| mount.is_same_filesystem(made));
-            same.for_each(|mount| undo_mount(&mount.mountpoint));
+            same.for_each(undo_mount);
         }
         Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
     }
 }
 
 /// Unmounts, lazily when it is in use: the daemon was told to end.
-pub(super) fn undo_mount(mountpoint: &Path) {
-    let done = match fuse_mount::unmount(mountpoint, false) {
-        Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount(mountpoint, true),
+pub(super) fn undo_mount(mount: &MountEntry) {
+    let done = match fuse_mount::unmount_wherever(mount, false) {
+        Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount_wherever(mount, true),
         other => other,
     };
     if let Err(error) = done {
-        tracing::error!(path = %mountpoint.display(), %error, "cannot unmount");
+        tracing::error!(path = %mount.mountpoint.display(), %error, "cannot unmount");
     }
 }
 

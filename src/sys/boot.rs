@@ -1,18 +1,18 @@
-//! Which run of the machine this is.
+//! Which boot of the machine this is.
 //!
-//! What was written in this run is in the page cache, whether or not it reached the disk; what was written in an
-//! earlier run is only what the disk kept. Invariant: two runs have different numbers, as far as 32 bits can tell.
-//! Where the kernel does not say which run it is, every process has a number of its own, so that less is trusted and
+//! What was written in this boot is in the page cache, whether or not it reached the disk; what was written in an
+//! earlier boot is only what the disk kept. Invariant: two boots have different numbers, as far as 32 bits can tell.
+//! Where the kernel does not say which boot it is, every process has a number of its own, so that less is trusted and
 //! never more.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-/// A run of the machine.
+/// A boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Boot(pub u32);
 
-/// The present run. Read once for each process.
+/// The present boot. Read once for each process.
 #[must_use]
 pub fn this() -> Boot {
     static BOOT: OnceLock<Boot> = OnceLock::new();
@@ -25,7 +25,7 @@ pub fn this() -> Boot {
     })
 }
 
-/// The first 32 bits of the random UUID that the kernel gives each run.
+/// The first 32 bits of the random UUID that the kernel gives each boot.
 fn parse(id: &str) -> Option<Boot> {
     let first = id.get(..8).filter(|_| id.trim_end().len() == 36)?;
     u32::from_str_radix(first, 16).ok().map(Boot)

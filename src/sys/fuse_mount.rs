@@ -183,8 +183,28 @@ pub fn check_place(dir: &Dir, source: &str) -> Result<Option<MountEntry>, MountE
         }
     }
     // Nothing of ours was mounted before, so this is it.
-    unmount(&stray.mountpoint, true)?;
+    unmount_wherever(stray, true)?;
     Err(MountError::Exchanged)
+}
+
+/// Unmounts a mount at the place that it has by now. Whoever may rename the mountpoint, or a directory above it, can move
+/// the mount between the look at the table and the call, so both are retried.
+///
+/// # Errors
+/// Those of the last [`unmount`], when the mount is still there after all of them.
+pub fn unmount_wherever(mount: &MountEntry, lazily: bool) -> Result<(), MountError> {
+    /// Each retry needs another rename in the moment between two calls.
+    const ATTEMPTS: u32 = 50;
+    let mut last = Ok(());
+    for _ in 0..ATTEMPTS {
+        let now = mountinfo::mounts()?.into_iter().find(|m| m.id == mount.id && m.is_same_filesystem(mount));
+        let Some(now) = now else { return Ok(()) };
+        last = unmount(&now.mountpoint, lazily);
+        if matches!(last, Err(MountError::Os { source: Errno::BUSY, .. })) {
+            break;
+        }
+    }
+    last
 }
 
 /// The number of the mount that a path leads to, without a word to whoever serves it; None where the kernel tells

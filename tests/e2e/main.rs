@@ -33,6 +33,7 @@ mod passthrough;
 mod power;
 mod record;
 mod reflink;
+mod semantics;
 mod surroundings;
 mod venv;
 mod warm;

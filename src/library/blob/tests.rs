@@ -132,7 +132,7 @@ fn a_gzip_blob_is_unpacked_once_into_the_cache() {
         assert_eq!(world.read(&digest, content.len()).unwrap(), content);
         let found = fs::metadata(world.cached(&digest)).unwrap();
         assert_eq!(found.mode() & 0o7777, 0o400);
-        assert_eq!(Stamp::read(found.mtime(), found.mtime_nsec()), Some(Stamp::ThisRun));
+        assert_eq!(Stamp::read(found.mtime(), found.mtime_nsec()), Some(Stamp::ThisBoot));
         let opened = world.opened.load(Ordering::Relaxed);
         world.blobs.open_raw(&digest, content.len() as u64).unwrap();
         assert_eq!(world.opened.load(Ordering::Relaxed), opened, "from the cache");
@@ -349,7 +349,7 @@ fn a_raw_blob_is_copied_and_rcc_may_write_over_its_own() {
     }
 }
 
-/// Gives a copy the time of another run of the machine, or of an earlier version.
+/// Gives a copy the time of another boot, or of an earlier version.
 fn age(path: &Path, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     File::open(path).unwrap().set_modified(time).unwrap();

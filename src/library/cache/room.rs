@@ -1,7 +1,7 @@
 //! The limit of the cache: how much its copies take, known without looking at each, and eviction.
 //!
 //! The sum is in a file of the cache, since several daemons add to it. Invariant: nobody adds a copy but under the
-//! file's lock, after the sum and the new copy fit the limit. A sum that cannot be right (none, damaged, of another run
+//! file's lock, after the sum and the new copy fit the limit. A sum that cannot be right (none, damaged, of another boot
 //! of the machine) is counted anew, and so is one by which there would be no room: copies may be removed at any time.
 
 use std::fs::{File, OpenOptions};
@@ -42,15 +42,16 @@ impl Sum {
     fn read(&mut self) -> io::Result<Option<u64>> {
         let mut text = String::new();
         (&self.0).take(64).read_to_string(&mut text)?;
-        let Boot(run) = boot::this();
-        let of_this_run = text.strip_prefix(&format!("{run:08x} ")).and_then(|rest| rest.strip_suffix('\n'));
-        Ok(of_this_run.and_then(|sum| sum.parse().ok()))
+        let Boot(number) = boot::this();
+        let of_this_boot =
+            text.strip_prefix(&format!("{number:08x} ")).and_then(|rest| rest.strip_suffix('\n'));
+        Ok(of_this_boot.and_then(|sum| sum.parse().ok()))
     }
 
     fn write(&mut self, sum: u64) -> io::Result<()> {
-        let Boot(run) = boot::this();
+        let Boot(number) = boot::this();
         // In place, and never shorter: it is locked, and one that was cut short does not end in a newline.
-        self.0.write_all_at(format!("{run:08x} {sum:020}\n").as_bytes(), 0)
+        self.0.write_all_at(format!("{number:08x} {sum:020}\n").as_bytes(), 0)
     }
 }
 

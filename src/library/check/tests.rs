@@ -33,7 +33,7 @@ fn run(hololib: &Path, fast: bool) -> Report {
 
 /// The blob of a file of the fixtures' root.
 fn blob_of(hololib: &Path, path: &str) -> (Digest, PathBuf) {
-    for file in list(hololib).unwrap() {
+    for file in crate::library::catalogs::list(hololib).unwrap() {
         let tree = read(&file).unwrap();
         for (position, entry) in tree.entries.iter().enumerate() {
             if let EntryKind::File { digest, .. } = entry.kind
