@@ -10,7 +10,7 @@
 //! is no part of the tree.
 //!
 //! Invariant: memory is bounded by what is kept of the entries, never by the size of the text; and both are bounded by the
-//! size of the file, see [`limits`].
+//! size of the file, see `limits`.
 
 mod build;
 mod gunzip;
