@@ -21,7 +21,7 @@ use super::types::{Ino, Kind, SetAttr, SetTime};
 use super::upper::{self, Mark};
 use super::{Namespace, View};
 use crate::materialize::staging::Staged;
-use crate::sys::boot;
+use crate::sys::{boot, fd};
 
 /// How much of a file is to be in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,10 @@ impl Namespace {
                 let copy = self.materializer.private_copy(lower, len)?;
                 let emptied = len == 0 && base.size > 0;
                 let mark = if emptied { Mark::Emptied(lower, boot::this()) } else { Mark::Data(lower) };
+                // The device works while the attributes are written. A truncation would have to wait for it.
+                if change.size.is_none() {
+                    fd::start_writeback(&copy.file);
+                }
                 (copy.file, copy.staged, mark)
             }
             How::Meta => {
@@ -179,6 +183,10 @@ impl Namespace {
                 (state.backing, state.backing_ino) = (backing, stat.st_ino);
             }
             self.table.close(node.ino);
+            if backing == Backing::Upper && !self.keeps_atime {
+                // Opened as `backing_fd` would open it, but for O_NOATIME.
+                self.table.keep_open(node.ino, &Arc::new(fd));
+            }
             unpin(node);
             // The copy-up is done, whether or not the directory looks untouched by it.
             let hidden = put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
