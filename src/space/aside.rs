@@ -32,7 +32,10 @@ pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     let dir = unused(state.path());
     make_private_dir(&dir)?;
     let (from, to) = (state.path().join("state.json"), dir.join("state.json"));
-    std::fs::copy(&from, &to).map_err(SpaceError::io(&to))?;
+    // Synced before the changes move: without their record nobody can tell what they are changes of.
+    std::fs::copy(&from, &to)
+        .and_then(|_| std::fs::File::open(&to)?.sync_all())
+        .map_err(SpaceError::io(&to))?;
     sync_dir(&dir)?;
     let to = dir.join("upper");
     std::fs::rename(&upper, &to).map_err(SpaceError::io(&to))?;
