@@ -9,8 +9,6 @@ pub mod clone;
 pub mod relocate;
 mod relocated;
 pub mod staging;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

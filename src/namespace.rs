@@ -34,8 +34,6 @@ pub(crate) mod rename;
 mod setattr;
 mod settle;
 mod table;
-#[cfg(test)]
-mod tests;
 pub mod types;
 pub(crate) mod upper;
 mod walk;
