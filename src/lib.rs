@@ -11,7 +11,8 @@
 //! | [`fs`] | file operations on our own types; testable without FUSE |
 //! | [`namespace`] | the merged view of lower and upper; the inode table; the lock order |
 //! | [`materialize`] | a lower file becomes a private backing file |
-//! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, the recorder, rcc's names |
+//! | [`record`] | what a command installed becomes a library in rcc's format |
+//! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
 //! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
 //!
 //! `docs/ARCHITECTURE.md` follows one request through all of them.
@@ -22,6 +23,7 @@ pub mod fuse;
 pub mod library;
 pub mod materialize;
 pub mod namespace;
+pub mod record;
 pub mod session;
 pub mod space;
 pub mod sys;

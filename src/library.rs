@@ -14,7 +14,6 @@ pub mod locate;
 pub(crate) mod look;
 pub mod name;
 pub mod profile;
-pub mod record;
 pub mod stamp;
 pub mod stream;
 pub(crate) mod unkept;

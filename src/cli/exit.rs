@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::library::LibraryError;
 use crate::library::name::NameError;
-use crate::library::record::RecordError;
+use crate::record::RecordError;
 use crate::session;
 use crate::space::home::EnvError;
 use crate::space::{Candidate, MountpointProblem, SpaceError};

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::{ENVIRONMENT, FAILED, Failure, OK, failure};
 use super::{Context, output, seconds};
-use crate::library::record::{RecordOptions, record};
+use crate::record::{RecordOptions, record};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

@@ -156,7 +156,7 @@ mod tests {
             found: Vec<u64>,
         }
         let mut count = 0;
-        for line in include_str!("../../../tests/vectors/rcc.jsonl").lines() {
+        for line in include_str!("../../tests/vectors/rcc.jsonl").lines() {
             let vector: Vector = serde_json::from_str(line).unwrap();
             if vector.op != "locations" {
                 continue;

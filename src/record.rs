@@ -38,8 +38,8 @@ use self::place::Opened;
 use self::stage::Stage;
 use self::store::{LEVEL, Store, write_beside};
 use self::walk::{Kind, Tree};
-use super::LibraryError;
-use super::catalogs::this_platform;
+use crate::library::LibraryError;
+use crate::library::catalogs::this_platform;
 use crate::library::name;
 use crate::sys::guarded::GuardedError;
 

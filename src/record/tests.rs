@@ -48,7 +48,7 @@ fn blobs(library: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn restore(recorded: &Recorded, hololib: &Path, name: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/library/record/tests/restore.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/record/tests/restore.py");
     let space = recorded.stage.with_file_name(name);
     let output = Command::new("python3")
         .arg(script)
