@@ -13,6 +13,7 @@
 //! | [`materialize`] | a lower file becomes a private backing file |
 //! | [`record`] | what a command installed becomes a library in rcc's format |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
+//! | [`settings`] | what a user can choose, by flags, variables and files |
 //! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
 //!
 //! `docs/ARCHITECTURE.md` follows one request through all of them.
@@ -25,5 +26,6 @@ pub mod materialize;
 pub mod namespace;
 pub mod record;
 pub mod session;
+pub mod settings;
 pub mod space;
 pub mod sys;

@@ -29,8 +29,9 @@ use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::profile::Touched;
 use crate::library::stream::Filling;
 use crate::library::unkept::{Unkept, is_full};
+use crate::settings::Strategy;
 use crate::sys::{fd, plain};
-use clone::{CloneError, Cloned, Cloner, Method, Strategy};
+use clone::{CloneError, Cloned, Cloner, Method};
 use relocate::{Names, RelocateError};
 use staging::{Staged, Staging};
 

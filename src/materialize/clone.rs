@@ -12,36 +12,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for (`--strategy`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// Reflink where the filesystem can, else the cheapest copy. The default.
-    #[default]
-    Smart,
-    /// Reflink, or fail.
-    Reflink,
-    /// Plain copies only.
-    Copy,
-}
-
-impl Strategy {
-    /// The strategy of this name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Smart, Self::Reflink, Self::Copy].into_iter().find(|strategy| strategy.to_string() == name)
-    }
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Smart => "smart",
-            Self::Reflink => "reflink",
-            Self::Copy => "copy",
-        })
-    }
-}
+use crate::settings::Strategy;
 
 /// The way the bytes went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 
 use crate::fs::Fs;
 use crate::library::profile::{self, ProfileError, Touched};
-use crate::space::plan::{MountPlan, Prefetch};
+use crate::settings::Prefetch;
+use crate::space::plan::MountPlan;
 use crate::sys::process;
 
 /// The profile of one mount, and the thread that goes through it.

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::materialize::clone::Strategy;
-use crate::space::plan::{BusyPoll, IoMode, MountPlan, Prefetch};
+use crate::settings::{IoMode, Prefetch, Strategy};
+use crate::space::plan::{BusyPoll, MountPlan};
 use crate::space::state::RunInfo;
 
 /// What was typed, where the plan has a default for what was not.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::library::index::CatalogInfo;
 use crate::library::locate::Location;
 use crate::library::name::Identity;
-use crate::materialize::clone::Strategy;
+use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::aside::set_aside;
 use crate::space::asked::Asked;
 use crate::space::held::{Held, Kept};
@@ -42,33 +42,6 @@ impl SpacePath {
     }
 }
 
-/// Who reads and writes files: the daemon, or the kernel by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum IoMode {
-    /// Whatever serves most uses best, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
-    #[default]
-    Auto,
-    /// The kernel opens files without asking, and asks the daemon for pages that it has not cached for this mount.
-    Cached,
-    /// The kernel asks at each open, and then reads, writes and maps the backing file itself; all mounts share its
-    /// pages.
-    Passthrough,
-}
-
-impl IoMode {
-    /// Whether backing files are to be handed to the kernel.
-    #[must_use]
-    pub fn is_passthrough(self) -> bool {
-        self == Self::Passthrough
-    }
-
-    /// The mode in force, in a word.
-    #[must_use]
-    pub fn in_force(self) -> &'static str {
-        if self.is_passthrough() { "passthrough" } else { "cached" }
-    }
-}
-
 /// Whether idle processors poll while many requests come: see [`crate::sys::busy_poll`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum BusyPoll {
@@ -79,18 +52,6 @@ pub enum BusyPoll {
     Always,
     /// No.
     Never,
-}
-
-/// What is unpacked before it is asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Prefetch {
-    /// Nothing.
-    #[default]
-    No,
-    /// What earlier mounts of the environment read.
-    Own,
-    /// What a profile of the environment names.
-    From(PathBuf),
 }
 
 /// A mount to be made.

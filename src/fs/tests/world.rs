@@ -14,12 +14,12 @@ use crate::library::cache::BlobCache;
 use crate::library::digest::{DigestKind, Hasher};
 use crate::library::index::cache::open_or_compile;
 use crate::materialize::Materializer;
-use crate::materialize::clone::Strategy;
 use crate::materialize::relocate::Names;
 use crate::materialize::staging::Staging;
 use crate::namespace::error::Result;
 use crate::namespace::types::{Attr, Caller, Ino};
 use crate::namespace::{Namespace, Owner};
+use crate::settings::Strategy;
 
 pub(crate) const STAGE: &str = "h720c7a8_493f813dad24d3t";
 pub(crate) const SPACE: &str = "720c7a8_5a1fac3_9fcd2534";

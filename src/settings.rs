@@ -1,0 +1,5 @@
+//! The settings of one invocation.
+
+mod choices;
+
+pub use choices::{IoMode, Prefetch, Strategy};

@@ -1,0 +1,76 @@
+//! What a user can choose: names that the command line, variables and files share.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How private copies are made (`--strategy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Reflink where the filesystem supports it, else the cheapest copy.
+    #[default]
+    Smart,
+    /// Reflink, or fail.
+    Reflink,
+    /// Plain copies only.
+    Copy,
+}
+
+impl Strategy {
+    /// The strategy of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Smart, Self::Reflink, Self::Copy].into_iter().find(|strategy| strategy.to_string() == name)
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Smart => "smart",
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// Who reads and writes files: the daemon, or the kernel (`--io`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum IoMode {
+    /// The mode that is best for most uses, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
+    #[default]
+    Auto,
+    /// The kernel opens files without a request. It asks the daemon for pages that it has not cached for this mount.
+    Cached,
+    /// The kernel sends a request for each open, and then reads, writes and maps the backing file itself. All mounts
+    /// share the pages of that file.
+    Passthrough,
+}
+
+impl IoMode {
+    /// Whether the kernel gets backing files.
+    #[must_use]
+    pub fn is_passthrough(self) -> bool {
+        self == Self::Passthrough
+    }
+
+    /// The name of the mode in force.
+    #[must_use]
+    pub fn in_force(self) -> &'static str {
+        if self.is_passthrough() { "passthrough" } else { "cached" }
+    }
+}
+
+/// What is unpacked before it is read (`--prefetch`).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Prefetch {
+    /// Nothing.
+    #[default]
+    No,
+    /// The files that earlier mounts of the environment read.
+    Own,
+    /// The files that this profile of the environment names.
+    From(PathBuf),
+}
