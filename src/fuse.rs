@@ -33,7 +33,6 @@ use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
 use crate::sys::backing::Backings;
-use crate::sys::busy_poll::Keeper;
 use opening::Wanted;
 use passthrough::{Answer, Passthrough};
 use workers::Workers;
@@ -49,8 +48,6 @@ pub struct Adapter {
     passthrough: Option<Arc<Passthrough>>,
     /// As [`Offer::stack_depth`].
     stack_depth: u32,
-    /// Told of requests, where it is to act on bursts of them.
-    keeper: Option<Keeper>,
     /// Dropped when the last loop has ended.
     _serving: Serving,
 }
@@ -73,24 +70,10 @@ pub struct Offer {
 impl Adapter {
     /// An adapter over the operations, called from so many loops, in passthrough mode when it is offered.
     #[must_use]
-    pub fn new(
-        fs: Arc<Fs>,
-        loops: usize,
-        offer: Option<Offer>,
-        keeper: Option<Keeper>,
-        serving: Serving,
-    ) -> Self {
+    pub fn new(fs: Arc<Fs>, loops: usize, offer: Option<Offer>, serving: Serving) -> Self {
         let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
         let passthrough = offer.map(|offer| Arc::new(Passthrough::new(offer.backings, offer.notifier)));
-        Self { workers: Workers::new(fs, loops), passthrough, stack_depth, keeper, _serving: serving }
-    }
-
-    /// The inode that a request is about: what nearly every request begins with.
-    fn ino(&self, number: INodeNo) -> Ino {
-        if let Some(keeper) = &self.keeper {
-            keeper.note();
-        }
-        convert::ino(number)
+        Self { workers: Workers::new(fs, loops), passthrough, stack_depth, _serving: serving }
     }
 
     /// Makes an entry that is no open file, and answers.
@@ -103,7 +86,7 @@ impl Adapter {
         caller: Caller,
         reply: ReplyEntry,
     ) {
-        let (dir, modes) = (self.ino(parent), self.passthrough.clone());
+        let (dir, modes) = (convert::ino(parent), self.passthrough.clone());
         self.workers.run(name, move |fs, name| {
             let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), what, caller));
             reply::entry(modes.as_ref(), reply, operation, parent, name, made);
@@ -157,7 +140,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (dir, modes) = (self.ino(parent), self.passthrough.clone());
+        let (dir, modes) = (convert::ino(parent), self.passthrough.clone());
         self.workers.look(dir, name, move |fs, name| {
             match fs.retry(|| fs.names().lookup(dir, name.as_bytes())) {
                 Err(Error::NotFound) => {
@@ -182,7 +165,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let (number, modes) = (self.ino(ino), self.passthrough.clone());
+        let (number, modes) = (convert::ino(ino), self.passthrough.clone());
         self.workers.look(number, &(), move |fs, ()| {
             let done = fs.retry(|| fs.names().attr(number));
             reply::attributes(modes.as_ref(), reply, "getattr", ino, done);
@@ -217,7 +200,7 @@ impl Filesystem for Adapter {
             // FUSE_HANDLE_KILLPRIV_V2 leaves it to us. Who may keep the bits is not told here; root may.
             drop_setid: size.is_some() && request.uid() != 0,
         };
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         // Another size is a change of bytes.
         let modes = self.passthrough.clone();
         let waits = size.is_some() && modes.as_ref().is_some_and(|modes| modes.must_wait(number.0));
@@ -233,7 +216,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.names().readlink(number)) {
             Ok(text) => reply.data(&text),
             Err(error) => reply.error(reply::fail("readlink", ino, None, &error)),
@@ -279,7 +262,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let dir = self.ino(parent);
+        let dir = convert::ino(parent);
         self.workers.run(name, move |fs, name| {
             let done = fs.retry(|| fs.names().unlink(dir, name.as_bytes()));
             reply::empty(reply, "unlink", parent, Some(name), done);
@@ -287,7 +270,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let dir = self.ino(parent);
+        let dir = convert::ino(parent);
         self.workers.run(name, move |fs, name| {
             let done = fs.retry(|| fs.names().rmdir(dir, name.as_bytes()));
             reply::empty(reply, "rmdir", parent, Some(name), done);
@@ -297,7 +280,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let text = CString::new(target.as_os_str().as_bytes())
             .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"));
-        let (dir, modes, caller) = (self.ino(parent), self.passthrough.clone(), caller(request));
+        let (dir, modes, caller) = (convert::ino(parent), self.passthrough.clone(), caller(request));
         self.workers.run(name, move |fs, name| {
             let made = text.and_then(|text| {
                 fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::Symlink(&text), caller))
@@ -322,7 +305,7 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let (dir, new_dir, new_name) = (self.ino(parent), self.ino(newparent), newname.to_owned());
+        let (dir, new_dir, new_name) = (convert::ino(parent), convert::ino(newparent), newname.to_owned());
         self.workers.run(name, move |fs, name| {
             let done =
                 fs.retry(|| fs.names().rename(dir, name.as_bytes(), new_dir, new_name.as_bytes(), mode));
@@ -331,8 +314,8 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let number = self.ino(ino);
-        let (parent, name) = (self.ino(newparent), newname.to_owned());
+        let number = convert::ino(ino);
+        let (parent, name) = (convert::ino(newparent), newname.to_owned());
         let modes = self.passthrough.clone();
         self.run(self.workers.fs().must_copy_much(number), move |fs| {
             let made = fs.retry(|| fs.names().link(number, parent, name.as_bytes()));
@@ -344,7 +327,7 @@ impl Filesystem for Adapter {
     /// request (`FUSE_NO_OPEN_SUPPORT`), keeps their pages between opens, and truncates by `setattr`.
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some(modes) = self.passthrough.clone() else { return reply.error(Errno::ENOSYS) };
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         let wanted = Wanted::new(flags, request.uid());
         match wanted.at_once(self.workers.fs(), &modes, number) {
             Ok(None) => {}
@@ -386,7 +369,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.run(self.workers.fs().must_fetch_much(number), move |fs| {
             match fs.retry(|| fs.content(number)) {
                 Ok(content) => reply::data(fs, reply, ino, &content, offset, size),
@@ -407,7 +390,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let write = move |fs: &Fs, data: &[u8]| {
             // First, as the kernel does on a disk: a write that fails may have taken them, one that was done has.
@@ -434,7 +417,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         // It waits for the disk: not on a loop.
         self.workers.hand_over(move |fs| {
             reply::empty(reply, "fsync", ino, None, fs.retry(|| fs.sync(number, datasync)));
@@ -442,7 +425,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.hand_over(move |fs| {
             reply::empty(reply, "fsyncdir", ino, None, fs.retry(|| fs.sync(number, datasync)));
         });
@@ -454,7 +437,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.look(number, &(), move |fs, ()| {
             let done = fs.names().readdir(number, offset, false, &mut |entry| {
                 let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
@@ -475,7 +458,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (number, modes) = (self.ino(ino), self.passthrough.clone());
+        let (number, modes) = (convert::ino(ino), self.passthrough.clone());
         self.workers.look(number, &(), move |fs, ()| {
             let done = fs.names().readdir(number, offset, true, &mut |entry| {
                 let number = INodeNo(entry.ino.0);
@@ -525,7 +508,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let flags = u32::try_from(flags).unwrap_or(0);
-        let (number, value) = (self.ino(ino), value.to_owned());
+        let (number, value) = (convert::ino(ino), value.to_owned());
         self.workers.run(name, move |fs, name| {
             let done = fs.retry(|| fs.set_xattr(number, name.as_bytes(), &value, flags));
             reply::empty(reply, "setxattr", ino, Some(name), done);
@@ -533,7 +516,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.look(number, name, move |fs, name| {
             let value = fs.retry(|| fs.get_xattr(number, name.as_bytes()));
             reply::xattr(reply, ino, size, Some(name), value);
@@ -541,14 +524,14 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.look(number, &(), move |fs, ()| {
             reply::xattr(reply, ino, size, None, fs.retry(|| fs.list_xattrs(number)));
         });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.run(name, move |fs, name| {
             let done = fs.retry(|| fs.remove_xattr(number, name.as_bytes()));
             reply::empty(reply, "removexattr", ino, Some(name), done);
@@ -565,7 +548,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (dir, modes, caller) = (self.ino(parent), self.passthrough.clone(), caller(request));
+        let (dir, modes, caller) = (convert::ino(parent), self.passthrough.clone(), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
         self.workers.run(name, move |fs, name| {
             let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::File(mode), caller));
@@ -590,7 +573,7 @@ impl Filesystem for Adapter {
     /// For `access` and `chdir`, where the kernel does not check permission bits itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let mask = Access::from_bits_truncate(u32::try_from(mask.bits()).unwrap_or(0));
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.may_access(number, mask)) {
             Ok(true) => reply.ok(),
             Ok(false) => reply.error(Errno::EACCES),
@@ -623,7 +606,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.run(self.workers.fs().must_copy_much(number), move |fs| {
             let mode = u32::try_from(mode).unwrap_or(u32::MAX);
             let done = fs.retry(|| fs.fallocate(number, mode, offset, length));
@@ -638,7 +621,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let number = self.ino(ino);
+        let number = convert::ino(ino);
         self.run(false, move |fs| match fs.retry(|| fs.seek(number, from, whence)) {
             Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
             Err(error) => reply.error(reply::fail("lseek", ino, None, &error)),
@@ -658,7 +641,7 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = (self.ino(ino_in), self.ino(ino_out));
+        let (from, to) = (convert::ino(ino_in), convert::ino(ino_out));
         // However little is copied at once, it may be much: not on a loop.
         self.workers.hand_over(move |fs| {
             match fs.retry(|| fs.copy_range(from, offset_in, to, offset_out, len)) {

@@ -52,8 +52,6 @@ pub struct Mounted {
     pub strategy: Strategy,
     /// The I/O mode in force: `cached` or `passthrough`.
     pub io: String,
-    /// Processors poll during bursts of requests.
-    pub busy_poll: bool,
     /// Whether extents can be shared with the library.
     pub reflink: Option<ReflinkProbe>,
     /// Entries of the environment: files, directories and links.
@@ -125,9 +123,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// `--busy-poll always` where it cannot be.
-    #[error("/dev/cpu_dma_latency: {0}, and without it processors cannot be kept from halting")]
-    NoBusyPoll(String),
     /// Processes use the mount.
     #[error("{path}: in use{}", users(.pids))]
     InUse {
@@ -386,7 +381,6 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         library: plan.library.hololib.clone(),
         strategy: Strategy::parse(&run.strategy).unwrap_or(plan.strategy),
         io: run.io,
-        busy_poll: run.busy_poll,
         reflink: run.reflink,
         entries: index.len(),
         relocated: index.relocated_files(),

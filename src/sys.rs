@@ -2,7 +2,6 @@
 
 pub mod backing;
 pub mod boot;
-pub mod busy_poll;
 pub mod fd;
 pub mod fuse_mount;
 pub mod guarded;

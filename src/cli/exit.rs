@@ -267,7 +267,6 @@ pub fn describe(error: &session::Error) -> Failure {
             what,
             Some("--io cached, or install holofs-mount-helper; Linux 6.9 has passthrough"),
         ),
-        session::Error::NoBusyPoll(_) => failure(FUSE, what, Some("--busy-poll auto; always is for root")),
         session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
         session::Error::DeletedInUse { .. } => {
             failure(BUSY, what, Some("end what uses it, or unmount with --lazy; then mount again"))

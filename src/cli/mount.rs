@@ -11,7 +11,7 @@ use crate::session;
 use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::SpaceError;
 use crate::space::asked::Asked;
-use crate::space::plan::{BusyPoll, MountPlan};
+use crate::space::plan::MountPlan;
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
@@ -41,9 +41,6 @@ pub(super) struct Args {
     /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
     #[arg(long, value_name = "auto|cached|passthrough", value_parser = io_mode)]
     io: Option<IoMode>,
-    /// Keep idle processors from halting while many requests come: costs their power, makes requests cheaper
-    #[arg(long, value_name = "auto|always|never", value_parser = busy_poll)]
-    busy_poll: Option<BusyPoll>,
     /// Unpack in the background what earlier mounts of the environment read, or what a profile names
     #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true)]
     prefetch: Option<Option<PathBuf>>,
@@ -109,15 +106,6 @@ fn io_mode(text: &str) -> Result<IoMode, String> {
     }
 }
 
-fn busy_poll(text: &str) -> Result<BusyPoll, String> {
-    match text.to_lowercase().as_str() {
-        "auto" => Ok(BusyPoll::Auto),
-        "always" => Ok(BusyPoll::Always),
-        "never" => Ok(BusyPoll::Never),
-        _ => Err("possible values: auto, always, never".to_owned()),
-    }
-}
-
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let plan = plan(args, context)?;
     let mut told = Ok(());
@@ -174,12 +162,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
             }
         }
     }
-    let asked = Asked {
-        strategy: args.strategy,
-        io: args.io,
-        busy_poll: args.busy_poll,
-        cache_size: args.cache_size,
-    };
+    let asked = Asked { strategy: args.strategy, io: args.io, cache_size: args.cache_size };
     let state_dir = env.state_dir(&selected.space.identity);
     check_outside(&state_dir, &library.hololib)?;
     Ok(MountPlan {
@@ -192,7 +175,6 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         env: env.clone(),
         strategy: chosen_strategy(args.strategy)?,
         io: chosen(args.io, "HOLOFS_IO", io_mode)?,
-        busy_poll: chosen(args.busy_poll, "HOLOFS_BUSY_POLL", busy_poll)?,
         prefetch: prefetch(args.prefetch)?,
         read_only,
         ephemeral: args.ephemeral,

@@ -60,8 +60,6 @@ struct Status {
     library: Option<String>,
     /// Whether private copies share extents with the library, and why not.
     reflink: Option<ReflinkProbe>,
-    /// Processors poll during bursts of requests.
-    busy_poll: Option<bool>,
     /// What else is in force.
     #[serde(flatten)]
     extra: Option<Extra>,
@@ -82,7 +80,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let status = Status {
         library: state.map(|state| state.content.library),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
-        busy_poll: run.as_ref().map(|run| run.busy_poll),
         extra: run.as_ref().and_then(|run| run.extra.clone()),
         copy_up,
         log: state_dir.join("log"),
@@ -169,7 +166,6 @@ fn text(status: &Status) -> Vec<String> {
         ("Ephemeral", yes(row.ephemeral)),
         ("Strategy", row.strategy.clone()),
         ("I/O", row.io.clone()),
-        ("Busy poll", yes(status.busy_poll)),
         ("Reflink", status.reflink.as_ref().map(reflink)),
         ("Changed", Some(row.changed())),
         ("Copied", status.copy_up.as_ref().map(copied)),

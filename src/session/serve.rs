@@ -29,9 +29,8 @@ use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
 use crate::space::asked::Extra;
-use crate::space::plan::{BusyPoll, Claim, MountPlan};
+use crate::space::plan::{Claim, MountPlan};
 use crate::space::state::{RunInfo, StateDir};
-use crate::sys::busy_poll::{self, Keeper, Latency};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{plain, process, surroundings, thread};
@@ -79,19 +78,12 @@ impl<'p> Prepared<'p> {
         let (fs, reflink) = build(plan, &index, owner)?;
         let fs = Arc::new(fs);
         let mountpoint = plan.space.mountpoint.clone();
-        let latency = bearable_latency(plan.busy_poll)?;
-        let keeper = latency.and_then(|latency| {
-            Keeper::start(latency)
-                .inspect_err(|error| tracing::warn!(%error, "processors halt between requests"))
-                .ok()
-        });
-        let busy_poll = keeper.is_some();
         // Before there is a mount: a signal that comes while it is made then ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         let device = helper::acquire(plan, claim.mountpoint(), &mount_options(plan)?)?;
         let mount = device.mount.clone();
         let undo = Undo::new(mount.as_ref());
-        let adapting = Adapting { fs: Arc::clone(&fs), loops, keeper, ended: Ended(signals.handle()) };
+        let adapting = Adapting { fs: Arc::clone(&fs), loops, ended: Ended(signals.handle()) };
         let session = start_session(plan, adapting, device)?;
         let mounted = Mounted {
             path: mountpoint.clone(),
@@ -100,7 +92,6 @@ impl<'p> Prepared<'p> {
             library: plan.library.hololib.clone(),
             strategy: plan.strategy,
             io: plan.io.in_force().to_owned(),
-            busy_poll,
             reflink: Some(reflink),
             entries: index.len(),
             relocated: index.relocated_files(),
@@ -127,7 +118,6 @@ impl<'p> Prepared<'p> {
 struct Adapting {
     fs: Arc<Fs>,
     loops: usize,
-    keeper: Option<Keeper>,
     ended: Ended,
 }
 
@@ -170,9 +160,9 @@ impl Drop for Undo<'_> {
 /// Agrees with the kernel on how the mount is served.
 fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result<Session<Adapter>, Error> {
     let Device { fd, backings, program, .. } = device;
-    let Adapting { fs, loops, keeper, ended } = adapting;
+    let Adapting { fs, loops, ended } = adapting;
     let Some(backings) = backings else {
-        let adapter = Adapter::new(fs, loops, None, keeper, Box::new(ended));
+        let adapter = Adapter::new(fs, loops, None, Box::new(ended));
         return Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse);
     };
     let no_passthrough = |error: std::io::Error| Error::NoPassthrough {
@@ -185,7 +175,7 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
         stack_depth: stack_depth(plan, program.as_deref())?,
         notifier: Arc::clone(&notifier),
     };
-    let adapter = Adapter::new(fs, loops, Some(offer), keeper, Box::new(ended));
+    let adapter = Adapter::new(fs, loops, Some(offer), Box::new(ended));
     let session = Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse)?;
     notifier.get_or_init(|| session.notifier());
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
@@ -193,21 +183,6 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
     backings.close(id).map_err(no_passthrough)?;
     Ok(session)
-}
-
-/// The right to have processors poll, where that is wanted.
-fn bearable_latency(wanted: BusyPoll) -> Result<Option<Latency>, Error> {
-    if wanted == BusyPoll::Never || wanted == BusyPoll::Auto && !busy_poll::pays() {
-        return Ok(None);
-    }
-    match Latency::open() {
-        Ok(latency) => Ok(Some(latency)),
-        Err(error) if wanted == BusyPoll::Auto => {
-            tracing::debug!(%error, "processors halt between requests: their latency is not ours to choose");
-            Ok(None)
-        }
-        Err(error) => Err(Error::NoBusyPoll(plain(&error))),
-    }
 }
 
 /// How deep filesystems are stacked below this one.
@@ -564,7 +539,6 @@ fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<&str>) -> RunInfo {
         dev: dev.map(str::to_owned),
         strategy: mounted.strategy.to_string(),
         io: mounted.io.clone(),
-        busy_poll: mounted.busy_poll,
         reflink: mounted.reflink.clone(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         read_only: plan.read_only,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{IoMode, Prefetch, Strategy};
-use crate::space::plan::{BusyPoll, MountPlan};
+use crate::space::plan::MountPlan;
 use crate::space::state::RunInfo;
 
 /// What was typed, where the plan has a default for what was not.
@@ -19,8 +19,6 @@ pub struct Asked {
     pub strategy: Option<Strategy>,
     /// `--io`.
     pub io: Option<IoMode>,
-    /// `--busy-poll`.
-    pub busy_poll: Option<BusyPoll>,
     /// `--cache-size`.
     pub cache_size: Option<u64>,
 }
@@ -71,13 +69,6 @@ pub fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         && io != run.io
     {
         differ(format!("--io {io}"), &run.io);
-    }
-    match asked.busy_poll {
-        Some(BusyPoll::Always) if !run.busy_poll => {
-            differ("--busy-poll always".to_owned(), "no busy polling")
-        }
-        Some(BusyPoll::Never) if run.busy_poll => differ("--busy-poll never".to_owned(), "busy polling"),
-        _ => {}
     }
     for (name, asked, in_force, otherwise) in [
         ("--read-only", plan.read_only, run.read_only, "changes are let in"),

@@ -42,18 +42,6 @@ impl SpacePath {
     }
 }
 
-/// Whether idle processors poll while many requests come: see [`crate::sys::busy_poll`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum BusyPoll {
-    /// Where it pays, and we may.
-    #[default]
-    Auto,
-    /// Yes.
-    Always,
-    /// No.
-    Never,
-}
-
 /// A mount to be made.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
@@ -77,8 +65,6 @@ pub struct MountPlan {
     pub strategy: Strategy,
     /// Who reads and writes files.
     pub io: IoMode,
-    /// Whether processors are kept from halting.
-    pub busy_poll: BusyPoll,
     /// What is unpacked in the background.
     pub prefetch: Prefetch,
     /// Refuse every change.

@@ -152,9 +152,6 @@ pub struct RunInfo {
     /// `cached` or `passthrough`.
     #[serde(default)]
     pub io: String,
-    /// Processors poll during bursts of requests.
-    #[serde(default)]
-    pub busy_poll: bool,
     /// Whether the space can share extents with its library.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reflink: Option<ReflinkProbe>,

@@ -140,14 +140,6 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Processors that the machine has running, whoever may use them.
-#[must_use]
-pub fn online_processors() -> usize {
-    // SAFETY: it takes and returns numbers.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    usize::try_from(count).unwrap_or(usize::MAX)
-}
-
 /// When a process was started, in clock ticks since the machine's start: with the id it names one process for
 /// good. None when there is no such process, or only its exit status is left: in a container whose first process
 /// reaps late or never, the dead stay listed.

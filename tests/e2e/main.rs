@@ -14,7 +14,6 @@ mod common;
 mod bad_input;
 mod beside_rcc;
 mod blobs;
-mod busy_poll;
 mod cli_mount;
 mod crash;
 mod damage;

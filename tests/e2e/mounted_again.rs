@@ -34,7 +34,6 @@ for_both_users! {
             (vec!["-o", "noexec"], "-o noexec"),
             (vec!["--prefetch"], "--prefetch own"),
             (vec![prefetch.as_str()], "--prefetch"),
-            (vec!["--busy-poll", "always"], "--busy-poll always"),
             (vec!["--cache-size", "1M"], "--cache-size"),
             (vec!["--foreground"], "--foreground"),
         ] {

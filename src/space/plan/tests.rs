@@ -46,7 +46,6 @@ impl Place {
             env,
             strategy: Strategy::Smart,
             io: super::IoMode::Auto,
-            busy_poll: super::BusyPoll::Never,
             prefetch: super::Prefetch::No,
             read_only: false,
             ephemeral: false,

@@ -67,6 +67,16 @@ fn ebusy_while_locked_and_free_after() {
 }
 
 #[test]
+fn a_run_record_of_an_older_version_is_read() {
+    let f = Fixture::new();
+    let _state = f.open();
+    // `busy_poll` was a field once.
+    std::fs::write(f.path().join("run.json"), r#"{"pid": 4711, "io": "cached", "busy_poll": true}"#).unwrap();
+    let run = read_run(&f.path()).unwrap();
+    assert_eq!((run.pid, run.io.as_str()), (4711, "cached"));
+}
+
+#[test]
 fn changes_are_kept_for_the_same_catalog() {
     let f = Fixture::new();
     f.open().adopt(&content("aa", "b1"), false).unwrap();

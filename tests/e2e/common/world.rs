@@ -125,8 +125,6 @@ impl World {
         if let Some(installed) = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER") {
             command.env("HOLOFS_MOUNT_HELPER", installed);
         }
-        // It would be asked of the whole machine, where another test looks at it.
-        command.env("HOLOFS_BUSY_POLL", "never");
         command.env("HOME", HOME).env("ROBOCORP_HOME", self.home()).env("LANG", "C.UTF-8");
         command
     }
