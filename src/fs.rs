@@ -19,7 +19,7 @@ use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use crate::library::index::NodeId;
-use crate::materialize::{Content, Materializer};
+use crate::materialize::{FileData, Materializer};
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Ino, Kind, SetAttr};
@@ -39,7 +39,7 @@ pub struct Fs {
 
 /// On which side the bytes of a file are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
+pub enum Side {
     /// A blob's, or a relocated file that was only read: it must not be written to.
     Lower,
     /// The space's own file.
@@ -71,7 +71,7 @@ impl Fs {
 
     /// The merged view: lookups, listings, and the operations on names.
     #[must_use]
-    pub fn names(&self) -> &Namespace {
+    pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
@@ -101,10 +101,10 @@ impl Fs {
     ///
     /// # Errors
     /// `IsADirectory` or `Invalid` for what has no bytes; EIO when its blob is missing or corrupt.
-    pub fn content(&self, ino: Ino) -> Result<Content> {
+    pub fn content(&self, ino: Ino) -> Result<FileData> {
         match self.namespace.bytes(ino)? {
             Bytes::Lower(lower) => Ok(self.materializer.content(lower)?),
-            Bytes::Upper(file) => Ok(Content::Upper(file)),
+            Bytes::Upper(file) => Ok(FileData::Upper(file)),
         }
     }
 
@@ -112,10 +112,10 @@ impl Fs {
     ///
     /// # Errors
     /// `IsADirectory` or `Invalid` for what has no bytes.
-    pub fn source(&self, ino: Ino) -> Result<Source> {
+    pub fn side(&self, ino: Ino) -> Result<Side> {
         Ok(match self.namespace.lower_bytes(ino)? {
-            Some(_) => Source::Lower,
-            None => Source::Upper,
+            Some(_) => Side::Lower,
+            None => Side::Upper,
         })
     }
 
@@ -128,16 +128,16 @@ impl Fs {
     ///
     /// # Errors
     /// As [`Fs::content`].
-    pub fn backing(&self, ino: Ino) -> Result<(Source, Option<Content>)> {
+    pub fn backing(&self, ino: Ino) -> Result<(Side, Option<FileData>)> {
         Ok(match self.namespace.bytes(ino)? {
-            Bytes::Upper(file) => (Source::Upper, Some(Content::Upper(file))),
+            Bytes::Upper(file) => (Side::Upper, Some(FileData::Upper(file))),
             Bytes::Lower(lower) if self.is_program(ino, lower)? => {
                 let file = self.materializer.file(lower)?;
                 // One without a name would stay, in memory or on the disk, for as long as the kernel has it registered.
                 let kept = fd::has_name(&*file).map_err(call("stat"))?;
-                (Source::Lower, kept.then_some(Content::File(file)))
+                (Side::Lower, kept.then_some(FileData::File(file)))
             }
-            Bytes::Lower(_) => (Source::Lower, None),
+            Bytes::Lower(_) => (Side::Lower, None),
         })
     }
 
@@ -195,14 +195,14 @@ impl Fs {
     ///
     /// # Errors
     /// What pread(2) may answer, and why a blob that was being unpacked could not be.
-    pub fn read_content(&self, content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        if let Content::Stream(filling, node) = content {
+    pub fn read_content(&self, content: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if let FileData::Stream(filling, node) = content {
             let read =
                 filling.read_at(offset, buffer).map_err(|error| call("read")(error::io_errno(&error)))?;
             return match read {
                 Some(n) => Ok(n),
                 // Asked for as a whole the blob says what is wrong with it.
-                None => read_content(&Content::File(self.materializer.file(*node)?), offset, buffer),
+                None => read_content(&FileData::File(self.materializer.file(*node)?), offset, buffer),
             };
         }
         read_content(content, offset, buffer)
@@ -244,7 +244,7 @@ impl Fs {
     /// # Errors
     /// `BeyondEnd` when there is none.
     pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
-        if let Content::Upper(file) = self.content(ino)? {
+        if let FileData::Upper(file) = self.content(ino)? {
             let from = match whence {
                 Whence::Data => SeekFrom::Data(offset),
                 Whence::Hole => SeekFrom::Hole(offset),
@@ -332,8 +332,8 @@ impl Fs {
     }
 }
 
-fn read_content(content: &Content, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-    if let Content::Bytes(bytes) = content {
+fn read_content(content: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    if let FileData::Bytes(bytes) = content {
         let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
         let n = rest.len().min(buffer.len());
         if let (Some(to), Some(from)) = (buffer.get_mut(..n), rest.get(..n)) {

@@ -88,7 +88,7 @@ impl Adapter {
     ) {
         let (dir, modes) = (convert::ino(parent), self.passthrough.clone());
         self.workers.run(name, move |fs, name| {
-            let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), what, caller));
+            let made = fs.retry(|| fs.namespace().make(dir, name.as_bytes(), what, caller));
             reply::entry(modes.as_ref(), reply, operation, parent, name, made);
         });
     }
@@ -142,7 +142,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (dir, modes) = (convert::ino(parent), self.passthrough.clone());
         self.workers.look(dir, name, move |fs, name| {
-            match fs.retry(|| fs.names().lookup(dir, name.as_bytes())) {
+            match fs.retry(|| fs.namespace().lookup(dir, name.as_bytes())) {
                 Err(Error::NotFound) => {
                     // Number 0 lets the kernel remember that there is nothing, which an error does not.
                     let absent = Attr { ino: Ino(0), ..reply::ABSENT };
@@ -160,14 +160,14 @@ impl Filesystem for Adapter {
             if let Some(modes) = modes {
                 modes.forget(ino.0);
             }
-            fs.names().forget(convert::ino(ino), count);
+            fs.namespace().forget(convert::ino(ino), count);
         });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (number, modes) = (convert::ino(ino), self.passthrough.clone());
         self.workers.look(number, &(), move |fs, ()| {
-            let done = fs.retry(|| fs.names().attr(number));
+            let done = fs.retry(|| fs.namespace().attr(number));
             reply::attributes(modes.as_ref(), reply, "getattr", ino, done);
         });
     }
@@ -210,14 +210,14 @@ impl Filesystem for Adapter {
                 Some(modes) if size.is_some() => opening::changing(modes, number).map(Some),
                 _ => Ok(None),
             };
-            let done = begun.and_then(|_change| fs.retry(|| fs.names().setattr(number, &change)));
+            let done = begun.and_then(|_change| fs.retry(|| fs.namespace().setattr(number, &change)));
             reply::attributes(modes.as_ref(), reply, "setattr", ino, done);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let number = convert::ino(ino);
-        self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.names().readlink(number)) {
+        self.workers.look(number, &(), move |fs, ()| match fs.retry(|| fs.namespace().readlink(number)) {
             Ok(text) => reply.data(&text),
             Err(error) => reply.error(reply::fail("readlink", ino, None, &error)),
         });
@@ -264,7 +264,7 @@ impl Filesystem for Adapter {
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = convert::ino(parent);
         self.workers.run(name, move |fs, name| {
-            let done = fs.retry(|| fs.names().unlink(dir, name.as_bytes()));
+            let done = fs.retry(|| fs.namespace().unlink(dir, name.as_bytes()));
             reply::empty(reply, "unlink", parent, Some(name), done);
         });
     }
@@ -272,7 +272,7 @@ impl Filesystem for Adapter {
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let dir = convert::ino(parent);
         self.workers.run(name, move |fs, name| {
-            let done = fs.retry(|| fs.names().rmdir(dir, name.as_bytes()));
+            let done = fs.retry(|| fs.namespace().rmdir(dir, name.as_bytes()));
             reply::empty(reply, "rmdir", parent, Some(name), done);
         });
     }
@@ -283,7 +283,7 @@ impl Filesystem for Adapter {
         let (dir, modes, caller) = (convert::ino(parent), self.passthrough.clone(), caller(request));
         self.workers.run(name, move |fs, name| {
             let made = text.and_then(|text| {
-                fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::Symlink(&text), caller))
+                fs.retry(|| fs.namespace().make(dir, name.as_bytes(), Make::Symlink(&text), caller))
             });
             reply::entry(modes.as_ref(), reply, "symlink", parent, name, made);
         });
@@ -308,7 +308,7 @@ impl Filesystem for Adapter {
         let (dir, new_dir, new_name) = (convert::ino(parent), convert::ino(newparent), newname.to_owned());
         self.workers.run(name, move |fs, name| {
             let done =
-                fs.retry(|| fs.names().rename(dir, name.as_bytes(), new_dir, new_name.as_bytes(), mode));
+                fs.retry(|| fs.namespace().rename(dir, name.as_bytes(), new_dir, new_name.as_bytes(), mode));
             reply::empty(reply, "rename", parent, Some(name), done);
         });
     }
@@ -318,7 +318,7 @@ impl Filesystem for Adapter {
         let (parent, name) = (convert::ino(newparent), newname.to_owned());
         let modes = self.passthrough.clone();
         self.run(self.workers.fs().must_copy_much(number), move |fs| {
-            let made = fs.retry(|| fs.names().link(number, parent, name.as_bytes()));
+            let made = fs.retry(|| fs.namespace().link(number, parent, name.as_bytes()));
             reply::entry(modes.as_ref(), reply, "link", newparent, &name, made);
         });
     }
@@ -439,7 +439,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let number = convert::ino(ino);
         self.workers.look(number, &(), move |fs, ()| {
-            let done = fs.names().readdir(number, offset, false, &mut |entry| {
+            let done = fs.namespace().readdir(number, offset, false, &mut |entry| {
                 let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
                 taken(reply.add(number, entry.cookie, kind, OsStr::from_bytes(entry.name)))
             });
@@ -460,7 +460,7 @@ impl Filesystem for Adapter {
     ) {
         let (number, modes) = (convert::ino(ino), self.passthrough.clone());
         self.workers.look(number, &(), move |fs, ()| {
-            let done = fs.names().readdir(number, offset, true, &mut |entry| {
+            let done = fs.namespace().readdir(number, offset, true, &mut |entry| {
                 let number = INodeNo(entry.ino.0);
                 let name = OsStr::from_bytes(entry.name);
                 // `.` and `..` come without attributes; the kernel looks only at their names.
@@ -551,15 +551,15 @@ impl Filesystem for Adapter {
         let (dir, modes, caller) = (convert::ino(parent), self.passthrough.clone(), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
         self.workers.run(name, move |fs, name| {
-            let made = fs.retry(|| fs.names().make(dir, name.as_bytes(), Make::File(mode), caller));
+            let made = fs.retry(|| fs.namespace().make(dir, name.as_bytes(), Make::File(mode), caller));
             let answered = made.and_then(|attr| {
                 let Some(modes) = &modes else { return Ok((attr, Answer::Cached { keep: true })) };
                 let answer = fs.retry(|| wanted.created(fs, modes, &attr)).inspect_err(|_| {
                     // The answer is an error, so nothing is left of the file, and the kernel holds no lookup of it.
-                    if let Err(error) = fs.names().unlink(dir, name.as_bytes()) {
+                    if let Err(error) = fs.namespace().unlink(dir, name.as_bytes()) {
                         tracing::error!(?name, %error, "a file stays whose creation failed");
                     }
-                    fs.names().forget(attr.ino, 1);
+                    fs.namespace().forget(attr.ino, 1);
                 })?;
                 Ok((attr, answer))
             });

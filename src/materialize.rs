@@ -111,7 +111,7 @@ impl Error {
 
 /// The bytes of a lower file, for reading.
 #[derive(Clone, Debug)]
-pub enum Content {
+pub enum FileData {
     /// A blob, its cached copy, or a relocated file, to read from by offset.
     File(Arc<File>),
     /// The space's own file.
@@ -122,7 +122,7 @@ pub enum Content {
     Stream(Arc<Filling>, NodeId),
 }
 
-impl Content {
+impl FileData {
     /// The file behind it, when there is one.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
@@ -307,19 +307,19 @@ impl Materializer {
     ///
     /// # Errors
     /// See [`Error`]; a bad blob or relocation concerns this file only.
-    pub fn content(&self, node: NodeId) -> Result<Content, Error> {
+    pub fn content(&self, node: NodeId) -> Result<FileData, Error> {
         if let Some(bytes) = self.memory.lock().entries.get(&node) {
-            return Ok(Content::Bytes(Arc::clone(bytes)));
+            return Ok(FileData::Bytes(Arc::clone(bytes)));
         }
         if let Some(file) = self.open.lock().get(&node) {
-            return Ok(Content::File(Arc::clone(file)));
+            return Ok(FileData::File(Arc::clone(file)));
         }
         self.touched.lock().add(node);
         let lower = self.lower_file(node)?;
         if lower.size <= SMALL_FILE {
             let bytes: Arc<[u8]> = self.small_content(node, &lower)?.into();
             self.remember(node, &bytes);
-            return Ok(Content::Bytes(bytes));
+            return Ok(FileData::Bytes(bytes));
         }
         if lower.relocations.is_empty() {
             let hook = Arc::clone(&self.on_bad_blob);
@@ -330,11 +330,11 @@ impl Materializer {
             };
             let streamed = self.blobs.stream(&lower.digest, lower.size, failed);
             match streamed.map_err(|source| Error::Blob { path: self.lower_path(node), source })? {
-                Streamed::Filling(filling) => return Ok(Content::Stream(filling, node)),
-                Streamed::Whole(file) => return Ok(Content::File(self.keep(node, Arc::new(file)))),
+                Streamed::Filling(filling) => return Ok(FileData::Stream(filling, node)),
+                Streamed::Whole(file) => return Ok(FileData::File(self.keep(node, Arc::new(file)))),
             }
         }
-        Ok(Content::File(self.opened(node, &lower)?))
+        Ok(FileData::File(self.opened(node, &lower)?))
     }
 
     /// A file with the bytes of a lower file, whatever its size: what passthrough hands to the kernel.

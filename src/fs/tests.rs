@@ -28,15 +28,15 @@ fn a_fresh_space_shows_the_catalog_and_holds_nothing() {
     let attr = world.find("lib/a.txt").unwrap();
     assert_eq!((attr.kind, attr.mode, attr.nlink, attr.mtime.sec), (Kind::File, 0o644, 1, MOTHER_TIME));
     assert_eq!(world.find("lib").unwrap().nlink, 3);
-    assert_eq!(world.fs.names().readlink(world.ino("lib/link")).unwrap(), b"a.txt");
+    assert_eq!(world.fs.namespace().readlink(world.ino("lib/link")).unwrap(), b"a.txt");
     assert!(world.upper_files().is_empty());
-    assert_eq!(world.fs.names().table_len(), 1, "only the root is in the table");
+    assert_eq!(world.fs.namespace().table_len(), 1, "only the root is in the table");
 }
 
 #[test]
 fn nothing_is_said_to_be_safe_before_the_space_is() {
     let world = World::usual();
-    let made = world.fs.names().make(Ino::ROOT, b"new", Make::File(0o644), caller()).unwrap();
+    let made = world.fs.namespace().make(Ino::ROOT, b"new", Make::File(0o644), caller()).unwrap();
     std::thread::scope(|scope| {
         let sync = scope.spawn(|| world.fs.sync(made.ino, false));
         std::thread::sleep(std::time::Duration::from_millis(50));
@@ -52,7 +52,7 @@ fn nothing_is_said_to_be_safe_before_the_space_is() {
 #[test]
 fn enoent_enotdir_enametoolong() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     assert_eq!(refused(names.lookup(Ino::ROOT, b"nope")), Errno::NOENT);
     assert_eq!(refused(names.lookup(world.ino("lib/a.txt"), b"x")), Errno::NOTDIR);
     assert_eq!(refused(names.lookup(Ino::ROOT, &[b'x'; 256])), Errno::NAMETOOLONG);
@@ -111,7 +111,7 @@ fn a_copy_up_leaves_the_times_of_the_directory() {
         let attr = world.find(path).unwrap();
         assert_eq!((attr.mtime.sec, attr.ctime.sec), (MOTHER_TIME, MOTHER_TIME), "{path}");
     }
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     names.make(world.ino("lib"), b"new", Make::File(0o644), caller()).unwrap();
     assert_ne!(world.find("lib").unwrap().mtime.sec, MOTHER_TIME);
 }
@@ -119,7 +119,7 @@ fn a_copy_up_leaves_the_times_of_the_directory() {
 #[test]
 fn what_changes_nothing_leaves_no_trace() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     for path in ["", "lib", "lib/a.txt", "lib/link", "bin/tool"] {
         let attr = world.find(path).unwrap();
         let change = SetAttr {
@@ -147,9 +147,13 @@ fn what_changes_nothing_leaves_no_trace() {
 fn chmod_and_touch_copy_no_bytes() {
     let world = World::usual();
     let ino = world.ino("lib/large.bin");
-    world.fs.names().setattr(ino, &SetAttr { mode: Some(0o400), ..SetAttr::default() }).unwrap();
+    world.fs.namespace().setattr(ino, &SetAttr { mode: Some(0o400), ..SetAttr::default() }).unwrap();
     let at = Time { sec: 5, nsec: 6 };
-    world.fs.names().setattr(ino, &SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() }).unwrap();
+    world
+        .fs
+        .namespace()
+        .setattr(ino, &SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() })
+        .unwrap();
     assert_eq!(world.upper("lib/large.bin").metadata().unwrap().len(), 0);
     let world = world.remount();
     let attr = world.find("lib/large.bin").unwrap();
@@ -164,7 +168,7 @@ fn chmod_and_touch_copy_no_bytes() {
 #[test]
 fn truncating_copies_only_what_is_kept() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
     names.setattr(world.ino("lib/large.bin"), &size(10)).unwrap();
     assert_eq!(world.read("lib/large.bin"), (0..10).collect::<Vec<u8>>());
@@ -180,7 +184,7 @@ fn truncating_copies_only_what_is_kept() {
 #[test]
 fn unlink_leaves_a_whiteout_and_the_open_file_lives() {
     let world = World::usual();
-    let (names, ino) = (world.fs.names(), world.ino("lib/a.txt"));
+    let (names, ino) = (world.fs.namespace(), world.ino("lib/a.txt"));
     names.unlink(world.ino("lib"), b"a.txt").unwrap();
     assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT);
     assert!(is_whiteout(&world.upper("lib/a.txt")));
@@ -200,7 +204,7 @@ fn unlink_leaves_a_whiteout_and_the_open_file_lives() {
 #[test]
 fn a_name_comes_back_as_something_else() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     let lib = world.ino("lib");
     for (name, make) in [
         (&b"a.txt"[..], Make::Dir(0o755)),
@@ -223,7 +227,7 @@ fn a_name_comes_back_as_something_else() {
 #[test]
 fn a_renamed_lower_directory_is_one_upper_directory() {
     let world = World::usual();
-    let (names, lib, deep) = (world.fs.names(), world.ino("lib"), world.ino("lib/sub/deep.txt"));
+    let (names, lib, deep) = (world.fs.namespace(), world.ino("lib"), world.ino("lib/sub/deep.txt"));
     names.rename(Ino::ROOT, b"lib", world.ino("empty"), b"moved", RenameMode::Replace).unwrap();
     assert_eq!(refused(world.find("lib")), Errno::NOENT);
     assert!(is_whiteout(&world.upper("lib")));
@@ -239,7 +243,7 @@ fn a_renamed_lower_directory_is_one_upper_directory() {
 #[test]
 fn rename_replaces_refuses_and_exchanges() {
     let world = World::usual();
-    let (names, lib) = (world.fs.names(), world.ino("lib"));
+    let (names, lib) = (world.fs.namespace(), world.ino("lib"));
     let (a, b) = (world.ino("lib/a.txt"), world.ino("lib/b.txt"));
     assert_eq!(refused(names.rename(lib, b"a.txt", lib, b"b.txt", RenameMode::NoReplace)), Errno::EXIST);
     names.rename(lib, b"a.txt", lib, b"b.txt", RenameMode::Exchange).unwrap();
@@ -259,7 +263,7 @@ fn rename_replaces_refuses_and_exchanges() {
 #[test]
 fn a_directory_replaces_an_emptied_lower_directory() {
     let world = World::usual();
-    let (names, sub) = (world.fs.names(), world.ino("lib/sub"));
+    let (names, sub) = (world.fs.namespace(), world.ino("lib/sub"));
     names.unlink(sub, b"deep.txt").unwrap();
     names.rename(Ino::ROOT, b"bin", world.ino("lib"), b"sub", RenameMode::Replace).unwrap();
     assert_eq!(world.list("lib/sub"), ["large-tool", "tool"]);
@@ -271,7 +275,7 @@ fn a_directory_replaces_an_emptied_lower_directory() {
 #[test]
 fn rmdir_of_a_lower_directory_with_whiteouts() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     names.unlink(world.ino("lib/sub"), b"deep.txt").unwrap();
     names.rmdir(world.ino("lib"), b"sub").unwrap();
     assert!(is_whiteout(&world.upper("lib/sub")));
@@ -285,14 +289,14 @@ fn rmdir_of_a_lower_directory_with_whiteouts() {
 #[test]
 fn hard_links_share_number_count_and_bytes() {
     let world = World::usual();
-    let (names, lib) = (world.fs.names(), world.ino("lib"));
+    let (names, lib) = (world.fs.namespace(), world.ino("lib"));
     let linked = names.link(world.ino("lib/a.txt"), Ino::ROOT, b"second").unwrap();
     assert_eq!((linked.ino, linked.nlink), (world.ino("lib/a.txt"), 2));
     world.fs.write(linked.ino, 0, b"J").unwrap();
     let world = world.remount();
     assert_eq!(world.ino("second"), world.ino("lib/a.txt"));
     assert_eq!((world.read("second"), world.find("second").unwrap().nlink), (b"Jello\n".to_vec(), 2));
-    let names_after = world.fs.names();
+    let names_after = world.fs.namespace();
     names_after.unlink(lib, b"a.txt").unwrap();
     assert_eq!(world.find("second").unwrap().nlink, 1);
     assert_eq!(world.read("second"), b"Jello\n");
@@ -302,11 +306,11 @@ fn hard_links_share_number_count_and_bytes() {
 #[test]
 fn a_second_link_that_was_never_looked_up_keeps_the_file() {
     let world = World::usual();
-    world.fs.names().link(world.ino("lib/a.txt"), Ino::ROOT, b"second").unwrap();
+    world.fs.namespace().link(world.ino("lib/a.txt"), Ino::ROOT, b"second").unwrap();
     let world = world.remount();
     let first = world.ino("lib/a.txt");
-    world.fs.names().unlink(world.ino("lib"), b"a.txt").unwrap();
-    assert_eq!(world.fs.names().attr(first).unwrap().nlink, 1);
+    world.fs.namespace().unlink(world.ino("lib"), b"a.txt").unwrap();
+    assert_eq!(world.fs.namespace().attr(first).unwrap().nlink, 1);
     world.fs.write(first, 0, b"J").unwrap();
     assert_eq!(world.ino("second"), first);
     assert_eq!(world.read("second"), b"Jello\n");
@@ -317,7 +321,7 @@ fn a_listing_goes_on_while_the_directory_is_emptied() {
     let items: Vec<(String, Item)> = (0..500).map(|n| (format!("d/f{n:03}"), Item::File(vec![]))).collect();
     let items: Vec<(&str, Item)> = items.iter().map(|(name, item)| (name.as_str(), item.clone())).collect();
     let world = World::new(&items, false);
-    let (names, dir) = (world.fs.names(), world.ino("d"));
+    let (names, dir) = (world.fs.namespace(), world.ino("d"));
     for n in 0..200 {
         names.make(dir, format!("new{n:03}").as_bytes(), Make::File(0o644), caller()).unwrap();
     }
@@ -365,7 +369,7 @@ fn eio_for_one_corrupt_or_missing_blob_and_the_rest_works() {
     assert_eq!(world.read("lib/sub/deep.txt"), b"deep");
     // Nothing of the old bytes is needed to replace them.
     let ino = world.ino("lib/a.txt");
-    world.fs.names().setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
+    world.fs.namespace().setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
     world.fs.write(ino, 0, b"new").unwrap();
     assert_eq!(world.read("lib/a.txt"), b"new");
 }
@@ -431,7 +435,7 @@ fn mark_of(path: &std::path::Path) -> String {
 
 fn empty(world: &World, path: &str) {
     let change = SetAttr { size: Some(0), ..SetAttr::default() };
-    world.fs.names().setattr(world.ino(path), &change).unwrap();
+    world.fs.namespace().setattr(world.ino(path), &change).unwrap();
 }
 
 #[test]
@@ -445,7 +449,7 @@ fn an_emptied_file_says_in_which_run_until_it_is_settled() {
     // The daemon was killed, the machine was not: it was emptied.
     let world = world.remount();
     assert_eq!(world.read("lib/a.txt"), b"");
-    world.fs.names().settle(std::time::Duration::ZERO);
+    world.fs.namespace().settle(std::time::Duration::ZERO);
     assert_eq!(mark_of(&path), plain);
     // A sync settles as well.
     empty(&world, "lib/b.txt");
@@ -491,7 +495,7 @@ fn changes_wait_for_the_record_of_the_space() {
     let mut world = World::usual();
     world.fs = world.fs.until_recorded();
     std::thread::scope(|scope| {
-        let made = scope.spawn(|| world.fs.names().make(Ino::ROOT, b"new", Make::File(0o644), caller()));
+        let made = scope.spawn(|| world.fs.namespace().make(Ino::ROOT, b"new", Make::File(0o644), caller()));
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!made.is_finished() && world.upper_files().is_empty());
         assert_eq!(world.read("lib/a.txt"), b"hello\n", "reading waits for nothing");

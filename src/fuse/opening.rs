@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fuser::OpenFlags;
 
 use super::passthrough::{Answer, Change, Passthrough};
-use crate::fs::{Fs, Source};
+use crate::fs::{Fs, Side};
 use crate::namespace::error::{Error, Result};
 use crate::namespace::types::{Attr, Ino};
 
@@ -33,7 +33,7 @@ impl Wanted {
 
     /// Answers an open that needs nothing to be fetched or copied.
     pub(super) fn at_once(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Option<Answer>> {
-        if self.write { Ok(None) } else { Ok(modes.join(ino.0, fs.source(ino)?)) }
+        if self.write { Ok(None) } else { Ok(modes.join(ino.0, fs.side(ino)?)) }
     }
 
     /// Whether the open may take long.
@@ -54,7 +54,7 @@ impl Wanted {
         if self.drop_setid {
             fs.drop_setid(ino)?;
         }
-        Ok(self.opened(fs, modes, &fs.names().attr(ino)?, file.as_fd()))
+        Ok(self.opened(fs, modes, &fs.namespace().attr(ino)?, file.as_fd()))
     }
 
     /// Opens a file that was just made.
@@ -65,7 +65,7 @@ impl Wanted {
 
     /// Counts an open file of an inode whose bytes are the space's own, in `file`.
     fn opened(self, fs: &Fs, modes: &Passthrough, attr: &Attr, file: BorrowedFd<'_>) -> Answer {
-        let answer = modes.open(attr.ino.0, Source::Upper, may_bypass(fs, attr).then_some(file));
+        let answer = modes.open(attr.ino.0, Side::Upper, may_bypass(fs, attr).then_some(file));
         if self.read_write && matches!(answer, Answer::Passthrough(_)) {
             modes.may_be_mapped(attr.ino.0);
         }
@@ -76,7 +76,7 @@ impl Wanted {
 /// Whether the kernel may read and write a file of the upper by itself: nobody would take setuid and setgid bits away
 /// (the kernel leaves it to us), and a read renews the time of access, which some mounts keep.
 fn may_bypass(fs: &Fs, attr: &Attr) -> bool {
-    attr.mode & 0o6000 == 0 && !fs.names().keeps_atime()
+    attr.mode & 0o6000 == 0 && !fs.namespace().keeps_atime()
 }
 
 /// Begins a change of an inode's bytes.
@@ -86,13 +86,13 @@ pub(super) fn changing(modes: &Arc<Passthrough>, ino: Ino) -> Result<Change> {
 
 fn reading(fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
     loop {
-        let (source, content) = fs.backing(ino)?;
-        let bypass = source == Source::Lower || may_bypass(fs, &fs.names().attr(ino)?);
+        let (side, content) = fs.backing(ino)?;
+        let bypass = side == Side::Lower || may_bypass(fs, &fs.namespace().attr(ino)?);
         let file = content.as_ref().and_then(|content| content.file()).filter(|_| bypass);
-        let answer = modes.open(ino.0, source, file);
+        let answer = modes.open(ino.0, side, file);
         // From here on a change waits for us, or shares the kernel's cache with us. One that was made before this is seen
         // here.
-        if fs.source(ino)? == source {
+        if fs.side(ino)? == side {
             return Ok(answer);
         }
         modes.release(ino.0);

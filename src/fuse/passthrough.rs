@@ -24,7 +24,7 @@ use fuser::{INodeNo, Notifier};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
-use crate::fs::Source;
+use crate::fs::Side;
 use crate::sys::backing::{self, Backings};
 
 /// Idle inodes whose way of opening is remembered. A backing number among them holds one open file of the kernel's,
@@ -59,13 +59,13 @@ pub(super) struct Passthrough {
     /// Makes the kernel ask for attributes again. Not there before the mount is served.
     notifier: Arc<OnceLock<Notifier>>,
     /// A leaf lock, held for map operations only.
-    state: Mutex<State>,
+    inodes: Mutex<Inodes>,
     /// Signalled when an inode becomes idle.
     idle: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct Inodes {
     /// Inodes that somebody has open; all others are idle.
     open: HashMap<u64, Open>,
     /// How idle inodes were open last.
@@ -86,7 +86,7 @@ struct Open {
 /// How an inode's files are open.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    source: Source,
+    side: Side,
     /// The backing number; None for cached.
     id: Option<u32>,
 }
@@ -97,7 +97,7 @@ impl Passthrough {
             backings,
             told: AtomicBool::new(false),
             notifier,
-            state: Mutex::new(State {
+            inodes: Mutex::new(Inodes {
                 open: HashMap::new(),
                 idle: LruCache::new(IDLE_LIMIT),
                 changing: HashMap::new(),
@@ -107,31 +107,31 @@ impl Passthrough {
         }
     }
 
-    /// Counts one more open file of an inode, if how to answer is known already. `source` is where its bytes are.
-    pub(super) fn join(&self, ino: u64, source: Source) -> Option<Answer> {
-        self.state.lock().join(ino, source)
+    /// Counts one more open file of an inode, if how to answer is known already. `side` is where its bytes are.
+    pub(super) fn join(&self, ino: u64, side: Side) -> Option<Answer> {
+        self.inodes.lock().join(ino, side)
     }
 
     /// Counts one more open file of an inode, and says how to answer. `file` has the inode's bytes; None when they may
     /// not be handed to the kernel.
-    pub(super) fn open(&self, ino: u64, source: Source, file: Option<BorrowedFd<'_>>) -> Answer {
-        if let Some(answer) = self.join(ino, source) {
+    pub(super) fn open(&self, ino: u64, side: Side, file: Option<BorrowedFd<'_>>) -> Answer {
+        if let Some(answer) = self.join(ino, side) {
             return answer;
         }
         // Not under the lock: it may be a message to the mount helper.
-        let id = file.and_then(|file| self.register(source, file));
+        let id = file.and_then(|file| self.register(side, file));
         let (answer, unused) = {
-            let mut state = self.state.lock();
+            let mut inodes = self.inodes.lock();
             // A change has begun: it must find no backing file of the library's.
-            let changing = source == Source::Lower && state.changing.contains_key(&ino);
-            match state.join(ino, source) {
+            let changing = side == Side::Lower && inodes.changing.contains_key(&ino);
+            match inodes.join(ino, side) {
                 // Somebody else was as fast.
                 Some(answer) => (answer, [id, None]),
                 None => {
-                    let way = Way { source, id: id.filter(|_| !changing) };
-                    state.open.insert(ino, Open { way, files: 1 });
-                    let old = state.idle.pop(&ino).and_then(|old| old.id);
-                    (way.answer(source), [old, id.filter(|_| changing)])
+                    let way = Way { side, id: id.filter(|_| !changing) };
+                    inodes.open.insert(ino, Open { way, files: 1 });
+                    let old = inodes.idle.pop(&ino).and_then(|old| old.id);
+                    (way.answer(side), [old, id.filter(|_| changing)])
                 }
             }
         };
@@ -142,17 +142,17 @@ impl Passthrough {
     /// An open file of an inode is gone.
     pub(super) fn release(&self, ino: u64) {
         let unused = {
-            let mut state = self.state.lock();
-            let Some(open) = state.open.get_mut(&ino) else { return };
+            let mut inodes = self.inodes.lock();
+            let Some(open) = inodes.open.get_mut(&ino) else { return };
             open.files -= 1;
             if open.files > 0 {
                 return;
             }
             let way = open.way;
-            state.open.remove(&ino);
+            inodes.open.remove(&ino);
             // A changed file that is cached is so for a reason that may have gone.
-            if way.id.is_some() || way.source == Source::Lower {
-                state.idle.push(ino, way).and_then(|(_, least_used)| least_used.id)
+            if way.id.is_some() || way.side == Side::Lower {
+                inodes.idle.push(ino, way).and_then(|(_, least_used)| least_used.id)
             } else {
                 None
             }
@@ -164,35 +164,35 @@ impl Passthrough {
     /// The kernel has dropped an inode: its backing file need not be kept, and may be a deleted one.
     pub(super) fn forget(&self, ino: u64) {
         let unused = {
-            let mut state = self.state.lock();
-            state.mapped.remove(&ino);
-            state.idle.pop(&ino).and_then(|way| way.id)
+            let mut inodes = self.inodes.lock();
+            inodes.mapped.remove(&ino);
+            inodes.idle.pop(&ino).and_then(|way| way.id)
         };
         unused.into_iter().for_each(|id| self.give_back(id));
     }
 
     /// Whether a change of an inode's bytes would have to wait.
     pub(super) fn must_wait(&self, ino: u64) -> bool {
-        self.state.lock().is_held(ino)
+        self.inodes.lock().is_held(ino)
     }
 
     /// Begins a change of an inode's bytes, once nobody has the library's file open. None when somebody keeps it open.
     pub(super) fn change(self: &Arc<Self>, ino: u64) -> Option<Change> {
         let deadline = Instant::now() + PATIENCE;
-        let mut state = self.state.lock();
-        while state.is_held(ino) {
-            if self.idle.wait_until(&mut state, deadline).timed_out() && state.is_held(ino) {
+        let mut inodes = self.inodes.lock();
+        while inodes.is_held(ino) {
+            if self.idle.wait_until(&mut inodes, deadline).timed_out() && inodes.is_held(ino) {
                 return None;
             }
         }
-        *state.changing.entry(ino).or_default() += 1;
+        *inodes.changing.entry(ino).or_default() += 1;
         Some(Change { modes: Arc::clone(self), ino })
     }
 
     /// Notes that an inode was opened for reading and writing, so that it may be mapped, longer than it is open. A store
     /// to a map moves the backing file's times and tells nobody: from now on the kernel may not keep the attributes.
     pub(super) fn may_be_mapped(&self, ino: u64) {
-        if !self.state.lock().mapped.insert(ino) {
+        if !self.inodes.lock().mapped.insert(ino) {
             return;
         }
         // A negative offset: the attributes only. An inode that was just created is not known yet.
@@ -205,14 +205,14 @@ impl Passthrough {
 
     /// Whether the kernel may keep an inode's attributes.
     pub(super) fn keeps_attributes(&self, ino: u64) -> bool {
-        !self.state.lock().mapped.contains(&ino)
+        !self.inodes.lock().mapped.contains(&ino)
     }
 
-    fn register(&self, source: Source, file: BorrowedFd<'_>) -> Option<u32> {
-        let id = match source {
+    fn register(&self, side: Side, file: BorrowedFd<'_>) -> Option<u32> {
+        let id = match side {
             // What is registered by a read-only descriptor cannot be written to.
-            Source::Lower => backing::read_only(file).and_then(|file| self.backings.open(file.as_fd())),
-            Source::Upper => self.backings.open(file),
+            Side::Lower => backing::read_only(file).and_then(|file| self.backings.open(file.as_fd())),
+            Side::Upper => self.backings.open(file),
         };
         match id {
             Ok(id) => Some(id),
@@ -244,42 +244,42 @@ pub(super) struct Change {
 
 impl Drop for Change {
     fn drop(&mut self) {
-        let mut state = self.modes.state.lock();
-        match state.changing.get_mut(&self.ino) {
+        let mut inodes = self.modes.inodes.lock();
+        match inodes.changing.get_mut(&self.ino) {
             Some(n) if *n > 1 => *n -= 1,
-            _ => drop(state.changing.remove(&self.ino)),
+            _ => drop(inodes.changing.remove(&self.ino)),
         }
     }
 }
 
-impl State {
+impl Inodes {
     /// Adds an open file to an inode that is open, or that was open before in a way that is still right.
-    fn join(&mut self, ino: u64, source: Source) -> Option<Answer> {
+    fn join(&mut self, ino: u64, side: Side) -> Option<Answer> {
         if let Some(open) = self.open.get_mut(&ino) {
             // Invariant 3: if the library's file is open the bytes are still the same, wherever they are now.
             open.files += 1;
-            return Some(open.way.answer(source));
+            return Some(open.way.answer(side));
         }
-        let changing = source == Source::Lower && self.changing.contains_key(&ino);
-        let way = self.idle.peek(&ino).copied().filter(|way| way.source == source && !changing)?;
+        let changing = side == Side::Lower && self.changing.contains_key(&ino);
+        let way = self.idle.peek(&ino).copied().filter(|way| way.side == side && !changing)?;
         self.idle.pop(&ino);
         self.open.insert(ino, Open { way, files: 1 });
-        Some(way.answer(source))
+        Some(way.answer(side))
     }
 
     /// Whether the library's file is open by passthrough.
     fn is_held(&self, ino: u64) -> bool {
         let open = self.open.get(&ino);
-        open.is_some_and(|open| open.way.source == Source::Lower && open.way.id.is_some())
+        open.is_some_and(|open| open.way.side == Side::Lower && open.way.id.is_some())
     }
 }
 
 impl Way {
     /// `now` is where the bytes are.
-    fn answer(self, now: Source) -> Answer {
+    fn answer(self, now: Side) -> Answer {
         match self.id {
             Some(id) => Answer::Passthrough(id),
-            None => Answer::Cached { keep: now == Source::Lower },
+            None => Answer::Cached { keep: now == Side::Lower },
         }
     }
 }

@@ -14,7 +14,7 @@ use super::convert;
 use super::passthrough::{Answer, Passthrough};
 use crate::fs::Fs;
 use crate::fs::error::errno;
-use crate::materialize::Content;
+use crate::materialize::FileData;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::types::{Attr, Ino};
 
@@ -125,8 +125,8 @@ pub(super) fn xattr(reply: ReplyXattr, at: INodeNo, size: u32, name: Option<&OsS
 }
 
 /// Sends the bytes of a read.
-pub(super) fn data(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &Content, offset: u64, size: u32) {
-    if let Content::Bytes(bytes) = content {
+pub(super) fn data(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &FileData, offset: u64, size: u32) {
+    if let FileData::Bytes(bytes) = content {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
         let end = start.saturating_add(size as usize).min(bytes.len());
         return reply.data(bytes.get(start..end).unwrap_or_default());

@@ -94,7 +94,7 @@ impl Workers {
     {
         match self.permits.take() {
             Some(_permit) => guarded(|| work(&self.fs, with)),
-            None if self.fs.names().is_pure_lower(ino) => guarded(|| work(&self.fs, with)),
+            None if self.fs.namespace().is_pure_lower(ino) => guarded(|| work(&self.fs, with)),
             None => {
                 let with = with.to_owned();
                 self.hand_over(move |fs| work(fs, with.borrow()));

@@ -29,7 +29,7 @@ pub(super) struct Prefetcher {
 impl Prefetcher {
     /// Starts what the plan asks for.
     pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
-        let index = fs.names().index();
+        let index = fs.namespace().index();
         let own = profile::place(&plan.cache_dir, &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
         let from = match &plan.prefetch {
@@ -63,7 +63,7 @@ impl Prefetcher {
     /// Adds what was read so far to the environment's profile. Two that do so at once may lose one's additions: it is
     /// advice.
     pub(super) fn save(&self) {
-        let index = self.fs.names().index();
+        let index = self.fs.namespace().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
         let new = self.fs.materializer().touched();
         if !known.would_grow_by(&new) {
@@ -91,7 +91,7 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
     if let Err(errno) = process::be_idle() {
         tracing::debug!(%errno, "prefetching at the usual priority");
     }
-    let index = fs.names().index();
+    let index = fs.namespace().index();
     let files = known(path, index.catalog_sha256(), index.len());
     let mut done = 0;
     for node in files.order() {

@@ -256,7 +256,7 @@ impl Serving<'_> {
                 prefetcher.finish();
             };
             let started = std::thread::Builder::new().name("housekeeping".into()).spawn_scoped(scope, chores);
-            let settling = || fs.names().keep_settling();
+            let settling = || fs.namespace().keep_settling();
             let settler = std::thread::Builder::new().name("settle".into()).spawn_scoped(scope, settling);
             if let Err(error) = settler {
                 tracing::warn!(%error, "what is emptied is written out when the mount ends");
@@ -265,7 +265,7 @@ impl Serving<'_> {
                 end_on_signal(&mut signals, &plan.state_dir);
             }
             drop(stop);
-            fs.names().end_settling();
+            fs.namespace().end_settling();
             started.err()
         });
         if let Some(error) = alone {
@@ -280,7 +280,7 @@ impl Serving<'_> {
             Err(_) => tracing::error!("the thread that waits for the loops panicked"),
         }
         undo_what_is_left(plan);
-        fs.names().settle(Duration::ZERO);
+        fs.namespace().settle(Duration::ZERO);
         finish(plan, claim.state())
     }
 }

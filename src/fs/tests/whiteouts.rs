@@ -19,14 +19,14 @@ fn a_whiteout_over_nothing_is_in_nobodys_way() {
         rustix::fs::mknodat(&dir, name, kind, rustix::fs::Mode::empty(), 0).unwrap();
     };
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     let lib = world.ino("lib");
     names.make(lib, b"born", Make::Dir(0o755), caller()).unwrap();
     for name in ["file", "dir", "moved-file", "moved-dir", "hard", "idle", "born/left"] {
         stray(&world, &format!("lib/{name}"));
     }
     let world = world.remount();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     let lib = world.ino("lib");
     assert_eq!(world.list("lib"), ["a.txt", "b.txt", "born", "large.bin", "link", "sub"]);
     assert_eq!(refused(world.find("lib/idle")), Errno::NOENT);
@@ -45,14 +45,14 @@ fn a_whiteout_over_nothing_is_in_nobodys_way() {
 #[test]
 fn a_directory_is_removed_in_which_a_crash_left_a_whiteout() {
     let world = World::usual();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     names.make(Ino::ROOT, b"target", Make::Dir(0o755), caller()).unwrap();
     names.make(Ino::ROOT, b"source", Make::Dir(0o755), caller()).unwrap();
     let dir = std::fs::File::open(world.upper("target")).unwrap();
     rustix::fs::mknodat(&dir, "x", rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::empty(), 0)
         .unwrap();
     let world = world.remount();
-    world.fs.names().rename(Ino::ROOT, b"source", Ino::ROOT, b"target", RenameMode::Replace).unwrap();
+    world.fs.namespace().rename(Ino::ROOT, b"source", Ino::ROOT, b"target", RenameMode::Replace).unwrap();
     assert_eq!(world.list("target"), [""; 0]);
     assert_eq!(refused(world.find("source")), Errno::NOENT);
 }
@@ -61,7 +61,7 @@ fn a_directory_is_removed_in_which_a_crash_left_a_whiteout() {
 #[test]
 fn names_go_where_there_are_no_device_whiteouts() {
     let world = World::marking();
-    let names = world.fs.names();
+    let names = world.fs.namespace();
     let (root, lib, bin) = (Ino::ROOT, world.ino("lib"), world.ino("bin"));
     let replace = RenameMode::Replace;
     // A library file, a changed file, a directory.
@@ -103,7 +103,7 @@ fn names_go_where_there_are_no_device_whiteouts() {
 fn a_rename_that_a_crash_cut_short_is_finished() {
     let world = World::marking();
     let lib = world.ino("lib");
-    world.fs.names().rename(lib, b"a.txt", lib, b"b.txt", RenameMode::Replace).unwrap();
+    world.fs.namespace().rename(lib, b"a.txt", lib, b"b.txt", RenameMode::Replace).unwrap();
     let number = |path: &str| world.upper(path).symlink_metadata().unwrap().ino();
     let note = world.dir.path().join("state/work/moved.1");
     let dir = number("lib");

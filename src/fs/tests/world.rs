@@ -94,9 +94,9 @@ impl World {
 
     /// Looks a path up, step by step.
     pub(crate) fn find(&self, path: &str) -> Result<Attr> {
-        let mut attr = self.fs.names().attr(Ino::ROOT)?;
+        let mut attr = self.fs.namespace().attr(Ino::ROOT)?;
         for part in path.split('/').filter(|part| !part.is_empty()) {
-            attr = self.fs.names().lookup(attr.ino, part.as_bytes())?;
+            attr = self.fs.namespace().lookup(attr.ino, part.as_bytes())?;
         }
         Ok(attr)
     }
@@ -117,7 +117,7 @@ impl World {
         let mut names = Vec::new();
         let ino = self.ino(path);
         self.fs
-            .names()
+            .namespace()
             .readdir(ino, 0, true, &mut |entry| {
                 names.push(String::from_utf8_lossy(entry.name).into_owned());
                 crate::namespace::read::Taken::Yes

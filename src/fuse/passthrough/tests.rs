@@ -32,9 +32,9 @@ fn modes(refuses: bool) -> (Arc<Fake>, Arc<Passthrough>) {
     (Arc::clone(&fake), Arc::new(Passthrough::new(fake, Arc::default())))
 }
 
-fn open(modes: &Passthrough, ino: u64, source: Source) -> Answer {
+fn open(modes: &Passthrough, ino: u64, side: Side) -> Answer {
     let file = std::fs::File::open("/dev/null").unwrap();
-    modes.open(ino, source, Some(file.as_fd()))
+    modes.open(ino, side, Some(file.as_fd()))
 }
 
 const CACHED: Answer = Answer::Cached { keep: false };
@@ -43,18 +43,18 @@ const CACHED_AND_RIGHT: Answer = Answer::Cached { keep: true };
 #[test]
 fn opens_of_one_inode_share_one_number_and_the_next_open_finds_it_again() {
     let (fake, modes) = modes(false);
-    let Answer::Passthrough(id) = open(&modes, 7, Source::Lower) else { panic!() };
-    assert_eq!(open(&modes, 7, Source::Lower), Answer::Passthrough(id));
+    let Answer::Passthrough(id) = open(&modes, 7, Side::Lower) else { panic!() };
+    assert_eq!(open(&modes, 7, Side::Lower), Answer::Passthrough(id));
     modes.release(7);
     modes.release(7);
-    assert_eq!(open(&modes, 7, Source::Lower), Answer::Passthrough(id));
+    assert_eq!(open(&modes, 7, Side::Lower), Answer::Passthrough(id));
     assert_eq!(fake.out.lock().1.len(), 1);
 }
 
 #[test]
 fn a_forgotten_inode_keeps_no_backing_file() {
     let (fake, modes) = modes(false);
-    open(&modes, 7, Source::Upper);
+    open(&modes, 7, Side::Upper);
     modes.may_be_mapped(7);
     assert!(!modes.keeps_attributes(7));
     modes.release(7);
@@ -66,11 +66,11 @@ fn a_forgotten_inode_keeps_no_backing_file() {
 #[test]
 fn an_idle_inode_changes_its_backing() {
     let (fake, modes) = modes(false);
-    let lower = open(&modes, 7, Source::Lower);
+    let lower = open(&modes, 7, Side::Lower);
     modes.release(7);
     assert!(!modes.must_wait(7));
     let change = modes.change(7).unwrap();
-    let upper = open(&modes, 7, Source::Upper);
+    let upper = open(&modes, 7, Side::Upper);
     drop(change);
     assert_ne!(lower, upper);
     assert_eq!(fake.out.lock().1.len(), 1);
@@ -79,11 +79,11 @@ fn an_idle_inode_changes_its_backing() {
 #[test]
 fn a_change_waits_for_the_readers_of_a_library_file() {
     let (_, modes) = modes(false);
-    open(&modes, 7, Source::Lower);
+    open(&modes, 7, Side::Lower);
     assert!(modes.must_wait(7));
     assert!(modes.change(7).is_none(), "they keep it open");
     // Who only reads joins them.
-    assert!(matches!(open(&modes, 7, Source::Lower), Answer::Passthrough(_)));
+    assert!(matches!(open(&modes, 7, Side::Lower), Answer::Passthrough(_)));
     modes.release(7);
     let waiting = {
         let modes = Arc::clone(&modes);
@@ -97,40 +97,40 @@ fn a_change_waits_for_the_readers_of_a_library_file() {
 #[test]
 fn readers_that_come_during_a_change_are_cached() {
     let (fake, modes) = modes(false);
-    open(&modes, 7, Source::Lower);
+    open(&modes, 7, Side::Lower);
     modes.release(7);
     let change = modes.change(7).unwrap();
-    assert_eq!(open(&modes, 7, Source::Lower), CACHED_AND_RIGHT);
+    assert_eq!(open(&modes, 7, Side::Lower), CACHED_AND_RIGHT);
     assert!(!modes.must_wait(7));
-    assert_eq!(open(&modes, 7, Source::Upper), CACHED);
+    assert_eq!(open(&modes, 7, Side::Upper), CACHED);
     drop(change);
     modes.release(7);
     modes.release(7);
     assert!(fake.out.lock().1.is_empty());
-    assert!(matches!(open(&modes, 7, Source::Upper), Answer::Passthrough(_)));
-    assert_eq!(modes.state.lock().changing.len(), 0);
+    assert!(matches!(open(&modes, 7, Side::Upper), Answer::Passthrough(_)));
+    assert_eq!(modes.inodes.lock().changing.len(), 0);
 }
 
 #[test]
 fn a_file_that_may_not_be_registered_is_cached_until_all_have_closed_it() {
     let (_, refused) = modes(true);
-    assert_eq!(open(&refused, 7, Source::Lower), CACHED_AND_RIGHT);
+    assert_eq!(open(&refused, 7, Side::Lower), CACHED_AND_RIGHT);
     assert!(!refused.must_wait(7));
-    assert_eq!(open(&refused, 7, Source::Upper), CACHED);
+    assert_eq!(open(&refused, 7, Side::Upper), CACHED);
 
     let (_, modes) = modes(false);
-    assert_eq!(modes.open(7, Source::Upper, None), CACHED);
-    assert_eq!(open(&modes, 7, Source::Upper), CACHED);
+    assert_eq!(modes.open(7, Side::Upper, None), CACHED);
+    assert_eq!(open(&modes, 7, Side::Upper), CACHED);
     modes.release(7);
     modes.release(7);
-    assert!(matches!(open(&modes, 7, Source::Upper), Answer::Passthrough(_)));
+    assert!(matches!(open(&modes, 7, Side::Upper), Answer::Passthrough(_)));
 }
 
 #[test]
 fn more_idle_files_than_are_remembered_give_their_numbers_back() {
     let (fake, modes) = modes(false);
     for ino in 1..=IDLE_LIMIT.get() as u64 + 10 {
-        open(&modes, ino, Source::Lower);
+        open(&modes, ino, Side::Lower);
         modes.release(ino);
     }
     assert_eq!(fake.out.lock().1.len(), IDLE_LIMIT.get());
