@@ -6,10 +6,13 @@
 //! directory; whatever way a mount ends, the space's changes stay.
 
 mod arrival;
+mod asked;
+pub mod claim;
 mod daemon;
 mod end;
 pub mod helper;
 mod holders;
+pub mod plan;
 mod prefetch;
 pub mod registry;
 mod serve;
@@ -25,17 +28,18 @@ use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace;
 use crate::settings::Strategy;
-use crate::space::asked::differences;
 use crate::space::held::Held;
-use crate::space::plan::MountPlan;
-use crate::space::state::{RunInfo, read_run, read_state};
+use crate::space::run::{RunInfo, read_run};
+use crate::space::state::read_state;
 use crate::space::{SpaceError, live};
 use crate::sys::fuse_mount::{self, Liveness, MountError};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::{process, surroundings};
 pub use arrival::wait_for_recording;
+use asked::differences;
 pub use end::{Ended, How, end_unseen, unmount};
 pub use holders::Holder;
+use plan::MountPlan;
 
 /// What a mount is, once it answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

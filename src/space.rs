@@ -5,7 +5,6 @@
 //! never dropped unless he asked for it by name.
 
 pub mod aside;
-pub mod asked;
 pub mod document;
 pub mod held;
 pub mod home;
@@ -13,8 +12,8 @@ pub mod live;
 pub mod lock;
 pub mod meta;
 pub mod mountpoint;
-
-pub mod plan;
+pub mod path;
+pub mod run;
 pub mod select;
 pub mod state;
 

@@ -14,7 +14,8 @@ use crate::session::registry::Registry;
 use crate::space::held::Held;
 use crate::space::live;
 use crate::space::meta::{beside, recorded, usage};
-use crate::space::state::{RunInfo, bytes_below, read_run, read_state};
+use crate::space::run::{RunInfo, read_run};
+use crate::space::state::{bytes_below, read_state};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 

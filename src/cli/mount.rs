@@ -8,10 +8,9 @@ use super::exit::{CONFIG, Failure, NOT_FOUND, OK, USAGE, describe, failure, no_c
 use super::{Context, catalogs, output, seconds};
 use crate::library::locate::{Location, locate};
 use crate::session;
+use crate::session::plan::{Asked, MountPlan};
 use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::SpaceError;
-use crate::space::asked::Asked;
-use crate::space::plan::MountPlan;
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;

@@ -11,9 +11,9 @@ use super::list::{Row, one};
 use super::{Context, output};
 use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
-use crate::space::asked::Extra;
+use crate::space::run::{Extra, read_run};
 use crate::space::select::SpaceArg;
-use crate::space::state::{read_run, read_state};
+use crate::space::state::read_state;
 use crate::space::{aside, live};
 use crate::sys::{mountinfo, probe, process};
 

@@ -10,8 +10,9 @@ use crate::library::name::Identity;
 use crate::session::registry::Registry;
 use crate::session::{self, How};
 use crate::space::live;
+use crate::space::run::read_run;
 use crate::space::select::SpaceArg;
-use crate::space::state::{StateDir, is_locked, read_run};
+use crate::space::state::{StateDir, is_locked};
 use crate::sys::mountinfo::{self, MountEntry};
 
 #[derive(Debug, clap::Args)]

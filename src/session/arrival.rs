@@ -14,12 +14,12 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::Error;
+use super::plan::MountPlan;
 use crate::library::LibraryError;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
 use crate::library::locate::Location;
 use crate::space::lock::holder;
-use crate::space::plan::MountPlan;
 use crate::sys::guarded::{self, Access};
 
 /// How often it is looked whether rcc has finished.

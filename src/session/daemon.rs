@@ -13,8 +13,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use super::plan::MountPlan;
 use super::{Describe, Error, Found, Mounted, Report as Failure};
-use crate::space::plan::MountPlan;
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};

@@ -29,7 +29,7 @@ use rustix::net::{
 use rustix::thread::CapabilitySet;
 
 use super::Error;
-use crate::space::plan::MountPlan;
+use super::plan::MountPlan;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;
 use crate::sys::guarded::Dir;

@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
+use super::plan::MountPlan;
 use crate::fs::Fs;
 use crate::library::profile::{self, ProfileError, Touched};
 use crate::settings::Prefetch;
-use crate::space::plan::MountPlan;
 use crate::sys::process;
 
 /// The profile of one mount, and the thread that goes through it.

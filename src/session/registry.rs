@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Error;
 use crate::fs::error::io_errno;
 use crate::space::live;
-use crate::space::state::{RunInfo, read_run};
+use crate::space::run::{RunInfo, read_run};
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The mounts of one home's spaces, as they are at one moment.

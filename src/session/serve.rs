@@ -12,7 +12,9 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
+use super::claim::Claim;
 use super::helper::{self, Device};
+use super::plan::MountPlan;
 use super::prefetch::Prefetcher;
 use super::registry;
 use super::{Error, Mounted, millis};
@@ -28,9 +30,8 @@ use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::types::Ino;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
-use crate::space::asked::Extra;
-use crate::space::plan::{Claim, MountPlan};
-use crate::space::state::{RunInfo, StateDir};
+use crate::space::run::RunInfo;
+use crate::space::state::StateDir;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{plain, process, surroundings, thread};
@@ -543,7 +544,7 @@ fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<&str>) -> RunInfo {
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         read_only: plan.read_only,
         ephemeral: plan.ephemeral,
-        extra: Some(Extra::of(plan)),
+        extra: Some(plan.extra()),
         materialized: None,
     }
 }

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::space::state::{RunInfo, read_state};
+use crate::space::run::RunInfo;
+use crate::space::state::read_state;
 use crate::sys::process;
 
 /// Whether the daemon that wrote `run.json` is still there.

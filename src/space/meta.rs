@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
 use crate::space::document::{self, Header, Replaced};
-use crate::space::plan::SpacePath;
+use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
 

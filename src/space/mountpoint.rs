@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use crate::space::plan::SpacePath;
+use crate::space::path::SpacePath;
 use crate::space::{MountpointProblem, SpaceError, live, meta};
 use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::{mountinfo, plain};

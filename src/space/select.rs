@@ -14,7 +14,7 @@ use crate::library::name::{self, Identity};
 use crate::space::document;
 use crate::space::held::{Held, Kept};
 use crate::space::home::{Env, absolute};
-use crate::space::plan::SpacePath;
+use crate::space::path::SpacePath;
 use crate::space::{Candidate, SpaceError, meta, state};
 
 /// SPACE as typed.

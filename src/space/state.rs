@@ -28,8 +28,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::library::look::Look;
-use crate::materialize::{Counts, ReflinkProbe};
-use crate::space::asked::Extra;
+use crate::space::run::{self, RunInfo, read_run};
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Problem, Trust};
 
@@ -132,41 +131,6 @@ impl State {
 
 fn unknown<'a>(listed: &'a [String], known: &[&str]) -> Option<&'a str> {
     listed.iter().map(String::as_str).find(|f| !known.contains(f))
-}
-
-/// `run.json`: the daemon that serves the space.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RunInfo {
-    /// Its process.
-    pub pid: u32,
-    /// When that process started, in clock ticks since boot: tells it from a later one with the same number.
-    pub start_time: u64,
-    /// Where it was mounted; the mount may have moved since.
-    pub mountpoint: PathBuf,
-    /// The mount's device number as `major:minor`: finds it in mountinfo wherever it went.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dev: Option<String>,
-    /// `smart`, `reflink` or `copy`.
-    pub strategy: String,
-    /// `cached` or `passthrough`.
-    #[serde(default)]
-    pub io: String,
-    /// Whether the space can share extents with its library.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reflink: Option<ReflinkProbe>,
-    /// When it was mounted, in seconds since the epoch.
-    pub started: u64,
-    /// Every change is refused.
-    pub read_only: bool,
-    /// The changes go at unmount.
-    pub ephemeral: bool,
-    /// What else is in force; None in the record of an older version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub extra: Option<Extra>,
-    /// What was materialized so far; the daemon writes it now and then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub materialized: Option<Counts>,
 }
 
 /// A space's own directory, locked.
@@ -303,7 +267,7 @@ impl StateDir {
     /// # Errors
     /// When `run.json` cannot be written.
     pub fn write_run(&self, run: &RunInfo) -> Result<(), SpaceError> {
-        write_json(&self.path.join("run.json"), run, false)
+        write_json(&self.path.join(run::FILE), run, false)
     }
 
     /// Forgets the running daemon.
@@ -312,7 +276,7 @@ impl StateDir {
     /// When `run.json` is there and cannot be removed.
     pub fn remove_run(&self) -> Result<(), SpaceError> {
         tracing::info!(pid = std::process::id(), "the mount has ended");
-        let path = self.path.join("run.json");
+        let path = self.path.join(run::FILE);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error)),
             _ => Ok(()),
@@ -427,12 +391,6 @@ pub fn read_state(dir: &Path) -> Result<Option<State>, SpaceError> {
         return Err(needs(feature.to_owned()));
     }
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
-}
-
-/// Reads `run.json`; None when there is none or it is not whole: it is only information.
-#[must_use]
-pub fn read_run(dir: &Path) -> Option<RunInfo> {
-    serde_json::from_slice(&guarded::read(&dir.join("run.json"), MAX_RECORD).ok()?).ok()
 }
 
 /// The log of a space.

@@ -1,91 +1,17 @@
-//! What a mount is to be: everything decided, nothing done.
-//!
-//! Made by the command line from what was typed and what is on disk; taken by the session, which holds the pieces
-//! together with [`MountPlan::claim`]. Invariant: a plan's paths are absolute.
+//! Takes a space for a mount: its locks, its record, its mountpoint.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::plan::MountPlan;
 use crate::library::index::CatalogInfo;
-use crate::library::locate::Location;
-use crate::library::name::Identity;
-use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::aside::set_aside;
-use crate::space::asked::Asked;
 use crate::space::held::{Held, Kept};
-use crate::space::home::Env;
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
 use crate::space::state::{Content, State, StateDir};
 use crate::space::{SpaceError, meta, mountpoint};
 use crate::sys::guarded::Dir;
 use crate::sys::process;
-
-/// A space's name and place.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SpacePath {
-    /// The name of its directory: the bytes that relocation writes.
-    pub identity: Identity,
-    /// Its directory.
-    pub mountpoint: PathBuf,
-    /// The name its user knows it by (`demo`).
-    pub label: String,
-    /// The controller as rcc records it (`rcc.user`).
-    pub controller: String,
-}
-
-impl SpacePath {
-    /// The directory above: the only one in which the environment works.
-    #[must_use]
-    pub fn base(&self) -> &Path {
-        self.mountpoint.parent().unwrap_or(Path::new("/"))
-    }
-}
-
-/// A mount to be made.
-#[derive(Clone, Debug)]
-pub struct MountPlan {
-    /// The library.
-    pub library: Location,
-    /// The catalog in it.
-    pub catalog_path: PathBuf,
-    /// The catalog's blueprint hash, 16 hex digits.
-    pub blueprint: String,
-    /// The blueprint of what the space holds, or will hold: another one than the catalog's when rcc converted the space.
-    pub holds: String,
-    /// Which space, and where.
-    pub space: SpacePath,
-    /// The space's own directory; see [`StateDir`].
-    pub state_dir: PathBuf,
-    /// Compiled indexes and raw blobs.
-    pub cache_dir: PathBuf,
-    /// Where everything else is.
-    pub env: Env,
-    /// How private copies are made.
-    pub strategy: Strategy,
-    /// Who reads and writes files.
-    pub io: IoMode,
-    /// What is unpacked in the background.
-    pub prefetch: Prefetch,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Drop the changes at unmount.
-    pub ephemeral: bool,
-    /// Drop the changes of earlier mounts now.
-    pub fresh: bool,
-    /// Let other users in.
-    pub allow_other: bool,
-    /// Serve in this process.
-    pub foreground: bool,
-    /// Mount options by name.
-    pub options: Vec<String>,
-    /// What of all this was typed: a mount that is there already must agree with it.
-    pub asked: Asked,
-    /// How long to wait for the lock that rcc takes too.
-    pub lock_timeout: Duration,
-    /// How many bytes of raw blobs the cache may keep.
-    pub cache_size: u64,
-}
 
 impl MountPlan {
     /// Takes the space for this mount: its own lock, the lock beside its directory, its state made to fit the

@@ -1,10 +1,17 @@
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use super::*;
-use crate::library::locate::LibraryKind;
+use crate::library::locate::{LibraryKind, Location};
+use crate::library::name::Identity;
+
+use crate::session::plan::Asked;
+use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::MountpointProblem;
 use crate::space::document;
+use crate::space::home::Env;
+use crate::space::path::SpacePath;
 use crate::sys::guarded::Trust;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/basic-gz");
@@ -45,8 +52,8 @@ impl Place {
             cache_size: u64::MAX,
             env,
             strategy: Strategy::Smart,
-            io: super::IoMode::Auto,
-            prefetch: super::Prefetch::No,
+            io: IoMode::Auto,
+            prefetch: Prefetch::No,
             read_only: false,
             ephemeral: false,
             fresh: false,

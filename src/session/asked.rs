@@ -4,59 +4,13 @@
 //! left to holofs is compared with nothing; but leaving out `--read-only` or `--ephemeral` says that changes are wanted, or
 //! to be kept.
 
-use std::path::PathBuf;
-
-use serde::{Deserialize, Serialize};
-
-use crate::settings::{IoMode, Prefetch, Strategy};
-use crate::space::plan::MountPlan;
-use crate::space::state::RunInfo;
-
-/// What was typed, where the plan has a default for what was not.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Asked {
-    /// `--strategy`.
-    pub strategy: Option<Strategy>,
-    /// `--io`.
-    pub io: Option<IoMode>,
-    /// `--cache-size`.
-    pub cache_size: Option<u64>,
-}
-
-/// What a daemon serves with, beside what `run.json` says in names of its own.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Extra {
-    /// Other users are let in.
-    pub allow_other: bool,
-    /// Mount options by name.
-    pub options: Vec<String>,
-    /// What is unpacked in the background: `own`, or the path of a profile.
-    pub prefetch: Option<PathBuf>,
-    /// How many bytes of raw blobs the cache may keep.
-    pub cache_size: u64,
-}
-
-impl Extra {
-    /// What a plan asks for.
-    #[must_use]
-    pub fn of(plan: &MountPlan) -> Extra {
-        Extra {
-            allow_other: plan.allow_other,
-            options: plan.options.clone(),
-            prefetch: match &plan.prefetch {
-                Prefetch::No => None,
-                Prefetch::Own => Some("own".into()),
-                Prefetch::From(path) => Some(path.clone()),
-            },
-            cache_size: plan.cache_size,
-        }
-    }
-}
+use super::plan::MountPlan;
+use crate::settings::IoMode;
+use crate::space::run::RunInfo;
 
 /// In what a live mount differs from what the plan asks for, each in the words of the command line.
 #[must_use]
-pub fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
+pub(super) fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     let mut out = Vec::new();
     let mut differ = |asked: String, in_force: &str| out.push(format!("{asked} (in force: {in_force})"));
     let asked = &plan.asked;
@@ -85,7 +39,7 @@ pub fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     }
     // A daemon of an older version does not say.
     let Some(extra) = &run.extra else { return out };
-    let wanted = Extra::of(plan);
+    let wanted = plan.extra();
     if wanted.allow_other && !extra.allow_other {
         differ("--allow-other".to_owned(), "other users are kept out");
     }
