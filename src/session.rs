@@ -16,6 +16,7 @@ pub mod plan;
 mod prefetch;
 pub mod registry;
 mod serve;
+mod undo;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

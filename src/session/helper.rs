@@ -82,7 +82,7 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
         return Ok(Device { fd, mount, backings: None, program: None });
     }
     let own = fd.try_clone().map_err(|error| {
-        mount.iter().for_each(super::serve::undo_mounts);
+        mount.iter().for_each(super::undo::undo_mounts);
         no_passthrough(plain(&error))
     })?;
     Ok(Device { fd, mount, backings: Some(Arc::new(Direct::new(own))), program: None })

@@ -17,6 +17,7 @@ use super::helper::{self, Device};
 use super::plan::MountPlan;
 use super::prefetch::Prefetcher;
 use super::registry;
+use super::undo::{undo_mount, undo_mounts};
 use super::{Error, Mounted, millis};
 use crate::fs::Fs;
 use crate::fs::error::io_errno;
@@ -507,28 +508,6 @@ fn device_number(dev: u64) -> String {
 
 fn is_mounted(mount: &MountEntry) -> bool {
     mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|other| other.is_same_filesystem(mount)))
-}
-
-/// Takes away a mount of which nobody was told, wherever it is by now.
-pub(super) fn undo_mounts(made: &MountEntry) {
-    match mountinfo::mounts() {
-        Ok(mounts) => {
-            let same = mounts.iter().filter(|mount| mount.is_same_filesystem(made));
-            same.for_each(undo_mount);
-        }
-        Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
-    }
-}
-
-/// Unmounts, lazily when it is in use: the daemon was told to end.
-pub(super) fn undo_mount(mount: &MountEntry) {
-    let done = match fuse_mount::unmount_wherever(mount, false) {
-        Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount_wherever(mount, true),
-        other => other,
-    };
-    if let Err(error) = done {
-        tracing::error!(path = %mount.mountpoint.display(), %error, "cannot unmount");
-    }
 }
 
 fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<&str>) -> RunInfo {
