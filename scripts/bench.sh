@@ -2,7 +2,8 @@
 # Times holofs beside everything that does the same job, and writes JSON, a Markdown table and plots.
 #   scripts/bench.sh [--quick] [--rows A,B] [--peers A,B] [--rounds N] [--work DIR] [--out DIR] [--holofs PROGRAM]
 #   scripts/bench.sh --report RESULTS.json       the table again, put into docs/PERFORMANCE.md
-# It needs root: it makes filesystems on loop devices, mounts, and drops caches. It removes what it mounts; the
+# It needs root: it makes filesystems on loop devices, mounts, and drops caches. In a virtual machine it sets the kernel's
+# default of guest_halt_poll_ns for the time of the run, and then the old value again. It removes what it mounts; the
 # inputs (some gigabytes: a Python environment from PyPI, recorded; synthetic trees) stay in DIR for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."

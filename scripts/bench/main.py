@@ -16,6 +16,7 @@ from pathlib import Path
 import report
 from peers import Holofs, PLAIN, Site, disk_of, pss_of, unmount
 from places import EXTRA, Places, drop_caches, note, sh
+from polling import polling
 
 IMPORT = "import numpy, pandas, sklearn, matplotlib"
 SECTIONS = ["Create", "Import", "Read", "Write", "Memory and disk"]
@@ -28,6 +29,7 @@ class Bench:
         self.options = options
         self.places = Places(options.work, options.target, options.holofs, options.quick)
         self.rows = {}
+        self.polling = None
         self.wanted = options.peers.split(",") if options.peers else PEERS
         self.only = options.rows.split(",") if options.rows else None
         self.rounds = options.rounds or (3 if options.quick else 5)
@@ -426,7 +428,7 @@ class Bench:
             absent["fuse-overlayfs"] = "not installed"
         return {
             "machine": {"date": datetime.date.today().isoformat(), "commit": commit, "cpu": cpu, "cpus": os.cpu_count(),
-                        "memory": f"{memory / 1024:.0f} GB", "kernel": platform.release()},
+                        "memory": f"{memory / 1024:.0f} GB", "kernel": platform.release(), "polling": self.polling},
             "sections": SECTIONS, "peers": PEERS, "absent": absent, "rows": list(self.rows.values()),
         }
 
@@ -470,9 +472,11 @@ def main():
         return
     options.work = Path(options.work) / ("quick" if options.quick else "full")
     bench = Bench(options)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        bench.run()
+        with polling() as bench.polling:
+            bench.run()
     finally:
         try:
             if bench.rows:

@@ -53,6 +53,7 @@ def markdown(results):
     lines = [
         f"Measured {machine['date']} at commit `{machine['commit']}`: {machine['cpus']} x {machine['cpu']}, "
         f"{machine['memory']} of memory, Linux {machine['kernel']}; filesystems on loop devices.",
+        *([f"Idle processors: {machine['polling']}."] if machine.get("polling") else []),
         "Medians, the range in brackets, and the ratio to the first column that has a figure; less is better.",
         "",
     ]
