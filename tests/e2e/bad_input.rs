@@ -67,7 +67,7 @@ for_both_users! {
         assert_refused(&world, &done, 6, &["0123456789abcdef", &Library::sample().hash()]);
     }
 
-    fn two_catalogs_and_no_choice() {
+    fn two_catalogs_need_a_blueprint() {
         let world = World::sample();
         let other = Library::sample().named("another");
         world.add(&other);
@@ -142,7 +142,7 @@ for_both_users! {
         drop(world.mount("s"));
     }
 
-    fn catalog_that_is_no_catalog() {
+    fn file_that_is_not_a_catalog() {
         let world = World::sample();
         let catalog = Library::sample().catalog(&world.hololib());
         for bytes in [&b"not gzip"[..], &crate::common::library::gzip(b"not JSON"), &crate::common::library::gzip(b"[1]")] {
@@ -151,7 +151,7 @@ for_both_users! {
         }
     }
 
-    fn catalog_with_names_that_lead_out() {
+    fn catalog_with_names_that_escape_the_space() {
         for name in ["..", ".", "", "a/b", "../evil", "/etc", "nul\0byte"] {
             for at in ["files", "subdirs"] {
                 let world = edited(|catalog| {
@@ -168,7 +168,7 @@ for_both_users! {
         }
     }
 
-    fn catalog_with_absurdities() {
+    fn catalog_with_impossible_values() {
         let absurd: [(&str, Edit); 8] = [
             ("digest of an odd length", |file| file["digest"] = json!("abc")),
             ("digest that climbs", |file| file["digest"] = json!("../../../../../../../../../../../../etc/passwd/00000000000000000")),
@@ -187,7 +187,7 @@ for_both_users! {
         }
     }
 
-    fn catalog_with_one_name_twice() {
+    fn catalog_with_a_duplicate_name() {
         let world = edited(|catalog| {
             let mut file = catalog["tree"]["files"]["readme.txt"].clone();
             file["name"] = json!("lib");
@@ -196,7 +196,7 @@ for_both_users! {
         assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["lib"]);
     }
 
-    fn catalog_of_a_wrong_place() {
+    fn catalog_for_another_directory() {
         for path in ["relative/dir/hea7ce2c_493f813dad24d3t", "/", "", "/somewhere/else"] {
             let world = edited(|catalog| catalog["path"] = json!(path));
             let done = mount(&world, &world.home(), &["s"]);
@@ -206,7 +206,7 @@ for_both_users! {
     }
 
     /// As deep as it may be is served, deeper is refused; neither kills anybody.
-    fn catalog_nested_without_end() {
+    fn catalog_nested_too_deep() {
         let world = World::sample();
         let mut text = String::from(r#"{"name":"d","mode":2147484141,"subdirs":{},"files":{}}"#);
         for _ in 0..100_000 {
@@ -226,7 +226,7 @@ for_both_users! {
         assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
     }
 
-    fn missing_blob_is_an_error_of_its_file_alone() {
+    fn missing_blob_fails_only_its_file() {
         for library in [Library::sample(), Library::sample().raw()] {
             let world = World::with(&library);
             std::fs::remove_file(library.blob(&world.hololib(), "lib/data.bin")).unwrap();
@@ -237,7 +237,7 @@ for_both_users! {
         }
     }
 
-    fn corrupt_blob_is_an_error_of_its_file_alone() {
+    fn corrupt_blob_fails_only_its_file() {
         for (raw, path) in [(false, "lib/data.bin"), (true, "lib/data.bin"), (false, "etc/prefix.conf"), (true, "many/a"), (false, "many/a")] {
             let library = if raw { Library::sample().raw() } else { Library::sample() };
             let world = World::with(&library);
@@ -315,7 +315,7 @@ for_both_users! {
         }
     }
 
-    fn unmount_of_nothing() {
+    fn unmount_of_an_unknown_space() {
         let world = World::sample();
         let done = world.run(["unmount", "never-mounted"]);
         assert_eq!(done.code, 0, "{done:?}");

@@ -53,7 +53,7 @@ fn described(space: &Path) {
 for_both_users! {
     /// rcc turns the space into another environment through the mount. After a remount its record still says so, and
     /// asked for the first one again it restores that.
-    fn a_conversion_is_not_forgotten_by_a_remount() {
+    fn conversion_survives_a_remount() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
         let space = mounted.path().to_owned();
@@ -75,7 +75,7 @@ for_both_users! {
     }
 
     /// Everything that names the environment of a converted space names the one that it holds.
-    fn a_converted_space_is_what_it_holds() {
+    fn converted_space_reports_its_new_blueprint() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
         let (space, identity) = (mounted.path().to_owned(), mounted.identity().to_owned());
@@ -111,7 +111,7 @@ for_both_users! {
     }
 
     /// What rcc restored into the directory while nothing was mounted there says nothing about the space's changes.
-    fn a_record_of_other_files_is_not_believed() {
+    fn meta_file_that_does_not_match_the_space_is_replaced() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
         let space = mounted.path().to_owned();
@@ -128,7 +128,7 @@ for_both_users! {
     }
 
     /// The daemon killed after a conversion: nothing could be noted at the end of the mount.
-    fn a_conversion_outlives_the_daemon() {
+    fn conversion_survives_the_death_of_the_daemon() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
         let space = mounted.path().to_owned();
@@ -143,7 +143,7 @@ for_both_users! {
     }
 
     /// rcc removed everything in the mounted space. The next mount is a new space.
-    fn a_deleted_space_is_a_new_one() {
+    fn deleted_space_starts_empty() {
         let world = World::sample();
         for live in [true, false] {
             let mounted = world.mount("s");
@@ -200,7 +200,7 @@ for_both_users! {
     }
 
     /// A mount that is in use cannot be replaced, which is said.
-    fn a_deleted_space_in_use_is_refused() {
+    fn deleted_space_in_use_is_refused() {
         let world = World::sample();
         let mounted = world.mount("s");
         described(mounted.path());
@@ -217,7 +217,7 @@ for_both_users! {
     }
 
     /// `rcc configuration cleanup` renames the holotree, and with it the mount.
-    fn a_cleaned_up_holotree_begins_anew() {
+    fn spaces_start_empty_after_the_holotree_was_removed() {
         let world = World::sample();
         let mounted = world.mount("s");
         described(mounted.path());
@@ -237,7 +237,7 @@ for_both_users! {
     }
 
     /// rcc writes a catalog seconds before its blobs. A mount waits for them.
-    fn an_environment_that_is_being_recorded_is_waited_for() {
+    fn mount_waits_for_an_unfinished_recording() {
         let world = World::new();
         let recording = rcc::Recording::begin(&world, &one());
         let mut mount = world.holofs().arg("mount").arg(world.home()).arg("s").spawn().unwrap();
@@ -252,7 +252,7 @@ for_both_users! {
     }
 
     /// Not for ever; and a catalog that is only half there is waited for as well.
-    fn a_recording_that_takes_too_long_is_named() {
+    fn recording_that_takes_too_long_is_reported() {
         let world = World::new();
         let recording = rcc::Recording::begin(&world, &one());
         let refused = try_mount(&world, &["--lock-timeout", "0.2"]);
@@ -279,7 +279,7 @@ for_both_users! {
     }
 
     /// Blobs that nobody is about to write are told of, and the mount works without them.
-    fn missing_blobs_are_told() {
+    fn missing_blobs_are_reported() {
         let world = World::with(&one());
         std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
         let told = try_mount(&world, &[]);
@@ -295,7 +295,7 @@ for_both_users! {
     }
 
     /// Neither rcc's lock nor any blob is looked at for a catalog that is known.
-    fn a_known_environment_waits_for_nobody() {
+    fn known_environment_mounts_without_waiting() {
         let world = World::with(&one());
         world.mount("s").unmount();
         let _lock = rcc::lock(&world.base().join("global.lck"));

@@ -40,7 +40,7 @@ fn assert_mapped(path: &Path, want: &[u8]) {
 for_both_users! {
     /// As `rcc holotree import` does with a blob that is there already: truncated, and written anew in place. And as
     /// somebody who may write to the library could: other bytes of the same length, with the old times.
-    fn a_raw_blob_that_is_written_over_while_it_is_open() {
+    fn raw_blob_overwritten_while_open() {
         let library = Library::new().raw().file("lib/big.so", &pattern(LARGE)).file("lib/small.py", b"small\n");
         let world = World::with(&library);
         let mounted = world.mount("s");
@@ -69,7 +69,7 @@ for_both_users! {
         }
     }
 
-    fn a_cache_that_is_smaller_than_what_is_read() {
+    fn cache_smaller_than_what_is_read() {
         let library = (0..6).fold(Library::new(), |library, n| {
             library.file(&format!("lib/f{n}"), &pattern(LARGE + n))
         });

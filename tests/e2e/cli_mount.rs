@@ -11,7 +11,7 @@ use crate::common::world::wait;
 use crate::common::{Library, World, assert_errno, fixture, wait_until};
 
 for_both_users! {
-    fn prints_the_mountpoint_when_it_answers() {
+    fn prints_the_mountpoint_when_ready() {
         let world = World::sample();
         let done = world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
         assert_eq!(done.code, 0, "{done:?}");
@@ -40,7 +40,7 @@ for_both_users! {
         assert!(said["entries"].as_u64().unwrap() > 15 && said["mounted_ms"].is_u64() && said["pid"].is_u64());
     }
 
-    fn the_daemon_keeps_nothing_open_that_it_was_started_with() {
+    fn daemon_closes_inherited_descriptors() {
         let world = World::sample();
         // As a test harness or a shell does that waits for the end of a pipe on some higher descriptor.
         let held = world.path().join("held");
@@ -67,7 +67,7 @@ for_both_users! {
         assert_eq!(world.mounts().len(), 1);
     }
 
-    fn two_at_once_are_one_mount() {
+    fn concurrent_mounts_of_a_space_make_one() {
         let world = World::sample();
         let said: Vec<_> = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..4)
@@ -82,7 +82,7 @@ for_both_users! {
     }
 
     /// A space can be named by its name, its identity and its path.
-    fn named_in_three_ways() {
+    fn space_named_in_three_ways() {
         let world = World::sample();
         for by in ["name", "identity", "path"] {
             let mounted = world.mount("s");
@@ -167,7 +167,7 @@ for_both_users! {
         assert!(world.mounts().is_empty());
     }
 
-    fn busy_mount_is_not_taken_away() {
+    fn busy_mount_is_not_unmounted() {
         let world = World::sample();
         let mounted = world.mount("s");
         let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();
@@ -182,7 +182,7 @@ for_both_users! {
     }
 
     /// Whoever comes second finds what the first has done, and that is no error.
-    fn mounts_and_unmounts_at_once_all_succeed() {
+    fn concurrent_mounts_and_unmounts_succeed() {
         let world = World::sample();
         let home = world.home().into_os_string().into_string().unwrap();
         std::thread::scope(|scope| {
@@ -308,7 +308,7 @@ for_both_users! {
         assert!(two.identity().starts_with("ea7ce2c_b782dc4_"), "{}", two.identity());
     }
 
-    fn home_can_be_given() {
+    fn home_can_be_chosen() {
         let world = World::sample();
         let mut command = world.holofs();
         command.env_remove("ROBOCORP_HOME").arg("--home").arg(world.home());
@@ -331,7 +331,7 @@ for_both_users! {
     }
 
     /// The daemon holds nothing of who started it: no directory, no open output.
-    fn daemon_lets_go_of_its_parent() {
+    fn daemon_detaches_from_its_parent() {
         let world = World::sample();
         let mounted = world.mount("s");
         let proc = std::path::PathBuf::from(format!("/proc/{}", mounted.pid()));

@@ -59,7 +59,7 @@ for_both_users! {
     }
 
     /// Every sort of change, each on entries of its own, until the daemon dies; then each is done or not done.
-    fn every_change_is_whole_or_not_there() {
+    fn every_change_is_whole_or_absent() {
         let world = World::with(&sets(400));
         let mut random = Random::new(7);
         for round in 0..3 {
@@ -159,7 +159,7 @@ for_both_users! {
     }
 
     /// Processes that stand in the dead mount do not keep the next one from being made.
-    fn healed_although_somebody_stands_in_it() {
+    fn dead_mount_is_healed_while_a_process_uses_it() {
         let world = World::sample();
         let mounted = world.mount("s");
         let open = std::fs::File::open(mounted.at("lib/data.bin")).unwrap();

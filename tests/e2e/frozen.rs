@@ -85,7 +85,7 @@ for_both_users! {
     }
 
     /// Writers that wait for the disk do not keep others from what the library has.
-    fn the_library_is_seen_while_the_disk_is_frozen() {
+    fn library_entries_are_found_while_the_disk_is_frozen() {
         if !is_root() {
             return;
         }
@@ -136,7 +136,7 @@ for_both_users! {
     }
 
     /// A first mount on a disk that does not answer is given up, and nothing is left of it.
-    fn a_mount_on_a_frozen_disk_is_given_up() {
+    fn mount_on_a_frozen_disk_times_out() {
         if !is_root() {
             return;
         }

@@ -65,7 +65,7 @@ fn has_one_capability(helper: &Helper) {
 }
 
 as_ordinary_user! {
-    fn mounts_registers_and_lets_go() {
+    fn mounts_registers_and_unregisters() {
         let (dir, on) = place();
         let helper = Helper::greeted();
         let mounted = helper.mount(&on);
@@ -105,11 +105,11 @@ as_ordinary_user! {
         assert!(line.contains(" holofs:a\\040b@1 ro,sync,dirsync,user_id="), "{line}");
     }
 
-    fn runs_with_one_capability_that_is_not_in_force() {
+    fn holds_one_capability_that_is_not_effective() {
         has_one_capability(&Helper::greeted());
     }
 
-    fn setuid_root_it_is_the_caller_all_the_same() {
+    fn setuid_root_helper_runs_as_the_caller() {
         use crate::common::as_user::SETUID_MOUNT_HELPER;
         // Only root can make one: not there when an ordinary user runs the tests.
         let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") else { return };
@@ -129,7 +129,7 @@ as_ordinary_user! {
         mounted.unmount();
     }
 
-    fn nobody_looks_into_it() {
+    fn cannot_be_traced_or_read() {
         let helper = Helper::greeted();
         let proc = PathBuf::from(format!("/proc/{}", helper.pid()));
         for name in ["mem", "maps", "environ", "auxv"] {
@@ -188,7 +188,7 @@ as_ordinary_user! {
         drop(mounted);
     }
 
-    fn allow_other_is_the_administrators() {
+    fn allow_other_needs_user_allow_other() {
         let (_dir, on) = place();
         let allowed = std::fs::read_to_string("/etc/fuse.conf")
             .is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"));
@@ -205,7 +205,7 @@ as_ordinary_user! {
         }
     }
 
-    fn mounts_on_what_was_opened_whatever_is_there_now() {
+    fn mounts_on_the_opened_directory_after_a_swap() {
         let (dir, on) = place();
         let helper = Helper::greeted();
         let fd = directory(&on);
@@ -297,7 +297,7 @@ as_ordinary_user! {
         drop(mounted);
     }
 
-    fn numbers_are_a_sessions_own() {
+    fn backing_ids_belong_to_one_session() {
         let (dir, on) = place();
         let second = dir.path().join("second");
         std::fs::create_dir(&second).unwrap();
@@ -312,7 +312,7 @@ as_ordinary_user! {
     }
 
     // However the kernel is asked to open it, and whosever it is by then: it does not look at permission bits.
-    fn a_file_registered_to_be_read_is_not_written_to() {
+    fn file_registered_read_only_is_never_written() {
         let (dir, on) = place();
         let file = dir.path().join("file");
         for (flags, may_write) in [(OFlags::RDONLY, false), (OFlags::RDWR, true)] {
@@ -333,7 +333,7 @@ as_ordinary_user! {
     }
 
     // What counts is what the kernel holds, not which helpers live and what is mounted.
-    fn all_sessions_of_a_user_end_at_one_limit() {
+    fn sessions_of_a_user_share_one_limit() {
         use crate::common::as_user::EMPTIED_MOUNT_HELPER;
         // Only root can make one.
         let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") else { return };
@@ -379,7 +379,7 @@ as_ordinary_user! {
         assert_eq!(helper.end().code(), Some(0));
     }
 
-    fn whatever_is_not_a_request_is_the_end() {
+    fn malformed_request_ends_the_session() {
         let file = opened("/etc/passwd", OFlags::RDONLY);
         let good = hello().encode();
         let longer = [&good[..], &[0]].concat();
@@ -412,7 +412,7 @@ as_ordinary_user! {
         }
     }
 
-    fn the_order_is_kept() {
+    fn requests_out_of_order_are_refused() {
         let (dir, on) = place();
         let helper = Helper::start(&mut Command::new(mount_helper()));
         assert_eq!(helper.denied(mount(), &[directory(&on).as_fd()]), Deny::NotGreeted);
@@ -423,7 +423,7 @@ as_ordinary_user! {
         drop(dir);
     }
 
-    fn keeps_no_descriptor_that_it_was_given() {
+    fn closes_descriptors_it_was_given() {
         let gone = |mut read: File| {
             wait_until("the other end to be closed", || matches!(read.read(&mut [0; 1]), Ok(0)));
         };
@@ -445,7 +445,7 @@ as_ordinary_user! {
         drop(dir);
     }
 
-    fn environment_and_arguments_do_nothing() {
+    fn environment_and_arguments_are_ignored() {
         let (dir, _) = place();
         let trace = dir.path().join("trace");
         let mut command = Command::new(mount_helper());
@@ -486,7 +486,7 @@ as_ordinary_user! {
         assert_eq!(status.code(), Some(2));
     }
 
-    fn without_its_capability_it_says_so() {
+    fn missing_capability_is_reported() {
         let (dir, _) = place();
         let plain = dir.path().join("plain");
         std::fs::copy(mount_helper(), &plain).unwrap();
@@ -499,7 +499,7 @@ as_ordinary_user! {
         }
     }
 
-    fn a_user_namespace_gives_no_power() {
+    fn user_namespace_gives_no_privilege() {
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--mount", "--"]).arg(mount_helper());
         let able = Command::new("unshare").args(["--user", "--map-root-user", "true"]).output().unwrap();
@@ -527,7 +527,7 @@ as_ordinary_user! {
         mounted.unmount();
     }
 
-    fn without_it_passthrough_is_refused_and_cached_is_not() {
+    fn only_passthrough_is_refused_without_the_helper() {
         let world = World::sample();
         let run = |io: &str| {
             let mut command = world.holofs();
@@ -545,7 +545,7 @@ as_ordinary_user! {
 
 /// Helpers that count at the same time see the same number. In a mount namespace of its own, with its own `fuse.conf`.
 #[test]
-fn mounts_made_at_once_stay_within_the_administrators_limit() {
+fn concurrent_mounts_respect_mount_max() {
     use crate::common::as_user::{as_user_args, is_root, kernel_has_passthrough, tools};
     if !is_root() || !kernel_has_passthrough() {
         return;

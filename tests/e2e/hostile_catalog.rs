@@ -69,7 +69,7 @@ fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
 }
 
 #[test]
-fn equal_relocations_take_no_memory() {
+fn repeated_relocations_take_no_memory() {
     let (world, path) = catalog(|world, out| {
         let digest = "0".repeat(64);
         write!(
@@ -147,7 +147,7 @@ type Make = fn(&std::path::Path);
 
 /// What is no regular file is passed over with one line, or refused with one; nothing waits for it or follows it.
 #[test]
-fn what_is_no_regular_file_is_no_catalog() {
+fn only_regular_files_are_catalogs() {
     let makers: [(&str, Make); 4] = [
         ("a FIFO", |path| {
             let mode = rustix::fs::Mode::from_bits_truncate(0o666);

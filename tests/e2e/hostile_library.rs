@@ -27,7 +27,7 @@ fn evil_world() -> World {
 }
 
 for_both_users! {
-    fn nothing_a_terminal_acts_on_is_printed() {
+    fn control_characters_are_escaped() {
         let world = evil_world();
         let home = world.home();
         let home = home.to_str().unwrap();
@@ -64,7 +64,7 @@ for_both_users! {
         }
     }
 
-    fn no_name_forges_a_line_of_the_log() {
+    fn names_cannot_forge_log_lines() {
         let world = evil_world();
         let mounted = world.mount("s");
         assert!(std::fs::read(mounted.at(format!("{EVIL}/bad"))).is_err());
@@ -77,7 +77,7 @@ for_both_users! {
 
 /// A directory that a catalog names and nobody else does: what a mount makes beside a space does not get there.
 #[test]
-fn a_catalog_does_not_choose_where_files_are_made() {
+fn catalog_cannot_choose_where_files_are_made() {
     let world = World::new();
     let elsewhere = world.path().join("profile.d");
     std::fs::create_dir(&elsewhere).unwrap();
@@ -98,7 +98,7 @@ fn a_catalog_does_not_choose_where_files_are_made() {
 
 /// Where other users write, the library's own holotree can be a link of theirs.
 #[test]
-fn a_link_of_somebody_elses_is_no_holotree() {
+fn holotree_link_of_another_user_is_refused() {
     if !is_root() {
         return;
     }

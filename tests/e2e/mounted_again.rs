@@ -16,7 +16,7 @@ fn again(world: &World, args: &[&str]) -> Done {
 const TRIES: usize = 100;
 
 for_both_users! {
-    fn what_differs_is_named() {
+    fn differing_options_are_named() {
         let world = World::sample();
         let mounted = world.mount("s");
         let other_io = if passthrough() { "cached" } else { "passthrough" };
@@ -49,7 +49,7 @@ for_both_users! {
         assert!(mounted.at("kept").exists());
     }
 
-    fn what_is_in_force_may_be_asked_for() {
+    fn options_in_effect_are_accepted() {
         let world = World::sample();
         let io = if passthrough() { "passthrough" } else { "cached" };
         let args = ["--strategy", "copy", "--io", io, "-o", "noexec", "--prefetch", "--cache-size", "1G", "--read-only"];
@@ -71,7 +71,7 @@ for_both_users! {
     }
 
     /// Nobody is to lose work because somebody else asked for a mount that forgets.
-    fn an_ephemeral_mount_is_not_given_for_a_lasting_one() {
+    fn ephemeral_mount_does_not_satisfy_a_lasting_request() {
         let world = World::sample();
         let _mounted = world.mount_with("s", &["--ephemeral"]);
         let refused = again(&world, &[]);

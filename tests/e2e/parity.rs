@@ -98,7 +98,7 @@ for_both_users! {
     }
 
     /// rcc renames nothing in the catalog but the space; the lines a tool looks for are the restored ones.
-    fn the_record_beside_the_space_is_rccs() {
+    fn meta_file_matches_rcc() {
         let world = fixture::world("basic-gz");
         let mounted = world.mount("golden-one");
         let name = mounted.identity().to_owned();
@@ -123,7 +123,7 @@ for_both_users! {
         assert!(world.hololib().join(format!("used/{A}.ea7ce2c")).exists());
     }
 
-    fn entries_belong_to_who_mounted() {
+    fn entries_belong_to_the_mounting_user() {
         let world = World::sample();
         let mounted = world.mount("s");
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -133,7 +133,7 @@ for_both_users! {
         }
     }
 
-    fn link_counts_are_those_of_a_disk() {
+    fn link_counts_match_a_plain_directory() {
         let world = World::sample();
         let mounted = world.mount("s");
         let links = |path: &str| std::fs::symlink_metadata(mounted.at(path)).unwrap().nlink();
@@ -144,7 +144,7 @@ for_both_users! {
         assert_eq!(links("hollow"), 3);
     }
 
-    fn umask_narrows_directories_and_nothing_else() {
+    fn umask_applies_to_directories_only() {
         let world = World::sample();
         let mut command = world.command("sh");
         command.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(crate::common::as_user::holofs_binary());
@@ -157,7 +157,7 @@ for_both_users! {
     }
 
     /// What is below a link to a directory is in the catalog, and must be seen through the link only.
-    fn directory_link_is_a_link() {
+    fn link_to_a_directory_stays_a_link() {
         let world = World::sample();
         let mounted = world.mount("s");
         assert_eq!(std::fs::read_link(mounted.at("lib64")).unwrap(), PathBuf::from("lib"));

@@ -44,7 +44,7 @@ fn read_write(path: &Path) -> std::io::Result<File> {
 /// The kernel cannot exchange the library's file for the private copy while somebody has it open, so nobody changes it
 /// meanwhile, as nobody writes to a running program. A map does not count, nor does whoever closes it soon.
 #[test]
-fn a_program_is_not_written_to_while_it_is_open() {
+fn open_program_is_not_written_to() {
     if !is_root() || !kernel_has_passthrough() {
         return;
     }
@@ -91,7 +91,7 @@ else: assert 0",
 
 /// Also of one that was patched for the space: its file must not become the writer's.
 #[test]
-fn a_map_of_a_program_keeps_its_bytes() {
+fn map_of_a_program_keeps_its_bytes() {
     if !is_root() || !kernel_has_passthrough() {
         return;
     }
@@ -125,7 +125,7 @@ assert open(sys.argv[1], 'rb').read(7) == b'WRITTEN'
 
 /// Root's daemon may keep the bits, the user who writes may not.
 #[test]
-fn bits_go_when_another_user_writes_to_a_file_that_is_open() {
+fn setid_bits_are_cleared_by_another_users_write_to_an_open_file() {
     if !is_root() || !kernel_has_passthrough() {
         return;
     }
@@ -147,7 +147,7 @@ fn bits_go_when_another_user_writes_to_a_file_that_is_open() {
 
 /// A file of the library is open in the kernel by a mount of its own that cannot be written to.
 #[test]
-fn library_files_are_registered_to_be_read_only() {
+fn library_files_are_registered_read_only() {
     if !is_root() || !kernel_has_passthrough() {
         return;
     }
@@ -177,7 +177,7 @@ except OSError as e: assert e.errno == 26, e
 
 /// The kernel needs no daemon for a file that is open: what is written to it after the daemon's death is there.
 #[test]
-fn an_open_file_outlives_the_daemon() {
+fn open_file_survives_the_daemon() {
     if !is_root() || !kernel_has_passthrough() {
         return;
     }

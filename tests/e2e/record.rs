@@ -59,7 +59,7 @@ fn blob_of(content: &[u8]) -> PathBuf {
 const MANY: &str = "for n in $(seq 1500); do echo $n > file$n; done";
 
 #[test]
-fn a_lock_that_is_a_link_is_refused_and_its_target_stays() {
+fn lock_that_is_a_link_is_refused() {
     let world = World::new();
     let ht = shared(&world);
     let victim = world.path().join("victim");
@@ -117,7 +117,7 @@ fn links_in_a_library_are_not_followed() {
 
 /// Somebody exchanges the directories of a shared library for links as they are made.
 #[test]
-fn an_exchanged_directory_keeps_its_mode() {
+fn replaced_directory_keeps_its_mode() {
     let world = World::new();
     let ht = shared(&world);
     let private = private(&world);
@@ -152,7 +152,7 @@ fn an_exchanged_directory_keeps_its_mode() {
 
 /// As `rcc holotree check` does, which takes no lock and removes blobs that no catalog named when it began.
 #[test]
-fn a_blob_that_is_removed_meanwhile_is_stored_again() {
+fn blob_removed_during_recording_is_stored_again() {
     let world = World::new();
     let large = vec![b'x'; 200_000];
     let blob = world.hololib().join("library").join(blob_of(&large));
@@ -182,7 +182,7 @@ fn a_blob_that_is_removed_meanwhile_is_stored_again() {
 }
 
 for_both_users! {
-    fn a_home_in_force_becomes_a_library_whatever_it_holds() {
+    fn active_home_can_become_a_library() {
         let world = World::new();
         std::fs::create_dir_all(world.home()).unwrap();
         std::fs::write(world.home().join("rcc.yaml"), "tracking: {}\n").unwrap();

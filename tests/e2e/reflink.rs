@@ -130,7 +130,7 @@ fn compressed_library_shares_with_the_cache() {
 }
 
 #[test]
-fn strategy_reflink_is_refused_where_it_cannot_be() {
+fn strategy_reflink_is_refused_without_reflink_support() {
     if !may_mount() {
         return;
     }
@@ -147,7 +147,7 @@ fn strategy_reflink_is_refused_where_it_cannot_be() {
 }
 
 #[test]
-fn strategy_copy_copies_even_where_it_could_share() {
+fn strategy_copy_copies_despite_reflink_support() {
     if !may_mount() {
         return;
     }
@@ -162,7 +162,7 @@ fn strategy_copy_copies_even_where_it_could_share() {
 
 /// The writer is told, the mount stays, and what was there before is whole.
 #[test]
-fn full_disk_is_told_to_the_writer() {
+fn full_disk_is_enospc_for_the_writer() {
     if !may_mount() {
         return;
     }

@@ -52,7 +52,7 @@ fn done_or_too_large(done: std::io::Result<()>) {
 
 for_both_users! {
     /// `ulimit -f`, soft and hard: at worst that write is refused.
-    fn a_limit_of_file_sizes_does_not_end_the_mount() {
+    fn file_size_limit_does_not_end_the_mount() {
         for limit in ["ulimit -f 1024;", "ulimit -S -f 1024;"] {
             let world = world();
             let mounted = mount_after(&world, limit);
@@ -67,7 +67,7 @@ for_both_users! {
     }
 
     /// `ulimit -t`: what can be raised is raised.
-    fn a_limit_of_processor_time_is_raised() {
+    fn cpu_time_limit_is_raised() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -S -t 1;");
         let limits = fs::read_to_string(format!("/proc/{}/limits", mounted.pid())).unwrap();
@@ -77,7 +77,7 @@ for_both_users! {
     }
 
     /// `ulimit -v`: it works or is refused, and leaves no dead mount.
-    fn a_limit_of_memory_is_kept_to_or_refused() {
+    fn memory_limit_is_respected_or_refused() {
         for limit in ["ulimit -v 300000;", "ulimit -S -v 120000;", "ulimit -d 200000;", "ulimit -v 60000;"] {
             let world = world();
             let done = finish(after(&world, limit).args(["mount"]).arg(world.home()).arg("s"));
@@ -94,7 +94,7 @@ for_both_users! {
     }
 
     /// `ulimit -u`: no process, no mount, and a word about it.
-    fn a_limit_of_processes_is_named() {
+    fn process_limit_is_reported() {
         if is_root() {
             return;
         }
@@ -133,7 +133,7 @@ for_both_users! {
     }
 
     /// When no thread is to be had the work is done all the same.
-    fn nothing_needs_a_further_thread() {
+    fn works_without_extra_threads() {
         let world = world();
         let mounted = world.mount("s");
         // Those that it starts by itself shall have begun, and those that wait for work ended.
@@ -153,7 +153,7 @@ for_both_users! {
     }
 
     /// So few descriptors that the caches alone would take them all.
-    fn few_descriptors_are_enough() {
+    fn works_with_few_descriptors() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -n 256;");
         for n in 0..600 {
@@ -171,7 +171,7 @@ for_both_users! {
     }
 
     /// Files that were removed while open take all descriptors: what is refused then works again when they are closed.
-    fn descriptors_that_are_used_up_come_back() {
+    fn recovers_from_exhausted_descriptors() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -n 256;");
         let open: Vec<_> = (0..400)
@@ -188,7 +188,7 @@ for_both_users! {
     }
 
     /// A full disk: ENOSPC to who writes, also when the log cannot be written either.
-    fn a_full_disk_does_not_end_the_mount() {
+    fn full_disk_does_not_end_the_mount() {
         if !is_root() {
             return;
         }
@@ -221,7 +221,7 @@ for_both_users! {
     }
 
     /// Standard error that takes nothing: what goes wrong is told to nobody, and that is all.
-    fn a_closed_standard_error_does_not_end_the_mount() {
+    fn closed_standard_error_does_not_end_the_mount() {
         let library = Library::sample();
         let world = World::with(&library);
         for stderr in ["exec 2>/dev/full;", "exec 2>&-;", "exec 2> >(true); sleep 0.1;"] {
@@ -261,7 +261,7 @@ for_both_users! {
     }
 
     /// A log that has grown is put aside once, and the next one begun.
-    fn a_large_log_is_put_aside() {
+    fn large_log_is_rotated() {
         let world = World::sample();
         let state = {
             let mounted = world.mount("s");
@@ -275,7 +275,7 @@ for_both_users! {
     }
 
     /// What is not a log of ours is not written to.
-    fn a_log_that_is_something_else_is_refused() {
+    fn log_that_is_not_a_file_is_refused() {
         let world = World::sample();
         let state = {
             let mounted = world.mount("s");

@@ -34,7 +34,7 @@ for_both_users! {
         assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(2_000_000));
     }
 
-    fn warm_names_what_is_bad_and_unpacks_the_rest() {
+    fn warm_reports_bad_blobs_and_unpacks_the_rest() {
         let world = World::with(&library());
         let bad = files_below(&world.hololib().join("library"))
             .into_iter()
@@ -76,7 +76,7 @@ for_both_users! {
     }
 
     /// A large blob is read from while it is unpacked; when it turns out to be bad, so does everything of it.
-    fn nothing_of_a_bad_large_blob_stays_readable() {
+    fn bad_large_blob_leaves_no_readable_bytes() {
         let mut content = pattern(3_000_000);
         let library = Library::new().file("lib/large.so", &content);
         let world = World::with(&library);

@@ -11,7 +11,7 @@ use crate::namespace::types::Ino;
 
 /// A whiteout over nothing, as a crash between two steps leaves one: it hides nothing, and its name can be used.
 #[test]
-fn a_whiteout_over_nothing_is_in_nobodys_way() {
+fn whiteout_without_a_lower_entry_has_no_effect() {
     let stray = |world: &World, path: &str| {
         let dir = std::fs::File::open(world.upper(path).parent().unwrap()).unwrap();
         let name = path.rsplit('/').next().unwrap();

@@ -177,7 +177,7 @@ for_both_users! {
         }
     }
 
-    fn library_file_that_is_none_is_named_by_check() {
+    fn check_reports_library_files_that_are_not_regular() {
         let library = Library::sample();
         for how in ALL {
             for blob in [true, false] {

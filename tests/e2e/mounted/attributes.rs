@@ -18,7 +18,7 @@ fn stored(path: &std::path::Path) -> u64 {
 
 for_both_users! {
     /// Setuid and setgid go when a file changes hands, and when somebody writes to it who may not keep them.
-    fn setid_bits_go_as_in_a_plain_directory() {
+    fn setid_bits_are_cleared_as_on_a_plain_directory() {
         let modes = [0o4755, 0o2755, 0o6755, 0o2745, 0o4644];
         let library = modes.iter().fold(Library::new(), |library, mode| {
             let named = |kind: &str| format!("{kind}{mode:o}");
@@ -111,7 +111,7 @@ for_both_users! {
     }
 
     /// rcc gives every directory and file its time again on each run.
-    fn the_same_time_leaves_the_upper_empty() {
+    fn setting_the_same_time_leaves_the_upper_empty() {
         let world = World::sample();
         let mounted = world.mount("s");
         for path in ["", "lib", "lib/deep", "hollow/inner", "readme.txt", "etc/prefix.conf"] {
@@ -125,7 +125,7 @@ for_both_users! {
         assert_eq!(mounted.upper_entries(), Vec::<std::path::PathBuf>::new());
     }
 
-    fn modes_that_even_the_owner_cannot_use() {
+    fn modes_without_owner_permissions() {
         let world = World::sample();
         let mounted = world.mount("s");
         for mode in [0o000, 0o111, 0o222, 0o444] {
@@ -218,7 +218,7 @@ for_both_users! {
     }
 
     /// A new entry is the act of its directory too.
-    fn directory_times_move_with_their_entries() {
+    fn directory_times_change_with_their_entries() {
         let world = World::sample();
         let mounted = world.mount("s");
         let mtime = |path: &str| std::fs::metadata(mounted.at(path)).unwrap().mtime();
@@ -231,7 +231,7 @@ for_both_users! {
         assert_eq!(mtime("lib/deep"), MOTHER_TIME);
     }
 
-    fn times_before_the_epoch_keep_their_fraction() {
+    fn times_before_the_epoch_keep_nanoseconds() {
         let world = World::sample();
         let mounted = world.mount("s");
         for (sec, nsec) in [(-1, 999_999_999), (-2, 500_000_000), (-86_400, 1), (-5, 0), (0, 1)] {
@@ -246,7 +246,7 @@ for_both_users! {
     }
 
     /// Numbers of 2^32 and more are EOVERFLOW to a 32-bit program without large file support.
-    fn new_files_have_numbers_that_32_bit_programs_can_read() {
+    fn new_inode_numbers_fit_32_bits() {
         use std::os::unix::fs::DirEntryExt;
         let world = World::sample();
         let mounted = world.mount("s");
@@ -261,7 +261,7 @@ for_both_users! {
         assert_eq!(numbers(&mounted.remount()), before);
     }
 
-    fn reading_renews_no_time_of_access_where_that_was_asked_for() {
+    fn noatime_keeps_the_access_time() {
         let world = World::sample();
         let mounted = world.mount_with("s", &["-o", "noatime"]);
         let path = mounted.at("readme.txt");
@@ -292,7 +292,7 @@ for_both_users! {
         }
     }
 
-    fn blocks_are_told() {
+    fn block_counts_are_reported() {
         let world = World::sample();
         let mounted = world.mount("s");
         let lower = std::fs::metadata(mounted.at("lib/data.bin")).unwrap();
@@ -303,7 +303,7 @@ for_both_users! {
         assert!(new.blocks() * 512 >= 49_152, "{}", new.blocks());
     }
 
-    fn access_tells_what_open_would_do() {
+    fn access_agrees_with_open() {
         let world = World::sample();
         let mounted = world.mount("s");
         let access = |path: &str, how| rustix::fs::access(mounted.at(path), how);

@@ -45,7 +45,7 @@ fn library() -> Library {
 const FILES: [&str; 5] = ["small", "large", "script", "moved", "large-moved"];
 
 for_both_users! {
-    fn a_reader_sees_what_a_later_writer_writes() {
+    fn reader_sees_later_writes() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         for name in FILES {
@@ -69,7 +69,7 @@ for_both_users! {
         }
     }
 
-    fn a_truncation_is_seen_by_readers() {
+    fn reader_sees_a_truncation() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         for name in FILES {
@@ -132,7 +132,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
         }
     }
 
-    fn a_mode_set_by_one_descriptor_is_the_files() {
+    fn mode_set_through_one_descriptor_holds_for_all() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         for name in FILES {
@@ -151,7 +151,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
         }
     }
 
-    fn an_open_file_is_opened_again_for_writing() {
+    fn open_file_can_be_reopened_for_writing() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         for name in FILES {
@@ -163,7 +163,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
         }
     }
 
-    fn whoever_watches_a_file_is_told_of_writes_by_a_later_descriptor() {
+    fn inotify_reports_writes_by_a_later_descriptor() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         for name in FILES {
@@ -178,7 +178,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
     }
 
     /// Also when the descriptor is closed while the map lives, and the attributes were asked for before.
-    fn a_store_to_a_map_moves_the_times() {
+    fn store_to_a_map_updates_the_times() {
         let world = World::with(&library());
         let mounted = world.mount("s");
         std::fs::write(mounted.at("new"), pattern(5_000)).unwrap();
@@ -211,7 +211,7 @@ assert os.stat(p).st_mtime > 1700000000, 'closed'
     }
 
     /// Root may keep them. Some modes are held beside the file in the upper.
-    fn bits_that_a_file_was_created_with_go_when_somebody_writes_to_it() {
+    fn setid_bits_of_a_created_file_are_cleared_by_a_write() {
         let world = World::sample();
         let mounted = world.mount("s");
         for mode in [0o4755, 0o2775, 0o4555, 0o6111] {

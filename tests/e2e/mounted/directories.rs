@@ -22,7 +22,7 @@ for_both_users! {
         assert_eq!(names(&mounted.remount().at("many")), ["b", "c", "d", "e"]);
     }
 
-    fn listed_numbers_and_types_are_those_of_stat() {
+    fn listed_numbers_and_types_match_stat() {
         let world = World::sample();
         let mounted = world.mount("s");
         std::fs::write(mounted.at("lib/new"), b"").unwrap();
@@ -145,7 +145,7 @@ for_both_users! {
     }
 
     /// A name that was renamed away and back is behind the listing that met it.
-    fn a_listing_that_renames_what_it_meets_ends() {
+    fn listing_that_renames_entries_ends() {
         let library = (0..500).fold(Library::new(), |library, n| library.file(&format!("d/lower-{n}"), b""));
         let world = World::with(&library);
         let mounted = world.mount("s");
@@ -174,7 +174,7 @@ for_both_users! {
     }
 
     /// What `tar` sees: a change below a directory is none of the directory, neither at once nor later.
-    fn a_change_below_leaves_the_directory() {
+    fn change_below_keeps_directory_times() {
         let world = World::sample();
         let mounted = world.mount("s");
         let times = |mounted: &crate::common::Mounted<'_>, path: &str| {

@@ -205,7 +205,7 @@ fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
 
 /// Between the change on disk and the daemon's record of it, everybody sees the entry as it was before.
 #[test]
-fn an_entry_is_found_while_its_change_is_being_recorded() {
+fn entry_is_found_while_its_change_is_recorded() {
     let world = World::with(&Library::new().file("a", b"library").file("b", b"b").file("d/x", b""));
     let mounted = world.mount("s");
     let log = world.path().join("strace.log");
@@ -242,7 +242,7 @@ fn an_entry_is_found_while_its_change_is_being_recorded() {
 
 /// The end of a large unlinked file takes the disk long: nobody waits for that but the file's own end.
 #[test]
-fn the_last_close_of_a_large_unlinked_file_stalls_nobody() {
+fn last_close_of_a_large_unlinked_file_blocks_nobody() {
     let library = (0..200).fold(Library::new(), |library, n| library.file(&format!("d/{n}"), b""));
     let world = World::with(&library);
     let mounted = world.mount("s");
@@ -320,7 +320,7 @@ fn compare(mounted: &Mounted<'_>, when: &str, failed: &[(String, String, String)
 }
 
 #[test]
-fn an_operation_that_fails_changes_nothing() {
+fn failed_operation_changes_nothing() {
     const TRIALS: usize = 700;
     let library = (0..TRIALS).fold(Library::new(), |library, n| {
         library

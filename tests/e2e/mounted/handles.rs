@@ -63,7 +63,7 @@ fn read(mounted: &Mounted<'_>, handle: Handle) -> String {
 
 for_both_users! {
     /// A new mount knows none of the inodes of the one before.
-    fn handles_outlive_what_the_kernel_remembers() {
+    fn handles_work_after_the_kernel_forgot_the_inode() {
         // CAP_DAC_READ_SEARCH is needed.
         if !is_root() {
             return;
@@ -93,7 +93,7 @@ for_both_users! {
     }
 
     /// ext4 gives the inode number of a removed file to the next one.
-    fn a_handle_of_a_removed_file_is_stale() {
+    fn handle_of_a_removed_file_is_stale() {
         if !is_root() {
             return;
         }

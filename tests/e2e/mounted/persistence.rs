@@ -20,7 +20,7 @@ fn numbers(root: &Path) -> BTreeMap<String, u64> {
 }
 
 for_both_users! {
-    fn changes_are_there_at_the_next_mount() {
+    fn changes_survive_a_remount() {
         let world = World::sample();
         let mounted = world.mount("s");
         std::fs::write(mounted.at("readme.txt"), b"changed").unwrap();
@@ -66,7 +66,7 @@ for_both_users! {
     }
 
     /// Numbers come from the catalog's content: another space has the same.
-    fn inode_numbers_are_those_of_the_catalog() {
+    fn inode_numbers_come_from_the_catalog() {
         let world = World::sample();
         let (one, two) = (world.mount("one"), world.mount("two"));
         assert_eq!(numbers(one.path()), numbers(two.path()));

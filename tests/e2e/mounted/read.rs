@@ -134,7 +134,7 @@ for_both_users! {
         assert_eq!(std::fs::read(mounted.at("n".repeat(255))).unwrap(), b"just fits");
     }
 
-    fn statfs_is_that_of_the_disk_below() {
+    fn statfs_matches_the_backing_disk() {
         let world = World::sample();
         let mounted = world.mount("s");
         let here = rustix::fs::statvfs(mounted.path()).unwrap();

@@ -74,7 +74,7 @@ for_both_users! {
         assert_eq!(std::fs::read(&path).unwrap(), b"short");
     }
 
-    fn o_append_from_two_sides() {
+    fn o_append_by_two_writers() {
         let world = World::sample();
         let mounted = world.mount("s");
         let path = mounted.at("readme.txt");
@@ -130,7 +130,7 @@ for_both_users! {
     }
 
     /// rcc's own test of what changed is size, mode and name; a tool's is the time.
-    fn writing_moves_the_time() {
+    fn writing_updates_the_mtime() {
         let world = World::sample();
         let mounted = world.mount("s");
         let path = mounted.at("readme.txt");
@@ -292,7 +292,7 @@ for_both_users! {
     }
 
     /// A descriptor that was opened to write keeps its right when the mode is taken away.
-    fn open_writer_outlives_chmod() {
+    fn open_writer_survives_chmod() {
         use std::os::unix::fs::PermissionsExt;
         let world = World::sample();
         let mounted = world.mount("s");

@@ -54,7 +54,7 @@ for_both_users! {
         assert!(std::fs::read(mounted.at("lib/data.bin")).unwrap() == pattern(300_000));
     }
 
-    fn they_move_with_the_file() {
+    fn attributes_move_with_the_file() {
         let world = World::sample();
         let mounted = world.mount("s");
         let (from, to) = (mounted.at("lib/data.bin"), mounted.at("moved"));
@@ -76,7 +76,7 @@ for_both_users! {
     }
 
     /// What holofs itself keeps in attributes is nobody else's.
-    fn our_own_are_hidden_and_refused() {
+    fn holofs_attributes_are_hidden_and_refused() {
         let world = World::sample();
         let mounted = world.mount("s");
         let path = mounted.at("lib/module.py");

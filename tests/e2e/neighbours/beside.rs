@@ -35,7 +35,7 @@ fn comes_and_goes(world: &World) {
 const LOWER: &[u8] = b"VALUE = 42\n";
 
 for_both_users! {
-    fn lock_that_is_no_file_is_refused() {
+    fn lock_that_is_not_a_file_is_refused() {
         let (world, beside) = used();
         let victim = Victim::in_world(&world);
         for trap in TRAPS.into_iter().filter(|trap| *trap != Trap::Huge) {
@@ -49,7 +49,7 @@ for_both_users! {
         comes_and_goes(&world);
     }
 
-    fn usage_mark_that_is_no_file_is_left_alone() {
+    fn usage_mark_that_is_not_a_file_is_left_alone() {
         let (world, beside) = used();
         let victim = Victim::in_world(&world);
         for trap in TRAPS {
@@ -64,7 +64,7 @@ for_both_users! {
         }
     }
 
-    fn usage_mark_in_the_library_that_is_no_file_is_left_alone() {
+    fn library_usage_mark_that_is_not_a_file_is_left_alone() {
         let (world, _) = used();
         let victim = Victim::in_world(&world);
         let user7 = &world.json(["list"]).as_object().unwrap().keys().next().unwrap()[..7].to_owned();
@@ -84,7 +84,7 @@ for_both_users! {
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "a mark was made through a link");
     }
 
-    fn description_that_is_no_file_stops_nothing() {
+    fn meta_file_that_is_not_a_file_is_ignored() {
         let (world, beside) = used();
         let victim = Victim::in_world(&world);
         for ending in [".meta", ".meta.info", ".meta.part#holofs", ".meta.info.part#holofs"] {
@@ -107,7 +107,7 @@ for_both_users! {
 
 /// rcc's shared mode: a lock that another user made, and everybody may take, is a good one.
 #[test]
-fn lock_of_another_user_is_taken() {
+fn lock_file_of_another_user_is_used() {
     use std::os::unix::fs::PermissionsExt;
     if !crate::common::as_user::is_root() {
         return;

@@ -73,7 +73,7 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 for_both_users! {
-    fn exchanged_mountpoint_is_never_followed() {
+    fn swapped_mountpoint_is_never_followed() {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         let path = mounted.path().to_owned();
@@ -173,7 +173,7 @@ fn bind_mount_of_a_part_is_not_the_space() {
 
 /// Of a bind mount of the whole the recorded place decides; `--force` ends all of them.
 #[test]
-fn bind_mount_of_the_whole_is_not_taken_for_it() {
+fn bind_mount_of_the_whole_is_not_the_space() {
     if !is_root() {
         return;
     }
@@ -196,7 +196,7 @@ fn bind_mount_of_the_whole_is_not_taken_for_it() {
 
 /// `path` looks at one space: in another one there may be a hundred thousand changes, or something that never answers.
 #[test]
-fn path_looks_at_no_other_space() {
+fn path_reads_no_other_space() {
     if !is_root() {
         return;
     }
@@ -214,7 +214,7 @@ fn path_looks_at_no_other_space() {
 }
 
 for_both_users! {
-    fn list_looks_at_a_bounded_number_of_changes() {
+    fn list_counts_a_bounded_number_of_changes() {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         for n in 0..1_200 {

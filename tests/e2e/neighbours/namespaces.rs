@@ -49,7 +49,7 @@ fn is_kept(world: &World) {
 }
 
 #[test]
-fn unmount_names_who_has_a_copy_in_another_mount_namespace() {
+fn unmount_names_processes_in_other_mount_namespaces() {
     if !is_root() {
         return;
     }
@@ -71,7 +71,7 @@ fn unmount_names_who_has_a_copy_in_another_mount_namespace() {
 }
 
 #[test]
-fn force_ends_what_another_mount_namespace_has() {
+fn force_ends_mounts_in_other_mount_namespaces() {
     if !is_root() {
         return;
     }
@@ -120,7 +120,7 @@ for_both_users! {
         child.wait().unwrap();
     }
 
-    fn detached_mount_in_use_is_not_said_to_have_ended() {
+    fn detached_mount_in_use_is_not_reported_as_ended() {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();

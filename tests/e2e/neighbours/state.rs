@@ -14,7 +14,7 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 for_both_users! {
-    fn record_that_is_no_file_is_an_answer_in_time() {
+    fn record_that_is_not_a_file_does_not_hang() {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         let state = mounted.state();
@@ -40,7 +40,7 @@ for_both_users! {
         }
     }
 
-    fn cache_file_that_is_no_file_is_made_anew() {
+    fn cache_entry_that_is_not_a_file_is_rebuilt() {
         let world = World::sample();
         drop(world.mount(SPACE));
         let victim = Victim::in_world(&world);
@@ -85,7 +85,7 @@ for_both_users! {
         drop(world.mount(SPACE));
     }
 
-    fn first_mount_makes_nothing_where_others_may_exchange_it() {
+    fn first_mount_refuses_a_directory_that_others_may_replace() {
         let world = World::sample();
         chmod(&world.home(), 0o777);
         assert_refused(&mount(&world), "other users may write to it");
@@ -140,7 +140,7 @@ fn directory_behind_a_link_of_another_user_is_refused() {
 
 /// `sudo holofs mount` with the home of the user before: what root uses would be his to exchange.
 #[test]
-fn root_does_not_keep_its_spaces_in_an_ordinary_users_home() {
+fn root_refuses_an_ordinary_users_home() {
     if !is_root() {
         return;
     }
