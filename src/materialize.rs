@@ -1,20 +1,25 @@
-//! How the bytes of a lower file are had: to read them, or to own them.
+//! Provides the bytes of lower files to one mounted space: for reading, or as private copies.
 //!
-//! It knows blobs, relocations and the clone ladder; it does not know the namespace: who may see a file, under
-//! which name, and whether it was changed is decided above. Invariants: the library is only read; a relocated
-//! file is never shown unpatched; nothing here runs under the namespace's locks, and two readers of one
-//! relocated file materialize it once.
+//! [`source`] knows blobs, relocations and the clone ladder. [`Materializer`] adds what belongs to a mounted space: the
+//! staging directory, the relocated files that were only read, the caches of open files and small contents, and the
+//! rule that concurrent readers of one relocated file materialize it once. Who may see a file, under which name, and
+//! whether it was changed is the namespace's business.
+//!
+//! Invariants: the library is only read; a relocated file is never shown without its relocations; nothing here runs
+//! under the namespace's locks.
 
 pub mod clone;
+mod error;
 pub mod relocate;
 mod relocated;
+pub mod source;
 pub mod staging;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -23,23 +28,19 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::library::blob::{BlobError, Blobs, Streamed};
-use crate::library::digest::Digest;
-use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
+use crate::library::blob::Streamed;
+use crate::library::index::NodeId;
 use crate::library::profile::Touched;
 use crate::library::stream::Filling;
-use crate::library::unkept::{Unkept, is_full};
-use crate::settings::Strategy;
+use crate::library::unkept::Unkept;
 use crate::sys::{fd, plain};
-use clone::{CloneError, Cloned, Cloner, Method};
-use relocate::{Names, RelocateError};
+use clone::{Cloned, Method};
+use source::{LowerFile, Source};
 use staging::{Staged, Staging};
 
 pub use crate::library::MOTHER_TIME;
-
-/// Files up to this many bytes are served from memory, and copied rather than cached and cloned: below it a
-/// cache file would cost more (an inode, a rename, a verification) than decompressing again.
-pub const SMALL_FILE: u64 = 128 * 1024;
+pub use error::Error;
+pub use source::SMALL_FILE;
 
 /// Bytes of small files kept in memory. The kernel caches what it read, so this only has to span the few read
 /// requests of one file.
@@ -50,64 +51,6 @@ const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(256) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
 };
-
-/// Why a lower file could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The blob is missing, corrupt or unreadable.
-    #[error("{path}: {source}")]
-    Blob {
-        /// The file's path in the environment.
-        path: String,
-        /// What is wrong with the blob.
-        source: BlobError,
-    },
-    /// The compiled index does not hold together.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// The node is not a file.
-    #[error("node {0:?} is not a regular file")]
-    NotAFile(NodeId),
-    /// Catalog and blob disagree about a relocation.
-    #[error("{path}: {source}")]
-    Relocate {
-        /// The file's path in the environment.
-        path: String,
-        /// What is wrong.
-        source: RelocateError,
-    },
-    /// The private copy could not be made.
-    #[error("{path}: cannot make a private copy: {source}")]
-    Clone {
-        /// The file's path in the environment.
-        path: String,
-        /// Why.
-        source: CloneError,
-    },
-    /// A call on the space's own files failed.
-    #[error("{path}: {call}: {source}")]
-    Os {
-        /// The file's path in the environment.
-        path: String,
-        /// What was tried.
-        call: &'static str,
-        /// The answer.
-        source: Errno,
-    },
-}
-
-impl Error {
-    /// Whether it says that the disk is full.
-    fn says_full(&self) -> bool {
-        match self {
-            Self::Clone { source: CloneError::Os { source, .. }, .. } | Self::Os { source, .. } => {
-                matches!(*source, Errno::NOSPC | Errno::DQUOT)
-            }
-            Self::Relocate { source: RelocateError::Io { source, .. }, .. } => is_full(source),
-            _ => false,
-        }
-    }
-}
 
 /// The bytes of a lower file, for reading.
 #[derive(Clone, Debug)]
@@ -134,10 +77,9 @@ impl FileData {
     }
 }
 
-/// Told which file was read from a blob that turned out to be bad.
+/// Called with the file that was read from a blob that turned out to be bad.
 type BadBlob = Box<dyn Fn(NodeId) + Send + Sync>;
 
-/// Where to tell it, once somebody wants to know.
 #[derive(Default)]
 struct OnBadBlob(OnceLock<BadBlob>);
 
@@ -152,18 +94,18 @@ impl std::fmt::Debug for OnBadBlob {
 pub struct PrivateCopy {
     /// Open for reading and writing; mode 0600.
     pub file: File,
-    /// Its name in the staging directory.
+    /// The copy's name in the staging directory.
     pub staged: Staged,
 }
 
-/// What was materialized so far, as `holofs status` shows it.
+/// What was materialized since the mount, as `holofs status` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Private copies whose extents are shared with their blob.
     pub reflink: u64,
     /// Private copies that were copied.
     pub copy: u64,
-    /// Relocated files given a backing file to read from.
+    /// Relocated files given a private file to read from.
     pub relocated: u64,
     /// Bytes of all private copies.
     pub bytes: u64,
@@ -180,37 +122,34 @@ struct Counters {
     bytes_shared: AtomicU64,
 }
 
-/// The answer to "does this space share extents with its library?".
+/// Whether a space can share extents with its library.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReflinkProbe {
     /// Whether FICLONE works from the blobs to the space.
     pub supported: bool,
-    /// Why not, or how it is known.
+    /// The reason, for messages.
     pub reason: String,
 }
 
 /// Materializes the files of one space.
 #[derive(Debug)]
 pub struct Materializer {
-    index: Arc<Index>,
-    blobs: Arc<Blobs>,
-    cloner: Cloner,
-    names: Names,
+    source: Source,
     staging: Arc<Staging>,
-    /// The directory of patched files that were only read, named by node id.
+    /// The directory of relocated files that were only read, named by node id.
     relocated: OwnedFd,
     /// Leaf locks, held for a map operation only.
     open: Mutex<LruCache<NodeId, Arc<File>>>,
     memory: Mutex<Memory>,
-    /// Patched files that the disk has no room for.
+    /// Relocated files kept in memory because the disk is full.
     unkept: Mutex<Unkept<NodeId>>,
     /// One lock per file that is being relocated, taken without any other; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
-    /// Relocated files whose backing file was given away to be read, by [`Materializer::file`]: a leaf lock.
+    /// Relocated files that [`Materializer::file`] handed out. A leaf lock.
     handed: Mutex<HashSet<NodeId>>,
     counters: Counters,
     on_bad_blob: Arc<OnBadBlob>,
-    /// The files that were read so far, in the order in which they were first. A leaf lock.
+    /// The files that were read, in the order of their first read. A leaf lock.
     touched: Mutex<Touched>,
 }
 
@@ -220,29 +159,12 @@ struct Memory {
     bytes: usize,
 }
 
-/// What the index says of a file.
-struct LowerFile<'a> {
-    size: u64,
-    digest: Digest,
-    relocations: Relocations<'a>,
-}
-
 impl Materializer {
-    /// For one space: its index, the blobs, its staging and `relocated` directories, and the two names.
+    /// Materializes the files of `source` in a space with these directories.
     #[must_use]
-    pub fn new(
-        index: Arc<Index>,
-        blobs: Arc<Blobs>,
-        strategy: Strategy,
-        names: Names,
-        staging: Arc<Staging>,
-        relocated: OwnedFd,
-    ) -> Self {
+    pub fn new(source: Source, staging: Arc<Staging>, relocated: OwnedFd) -> Self {
         Self {
-            index,
-            blobs,
-            cloner: Cloner::new(strategy),
-            names,
+            source,
             staging,
             relocated,
             open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 6))),
@@ -256,32 +178,22 @@ impl Materializer {
         }
     }
 
-    /// Sets who is told, once, when a file was read from a blob that then turned out to be bad: what the kernel keeps
-    /// of it has to go.
+    /// The content of the space's lower files.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Sets the callback for files that were read from a bad blob: the kernel has to drop their cached pages. Only
+    /// the first call has an effect.
     pub fn when_bad(&self, tell: impl Fn(NodeId) + Send + Sync + 'static) {
-        // Set a second time the first stays: there is one kernel to tell.
         drop(self.on_bad_blob.0.set(Box::new(tell)));
     }
 
-    /// The files that were read so far, in the order in which they were first.
+    /// The files that were read, in the order of their first read.
     #[must_use]
     pub fn touched(&self) -> Vec<NodeId> {
         self.touched.lock().order().to_vec()
-    }
-
-    /// Unpacks what reading a file would have to unpack, as far as it is kept on disk, or lets the kernel read what
-    /// is small, until `stop` is set. It does nothing that reading would not do.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn warm(&self, node: NodeId, stop: &AtomicBool) -> Result<(), Error> {
-        let lower = self.lower_file(node)?;
-        let done = if lower.size > SMALL_FILE {
-            self.blobs.prepare(&lower.digest, lower.size, stop).map(drop)
-        } else {
-            self.blobs.read_ahead(&lower.digest)
-        };
-        done.map_err(|source| Error::Blob { path: self.lower_path(node), source })
     }
 
     /// What was materialized since the mount.
@@ -297,12 +209,6 @@ impl Materializer {
         }
     }
 
-    /// The path of a node in the catalog, for messages.
-    #[must_use]
-    pub fn lower_path(&self, node: NodeId) -> String {
-        self.index.path_of(node)
-    }
-
     /// The bytes of a lower file as this space shows them, for reading.
     ///
     /// # Errors
@@ -315,60 +221,59 @@ impl Materializer {
             return Ok(FileData::File(Arc::clone(file)));
         }
         self.touched.lock().add(node);
-        let lower = self.lower_file(node)?;
-        if lower.size <= SMALL_FILE {
-            let bytes: Arc<[u8]> = self.small_content(node, &lower)?.into();
+        let lower = self.source.file(node)?;
+        if lower.is_small() {
+            let bytes: Arc<[u8]> = self.source.read(&lower)?.into();
             self.remember(node, &bytes);
             return Ok(FileData::Bytes(bytes));
         }
-        if lower.relocations.is_empty() {
-            let hook = Arc::clone(&self.on_bad_blob);
-            let failed = move || {
-                if let Some(tell) = hook.0.get() {
-                    tell(node);
-                }
-            };
-            let streamed = self.blobs.stream(&lower.digest, lower.size, failed);
-            match streamed.map_err(|source| Error::Blob { path: self.lower_path(node), source })? {
-                Streamed::Filling(filling) => return Ok(FileData::Stream(filling, node)),
-                Streamed::Whole(file) => return Ok(FileData::File(self.keep(node, Arc::new(file)))),
-            }
+        if lower.is_relocated() {
+            return Ok(FileData::File(self.opened(&lower)?));
         }
-        Ok(FileData::File(self.opened(node, &lower)?))
+        let hook = Arc::clone(&self.on_bad_blob);
+        let failed = move || {
+            if let Some(tell) = hook.0.get() {
+                tell(node);
+            }
+        };
+        Ok(match self.source.stream(&lower, failed)? {
+            Streamed::Filling(filling) => FileData::Stream(filling, node),
+            Streamed::Whole(file) => FileData::File(self.keep(node, Arc::new(file))),
+        })
     }
 
-    /// A file with the bytes of a lower file, whatever its size: what passthrough hands to the kernel.
+    /// A file with the bytes of a lower file, whatever its size, for the kernel to read by itself.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn file(&self, node: NodeId) -> Result<Arc<File>, Error> {
-        let lower = self.lower_file(node)?;
-        if !lower.relocations.is_empty() {
+        let lower = self.source.file(node)?;
+        if lower.is_relocated() {
             self.handed.lock().insert(node);
         }
         if let Some(file) = self.open.lock().get(&node) {
             return Ok(Arc::clone(file));
         }
         self.touched.lock().add(node);
-        self.opened(node, &lower)
+        self.opened(&lower)
     }
 
-    fn opened(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
-        let file = if lower.relocations.is_empty() {
-            Arc::new(self.raw(node, lower)?)
-        } else {
-            let gate = Arc::clone(self.in_progress.lock().entry(node).or_default());
+    fn opened(&self, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
+        let file = if lower.is_relocated() {
+            let gate = Arc::clone(self.in_progress.lock().entry(lower.node).or_default());
             let opened = {
                 let _one_at_a_time = gate.lock();
-                self.relocated_file(node, lower)
+                self.relocated_file(lower)
             };
-            self.in_progress.lock().remove(&node);
+            self.in_progress.lock().remove(&lower.node);
             opened?
+        } else {
+            Arc::new(self.source.open_blob(lower)?)
         };
-        Ok(self.keep(node, file))
+        Ok(self.keep(lower.node, file))
     }
 
-    /// Closes the files that are kept open for the next reads.
+    /// Closes the files that are kept open for further reads.
     pub fn close_kept(&self) {
         let mut open = self.open.lock();
         let limit = open.cap();
@@ -377,11 +282,11 @@ impl Materializer {
         drop(closed_later);
     }
 
-    /// Keeps a file open for the next reads.
+    /// Keeps a file open for further reads.
     fn keep(&self, node: NodeId, file: Arc<File>) -> Arc<File> {
-        // Those without a name are few and large: `unkept` has them, here and for blobs.
+        // Files without a name are few and large; `unkept` holds them, here and in the blob cache.
         if fd::has_name(&*file).unwrap_or(false) {
-            // Closed after the lock is released: a blob that was removed from the cache meanwhile frees its blocks then.
+            // Closed after the lock is released: closing a blob that was removed from the cache frees its blocks.
             let closed_later = self.open.lock().push(node, Arc::clone(&file));
             drop(closed_later);
         }
@@ -391,7 +296,7 @@ impl Materializer {
     /// Whether a lower file is larger than what is served from memory.
     #[must_use]
     pub fn is_large(&self, node: NodeId) -> bool {
-        self.lower_file(node).is_ok_and(|lower| lower.size > SMALL_FILE)
+        self.source.file(node).is_ok_and(|lower| !lower.is_small())
     }
 
     /// Whether [`Materializer::content`] would have to fetch a large file first.
@@ -400,36 +305,33 @@ impl Materializer {
         self.is_large(node) && !self.open.lock().contains(&node)
     }
 
-    /// A private copy of the first `len` bytes of a lower file (of all of it when `len` is its size).
+    /// A private copy of the first `len` bytes of a lower file.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
     pub fn private_copy(&self, node: NodeId, len: u64) -> Result<PrivateCopy, Error> {
-        let lower = self.lower_file(node)?;
-        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        let len = len.min(lower.size);
-        if len == 0 {
-            let (file, staged) = self.staging.file().map_err(os("create a staging file"))?;
-            return Ok(PrivateCopy { file, staged });
+        let lower = self.source.file(node)?;
+        if len.min(lower.size) == 0 {
+            return self.empty_copy(&lower);
         }
-        // A file that was given away may be mapped: its bytes stay the library's.
-        let mine = !lower.relocations.is_empty() && !self.handed.lock().contains(&node);
-        let promoted = if mine { self.promote(node, &lower)? } else { None };
+        // A file that was handed out may be mapped, so its bytes must stay the library's.
+        let mine = lower.is_relocated() && !self.handed.lock().contains(&node);
+        let promoted = if mine { self.promote(&lower)? } else { None };
         let copy = match promoted {
             Some(copy) => {
-                // What reads from it now must not go on doing so once it is written to.
+                // Later reads must not use the file that is going to be written to.
                 self.forget_content(node);
                 copy
             }
-            None => self.patched_copy(node, &lower)?,
+            None => self.whole_copy(&lower)?,
         };
         if len < lower.size {
-            rustix::fs::ftruncate(&copy.file, len).map_err(os("truncate"))?;
+            rustix::fs::ftruncate(&copy.file, len).map_err(self.source.os_error(&lower, "truncate"))?;
         }
         Ok(copy)
     }
 
-    /// Asks the filesystems, once, whether blobs can be cloned into this space: a real FICLONE of two files.
+    /// Tests, with a real FICLONE, whether blobs can be cloned into this space.
     #[must_use]
     pub fn probe_reflink(&self, cache_dir: &std::path::Path) -> ReflinkProbe {
         match self.try_reflink(cache_dir) {
@@ -448,29 +350,6 @@ impl Materializer {
         rustix::io::write(&source, &[0u8; 8192]).map_err(fail("cannot write a probe file"))?;
         let (target, _staged) = self.staging.file().map_err(fail("cannot make a probe file in the space"))?;
         rustix::fs::ioctl_ficlone(&target, &source).map_err(fail("FICLONE"))
-    }
-
-    fn lower_file(&self, node: NodeId) -> Result<LowerFile<'_>, Error> {
-        match self.index.node(node)?.kind {
-            NodeKind::File { size, digest, relocations, .. } => Ok(LowerFile { size, digest, relocations }),
-            NodeKind::Dir { .. } | NodeKind::Symlink { .. } => Err(Error::NotAFile(node)),
-        }
-    }
-
-    fn raw(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<File, Error> {
-        self.blobs
-            .open_raw(&lower.digest, lower.size)
-            .map_err(|source| Error::Blob { path: self.lower_path(node), source })
-    }
-
-    fn small_content(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
-        let mut bytes = self
-            .blobs
-            .read_all(&lower.digest, lower.size)
-            .map_err(|source| Error::Blob { path: self.lower_path(node), source })?;
-        relocate::patch_bytes(&mut bytes, lower.relocations.iter(), &self.names)
-            .map_err(|source| Error::Relocate { path: self.lower_path(node), source })?;
-        Ok(bytes)
     }
 
     fn remember(&self, node: NodeId, bytes: &Arc<[u8]>) {
@@ -494,27 +373,18 @@ impl Materializer {
         }
     }
 
-    /// A staged, patched copy of the whole file.
-    fn patched_copy(&self, node: NodeId, lower: &LowerFile<'_>) -> Result<PrivateCopy, Error> {
-        let os = |call| move |source| Error::Os { path: self.lower_path(node), call, source };
-        let (file, staged) = self.staging.file().map_err(os("create a staging file"))?;
-        let in_memory = lower.size <= SMALL_FILE && self.cloner.strategy() != Strategy::Reflink;
-        let done = if in_memory {
-            let bytes = self.small_content(node, lower)?;
-            write_all(&file, &bytes).map_err(os("write"))?;
-            Cloned { method: Method::Copy, refused: None }
-        } else {
-            let source = self.raw(node, lower)?;
-            let done = self
-                .cloner
-                .clone_file(&source, &file, lower.size)
-                .map_err(|source| Error::Clone { path: self.lower_path(node), source })?;
-            relocate::patch_file(&file, lower.relocations.iter(), &self.names)
-                .map_err(|source| Error::Relocate { path: self.lower_path(node), source })?;
-            done
-        };
-        self.count(done, lower.size);
+    fn empty_copy(&self, lower: &LowerFile<'_>) -> Result<PrivateCopy, Error> {
+        let made = self.staging.file();
+        let (file, staged) = made.map_err(self.source.os_error(lower, "create a staging file"))?;
         Ok(PrivateCopy { file, staged })
+    }
+
+    /// A staged copy of the whole file, relocated.
+    fn whole_copy(&self, lower: &LowerFile<'_>) -> Result<PrivateCopy, Error> {
+        let copy = self.empty_copy(lower)?;
+        let done = self.source.fill(lower, &copy.file)?;
+        self.count(done, lower.size);
+        Ok(copy)
     }
 
     fn count(&self, done: Cloned, size: u64) {
@@ -530,17 +400,4 @@ impl Materializer {
         }
         add(&self.counters.bytes, size);
     }
-}
-
-fn write_all(file: &File, bytes: &[u8]) -> Result<(), Errno> {
-    let mut at = 0usize;
-    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(file, rest, at as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => at += n,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

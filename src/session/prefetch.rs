@@ -98,7 +98,7 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        match fs.materializer().warm(*node, stop) {
+        match fs.materializer().source().warm(*node, stop) {
             Ok(()) => done += 1,
             // Whoever reads it will be told.
             Err(error) => tracing::debug!(%error, "not prefetched"),

@@ -26,6 +26,7 @@ use crate::library::blob::{Blobs, HololibStore};
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
 use crate::materialize::relocate::{NAME_LEN, Names};
+use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::namespace::types::Ino;
@@ -389,14 +390,8 @@ fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, Refl
     let store = HololibStore::new(&plan.library.hololib);
     let blobs = Arc::new(Blobs::new(Box::new(store), cache));
     let names = names(index, plan.space.identity.as_str())?;
-    let materializer = Arc::new(Materializer::new(
-        Arc::clone(index),
-        blobs,
-        plan.strategy,
-        names,
-        Arc::clone(&staging),
-        relocated,
-    ));
+    let source = Source::new(Arc::clone(index), blobs, names, plan.strategy);
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated));
     let reflink = materializer.probe_reflink(&cache_dir);
     if plan.strategy == Strategy::Reflink && !reflink.supported {
         return Err(Error::NoReflink { path: state_dir.clone(), reason: reflink.reason });

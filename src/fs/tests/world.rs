@@ -15,6 +15,7 @@ use crate::library::digest::{DigestKind, Hasher};
 use crate::library::index::cache::open_or_compile;
 use crate::materialize::Materializer;
 use crate::materialize::relocate::Names;
+use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
 use crate::namespace::error::Result;
 use crate::namespace::types::{Attr, Caller, Ino};
@@ -170,14 +171,8 @@ fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
     let blobs = Arc::new(Blobs::new(Box::new(store), BlobCache::open(&dir.join("cache/blobs")).unwrap()));
     let names =
         Names { from: STAGE.as_bytes().try_into().unwrap(), to: SPACE.as_bytes().try_into().unwrap() };
-    let materializer = Arc::new(Materializer::new(
-        Arc::clone(&index),
-        blobs,
-        Strategy::Smart,
-        names,
-        Arc::clone(&staging),
-        fd("reloc"),
-    ));
+    let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc")));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
     let names = Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner).unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };

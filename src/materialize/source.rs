@@ -1,0 +1,186 @@
+//! Fills files with the content of lower nodes.
+//!
+//! A mounted space, a restore to a plain directory and a commit all need the same step: make an empty file hold what
+//! node N holds in this space. [`Source`] does that step: it finds the node's blob, clones or copies its bytes, and
+//! applies the relocations. It does not decide where the file is, which name it gets, or who may see it.
+//!
+//! Invariants: the library is only read, and nobody gets the bytes of a relocated file before they are relocated.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use rustix::io::Errno;
+
+use super::clone::{self, Cloned, Cloner, Method};
+use super::error::Error;
+use super::relocate::{self, Names, RelocateError};
+use crate::library::blob::{BlobError, Blobs, Streamed};
+use crate::library::digest::Digest;
+use crate::library::index::{Index, NodeId, NodeKind, Relocations};
+use crate::settings::Strategy;
+
+/// Files up to this size are decompressed into memory and copied from there. A larger file goes through the blob
+/// cache. Below this size a cache file (an inode, a rename, a verification) costs more than decompressing again.
+pub const SMALL_FILE: u64 = 128 * 1024;
+
+/// The content of an environment's files, as one space shows them.
+#[derive(Debug)]
+pub struct Source {
+    index: Arc<Index>,
+    blobs: Arc<Blobs>,
+    names: Names,
+    cloner: Cloner,
+}
+
+/// A regular file of the index.
+#[derive(Clone, Copy, Debug)]
+pub struct LowerFile<'a> {
+    /// Its node in the index.
+    pub node: NodeId,
+    /// Size in bytes.
+    pub size: u64,
+    digest: Digest,
+    relocations: Relocations<'a>,
+}
+
+impl LowerFile<'_> {
+    /// Whether the file is served from memory.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.size <= SMALL_FILE
+    }
+
+    /// Whether the bytes differ from the blob's.
+    #[must_use]
+    pub fn is_relocated(&self) -> bool {
+        !self.relocations.is_empty()
+    }
+}
+
+impl Source {
+    /// The files of `index`, with the bytes of `blobs`, relocated as `names` says.
+    #[must_use]
+    pub fn new(index: Arc<Index>, blobs: Arc<Blobs>, names: Names, strategy: Strategy) -> Self {
+        Self { index, blobs, names, cloner: Cloner::new(strategy) }
+    }
+
+    /// Looks up a regular file.
+    ///
+    /// # Errors
+    /// When the node is not a regular file, or the index is damaged.
+    pub fn file(&self, node: NodeId) -> Result<LowerFile<'_>, Error> {
+        match self.index.node(node)?.kind {
+            NodeKind::File { size, digest, relocations, .. } => {
+                Ok(LowerFile { node, size, digest, relocations })
+            }
+            NodeKind::Dir { .. } | NodeKind::Symlink { .. } => Err(Error::NotAFile(node)),
+        }
+    }
+
+    /// The node's path in the environment, for messages.
+    #[must_use]
+    pub fn path(&self, node: NodeId) -> String {
+        self.index.path_of(node)
+    }
+
+    /// All bytes of a file, in memory.
+    ///
+    /// # Errors
+    /// When the blob or a relocation is bad.
+    pub fn read(&self, file: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
+        let read = self.blobs.read_all(&file.digest, file.size);
+        let mut bytes = read.map_err(|source| self.blob_error(file, source))?;
+        relocate::patch_bytes(&mut bytes, file.relocations.iter(), &self.names)
+            .map_err(|source| self.relocate_error(file, source))?;
+        Ok(bytes)
+    }
+
+    /// A verified file with the bytes of the blob, before relocation. It must not be written to.
+    ///
+    /// # Errors
+    /// When the blob is bad.
+    pub fn open_blob(&self, file: &LowerFile<'_>) -> Result<File, Error> {
+        self.blobs.open_raw(&file.digest, file.size).map_err(|source| self.blob_error(file, source))
+    }
+
+    /// The bytes of a blob, readable while it is still being unpacked. `failed` is called when the blob turns out to
+    /// be bad after bytes of it were read.
+    ///
+    /// # Errors
+    /// When the blob is bad.
+    pub(super) fn stream(
+        &self,
+        file: &LowerFile<'_>,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Streamed, Error> {
+        self.blobs.stream(&file.digest, file.size, failed).map_err(|source| self.blob_error(file, source))
+    }
+
+    /// Makes the empty file `to` hold the content of `file`, and returns how the bytes were moved.
+    ///
+    /// # Errors
+    /// When the blob or a relocation is bad, or `to` cannot be written. `to` then has undefined content.
+    pub fn fill(&self, file: &LowerFile<'_>, to: &File) -> Result<Cloned, Error> {
+        if file.is_small() && self.cloner.strategy() != Strategy::Reflink {
+            let bytes = self.read(file)?;
+            let written = to.write_all_at(&bytes, 0);
+            written
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                .map_err(self.os_error(file, "write"))?;
+            return Ok(Cloned { method: Method::Copy, refused: None });
+        }
+        let blob = self.open_blob(file)?;
+        let done = self
+            .cloner
+            .clone_file(&blob, to, file.size)
+            .map_err(|source| Error::Clone { path: self.path(file.node), source })?;
+        self.relocate(file, to)?;
+        Ok(done)
+    }
+
+    /// As [`Source::fill`], always by copying: for a `to` in memory.
+    ///
+    /// # Errors
+    /// As [`Source::fill`].
+    pub(super) fn fill_by_copy(&self, file: &LowerFile<'_>, to: &File) -> Result<(), Error> {
+        let blob = self.open_blob(file)?;
+        clone::copy(&blob, to, file.size)
+            .map_err(|source| Error::Clone { path: self.path(file.node), source })?;
+        self.relocate(file, to)
+    }
+
+    /// Unpacks the blob of a large file into the cache, or starts reading the blob of a small one, until `stop` is set.
+    ///
+    /// # Errors
+    /// When the blob is bad.
+    pub fn warm(&self, node: NodeId, stop: &AtomicBool) -> Result<(), Error> {
+        let file = self.file(node)?;
+        let done = if file.is_small() {
+            self.blobs.read_ahead(&file.digest)
+        } else {
+            self.blobs.prepare(&file.digest, file.size, stop).map(drop)
+        };
+        done.map_err(|source| self.blob_error(&file, source))
+    }
+
+    /// Makes an [`Error::Os`] of a step on a file.
+    pub(super) fn os_error(&self, file: &LowerFile<'_>, call: &'static str) -> impl FnOnce(Errno) -> Error {
+        let node = file.node;
+        move |source| Error::Os { path: self.path(node), call, source }
+    }
+
+    fn relocate(&self, file: &LowerFile<'_>, to: &File) -> Result<(), Error> {
+        relocate::patch_file(to, file.relocations.iter(), &self.names)
+            .map_err(|source| self.relocate_error(file, source))
+    }
+
+    fn blob_error(&self, file: &LowerFile<'_>, source: BlobError) -> Error {
+        Error::Blob { path: self.path(file.node), source }
+    }
+
+    fn relocate_error(&self, file: &LowerFile<'_>, source: RelocateError) -> Error {
+        Error::Relocate { path: self.path(file.node), source }
+    }
+}
