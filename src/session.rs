@@ -337,11 +337,11 @@ fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Error> {
 /// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
 fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
     let identity = plan.space.identity.as_str();
-    let Some(live) = registry::find(&plan.state_dir)? else { return Ok(None) };
+    let Some(live) = registry::find(&plan.state_dir())? else { return Ok(None) };
     match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
         Liveness::Alive => {}
         Liveness::Silent => {
-            let pid = read_run(&plan.state_dir).map_or(0, |run| run.pid);
+            let pid = read_run(&plan.state_dir()).map_or(0, |run| run.pid);
             let why = process::condition(pid).to_string();
             return Err(Error::NoAnswer { path: live.mountpoint, pid, why });
         }
@@ -350,15 +350,15 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
             return match fuse_mount::unmount(&live.mountpoint, true) {
                 Ok(()) => Ok(None),
                 // It was ending, and has ended.
-                Err(_) if end::has_gone(&live, &plan.state_dir)? => Ok(None),
+                Err(_) if end::has_gone(&live, &plan.state_dir())? => Ok(None),
                 Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
             };
         }
     }
     let Some(run) = record_of(plan, &live)? else { return Ok(None) };
-    let held = match read_state(&plan.state_dir)? {
+    let held = match read_state(&plan.state_dir())? {
         Some(state) => {
-            let held = Held::of(&plan.state_dir, &state, &live.mountpoint)?;
+            let held = Held::of(&plan.state_dir(), &state, &live.mountpoint)?;
             Some((held, state.content.blueprint))
         }
         None => None,
@@ -384,7 +384,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         identity: identity.to_owned(),
         blueprint: mounted,
         library: plan.library.hololib.clone(),
-        strategy: Strategy::parse(&run.strategy).unwrap_or(plan.strategy),
+        strategy: Strategy::parse(&run.strategy).unwrap_or(plan.serve.strategy),
         io: run.io,
         reflink: run.reflink,
         entries: index.len(),
@@ -403,10 +403,10 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
         // One that was left by a daemon that was killed is of an earlier mount.
-        if let Some(run) = read_run(&plan.state_dir).filter(live::is_running) {
+        if let Some(run) = read_run(&plan.state_dir()).filter(live::is_running) {
             return Ok(Some(run));
         }
-        match registry::find(&plan.state_dir)? {
+        match registry::find(&plan.state_dir())? {
             Some(now) if now.dev == live.dev => {}
             _ => return Ok(None),
         }
@@ -421,7 +421,7 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
 fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
     tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
     let how = How { lazy: false, force: false, timeout: ENDING };
-    match unmount(&live, &plan.state_dir, how) {
+    match unmount(&live, &plan.state_dir(), how) {
         Ok(_) => Ok(()),
         Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
         Err(error) => Err(error),

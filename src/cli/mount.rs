@@ -8,7 +8,7 @@ use super::exit::{CONFIG, Failure, NOT_FOUND, OK, USAGE, describe, failure, no_c
 use super::{Context, catalogs, output, seconds};
 use crate::library::locate::{Location, locate};
 use crate::session;
-use crate::session::plan::{Asked, MountPlan};
+use crate::session::plan::{Asked, MountPlan, ServeOptions};
 use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::SpaceError;
 use crate::space::select::{Wanted, select};
@@ -162,29 +162,28 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         }
     }
     let asked = Asked { strategy: args.strategy, io: args.io, cache_size: args.cache_size };
-    let state_dir = env.state_dir(&selected.space.identity);
-    check_outside(&state_dir, &library.hololib)?;
-    Ok(MountPlan {
-        blueprint: selected.catalog.blueprint.clone(),
-        holds: selected.holds,
-        catalog_path: selected.catalog.path,
-        library,
-        state_dir,
-        cache_dir: env.cache_dir(),
-        env: env.clone(),
+    let serve = ServeOptions {
         strategy: chosen_strategy(args.strategy)?,
         io: chosen(args.io, "HOLOFS_IO", io_mode)?,
         prefetch: prefetch(args.prefetch)?,
+        cache_size: args.cache_size.unwrap_or(DEFAULT_CACHE_SIZE),
         read_only,
         ephemeral: args.ephemeral,
-        fresh: args.fresh,
         allow_other,
-        foreground: args.foreground,
         options,
-        cache_size: args.cache_size.unwrap_or(DEFAULT_CACHE_SIZE),
-        asked,
-        lock_timeout: args.lock_timeout,
+    };
+    check_outside(&env.state_dir(&selected.space.identity), &library.hololib)?;
+    Ok(MountPlan {
+        holds: selected.holds,
+        catalog: selected.catalog,
         space: selected.space,
+        library,
+        env: env.clone(),
+        serve,
+        asked,
+        fresh: args.fresh,
+        foreground: args.foreground,
+        lock_timeout: args.lock_timeout,
     })
 }
 

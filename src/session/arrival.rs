@@ -32,11 +32,11 @@ const RETRY: Duration = Duration::from_millis(50);
 /// [`Error::BeingRecorded`] when it took too long, and what is wrong with the catalog.
 pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
     let lock = plan.library.holotree().join("global.lck");
-    let cache_dir = plan.cache_dir.join("index");
+    let cache_dir = plan.cache_dir().join("index");
     let started = Instant::now();
     let mut is_last_look = false;
     loop {
-        let opened = open_or_compile(&plan.catalog_path, &cache_dir);
+        let opened = open_or_compile(&plan.catalog.path, &cache_dir);
         let missing = match &opened {
             Ok(index) if index.blobs_seen() => 0,
             Ok(index) => missing_blobs(index, &plan.library.hololib),
@@ -47,7 +47,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
         if missing == 0 || is_last_look {
             let index = opened?;
             if missing == 0 && !index.blobs_seen() {
-                note_blobs_seen(&plan.catalog_path, &cache_dir, &index);
+                note_blobs_seen(&plan.catalog.path, &cache_dir, &index);
             }
             return Ok((index, missing));
         }
@@ -57,7 +57,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
             continue;
         };
         if started.elapsed() >= plan.lock_timeout {
-            let catalog = plan.catalog_path.clone();
+            let catalog = plan.catalog.path.clone();
             return Err(Error::BeingRecorded {
                 catalog,
                 missing,

@@ -25,8 +25,8 @@ pub(super) fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         differ(format!("--io {io}"), &run.io);
     }
     for (name, asked, in_force, otherwise) in [
-        ("--read-only", plan.read_only, run.read_only, "changes are let in"),
-        ("--ephemeral", plan.ephemeral, run.ephemeral, "changes are kept"),
+        ("--read-only", plan.serve.read_only, run.read_only, "changes are let in"),
+        ("--ephemeral", plan.serve.ephemeral, run.ephemeral, "changes are kept"),
     ] {
         match (asked, in_force) {
             (true, false) => differ(name.to_owned(), otherwise),
@@ -39,7 +39,7 @@ pub(super) fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     }
     // A daemon of an older version does not say.
     let Some(extra) = &run.extra else { return out };
-    let wanted = plan.extra();
+    let wanted = plan.serve.extra();
     if wanted.allow_other && !extra.allow_other {
         differ("--allow-other".to_owned(), "other users are kept out");
     }

@@ -22,7 +22,7 @@ impl MountPlan {
     /// # Errors
     /// Whatever keeps the space from being mounted; nothing of the user's has been changed then.
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
-        let state = StateDir::open_locked(&self.state_dir)?;
+        let state = StateDir::open_locked(&self.state_dir())?;
         // From here on the base is this directory, wherever its path may lead later.
         let base = mountpoint::open_base(&self.space)?;
         let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
@@ -32,11 +32,11 @@ impl MountPlan {
                 tracing::debug!(%error, "the mountpoint stays");
             }
         })?;
-        if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.read_only) {
-            let (path, feature) = (self.state_dir.join("state.json"), feature.to_owned());
+        if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.serve.read_only) {
+            let (path, feature) = (self.state_dir().join("state.json"), feature.to_owned());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
-        let described = Held::of(&self.state_dir, &recorded, &self.space.mountpoint)?
+        let described = Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
             != Held::Catalog { described: false };
         let (lock, umask) = (Some(lock), process::umask());
         Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
@@ -50,7 +50,7 @@ impl MountPlan {
         catalog_sha256: &[u8; 32],
     ) -> Result<(State, Option<PathBuf>), SpaceError> {
         let content = self.content(catalog_sha256);
-        let kept = if self.fresh { None } else { Kept::of(&self.state_dir)? };
+        let kept = if self.fresh { None } else { Kept::of(&self.state_dir())? };
         // Changes of a space in another holotree are refused below, whatever became of it.
         if let Some(kept) = kept.filter(|kept| kept.state.content.base == content.base) {
             if kept.held == Held::Deleted {
@@ -75,19 +75,19 @@ impl MountPlan {
     /// # Errors
     /// When the mark cannot be written, as in a library of somebody else's.
     pub fn touch_usage(&self) -> Result<(), SpaceError> {
-        meta::touch_used(&self.library.hololib, &self.blueprint, &self.env.user7(), 0o022)
+        meta::touch_used(&self.library.hololib, &self.catalog.blueprint, &self.env.user7(), 0o022)
     }
 
     fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
         Content {
             identity: self.space.identity.to_string(),
             catalog_sha256: catalog_sha256.iter().map(|b| format!("{b:02x}")).collect(),
-            blueprint: self.blueprint.clone(),
+            blueprint: self.catalog.blueprint.clone(),
             base: self.space.base().to_string_lossy().into_owned(),
             library: self.library.hololib.to_string_lossy().into_owned(),
             controller: self.space.controller.clone(),
             space: self.space.label.clone(),
-            ephemeral: self.ephemeral,
+            ephemeral: self.serve.ephemeral,
         }
     }
 }
@@ -155,7 +155,7 @@ impl Claim<'_> {
     pub fn publish(&mut self) -> Result<(), SpaceError> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let (plan, pid) = (self.plan, std::process::id());
-        tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.blueprint, pid, "mounted");
+        tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.catalog.blueprint, pid, "mounted");
         let described = self.describe();
         if let Err(error) = self.plan.touch_usage() {
             tracing::debug!(%error, "the library keeps no usage mark");
@@ -169,7 +169,7 @@ impl Claim<'_> {
         if self.described {
             return Ok(());
         }
-        meta::write_meta(&self.base, space, &self.plan.catalog_path, self.umask)?;
+        meta::write_meta(&self.base, space, &self.plan.catalog.path, self.umask)?;
         self.state.note_published(&self.recorded, meta::look_of(&space.mountpoint))?;
         Ok(())
     }

@@ -45,7 +45,7 @@ pub(super) fn start<'p>(
     begin: impl FnOnce() -> Result<Found<'p>, Error>,
     describe: Describe,
 ) -> Result<Mounted, Error> {
-    let os = |call| move |source| Error::Os { path: plan.state_dir.clone(), call, source };
+    let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(os("pipe"))?;
     let forked = process::fork().map_err(|errno| match errno {
         Errno::AGAIN => {
@@ -69,7 +69,7 @@ pub(super) fn start<'p>(
 fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     // A moment longer, so that a child that waited in vain for a lock can say for which.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
-    let os = |call| move |source| Error::Os { path: plan.state_dir.clone(), call, source };
+    let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
     let received = probe::read_until(read, deadline)
         .map_err(|error| os("read")(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     let Some(received) = received else {
@@ -88,7 +88,7 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
         Some(Report::Failed(failure)) => Err(Error::Daemon(failure)),
         None => {
             clear_away(plan, child);
-            Err(Error::DaemonDied(log_of(&plan.state_dir)))
+            Err(Error::DaemonDied(log_of(&plan.state_dir())))
         }
     }
 }
@@ -107,7 +107,7 @@ fn clear_away(plan: &MountPlan, child: i32) {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    match super::registry::find(&plan.state_dir) {
+    match super::registry::find(&plan.state_dir()) {
         Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => super::undo::undo_mount(&live),
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "a dead mount may be left"),
@@ -124,11 +124,11 @@ fn child<'p>(
     let served = leave(pipe.as_ref(), plan).and_then(|()| begin()).and_then(|found| match found {
         Found::Mounted(mounted) => Ok(*mounted),
         Found::Free(prepared) => {
-            let log = Dir::open(&plan.state_dir, Trust::Owned).and_then(log_file::take);
+            let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::take);
             log.map_err(|error| {
                 let source = std::io::Error::from(error);
                 Error::Os {
-                    path: log_of(&plan.state_dir),
+                    path: log_of(&plan.state_dir()),
                     call: "open",
                     source: Errno::from_io_error(&source).unwrap_or(Errno::IO),
                 }
@@ -163,7 +163,7 @@ fn leave(pipe: Option<&std::fs::File>, plan: &MountPlan) -> Result<(), Error> {
     follow_parent(Some(Signal::TERM));
     let pipe = pipe.ok_or(Errno::BADF);
     let left = process::detach().and_then(|()| rustix::stdio::dup2_stderr(pipe?));
-    left.map_err(|source| Error::Os { path: plan.state_dir.clone(), call: "detach", source })
+    left.map_err(|source| Error::Os { path: plan.state_dir(), call: "detach", source })
 }
 
 /// Has this process told when its parent ends, or not any more.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::library::catalogs::CatalogFile;
 use crate::library::locate::Location;
 use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::space::home::Env;
@@ -18,46 +19,47 @@ pub struct MountPlan {
     /// The library.
     pub library: Location,
     /// The catalog in it.
-    pub catalog_path: PathBuf,
-    /// The catalog's blueprint hash, 16 hex digits.
-    pub blueprint: String,
-    /// The blueprint of what the space holds, or will hold: another one than the catalog's when rcc converted the space.
+    pub catalog: CatalogFile,
+    /// The blueprint of what the space holds. It differs from the catalog's when rcc converted the space.
     pub holds: String,
     /// Which space, and where.
     pub space: SpacePath,
-    /// The space's own directory; see [`StateDir`].
-    pub state_dir: PathBuf,
-    /// Compiled indexes and raw blobs.
-    pub cache_dir: PathBuf,
-    /// Where everything else is.
+    /// The directories of this user.
     pub env: Env,
+    /// How the mount is served.
+    pub serve: ServeOptions,
+    /// The parts of `serve` that the user typed. A mount that exists already must agree with them.
+    pub asked: Asked,
+    /// Drop the changes of earlier mounts now.
+    pub fresh: bool,
+    /// Serve in this process.
+    pub foreground: bool,
+    /// How long to wait for the lock that rcc takes too.
+    pub lock_timeout: Duration,
+}
+
+/// How a mount is served: what `run.json` records while it is mounted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServeOptions {
     /// How private copies are made.
     pub strategy: Strategy,
     /// Who reads and writes files.
     pub io: IoMode,
     /// What is unpacked in the background.
     pub prefetch: Prefetch,
+    /// How many bytes of unpacked blobs the cache may keep.
+    pub cache_size: u64,
     /// Refuse every change.
     pub read_only: bool,
     /// Drop the changes at unmount.
     pub ephemeral: bool,
-    /// Drop the changes of earlier mounts now.
-    pub fresh: bool,
     /// Let other users in.
     pub allow_other: bool,
-    /// Serve in this process.
-    pub foreground: bool,
-    /// Mount options by name.
+    /// Further mount options by name.
     pub options: Vec<String>,
-    /// What of all this was typed: a mount that is there already must agree with it.
-    pub asked: Asked,
-    /// How long to wait for the lock that rcc takes too.
-    pub lock_timeout: Duration,
-    /// How many bytes of raw blobs the cache may keep.
-    pub cache_size: u64,
 }
 
-/// What was typed, where the plan has a default for what was not.
+/// What the user typed of [`ServeOptions`]; None stands for a default.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Asked {
     /// `--strategy`.
@@ -69,7 +71,27 @@ pub struct Asked {
 }
 
 impl MountPlan {
-    /// What `run.json` records of this plan beside its own keys.
+    /// The space's state directory; see [`crate::space::state::StateDir`].
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.env.state_dir(&self.space.identity)
+    }
+
+    /// The directory of compiled indexes and unpacked blobs.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.env.cache_dir()
+    }
+}
+
+impl ServeOptions {
+    /// Whether the mount option of this name is set.
+    #[must_use]
+    pub fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|set| set == option)
+    }
+
+    /// What `run.json` records of these options under `extra`.
     #[must_use]
     pub fn extra(&self) -> Extra {
         Extra {

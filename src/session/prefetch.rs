@@ -30,9 +30,9 @@ impl Prefetcher {
     /// Starts what the plan asks for.
     pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
         let index = fs.namespace().index();
-        let own = profile::place(&plan.cache_dir, &index.catalog_sha256());
+        let own = profile::place(&plan.cache_dir(), &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
-        let from = match &plan.prefetch {
+        let from = match &plan.serve.prefetch {
             Prefetch::No => None,
             Prefetch::Own => Some(own.clone()),
             Prefetch::From(path) => Some(path.clone()),

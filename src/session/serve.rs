@@ -1,7 +1,7 @@
 //! Serving one mount: the layers put together, the loops run, the end tidied up.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -93,8 +93,8 @@ impl<'p> Prepared<'p> {
             identity: plan.space.identity.to_string(),
             blueprint: plan.holds.clone(),
             library: plan.library.hololib.clone(),
-            strategy: plan.strategy,
-            io: plan.io.in_force().to_owned(),
+            strategy: plan.serve.strategy,
+            io: plan.serve.io.in_force().to_owned(),
             reflink: Some(reflink),
             entries: index.len(),
             relocated: index.relocated_files(),
@@ -182,7 +182,7 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
     let session = Session::from_fd(adapter, fd, acl(plan), config(loops)).map_err(Error::Fuse)?;
     notifier.get_or_init(|| session.notifier());
     // Whether it works shows in doing it: the kernel must have it, and whoever asks must be allowed to.
-    let sample = std::fs::File::open(plan.state_dir.join("state.json")).map_err(no_passthrough)?;
+    let sample = std::fs::File::open(plan.state_dir().join("state.json")).map_err(no_passthrough)?;
     let id = backings.open(sample.as_fd()).map_err(no_passthrough)?;
     backings.close(id).map_err(no_passthrough)?;
     Ok(session)
@@ -192,8 +192,8 @@ fn start_session(plan: &MountPlan, adapting: Adapting, device: Device) -> Result
 fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
     /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
     const OVERLAYFS: i64 = 0x794c_7630;
-    let dirs = [&plan.state_dir, &plan.cache_dir, &plan.library.hololib].map(|path| path.as_path());
-    for path in dirs.into_iter().chain(program) {
+    let dirs = [plan.state_dir(), plan.cache_dir(), plan.library.hololib.clone()];
+    for path in dirs.iter().map(PathBuf::as_path).chain(program) {
         let stat = rustix::fs::statfs(path).map_err(|source| Error::Os {
             path: path.to_owned(),
             call: "statfs",
@@ -265,7 +265,7 @@ impl Serving<'_> {
                 tracing::warn!(%error, "what is emptied is written out when the mount ends");
             }
             if started.is_ok() {
-                end_on_signal(&mut signals, &plan.state_dir);
+                end_on_signal(&mut signals, &plan.state_dir());
             }
             drop(stop);
             fs.namespace().end_settling();
@@ -274,7 +274,7 @@ impl Serving<'_> {
         if let Some(error) = alone {
             tracing::warn!(%error, "no thread for housekeeping: the cache is not kept within its limit");
             let prefetcher = settle(plan, &mut claim, &fs);
-            end_on_signal(&mut signals, &plan.state_dir);
+            end_on_signal(&mut signals, &plan.state_dir());
             prefetcher.finish();
         }
         match loops.join() {
@@ -342,7 +342,7 @@ fn ending_signals(plan: &MountPlan) -> Vec<i32> {
 
 /// Loops that end while the mount is there leave a dead one behind.
 fn undo_what_is_left(plan: &MountPlan) {
-    match registry::find(&plan.state_dir) {
+    match registry::find(&plan.state_dir()) {
         Ok(Some(live)) => undo_mount(&live),
         Ok(None) => {}
         Err(error) => tracing::error!(%error, "cannot tell whether the mount is gone"),
@@ -352,16 +352,17 @@ fn undo_what_is_left(plan: &MountPlan) {
 /// Tidies up behind a mount that ended.
 fn finish(plan: &MountPlan, state: &StateDir) -> Result<(), Error> {
     state.remove_run()?;
-    if plan.ephemeral {
+    if plan.serve.ephemeral {
         state.discard_changes()?;
     }
     Ok(())
 }
 
 fn keep_cache_within(plan: &MountPlan) {
-    let dir = plan.cache_dir.join("blobs");
-    let freed =
-        BlobCache::open(&dir).map_err(std::io::Error::other).and_then(|cache| cache.evict(plan.cache_size));
+    let dir = plan.cache_dir().join("blobs");
+    let freed = BlobCache::open(&dir)
+        .map_err(std::io::Error::other)
+        .and_then(|cache| cache.evict(plan.serve.cache_size));
     match freed {
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "removed blobs that were not read for longest from the cache"),
@@ -371,7 +372,7 @@ fn keep_cache_within(plan: &MountPlan) {
 
 /// Puts the layers together over the space's directories.
 fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, ReflinkProbe), Error> {
-    let state_dir = &plan.state_dir;
+    let state_dir = &plan.state_dir();
     let work = open_dir(&state_dir.join("work"))?;
     let upper = open_dir(&state_dir.join("upper"))?;
     let relocated = open_dir(&state_dir.join("reloc"))?;
@@ -385,22 +386,22 @@ fn build(plan: &MountPlan, index: &Arc<Index>, owner: Owner) -> Result<(Fs, Refl
     if swept > 0 {
         tracing::info!(swept, "removed what an interrupted change had left");
     }
-    let cache_dir = plan.cache_dir.join("blobs");
-    let cache = BlobCache::open(&cache_dir)?.with_limit(plan.cache_size);
+    let cache_dir = plan.cache_dir().join("blobs");
+    let cache = BlobCache::open(&cache_dir)?.with_limit(plan.serve.cache_size);
     let store = HololibStore::new(&plan.library.hololib);
     let blobs = Arc::new(Blobs::new(Box::new(store), cache));
     let names = names(index, plan.space.identity.as_str())?;
-    let source = Source::new(Arc::clone(index), blobs, names, plan.strategy);
+    let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy);
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated));
     let reflink = materializer.probe_reflink(&cache_dir);
-    if plan.strategy == Strategy::Reflink && !reflink.supported {
+    if plan.serve.strategy == Strategy::Reflink && !reflink.supported {
         return Err(Error::NoReflink { path: state_dir.clone(), reason: reflink.reason });
     }
     let upper_error = |source| Error::Upper { path: state_dir.clone(), source };
     let mut namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
         .map_err(upper_error)?;
     // The kernel leaves it to whoever reads the bytes. A read-only filesystem renews no times either.
-    if plan.read_only || plan.options.iter().any(|option| option == "noatime") {
+    if plan.serve.read_only || plan.serve.has("noatime") {
         namespace = namespace.keeping_atime();
     }
     Ok((Fs::new(namespace, materializer, space).until_recorded(), reflink))
@@ -425,17 +426,17 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
-    let source = mountinfo::source_of(&plan.state_dir).map_err(|error| Error::Os {
-        path: plan.state_dir.clone(),
+    let source = mountinfo::source_of(&plan.state_dir()).map_err(|error| Error::Os {
+        path: plan.state_dir(),
         call: "stat",
         source: io_errno(&error),
     })?;
     Ok(fuse_mount::Options {
         source,
-        allow_other: plan.allow_other,
+        allow_other: plan.serve.allow_other,
         unchecked: unchecked(plan),
-        read_only: plan.read_only,
-        extra: plan.options.clone(),
+        read_only: plan.serve.read_only,
+        extra: plan.serve.options.clone(),
     })
 }
 
@@ -443,15 +444,15 @@ fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
 /// change in it, which is a third of what creating or removing a file costs; and root, the only one whom root's own
 /// mount lets in, passes every check but those that [`crate::fs::Fs::may_access`] makes.
 fn unchecked(plan: &MountPlan) -> bool {
-    let asked_for = plan.options.iter().any(|option| option == "default_permissions");
+    let asked_for = plan.serve.has("default_permissions");
     rustix::process::geteuid().is_root()
-        && !plan.allow_other
+        && !plan.serve.allow_other
         && !asked_for
         && process::overrides_permissions()
 }
 
 fn acl(plan: &MountPlan) -> SessionACL {
-    if plan.allow_other { SessionACL::All } else { SessionACL::Owner }
+    if plan.serve.allow_other { SessionACL::All } else { SessionACL::Owner }
 }
 
 /// The fewest and the most loops. One alone costs three times as much for each request as two: see
@@ -516,9 +517,9 @@ fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<&str>) -> RunInfo {
         io: mounted.io.clone(),
         reflink: mounted.reflink.clone(),
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        read_only: plan.read_only,
-        ephemeral: plan.ephemeral,
-        extra: Some(plan.extra()),
+        read_only: plan.serve.read_only,
+        ephemeral: plan.serve.ephemeral,
+        extra: Some(plan.serve.extra()),
         materialized: None,
     }
 }

@@ -3,11 +3,11 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::*;
+use crate::library::catalogs::CatalogFile;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
-use crate::session::plan::Asked;
-use crate::settings::{IoMode, Prefetch, Strategy};
+use crate::session::plan::{Asked, ServeOptions};
 use crate::space::MountpointProblem;
 use crate::space::document;
 use crate::space::home::Env;
@@ -38,29 +38,24 @@ impl Place {
         let identity = Identity::parse(ID).unwrap();
         MountPlan {
             library: Location { hololib: path.join("hololib"), kind: LibraryKind::Hololib },
-            catalog_path: Path::new(FIXTURE).join(format!("home/hololib/catalog/{BLUEPRINT}v12.linux_amd64")),
-            blueprint: BLUEPRINT.into(),
+            catalog: CatalogFile {
+                path: Path::new(FIXTURE).join(format!("home/hololib/catalog/{BLUEPRINT}v12.linux_amd64")),
+                blueprint: BLUEPRINT.into(),
+                platform: "linux_amd64".into(),
+                modified: std::time::SystemTime::UNIX_EPOCH,
+            },
             holds: BLUEPRINT.into(),
             space: SpacePath {
                 mountpoint: path.join("holotree").join(ID),
-                identity: identity.clone(),
+                identity,
                 label: "golden-one".into(),
                 controller: "rcc.user".into(),
             },
-            state_dir: env.state_dir(&identity),
-            cache_dir: env.cache_dir(),
-            cache_size: u64::MAX,
             env,
-            strategy: Strategy::Smart,
-            io: IoMode::Auto,
-            prefetch: Prefetch::No,
-            read_only: false,
-            ephemeral: false,
-            fresh: false,
-            allow_other: false,
-            foreground: false,
-            options: Vec::new(),
+            serve: ServeOptions::default(),
             asked: Asked::default(),
+            fresh: false,
+            foreground: false,
             lock_timeout: Duration::from_millis(50),
         }
     }
@@ -130,7 +125,7 @@ fn refused_claim_changes_nothing() {
     let place = Place::new();
     let plan = place.plan();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
-    let change = plan.state_dir.join("upper/mine");
+    let change = plan.state_dir().join("upper/mine");
     std::fs::write(&change, "work").unwrap();
     std::fs::remove_dir(&plan.space.mountpoint).unwrap();
     assert!(matches!(plan.claim(&[2; 32]), Err(SpaceError::OtherContent { .. })));
@@ -153,12 +148,13 @@ fn feature_that_must_not_be_written_allows_reading() {
     let mut recorded = plan.claim(&[1; 32]).unwrap().recorded().clone();
     recorded.ro_compat.push("packed".into());
     let text = serde_json::to_vec(&recorded).unwrap();
-    std::fs::write(plan.state_dir.join("state.json"), text).unwrap();
-    std::fs::write(plan.state_dir.join("upper/mine"), "work").unwrap();
+    std::fs::write(plan.state_dir().join("state.json"), text).unwrap();
+    std::fs::write(plan.state_dir().join("upper/mine"), "work").unwrap();
     match plan.claim(&[1; 32]) {
         Err(SpaceError::ReadOnlyFeature { feature, .. }) => assert_eq!(feature, "packed"),
         other => panic!("{other:?}"),
     }
-    let read_only = MountPlan { read_only: true, ..plan.clone() };
+    let serve = ServeOptions { read_only: true, ..ServeOptions::default() };
+    let read_only = MountPlan { serve, ..plan.clone() };
     read_only.claim(&[1; 32]).unwrap();
 }
