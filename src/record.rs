@@ -12,7 +12,6 @@
 //! under a name that anybody reads.
 
 mod catalog;
-mod gojson;
 mod place;
 mod search;
 mod stage;
@@ -22,7 +21,7 @@ mod tests;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -30,15 +29,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use flate2::GzBuilder;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::catalog::{Facts, Header};
+use self::catalog::Facts;
 use self::place::Opened;
 use self::stage::Stage;
-use self::store::{LEVEL, Store, write_beside};
+use self::store::{Store, write_beside};
 use self::walk::{Kind, Tree};
 use crate::library::LibraryError;
+use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
 use crate::library::name;
 use crate::sys::guarded::GuardedError;
@@ -308,7 +307,14 @@ impl Recording<'_> {
         let tree = walk::walk(self.stage)?;
         let path = self.stage.to_str().ok_or_else(|| RecordError::NameNotUtf8 { path: self.stage.into() })?;
         let hash = name::sipit_hex(blueprint.as_bytes());
-        let header = Header { identity, path, platform, blueprint: &hash };
+        let header = Header {
+            rcc: concat!("holofs v", env!("CARGO_PKG_VERSION")).into(),
+            identity: identity.into(),
+            path: path.into(),
+            platform: platform.into(),
+            blueprint: hash.clone(),
+            ..Header::default()
+        };
         let name = format!("{hash}v12.{platform}");
         let catalog = self.place.catalog.path().join(&name);
         let replaced = self.place.catalog.stat(name.as_ref()).is_ok();
@@ -341,7 +347,7 @@ impl Recording<'_> {
     }
 
     /// Stores the blobs and then the catalog.
-    fn store(&self, tree: &Tree, header: &Header<'_>, name: &str) -> Result<Vec<Facts>, RecordError> {
+    fn store(&self, tree: &Tree, header: &Header, name: &str) -> Result<Vec<Facts>, RecordError> {
         let progress = self.progress(tree);
         let name_bytes = header.identity.as_bytes();
         let facts = self.store.store_all(&tree.files, name_bytes, &self.options.cancel, &|size| {
@@ -352,11 +358,15 @@ impl Recording<'_> {
         let empty = self.store.store_empty()?;
         // All blobs at once, and on the disk before the catalog that names them.
         self.place.library.sync_filesystem()?;
-        self.write(&format!("{name}.info"), |file| catalog::write_info(header, file))?;
+        self.write(&format!("{name}.info"), |file| {
+            let mut out = BufWriter::new(file);
+            write::write_json(header, &mut out)?;
+            out.flush()
+        })?;
         self.write(name, |file| {
-            let out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), LEVEL);
-            let out = catalog::write(header, tree, &facts, empty, out)?;
-            out.finish()?.into_inner().map_err(io::IntoInnerError::into_error).map(drop)
+            let mut out = write::gzip(BufWriter::new(file));
+            catalog::write(header, tree, &facts, empty, &mut out)?;
+            out.finish()?.flush()
         })?;
         self.place.library.sync_filesystem()?;
         Ok(facts)

@@ -5,7 +5,6 @@
 //! never dropped unless he asked for it by name.
 
 pub mod aside;
-pub mod document;
 pub mod held;
 pub mod home;
 pub mod live;

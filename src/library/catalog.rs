@@ -19,6 +19,7 @@ mod json;
 pub(crate) mod limits;
 #[cfg(test)]
 mod tests;
+pub(crate) mod write;
 
 use std::path::Path;
 
@@ -187,13 +188,16 @@ fn check_header(info: &CatalogInfo) -> Result<(), CatalogError> {
     Ok(())
 }
 
-/// The st_mode permission bits (07777) of a Go FileMode, which has setuid, setgid and sticky elsewhere.
+/// The setuid, setgid and sticky bits of an `st_mode`, and their positions in a Go `FileMode`.
+const GO_BITS: [(u16, u32); 3] = [(0o4000, 23), (0o2000, 22), (0o1000, 20)];
+
+/// The permission bits (07777) of an `st_mode`, from a Go `FileMode`.
 #[must_use]
 pub fn perm_of_go_mode(mode: u32) -> u16 {
     let mut perm = (mode & 0o777) as u16;
-    for (bit, st_mode) in [(23, 0o4000), (22, 0o2000), (20, 0o1000)] {
+    for (st_bit, bit) in GO_BITS {
         if mode & (1 << bit) != 0 {
-            perm |= st_mode;
+            perm |= st_bit;
         }
     }
     perm

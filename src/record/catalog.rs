@@ -16,9 +16,9 @@
 
 use std::io::{self, Write};
 
-use super::gojson::Writer;
 use super::walk::{Dir, DirId, FileId, Kind, Target, Tree};
-use crate::library::catalog::MAX_DEPTH;
+use crate::library::catalog::write::{DirEntry, Document, FileEntry, go_mode, write_json};
+use crate::library::catalog::{Header, MAX_DEPTH};
 use crate::library::digest::Digest;
 
 /// What goes into a foreign link's mode, since the target's is not the environment's: rw-r--r--.
@@ -36,83 +36,24 @@ pub(super) struct Facts {
     pub(super) rewrite: Vec<u64>,
 }
 
-/// What a catalog says about itself.
-#[derive(Clone, Debug)]
-pub(super) struct Header<'a> {
-    pub(super) identity: &'a str,
-    /// The stage, absolute; ends in `identity`.
-    pub(super) path: &'a str,
-    pub(super) platform: &'a str,
-    pub(super) blueprint: &'a str,
-}
-
-impl Header<'_> {
-    fn write<W: Write>(&self, json: &mut Writer<W>) -> io::Result<()> {
-        let rcc = concat!("holofs v", env!("CARGO_PKG_VERSION"));
-        for (key, value) in [
-            ("rcc", rcc),
-            ("identity", self.identity),
-            ("path", self.path),
-            ("controller", ""),
-            ("space", ""),
-            ("platform", self.platform),
-            ("blueprint", self.blueprint),
-        ] {
-            json.key(key)?;
-            json.string(value)?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes the text of the `.info` file.
-pub(super) fn write_info(header: &Header<'_>, out: impl Write) -> io::Result<()> {
-    let mut json = Writer::new(out);
-    json.begin(b'{')?;
-    header.write(&mut json)?;
-    json.end(b'}')
-}
-
 /// Writes the text of a catalog. `facts` are those of `tree.files`, by position; `empty` is the empty file's digest.
-pub(super) fn write<W: Write>(
-    header: &Header<'_>,
+pub(super) fn write(
+    header: &Header,
     tree: &Tree,
     facts: &[Facts],
     empty: Digest,
-    out: W,
-) -> io::Result<W> {
+    out: impl Write,
+) -> io::Result<()> {
     let entries = tree.dirs.iter().map(|dir| dir.entries.len()).sum::<usize>();
     // Real environments double at most, by a venv's lib64.
     let shadows_left = entries.saturating_mul(8).max(10_000);
-    let json = Writer::new(out);
-    let mut catalog =
-        Catalog { json, tree, facts, empty, open: Vec::new(), links: 0, shadows_left, shadow: false };
-    catalog.json.begin(b'{')?;
-    header.write(&mut catalog.json)?;
-    catalog.json.key("lifted")?;
-    catalog.json.bool(true)?;
-    catalog.json.key("tree")?;
-    catalog.dir("", None, Some(DirId(0)))?;
-    catalog.json.end(b'}')?;
-    Ok(catalog.json.into_inner())
+    let mut lister = Lister { tree, facts, empty, open: Vec::new(), links: 0, shadows_left, shadow: false };
+    let tree = lister.dir("", None, Some(DirId(0)))?;
+    write_json(&Document { header, lifted: true, tree }, out)
 }
 
-/// The Go `FileMode` of an `st_mode`.
-pub(super) fn go_mode(st_mode: u32) -> u32 {
-    let mut mode = st_mode & 0o777;
-    for (st_bit, bit) in [(0o4000, 23), (0o2000, 22), (0o1000, 20)] {
-        if st_mode & st_bit != 0 {
-            mode |= 1 << bit;
-        }
-    }
-    if st_mode & 0o170_000 == 0o040_000 {
-        mode |= 1 << 31;
-    }
-    mode
-}
-
-struct Catalog<'a, W> {
-    json: Writer<W>,
+/// Lists the tree as the catalog shows it.
+struct Lister<'a> {
     tree: &'a Tree,
     facts: &'a [Facts],
     empty: Digest,
@@ -126,37 +67,30 @@ struct Catalog<'a, W> {
     shadow: bool,
 }
 
-impl<'a, W: Write> Catalog<'a, W> {
+impl<'a> Lister<'a> {
     /// A directory, or a link (with its text) to one; `None` is one that is not recorded.
-    fn dir(&mut self, name: &str, symlink: Option<&str>, id: Option<DirId>) -> io::Result<()> {
-        let found: Option<(DirId, &'a Dir)> = id.and_then(|id| Some((id, self.tree.dirs.get(id.0)?)));
-        self.json.begin(b'{')?;
-        self.json.key("name")?;
-        self.json.string(name)?;
-        if let Some(text) = symlink {
-            self.json.key("symlink")?;
-            self.json.string(text)?;
-        }
-        self.json.key("mode")?;
-        self.json.number(go_mode(found.map_or(FOREIGN_DIR, |(_, dir)| dir.mode)).into())?;
+    fn dir(
+        &mut self,
+        name: &'a str,
+        symlink: Option<&'a str>,
+        id: Option<DirId>,
+    ) -> io::Result<DirEntry<'a>> {
+        let found = id.and_then(|id| Some((id, self.tree.dirs.get(id.0)?)));
+        let mode = go_mode(found.map_or(FOREIGN_DIR, |(_, dir)| dir.mode));
         let shadow = self.shadow;
-        match found {
-            Some((id, dir)) if self.may_list(symlink.is_some(), id, dir) => {
-                self.open.push(id);
-                self.links += usize::from(symlink.is_some());
-                self.shadow = shadow || symlink.is_some();
-                self.members(dir)?;
-                self.shadow = shadow;
-                self.links -= usize::from(symlink.is_some());
-                self.open.pop();
-            }
-            _ => self.no_members()?,
+        let mut listed = DirEntry { name, symlink, mode, shadow, ..DirEntry::default() };
+        if let Some((id, dir)) = found
+            && self.may_list(symlink.is_some(), id, dir)
+        {
+            self.open.push(id);
+            self.links += usize::from(symlink.is_some());
+            self.shadow = shadow || symlink.is_some();
+            self.members(dir, &mut listed)?;
+            self.shadow = shadow;
+            self.links -= usize::from(symlink.is_some());
+            self.open.pop();
         }
-        if shadow {
-            self.json.key("shadow")?;
-            self.json.bool(true)?;
-        }
-        self.json.end(b'}')
+        Ok(listed)
     }
 
     fn may_list(&mut self, is_link: bool, id: DirId, dir: &Dir) -> bool {
@@ -170,98 +104,36 @@ impl<'a, W: Write> Catalog<'a, W> {
         true
     }
 
-    fn members(&mut self, dir: &'a Dir) -> io::Result<()> {
-        self.json.key("subdirs")?;
-        self.json.begin(b'{')?;
+    fn members(&mut self, dir: &'a Dir, listed: &mut DirEntry<'a>) -> io::Result<()> {
         for entry in &dir.entries {
-            let (symlink, id) = match &entry.kind {
-                Kind::Dir(id) => (None, Some(*id)),
-                Kind::Link { text, target: Target::Dir(id) } => (Some(text.as_str()), Some(*id)),
-                Kind::Link { text, target: Target::ForeignDir } => (Some(text.as_str()), None),
-                Kind::File(_) | Kind::Link { target: Target::File(_) | Target::Foreign, .. } => continue,
-            };
-            self.json.key(&entry.name)?;
-            self.dir(&entry.name, symlink, id)?;
-        }
-        self.json.end(b'}')?;
-        self.json.key("files")?;
-        self.json.begin(b'{')?;
-        for entry in &dir.entries {
-            let (symlink, id) = match &entry.kind {
-                Kind::File(id) => (None, Some(*id)),
-                Kind::Link { text, target: Target::File(id) } => (Some(text.as_str()), Some(*id)),
-                Kind::Link { text, target: Target::Foreign } => (Some(text.as_str()), None),
-                Kind::Dir(_) | Kind::Link { target: Target::Dir(_) | Target::ForeignDir, .. } => continue,
-            };
-            self.json.key(&entry.name)?;
-            self.file(&entry.name, symlink, id)?;
-        }
-        self.json.end(b'}')
-    }
-
-    fn no_members(&mut self) -> io::Result<()> {
-        for key in ["subdirs", "files"] {
-            self.json.key(key)?;
-            self.json.begin(b'{')?;
-            self.json.end(b'}')?;
+            let name = entry.name.as_str();
+            match &entry.kind {
+                Kind::Dir(id) => listed.subdirs.push(self.dir(name, None, Some(*id))?),
+                Kind::File(id) => listed.files.push(self.file(name, None, Some(*id))?),
+                Kind::Link { text, target } => match target {
+                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), Some(*id))?),
+                    Target::ForeignDir => listed.subdirs.push(self.dir(name, Some(text), None)?),
+                    Target::File(id) => listed.files.push(self.file(name, Some(text), Some(*id))?),
+                    Target::Foreign => listed.files.push(self.file(name, Some(text), None)?),
+                },
+            }
         }
         Ok(())
     }
 
     /// A file, or a link (with its text) to one; `None` is one that is not recorded.
-    fn file(&mut self, name: &str, symlink: Option<&str>, id: Option<FileId>) -> io::Result<()> {
-        let foreign = Facts { digest: self.empty, size: 0, rewrite: Vec::new() };
-        let (mode, facts) = match id {
-            None => (FOREIGN_FILE, &foreign),
-            Some(id) => match (self.tree.files.get(id.0), self.facts.get(id.0)) {
-                (Some(content), Some(facts)) => (content.mode, facts),
-                // The caller hashes every file of the tree; a catalog with a wrong digest must not come of it.
-                _ => return Err(io::Error::other("a file was not hashed")),
-            },
+    fn file(&self, name: &'a str, symlink: Option<&'a str>, id: Option<FileId>) -> io::Result<FileEntry<'a>> {
+        let Some(id) = id else {
+            let (mode, digest) = (go_mode(FOREIGN_FILE), self.empty);
+            return Ok(FileEntry { name, symlink, size: 0, mode, digest, rewrite: &[] });
         };
-        self.json.begin(b'{')?;
-        self.json.key("name")?;
-        self.json.string(name)?;
-        if let Some(text) = symlink {
-            self.json.key("symlink")?;
-            self.json.string(text)?;
-        }
-        self.json.key("size")?;
-        self.json.number(facts.size)?;
-        self.json.key("mode")?;
-        self.json.number(go_mode(mode).into())?;
-        self.json.key("digest")?;
-        self.json.string(&facts.digest.to_string())?;
-        self.json.key("rewrite")?;
-        self.json.begin(b'[')?;
-        for offset in &facts.rewrite {
-            self.json.member()?;
-            self.json.number(*offset)?;
-        }
-        self.json.end(b']')?;
-        self.json.end(b'}')
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::library::catalog::perm_of_go_mode;
-
-    #[test]
-    fn modes_as_go_numbers_them() {
-        for (st_mode, mode) in [
-            (0o100_644, 420),
-            (0o100_755, 493),
-            (0o040_755, 2_147_484_141),
-            (0o104_755, 8_389_101),
-            (0o102_755, 4_194_797),
-            (0o101_644, 1_048_996),
-            (0o041_777, 2_148_532_735),
-            (0o042_755, 2_151_678_445),
-        ] {
-            assert_eq!(go_mode(st_mode), mode, "{st_mode:o}");
-            assert_eq!(u32::from(perm_of_go_mode(mode)), st_mode & 0o7777);
+        match (self.tree.files.get(id.0), self.facts.get(id.0)) {
+            (Some(file), Some(Facts { digest, size, rewrite })) => {
+                let (digest, size, mode) = (*digest, *size, go_mode(file.mode));
+                Ok(FileEntry { name, symlink, size, mode, digest, rewrite })
+            }
+            // The caller hashes every file of the tree; a catalog with a wrong digest must not come of it.
+            _ => Err(io::Error::other("a file was not hashed")),
         }
     }
 }

@@ -20,7 +20,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use flate2::{Compression, GzBuilder};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -28,6 +27,7 @@ use super::RecordError;
 use super::catalog::Facts;
 use super::search::Search;
 use super::walk::Content;
+use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::sys::guarded::{Access, Dir, GuardedError, Problem, Trust};
 
@@ -35,9 +35,6 @@ use crate::sys::guarded::{Access, Dir, GuardedError, Problem, Trust};
 const KEEP: usize = 8 << 20;
 /// How much is read at once.
 const PIECE: usize = 256 << 10;
-/// rcc's compression level for blobs and catalogs.
-pub(super) const LEVEL: Compression = Compression::new(1);
-
 /// How often a blob is written anew when `rcc holotree check` removes directories and files as we make them.
 const ATTEMPTS: u32 = 10;
 
@@ -176,7 +173,7 @@ impl<'a> Store<'a> {
             let found = match self.kind {
                 DigestKind::Sip128 => content(&mut out)?,
                 DigestKind::Sha256 => {
-                    let mut gzip = GzBuilder::new().operating_system(255).write(&mut out, LEVEL);
+                    let mut gzip = gzip(&mut out);
                     let found = content(&mut gzip)?;
                     gzip.finish()?;
                     found

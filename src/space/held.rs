@@ -11,9 +11,9 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use crate::library::catalog::Header;
 use crate::library::name;
 use crate::space::SpaceError;
-use crate::space::document::Header;
 use crate::space::meta::{self, Beside};
 use crate::space::state::{State, has_changes, read_state};
 use crate::sys::guarded;

@@ -12,13 +12,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use flate2::{Compression, GzBuilder};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::library::catalog::limits::MAX_FILE;
+use crate::library::catalog::{CatalogError, Header, header, write};
 use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
-use crate::space::document::{self, Header, Replaced};
 use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
@@ -119,9 +119,19 @@ pub fn beside_of(mountpoint: &Path) -> Beside {
     let meta = beside(mountpoint, ".meta");
     match std::fs::symlink_metadata(&meta) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Beside::Missing,
-        Ok(found) if found.is_file() => document::read_header(&meta).map_or(Beside::Unreadable, Beside::Says),
+        Ok(found) if found.is_file() => read_header(&meta).map_or(Beside::Unreadable, Beside::Says),
         Ok(_) | Err(_) => Beside::Unreadable,
     }
+}
+
+/// Reads the header of a catalog file or a `.meta`, as a rule from its first block.
+///
+/// # Errors
+/// When it cannot be read, or is not such a document.
+pub fn read_header(path: &Path) -> Result<Header, SpaceError> {
+    let file = guarded::open_file(path, Access::Read)?;
+    let stored = file.metadata().map_err(|source| SpaceError::Io { path: path.to_owned(), source })?.len();
+    header::read_header(file, stored).map_err(|error| bad_catalog(path, &error))
 }
 
 /// What is recorded beside a space's directory; None when nothing is, or nothing that can be read.
@@ -150,18 +160,11 @@ pub fn write_stub(
     catalog: &CatalogInfo,
     umask: u32,
 ) -> Result<(), SpaceError> {
-    let header = Header {
-        rcc: catalog.rcc.clone(),
-        identity: space.identity.to_string(),
-        path: space.mountpoint.to_string_lossy().into_owned(),
-        controller: space.controller.clone(),
-        space: space.label.clone(),
-        platform: catalog.platform.clone(),
-        blueprint: catalog.blueprint.clone(),
-    };
-    let text = document::stub_text(&header);
+    let (rcc, platform, blueprint) =
+        (catalog.rcc.clone(), catalog.platform.clone(), catalog.blueprint.clone());
+    let header = of_space(space, Header { rcc, platform, blueprint, ..Header::default() });
     replace(base, &name_beside(space, ".meta"), umask, false, |file| {
-        gzip(file, |out| out.write_all(text.as_bytes()))
+        gzip(file, |out| write::write_empty(&header, out))
     })?;
     write_info(base, space, &header, umask, false)
 }
@@ -171,23 +174,28 @@ pub fn write_stub(
 /// # Errors
 /// When the catalog cannot be read or the files not be written; what was there before is there still.
 pub fn write_meta(base: &Dir, space: &SpacePath, catalog: &Path, umask: u32) -> Result<(), SpaceError> {
-    let mut header = document::read_header(catalog)?;
-    let path = space.mountpoint.to_string_lossy().into_owned();
-    let replaced = Replaced {
-        identity: space.identity.as_str(),
-        path: &path,
-        controller: &space.controller,
-        space: &space.label,
-    };
+    let packed = guarded::read(catalog, MAX_FILE)?;
+    let header = header::read_header(&*packed, packed.len() as u64);
+    let header = of_space(space, header.map_err(|error| bad_catalog(catalog, &error))?);
     replace(base, &name_beside(space, ".meta"), umask, true, |file| {
-        let catalog = guarded::open_file(catalog, Access::Read)?;
-        gzip(file, |out| document::rewrite(&catalog, &replaced, out))
+        gzip(file, |out| header::rewrite(&packed, &header, out))
     })?;
-    header.identity = replaced.identity.to_owned();
-    header.controller = replaced.controller.to_owned();
-    header.space = replaced.space.to_owned();
-    header.path.clone_from(&path);
     write_info(base, space, &header, umask, true)
+}
+
+/// The header of a space's `.meta`: the catalog's, with the strings that name the directory replaced.
+fn of_space(space: &SpacePath, catalog: Header) -> Header {
+    Header {
+        identity: space.identity.to_string(),
+        path: space.mountpoint.to_string_lossy().into_owned(),
+        controller: space.controller.clone(),
+        space: space.label.clone(),
+        ..catalog
+    }
+}
+
+fn bad_catalog(path: &Path, error: &CatalogError) -> SpaceError {
+    SpaceError::BadCatalog { path: path.to_owned(), why: error.to_string() }
 }
 
 fn write_info(
@@ -197,14 +205,15 @@ fn write_info(
     umask: u32,
     durable: bool,
 ) -> Result<(), SpaceError> {
-    replace(base, &name_beside(space, ".meta.info"), umask, durable, |mut file| {
-        file.write_all(document::info_text(header).as_bytes())
+    replace(base, &name_beside(space, ".meta.info"), umask, durable, |file| {
+        let mut out = BufWriter::new(file);
+        write::write_json(header, &mut out)?;
+        out.flush()
     })
 }
 
-/// Compresses as Go does: no name, no time, an unknown system.
 fn gzip(file: &File, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut out = GzBuilder::new().operating_system(255).write(BufWriter::new(file), Compression::fast());
+    let mut out = write::gzip(BufWriter::new(file));
     fill(&mut out)?;
     out.finish()?.flush()
 }

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use crate::library::catalogs::{self, CatalogFile, this_platform};
 use crate::library::locate::Location;
 use crate::library::name::{self, Identity};
-use crate::space::document;
 use crate::space::held::{Held, Kept};
 use crate::space::home::{Env, absolute};
 use crate::space::path::SpacePath;
@@ -173,7 +172,7 @@ fn base_for(
 
 /// The directory in which spaces of a catalog must lie. By the catalog itself: the `.info` beside it is anybody's.
 fn base_of(catalog: &CatalogFile) -> Result<PathBuf, SpaceError> {
-    let header = document::read_header(&catalog.path)?;
+    let header = meta::read_header(&catalog.path)?;
     match header.base() {
         Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok(base.to_owned()),
         _ => Err(SpaceError::BadCatalog {

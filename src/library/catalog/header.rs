@@ -1,18 +1,24 @@
-//! The first lines of a catalog, and a catalog with other first lines.
+//! Reads the header of a catalog, and copies a catalog with another header.
 //!
-//! A catalog is one JSON object of a few strings and a tree that can be tens of megabytes. Where only the strings are
-//! needed, the text goes by as a stream and the tree is not kept. The members may come in any order. Invariant: of a
-//! rewritten document every byte is the original's, except for the replaced values and the members that were missing.
+//! A catalog is one JSON object of a few strings, the header, and a tree of up to a gigabyte of text. The header is needed
+//! without the tree: to know in which directory a catalog's spaces lie, and to make a space's `.meta`, which is the catalog
+//! with other strings. So the text is read as a stream, and what is kept does not grow with the tree. The members may come
+//! in any order.
+//!
+//! Invariant: every byte of a copied document is the original's, except for the replaced values and the members that were
+//! missing.
 
-use std::fs::File;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
+
+use flate2::bufread::MultiGzDecoder;
 
 use super::gunzip::Unpacker;
 use super::json::{Lexer, Pieces, Stop};
 use super::limits::{Limits, MAX_FILE};
-use super::{CatalogError, Header};
+use super::{CatalogError, Header, write};
 
-/// A header lies in the first block, as a rule.
+/// How much of the text is unpacked at once. rcc writes the header first, so one piece holds all of it.
 const PIECE: usize = 8 * 1024;
 
 const COLON: &str = "a colon was expected";
@@ -37,24 +43,20 @@ impl Header {
     }
 }
 
-/// Reads the header of a catalog file.
+/// Reads the header of a catalog or a `.meta` of `stored` compressed bytes.
 ///
 /// # Errors
-/// When it cannot be read, or is not such a document.
-pub fn read_header(file: &File) -> Result<Header, CatalogError> {
-    let header = header(unpacker(file, PIECE)?)?;
+/// When the file cannot be read, is not such a document, or lacks a part of the header.
+pub fn read_header(packed: impl Read, stored: u64) -> Result<Header, CatalogError> {
+    if stored > MAX_FILE {
+        return Err(CatalogError::TooLarge(format!("it is larger than {MAX_FILE} bytes")));
+    }
+    let packed = BufReader::with_capacity(PIECE, packed);
+    let header = header(Unpacker::new(packed, PIECE, Limits::of(stored)))?;
     if header.is_complete() {
         return Ok(header);
     }
     Err(CatalogError::BadHeader("identity, path, platform or blueprint is missing".into()))
-}
-
-fn unpacker(file: &File, piece: usize) -> Result<Unpacker<BufReader<&File>>, CatalogError> {
-    let stored = file.metadata().map_err(|error| CatalogError::NotGzip(error.to_string()))?.len();
-    if stored > MAX_FILE {
-        return Err(CatalogError::TooLarge(format!("it is larger than {MAX_FILE} bytes")));
-    }
-    Ok(Unpacker::new(BufReader::with_capacity(piece, file), piece, Limits::of(stored)))
 }
 
 fn header(pieces: impl Pieces) -> Result<Header, CatalogError> {
@@ -71,7 +73,7 @@ fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(
     let mut first = true;
     while json.next_member(&mut first)? {
         let name = json.bytes()?;
-        // The tree comes last in what rcc writes: what is left is of no interest.
+        // rcc writes the tree last, so nothing of interest follows.
         if name == b"tree" && header.is_complete() {
             return Ok(());
         }
@@ -86,94 +88,81 @@ fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(
     Ok(())
 }
 
-/// Copies the text of a catalog file with other values in its header. Ends where the document ends: rcc accepts whatever
-/// follows.
+/// Copies the text of a catalog with the identity, path, controller and space of `header`. The copy ends where the document
+/// ends: rcc accepts any bytes behind it, and so does the parser.
+///
+/// The text is unpacked twice. The first pass finds the values, so that the second one can copy without looking.
 ///
 /// # Errors
-/// When the file is no such document, and what writing may answer.
-pub fn rewrite(file: &File, replaced: &[(&str, String)], out: &mut dyn Write) -> io::Result<()> {
-    rewrite_pieces(unpacker(file, PIECE).map_err(io::Error::other)?, replaced, out)
+/// When `packed` is not such a document, or `out` cannot be written.
+pub fn rewrite(packed: &[u8], header: &Header, out: &mut dyn Write) -> io::Result<()> {
+    let text = Unpacker::new(packed, PIECE, Limits::of(packed.len() as u64));
+    splice(MultiGzDecoder::new(packed), edits(text, header)?, out)
 }
 
-fn rewrite_pieces(pieces: impl Pieces, replaced: &[(&str, String)], out: &mut dyn Write) -> io::Result<()> {
-    let mut json = Lexer::new(Echo { pieces, out, from: 0, is_on: true, failed: None });
-    let done = copy_members(&mut json, replaced);
-    let offset = json.offset();
-    match (done, json.passed().0.failed.take()) {
-        (_, Some(error)) => Err(error),
-        (Err(stop), None) => Err(io::Error::other(stop.into_error(offset))),
-        (Ok(()), None) => Ok(()),
+/// A range of the text, and what stands there in the copy.
+type Edit = (Range<u64>, Vec<u8>);
+
+/// The edits that put `header` into the text, in the order of the text. The last one is at the end of the document.
+fn edits(pieces: impl Pieces, header: &Header) -> io::Result<Vec<Edit>> {
+    let mut values = Vec::new();
+    for (name, value) in [
+        ("identity", &header.identity),
+        ("path", &header.path),
+        ("controller", &header.controller),
+        ("space", &header.space),
+    ] {
+        let mut json = Vec::new();
+        write::write_json(value, &mut json)?;
+        values.push((name, Some(json)));
     }
+    let mut json = Lexer::new(pieces);
+    find_edits(&mut json, values).map_err(|stop| io::Error::other(stop.into_error(json.offset())))
 }
 
-fn copy_members<P: Pieces>(json: &mut Lexer<Echo<'_, P>>, replaced: &[(&str, String)]) -> Result<(), Stop> {
-    let mut missing: Vec<_> = replaced.iter().collect();
+/// `values` are the new ones; each is taken when its place is found.
+fn find_edits<P: Pieces>(
+    json: &mut Lexer<P>,
+    mut values: Vec<(&'static str, Option<Vec<u8>>)>,
+) -> Result<Vec<Edit>, Stop> {
+    let mut edits = Vec::new();
     json.expect(b'{', OBJECT)?;
-    let (mut first, mut is_empty) = (true, true);
+    let mut first = true;
     while json.next_member(&mut first)? {
-        is_empty = false;
         let name = json.bytes()?;
-        let value = replaced.iter().find(|(known, _)| known.as_bytes() == name);
+        let known = values.iter_mut().find(|(known, _)| known.as_bytes() == name);
         json.expect(b':', COLON)?;
-        let Some(value) = value else {
-            json.skip()?;
-            continue;
-        };
-        missing.retain(|known| known.0 != value.0);
         json.peek()?;
-        copy(json, 0)?;
-        json.passed().0.is_on = false;
+        let start = json.offset();
         json.skip()?;
-        let (echo, taken) = json.passed();
-        (echo.is_on, echo.from) = (true, taken.len());
-        echo.write(value.1.as_bytes())?;
-    }
-    // All but the bracket, before which the missing ones come.
-    copy(json, 1)?;
-    let (echo, _) = json.passed();
-    for (name, value) in missing {
-        let comma = if std::mem::take(&mut is_empty) { "" } else { "," };
-        echo.write(format!("{comma}\n  \"{name}\": {value}").as_bytes())?;
-    }
-    echo.write(b"}")
-}
-
-/// Writes what was taken of the piece, but for the last bytes of it.
-fn copy<P: Pieces>(json: &mut Lexer<Echo<'_, P>>, but: usize) -> Result<(), Stop> {
-    let (echo, taken) = json.passed();
-    let from = std::mem::replace(&mut echo.from, taken.len());
-    echo.write(taken.get(from..taken.len().saturating_sub(but)).unwrap_or_default())
-}
-
-/// Writes the text again as it is read.
-struct Echo<'w, P> {
-    pieces: P,
-    out: &'w mut dyn Write,
-    /// What was written already of the piece that is being read.
-    from: usize,
-    /// Whether what is read now is to be written.
-    is_on: bool,
-    failed: Option<io::Error>,
-}
-
-impl<P> Echo<'_, P> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        self.out.write_all(bytes).map_err(|error| {
-            self.failed = Some(error);
-            Stop::Json("it cannot be copied")
-        })
-    }
-}
-
-impl<P: Pieces> Pieces for Echo<'_, P> {
-    fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
-        if self.is_on {
-            let rest = used.get(self.from..).unwrap_or_default();
-            self.write(rest).map_err(|stop| stop.into_error(0))?;
+        if let Some((_, value)) = known {
+            let value = value.take().ok_or(Stop::Json("a field stands twice"))?;
+            edits.push((start..json.offset(), value));
         }
-        self.from = 0;
-        self.pieces.next(used)
     }
+    let mut end = Vec::new();
+    for (name, value) in values {
+        if let Some(value) = value {
+            let comma = if std::mem::take(&mut first) { "" } else { "," };
+            end.extend_from_slice(format!("{comma}\n  \"{name}\": ").as_bytes());
+            end.extend_from_slice(&value);
+        }
+    }
+    end.push(b'}');
+    edits.push((json.offset() - 1..json.offset(), end));
+    Ok(edits)
+}
+
+/// Copies a text with its edits, up to the last one.
+fn splice(mut text: impl Read, edits: Vec<Edit>, out: &mut dyn Write) -> io::Result<()> {
+    let mut at = 0;
+    for (range, value) in edits {
+        io::copy(&mut text.by_ref().take(range.start - at), out)?;
+        io::copy(&mut text.by_ref().take(range.end - range.start), &mut io::sink())?;
+        out.write_all(&value)?;
+        at = range.end;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -195,13 +184,27 @@ mod tests {
         header(Chopped(text.as_bytes(), 3))
     }
 
+    fn new_header() -> Header {
+        Header {
+            identity: "I".into(),
+            path: "/b/I".into(),
+            controller: "rcc.user".into(),
+            space: "a<b".into(),
+            ..Header::default()
+        }
+    }
+
     fn rewritten(text: &str, block: usize) -> io::Result<String> {
-        let values =
-            [("identity", "I"), ("path", "/b/I"), ("controller", "rcc.user"), ("space", "a\\u003cb")];
-        let replaced = values.map(|(name, value)| (name, format!("\"{value}\"")));
+        let edits = edits(Chopped(text.as_bytes(), block), &new_header())?;
         let mut out = Vec::new();
-        rewrite_pieces(Chopped(text.as_bytes(), block), &replaced, &mut out)?;
+        splice(text.as_bytes(), edits, &mut out)?;
         Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn packed(text: &[u8]) -> Vec<u8> {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        out.write_all(text).unwrap();
+        out.finish().unwrap()
     }
 
     #[test]
@@ -230,6 +233,12 @@ mod tests {
         }
         let value: serde_json::Value = serde_json::from_str(&rewritten(text, 3).unwrap()).unwrap();
         assert_eq!((&value["tree"]["a"][0], &value["n"]), (&"]".into(), &(-1500.0).into()));
+    }
+
+    #[test]
+    fn a_value_that_stands_twice_is_refused() {
+        let error = rewritten(r#"{"space":"a","n":1,"space":"b"}"#, 3).unwrap_err().to_string();
+        assert!(error.contains("twice"), "{error}");
     }
 
     #[test]
@@ -269,21 +278,14 @@ mod tests {
                 Ok(())
             }
         }
-        let error = rewrite_pieces(Chopped(b"{\"tree\":{}}", 4), &[], &mut Full).unwrap_err();
+        let error = rewrite(&packed(b"{\"tree\":{}}"), &new_header(), &mut Full).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 
     #[test]
     fn text_that_never_gets_to_the_header_is_given_up() {
-        let file = tempfile::tempfile().unwrap();
-        let mut out = flate2::write::GzEncoder::new(&file, flate2::Compression::best());
-        for _ in 0..(64 << 4) {
-            out.write_all(&[b' '; 1 << 16]).unwrap();
-        }
-        out.finish().unwrap();
-        use std::io::Seek;
-        (&file).rewind().unwrap();
-        let error = read_header(&file).unwrap_err();
+        let packed = packed(&vec![b' '; 64 << 20]);
+        let error = read_header(&packed[..], packed.len() as u64).unwrap_err();
         assert!(matches!(error, CatalogError::TooLarge(_)), "{error}");
     }
 }

@@ -97,11 +97,6 @@ impl<P: Pieces> Lexer<P> {
         Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
     }
 
-    /// Where the pieces come from, and what was taken of the one that is being read: for whoever copies the text.
-    pub(super) fn passed(&mut self) -> (&mut P, &[u8]) {
-        (&mut self.pieces, self.piece.get(..self.at).unwrap_or_default())
-    }
-
     /// How many bytes of the text were read.
     pub(super) fn offset(&self) -> u64 {
         self.before + self.at as u64

@@ -3,13 +3,13 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::*;
+use crate::library::catalog::Header;
 use crate::library::catalogs::CatalogFile;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
 use crate::session::plan::{Asked, ServeOptions};
 use crate::space::MountpointProblem;
-use crate::space::document;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::sys::guarded::Trust;
@@ -88,7 +88,8 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
     claim.publish().unwrap();
     take_lock(&plan).unwrap();
-    assert_eq!(document::read_info(&place.beside(".meta.info")).unwrap().space, "golden-one");
+    let info: Header = serde_json::from_slice(&std::fs::read(place.beside(".meta.info")).unwrap()).unwrap();
+    assert_eq!(info.space, "golden-one");
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
     assert!(plan.library.hololib.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
     // The space itself stays taken.

@@ -40,7 +40,7 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
 
         // The golden lies where the fixture was made.
-        let real_base = document::read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
+        let real_base = read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
         let here = dir.path().to_str().unwrap().to_owned();
         let meta = beside(&space.mountpoint, ".meta");
         let ours = unzipped(&meta).replace(&here, &real_base);
