@@ -34,7 +34,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::catalog::Facts;
 use self::place::Opened;
 use self::stage::Stage;
-use self::store::{Store, write_beside};
+use self::store::{Store, replace};
 use self::walk::{Kind, Tree};
 use crate::library::LibraryError;
 use crate::library::catalog::{Header, write};
@@ -384,7 +384,7 @@ impl Recording<'_> {
         name: &str,
         content: impl FnOnce(&mut std::fs::File) -> io::Result<()>,
     ) -> Result<(), RecordError> {
-        let written = write_beside(&self.place.catalog, name.as_ref(), self.place.shared, |file| {
+        let written = replace(&self.place.catalog, name.as_ref(), self.place.shared, |file| {
             content(file)?;
             file.sync_all()
         });

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::index::NodeId;
-use super::index::cache::make_dir;
-use crate::sys::guarded;
+use super::index::cache::{cached, make_dir};
+use crate::sys::guarded::{self, Durability};
 
 /// The most files of one profile: an import of the largest environments reads a tenth of it.
 const LIMIT: usize = 65_536;
@@ -130,14 +130,7 @@ pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[Node
     if let Some(parent) = path.parent() {
         make_dir(parent).map_err(io::Error::other)?;
     }
-    let beside = path.with_extension(format!("{}.part", std::process::id()));
-    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
-    if written.is_err()
-        && let Err(error) = std::fs::remove_file(&beside)
-    {
-        tracing::debug!(path = %beside.display(), %error, "half a profile stays");
-    }
-    written
+    guarded::replace(path, cached(Durability::CacheOnly), text.as_bytes())
 }
 
 fn catalog_line(catalog_sha256: &[u8; 32]) -> String {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::RecordError;
-use super::store::write_beside;
+use super::store::replace;
 use crate::sys::guarded::{Dir, Problem, Trust};
 
 /// The variable that tells the command where the stage is.
@@ -85,7 +85,7 @@ impl<'h> Stage<'h> {
     /// replaced and not followed.
     pub(super) fn put_blueprint(&self, blueprint: &str) -> Result<(), RecordError> {
         use std::io::Write;
-        write_beside(&self.dir, BLUEPRINT.as_ref(), false, |file| {
+        replace(&self.dir, BLUEPRINT.as_ref(), false, |file| {
             file.set_permissions(Permissions::from_mode(0o644))?;
             file.write_all(blueprint.as_bytes())
         })

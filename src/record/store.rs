@@ -13,7 +13,7 @@
 //! Invariant: under a blob's name there is never less than the whole blob: it is written beside, and renamed.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -21,7 +21,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use rustix::io::Errno;
 
 use super::RecordError;
 use super::catalog::Facts;
@@ -29,7 +28,7 @@ use super::search::Search;
 use super::walk::Content;
 use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
-use crate::sys::guarded::{Access, Dir, GuardedError, Problem, Trust};
+use crate::sys::guarded::{Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
 
 /// Files up to this size are kept in memory between digest and blob.
 const KEEP: usize = 8 << 20;
@@ -168,7 +167,7 @@ impl<'a> Store<'a> {
         }
         let dir = dir.as_ref().unwrap_or(self.library);
         let mut stored = 0;
-        write_beside(dir, path.file_name().unwrap_or_default(), self.shared, |file| {
+        replace(dir, path.file_name().unwrap_or_default(), self.shared, |file| {
             let mut out = BufWriter::with_capacity(PIECE, file);
             let found = match self.kind {
                 DigestKind::Sip128 => content(&mut out)?,
@@ -325,40 +324,18 @@ fn copy_and_digest(
     }
 }
 
-/// Writes a file under a name nobody uses, and then gives it `name`, in place of what has that name. Nothing is left when
-/// it fails.
-pub(super) fn write_beside(
+/// Replaces a file of a library; everybody may write to it in a shared one. Nothing is waited for: see [`Dir::sync_filesystem`].
+pub(super) fn replace(
     dir: &Dir,
     name: &OsStr,
     shared: bool,
-    content: impl FnOnce(&mut File) -> io::Result<()>,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (beside, mut file) = create_beside(dir)?;
-    let result = content(&mut file).and_then(|()| {
-        if shared {
-            file.set_permissions(Permissions::from_mode(0o666))?;
-        }
-        dir.rename(&beside, name).map_err(io::Error::from)
-    });
-    if result.is_err() {
-        // The first error is the one to tell; a leftover under this name is no blob and no catalog.
-        drop(dir.remove_file(&beside));
-    }
-    result
-}
-
-fn create_beside(dir: &Dir) -> io::Result<(OsString, File)> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        // The leading dot keeps it out of rcc's list of catalogs.
-        let beside = OsString::from(format!(".holofs.part#{}.{n}", std::process::id()));
-        match dir.create_new(&beside, Access::Write, 0o666) {
-            Ok(file) => return Ok((beside, file)),
-            Err(GuardedError { problem: Problem::Os(Errno::EXIST), .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let how = Replace { mode: 0o666, writers: Writers::Many, durability: Durability::CacheOnly };
+    dir.replace(name, how, |file| {
+        fill(file)?;
+        if shared { file.set_permissions(Permissions::from_mode(0o666)) } else { Ok(()) }
+    })
 }
 
 /// Opens a directory of a library, or makes it: open to all users in a shared one, else 0750 as rcc's.

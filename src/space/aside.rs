@@ -14,7 +14,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::space::SpaceError;
-use crate::space::state::{StateDir, make_private_dir, sync_dir};
+use crate::space::state::{MAX_RECORD, StateDir, make_private_dir, sync_dir};
+use crate::sys::guarded::{self, Durability, Replace, Writers};
 
 const PREFIX: &str = "aside.";
 
@@ -33,10 +34,11 @@ pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     make_private_dir(&dir)?;
     let (from, to) = (state.path().join("state.json"), dir.join("state.json"));
     // Synced before the changes move: without their record nobody can tell what they are changes of.
-    std::fs::copy(&from, &to)
-        .and_then(|_| std::fs::File::open(&to)?.sync_all())
+    let how = Replace { mode: 0o600, writers: Writers::One, durability: Durability::DataAndName };
+    guarded::read(&from, MAX_RECORD)
+        .map_err(io::Error::from)
+        .and_then(|record| guarded::replace(&to, how, &record))
         .map_err(SpaceError::io(&to))?;
-    sync_dir(&dir)?;
     let to = dir.join("upper");
     std::fs::rename(&upper, &to).map_err(SpaceError::io(&to))?;
     make_private_dir(&upper)?;

@@ -21,7 +21,7 @@ use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
 use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
-use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
+use crate::sys::guarded::{self, Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
 
 /// How often a lock that somebody holds is tried.
 const RETRY: Duration = Duration::from_millis(20);
@@ -163,10 +163,10 @@ pub fn write_stub(
     let (rcc, platform, blueprint) =
         (catalog.rcc.clone(), catalog.platform.clone(), catalog.blueprint.clone());
     let header = of_space(space, Header { rcc, platform, blueprint, ..Header::default() });
-    replace(base, &name_beside(space, ".meta"), umask, false, |file| {
+    replace(base, &name_beside(space, ".meta"), umask, Durability::CacheOnly, |file| {
         gzip(file, |out| write::write_empty(&header, out))
     })?;
-    write_info(base, space, &header, umask, false)
+    write_info(base, space, &header, umask, Durability::CacheOnly)
 }
 
 /// Writes `D.meta` and `D.meta.info` from the catalog. `umask` is the user's, in case the process has another one.
@@ -177,10 +177,10 @@ pub fn write_meta(base: &Dir, space: &SpacePath, catalog: &Path, umask: u32) -> 
     let packed = guarded::read(catalog, MAX_FILE)?;
     let header = header::read_header(&*packed, packed.len() as u64);
     let header = of_space(space, header.map_err(|error| bad_catalog(catalog, &error))?);
-    replace(base, &name_beside(space, ".meta"), umask, true, |file| {
+    replace(base, &name_beside(space, ".meta"), umask, Durability::Data, |file| {
         gzip(file, |out| header::rewrite(&packed, &header, out))
     })?;
-    write_info(base, space, &header, umask, true)
+    write_info(base, space, &header, umask, Durability::Data)
 }
 
 /// The header of a space's `.meta`: the catalog's, with the strings that name the directory replaced.
@@ -203,9 +203,9 @@ fn write_info(
     space: &SpacePath,
     header: &Header,
     umask: u32,
-    durable: bool,
+    durability: Durability,
 ) -> Result<(), SpaceError> {
-    replace(base, &name_beside(space, ".meta.info"), umask, durable, |file| {
+    replace(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
         let mut out = BufWriter::new(file);
         write::write_json(header, &mut out)?;
         out.flush()
@@ -218,27 +218,16 @@ fn gzip(file: &File, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io:
     out.finish()?.flush()
 }
 
-/// Replaces a file by one that `fill` made, or leaves it. With `durable`, the disk is waited for.
+/// Replaces a file beside the space's directory.
 fn replace(
     base: &Dir,
     name: &OsStr,
     umask: u32,
-    durable: bool,
-    fill: impl FnOnce(&File) -> io::Result<()>,
+    durability: Durability,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<(), SpaceError> {
-    // Not named *.meta: rcc would take it for a space.
-    let mut temporary = name.to_owned();
-    temporary.push(".part#holofs");
-    base.remove_file(&temporary)?;
-    let file = base.create_new(&temporary, Access::Write, 0o666 & !umask)?;
-    let filled = fill(&file).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
-    let done = filled
-        .map_err(|source| SpaceError::Io { path: base.path().join(name), source })
-        .and_then(|()| Ok(base.rename(&temporary, name)?));
-    if done.is_err() {
-        base.remove_file(&temporary)?;
-    }
-    done
+    let how = Replace { mode: 0o666 & !umask, writers: Writers::One, durability };
+    base.replace(name, how, fill).map_err(|source| SpaceError::Io { path: base.path().join(name), source })
 }
 
 /// Counts a use of the space: the file's size is the count, its time the last use.

@@ -30,10 +30,10 @@ use serde::{Deserialize, Serialize};
 use crate::library::look::Look;
 use crate::space::run::{self, RunInfo, read_run};
 use crate::space::{SpaceError, lock};
-use crate::sys::guarded::{self, Access, Dir, Problem, Trust};
+use crate::sys::guarded::{self, Access, Dir, Durability, Problem, Replace, Trust, Writers};
 
 /// No record of ours is longer.
-const MAX_RECORD: u64 = 1 << 20;
+pub(crate) const MAX_RECORD: u64 = 1 << 20;
 
 /// The format of `state.json`.
 const VERSION: u32 = 1;
@@ -267,7 +267,7 @@ impl StateDir {
     /// # Errors
     /// When `run.json` cannot be written.
     pub fn write_run(&self, run: &RunInfo) -> Result<(), SpaceError> {
-        write_json(&self.path.join(run::FILE), run, false)
+        write_json(&self.path.join(run::FILE), run, Durability::CacheOnly)
     }
 
     /// Forgets the running daemon.
@@ -302,7 +302,8 @@ impl StateDir {
             }
         }
         let state = State::new(content.clone());
-        write_json(&self.record(), &state, !self.is_new)?;
+        let durability = if self.is_new { Durability::CacheOnly } else { Durability::DataAndName };
+        write_json(&self.record(), &state, durability)?;
         self.sweep();
         Ok(state)
     }
@@ -325,7 +326,7 @@ impl StateDir {
     }
 
     fn write_state(&self, state: &State) -> Result<(), SpaceError> {
-        write_json(&self.record(), state, true)
+        write_json(&self.record(), state, Durability::DataAndName)
     }
 
     /// Puts an empty directory in the place of `sub`.
@@ -523,29 +524,15 @@ pub(crate) fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
     DirBuilder::new().mode(0o700).create(path).map_err(SpaceError::io(path))
 }
 
-/// Replaces a file by one that is whole, or leaves it.
-fn write_json<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(), SpaceError> {
+fn write_json<T: Serialize>(path: &Path, value: &T, durability: Durability) -> Result<(), SpaceError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| SpaceError::io(path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     bytes.push(b'\n');
-    let temporary = path.with_extension("json.new");
-    let (Some(dir), Some(name)) = (path.parent(), temporary.file_name()) else { return Ok(()) };
-    let dir = Dir::open(dir, Trust::Owned)?;
-    let write = || -> io::Result<()> {
-        // Not truncated: whatever has the name, a FIFO for one, goes.
-        dir.remove_file(name)?;
-        let mut file = dir.create_new(name, Access::Write, 0o600)?;
-        file.write_all(&bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(SpaceError::io(path))?;
-    match path.parent() {
-        Some(parent) if durable => sync_dir(parent),
-        _ => Ok(()),
-    }
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let how = Replace { mode: 0o600, writers: Writers::One, durability };
+    Dir::open(dir, Trust::Owned)?
+        .replace(name, how, |file| file.write_all(&bytes))
+        .map_err(SpaceError::io(path))
 }
 
 pub(crate) fn sync_dir(path: &Path) -> Result<(), SpaceError> {

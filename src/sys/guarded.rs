@@ -8,6 +8,7 @@
 //! following a link below the checked directory; a read takes no more memory than the caller allows.
 
 mod make;
+mod replace;
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,6 +20,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+
+pub use replace::{Durability, PART, Replace, Writers, replace};
 
 /// How often a file is looked for and created in turn before we give up: somebody makes and removes it all the time.
 const ATTEMPTS: u32 = 100;

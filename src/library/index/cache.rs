@@ -5,11 +5,8 @@
 //! reads neither of them through. Invariant: an index is trusted without being read only while both look exactly as
 //! they did; else the sums are computed anew, and a bad or old index is compiled again.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -22,7 +19,7 @@ use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::CatalogName;
 use crate::library::look::Look;
-use crate::sys::guarded::{self, Access, Problem};
+use crate::sys::guarded::{self, Access, Durability, PART, Problem, Replace, Writers};
 
 /// What is remembered of one catalog file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,7 +88,7 @@ fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<In
     sweep(cache_dir);
     let compiled = compile(&tree, sum)
         .map_err(|source| LibraryError::Compile { path: catalog_path.to_owned(), source })?;
-    write_whole(&path, &compiled, true).map_err(LibraryError::io(&path))?;
+    guarded::replace(&path, cached(Durability::Data), &compiled).map_err(LibraryError::io(&path))?;
     write_stamp(&stamp_path, look, &sum_text, &path, false);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
@@ -163,7 +160,7 @@ fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path, blobs_seen: 
     let written = look_of(index).and_then(|index| {
         let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index, blobs_seen };
         // After a loss of power a part of it is none, and the files are read through once.
-        write_whole(path, &serde_json::to_vec(&stamp)?, false)
+        guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&stamp)?)
     });
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), %error, "cannot note that a catalog was compiled");
@@ -194,32 +191,9 @@ pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
     Err(failed(std::io::Error::other("it changes while it is read; is rcc recording?")))
 }
 
-/// Writes a file under another name and renames it into place, so that nobody ever sees a part of it; with `durable`,
-/// after its bytes are on the disk, so that nobody does after a power cut either.
-fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let (temporary, made) = loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.{number}.new", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        // Never one that is there: a process of the same number, in another container, may be writing it.
-        match File::options().write(true).create_new(true).mode(0o600).open(&temporary) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            made => break (temporary, made),
-        }
-    };
-    let written = made
-        .and_then(|mut file| {
-            file.write_all(bytes).and_then(|()| if durable { file.sync_data() } else { Ok(()) })
-        })
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err()
-        && let Err(error) = std::fs::remove_file(&temporary)
-    {
-        tracing::debug!(%error, "a half-written cache file stays");
-    }
-    written
+/// How a file of the cache is written.
+pub(crate) fn cached(durability: Durability) -> Replace {
+    Replace { mode: 0o600, writers: Writers::Many, durability }
 }
 
 /// Removes what writers that died left half-written.
@@ -227,7 +201,7 @@ fn sweep(cache_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(cache_dir) else { return };
     for entry in entries.flatten() {
         let is_old = || Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs() > 3600);
-        if entry.path().extension().is_some_and(|kind| kind == "new")
+        if entry.file_name().to_string_lossy().contains(PART)
             && is_old() == Some(true)
             && let Err(error) = std::fs::remove_file(entry.path())
         {

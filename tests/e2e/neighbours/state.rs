@@ -20,7 +20,7 @@ for_both_users! {
         let state = mounted.state();
         mounted.unmount();
         let victim = Victim::in_world(&world);
-        for file in ["state.json", "state.json.new", "run.json", "run.json.new", "lock"] {
+        for file in ["state.json", "state.json.part#holofs", "run.json", "run.json.part#holofs", "lock"] {
             for trap in TRAPS {
                 victim.set(trap, &state.join(file));
                 for command in COMMANDS {
@@ -32,7 +32,7 @@ for_both_users! {
                 if done.code == 0 {
                     assert_eq!(soon(&world, &["unmount", SPACE]).code, 0, "{file} {trap:?}");
                 } else {
-                    assert!(done.stderr.contains("holofs: ") && done.stderr.contains(file.trim_end_matches(".new")), "{done:?}");
+                    assert!(done.stderr.contains("holofs: ") && done.stderr.contains(file.trim_end_matches(".part#holofs")), "{done:?}");
                 }
                 victim.is_untouched();
                 clear(&state.join(file));
