@@ -44,8 +44,8 @@ impl Digest {
     /// When it is anything else.
     pub fn parse(text: &[u8]) -> Result<Self, NotADigest> {
         match text.len() {
-            64 => hex(text).map(Self::Sha256),
-            32 => hex(text).map(Self::Sip128),
+            64 => parse_hex(text).map(Self::Sha256),
+            32 => parse_hex(text).map(Self::Sip128),
             _ => Err(NotADigest),
         }
     }
@@ -85,7 +85,17 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        Hex(self.bytes()).fmt(f)
+    }
+}
+
+/// Bytes, shown as lower-case hex digits.
+#[derive(Clone, Copy, Debug)]
+pub struct Hex<'b>(pub &'b [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -115,7 +125,7 @@ fn nibble(digit: u8) -> u8 {
     }
 }
 
-fn hex<const N: usize>(text: &[u8]) -> Result<[u8; N], NotADigest> {
+fn parse_hex<const N: usize>(text: &[u8]) -> Result<[u8; N], NotADigest> {
     let mut out = [0u8; N];
     let mut wrong = 0;
     // No branch within: a catalog holds millions of digits.

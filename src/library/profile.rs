@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::digest::Hex;
 use super::index::NodeId;
 use super::index::cache::{cached, make_dir};
 use crate::sys::guarded::{self, Durability};
@@ -57,8 +58,7 @@ impl Touched {
 /// Where the profile of a catalog is, in the cache.
 #[must_use]
 pub fn place(cache_dir: &Path, catalog_sha256: &[u8; 32]) -> PathBuf {
-    let name: String = catalog_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    cache_dir.join("profiles").join(name)
+    cache_dir.join("profiles").join(Hex(catalog_sha256).to_string())
 }
 
 /// Why a profile cannot be used.
@@ -134,8 +134,7 @@ pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[Node
 }
 
 fn catalog_line(catalog_sha256: &[u8; 32]) -> String {
-    let sum: String = catalog_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("catalog {sum}")
+    format!("catalog {}", Hex(catalog_sha256))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::plan::MountPlan;
+use crate::library::digest::Hex;
 use crate::library::index::CatalogInfo;
 use crate::space::aside::set_aside;
 use crate::space::held::{Held, Kept};
@@ -81,7 +82,7 @@ impl MountPlan {
     fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
         Content {
             identity: self.space.identity.to_string(),
-            catalog_sha256: catalog_sha256.iter().map(|b| format!("{b:02x}")).collect(),
+            catalog_sha256: Hex(catalog_sha256).to_string(),
             blueprint: self.catalog.blueprint.clone(),
             base: self.space.base().to_string_lossy().into_owned(),
             library: self.library.hololib.to_string_lossy().into_owned(),

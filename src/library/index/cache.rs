@@ -18,6 +18,7 @@ use crate::library::LibraryError;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::CatalogName;
+use crate::library::digest::Hex;
 use crate::library::look::Look;
 use crate::sys::guarded::{self, Access, Durability, PART, Problem, Replace, Writers};
 
@@ -74,7 +75,7 @@ fn open_stamped(catalog_path: &Path, cache_dir: &Path) -> Option<Index> {
 fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<Index, LibraryError> {
     let (look, bytes) = read_whole(catalog_path)?;
     let sum: [u8; 32] = Sha256::digest(&bytes).into();
-    let sum_text = hex(&sum);
+    let sum_text = Hex(&sum).to_string();
     let path = index_path(cache_dir, &sum_text);
     let stamp_path = stamp_path(catalog_path, cache_dir);
     // The same content, touched or copied: rcc touches a catalog at every restore.
@@ -97,7 +98,7 @@ fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<In
 /// Notes that all blobs of a catalog were seen in its library, unless the file has changed since `index` was opened.
 pub fn note_blobs_seen(catalog_path: &Path, cache_dir: &Path, index: &Index) {
     let stamp_path = stamp_path(catalog_path, cache_dir);
-    let sum = hex(&index.catalog_sha256());
+    let sum = Hex(&index.catalog_sha256()).to_string();
     let noted = read_stamp(&stamp_path).filter(|stamp| stamp.catalog_sha256 == sum);
     if let Some(stamp) = noted.filter(|stamp| look_of(catalog_path).is_ok_and(|look| look == stamp.catalog)) {
         write_stamp(&stamp_path, stamp.catalog, &sum, &index_path(cache_dir, &sum), true);
@@ -112,15 +113,11 @@ fn stamp_path(catalog_path: &Path, cache_dir: &Path) -> PathBuf {
     let absolute = std::path::absolute(catalog_path).unwrap_or_else(|_| catalog_path.to_owned());
     let key: [u8; 32] = Sha256::digest(absolute.as_os_str().as_encoded_bytes()).into();
     let (key, _) = key.split_at(8);
-    cache_dir.join(format!("{}.stamp", hex(key)))
+    cache_dir.join(format!("{}.stamp", Hex(key)))
 }
 
 fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
     cache_dir.join(format!("{sum}.v{VERSION}.idx"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The index of a catalog content that is there and good; with `whole`, its checksum is computed.
@@ -130,7 +127,7 @@ fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
         Err(error) => Err(error.to_string()),
         Ok(opened) => opened
             .and_then(|index| {
-                if hex(&index.catalog_sha256()) != sum {
+                if Hex(&index.catalog_sha256()).to_string() != sum {
                     return Err(IndexError("it is of another catalog"));
                 }
                 if whole {
