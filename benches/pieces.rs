@@ -11,13 +11,13 @@ use std::sync::LazyLock;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use holofs::library::blob::{Blobs, HololibStore};
-use holofs::library::cache::BlobCache;
+use holofs::library::blob::Blobs;
 use holofs::library::digest::{Digest, DigestKind, Hasher};
 use holofs::library::index::cache::open_or_compile;
 use holofs::library::index::{Index, NodeId, NodeKind};
 use holofs::library::{catalog, index};
 use holofs::materialize::relocate::{Names, patch_bytes};
+use holofs::session::compose;
 
 const ID: &str = "hea7ce2c_493f813dad24d3t";
 const FILES: u64 = 100_000;
@@ -163,8 +163,7 @@ mod first_read {
         let path = dir.path().join("library").join(digest.fan_out());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, gzip(&bytes)).unwrap();
-        let cache = BlobCache::open(&dir.path().join("cache")).unwrap();
-        let blobs = Blobs::new(Box::new(HololibStore::new(dir.path())), cache);
+        let blobs = compose::blobs(dir.path(), compose::blob_cache(&dir.path().join("cache")).unwrap());
         (dir, blobs, digest)
     }
 
@@ -179,7 +178,7 @@ mod first_read {
     #[divan::bench(args = [1_000_000, 30_000_000], sample_count = 20)]
     fn blob_to_cache(bencher: Bencher, len: usize) {
         let (dir, blobs, digest) = library(len);
-        let cached = dir.path().join("cache").join(digest.fan_out());
+        let cached = dir.path().join("cache/blobs").join(digest.fan_out());
         bencher
             .counter(BytesCount::new(len))
             .with_inputs(|| drop(fs::remove_file(&cached)))

@@ -9,12 +9,11 @@ use serde::Serialize;
 
 use super::exit::{Failure, OK};
 use super::{Context, output};
-use crate::library::blob::{Blobs, HololibStore};
-use crate::library::cache::BlobCache;
 use crate::library::catalogs::{CatalogFile, list};
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
+use crate::session::compose;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Files and bytes are counted as rcc counts them: what lies below links to
@@ -173,8 +172,7 @@ fn identity_text(index: &Index, library: &Location, context: &Context) -> Result
     if size > MAX_IDENTITY {
         return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
     }
-    let cache = BlobCache::open(&context.env.cache_dir().join("blobs"))?;
-    let blobs = Blobs::new(Box::new(HololibStore::new(&library.hololib)), cache);
+    let blobs = compose::blobs(&library.hololib, compose::blob_cache(&context.env.cache_dir())?);
     Ok(match blobs.read_all(&digest, size) {
         Ok(text) => Some(String::from_utf8_lossy(&text).into_owned()),
         Err(error) => Some(format!("({error})")),

@@ -17,7 +17,7 @@ use crate::sys::guarded::{GuardedError, Problem};
 use crate::sys::plain;
 
 /// A failure in words, and its exit code. The same value passes through the daemon's pipe.
-pub use crate::session::Report as Failure;
+pub use crate::session::Failure;
 
 /// Everything went well.
 pub const OK: u8 = 0;

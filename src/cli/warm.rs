@@ -12,8 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
 use super::{Context, output};
-use crate::library::blob::{BlobError, Blobs, HololibStore, Prepared};
-use crate::library::cache::BlobCache;
+use crate::library::blob::{BlobError, Blobs, Prepared};
 use crate::library::catalogs::{self, CatalogFile};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
@@ -21,6 +20,7 @@ use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
 use crate::library::profile::{self, Touched};
 use crate::materialize::SMALL_FILE;
+use crate::session::compose;
 use crate::space::select::{Wanted, select_catalog};
 use crate::sys::process;
 
@@ -81,8 +81,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let index = open_or_compile(&catalog.path, &cache_dir.join("index"))?;
     let files = if args.profile { touched(&index, context)? } else { (0..index.len()).map(NodeId).collect() };
     let wishes = wishes(&index, &files).map_err(|error| failure(FAILED, error.to_string(), None))?;
-    let blobs =
-        Blobs::new(Box::new(HololibStore::new(&library.hololib)), BlobCache::open(&cache_dir.join("blobs"))?);
+    let blobs = compose::blobs(&library.hololib, compose::blob_cache(&cache_dir)?);
     let mut warmed = Warmed {
         blueprint: catalog.blueprint.clone(),
         entries: index.len(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::Error;
+use super::error::Error;
 use super::plan::MountPlan;
 use crate::library::LibraryError;
 use crate::library::index::Index;

@@ -13,8 +13,10 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use super::begin::Found;
+use super::error::{Describe, Error, Failure};
+use super::mounted::Mounted;
 use super::plan::MountPlan;
-use super::{Describe, Error, Found, Mounted, Report as Failure};
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
@@ -30,7 +32,7 @@ const DYING: Duration = Duration::from_secs(1);
 
 /// What the child sends last, after [`MARK`].
 #[derive(Serialize, Deserialize)]
-enum Report {
+enum Answer {
     Ready(Box<Mounted>),
     Failed(Failure),
 }
@@ -84,8 +86,8 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
         log_file::write(said);
     }
     match parts.next().and_then(|report| serde_json::from_slice(report).ok()) {
-        Some(Report::Ready(mounted)) => Ok(*mounted),
-        Some(Report::Failed(failure)) => Err(Error::Daemon(failure)),
+        Some(Answer::Ready(mounted)) => Ok(*mounted),
+        Some(Answer::Failed(failure)) => Err(Error::Daemon(failure)),
         None => {
             clear_away(plan, child);
             Err(Error::DaemonDied(log_of(&plan.state_dir())))
@@ -123,7 +125,7 @@ fn child<'p>(
     let mut pipe = Some(std::fs::File::from(pipe));
     let served = leave(pipe.as_ref(), plan).and_then(|()| begin()).and_then(|found| match found {
         Found::Mounted(mounted) => Ok(*mounted),
-        Found::Free(prepared) => {
+        Found::Free(pending) => {
             let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::take);
             log.map_err(|error| {
                 let source = std::io::Error::from(error);
@@ -133,16 +135,16 @@ fn child<'p>(
                     source: Errno::from_io_error(&source).unwrap_or(Errno::IO),
                 }
             })?;
-            prepared.serve(&mut |mounted| {
+            pending.serve(&mut |mounted| {
                 // From now on the mount lives on its own.
                 follow_parent(None);
-                send(&mut pipe, &Report::Ready(Box::new(mounted.clone())));
+                send(&mut pipe, &Answer::Ready(Box::new(mounted.clone())));
             })
         }
     });
     match served {
         Ok(mounted) => {
-            send(&mut pipe, &Report::Ready(Box::new(mounted)));
+            send(&mut pipe, &Answer::Ready(Box::new(mounted)));
             0
         }
         Err(error) => {
@@ -152,7 +154,7 @@ fn child<'p>(
             }
             let failure = describe(&error);
             let code = failure.code;
-            send(&mut pipe, &Report::Failed(failure));
+            send(&mut pipe, &Answer::Failed(failure));
             code
         }
     }
@@ -174,7 +176,7 @@ fn follow_parent(signal: Option<Signal>) {
 }
 
 /// Sends the report, once.
-fn send(pipe: &mut Option<std::fs::File>, report: &Report) {
+fn send(pipe: &mut Option<std::fs::File>, report: &Answer) {
     let Some(mut pipe) = pipe.take() else { return };
     let sent = serde_json::to_vec(report).map_err(std::io::Error::other).and_then(|mut text| {
         text.insert(0, MARK);

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::error::Error;
 use super::holders::{that_see, that_use};
-use super::{Error, registry};
+use super::registry;
 use crate::space::live;
 use crate::space::run::{RunInfo, read_run};
 use crate::space::state::is_locked;

@@ -28,7 +28,7 @@ use rustix::net::{
 };
 use rustix::thread::CapabilitySet;
 
-use super::Error;
+use super::error::Error;
 use super::plan::MountPlan;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::Error;
+use super::error::Error;
 use crate::fs::error::io_errno;
 use crate::space::live;
 use crate::space::run::{RunInfo, read_run};

@@ -1,9 +1,50 @@
-//! Unmounts a mount that is not wanted after all.
+//! Unmounts a mount that must not stay.
+
+use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::registry;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
+
+/// Unmounts a mount when it is dropped, unless [`UnmountOnDrop::keep`] was called.
+#[derive(Debug)]
+pub(super) struct UnmountOnDrop(Option<MountEntry>);
+
+impl UnmountOnDrop {
+    pub(super) fn new(mount: Option<MountEntry>) -> Self {
+        Self(mount)
+    }
+
+    pub(super) fn mount(&self) -> Option<&MountEntry> {
+        self.0.as_ref()
+    }
+
+    pub(super) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UnmountOnDrop {
+    fn drop(&mut self) {
+        self.0.iter().for_each(undo_mounts);
+    }
+}
+
+/// Unmounts the mount of the space whose state is in `state_dir`, if there is one.
+pub(super) fn undo_mount_of(state_dir: &Path) {
+    match registry::find(state_dir) {
+        Ok(Some(live)) => undo_mount(&live),
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
+    }
+}
+
+/// Whether the filesystem of this mount is still mounted somewhere.
+pub(super) fn is_mounted(mount: &MountEntry) -> bool {
+    mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|other| other.is_same_filesystem(mount)))
+}
 
 /// Takes away a mount of which nobody was told, wherever it is by now.
 pub(super) fn undo_mounts(made: &MountEntry) {

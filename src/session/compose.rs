@@ -1,0 +1,101 @@
+//! The composition root: the only place where the parts of a mount are created and connected.
+//!
+//! Each part gets the parts that it needs as arguments, so none of them knows where another one comes from.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::error::Error;
+use super::plan::MountPlan;
+use crate::fs::Fs;
+use crate::library::LibraryError;
+use crate::library::blob::{Blobs, HololibStore};
+use crate::library::cache::BlobCache;
+use crate::library::index::Index;
+use crate::materialize::relocate::{NAME_LEN, Names};
+use crate::materialize::source::Source;
+use crate::materialize::staging::Staging;
+use crate::materialize::{Materializer, ReflinkProbe};
+use crate::namespace::{Namespace, Owner};
+use crate::settings::Strategy;
+
+/// The blobs of a library, with the cache in which they are kept unpacked.
+#[must_use]
+pub fn blobs(hololib: &Path, cache: BlobCache) -> Blobs {
+    Blobs::new(Box::new(HololibStore::new(hololib)), cache)
+}
+
+/// The cache of unpacked blobs below holofs's cache directory.
+///
+/// # Errors
+/// When its directory cannot be opened or made.
+pub fn blob_cache(cache_dir: &Path) -> Result<BlobCache, LibraryError> {
+    BlobCache::open(&blob_cache_dir(cache_dir))
+}
+
+fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("blobs")
+}
+
+/// The filesystem of a space, over the directories in its state directory. `umask` is the user's.
+pub(super) fn filesystem(
+    plan: &MountPlan,
+    index: &Arc<Index>,
+    umask: u32,
+) -> Result<(Arc<Fs>, ReflinkProbe), Error> {
+    let state_dir = plan.state_dir();
+    let cache_dir = plan.cache_dir();
+    let work = state_dir.join("work");
+    let staging = Arc::new(Staging::new(open_dir(&work)?));
+    let swept = staging.sweep().map_err(|source| Error::Os { path: work, call: "sweep", source })?;
+    if swept > 0 {
+        tracing::info!(swept, "removed files that an interrupted change had left");
+    }
+    let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size);
+    let blobs = Arc::new(blobs(&plan.library.hololib, cache));
+    let names = names(index, plan.space.identity.as_str())?;
+    let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy);
+    let relocated = open_dir(&state_dir.join("reloc"))?;
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated));
+    let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
+    if plan.serve.strategy == Strategy::Reflink && !reflink.supported {
+        return Err(Error::NoReflink { path: state_dir, reason: reflink.reason });
+    }
+    let owner = Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        dir_mode: 0o750 & !umask,
+    };
+    let upper = open_dir(&state_dir.join("upper"))?;
+    let mut namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
+        .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
+    // The kernel leaves access times to the filesystem. A read-only filesystem does not update them either.
+    if plan.serve.read_only || plan.serve.has("noatime") {
+        namespace = namespace.keeping_atime();
+    }
+    let space = open_dir(&state_dir)?;
+    Ok((Arc::new(Fs::new(namespace, materializer, space).until_recorded()), reflink))
+}
+
+/// The name that relocation replaces, and the space's name.
+fn names(index: &Index, identity: &str) -> Result<Names, Error> {
+    let bytes = |name: &str| <[u8; NAME_LEN]>::try_from(name.as_bytes());
+    match (bytes(&index.info().identity), bytes(identity)) {
+        (Ok(from), Ok(to)) => Ok(Names { from, to }),
+        // Cannot happen: the index compiler and `space::select` check the length.
+        _ => Err(Error::Os { path: identity.into(), call: "relocate to", source: Errno::INVAL }),
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|source| Error::Os {
+        path: path.to_owned(),
+        call: "open",
+        source,
+    })
+}

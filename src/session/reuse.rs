@@ -1,0 +1,168 @@
+//! A mount of the space that exists already: it is used if it is what was asked for.
+//!
+//! A mount keeps the options that it was made with. A repeated `mount` gets it only if the options that the user typed
+//! are in force. Defaults are not compared, with two exceptions: leaving out `--read-only` or `--ephemeral` asks for
+//! changes to be allowed, or kept.
+
+use std::time::{Duration, Instant};
+
+use super::end::{self, How, unmount};
+use super::error::Error;
+use super::mounted::{Mounted, millis};
+use super::plan::MountPlan;
+use super::registry;
+use crate::library::index::Index;
+use crate::settings::{IoMode, Strategy};
+use crate::space::held::Held;
+use crate::space::live;
+use crate::space::run::{RunInfo, read_run};
+use crate::space::state::read_state;
+use crate::sys::fuse_mount::{self, Liveness};
+use crate::sys::mountinfo::MountEntry;
+use crate::sys::process;
+
+/// How long an ended mount's daemon may take to let go of the space.
+pub(super) const ENDING: Duration = Duration::from_secs(5);
+
+/// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
+pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
+    let identity = plan.space.identity.as_str();
+    let Some(live) = registry::find(&plan.state_dir())? else { return Ok(None) };
+    match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
+        Liveness::Alive => {}
+        Liveness::Silent => {
+            let pid = read_run(&plan.state_dir()).map_or(0, |run| run.pid);
+            let why = process::condition(pid).to_string();
+            return Err(Error::NoAnswer { path: live.mountpoint, pid, why });
+        }
+        Liveness::Dead => {
+            tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
+            return match fuse_mount::unmount(&live.mountpoint, true) {
+                Ok(()) => Ok(None),
+                // It was ending, and has ended.
+                Err(_) if end::has_gone(&live, &plan.state_dir())? => Ok(None),
+                Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
+            };
+        }
+    }
+    let Some(run) = record_of(plan, &live)? else { return Ok(None) };
+    let held = match read_state(&plan.state_dir())? {
+        Some(state) => {
+            let held = Held::of(&plan.state_dir(), &state, &live.mountpoint)?;
+            Some((held, state.content.blueprint))
+        }
+        None => None,
+    };
+    if let Some((Held::Deleted, _)) = held {
+        end_deleted(plan, live)?;
+        return Ok(None);
+    }
+    let mounted = held.map(|(held, catalog)| held.blueprint(&catalog).to_owned()).unwrap_or_default();
+    if mounted != plan.holds {
+        let wanted = plan.holds.clone();
+        return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
+    }
+    if plan.fresh {
+        return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
+    }
+    let differs = differences(plan, &run);
+    if !differs.is_empty() {
+        return Err(Error::OtherOptions { path: live.mountpoint, differs });
+    }
+    Ok(Some(Mounted {
+        path: live.mountpoint,
+        identity: identity.to_owned(),
+        blueprint: mounted,
+        library: plan.library.hololib.clone(),
+        strategy: Strategy::parse(&run.strategy).unwrap_or(plan.serve.strategy),
+        io: run.io,
+        reflink: run.reflink,
+        entries: index.len(),
+        relocated: index.relocated_files(),
+        pid: run.pid,
+        mounted_ms: millis(started),
+        missing_blobs: 0,
+        reused: true,
+        set_aside: None,
+    }))
+}
+
+/// The record of a live mount's daemon. It comes just after the mount, and goes just before the daemon does: None when
+/// the mount has gone meanwhile.
+fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Error> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        // One that was left by a daemon that was killed is of an earlier mount.
+        if let Some(run) = read_run(&plan.state_dir()).filter(live::is_running) {
+            return Ok(Some(run));
+        }
+        match registry::find(&plan.state_dir())? {
+            Some(now) if now.dev == live.dev => {}
+            _ => return Ok(None),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotMounted(live.mountpoint.clone()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends the mount of a space that rcc deleted, so that a new one can take its place.
+fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
+    tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
+    let how = How { lazy: false, force: false, timeout: ENDING };
+    match unmount(&live, &plan.state_dir(), how) {
+        Ok(_) => Ok(()),
+        Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
+        Err(error) => Err(error),
+    }
+}
+
+/// In what a live mount differs from what the plan asks for, each in the words of the command line.
+#[must_use]
+fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut differ = |asked: String, in_force: &str| out.push(format!("{asked} (in force: {in_force})"));
+    let asked = &plan.asked;
+    if let Some(strategy) = asked.strategy.map(|strategy| strategy.to_string())
+        && strategy != run.strategy
+    {
+        differ(format!("--strategy {strategy}"), &run.strategy);
+    }
+    if let Some(io) = asked.io.map(IoMode::in_force)
+        && io != run.io
+    {
+        differ(format!("--io {io}"), &run.io);
+    }
+    for (name, asked, in_force, otherwise) in [
+        ("--read-only", plan.serve.read_only, run.read_only, "changes are let in"),
+        ("--ephemeral", plan.serve.ephemeral, run.ephemeral, "changes are kept"),
+    ] {
+        match (asked, in_force) {
+            (true, false) => differ(name.to_owned(), otherwise),
+            (false, true) => differ(format!("no {name}"), name),
+            _ => {}
+        }
+    }
+    if plan.foreground {
+        differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
+    }
+    // A daemon of an older version does not say.
+    let Some(extra) = &run.extra else { return out };
+    let wanted = plan.serve.extra();
+    if wanted.allow_other && !extra.allow_other {
+        differ("--allow-other".to_owned(), "other users are kept out");
+    }
+    for option in wanted.options.iter().filter(|option| !extra.options.contains(option)) {
+        let in_force = extra.options.join(",");
+        differ(format!("-o {option}"), if in_force.is_empty() { "no such option" } else { &in_force });
+    }
+    if let Some(prefetch) = wanted.prefetch.filter(|wanted| Some(wanted) != extra.prefetch.as_ref()) {
+        let in_force = extra.prefetch.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
+        differ(format!("--prefetch {}", prefetch.display()), &in_force);
+    }
+    if let Some(size) = asked.cache_size.filter(|size| *size != extra.cache_size) {
+        differ(format!("--cache-size {size}"), &extra.cache_size.to_string());
+    }
+    out
+}
