@@ -1,4 +1,4 @@
-//! What is wrong is said in one clear line, with the exit code that scripts rely on, and nothing is mounted.
+//! Bad input ends with one clear line and the documented exit code, and nothing is mounted.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,25 +7,25 @@ use std::path::Path;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use crate::common::as_user::{as_user_args, holofs_binary, is_root, tools};
+use crate::common::as_user::{as_user_args, holofs_binary, root_or_skip, tools};
 use crate::common::library::STAGE;
 use crate::common::world::{Done, finish};
 use crate::common::{Library, Mounted, World, assert_errno};
 
 type Edit = fn(&mut Value);
 
-/// Asserts that a command was refused as it should be, in words that hold all of `words`.
+/// Asserts that a command failed as it should, with an error line that contains all of `words`.
 #[track_caller]
 fn assert_refused(world: &World, done: &Done, code: i32, words: &[&str]) {
     assert_eq!(done.code, code, "{done:?}");
-    assert_eq!(done.stdout, "", "nothing on stdout: {done:?}");
+    assert_eq!(done.stdout, "", "standard output must be empty: {done:?}");
     let first = done.stderr.lines().next().unwrap_or_default();
-    assert!(first.starts_with("holofs: ") && first.len() > 20, "one clear line: {done:?}");
+    assert!(first.starts_with("holofs: ") && first.len() > 20, "expected one clear line: {done:?}");
     assert!(!done.stderr.contains("panicked"), "{done:?}");
     for word in words {
-        assert!(done.stderr.contains(word), "no {word:?} in {done:?}");
+        assert!(done.stderr.contains(word), "{word:?} is missing in {done:?}");
     }
-    assert!(world.mounts().is_empty(), "mounted all the same");
+    assert!(world.mounts().is_empty(), "a mount was made");
 }
 
 #[track_caller]
@@ -34,7 +34,7 @@ fn mount(world: &World, library: &Path, rest: &[&str]) -> Done {
     world.run([OsStr::new("mount"), library.as_os_str()].into_iter().chain(rest))
 }
 
-/// The sample with its catalog's JSON changed.
+/// A world with the sample library, whose catalog's JSON was changed by `edit`.
 fn edited(edit: impl FnOnce(&mut Value)) -> World {
     let world = World::new();
     Library::sample().write_edited(&world.hololib(), &world.base(), edit);
@@ -72,17 +72,17 @@ for_both_users! {
         let other = Library::sample().named("another");
         world.add(&other);
         let done = mount(&world, &world.home(), &["s"]);
-        // Which there are, and by what one may know them.
+        // The message lists the blueprints with what distinguishes them.
         let words = [other.hash(), Library::sample().hash()];
         assert_refused(&world, &done, 6, &[&words[0], &words[1]]);
         drop(world.mount_with("s", &["--blueprint", &other.hash()]));
-        // From now on the space knows which.
+        // After this mount the space knows its environment.
         let mounted = world.mount("s");
         assert_eq!(mounted.said["blueprint"], other.hash());
     }
 
     fn mountpoint_is_not_empty() {
-        // Its name comes from another world, since a mount here would leave its record beside it.
+        // The name comes from another world, because a mount here would leave its `.meta` beside the space.
         let identity = World::sample().mount("s").identity().to_owned();
         let world = World::sample();
         let mountpoint = world.base().join(identity);
@@ -171,13 +171,13 @@ for_both_users! {
     fn catalog_with_impossible_values() {
         let absurd: [(&str, Edit); 8] = [
             ("digest of an odd length", |file| file["digest"] = json!("abc")),
-            ("digest that climbs", |file| file["digest"] = json!("../../../../../../../../../../../../etc/passwd/00000000000000000")),
-            ("digest in capitals", |file| file["digest"] = json!("A".repeat(64))),
-            ("size below zero", |file| file["size"] = json!(-1)),
+            ("digest with ..", |file| file["digest"] = json!("../../../../../../../../../../../../etc/passwd/00000000000000000")),
+            ("digest in upper case", |file| file["digest"] = json!("A".repeat(64))),
+            ("negative size", |file| file["size"] = json!(-1)),
             ("relocation past the end", |file| file["rewrite"] = json!([1000])),
             ("relocation across the end", |file| file["rewrite"] = json!([0, 12])),
-            ("relocation below zero", |file| file["rewrite"] = json!([-5])),
-            ("link with NUL in it", |file| file["symlink"] = json!("a\0b")),
+            ("negative relocation", |file| file["rewrite"] = json!([-5])),
+            ("link with NUL", |file| file["symlink"] = json!("a\0b")),
         ];
         for (what, edit) in absurd {
             let world = edited(|catalog| edit(&mut catalog["tree"]["files"]["readme.txt"]));
@@ -205,7 +205,7 @@ for_both_users! {
         }
     }
 
-    /// As deep as it may be is served, deeper is refused; neither kills anybody.
+    /// The deepest allowed nesting is served and a deeper one is refused. Neither crashes.
     fn catalog_nested_too_deep() {
         let world = World::sample();
         let mut text = String::from(r#"{"name":"d","mode":2147484141,"subdirs":{},"files":{}}"#);
@@ -269,7 +269,7 @@ for_both_users! {
     fn space_is_busy() {
         let world = World::sample();
         let identity = world.mount("s").identity().to_owned();
-        // rcc holds this one while it restores the space.
+        // rcc holds this lock while it restores the space.
         let lock = std::fs::File::options()
             .write(true)
             .create(true)
@@ -280,7 +280,7 @@ for_both_users! {
         let done = mount(&world, &world.home(), &["s", "--lock-timeout", "1"]);
         assert_refused(&world, &done, 12, &[]);
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
-        // And ours: another holofs has the space.
+        // holofs's own lock: another daemon has the space.
         let lock = std::fs::File::open(world.state().join("spaces").join(&identity).join("lock")).unwrap();
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let done = mount(&world, &world.home(), &["s", "--lock-timeout", "1"]);
@@ -351,14 +351,14 @@ fn assert_only_this_file_fails(mounted: &Mounted<'_>, path: &str) {
     for other in ["readme.txt", "lib/module.py", "many/b", "bin/tool"] {
         assert!(!std::fs::read(mounted.at(other)).unwrap().is_empty());
     }
-    // It can be replaced, and it can go.
+    // The broken file can be replaced and removed.
     std::fs::write(mounted.at("replacement"), b"good").unwrap();
     std::fs::rename(mounted.at("replacement"), mounted.at(path)).unwrap();
     assert_eq!(std::fs::read(mounted.at(path)).unwrap(), b"good");
     std::fs::remove_file(mounted.at(path)).unwrap();
 }
 
-/// In a mount namespace of its own, where /dev has no fuse.
+/// Runs a mount in a mount namespace whose /dev has no fuse.
 fn without_dev_fuse(world: &World, who: &str) -> Done {
     let hide = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
     let mut command = world.command("unshare");
@@ -373,23 +373,21 @@ fn without_dev_fuse(world: &World, who: &str) -> Done {
 
 #[test]
 fn no_dev_fuse() {
-    if !is_root() {
-        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
     assert_refused(&world, &without_dev_fuse(&world, "root"), 8, &["/dev/fuse"]);
     let world = World::sample().by_ordinary_user();
-    // The namespace is root's to make.
+    // Making the namespace needs root.
     let root = World::at(world.path());
     assert_refused(&world, &without_dev_fuse(&root, "ordinary"), 8, &["/dev/fuse"]);
 }
 
-/// root mounts without it; an ordinary user cannot.
+/// root mounts without fusermount3; an ordinary user cannot.
 #[test]
 fn no_fusermount3() {
-    if !is_root() {
-        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();

@@ -1,4 +1,4 @@
-//! holofs beside rcc on one machine: what one of them did to a space, the other must know.
+//! holofs and rcc on one machine: each must notice what the other did to a space.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::common::{Library, World, rcc, wait_until};
 
-/// Two environments whose `module.py` has the same size and mode: only rcc's record of what was restored tells them
-/// apart.
+/// Two environments whose `module.py` has the same size and mode, so only rcc's record of what it restored
+/// distinguishes them.
 fn one() -> Library {
     Library::new().named("the one").file("lib/module.py", b"VALUE = 1\n").file("only-in-one", b"1")
 }
@@ -17,7 +17,7 @@ fn two() -> Library {
     Library::new().named("the two").file("lib/module.py", b"VALUE = 2\n").file("only-in-two", b"22")
 }
 
-/// A world with both in its library.
+/// A world with both environments in its library.
 fn both() -> World {
     let world = World::with(&one());
     world.add(&two());
@@ -40,9 +40,9 @@ fn module(space: &Path) -> String {
     std::fs::read_to_string(space.join("lib/module.py")).unwrap()
 }
 
-/// Waits for the list of files that is written after a mount has answered.
+/// Waits for the list of files, which the daemon writes after `mount` has returned.
 fn described(space: &Path) {
-    wait_until("rcc's record", || {
+    wait_until("the list of files in .meta", || {
         rcc::beside(space, ".meta").exists()
             && rcc::read(&rcc::beside(space, ".meta"))["tree"]["subdirs"]
                 .as_object()
@@ -51,8 +51,8 @@ fn described(space: &Path) {
 }
 
 for_both_users! {
-    /// rcc turns the space into another environment through the mount. After a remount its record still says so, and
-    /// asked for the first one again it restores that.
+    /// rcc converts the space to another environment through the mount. After a remount, rcc's record still names that
+    /// environment, and rcc can convert the space back.
     fn conversion_survives_a_remount() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
@@ -64,9 +64,9 @@ for_both_users! {
         described(&space);
         assert_eq!(rcc::list(&world)[mounted.identity()], two().hash());
         assert!(rcc::restore(&world, &one(), &space) > 0);
-        assert_eq!(module(&space), "VALUE = 1\n", "1 was asked for");
+        assert_eq!(module(&space), "VALUE = 1\n", "1 was requested");
         assert!(space.join("only-in-one").exists() && !space.join("only-in-two").exists());
-        // And it is what it was: both know it, mounted and not.
+        // Now rcc and holofs both report the first environment, mounted and unmounted.
         assert_eq!(rcc::restore(&world, &one(), &space), 0);
         assert_eq!(row(&world, mounted.identity())["blueprint"], one().hash());
         let mounted = mounted.remount();
@@ -74,7 +74,7 @@ for_both_users! {
         assert_eq!(mounted.said["blueprint"], one().hash());
     }
 
-    /// Everything that names the environment of a converted space names the one that it holds.
+    /// After a conversion, everything that names the environment of the space names the new one.
     fn converted_space_reports_its_new_blueprint() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
@@ -84,7 +84,7 @@ for_both_users! {
             assert_eq!(row(&world, &identity)["blueprint"], two().hash(), "{state}");
             assert_eq!(row(&world, &identity)["state"], state);
             assert_eq!(world.json(["status", "s"])["blueprint"], two().hash(), "{state}");
-            // The one that it was is refused, with both named.
+            // The former environment is refused, and the message names both.
             let refused = try_mount(&world, &["--blueprint", &one().hash()]);
             assert_eq!(refused.code, 7, "{state}: {refused:?}");
             assert!(refused.stderr.contains(&one().hash()) && refused.stderr.contains(&two().hash()), "{refused:?}");
@@ -103,14 +103,14 @@ for_both_users! {
         let mounted = world.mount("s");
         assert_eq!(mounted.said["blueprint"], two().hash());
         mounted.unmount();
-        // Its changes dropped, it is the catalog's again, and rcc is told.
+        // With its changes dropped, the space holds the catalog's environment again, and rcc's record says so.
         let mounted = world.mount_with("s", &["--blueprint", &one().hash(), "--fresh"]);
         assert_eq!(module(&space), "VALUE = 1\n");
         described(&space);
         assert_eq!(rcc::list(&world)[mounted.identity()], one().hash());
     }
 
-    /// What rcc restored into the directory while nothing was mounted there says nothing about the space's changes.
+    /// Files that rcc restored into the directory while nothing was mounted there are no changes of the space.
     fn meta_file_that_does_not_match_the_space_is_replaced() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
@@ -127,7 +127,7 @@ for_both_users! {
         assert_eq!(module(&space), "VALUE = 2\n");
     }
 
-    /// The daemon killed after a conversion: nothing could be noted at the end of the mount.
+    /// The daemon is killed after a conversion, so it could record nothing at the end of the mount.
     fn conversion_survives_the_death_of_the_daemon() {
         let world = both();
         let mounted = world.mount_with("s", &["--blueprint", &one().hash()]);
@@ -142,7 +142,7 @@ for_both_users! {
         assert_eq!(module(&space), "VALUE = 1\n");
     }
 
-    /// rcc removed everything in the mounted space. The next mount is a new space.
+    /// rcc removed everything in the mounted space. The next mount starts with an empty space.
     fn deleted_space_starts_empty() {
         let world = World::sample();
         for live in [true, false] {
@@ -170,7 +170,7 @@ for_both_users! {
         }
     }
 
-    /// rcc deleted a space that was not mounted: its changes are not shown again, and not gone.
+    /// rcc deleted an unmounted space. Its changes are not shown again, but they are kept.
     fn changes_of_a_deleted_space_are_kept_aside() {
         let world = World::sample();
         for round in 1..=2 {
@@ -193,13 +193,13 @@ for_both_users! {
             assert!(status["set_aside"].to_string().contains(aside.to_str().unwrap()));
             assert!(world.run(["status", "s"]).stdout.contains(aside.to_str().unwrap()));
             assert_eq!(world.run(["unmount", "s"]).code, 0);
-            // Said once.
+            // The message appears only once.
             assert!(!try_mount(&world, &[]).stderr.contains("aside"));
             assert_eq!(world.run(["unmount", "s"]).code, 0);
         }
     }
 
-    /// A mount that is in use cannot be replaced, which is said.
+    /// A mount that is in use cannot be replaced, and the message says so.
     fn deleted_space_in_use_is_refused() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -216,7 +216,7 @@ for_both_users! {
         assert!(again.at("readme.txt").exists());
     }
 
-    /// `rcc configuration cleanup` renames the holotree, and with it the mount.
+    /// `rcc configuration cleanup` renames the holotree together with the mount in it.
     fn spaces_start_empty_after_the_holotree_was_removed() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -236,7 +236,7 @@ for_both_users! {
         assert_eq!(std::fs::read_to_string(kept.join("aside.1/upper/mine")).unwrap(), "mine");
     }
 
-    /// rcc writes a catalog seconds before its blobs. A mount waits for them.
+    /// rcc writes a catalog seconds before its blobs. A mount waits for the blobs.
     fn mount_waits_for_an_unfinished_recording() {
         let world = World::new();
         let recording = rcc::Recording::begin(&world, &one());
@@ -251,7 +251,7 @@ for_both_users! {
         assert_eq!(world.run(["unmount", "s"]).code, 0);
     }
 
-    /// Not for ever; and a catalog that is only half there is waited for as well.
+    /// A mount waits only up to its limit. It also waits for a catalog that is incomplete.
     fn recording_that_takes_too_long_is_reported() {
         let world = World::new();
         let recording = rcc::Recording::begin(&world, &one());
@@ -262,7 +262,7 @@ for_both_users! {
         let mounted = world.mount("s");
         assert!(mounted.said.get("missing_blobs").is_none(), "{}", mounted.said);
         mounted.unmount();
-        // In place: for a moment there is half a catalog under the old name.
+        // Written in place: for a moment the old name has half a catalog.
         let catalog = one().catalog(&world.hololib());
         let whole = std::fs::read(&catalog).unwrap();
         for length in [whole.len() - 40, 0] {
@@ -278,7 +278,7 @@ for_both_users! {
         }
     }
 
-    /// Blobs that nobody is about to write are told of, and the mount works without them.
+    /// Missing blobs are reported if nobody is about to write them, and the mount works without them.
     fn missing_blobs_are_reported() {
         let world = World::with(&one());
         std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
@@ -286,7 +286,7 @@ for_both_users! {
         assert_eq!(told.code, 0, "{told:?}");
         assert!(told.stderr.contains("1 of its blobs"), "{told:?}");
         assert_eq!(world.run(["unmount", "s"]).code, 0);
-        // Each time, until they are there.
+        // The report repeats at each mount until the blobs exist.
         let mounted = world.mount("s");
         assert_eq!(mounted.said["missing_blobs"], 1);
         mounted.unmount();
@@ -294,7 +294,7 @@ for_both_users! {
         assert!(world.mount("s").said.get("missing_blobs").is_none());
     }
 
-    /// Neither rcc's lock nor any blob is looked at for a catalog that is known.
+    /// For a known catalog, a mount looks neither at rcc's lock nor at any blob.
     fn known_environment_mounts_without_waiting() {
         let world = World::with(&one());
         world.mount("s").unmount();

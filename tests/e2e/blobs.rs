@@ -1,5 +1,5 @@
-//! What is read was verified as it is read: whatever becomes of the library's blobs meanwhile, and also where there is
-//! no room for a copy.
+//! The bytes that are read are the bytes that were verified, whatever happens to the blobs of the library meanwhile,
+//! and also if there is no space for a copy.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,21 +8,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
 use crate::common::image::Image;
 use crate::common::library::{STAGE, pattern as noise};
 use crate::common::{Library, World, files_below};
 
 const LARGE: usize = 3_000_000;
 
-/// Bytes that look like a program, which the kernel is given to read by itself in passthrough mode.
+/// Bytes that look like a program, which in passthrough mode the kernel reads itself.
 fn pattern(len: usize) -> Vec<u8> {
     let mut bytes = noise(len);
     bytes[..4].copy_from_slice(b"\x7fELF");
     bytes
 }
 
-/// Maps a whole file and reads the first byte of each page, in a process of its own: SIGBUS ends it.
+/// Maps a whole file and reads the first byte of each page, in a process of its own, because SIGBUS would end it.
 fn mapped(path: &Path) -> std::process::Output {
     let program = "import mmap,sys\nf=open(sys.argv[1],'rb')\nm=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)\n\
         import hashlib\nprint(hashlib.sha256(m).hexdigest())";
@@ -38,8 +38,8 @@ fn assert_mapped(path: &Path, want: &[u8]) {
 }
 
 for_both_users! {
-    /// As `rcc holotree import` does with a blob that is there already: truncated, and written anew in place. And as
-    /// somebody who may write to the library could: other bytes of the same length, with the old times.
+    /// First truncates and rewrites a blob in place, as `rcc holotree import` does. Then writes other bytes of the same
+    /// length and restores the old times, as anybody who can write to the library could.
     fn raw_blob_overwritten_while_open() {
         let library = Library::new().raw().file("lib/big.so", &pattern(LARGE)).file("lib/small.py", b"small\n");
         let world = World::with(&library);
@@ -62,7 +62,7 @@ for_both_users! {
             assert!(bytes == pattern(LARGE));
             assert_mapped(&big, &pattern(LARGE));
             assert_eq!(std::fs::read(&small).unwrap(), b"small\n");
-            // Whoever comes with an empty page cache and an open of his own.
+            // A reader with an empty page cache and its own open.
             let other = world.mount("other");
             assert_mapped(&other.at("lib/big.so"), &pattern(LARGE));
             other.unmount();
@@ -84,22 +84,21 @@ for_both_users! {
         for _ in 0..2 {
             for n in 0..6 {
                 assert!(std::fs::read(mounted.at(format!("lib/f{n}"))).unwrap() == pattern(LARGE + n));
-                assert!(kept() <= 8 << 20, "{} bytes are kept", kept());
+                assert!(kept() <= 8 << 20, "the cache holds {} bytes", kept());
             }
             let huge = File::open(mounted.at("lib/huge")).unwrap();
             let mut byte = [0];
             huge.read_exact_at(&mut byte, 0).unwrap();
             assert_mapped(&mounted.at("lib/huge"), &pattern(12_000_000));
-            assert!(kept() <= 8 << 20, "{} bytes are kept", kept());
+            assert!(kept() <= 8 << 20, "the cache holds {} bytes", kept());
         }
     }
 }
 
-/// Nothing fits on the disk any more, and files that were never read are.
+/// The disk is full, and files that were never read can still be read.
 fn full_disk(raw: bool) {
-    if !is_root() {
-        assert!(std::env::var_os("CI").is_none(), "these tests need root");
-        return eprintln!("not run: needs root");
+    if !root_or_skip() {
+        return;
     }
     let mut relocated = pattern(LARGE);
     relocated[5000..5000 + STAGE.len()].copy_from_slice(STAGE.as_bytes());
@@ -123,10 +122,10 @@ fn full_disk(raw: bool) {
         let tool = Command::new(mounted.at("bin/tool")).output().expect("exec");
         assert!(tool.status.success());
     }
-    // A bad blob is as bad as ever.
+    // A bad blob is still an error.
     drop(filler);
     std::fs::remove_file(image.path().join("filler")).unwrap();
-    std::fs::write(mounted.at("new"), b"there is room again").unwrap();
+    std::fs::write(mounted.at("new"), b"there is space again").unwrap();
     assert_mapped(&mounted.at("lib/big.so"), &pattern(LARGE));
 }
 

@@ -1,14 +1,25 @@
-//! The life of a mount as a user sees it: started, asked about, ended in every way there is.
+//! The life of a mount as a user sees it: start, queries, and every way to end it.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::common::world::wait;
 use crate::common::{Library, World, assert_errno, fixture, wait_until};
+
+/// Starts `holofs mount --foreground` and waits until it prints the mountpoint.
+fn mount_in_foreground(world: &World) -> (Child, PathBuf) {
+    let mut command = world.holofs();
+    command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (child, line.trim_end().into())
+}
 
 for_both_users! {
     fn prints_the_mountpoint_when_ready() {
@@ -22,7 +33,7 @@ for_both_users! {
         assert_eq!(path_again.stdout, done.stdout);
         let ended = world.run(["unmount", "s"]);
         assert_eq!((ended.code, ended.stdout), (0, done.stdout.clone()));
-        // Unmounted, it still has a path.
+        // An unmounted space still has a path.
         assert_eq!(world.run(["path", "s"]).stdout, done.stdout);
     }
 
@@ -42,7 +53,7 @@ for_both_users! {
 
     fn daemon_closes_inherited_descriptors() {
         let world = World::sample();
-        // As a test harness or a shell does that waits for the end of a pipe on some higher descriptor.
+        // A test harness or a shell may wait for the end of a pipe on a higher descriptor.
         let held = world.path().join("held");
         std::fs::write(&held, b"").unwrap();
         let mut shell = world.command("sh");
@@ -78,10 +89,10 @@ for_both_users! {
         assert!(said.iter().all(|done| done.code == 0), "{said:?}");
         assert_eq!(world.mounts().len(), 1, "{said:?}");
         assert_eq!(world.run(["unmount", "s"]).code, 0);
-        wait_until("the mount to go", || world.mounts().is_empty());
+        wait_until("the mount to disappear", || world.mounts().is_empty());
     }
 
-    /// A space can be named by its name, its identity and its path.
+    /// Its name, its identity and its path all name the same space.
     fn space_named_in_three_ways() {
         let world = World::sample();
         for by in ["name", "identity", "path"] {
@@ -110,12 +121,7 @@ for_both_users! {
 
     fn foreground_serves_until_it_is_ended() {
         let world = World::sample();
-        let mut command = world.holofs();
-        command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let path = std::path::PathBuf::from(line.trim_end());
+        let (mut child, path) = mount_in_foreground(&world);
         assert_eq!(std::fs::read(path.join("readme.txt")).unwrap(), b"hello, space\n");
         std::fs::write(path.join("kept"), b"kept").unwrap();
         assert!(child.try_wait().unwrap().is_none());
@@ -130,11 +136,11 @@ for_both_users! {
         for (count, way) in ways.into_iter().enumerate() {
             let mounted = world.mount("s");
             for earlier in 0..count {
-                assert!(mounted.at(format!("file-{earlier}")).exists(), "lost before {way}");
+                assert!(mounted.at(format!("file-{earlier}")).exists(), "the change was lost before {way}");
             }
             std::fs::write(mounted.at(format!("file-{count}")), way).unwrap();
             let run = |program: &str, args: &[&str]| {
-                // Busy for as long as another test's child has not come from its fork to its exec.
+                // Between its fork and its exec, a child of another test may keep the mount busy.
                 wait_until(way, || {
                     let out = Command::new(program).args(args).arg(mounted.path()).output().unwrap();
                     out.status.success()
@@ -149,17 +155,13 @@ for_both_users! {
             }
             let record = mounted.state().join("run.json");
             mounted.has_ended();
-            assert!(!record.exists(), "{way} left a record of a mount");
+            assert!(!record.exists(), "run.json is left after {way}");
         }
     }
 
     fn sigint_ends_a_foreground_mount() {
         let world = World::sample();
-        let mut command = world.holofs();
-        command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut child, _) = mount_in_foreground(&world);
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, Signal::INT).unwrap();
         let code = wait(&mut child, "the foreground mount");
@@ -173,7 +175,7 @@ for_both_users! {
         let mut child = world.command("sleep").arg("60").current_dir(mounted.at("lib")).spawn().unwrap();
         let done = world.run(["unmount", "s"]);
         assert_eq!(done.code, 12, "{done:?}");
-        assert!(done.stderr.contains(&child.id().to_string()), "does not say who: {done:?}");
+        assert!(done.stderr.contains(&child.id().to_string()), "does not name the process: {done:?}");
         assert!(mounted.at("readme.txt").exists());
         assert_eq!(world.run(["unmount", "s", "--lazy"]).code, 0);
         child.kill().unwrap();
@@ -181,7 +183,7 @@ for_both_users! {
         mounted.has_ended();
     }
 
-    /// Whoever comes second finds what the first has done, and that is no error.
+    /// The second command finds the result of the first, which is not an error.
     fn concurrent_mounts_and_unmounts_succeed() {
         let world = World::sample();
         let home = world.home().into_os_string().into_string().unwrap();
@@ -196,7 +198,8 @@ for_both_users! {
                 scope.spawn(|| {
                     for _ in 0..30 {
                         let done = world.run(["unmount", "s"]);
-                        // In use: the other test's child, or a mount that is just looking whether it answers.
+                        // 12 means busy: a child of another test, or a `mount` that is checking whether the mount
+                        // answers.
                         assert!(matches!(done.code, 0 | 12), "{done:?}");
                     }
                 });
@@ -204,8 +207,8 @@ for_both_users! {
         });
         let done = world.run(["mount", &home, "s"]);
         assert_eq!(done.code, 0, "{done:?}");
-        crate::common::wait_until("the space to be free", || world.run(["unmount", "s"]).code == 0);
-        crate::common::wait_until("the mount to go", || world.mounts().is_empty());
+        crate::common::wait_until("the space to become free", || world.run(["unmount", "s"]).code == 0);
+        crate::common::wait_until("the mount to disappear", || world.mounts().is_empty());
     }
 
     fn read_only() {
@@ -233,7 +236,7 @@ for_both_users! {
         assert!(!mounted.at("new").exists() && mounted.at("readme.txt").exists());
     }
 
-    /// Also when the daemon had no chance to drop them.
+    /// They are dropped even if the daemon was killed.
     fn ephemeral_changes_are_gone_after_a_kill() {
         let world = World::sample();
         let mounted = world.mount_with("s", &["--ephemeral"]);
@@ -282,7 +285,7 @@ for_both_users! {
         two.has_ended();
     }
 
-    /// A mount moves with its directory (rcc renames `holotree` when it cleans up); it is found all the same.
+    /// A mount moves with its directory (rcc renames `holotree` when it cleans up) and is still found.
     fn mount_that_was_moved() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -327,10 +330,10 @@ for_both_users! {
         let mut command = world.holofs();
         let done = crate::common::world::finish(command.env("HOLOFS_HOME", &elsewhere).args(["unmount", "s"]));
         assert_eq!(done.code, 0, "{done:?}");
-        wait_until("the mount to go", || world.mounts().is_empty());
+        wait_until("the mount to disappear", || world.mounts().is_empty());
     }
 
-    /// The daemon holds nothing of who started it: no directory, no open output.
+    /// The daemon keeps nothing of its parent: no working directory and no output.
     fn daemon_detaches_from_its_parent() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -361,11 +364,11 @@ for_both_users! {
     }
 }
 
-/// root can let others in.
+/// root can let other users in.
 #[test]
 fn allow_other() {
-    use crate::common::as_user::{as_user_args, is_root};
-    if !is_root() {
+    use crate::common::as_user::{as_user_args, root_or_skip};
+    if !root_or_skip() {
         return;
     }
     let world = World::with(&Library::sample().file_mode("open", 0o644, b"for all"));
@@ -375,11 +378,11 @@ fn allow_other() {
     let mounted = world.mount("closed");
     assert!(!look(&mounted.at("open")).status.success());
     let mounted = world.mount_with("open", &["--allow-other"]);
-    // The way there is for its owner only, as rcc makes it.
+    // As with rcc, only the owner may pass through these directories.
     for dir in [mounted.path(), &world.base()] {
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
     assert_eq!(look(&mounted.at("open")).stdout, b"for all");
-    // Permissions hold all the same.
+    // Permission bits still apply.
     assert!(!look(&mounted.at("secret")).status.success());
 }

@@ -1,4 +1,4 @@
-//! What the tests share: a world to test in, libraries to put there, mounts that clean up after themselves.
+//! What the tests share: a world to test in, libraries to put there, and mounts that clean up after themselves.
 
 #[macro_use]
 pub mod as_user;
@@ -21,16 +21,16 @@ pub use library::Library;
 pub use mount::Mounted;
 pub use world::World;
 
-/// The time that rcc gives to all that it restores, in seconds since the epoch.
+/// The mtime of everything that rcc restores, in seconds since the epoch.
 pub const MOTHER_TIME: i64 = 1_610_000_000;
 
-/// A number from the environment.
+/// A number from an environment variable; `None` if the variable is not set.
 pub fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
-/// Asserts that a call failed with this errno, and says what it did instead.
+/// Asserts that a call failed with this errno.
 #[track_caller]
 pub fn assert_errno<T: std::fmt::Debug>(done: std::io::Result<T>, errno: rustix::io::Errno) {
     match done {
@@ -39,17 +39,17 @@ pub fn assert_errno<T: std::fmt::Debug>(done: std::io::Result<T>, errno: rustix:
     }
 }
 
-/// Waits until `done`, or fails after ten seconds with what was waited for.
+/// Waits until `done` returns true; fails after ten seconds and names `what`.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !done() {
-        assert!(Instant::now() < deadline, "waited ten seconds for {what}");
+        assert!(Instant::now() < deadline, "timed out after ten seconds waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Every regular file below a directory, in order, relative to it.
+/// All regular files below a directory, sorted, with paths relative to it.
 pub fn files_below(root: &Path) -> Vec<std::path::PathBuf> {
     fn walk(dir: &Path, root: &Path, out: &mut Vec<std::path::PathBuf>) {
         let Ok(entries) = std::fs::read_dir(dir) else { return };
@@ -68,7 +68,7 @@ pub fn files_below(root: &Path) -> Vec<std::path::PathBuf> {
     out
 }
 
-/// Runs a program to its end and returns its standard output; a failure fails the test with all that it said.
+/// Runs a program to its end and returns its standard output. A failure fails the test and prints the program's output.
 #[track_caller]
 pub fn sh(command: &mut std::process::Command) -> String {
     let out = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));

@@ -1,4 +1,4 @@
-//! The daemon is killed; everything that it had answered is there at the next mount.
+//! The daemon is killed. Everything that it reported as done is there at the next mount.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,17 +13,17 @@ use crate::common::manifest::read_tree;
 use crate::common::random::Random;
 use crate::common::{Library, World, passthrough, setting, wait_until};
 
-/// Appends numbered lines until an error comes; returns how many were acknowledged.
+/// Appends numbered lines until an error occurs. Returns the number of acknowledged lines.
 fn append_until_it_breaks(path: &Path) -> u64 {
     use std::io::Write;
     let open = || std::fs::OpenOptions::new().append(true).create(true).open(path);
     let Ok(mut file) = open() else { return 0 };
     let mut append = |number: u64| {
-        // A file that is open by passthrough can be written to without the daemon, and for ever.
+        // A file that is open by passthrough can be written to without the daemon, for ever.
         if passthrough() {
             file = open()?;
         }
-        // One write for each line: a line is acknowledged as a whole.
+        // One write for each line, so a line is acknowledged as a whole.
         file.write_all(format!("{number:08}\n").as_bytes())
     };
     (0..).find(|number| append(*number).is_err()).unwrap_or(0)
@@ -51,14 +51,15 @@ for_both_users! {
                 let text = std::fs::read_to_string(mounted.at(format!("log-{round}-{writer}"))).unwrap_or_default();
                 let whole: Vec<&str> = text.lines().filter(|line| line.len() == 8).collect();
                 assert!(whole.len() as u64 >= count, "{} of {count} lines are there", whole.len());
-                // One more may have been done and not answered; none is half there or out of order.
+                // One more line may have been written without an answer. No line is incomplete or out of order.
                 assert!(whole.len() as u64 <= count + 1 && text.len().is_multiple_of(9), "{} lines", whole.len());
                 assert!(whole.iter().enumerate().all(|(at, line)| line.parse() == Ok(at)));
             }
         }
     }
 
-    /// Every sort of change, each on entries of its own, until the daemon dies; then each is done or not done.
+    /// Makes every kind of change, each on entries of its own, until the daemon dies. Then each change is complete or
+    /// absent.
     fn every_change_is_whole_or_absent() {
         let world = World::with(&sets(400));
         let mut random = Random::new(7);
@@ -85,13 +86,13 @@ for_both_users! {
             for n in 0..400 {
                 check(mounted.path(), n, n < done);
             }
-            // What is there is usable, and stays.
+            // The surviving entries are usable and survive a remount.
             let before = read_tree(mounted.path());
             assert_eq!(read_tree(mounted.remount().path()), before);
         }
     }
 
-    /// As often as is wanted: `HOLOFS_SOAK_KILLS`, with the delays of `HOLOFS_SOAK_SEED`.
+    /// `HOLOFS_SOAK_KILLS` sets the number of kills, `HOLOFS_SOAK_SEED` their delays.
     fn killed_at_random_under_load() {
         const SETS: u64 = 400;
         let (wanted, seed) = (setting("HOLOFS_SOAK_KILLS").unwrap_or(6), setting("HOLOFS_SOAK_SEED").unwrap_or(1));
@@ -121,7 +122,7 @@ for_both_users! {
                 mounted.kill();
                 kills += 1;
                 mounted = world.mount(&space);
-                // All that this space was ever told, not the last of it alone.
+                // Checks everything that this space was ever told, not only the latest round.
                 for n in 0..next.load(Ordering::SeqCst).min(SETS) {
                     check(mounted.path(), n, acknowledged[usize::try_from(n).unwrap()].load(Ordering::SeqCst));
                 }
@@ -158,7 +159,7 @@ for_both_users! {
         assert!(world.mounts().is_empty());
     }
 
-    /// Processes that stand in the dead mount do not keep the next one from being made.
+    /// Processes in a dead mount do not prevent the next mount.
     fn dead_mount_is_healed_while_a_process_uses_it() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -175,7 +176,7 @@ for_both_users! {
         drop(open);
     }
 
-    /// Leftovers of a copy that was cut short are swept, not kept for ever.
+    /// Leftovers of an interrupted copy are removed at the next mount.
     fn interrupted_copies_are_swept() {
         let library = (0..20).fold(Library::new(), |library, n| {
             library.file(&format!("big/{n}"), &pattern(2_000_000 + n))
@@ -210,14 +211,14 @@ for_both_users! {
             }
         }
         let work = mounted.state().join("work");
-        wait_until("the sweep", || std::fs::read_dir(&work).map_or(0, Iterator::count) == 0);
+        wait_until("the removal of leftovers", || std::fs::read_dir(&work).map_or(0, Iterator::count) == 0);
     }
 }
 
-/// How many operations [`change`] is.
+/// The number of operations in [`change`].
 const CHANGES: u64 = 10;
 
-/// A library with what [`change`] needs, so many times.
+/// A library with the entries that `count` rounds of [`change`] need.
 fn sets(count: u64) -> Library {
     (0..count).fold(Library::new(), |library, n| {
         let n_bytes = usize::try_from(n).unwrap();
@@ -232,7 +233,7 @@ fn sets(count: u64) -> Library {
     })
 }
 
-/// Every change of round `n`.
+/// Makes every change of round `n`.
 fn change(root: &Path, n: u64) -> std::io::Result<()> {
     use std::os::unix::fs::{FileExt, PermissionsExt};
     let at = |dir: &str| root.join(dir).join(n.to_string());
@@ -249,12 +250,12 @@ fn change(root: &Path, n: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What may be seen of round `n`: all of it when it was acknowledged, else any of its changes whole or not at all.
+/// Checks round `n`: all of it if it was acknowledged, else each change is complete or absent.
 fn check(root: &Path, n: u64, acknowledged: bool) {
     let at = |dir: &str| root.join(dir).join(n.to_string());
     let either = |new: &Path, old: &Path| {
         let (new, old) = (new.exists(), old.exists());
-        assert!(new != old, "{n}: {} names of a renamed entry", u8::from(new) + u8::from(old));
+        assert!(new != old, "{n}: a renamed entry has {} names", u8::from(new) + u8::from(old));
         assert!(new || !acknowledged, "{n}: an acknowledged rename is undone");
     };
     let moved = root.join(format!("rename/moved-{n}"));

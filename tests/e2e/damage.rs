@@ -1,5 +1,5 @@
-//! Each file that holofs keeps is cut, flipped or removed while nothing is mounted: the next mount works, or it
-//! refuses with a clear line. It never shows wrong bytes of the library, and never crashes.
+//! Truncates, flips or removes each file that holofs keeps, while nothing is mounted. The next mount works, or fails
+//! with a clear line. It never shows wrong bytes of the library and never crashes.
 
 mod replaced;
 
@@ -9,7 +9,7 @@ use crate::common::manifest::{Manifest, differences, read_tree};
 use crate::common::world::finish;
 use crate::common::{Library, Mounted, World, files_below, fixture};
 
-/// What is done to a file.
+/// The damage to a file.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Remove,
@@ -35,13 +35,13 @@ fn damage(path: &Path, how: Damage) {
         Damage::Halve => bytes.truncate(middle),
         Damage::FlipFirst => bytes.iter_mut().take(1).for_each(|byte| *byte ^= 0x55),
         Damage::FlipMiddle => bytes.iter_mut().skip(middle).take(1).for_each(|byte| *byte ^= 0x01),
-        _ => bytes.extend_from_slice(b"more than there was"),
+        _ => bytes.extend_from_slice(b"more bytes than before"),
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Mounts if it can be mounted; a refusal must be a clear line.
+/// Mounts if possible. A failure must have a clear line.
 #[track_caller]
 fn try_mount<'w>(world: &'w World, what: &str) -> Option<Mounted<'w>> {
     let done = finish(world.holofs().arg("mount").arg(world.home()).arg("s"));
@@ -51,11 +51,11 @@ fn try_mount<'w>(world: &'w World, what: &str) -> Option<Mounted<'w>> {
         assert!(!done.stderr.contains("panicked"), "{what}: {done:?}");
         return None;
     }
-    // Mounted already, so this only takes hold of it.
+    // The space is mounted already, so this only adopts the mount.
     Some(world.mount("s"))
 }
 
-/// A world that was used: caches filled, files patched, changed, renamed, removed.
+/// A world that was used: caches filled, and files patched, changed, renamed and removed.
 fn used_world() -> (World, Manifest) {
     let world = World::with(&Library::sample());
     let mounted = world.mount("s");
@@ -70,7 +70,7 @@ fn used_world() -> (World, Manifest) {
 
 fn copy_back(from: &Path, to: &Path) {
     std::fs::remove_dir_all(to).unwrap();
-    // Marks are attributes, whiteouts are devices: all of it must come back.
+    // `cp -a` also copies marks (attributes) and whiteouts (devices).
     crate::common::sh(std::process::Command::new("cp").arg("-a").arg(from).arg(to));
 }
 
@@ -85,7 +85,7 @@ for_both_users! {
                 damage(&world.state().join(&file), *how);
                 if let Some(mounted) = try_mount(&world, &what) {
                     assert_sound(&mounted, &want, &file, &what);
-                    // It ends as it should, and the next one works too.
+                    // This mount ends normally, and the next one works too.
                     mounted.unmount();
                     if let Some(mounted) = try_mount(&world, &what) {
                         std::fs::write(mounted.at("lib/afterwards"), b"works").unwrap();
@@ -103,7 +103,7 @@ for_both_users! {
         std::fs::remove_dir_all(world.state().join("cache")).unwrap();
         let mounted = world.mount("s");
         assert_eq!(read_tree(mounted.path()), want);
-        // Also under a live mount.
+        // The caches may also go under a live mount.
         std::fs::remove_dir_all(world.state().join("cache")).unwrap();
         std::fs::write(mounted.at("lib/data.bin"), b"changed").unwrap();
         let other = world.mount("other");
@@ -124,14 +124,14 @@ for_both_users! {
         }
     }
 
-    /// Another catalog of the same blueprint: numbers in the upper mean nothing any more.
+    /// A changed catalog of the same blueprint makes the node numbers in the upper meaningless.
     fn catalog_changed_under_a_space() {
         let (world, _) = used_world();
         let changed = Library::sample().file("aaa-first", b"moves every number");
         changed.write(&world.hololib(), &world.base());
         let done = finish(world.holofs().arg("mount").arg(world.home()).arg("s"));
         if done.code == 0 {
-            // Either it is refused, or the changes are known not to fit; wrong files are shown in no case.
+            // The mount is refused, or the changes are known not to fit. Wrong files are never shown.
             let mounted = world.mount("s");
             assert_eq!(std::fs::read(mounted.at("aaa-first")).unwrap(), b"moves every number");
             assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
@@ -158,14 +158,14 @@ for_both_users! {
     }
 }
 
-/// After damage to one file: only what is kept in that file may be other than before.
+/// Checks a mount after damage to one file: only what that file holds may have changed.
 #[track_caller]
 fn assert_sound(mounted: &Mounted<'_>, want: &Manifest, file: &Path, what: &str) {
     let in_upper = upper_path(file);
-    // Files that answer EIO are an answer; a wrong byte is none. So read entry by entry.
+    // Reads entry by entry: EIO is acceptable, a wrong byte is not.
     for (path, line) in want {
         if in_upper.as_deref() == Some(Path::new(path)) {
-            // It may be a FIFO now, which is a thing that a space may have.
+            // The entry may be a FIFO now, which an upper may contain.
             if std::fs::symlink_metadata(mounted.at(path)).is_ok_and(|stat| stat.is_file()) {
                 drop(std::fs::read(mounted.at(path)));
             }
@@ -175,7 +175,7 @@ fn assert_sound(mounted: &Mounted<'_>, want: &Manifest, file: &Path, what: &str)
         let Ok(bytes) = std::fs::read(mounted.at(path)) else { continue };
         let sum = crate::common::library::hex(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
         let crate::common::manifest::Line::File { sha256, .. } = line else { continue };
-        assert!(&sum == sha256, "{what}: {path} has other bytes");
+        assert!(&sum == sha256, "{what}: {path} has wrong bytes");
     }
     if in_upper.is_none() && file.starts_with("cache") {
         let here = read_tree(mounted.path());

@@ -1,5 +1,5 @@
-//! A daemon that is stopped, or whose disk does not answer: commands end within their time and say who is waited for,
-//! and what needs no disk goes on.
+//! A daemon is stopped, or its disk does not answer. Commands end within their time limit and name the process, and
+//! what needs no disk goes on.
 
 use std::fs;
 use std::io::Write;
@@ -14,10 +14,10 @@ use crate::common::as_user::is_root;
 use crate::common::image::Image;
 use crate::common::{Library, World, sh};
 
-/// More than any of these commands may take, and less than a test's patience.
+/// More than any of these commands may take, and less than the time limit of a test's command.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A filesystem that takes no write until this is dropped.
+/// A filesystem that blocks all writes until this is dropped.
 struct Frozen(PathBuf);
 
 impl Frozen {
@@ -37,12 +37,12 @@ impl Drop for Frozen {
     }
 }
 
-/// Does something that must not take long, on a thread that can be left behind.
+/// Does something that must be quick, on a thread that can be left behind.
 #[track_caller]
 fn within<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = channel();
     std::thread::spawn(move || send.send(work()));
-    receive.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{what}: nothing within {LIMIT:?}"))
+    receive.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("{what}: no result within {LIMIT:?}"))
 }
 
 fn many_files() -> Library {
@@ -50,7 +50,7 @@ fn many_files() -> Library {
 }
 
 for_both_users! {
-    /// SIGSTOP: each command ends, and names the process where it needs it.
+    /// Under SIGSTOP each command ends, and names the process if it needs an answer from it.
     fn commands_do_not_wait_for_a_stopped_daemon() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -84,7 +84,7 @@ for_both_users! {
         mounted.has_ended();
     }
 
-    /// Writers that wait for the disk do not keep others from what the library has.
+    /// Writers that wait for the disk do not block lookups of library entries.
     fn library_entries_are_found_while_the_disk_is_frozen() {
         if !is_root() {
             return;
@@ -115,7 +115,7 @@ for_both_users! {
         std::thread::sleep(Duration::from_millis(500));
         assert!(waiting.iter().any(|thread| !thread.is_finished()), "the disk is frozen");
         let pure = root.join("pure");
-        let seen = within("a look at the library", move || {
+        let seen = within("a lookup in the library", move || {
             let seen = fs::read_dir(&pure).unwrap().count();
             (0..200).for_each(|n| assert_eq!(fs::metadata(pure.join(format!("d{n}/f"))).unwrap().len(), 1));
             seen
@@ -135,7 +135,7 @@ for_both_users! {
         fs::remove_dir_all(world.home()).unwrap();
     }
 
-    /// A first mount on a disk that does not answer is given up, and nothing is left of it.
+    /// A first mount on a disk that does not answer fails and leaves nothing behind.
     fn mount_on_a_frozen_disk_times_out() {
         if !is_root() {
             return;
@@ -143,7 +143,7 @@ for_both_users! {
         let image = Image::new("ext4", 64);
         let world = World::at(image.path());
         world.add(&Library::sample());
-        // The catalog is compiled, and the state's directories are there.
+        // This compiles the catalog and makes the state directories.
         world.mount("other").unmount();
         let frozen = Frozen::new(image.path());
         let started = Instant::now();

@@ -68,9 +68,9 @@ fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
     assert!(world.mounts().is_empty());
 }
 
-#[test]
-fn repeated_relocations_take_no_memory() {
-    let (world, path) = catalog(|world, out| {
+/// A catalog with one file, whose relocation at offset 0 is listed this many million times.
+fn catalog_with_relocations(millions: usize) -> (World, PathBuf) {
+    catalog(|world, out| {
         let digest = "0".repeat(64);
         write!(
             out,
@@ -78,13 +78,17 @@ fn repeated_relocations_take_no_memory() {
             header(world)
         )
         .unwrap();
-        // Two bytes each, as many as a file of this size may unpack to.
         let zeros = b"0,".repeat(1 << 20);
-        for _ in 0..8 {
+        for _ in 0..millions {
             out.write_all(&zeros).unwrap();
         }
         write!(out, r#"0]}}}}}}}}"#).unwrap();
-    });
+    })
+}
+
+#[test]
+fn repeated_relocations_take_no_memory() {
+    let (world, path) = catalog_with_relocations(8);
     assert!(path.metadata().unwrap().len() < 200_000);
     let home = world.home();
     let done = within(&world, 300, &["catalogs", home.to_str().unwrap(), "--json"]);
@@ -93,20 +97,7 @@ fn repeated_relocations_take_no_memory() {
 
 #[test]
 fn sixty_million_relocations_in_a_small_file_are_refused() {
-    let (world, path) = catalog(|world, out| {
-        let digest = "0".repeat(64);
-        write!(
-            out,
-            r#"{{{},"tree":{{"files":{{"f":{{"size":99,"mode":420,"digest":"{digest}","rewrite":["#,
-            header(world)
-        )
-        .unwrap();
-        let zeros = b"0,".repeat(1 << 20);
-        for _ in 0..60 {
-            out.write_all(&zeros).unwrap();
-        }
-        write!(out, r#"0]}}}}}}}}"#).unwrap();
-    });
+    let (world, path) = catalog_with_relocations(60);
     assert!(path.metadata().unwrap().len() < 200_000);
     assert_refused_within(&world, 300, &["bytes of text"]);
 }

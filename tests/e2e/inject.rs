@@ -130,6 +130,19 @@ impl<'w> Lab<'w> {
         Model { before, after, points: points(&seen) }
     }
 
+    fn models(&mut self) -> Vec<(&'static Op, Model)> {
+        wanted_ops().map(|op| (op, self.model(op))).collect()
+    }
+
+    /// Runs an operation that was not done a second time: what is wrong then.
+    fn retry(&self, op: &Op, number: usize, model: &Model, loose: bool) -> Option<String> {
+        match (op.run)(&self.dir(number)) {
+            Err(error) => Some(format!("; tried again: {error}")),
+            Ok(()) => differs("after", &model.after, &self.see(number), loose)
+                .map(|text| format!("; tried again, but: {text}")),
+        }
+    }
+
     /// Runs an operation while something is done to a call of the daemon. The answer, and whether it was done.
     fn disturbed(&self, op: &Op, number: usize, inject: &str) -> (std::io::Result<()>, bool) {
         let pid = self.mounted().pid();
@@ -259,7 +272,7 @@ for_both_users! {
         let mut random = Random::new(seed());
         let world = world(seed());
         let mut lab = Lab::new(&world);
-        let models: Vec<(&Op, Model)> = wanted_ops().map(|op| (op, lab.model(op))).collect();
+        let models = lab.models();
         let mut all = Vec::new();
         for (op, model) in &models {
             for point in model.points.iter().filter(|point| !is_answer(point)) {
@@ -288,12 +301,11 @@ for_both_users! {
             let loose = answer.is_ok() && point.call == "utimensat";
             if let Some(text) = differs(name, want, &lab.see(number), loose) {
                 faults.push(format!("{what}\n  answered {answer:?}, but: {text}"));
-            } else if answer.is_err() && random.once_in(2) {
-                if let Err(error) = (op.run)(&lab.dir(number)) {
-                    faults.push(format!("{what}\n  answered {answer:?}; tried again: {error}"));
-                } else if let Some(text) = differs("after", &model.after, &lab.see(number), false) {
-                    faults.push(format!("{what}\n  answered {answer:?}; tried again, but: {text}"));
-                }
+            } else if answer.is_err()
+                && random.once_in(2)
+                && let Some(text) = lab.retry(op, number, model, false)
+            {
+                faults.push(format!("{what}\n  answered {answer:?}{text}"));
             }
             expected.push((number, what, model, lab.see(number), loose));
         }
@@ -317,7 +329,7 @@ for_both_users! {
         let mut random = Random::new(seed());
         let world = world(seed());
         let mut lab = Lab::new(&world);
-        let models: Vec<(&Op, Model)> = wanted_ops().map(|op| (op, lab.model(op))).collect();
+        let models = lab.models();
         let all = models.iter().flat_map(|(op, model)| model.points.iter().map(move |point| (*op, model, point)));
         let all = all.collect();
         let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
@@ -343,10 +355,8 @@ for_both_users! {
                 }
                 (None, Some(text)) if answer.is_ok() => faults.push(format!("{what}\n  was acknowledged, but: {text}")),
                 (None, Some(_)) => {
-                    if let Err(error) = (op.run)(&lab.dir(number)) {
-                        faults.push(format!("{what}\n  nothing was done; tried again: {error}"));
-                    } else if let Some(text) = differs("after", &model.after, &lab.see(number), true) {
-                        faults.push(format!("{what}\n  nothing was done; tried again, but: {text}"));
+                    if let Some(text) = lab.retry(op, number, model, true) {
+                        faults.push(format!("{what}\n  nothing was done{text}"));
                     }
                 }
                 (Some(before), Some(after)) => {

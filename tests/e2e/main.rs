@@ -1,11 +1,11 @@
 //! The tests that need the kernel: real mounts, real processes, the built binary.
 //!
-//! One binary, one module for each question; `docs/TESTING.md` says what each proves. Nothing is skipped in
-//! silence: where FUSE is missing these tests fail.
+//! They are one test binary with one module for each topic; `docs/TESTING.md` says what each module proves. No test is
+//! skipped silently: without FUSE these tests fail.
 
-// Lints that exist for code which must not fail; a test says what is wrong by failing.
+// These lints protect code that must not panic; a test reports an error by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-// Everything in a test binary is private, whatever it is called.
+// Everything in a test binary is private, so `pub` has no wider meaning here.
 #![allow(unreachable_pub)]
 
 #[macro_use]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use crate::common::as_user::{as_user_args, is_root, kernel_has_passthrough};
+use crate::common::as_user::{as_user_args, kernel_has_passthrough, root_or_skip};
 use crate::common::library::{STAGE, pattern};
 use crate::common::{Library, World, assert_errno, sh, wait_until};
 
@@ -45,7 +45,7 @@ fn read_write(path: &Path) -> std::io::Result<File> {
 /// meanwhile, as nobody writes to a running program. A map does not count, nor does whoever closes it soon.
 #[test]
 fn open_program_is_not_written_to() {
-    if !is_root() || !kernel_has_passthrough() {
+    if !root_or_skip() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -92,7 +92,7 @@ else: assert 0",
 /// Also of one that was patched for the space: its file must not become the writer's.
 #[test]
 fn map_of_a_program_keeps_its_bytes() {
-    if !is_root() || !kernel_has_passthrough() {
+    if !root_or_skip() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -126,7 +126,7 @@ assert open(sys.argv[1], 'rb').read(7) == b'WRITTEN'
 /// Root's daemon may keep the bits, the user who writes may not.
 #[test]
 fn setid_bits_are_cleared_by_another_users_write_to_an_open_file() {
-    if !is_root() || !kernel_has_passthrough() {
+    if !root_or_skip() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -148,7 +148,7 @@ fn setid_bits_are_cleared_by_another_users_write_to_an_open_file() {
 /// A file of the library is open in the kernel by a mount of its own that cannot be written to.
 #[test]
 fn library_files_are_registered_read_only() {
-    if !is_root() || !kernel_has_passthrough() {
+    if !root_or_skip() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());
@@ -178,7 +178,7 @@ except OSError as e: assert e.errno == 26, e
 /// The kernel needs no daemon for a file that is open: what is written to it after the daemon's death is there.
 #[test]
 fn open_file_survives_the_daemon() {
-    if !is_root() || !kernel_has_passthrough() {
+    if !root_or_skip() || !kernel_has_passthrough() {
         return;
     }
     let world = World::with(&library());

@@ -10,20 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
 use crate::common::library::{STAGE, hex, pattern};
 use crate::common::power::{Cut, Disk, cuts};
 use crate::common::random::Random;
 use crate::common::{Library, Mounted, World};
-
-/// Whether images can be made here. They must be, where it is said to be CI.
-fn may_mount() -> bool {
-    if !is_root() {
-        assert!(std::env::var_os("CI").is_none(), "these tests need root");
-        eprintln!("not run: needs root");
-    }
-    is_root()
-}
 
 /// Which bytes a path may have, by their SHA-256.
 type Allowed = BTreeMap<String, Vec<String>>;
@@ -147,7 +138,7 @@ fn appended_zeros(old: &[u8]) -> Vec<u8> {
 
 /// Files are changed for the first time; the journal is committed, as it is every few seconds; the power goes.
 fn first_changes(kind: &'static str, raw: bool) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let files = cuts() * WAYS * 2;
@@ -179,7 +170,7 @@ fn first_changes(kind: &'static str, raw: bool) {
 /// Were it otherwise, [`first_changes`] would have to be stricter.
 #[test]
 fn appends_on_a_plain_directory() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     use std::io::Write;
@@ -211,7 +202,7 @@ fn first_changes_of_a_raw_library_on_xfs() {
 
 /// What was only read is read again: copies of blobs and patched files that did not reach the disk are not believed.
 fn only_read(kind: &'static str, raw: bool) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let files = WAYS * 4;
@@ -244,7 +235,7 @@ fn only_read_of_a_raw_library_on_xfs() {
 
 /// What was synced is there.
 fn synced(kind: &'static str) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let files = WAYS * 2;
@@ -279,7 +270,7 @@ fn synced_on_xfs() {
 /// Emptied and nothing else: it stays so once the journal has it, some time later.
 #[test]
 fn emptied_on_purpose() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let disk = Disk::new("ext4");
@@ -294,7 +285,7 @@ fn emptied_on_purpose() {
 
 /// The power goes as soon as a new space's mount has answered and something was changed in it.
 fn new_space(kind: &'static str) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let disk = Disk::new(kind);
@@ -350,7 +341,7 @@ impl Drop for Stop<'_> {
 /// Library files are changed again and again while the power goes, by several threads: patched, replaced, emptied and
 /// written anew the first time; synced now and then. A file is never between two states, and never before a synced one.
 fn under_load(kind: &'static str) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     const THREADS: usize = 3;

@@ -12,22 +12,13 @@ use std::process::Command;
 
 use rustix::io::Errno;
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
 use crate::common::image::Image;
 use crate::common::library::pattern;
 use crate::common::world::finish;
 use crate::common::{Library, World, assert_errno, sh, wait_until};
 
 const SIZE: usize = 30 * 1024 * 1024;
-
-/// Whether images can be made here. They must be, where it is said to be CI.
-fn may_mount() -> bool {
-    if !is_root() {
-        assert!(std::env::var_os("CI").is_none(), "these tests need root");
-        eprintln!("not run: needs root");
-    }
-    is_root()
-}
 
 /// The physical blocks of a file that FIEMAP calls shared.
 fn shared_blocks(path: &Path) -> BTreeSet<u64> {
@@ -45,7 +36,7 @@ fn shared_blocks(path: &Path) -> BTreeSet<u64> {
 
 /// Writes one byte into a large file of a raw library and looks at what became of its bytes on disk.
 fn first_write(kind: &str, ordinary_user: bool) {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let library = Library::new().raw().file("lib/big.so", &pattern(SIZE));
@@ -114,7 +105,7 @@ fn ext4_copies_as_ordinary_user() {
 /// A compressed blob is unpacked once, into the cache that all spaces share; from there on it is as with raw ones.
 #[test]
 fn compressed_library_shares_with_the_cache() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let image = Image::new("btrfs", 400);
@@ -131,7 +122,7 @@ fn compressed_library_shares_with_the_cache() {
 
 #[test]
 fn strategy_reflink_is_refused_without_reflink_support() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let image = Image::new("ext4", 64);
@@ -148,7 +139,7 @@ fn strategy_reflink_is_refused_without_reflink_support() {
 
 #[test]
 fn strategy_copy_copies_despite_reflink_support() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let library = Library::new().raw().file("lib/big.so", &pattern(SIZE));
@@ -163,7 +154,7 @@ fn strategy_copy_copies_despite_reflink_support() {
 /// The writer is told, the mount stays, and what was there before is whole.
 #[test]
 fn full_disk_is_enospc_for_the_writer() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     for kind in ["ext4", "xfs"] {
@@ -200,7 +191,7 @@ fn full_disk_is_enospc_for_the_writer() {
 /// Not even room for the state: one clear line, and nothing is mounted.
 #[test]
 fn mount_on_a_full_disk_is_refused() {
-    if !may_mount() {
+    if !root_or_skip() {
         return;
     }
     let image = Image::new("ext4", 40);

@@ -1,8 +1,9 @@
-//! Each test runs as whoever runs the tests, and when that is root once more as an ordinary user; and each in both
-//! I/O modes.
+//! Runs each test for two users and in both I/O modes.
 //!
-//! The further runs are this same binary, started again for one test, for another user through `setpriv`. It finds the programs in a
-//! directory that everybody can reach: the build directory may lie under a home that nobody else may enter.
+//! A test runs in this process and in both I/O modes. If root runs the tests, it also runs as an ordinary user. For
+//! each additional run this same binary is started again for one test, through `setpriv` if the user differs. The
+//! programs are copied into a directory that everybody can reach, because the build directory may lie below a home that
+//! other users cannot enter.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -13,26 +14,26 @@ use std::sync::{Arc, Mutex, Weak};
 
 use tempfile::TempDir;
 
-/// Set in a process that was started again as an ordinary user.
+/// Set in a process that was started again for one test.
 const MARK: &str = "HOLOFS_TEST_ORDINARY_USER";
 
-/// Set to the I/O mode that mounts have unless they are told; holofs knows it too.
+/// The I/O mode of mounts that do not choose one. holofs reads this variable too.
 const IO: &str = "HOLOFS_IO";
 
-/// Who runs a test again.
+/// The user who runs a test.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Us,
     OrdinaryUser,
 }
 
-/// Whether mounts are made in passthrough mode.
+/// Whether mounts use passthrough mode.
 pub fn passthrough() -> bool {
     std::env::var_os(IO).is_some_and(|mode| mode == "passthrough")
 }
 
-/// Defines tests that run here and, under root, once more as an ordinary user, and both once more in passthrough
-/// mode, the ordinary user by the mount helper.
+/// Defines four tests: here, and as an ordinary user if root runs the tests, each in cached and in passthrough mode.
+/// The ordinary user gets passthrough through the mount helper.
 macro_rules! for_both_users {
     ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
         $(#[doc = $doc])*
@@ -68,12 +69,22 @@ macro_rules! for_both_users {
     )+};
 }
 
-/// Whether this process may do everything.
+/// Whether this process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether the kernel has FUSE passthrough (Linux 6.9). Where it is said to be CI it must have it.
+/// Whether a test that needs root can run. Without root it prints that it did not run, and fails if `CI` is set.
+#[track_caller]
+pub fn root_or_skip() -> bool {
+    if !is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        eprintln!("not run: needs root");
+    }
+    is_root()
+}
+
+/// Whether the kernel has FUSE passthrough (Linux 6.9). If `CI` is set, a kernel without it is a failure.
 pub fn kernel_has_passthrough() -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
@@ -87,21 +98,21 @@ pub fn kernel_has_passthrough() -> bool {
     has
 }
 
-/// Runs a test's body as somebody, in the other I/O mode if so asked: by starting this binary again, or here when
-/// this is that second run already.
+/// Runs the body of a test as `who`, with or without passthrough. It starts this binary again, unless this process is
+/// that second run already.
 #[track_caller]
 pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     if std::env::var_os(MARK).is_some() {
         return body();
     }
     if !is_root() && who == Who::OrdinaryUser {
-        // `here` or `by_passthrough` was this run already.
+        // `here` and `by_passthrough` run as an ordinary user already.
         return;
     }
     if by_passthrough && !kernel_has_passthrough() {
         return;
     }
-    // A test's name in the harness has no crate in front.
+    // The harness names tests without the name of the crate.
     let (_, name) = test.split_once("::").expect("a module path");
     let tools = tools();
     let mut command = if who == Who::OrdinaryUser && is_root() {
@@ -131,7 +142,8 @@ pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     );
 }
 
-/// The arguments that make `setpriv` an ordinary user: `holofs-test`, which `scripts/test.sh` makes, or `nobody`.
+/// The arguments that make `setpriv` run as an ordinary user: `holofs-test`, which `scripts/test.sh` makes, or
+/// `nobody`.
 pub fn as_user_args() -> Vec<OsString> {
     let passwd = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd");
     let ids = |user: &str| {
@@ -140,7 +152,7 @@ pub fn as_user_args() -> Vec<OsString> {
         Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
     };
     let (uid, gid) = ids("holofs-test").or_else(|| ids("nobody")).expect("a user holofs-test or nobody");
-    // Not --no-new-privs: fusermount3 is setuid root.
+    // Without --no-new-privs, because fusermount3 is setuid root.
     ["--reuid", &uid, "--regid", &gid, "--clear-groups"].iter().map(OsString::from).collect()
 }
 
@@ -152,7 +164,7 @@ pub fn holofs_binary() -> PathBuf {
     }
 }
 
-/// What was built, or another build that is to be tested instead.
+/// The binary that cargo built, or the one that `HOLOFS_TEST_BINARY` names.
 fn built_holofs() -> PathBuf {
     std::env::var_os("HOLOFS_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_holofs").into()).into()
 }
@@ -165,17 +177,17 @@ pub fn fixtures() -> PathBuf {
     }
 }
 
-/// The program's name.
+/// The file name of the mount helper.
 const MOUNT_HELPER: &str = "holofs-mount-helper";
 
-/// The same, setuid root instead; beside the other one in the runs that root starts.
+/// A copy of the helper that is setuid root and has no capability. It exists only if root runs the tests.
 pub const SETUID_MOUNT_HELPER: &str = "holofs-mount-helper-setuid";
 
-/// The same with its capability, for a test that uses up what one user may have.
+/// A copy of the helper with the capability, for a test that uses up the user's share of registered files.
 pub const EMPTIED_MOUNT_HELPER: &str = "holofs-mount-helper-emptied";
 
-/// The mount helper with its privilege: the one in [`tools`], or the one that `scripts/test.sh` has installed for an
-/// ordinary user's tests.
+/// The privileged mount helper: the one in [`tools`], or the one that `scripts/test.sh` has installed if an ordinary
+/// user runs the tests.
 pub fn mount_helper() -> PathBuf {
     if let Some(installed) = std::env::var_os("HOLOFS_TEST_MOUNT_HELPER") {
         return installed.into();
@@ -184,10 +196,10 @@ pub fn mount_helper() -> PathBuf {
     Path::new(&tools).join(MOUNT_HELPER)
 }
 
-/// Puts the mount helper where only these tests find it, and under root gives it its capability.
+/// Copies the mount helper to a place of these tests. If root runs the tests, the copy gets the capability.
 fn install_mount_helper(to: &Path) {
     let built = Path::new(env!("CARGO_BIN_EXE_holofs")).with_file_name(MOUNT_HELPER);
-    // It belongs to another package, so cargo does not build it for these tests.
+    // The helper is another package, so cargo does not build it for these tests.
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--package", MOUNT_HELPER]).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -198,7 +210,7 @@ fn install_mount_helper(to: &Path) {
         }
         super::sh(&mut build);
     }
-    // A copy: capabilities belong to the inode.
+    // A copy and not a hard link, because capabilities belong to the inode.
     std::fs::copy(&built, to).expect("copy the mount helper");
     std::fs::set_permissions(to, Permissions::from_mode(0o755)).expect("chmod");
     if is_root() {
@@ -207,14 +219,14 @@ fn install_mount_helper(to: &Path) {
         std::fs::copy(&built, &emptied).expect("copy the mount helper");
         std::fs::set_permissions(&emptied, Permissions::from_mode(0o755)).expect("chmod");
         super::sh(Command::new("setcap").arg("cap_sys_admin+ep").arg(&emptied));
-        // The other way to install it. Only here is it a root's to make.
+        // The other way to install the helper, which only root can do.
         let setuid = to.with_file_name(SETUID_MOUNT_HELPER);
         std::fs::copy(&built, &setuid).expect("copy the mount helper");
         std::fs::set_permissions(&setuid, Permissions::from_mode(0o4755)).expect("chmod");
     }
 }
 
-/// A directory with the programs and fixtures that everybody can reach. It lives as long as somebody uses it.
+/// A directory with the programs and fixtures that everybody can reach. It exists as long as a test uses it.
 pub fn tools() -> Arc<TempDir> {
     static TOOLS: Mutex<Weak<TempDir>> = Mutex::new(Weak::new());
     let mut tools = TOOLS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -225,7 +237,7 @@ pub fn tools() -> Arc<TempDir> {
     let this = std::env::current_exe().expect("this binary");
     for (from, name) in [(this.as_path(), "e2e"), (built_holofs().as_path(), "holofs")] {
         let to = dir.path().join(name);
-        // A link costs nothing; where there can be none (another filesystem), a copy.
+        // A hard link costs nothing. On another filesystem a copy is needed.
         if std::fs::hard_link(from, &to).is_err() {
             std::fs::copy(from, &to).expect("copy a program");
         }

@@ -1,4 +1,4 @@
-//! The libraries that real rcc wrote, put where a test can use them.
+//! The libraries that real rcc wrote, copied to where a test can use them.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use super::World;
 use super::as_user::fixtures;
 use super::library::gzip;
 
-/// A world whose library is the fixture of this name. Its catalogs name the world's own base instead of the one
-/// they were recorded in; nothing else of them changes.
+/// A world whose library is the fixture of this name. Its catalogs name the world's own base instead of the directory
+/// in which they were recorded. Nothing else in them changes.
 pub fn world(name: &str) -> World {
     let world = World::new();
     copy_tree(&fixtures().join(name).join("home"), &world.home());
@@ -34,7 +34,7 @@ pub fn world(name: &str) -> World {
     world
 }
 
-/// A golden manifest.
+/// The path of a golden manifest.
 pub fn golden(fixture: &str, space: &str) -> PathBuf {
     fixtures().join(fixture).join("golden").join(format!("{space}.jsonl"))
 }
@@ -46,7 +46,7 @@ fn rebased(json: &[u8], base: &Path) -> Value {
     catalog
 }
 
-/// The content of one gzip stream.
+/// Decompresses one gzip stream.
 pub fn gunzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut out).expect("gzip");

@@ -1,4 +1,4 @@
-//! A filesystem of one's choice in a file, mounted for the length of a test. Only root can.
+//! A filesystem of a chosen type in a file, mounted for the length of a test. Needs root.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::sh;
 use super::world::reachable_tempdir;
 
-/// A mounted image. Dropping it unmounts it; its loop device goes with the mount.
+/// A mounted image. Dropping it unmounts it; the loop device disappears with the mount.
 #[derive(Debug)]
 pub struct Image {
     dir: Option<TempDir>,
@@ -26,7 +26,7 @@ impl Image {
         sh(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&file));
         sh(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&mountpoint));
         let image = Self { dir: Some(dir), mountpoint, file };
-        // An ordinary user may be the one who works in it.
+        // An ordinary user may work in it too.
         sh(Command::new("chmod").arg("1777").arg(&image.mountpoint));
         image
     }
@@ -42,7 +42,8 @@ impl Drop for Image {
             let done = Command::new("umount").args(args).arg(&self.mountpoint).output();
             done.is_ok_and(|out| out.status.success())
         };
-        // Another test's child may have our files between its fork and its exec.
+        // Between its fork and its exec, a child of another test holds copies of our descriptors, so the mount can be
+        // busy.
         let clean = (0..100).any(|_| {
             let clean = umount(&[]);
             if !clean {
@@ -60,7 +61,7 @@ impl Drop for Image {
                 |out| String::from_utf8_lossy(&out.stdout).into_owned(),
             )
         };
-        // The mount namespace of another test may hold a copy of our mount for as long as it lives.
+        // A mount namespace of another test may hold a copy of our mount as long as that namespace exists.
         let mut left = loops();
         for _ in 0..1000 {
             if left.is_empty() {

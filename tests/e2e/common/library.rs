@@ -1,6 +1,6 @@
-//! Small libraries, written as rcc writes them but by a hand of our own: an independent witness of the format.
+//! Writes small libraries in rcc's format, as an independent witness of the format.
 //!
-//! It shares no code with what it tests. The benchmark's generator uses it too.
+//! It shares no code with holofs. The generator of the benchmark uses it too.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// The stage's name: in a file's bytes it is a relocation.
+/// The name of the stage directory. Where it appears in the bytes of a file, the file has a relocation.
 pub const STAGE: &str = "hea7ce2c_493f813dad24d3t";
 
-/// A library with one environment in it.
+/// A library with one environment.
 #[derive(Clone, Debug)]
 pub struct Library {
     root: Dir,
@@ -36,12 +36,12 @@ enum Entry {
 }
 
 impl Library {
-    /// An environment with nothing in it but what says which it is; blobs are compressed.
+    /// An environment that contains only its `identity.yaml`; blobs are compressed.
     pub fn new() -> Self {
         Self { root: Dir::default(), raw: false, blueprint: String::new() }.named("a test")
     }
 
-    /// A small tree with one of everything that tests want to find.
+    /// A small tree with one entry of every kind that tests need.
     pub fn sample() -> Self {
         let script = format!("#!/bin/sh\n# /somewhere/{STAGE}/bin/tool\necho \"tool $0 $*\"\n");
         Self::new()
@@ -64,13 +64,13 @@ impl Library {
             .dir_link("lib64", "lib")
     }
 
-    /// Raw blobs under SipHash digests, as with `compress.no`.
+    /// Stores raw blobs under SipHash digests, as rcc does with `compress.no`.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
     }
 
-    /// Another blueprint, so that one library can hold several environments.
+    /// Uses another blueprint, so that one library can hold several environments.
     pub fn named(mut self, blueprint: &str) -> Self {
         self.blueprint = format!("name: {blueprint}");
         let text = self.blueprint.clone();
@@ -90,12 +90,12 @@ impl Library {
         self.put(path, Entry::File { mode, bytes: bytes.to_vec() })
     }
 
-    /// A link to a file, or to nothing.
+    /// Adds a link to a file or to nothing.
     pub fn link(self, path: &str, target: &str) -> Self {
         self.put(path, Entry::Link { target: target.to_owned(), to_dir: false })
     }
 
-    /// A link to a directory that is named by its path in the environment.
+    /// Adds a link to a directory of the environment.
     pub fn dir_link(self, path: &str, target: &str) -> Self {
         self.put(path, Entry::Link { target: target.to_owned(), to_dir: true })
     }
@@ -106,20 +106,20 @@ impl Library {
         self
     }
 
-    /// The blueprint's hash.
+    /// The hash of the blueprint.
     pub fn hash(&self) -> String {
         let mut hasher = siphasher::sip::SipHasher24::new_with_keys(9_007_199_254_740_993, 2_147_483_647);
         hasher.write(self.blueprint.as_bytes());
         format!("{:016x}", hasher.finish())
     }
 
-    /// Where its catalog lies in a hololib.
+    /// The path of its catalog in a hololib.
     pub fn catalog(&self, hololib: &Path) -> PathBuf {
         let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         hololib.join("catalog").join(format!("{}v12.linux_{machine}", self.hash()))
     }
 
-    /// Where a file's blob lies in a hololib.
+    /// The path of a file's blob in a hololib.
     pub fn blob(&self, hololib: &Path, path: &str) -> PathBuf {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         let mut at = &self.root;
@@ -131,12 +131,12 @@ impl Library {
         blob_path(hololib, &self.digest(bytes))
     }
 
-    /// Writes blobs and catalog. `base` is the directory in which its spaces will stand.
+    /// Writes blobs and catalog. `base` is the directory that will hold the spaces.
     pub fn write(&self, hololib: &Path, base: &Path) {
         self.write_edited(hololib, base, |_| ());
     }
 
-    /// The same, with the last word on the catalog's JSON.
+    /// Like [`Self::write`], but `edit` may change the JSON of the catalog first.
     pub fn write_edited(&self, hololib: &Path, base: &Path, edit: impl FnOnce(&mut Value)) {
         for dir in ["catalog", "library", "used", "pids"] {
             std::fs::create_dir_all(hololib.join(dir)).expect("make the library");
@@ -164,7 +164,7 @@ impl Library {
         std::fs::write(self.catalog(hololib), gzip(&text)).expect("write the catalog");
     }
 
-    /// Puts the tree where rcc would, as rcc would.
+    /// Writes the tree to `to` as rcc would restore it.
     pub fn restore(&self, to: &Path) {
         let name = to.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
         restore_dir(&self.root, to, &name);
@@ -200,7 +200,7 @@ impl Library {
                 Entry::Dir(dir) => {
                     subdirs.insert(name.clone(), self.dir_json(name, dir, root, shadow));
                 }
-                // rcc lists what it finds below a link to a directory, and marks all but the first level.
+                // rcc follows a link to a directory when it lists, and marks all levels but the first.
                 Entry::Link { target, to_dir: true } => {
                     let Some(Entry::Dir(found)) = root.entries.get(target) else {
                         panic!("no directory {target}")
@@ -252,7 +252,7 @@ impl Dir {
             let entry = dir.entries.entry(part.to_owned()).or_insert_with(|| Entry::Dir(Dir::default()));
             match entry {
                 Entry::Dir(dir) => dir,
-                _ => panic!("{part} of {path} is no directory"),
+                _ => panic!("{part} of {path} is not a directory"),
             }
         })
     }
@@ -286,14 +286,14 @@ fn set_mother_time(path: &Path) {
     rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).expect("utimens");
 }
 
-/// This process's umask, without changing it.
+/// The umask of this process, read without changing it.
 pub fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:")).expect("Umask");
     u32::from_str_radix(line.trim(), 8).expect("octal")
 }
 
-/// Bytes that differ at each place.
+/// Bytes that differ at each position.
 pub fn pattern(len: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(len + 4);
     let mut at = 0_u32;
@@ -305,7 +305,8 @@ pub fn pattern(len: usize) -> Vec<u8> {
     out
 }
 
-/// What rcc writes into `rewrite`; its two oddities (`FORMAT`: missed at the end, listed twice) are not copied.
+/// The offsets that rcc writes into `rewrite`. Two bugs of rcc (a match at the end is missed; some are listed twice)
+/// are not reproduced.
 fn relocations(bytes: &[u8]) -> Vec<usize> {
     let stage = STAGE.as_bytes();
     let mut out = Vec::new();
@@ -317,7 +318,7 @@ fn relocations(bytes: &[u8]) -> Vec<usize> {
     out
 }
 
-/// Go's `fs.FileMode` of an st_mode's permission bits.
+/// Permission bits of an st_mode as Go's `fs.FileMode`.
 fn go_mode(mode: u32) -> u32 {
     let special = [(0o4000, 1 << 23), (0o2000, 1 << 22), (0o1000, 1 << 20)];
     special.iter().filter(|(bit, _)| mode & bit != 0).fold(mode & 0o777, |go, (_, flag)| go | flag)
@@ -334,12 +335,12 @@ fn sip128(bytes: &[u8]) -> String {
     hex(&hasher.finish128().as_bytes())
 }
 
-/// Lower-case hex.
+/// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One gzip member, level 1.
+/// One gzip member, compression level 1.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     out.write_all(bytes).expect("gzip");

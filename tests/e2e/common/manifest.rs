@@ -1,4 +1,4 @@
-//! What a tree is, entry by entry, and how two trees differ.
+//! Describes every entry of a tree, and how two trees differ.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::library::hex;
 
-/// A tree: each path in it with what stands there.
+/// A tree: a description for each path.
 pub type Manifest = BTreeMap<String, Line>;
 
-/// One entry.
+/// The description of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     Dir { mode: u32 },
@@ -22,7 +22,7 @@ pub enum Line {
     Other { mode: u32 },
 }
 
-/// Reads a golden manifest. Directory times are not in it: files put in after them moved them.
+/// Reads a golden manifest. It has no times of directories, because adding files changed them.
 pub fn read_golden(path: &Path) -> Manifest {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     text.lines().skip(1).map(|line| golden_line(&serde_json::from_str(line).expect("JSON"))).collect()
@@ -45,7 +45,7 @@ fn golden_line(json: &Value) -> (String, Line) {
     (text("path"), line)
 }
 
-/// Reads a tree, every byte of it.
+/// Reads a tree, including every byte of its files.
 pub fn read_tree(root: &Path) -> Manifest {
     let mut out = Manifest::new();
     walk(root, root, &mut out);
@@ -78,7 +78,7 @@ fn walk(path: &Path, root: &Path, out: &mut Manifest) {
     out.insert(name.into_owned(), line);
 }
 
-/// How `here` differs from `want`, a line for each difference.
+/// How `here` differs from `want`, one line for each difference.
 pub fn differences(want: &Manifest, here: &Manifest) -> Vec<String> {
     let mut out = Vec::new();
     for (path, want) in want {
@@ -92,7 +92,7 @@ pub fn differences(want: &Manifest, here: &Manifest) -> Vec<String> {
     out
 }
 
-/// Asserts that a tree is what the manifest says.
+/// Asserts that a tree matches the manifest.
 #[track_caller]
 pub fn assert_same(want: &Manifest, here: &Manifest) {
     let differences = differences(want, here);

@@ -9,13 +9,13 @@ use serde_json::Value;
 
 use super::world::{Done, World, finish};
 
-/// A live mount. Dropping it unmounts and waits for its daemon; a daemon that does not end fails the test.
+/// A live mount. Dropping it unmounts and waits for the daemon; a daemon that does not end fails the test.
 #[derive(Debug)]
 pub struct Mounted<'w> {
     world: &'w World,
-    /// What was asked for.
+    /// The name of the space, as given on the command line.
     pub space: String,
-    /// What `holofs mount --json` said.
+    /// The output of `holofs mount --json`.
     pub said: Value,
     path: PathBuf,
     pid: i32,
@@ -30,7 +30,7 @@ impl<'w> Mounted<'w> {
         Self::by(world, space, &mut command)
     }
 
-    /// Mounts by a command of the caller's, which prints what `holofs mount --json` does.
+    /// Mounts with a command of the caller, which must print the output of `holofs mount --json`.
     #[track_caller]
     pub fn by(world: &'w World, space: &str, command: &mut Command) -> Self {
         let done = finish(command);
@@ -43,7 +43,7 @@ impl<'w> Mounted<'w> {
         Self { world, space: space.to_owned(), said, path, pid, live: true }
     }
 
-    /// A mount that somebody else made of a space of this world.
+    /// Adopts a mount that another command made of a space of this world.
     #[track_caller]
     pub fn adopt(world: &'w World, space: &str) -> Self {
         Self::new(world, space, &[])
@@ -54,7 +54,7 @@ impl<'w> Mounted<'w> {
         &self.path
     }
 
-    /// A path in the space.
+    /// The path of an entry of the space.
     pub fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.path.join(relative)
     }
@@ -69,12 +69,12 @@ impl<'w> Mounted<'w> {
         self.world.state().join("spaces").join(self.identity())
     }
 
-    /// A path in the space's upper.
+    /// The path of an entry of the space's upper.
     pub fn upper(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.state().join("upper").join(relative)
     }
 
-    /// Every name in the upper.
+    /// All paths in the upper.
     pub fn upper_entries(&self) -> Vec<PathBuf> {
         fn walk(dir: &Path, out: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -94,7 +94,7 @@ impl<'w> Mounted<'w> {
         self.pid
     }
 
-    /// Unmounts by `holofs unmount`, which must succeed.
+    /// Unmounts with `holofs unmount`, which must succeed.
     #[track_caller]
     pub fn unmount(mut self) {
         self.live = false;
@@ -103,7 +103,7 @@ impl<'w> Mounted<'w> {
         self.assert_gone();
     }
 
-    /// Unmounts, and mounts the same space again.
+    /// Unmounts the space and mounts it again.
     #[track_caller]
     pub fn remount(self) -> Self {
         let (world, space) = (self.world, self.space.clone());
@@ -111,7 +111,7 @@ impl<'w> Mounted<'w> {
         world.mount(&space)
     }
 
-    /// Kills the daemon as the kernel kills: without a word. The dead mount stays.
+    /// Kills the daemon with SIGKILL. The dead mount stays.
     #[track_caller]
     pub fn kill(mut self) {
         self.live = false;
@@ -124,14 +124,14 @@ impl<'w> Mounted<'w> {
         rustix::process::kill_process(pid, signal).expect("signal the daemon");
     }
 
-    /// The mount has been ended by other means; checks that nothing is left of it.
+    /// Checks that nothing is left of a mount that was ended by other means.
     #[track_caller]
     pub fn has_ended(mut self) {
         self.live = false;
         self.assert_gone();
     }
 
-    /// The mount has been ended, and another one of the same space stands in its place.
+    /// Checks that the daemon has ended. Another mount of the same space may stand in its place.
     #[track_caller]
     pub fn has_ended_as(mut self, other: &Mounted<'_>) {
         self.live = false;
@@ -139,8 +139,8 @@ impl<'w> Mounted<'w> {
         self.wait_for_daemon();
     }
 
-    /// Another test's child has all our open files between its fork and its exec, also those we have closed by now:
-    /// so busy is believed only when it stays so.
+    /// Unmounts, and retries while the mount is busy. Between its fork and its exec, a child of another test holds
+    /// copies of our descriptors, including those that we have closed by now.
     fn end(&self) -> Done {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -185,7 +185,7 @@ impl Drop for Mounted<'_> {
             !is_running(self.pid)
         };
         if !ended {
-            // The world takes the mount away; the daemon is ours alone, by its pid.
+            // The world removes the mount. The daemon is killed by its pid.
             if let Some(pid) = Pid::from_raw(self.pid).filter(|_| is_running(self.pid)) {
                 let killed = rustix::process::kill_process(pid, Signal::KILL);
                 eprintln!("the daemon did not end and was killed: {killed:?}");
@@ -198,7 +198,7 @@ impl Drop for Mounted<'_> {
 }
 
 impl Mounted<'_> {
-    /// The end of the daemon's log, for whoever reads the failure.
+    /// Prints the end of the daemon's log, for the reader of the failure.
     fn tell_log(&self) {
         let log = std::fs::read_to_string(self.state().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -209,7 +209,7 @@ impl Mounted<'_> {
     }
 }
 
-/// Whether a process is there and not merely waiting to be reaped.
+/// Whether a process exists and is not a zombie.
 pub fn is_running(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());

@@ -1,13 +1,13 @@
-//! Loss of power: a disk whose content at any instant can be looked at after a restart of the machine.
+//! Simulates a power loss: keeps the content that a disk had at one instant and mounts it as after a reboot.
 //!
-//! The filesystem under test lies in a file on an XFS that can share extents, behind a loop device with direct I/O: the
-//! file holds what the "disk" was given, and nothing that is only in the page cache. [`Disk::cut`] clones that file, in
-//! one step, while whatever runs goes on; [`Cut::restart`] mounts the clone where the disk was, in a mount namespace of
-//! its own and under another boot id, and runs a shell script there. What the device itself would lose from a volatile
-//! cache is not simulated: filesystems flush that when they commit.
+//! The filesystem under test lies in a file on an XFS with reflink, behind a loop device with direct I/O. The file
+//! therefore holds what was written to the "disk", and nothing that is only in the page cache. [`Disk::cut`] clones
+//! that file in one step, while everything else goes on. [`Cut::restart`] mounts the clone in the place of the disk, in
+//! a mount namespace of its own and under another boot id, and runs a shell script there. The loss of a volatile cache
+//! in the device is not simulated: filesystems flush that cache when they commit.
 //!
-//! For a soak: make a [`Disk`], put a `World` on it (`World::at(disk.path())`), let threads work, and call
-//! [`Disk::commit`] and [`Disk::cut`] as often as wanted. `power::cuts()` says how many the tests make.
+//! For a soak test, make a [`Disk`], put a `World` on it (`World::at(disk.path())`), let threads work, and call
+//! [`Disk::commit`] and [`Disk::cut`] as often as needed. [`cuts`] is the number of cuts that the tests make.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ use super::image::Image;
 use super::world::{Done, finish};
 use super::{World, sh};
 
-/// How many cuts a test makes in each of its parts: `HOLOFS_TEST_CUTS`, else three.
+/// The number of power cuts in each part of a test: `HOLOFS_TEST_CUTS`, or three.
 pub fn cuts() -> usize {
     std::env::var("HOLOFS_TEST_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
 }
@@ -29,11 +29,11 @@ pub struct Disk {
     mountpoint: PathBuf,
     device: String,
     cuts: AtomicUsize,
-    /// Below all the rest, so dropped last.
+    /// The last field, so that it is dropped last: it holds the file of the inner image.
     outer: Image,
 }
 
-/// What a disk held at one instant.
+/// The content of a disk at one instant.
 #[derive(Debug)]
 pub struct Cut<'d> {
     disk: &'d Disk,
@@ -42,7 +42,7 @@ pub struct Cut<'d> {
 }
 
 impl Disk {
-    /// A filesystem of this kind, of 400 megabytes.
+    /// Makes a filesystem of this type with 400 megabytes.
     #[track_caller]
     pub fn new(kind: &'static str) -> Self {
         let outer = Image::new("xfs", 4000);
@@ -57,18 +57,18 @@ impl Disk {
         disk
     }
 
-    /// Where it is mounted.
+    /// The mountpoint of the disk.
     pub fn path(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// Has all that was written reach the disk.
+    /// Syncs everything that was written to the disk.
     pub fn settle(&self) {
         sh(Command::new("sync").arg("-f").arg(&self.mountpoint));
     }
 
-    /// Has the journal committed, as it is every few seconds, by syncing a file of no interest. Other files' bytes are
-    /// left where they are.
+    /// Makes the journal commit, as it does every few seconds, by syncing an unrelated file. The bytes of other files
+    /// may stay in memory.
     pub fn commit(&self) {
         let number = self.cuts.load(Ordering::Relaxed);
         let path = self.mountpoint.join("commit");
@@ -76,7 +76,7 @@ impl Disk {
         std::fs::File::open(&path).unwrap().sync_all().unwrap();
     }
 
-    /// Takes what the disk holds now.
+    /// Clones the current content of the disk.
     pub fn cut(&self) -> Cut<'_> {
         let number = self.cuts.fetch_add(1, Ordering::Relaxed);
         let file = self.outer.path().join(format!("cut.{number}"));
@@ -107,8 +107,8 @@ impl Drop for Disk {
 }
 
 impl Cut<'_> {
-    /// Runs a shell script as after a restart: the world is the one on the disk, as the disk held it, and the machine
-    /// runs anew. The script must unmount what it mounts. A further restart of the same cut is a further run.
+    /// Runs a shell script as after a reboot: the world is the one on the disk, with the content of the cut, and the
+    /// boot id is new. The script must unmount what it mounts. Each call is a further boot of the same cut.
     pub fn restart(&self, world: &World, script: &str) -> Done {
         let number = self.restarts.fetch_add(1, Ordering::Relaxed);
         let boot = self.file.with_extension(format!("boot{number}"));

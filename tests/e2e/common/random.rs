@@ -1,6 +1,6 @@
-//! Random numbers that can be had again: the same seed gives the same test.
+//! Reproducible random numbers: the same seed gives the same test.
 
-/// SplitMix64.
+/// The SplitMix64 generator.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -17,7 +17,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
@@ -27,7 +27,7 @@ impl Random {
         &from[at]
     }
 
-    /// True once in `n` times.
+    /// True in one of `n` calls on average.
     pub fn once_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }

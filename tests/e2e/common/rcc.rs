@@ -1,6 +1,6 @@
-//! What rcc v18.18.1 does to a space, by its own file operations: restore, convert, delete, record, list.
+//! Does to a space what rcc v18.18.1 does, by the same file operations: restore, convert, delete, record, list.
 //!
-//! An independent hand, as `library.rs`: it shares no code with what it tests, and the tests need no rcc.
+//! Like `library.rs` it is independent: it shares no code with holofs, and the tests need no rcc.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, Permissions};
@@ -14,11 +14,11 @@ use super::fixture::gunzip;
 use super::library::{STAGE, gzip};
 use super::{Library, MOTHER_TIME, World};
 
-/// A lock of rcc's, held.
+/// A lock of rcc, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code)] File);
 
-/// Waits for a lock file as rcc does: it truncates, and waits for ever.
+/// Takes a lock as rcc does: it truncates the file, and waits without a time limit.
 pub fn lock(path: &Path) -> Lock {
     let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o666).open(path);
     let file = open.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -26,12 +26,12 @@ pub fn lock(path: &Path) -> Lock {
     Lock(file)
 }
 
-/// The file beside a space's directory.
+/// The path of a file beside the directory of a space.
 pub fn beside(space: &Path, ending: &str) -> PathBuf {
     PathBuf::from(format!("{}{ending}", space.display()))
 }
 
-/// The JSON of a catalog, or of a space's `.meta`.
+/// The JSON of a catalog, or of the `.meta` of a space.
 pub fn read(path: &Path) -> Value {
     serde_json::from_slice(&gunzip(&std::fs::read(path).expect("a catalog"))).expect("JSON")
 }
@@ -42,7 +42,7 @@ pub fn list(world: &World) -> BTreeMap<String, String> {
     for entry in std::fs::read_dir(world.base()).into_iter().flatten().flatten() {
         let name = entry.file_name().into_string().expect("a name");
         if let Some(identity) = name.strip_suffix(".meta") {
-            // rcc passes over what it cannot read.
+            // rcc skips files that it cannot read.
             let Ok(text) = std::panic::catch_unwind(|| read(&entry.path())) else { continue };
             found.insert(identity.to_owned(), text["blueprint"].as_str().expect("a blueprint").to_owned());
         }
@@ -50,8 +50,8 @@ pub fn list(world: &World) -> BTreeMap<String, String> {
     found
 }
 
-/// `rcc holotree variables`, `rcc run`: restores an environment into a space, new or not. Returns how many entries were
-/// dirty.
+/// Does what `rcc holotree variables` and `rcc run` do: restores an environment into a space, new or not. Returns the
+/// number of dirty entries.
 pub fn restore(world: &World, library: &Library, space: &Path) -> usize {
     let _global = lock(&world.base().join("global.lck"));
     let _lock = lock(&beside(space, ".lck"));
@@ -71,7 +71,7 @@ pub fn restore(world: &World, library: &Library, space: &Path) -> usize {
     wanted["path"] = json!(space);
     wanted["controller"] = json!("rcc.user");
     wanted["space"] = label;
-    // In place, and the record first.
+    // In place, and `.meta` before the files, as rcc does.
     std::fs::write(&meta, gzip(&serde_json::to_vec_pretty(&wanted).expect("JSON"))).expect("write .meta");
     wanted.as_object_mut().expect("an object").retain(|key, _| !matches!(key.as_str(), "lifted" | "tree"));
     std::fs::write(beside(space, ".meta.info"), serde_json::to_vec_pretty(&wanted).expect("JSON"))
@@ -85,7 +85,7 @@ pub fn restore(world: &World, library: &Library, space: &Path) -> usize {
     dirty
 }
 
-/// A recording that is under way: the catalog is written, and none of the blobs.
+/// An unfinished recording: the catalog is written, and no blob.
 #[derive(Debug)]
 pub struct Recording {
     lock: Option<Lock>,
@@ -94,7 +94,7 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Begins to record an environment into a library without blobs.
+    /// Starts to record an environment into a library without blobs.
     pub fn begin(world: &World, library: &Library) -> Self {
         std::fs::create_dir_all(world.base()).expect("mkdir");
         let lock = Some(lock(&world.base().join("global.lck")));
@@ -106,7 +106,7 @@ impl Recording {
         this
     }
 
-    /// Writes the blobs and lets go of the lock.
+    /// Writes the blobs and releases the lock.
     pub fn finish(mut self) {
         std::fs::remove_dir(&self.library).expect("rmdir");
         std::fs::rename(&self.aside, &self.library).expect("rename");
@@ -114,8 +114,8 @@ impl Recording {
     }
 }
 
-/// `rcc holotree delete`: `.meta`, `.lck`, then everything in the space. It takes no lock, and fails in the end when the
-/// space is mounted.
+/// Does what `rcc holotree delete` does: removes `.meta`, `.lck`, then everything in the space. It takes no lock, and
+/// fails at the end if the space is mounted.
 pub fn delete(space: &Path) {
     for ending in [".meta", ".lck"] {
         drop(std::fs::remove_file(beside(space, ending)));
@@ -123,7 +123,8 @@ pub fn delete(space: &Path) {
     remove_all(space);
 }
 
-/// `rcc configuration cleanup --quick`: the holotree is renamed and removed. Returns where a mount in it is now.
+/// Does what `rcc configuration cleanup --quick` does: renames the holotree and removes it. Returns the new path of a
+/// mount in it.
 pub fn cleanup(world: &World) -> PathBuf {
     let renamed = world.home().join("holotree.025825E2");
     std::fs::rename(world.base(), &renamed).expect("rename the holotree");
@@ -131,7 +132,7 @@ pub fn cleanup(world: &World) -> PathBuf {
     renamed
 }
 
-/// Go's `os.RemoveAll`: goes on when something cannot be removed.
+/// Like Go's `os.RemoveAll`, goes on after an entry that cannot be removed.
 fn remove_all(path: &Path) {
     if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
@@ -175,7 +176,7 @@ fn set_time(path: &Path) {
 
 struct Restorer<'a> {
     hololib: PathBuf,
-    /// What the old `.meta` says of each file.
+    /// The digest of each file according to the old `.meta`.
     known: BTreeMap<PathBuf, String>,
     space: &'a Path,
 }

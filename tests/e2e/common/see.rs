@@ -1,4 +1,4 @@
-//! What a program can see of a tree, in words that can be compared with those of another tree.
+//! Describes what a program can see of a tree, as text that can be compared with the text of another tree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::MOTHER_TIME;
 
-/// All that can be seen of a tree: a line for each path. `content` describes the bytes of a regular file.
+/// Everything visible of a tree, one line for each path. `content` describes the bytes of a regular file.
 pub fn tree(root: &Path, content: &dyn Fn(&[u8]) -> String) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     let mut first_name: BTreeMap<u64, String> = BTreeMap::new();
@@ -54,7 +54,7 @@ pub fn visit(root: &Path, path: &str, see: &mut dyn FnMut(&str, Result<std::fs::
     }
 }
 
-/// How two trees differ, each with its name in front of its lines; nothing if they do not.
+/// How two trees differ, with the name of the tree before each line; `None` if they do not differ.
 pub fn differences(
     (left_name, left): (&str, &BTreeMap<String, String>),
     (right_name, right): (&str, &BTreeMap<String, String>),
@@ -84,7 +84,8 @@ pub fn kind(kind: &std::fs::FileType) -> char {
     }
 }
 
-/// What stat says, but for what may differ between two filesystems: the size of a directory, and by how much now is now.
+/// What stat returns, without what may differ between two filesystems: the size of a directory, and the exact current
+/// time.
 pub fn describe(stat: &std::fs::Metadata) -> String {
     let size = if stat.is_dir() { 0 } else { stat.len() };
     let mtime = if stat.mtime() <= MOTHER_TIME {
@@ -102,7 +103,7 @@ pub fn describe(stat: &std::fs::Metadata) -> String {
     )
 }
 
-/// The names of the attributes of users.
+/// The names of all `user.` attributes.
 pub fn xattrs(path: &Path) -> Result<Vec<String>> {
     let mut names = vec![0; 4096];
     let len = rustix::fs::llistxattr(path, &mut names[..])?;

@@ -1,7 +1,6 @@
-//! A temporary place with a `ROBOCORP_HOME` of its own, and the binary run against it.
+//! A temporary directory with its own `ROBOCORP_HOME`, and the commands that run there.
 //!
-//! Invariant: when a world ends, nothing of it is left, neither mounts nor processes nor files. A test that
-//! leaves a mount behind fails.
+//! Invariant: when a world ends, no mount, process or file of it is left. A test that leaves a mount behind fails.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
@@ -18,10 +17,10 @@ use tempfile::TempDir;
 use super::as_user::{as_user_args, holofs_binary, tools};
 use super::mount::Mounted;
 
-/// `HOME` of every test: the userid of the golden spaces is made of it. It need not exist.
+/// `HOME` in every test. The golden spaces contain a user id that is derived from it. The directory need not exist.
 pub const HOME: &str = "/tmp/rcchome/home";
 
-/// The longest that any command of ours may take.
+/// The time limit of every command.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A place to test in.
@@ -29,16 +28,16 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct World {
     dir: Option<TempDir>,
     path: PathBuf,
-    /// Put before every command: who runs it.
+    /// Words before every command that make an ordinary user run it.
     before: Vec<OsString>,
-    /// Keeps the programs where that user can reach them.
+    /// Keeps the programs in a place that this user can reach.
     tools: Option<Arc<TempDir>>,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
-    /// Exit status, or 128 + signal.
+    /// The exit status, or 128 + signal.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -49,24 +48,24 @@ impl World {
         Self::adopt(reachable_tempdir("holofs-test-"))
     }
 
-    /// A world on another filesystem, at a directory that is there.
+    /// A world in an existing directory, for example on another filesystem.
     pub fn at(dir: &Path) -> Self {
         Self { dir: None, path: dir.to_owned(), before: Vec::new(), tools: None }
     }
 
-    /// A world with this library in it.
+    /// A world with this library.
     pub fn with(library: &super::Library) -> Self {
         let world = Self::new();
         world.add(library);
         world
     }
 
-    /// A world with the sample library in it.
+    /// A world with the sample library.
     pub fn sample() -> Self {
         Self::with(&super::Library::sample())
     }
 
-    /// Adds an environment to this world's library.
+    /// Adds an environment to the library of this world.
     pub fn add(&self, library: &super::Library) {
         library.write(&self.hololib(), &self.base());
     }
@@ -76,7 +75,7 @@ impl World {
         Self { dir: Some(dir), path, before: Vec::new(), tools: None }
     }
 
-    /// From now on commands are run by an ordinary user, who gets all that is in this world.
+    /// Runs all later commands as an ordinary user, and gives this user everything in the world.
     pub fn by_ordinary_user(mut self) -> Self {
         let args = as_user_args();
         let owner = format!("{}:{}", args[1].display(), args[3].display());
@@ -101,17 +100,17 @@ impl World {
         self.home().join("hololib")
     }
 
-    /// The directory in which the spaces stand.
+    /// The directory that holds the spaces.
     pub fn base(&self) -> PathBuf {
         self.home().join("holotree")
     }
 
-    /// What holofs keeps.
+    /// The state directory of holofs.
     pub fn state(&self) -> PathBuf {
         self.home().join("holofs")
     }
 
-    /// A command with the environment of this world and nothing else.
+    /// A command with the environment variables of this world and no others.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut words = self.before.iter().map(OsString::as_os_str).chain([program.as_ref()]);
         let mut command = Command::new(words.next().expect("a program"));
@@ -143,7 +142,7 @@ impl World {
         finish(self.holofs().args(args))
     }
 
-    /// Runs `holofs ARGS --json`, which must succeed, and returns what it printed.
+    /// Runs `holofs ARGS --json`, which must succeed, and returns its parsed output.
     #[track_caller]
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
         let done = finish(self.holofs().args(args).arg("--json"));
@@ -151,19 +150,19 @@ impl World {
         serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"))
     }
 
-    /// Mounts a space of this world's only library.
+    /// Mounts a space of the only environment in this world's library.
     #[track_caller]
     pub fn mount(&self, space: &str) -> Mounted<'_> {
         self.mount_with(space, &[])
     }
 
-    /// The same, with further arguments.
+    /// Like [`Self::mount`], with further arguments.
     #[track_caller]
     pub fn mount_with(&self, space: &str, args: &[&str]) -> Mounted<'_> {
         Mounted::new(self, space, args)
     }
 
-    /// The mountpoints of ours below this world.
+    /// The mountpoints of holofs below this world.
     pub fn mounts(&self) -> Vec<PathBuf> {
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let mounts = mountinfo.lines().filter(|line| line.contains(" - fuse.holofs "));
@@ -176,7 +175,7 @@ impl Drop for World {
     fn drop(&mut self) {
         let left = self.mounts();
         for mount in &left {
-            // As good as it can be; what remains is reported below.
+            // Best effort. What remains is reported below.
             let by_fusermount = Command::new("fusermount3").arg("-uz").arg(mount).output();
             if !by_fusermount.is_ok_and(|out| out.status.success()) {
                 drop(Command::new("umount").arg("-l").arg(mount).output());
@@ -185,19 +184,19 @@ impl Drop for World {
         if let Some(dir) = self.dir.take() {
             let path = dir.path().to_owned();
             if dir.close().is_err() {
-                // Directories that a test made unreadable.
+                // A test may have made directories unreadable.
                 drop(Command::new("chmod").args(["-R", "u+rwX"]).arg(&path).output());
                 drop(std::fs::remove_dir_all(&path));
             }
             if !std::thread::panicking() {
-                assert!(left.is_empty(), "left mounted: {left:?}");
-                assert!(!path.exists(), "left behind: {}", path.display());
+                assert!(left.is_empty(), "the test left mounts: {left:?}");
+                assert!(!path.exists(), "the test left files: {}", path.display());
             }
         }
     }
 }
 
-/// Runs a command to its end; one that hangs is killed and fails the test.
+/// Runs a command to its end. A command that hangs is killed and fails the test.
 #[track_caller]
 pub fn finish(command: &mut Command) -> Done {
     let shown = format!("{command:?}");
@@ -223,7 +222,7 @@ pub fn finish(command: &mut Command) -> Done {
     Done { code, stdout: text(out), stderr: text(reader) }
 }
 
-/// Waits for a child, but not for ever.
+/// Waits for a child with a time limit.
 #[track_caller]
 pub fn wait(child: &mut Child, shown: &str) -> i32 {
     use std::os::unix::process::ExitStatusExt;
@@ -234,15 +233,15 @@ pub fn wait(child: &mut Child, shown: &str) -> i32 {
         }
         if Instant::now() > deadline {
             drop(child.kill());
-            panic!("no end after {PATIENCE:?}: {shown}");
+            panic!("timed out after {PATIENCE:?}: {shown}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A temporary directory on a real disk (an upper needs user attributes) that every user can enter.
+/// A temporary directory that every user can enter, on a real disk, because an upper needs user attributes.
 pub fn reachable_tempdir(prefix: &str) -> TempDir {
-    // `scripts/test.sh` has a directory of its own, to find what a run left that did not come to its end.
+    // `scripts/test.sh` sets a directory of its own, to clean up after a run that was interrupted.
     let place = std::env::var_os("HOLOFS_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
     let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(place).expect("a directory");
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");

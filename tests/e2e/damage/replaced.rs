@@ -1,6 +1,6 @@
-//! Each file that holofs keeps, or that it shares with rcc, gives way to a FIFO, a link or a directory, while nothing is
-//! mounted and under a live mount. Every command ends within its time, what a link points to is left alone, and
-//! `holofs check` names what of the library is no file any more.
+//! Replaces each file that holofs keeps, or shares with rcc, by a FIFO, a link or a directory, while nothing is mounted
+//! and under a live mount. Every command ends within its time limit, the target of a link is not touched, and `holofs
+//! check` reports library files that are not regular files.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,31 +11,31 @@ use super::{assert_sound, copy_back, try_mount, used_world};
 use crate::common::world::finish;
 use crate::common::{Library, World, files_below, sh};
 
-/// What stands where a file was.
+/// What replaces a file.
 #[derive(Clone, Copy, Debug)]
 enum Instead {
     Fifo,
-    /// A link to a file that is none of ours.
+    /// A link to a file that holofs did not make.
     Link,
-    /// A link to nothing, through which a file could be made.
+    /// A link to nothing, through which a file could be created.
     Dangling,
     Directory,
 }
 
 const ALL: [Instead; 4] = [Instead::Fifo, Instead::Link, Instead::Dangling, Instead::Directory];
 
-/// A FIFO in the place of each file, and one of the others, in turn.
+/// A FIFO for each file, and one of the others in turn.
 fn kinds(index: usize) -> [Instead; 2] {
     [Instead::Fifo, ALL[1 + index % (ALL.len() - 1)]]
 }
 
-/// What an innocent file holds: nothing that could be taken for a record or a lock.
-const INNOCENT: &[u8] = b"somebody's own words\n";
+/// The content of the link's target: nothing that could be mistaken for a record or a lock.
+const INNOCENT: &[u8] = b"a file of somebody else\n";
 
-/// A command that takes longer hangs. The lock's patience is shorter.
+/// A command that takes longer hangs. The limit of its locks is shorter.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Beside a world: where links point to.
+/// The targets of the links, beside the world.
 struct Victim {
     file: PathBuf,
     missing: PathBuf,
@@ -68,11 +68,11 @@ impl Victim {
     #[track_caller]
     fn assert_untouched(&self, what: &str) {
         assert_eq!(std::fs::read(&self.file).unwrap(), INNOCENT, "{what}: written through a link");
-        assert!(!self.missing.exists(), "{what}: made through a link");
+        assert!(!self.missing.exists(), "{what}: created through a link");
     }
 }
 
-/// Runs a command that may fail, with one clear line, but not hang.
+/// Runs a command that may fail with one clear line, but may not hang.
 #[track_caller]
 fn ends(world: &World, args: &[&str], what: &str) -> i32 {
     let begin = Instant::now();
@@ -80,14 +80,14 @@ fn ends(world: &World, args: &[&str], what: &str) -> i32 {
     assert!(begin.elapsed() < LONGEST, "{what}: {args:?} took {:?}", begin.elapsed());
     assert!(done.code < 100 && !done.stderr.contains("panicked"), "{what}: {args:?}: {done:?}");
     if done.code != 0 {
-        // Warnings may stand before it, and advice after it.
+        // Warnings may precede this line, and advice may follow it.
         let line = done.stderr.lines().any(|line| line.starts_with("holofs: "));
         assert!(line, "{what}: {args:?}: {done:?}");
     }
     done.code
 }
 
-/// What is kept beside the spaces, shared with rcc.
+/// The files beside the spaces, which holofs shares with rcc.
 fn beside(world: &World) -> Vec<PathBuf> {
     let mut out = Vec::new();
     for dir in [world.base(), world.hololib().join("used")] {
@@ -144,7 +144,7 @@ for_both_users! {
         let victim = Victim::new(&world);
         let kept = world.path().join("kept");
         sh(std::process::Command::new("cp").arg("-a").arg(world.state()).arg(&kept));
-        // The upper under a live mount is the daemon's alone, which nobody may change: it is left out.
+        // Without the upper: under a live mount it belongs to the daemon alone.
         let is_upper = |file: &Path| file.components().any(|part| part.as_os_str() == "upper");
         let files = files_below(&world.state()).into_iter().filter(|file| !is_upper(file));
         for (index, file) in files.enumerate() {
@@ -157,11 +157,11 @@ for_both_users! {
                     ends(&world, args, &what);
                 }
                 assert_sound(&mounted, &want, &file, &what);
-                // A space whose record cannot be synced may refuse changes; it may not hang.
+                // If the record of a space cannot be synced, the space may refuse changes, but it may not hang.
                 if let Err(error) = std::fs::write(mounted.at("lib/new"), b"works") {
                     assert!(file.ends_with("state.json"), "{what}: {error}");
                 }
-                // By the kernel's own way when holofs cannot know its mount any more.
+                // Unmounts without holofs if holofs cannot recognise its mount any more.
                 if ends(&world, &["unmount", "s"], &what) == 0 {
                     mounted.has_ended();
                 } else {
@@ -201,7 +201,7 @@ for_both_users! {
                 ends(&world, &["list"], &what);
                 ends(&world, &["catalogs", world.home().to_str().unwrap()], &what);
                 if let Some(mounted) = try_mount(&world, &what) {
-                    // EIO for that file alone.
+                    // EIO for this file only.
                     assert!(std::fs::read(mounted.at("lib/data.bin")).is_err(), "{what}");
                     assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n", "{what}");
                     mounted.unmount();

@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::{SPACE, assert_refused, mount, soon};
-use crate::common::World;
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
+use crate::common::{Mounted, World};
 
 /// How often a mount races against somebody who exchanges its mountpoint.
 const RACES: usize = 25;
@@ -63,6 +63,15 @@ impl Drop for Bound<'_> {
     }
 }
 
+/// Asserts that `path`, `mount` and `status` all find this mount of the space.
+#[track_caller]
+fn assert_found(world: &World, mounted: &Mounted<'_>) {
+    let path = mounted.path().to_str().unwrap();
+    assert_eq!(soon(world, &["path", SPACE]).stdout.trim(), path);
+    assert_eq!(mount(world).stdout.trim(), path);
+    assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+}
+
 /// Does something at the end of its scope, however that ends.
 struct OnDrop<F: Fn()>(F);
 
@@ -113,7 +122,7 @@ for_both_users! {
 /// Another user mounts something whose source text is ours.
 #[test]
 fn mount_of_another_user_with_our_source_is_not_ours() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
@@ -123,10 +132,8 @@ fn mount_of_another_user_with_our_source_is_not_ours() {
     std::fs::create_dir(&theirs).unwrap();
     let foreign = Foreign::new(&source, &theirs);
     let shown = path.to_str().unwrap();
-    assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), shown);
-    assert_eq!(mount(&world).stdout.trim(), shown);
+    assert_found(&world, &mounted);
     assert_eq!(world.json(["list"])[mounted.identity()]["path"], shown);
-    assert_eq!(world.json(["status", SPACE])["state"], "mounted");
     assert_eq!(soon(&world, &["unmount", SPACE]).stdout.trim(), shown);
     assert_eq!(world.mounts(), [theirs.as_path()]);
     let identity = mounted.identity().to_owned();
@@ -150,18 +157,15 @@ fn mount_of_another_user_with_our_source_is_not_ours() {
 /// A bind mount of a directory of the space is not the space, and keeps it busy.
 #[test]
 fn bind_mount_of_a_part_is_not_the_space() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     for io in ["cached", "passthrough"] {
         let world = World::sample();
         let mounted = world.mount_with(SPACE, &["--io", io]);
-        let path = mounted.path().to_str().unwrap();
         let at = world.path().join("bound");
         let bound = Bound::new(&mounted.at("lib"), &at);
-        assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), path);
-        assert_eq!(mount(&world).stdout.trim(), path);
-        assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+        assert_found(&world, &mounted);
         let done = soon(&world, &["unmount", SPACE]);
         assert_eq!(done.code, 12, "{done:?}");
         assert_refused(&done, at.to_str().unwrap());
@@ -174,21 +178,19 @@ fn bind_mount_of_a_part_is_not_the_space() {
 /// Of a bind mount of the whole the recorded place decides; `--force` ends all of them.
 #[test]
 fn bind_mount_of_the_whole_is_not_the_space() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
     let mounted = world.mount(SPACE);
-    let path = mounted.path().to_str().unwrap();
     let at = world.path().join("bound");
     let bound = Bound::new(mounted.path(), &at);
-    assert_eq!(soon(&world, &["path", SPACE]).stdout.trim(), path);
-    assert_eq!(world.json(["status", SPACE])["state"], "mounted");
+    assert_found(&world, &mounted);
     assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
     // The bind mount by its path, and no more than that.
     assert_eq!(soon(&world, &["unmount", at.to_str().unwrap()]).code, 12);
     let done = soon(&world, &["unmount", SPACE, "--force"]);
-    assert_eq!((done.code, done.stdout.trim()), (0, path), "{done:?}");
+    assert_eq!((done.code, done.stdout.trim()), (0, mounted.path().to_str().unwrap()), "{done:?}");
     assert_eq!(world.mounts(), Vec::<std::path::PathBuf>::new());
     drop(bound);
     mounted.has_ended();
@@ -197,7 +199,7 @@ fn bind_mount_of_the_whole_is_not_the_space() {
 /// `path` looks at one space: in another one there may be a hundred thousand changes, or something that never answers.
 #[test]
 fn path_reads_no_other_space() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 use rustix::process::Signal;
 
 use super::{SPACE, assert_refused, mount, soon};
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
 use crate::common::{Mounted, World, wait_until};
 
 /// A process with a mount namespace of its own that has a copy of one mount, which nobody else's unmounting reaches.
@@ -50,7 +50,7 @@ fn is_kept(world: &World) {
 
 #[test]
 fn unmount_names_processes_in_other_mount_namespaces() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
@@ -72,7 +72,7 @@ fn unmount_names_processes_in_other_mount_namespaces() {
 
 #[test]
 fn force_ends_mounts_in_other_mount_namespaces() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     for unmounted_before in [false, true] {

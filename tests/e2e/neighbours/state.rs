@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{SPACE, TRAPS, Trap, Victim, assert_refused, clear, mount, soon};
 use crate::common::World;
-use crate::common::as_user::is_root;
+use crate::common::as_user::root_or_skip;
 
 const COMMANDS: [&[&str]; 4] = [&["list"], &["path", SPACE], &["status", SPACE], &["unmount", SPACE]];
 
@@ -104,7 +104,7 @@ for_both_users! {
 /// They made our directories first: their index, so their code, would be used.
 #[test]
 fn directories_that_another_user_made_are_refused() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     for theirs in ["", "cache", "cache/index", "cache/blobs", "spaces", "spaces/ID", "spaces/ID/upper"] {
@@ -124,7 +124,7 @@ fn directories_that_another_user_made_are_refused() {
 /// A link of theirs in a directory with the sticky bit leads to a directory of ours; they could turn it any time.
 #[test]
 fn directory_behind_a_link_of_another_user_is_refused() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
@@ -141,7 +141,7 @@ fn directory_behind_a_link_of_another_user_is_refused() {
 /// `sudo holofs mount` with the home of the user before: what root uses would be his to exchange.
 #[test]
 fn root_refuses_an_ordinary_users_home() {
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     let world = World::sample();
