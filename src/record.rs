@@ -51,7 +51,7 @@ pub struct RecordOptions {
     pub default_hololib: PathBuf,
     /// rcc's home in force: it may become a library whatever it holds. The default is none.
     pub robocorp_home: Option<PathBuf>,
-    /// `$HOME` as it is; the stage is named after it.
+    /// `$HOME`, after which the stage is named. The default is none.
     pub home: Option<OsString>,
     /// The blueprint's text; it is trimmed at both ends, and its hash names the catalog.
     pub blueprint: String,
@@ -83,7 +83,7 @@ impl RecordOptions {
             library,
             default_hololib,
             robocorp_home: None,
-            home: std::env::var_os("HOME").filter(|home| !home.is_empty()),
+            home: None,
             blueprint,
             command,
             compress: None,

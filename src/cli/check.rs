@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::exit::{Failure, INTEGRITY, OK};
 use super::{Context, output};
-use crate::library::check::{Corrupt, Options, Report, check};
+use crate::library::check::{CheckOptions, CheckReport, Corrupt, check};
 use crate::library::locate::locate;
 use crate::sys::process;
 
@@ -31,7 +31,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
-    let options = Options {
+    let options = CheckOptions {
         blueprint: args.blueprint.clone(),
         fast: args.fast,
         jobs: args.jobs.unwrap_or_else(process::processors),
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     Ok(if report.is_clean() { OK } else { INTEGRITY })
 }
 
-fn text(report: &Report) -> Vec<String> {
+fn text(report: &CheckReport) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, why) in &report.bad_catalogs {
         lines.push(format!("bad catalog {name}: {why}"));

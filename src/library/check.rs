@@ -21,7 +21,7 @@ use super::{LibraryError, NAME_LEN, index};
 
 /// What was found. The keys of `holofs check --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// Catalogs looked at.
     pub catalogs: usize,
     /// Blobs looked at.
@@ -47,7 +47,7 @@ pub struct Corrupt {
     pub why: String,
 }
 
-impl Report {
+impl CheckReport {
     /// Whether nothing is wrong. Blobs that nobody names are no fault.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -57,7 +57,7 @@ impl Report {
 
 /// What to check.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct CheckOptions {
     /// Only the catalogs whose blueprint begins so; empty for all.
     pub blueprint: String,
     /// Existence and size only.
@@ -87,8 +87,8 @@ struct Blob {
 ///
 /// # Errors
 /// When its directories cannot be read.
-pub fn check(hololib: &Path, options: &Options) -> Result<Report, LibraryError> {
-    let mut report = Report::default();
+pub fn check(hololib: &Path, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
+    let mut report = CheckReport::default();
     let mut catalogs = Vec::new();
     let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (files, others) = list_with_others(hololib)?;

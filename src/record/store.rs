@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use super::RecordError;
 use super::catalog::Facts;
 use super::search::Search;
-use super::walk::Content;
+use super::walk::StageFile;
 use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::sys::guarded::{Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
@@ -88,12 +88,12 @@ impl<'a> Store<'a> {
     /// The first of any thread; the others stop soon after.
     pub(super) fn store_all(
         &self,
-        files: &[Content],
+        files: &[StageFile],
         name: &[u8],
         cancel: &AtomicBool,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Facts>, RecordError> {
-        let mut order: Vec<(usize, &Content)> = files.iter().enumerate().collect();
+        let mut order: Vec<(usize, &StageFile)> = files.iter().enumerate().collect();
         order.sort_by_key(|(_, content)| std::cmp::Reverse(content.size));
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
@@ -241,7 +241,7 @@ struct Worker<'s> {
 }
 
 impl Worker<'_> {
-    fn content(&mut self, content: &Content) -> Result<Facts, RecordError> {
+    fn content(&mut self, content: &StageFile) -> Result<Facts, RecordError> {
         let path = &content.path;
         let (mut file, before) = open(content)?;
         let (digest, size, rewrite) = self.read(&mut file).map_err(RecordError::io(path))?;
@@ -285,7 +285,7 @@ impl Worker<'_> {
 }
 
 /// Opens what the walk saw, and nothing that took its place.
-fn open(content: &Content) -> Result<(File, Metadata), RecordError> {
+fn open(content: &StageFile) -> Result<(File, Metadata), RecordError> {
     let path = &content.path;
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
@@ -347,9 +347,9 @@ pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, 
 mod tests {
     use super::*;
 
-    fn content(path: &Path) -> Content {
+    fn content(path: &Path) -> StageFile {
         let metadata = std::fs::metadata(path).unwrap();
-        Content {
+        StageFile {
             path: path.to_owned(),
             mode: metadata.mode(),
             size: metadata.len(),

@@ -36,7 +36,7 @@ pub(super) struct FileId(pub(super) usize);
 pub(super) struct Tree {
     pub(super) dirs: Vec<Dir>,
     /// Contents: one for each inode, so that hard links are read once.
-    pub(super) files: Vec<Content>,
+    pub(super) files: Vec<StageFile>,
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) struct Dir {
 
 /// A regular file's inode.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct StageFile {
     /// One of its names.
     pub(super) path: PathBuf,
     /// The whole of `st_mode`.
@@ -143,7 +143,7 @@ impl Walker {
         let (inode, next) = (inode(metadata), FileId(self.tree.files.len()));
         let files = &mut self.tree.files;
         *self.files.entry(inode).or_insert_with(|| {
-            files.push(Content { path, mode: metadata.mode(), size: metadata.len(), inode });
+            files.push(StageFile { path, mode: metadata.mode(), size: metadata.len(), inode });
             next
         })
     }

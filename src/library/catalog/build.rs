@@ -55,7 +55,7 @@ struct Builder<P> {
 }
 
 /// How long the tree's lists were, for taking back what came later.
-struct Mark {
+struct Lengths {
     entries: usize,
     strings: usize,
     relocations: usize,
@@ -110,58 +110,25 @@ impl Hasher for Keyed {
     }
 }
 
-/// The fields of an object that were seen.
-#[derive(Default)]
-struct Seen(u32);
-
-impl Seen {
-    fn once(&mut self, field: u32) -> Result<(), Stop> {
-        let bit = 1 << field;
-        if self.0 & bit != 0 {
-            return Err(Stop::Json("a field stands twice"));
-        }
-        self.0 |= bit;
-        Ok(())
-    }
-}
-
 impl<P: Pieces> Builder<P> {
     fn document(&mut self) -> Result<(), Stop> {
-        self.json.expect(b'{', "an object was expected")?;
-        let (mut first, mut seen) = (true, Seen::default());
-        while self.json.next_member(&mut first)? {
-            let field = match self.json.bytes()? {
-                b"rcc" => 0,
-                b"identity" => 1,
-                b"path" => 2,
-                b"platform" => 3,
-                b"blueprint" => 4,
-                b"tree" => 5,
-                _ => u32::MAX,
-            };
-            self.colon()?;
-            if field == u32::MAX {
-                self.json.skip()?;
-                continue;
-            }
-            seen.once(field)?;
-            if self.json.null()? {
-                continue;
-            }
-            if field == 5 {
+        const FIELDS: [&str; 6] = ["tree", "rcc", "identity", "path", "platform", "blueprint"];
+        let mut object = self.json.object()?;
+        while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
+            if field == 0 {
                 self.has_tree = true;
                 let root = self.text("")?;
                 self.dir(root, 0)?;
                 continue;
             }
-            let said = self.json.string()?.to_owned();
+            let value = self.json.string()?.to_owned();
             let info = &mut self.tree.info;
             match field {
-                0 => info.rcc = said,
-                1 => info.identity = said,
-                2 => info.path = said,
-                3 => info.platform = said,
-                _ => info.blueprint = said,
+                1 => info.rcc = value,
+                2 => info.identity = value,
+                3 => info.path = value,
+                4 => info.platform = value,
+                _ => info.blueprint = value,
             }
         }
         Ok(())
@@ -169,30 +136,13 @@ impl<P: Pieces> Builder<P> {
 
     /// One directory, whose name was read.
     fn dir(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
-        let mark = self.mark();
+        let before = self.lengths();
         let was_hidden = self.hidden;
         let own = self.push(name, parent, EntryKind::Dir)?;
-        let (mut first, mut seen) = (true, Seen::default());
         let (mut link, mut shadow) = (None, false);
-        self.json.expect(b'{', "an object was expected")?;
-        while self.json.next_member(&mut first)? {
-            let field = match self.json.bytes()? {
-                b"name" => 0,
-                b"symlink" => 1,
-                b"subdirs" => 2,
-                b"files" => 3,
-                b"shadow" => 4,
-                _ => u32::MAX,
-            };
-            self.colon()?;
-            if field == u32::MAX {
-                self.json.skip()?;
-                continue;
-            }
-            seen.once(field)?;
-            if self.json.null()? {
-                continue;
-            }
+        let mut object = self.json.object()?;
+        const FIELDS: [&str; 5] = ["name", "symlink", "subdirs", "files", "shadow"];
+        while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
             match field {
                 0 => self.same_name(name)?,
                 1 => {
@@ -212,9 +162,9 @@ impl<P: Pieces> Builder<P> {
             return Err(Stop::Json("the root of the tree is a link"));
         }
         if shadow || self.hidden {
-            self.take_back(&mark);
+            self.take_back(&before);
         } else if let Some(target) = link {
-            self.take_back(&mark);
+            self.take_back(&before);
             let target = self.text(&target)?;
             self.push(name, parent, EntryKind::Symlink { target })?;
         }
@@ -223,9 +173,8 @@ impl<P: Pieces> Builder<P> {
 
     /// The map of a directory's subdirectories, or of its files.
     fn children(&mut self, parent: u32, dirs: bool) -> Result<(), Stop> {
-        self.json.expect(b'{', "an object was expected")?;
-        let mut first = true;
-        while self.json.next_member(&mut first)? {
+        let mut object = self.json.object()?;
+        while self.json.next_member(&mut object.first)? {
             let before = self.tree.strings.len();
             let key = self.json.string()?;
             let name = add_text(&mut self.tree.strings, key)?;
@@ -233,7 +182,7 @@ impl<P: Pieces> Builder<P> {
             if let Some(why) = bad_name(self.tree.text(name)) {
                 return Err(Stop::Entry(why.into()));
             }
-            self.colon()?;
+            self.json.colon()?;
             if !dirs {
                 self.file(name, parent)?;
             } else if self.path.len() > MAX_DEPTH {
@@ -251,30 +200,12 @@ impl<P: Pieces> Builder<P> {
 
     /// One file, whose name was read.
     fn file(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
-        let mark = self.mark();
-        let (mut first, mut seen) = (true, Seen::default());
+        let before = self.lengths();
         let (mut link, mut size, mut mode) = (None, 0u64, 0u32);
         let mut digest = Err(String::new());
-        self.json.expect(b'{', "an object was expected")?;
-        while self.json.next_member(&mut first)? {
-            let field = match self.json.bytes()? {
-                b"name" => 0,
-                b"symlink" => 1,
-                b"size" => 2,
-                b"mode" => 3,
-                b"digest" => 4,
-                b"rewrite" => 5,
-                _ => u32::MAX,
-            };
-            self.colon()?;
-            if field == u32::MAX {
-                self.json.skip()?;
-                continue;
-            }
-            seen.once(field)?;
-            if self.json.null()? {
-                continue;
-            }
+        let mut object = self.json.object()?;
+        const FIELDS: [&str; 6] = ["name", "symlink", "size", "mode", "digest", "rewrite"];
+        while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
             match field {
                 0 => self.same_name(name)?,
                 1 => link = self.link_text()?,
@@ -297,21 +228,21 @@ impl<P: Pieces> Builder<P> {
         let info = &mut self.tree.info;
         info.rcc_files += 1;
         info.rcc_bytes = info.rcc_bytes.saturating_add(size);
-        info.rcc_relocations += u64::from(self.tree.relocations.len() > mark.relocations);
+        info.rcc_relocations += u64::from(self.tree.relocations.len() > before.relocations);
         if self.hidden {
-            self.take_back(&mark);
+            self.take_back(&before);
             return Ok(());
         }
         if let Some(target) = link {
             // Its digest, size and offsets are the target's: of no concern, and sometimes of no blob.
-            self.take_back(&mark);
+            self.take_back(&before);
             let target = self.text(&target)?;
             self.push(name, parent, EntryKind::Symlink { target })?;
             return Ok(());
         }
         let digest = digest.map_err(|said| Stop::Entry(format!("a digest {said:?} that is none")))?;
         let digest = self.digest(digest)?;
-        let relocations = self.checked_offsets(mark.relocations, size)?;
+        let relocations = self.checked_offsets(before.relocations, size)?;
         let perm = perm_of_go_mode(mode);
         self.push(name, parent, EntryKind::File { size, perm, digest, relocations })?;
         Ok(())
@@ -391,10 +322,6 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    fn colon(&mut self) -> Result<(), Stop> {
-        self.json.expect(b':', "a colon was expected")
-    }
-
     fn text(&mut self, text: &str) -> Result<Text, Stop> {
         add_text(&mut self.tree.strings, text)
     }
@@ -424,18 +351,18 @@ impl<P: Pieces> Builder<P> {
         Ok(own as u32)
     }
 
-    fn mark(&self) -> Mark {
-        Mark {
+    fn lengths(&self) -> Lengths {
+        Lengths {
             entries: self.tree.entries.len(),
             strings: self.tree.strings.len(),
             relocations: self.tree.relocations.len(),
         }
     }
 
-    fn take_back(&mut self, mark: &Mark) {
-        self.tree.entries.truncate(mark.entries);
-        self.tree.strings.truncate(mark.strings);
-        self.tree.relocations.truncate(mark.relocations);
+    fn take_back(&mut self, before: &Lengths) {
+        self.tree.entries.truncate(before.entries);
+        self.tree.strings.truncate(before.strings);
+        self.tree.relocations.truncate(before.relocations);
     }
 
     fn current_path(&self) -> String {

@@ -21,23 +21,7 @@ use super::{CatalogError, Header, write};
 /// How much of the text is unpacked at once. rcc writes the header first, so one piece holds all of it.
 const PIECE: usize = 8 * 1024;
 
-const COLON: &str = "a colon was expected";
-const OBJECT: &str = "an object was expected";
-
 impl Header {
-    fn member(&mut self, name: &[u8]) -> Option<&mut String> {
-        Some(match name {
-            b"rcc" => &mut self.rcc,
-            b"identity" => &mut self.identity,
-            b"path" => &mut self.path,
-            b"controller" => &mut self.controller,
-            b"space" => &mut self.space,
-            b"platform" => &mut self.platform,
-            b"blueprint" => &mut self.blueprint,
-            _ => return None,
-        })
-    }
-
     fn is_complete(&self) -> bool {
         [&self.identity, &self.path, &self.platform, &self.blueprint].iter().all(|value| !value.is_empty())
     }
@@ -69,21 +53,26 @@ fn header(pieces: impl Pieces) -> Result<Header, CatalogError> {
 }
 
 fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(), Stop> {
-    json.expect(b'{', OBJECT)?;
-    let mut first = true;
-    while json.next_member(&mut first)? {
-        let name = json.bytes()?;
-        // rcc writes the tree last, so nothing of interest follows.
-        if name == b"tree" && header.is_complete() {
-            return Ok(());
-        }
-        let value = header.member(name);
-        json.expect(b':', COLON)?;
-        match value {
-            Some(value) if !json.null()? => json.string()?.clone_into(value),
-            Some(_) => {}
-            None => json.skip()?,
-        }
+    const FIELDS: [&str; 8] =
+        ["tree", "rcc", "identity", "path", "controller", "space", "platform", "blueprint"];
+    let mut object = json.object()?;
+    while let Some(field) = json.next_field(&mut object, &FIELDS)? {
+        let value = match field {
+            // rcc writes the tree last, so nothing of interest follows.
+            0 if header.is_complete() => return Ok(()),
+            0 => {
+                json.skip()?;
+                continue;
+            }
+            1 => &mut header.rcc,
+            2 => &mut header.identity,
+            3 => &mut header.path,
+            4 => &mut header.controller,
+            5 => &mut header.space,
+            6 => &mut header.platform,
+            _ => &mut header.blueprint,
+        };
+        json.string()?.clone_into(value);
     }
     Ok(())
 }
@@ -126,12 +115,11 @@ fn find_edits<P: Pieces>(
     mut values: Vec<(&'static str, Option<Vec<u8>>)>,
 ) -> Result<Vec<Edit>, Stop> {
     let mut edits = Vec::new();
-    json.expect(b'{', OBJECT)?;
-    let mut first = true;
-    while json.next_member(&mut first)? {
+    let mut object = json.object()?;
+    while json.next_member(&mut object.first)? {
         let name = json.bytes()?;
         let known = values.iter_mut().find(|(known, _)| known.as_bytes() == name);
-        json.expect(b':', COLON)?;
+        json.colon()?;
         json.peek()?;
         let start = json.offset();
         json.skip()?;
@@ -143,7 +131,7 @@ fn find_edits<P: Pieces>(
     let mut end = Vec::new();
     for (name, value) in values {
         if let Some(value) = value {
-            let comma = if std::mem::take(&mut first) { "" } else { "," };
+            let comma = if std::mem::take(&mut object.first) { "" } else { "," };
             end.extend_from_slice(format!("{comma}\n  \"{name}\": ").as_bytes());
             end.extend_from_slice(&value);
         }
@@ -251,7 +239,8 @@ mod tests {
 
     #[test]
     fn header_is_read_before_and_after_the_tree() {
-        let first = r#"{"identity":"h","path":"/b/h","platform":"linux_amd64","blueprint":"x","tree":"#;
+        let first =
+            r#"{"identity":"h","path":"/b/h","platform":"linux_amd64","blueprint":"x","tree":{cut off"#;
         assert_eq!(read(first).unwrap().base(), Some(std::path::Path::new("/b")));
         let last =
             r#"{"tree":{"identity":"no"},"blueprint":"x","identity":"h","path":"/b/h","platform":"p"}"#;

@@ -53,6 +53,13 @@ pub(super) struct Lexer<P> {
     scratch: Vec<u8>,
 }
 
+/// An object that is being read.
+pub(super) struct Object {
+    pub(super) first: bool,
+    /// A bit for each known field that was read, up to 32.
+    seen: u32,
+}
+
 /// Whether a byte within a string means itself: it neither ends it, nor escapes, nor is an error.
 fn is_plain(byte: u8) -> bool {
     byte >= 0x20 && byte != b'"' && byte != b'\\'
@@ -180,6 +187,39 @@ impl<P: Pieces> Lexer<P> {
     /// Steps to the next key of an object whose `{` was taken: false when its `}` was taken instead.
     pub(super) fn next_member(&mut self, first: &mut bool) -> Result<bool, Stop> {
         self.next_of(first, b'}')
+    }
+
+    /// Steps to the next field of an object whose `{` was taken, and takes its name and colon. Returns the position of the
+    /// name in `names`; fields of other names, and fields that are `null`, are skipped. None when the `}` was taken.
+    pub(super) fn next_field(&mut self, object: &mut Object, names: &[&str]) -> Result<Option<usize>, Stop> {
+        while self.next_member(&mut object.first)? {
+            let name = self.bytes()?;
+            let field = names.iter().position(|known| known.as_bytes() == name);
+            self.colon()?;
+            let Some(field) = field else {
+                self.skip()?;
+                continue;
+            };
+            if object.seen & 1 << field != 0 {
+                return Err(Stop::Json("a field stands twice"));
+            }
+            object.seen |= 1 << field;
+            if !self.null()? {
+                return Ok(Some(field));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the `{` of an object.
+    pub(super) fn object(&mut self) -> Result<Object, Stop> {
+        self.expect(b'{', "an object was expected")?;
+        Ok(Object { first: true, seen: 0 })
+    }
+
+    /// Takes the colon behind a name.
+    pub(super) fn colon(&mut self) -> Result<(), Stop> {
+        self.expect(b':', "a colon was expected")
     }
 
     /// Steps to the next element of an array whose `[` was taken: false when its `]` was taken instead.
@@ -379,7 +419,7 @@ impl<P: Pieces> Lexer<P> {
                             return Err(Stop::Json("a key was expected"));
                         }
                         self.skip_string()?;
-                        self.expect(b':', "a colon was expected")?;
+                        self.colon()?;
                     }
                     break;
                 }

@@ -27,8 +27,8 @@ fn library(fixture: &str) -> tempfile::TempDir {
     dir
 }
 
-fn run(hololib: &Path, fast: bool) -> Report {
-    check(hololib, &Options { blueprint: String::new(), fast, jobs: 3 }).unwrap()
+fn run(hololib: &Path, fast: bool) -> CheckReport {
+    check(hololib, &CheckOptions { blueprint: String::new(), fast, jobs: 3 }).unwrap()
 }
 
 /// The blob of a file of the fixtures' root.
@@ -143,7 +143,7 @@ fn a_bad_catalog_is_named_and_the_others_are_checked() {
     assert!(report.bad_catalogs[name].contains("gzip"), "{report:?}");
     assert_eq!((report.catalogs, report.missing.len()), (2, 0));
     assert_eq!(report.unreferenced_bytes, 0, "it cannot be known what the bad one needs");
-    let one = Options { blueprint: "adb8".into(), fast: true, jobs: 1 };
+    let one = CheckOptions { blueprint: "adb8".into(), fast: true, jobs: 1 };
     let report = check(dir.path(), &one).unwrap();
     assert!(report.is_clean());
     assert_eq!((report.catalogs, report.blobs), (1, 71));
@@ -203,5 +203,5 @@ fn the_keys_of_the_json() {
 #[test]
 fn no_library_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(check(dir.path(), &Options { blueprint: String::new(), fast: true, jobs: 0 }).is_err());
+    assert!(check(dir.path(), &CheckOptions { blueprint: String::new(), fast: true, jobs: 0 }).is_err());
 }
