@@ -5,6 +5,7 @@
 
 mod catalogs;
 mod check;
+mod config;
 mod escape;
 pub mod exit;
 mod list;
@@ -14,19 +15,21 @@ mod output;
 mod record;
 mod status;
 mod unmount;
+mod values;
 mod warm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+use crate::settings::{Flags, Settings};
 use crate::space::home::Env;
 use crate::sys::{process, surroundings};
 use exit::{Failure, USAGE};
+use tracing::level_filters::LevelFilter;
 
 /// Mount rcc holotree environments instead of restoring them.
 #[derive(Debug, Parser)]
@@ -60,8 +63,8 @@ pub(crate) struct Global {
     #[arg(long, value_name = "DIR", global = true, help_heading = "Global options")]
     home: Option<OsString>,
     /// Whose spaces are meant, as rcc's --controller
-    #[arg(long, value_name = "NAME", default_value = "user", global = true, help_heading = "Global options")]
-    controller: String,
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Global options")]
+    controller: Option<String>,
     /// Answer with JSON
     #[arg(short, long, global = true, help_heading = "Global options")]
     json: bool,
@@ -105,15 +108,17 @@ enum Command {
     Warm(warm::Args),
     /// Record what a command installs as an environment of a library
     Record(record::Args),
+    /// Print each setting and where it was set
+    Config(config::Args),
 }
 
 /// What every command works with.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Where things are.
+    /// The directories of this user.
     pub(crate) env: Env,
-    /// The controller, as typed.
-    pub(crate) controller: String,
+    /// Each value in force, and where it was set.
+    pub(crate) settings: Settings,
     /// Whether to answer with JSON.
     pub(crate) json: bool,
     /// Whether to say nothing but the result.
@@ -144,11 +149,16 @@ pub fn main() -> ExitCode {
     // The recorder's command may need what it inherits (make's jobs, for one); a daemon must not keep it.
     let inherited =
         if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };
-    let started = start_log(&cli.global, matches!(cli.command, Command::Mount(_)));
+    let settings = read_settings(&cli);
+    let started = settings.and_then(|settings| {
+        let serves = matches!(cli.command, Command::Mount(_));
+        log::start(settings.log_level.value, cli.global.log_file.as_deref(), serves)?;
+        Ok(settings)
+    });
     if let Err(errno) = inherited {
         tracing::debug!(%errno, "what was inherited stays open");
     }
-    match started.and_then(|()| run(cli)) {
+    match started.and_then(|settings| run(cli, settings)) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             output::complain(&failure);
@@ -157,9 +167,32 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<u8, Failure> {
-    let Global { home, controller, json, silent, .. } = cli.global;
-    let context = Context { env: Env::with_home(home.as_deref())?, controller, json, silent };
+/// The settings that this command line, the environment and the files make.
+fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
+    let global = &cli.global;
+    let log_level = match (global.trace, global.debug, global.silent) {
+        (true, ..) => Some(LevelFilter::TRACE),
+        (_, true, _) => Some(LevelFilter::DEBUG),
+        (.., true) => Some(LevelFilter::ERROR),
+        _ => None,
+    };
+    let mut flags = Flags {
+        robocorp_home: global.home.clone(),
+        controller: global.controller.clone(),
+        log_level,
+        ..Flags::default()
+    };
+    match &cli.command {
+        Command::Mount(args) => args.set(&mut flags),
+        Command::Record(args) => args.set(&mut flags),
+        _ => {}
+    }
+    Ok(Settings::read(flags)?)
+}
+
+fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
+    let Global { json, silent, .. } = cli.global;
+    let context = Context { env: Env::new(&settings), settings, json, silent };
     // The recorder keeps nothing there.
     if !matches!(cli.command, Command::Record(_)) {
         context.env.check_own_dirs().map_err(|error| Failure::from(&error))?;
@@ -174,6 +207,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Check(args) => check::run(&args, &context),
         Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),
+        Command::Config(_) => config::run(&context),
     }
 }
 
@@ -187,22 +221,6 @@ fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failu
     let command = args.find_map(|arg| cli.find_subcommand(arg)).map(clap::Command::get_name);
     let help = command.map_or("`holofs --help`".to_owned(), |name| format!("`holofs {name} --help`"));
     exit::failure(USAGE, what.join(" "), Some(tip.unwrap_or(&help)))
-}
-
-/// Seconds on the command line, with a fraction or without.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let value: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
-}
-
-fn start_log(global: &Global, serves: bool) -> Result<(), Failure> {
-    let level = match (global.trace, global.debug, global.silent) {
-        (true, ..) => Some(tracing::Level::TRACE),
-        (_, true, _) => Some(tracing::Level::DEBUG),
-        (.., true) => Some(tracing::Level::ERROR),
-        _ => None,
-    };
-    log::start(level, global.log_file.as_deref(), serves)
 }
 
 #[cfg(test)]

@@ -1,5 +1,334 @@
-//! The settings of one invocation.
+//! The settings of one invocation: each value, and where it was set.
+//!
+//! The same value can be set by a flag, a variable or a file. [`Settings::read`] decides once, at the start of the program,
+//! and the values are passed down from there: no other module reads the process environment. The order is flag,
+//! variable of holofs (`HOLOFS_*`), variable of rcc, `settings.yaml` in rcc's home, default. An empty variable counts as
+//! unset.
+//!
+//! A bad value is an error that names its place. holofs never falls back to the next place instead.
+//!
+//! Invariant: the directories are absolute and lexically clean.
 
 mod choices;
+mod file;
+mod places;
 
-pub use choices::{IoMode, Prefetch, Strategy};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tracing::level_filters::LevelFilter;
+
+use crate::sys::guarded::GuardedError;
+use crate::sys::plain;
+pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
+pub use places::absolute;
+
+/// A value, and where it was set.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Setting<T> {
+    /// The value in force.
+    pub value: T,
+    /// The place that set it.
+    #[serde(flatten)]
+    pub source: SetBy,
+}
+
+/// The place that set a value.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(tag = "source", rename_all = "lowercase")]
+pub enum SetBy {
+    /// A flag on the command line.
+    Flag,
+    /// A variable of the process environment.
+    Variable {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The line of the value, from 1.
+        line: u64,
+    },
+    /// Nothing: the value is built in.
+    Default,
+}
+
+impl fmt::Display for SetBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("command line"),
+            Self::Variable { name } => f.write_str(name),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+impl<T> Setting<T> {
+    fn flag(value: T) -> Self {
+        Self { value, source: SetBy::Flag }
+    }
+
+    fn variable(value: T, name: &'static str) -> Self {
+        Self { value, source: SetBy::Variable { name } }
+    }
+
+    fn default(value: T) -> Self {
+        Self { value, source: SetBy::Default }
+    }
+
+    /// The flag, else the default.
+    fn flag_or(flag: Option<T>, default: T) -> Self {
+        flag.map_or(Self::default(default), Self::flag)
+    }
+}
+
+/// The values that were typed.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--home`
+    pub robocorp_home: Option<OsString>,
+    /// `--controller`
+    pub controller: Option<String>,
+    /// `--trace`, `--debug` or `--silent`
+    pub log_level: Option<LevelFilter>,
+    /// `--lock-timeout`
+    pub lock_timeout: Option<Duration>,
+    /// `--strategy`
+    pub strategy: Option<Strategy>,
+    /// `--io`
+    pub io: Option<IoMode>,
+    /// `--cache-size`, in bytes
+    pub cache_size: Option<u64>,
+}
+
+/// The settings of every command.
+#[derive(Debug)]
+pub struct Settings {
+    /// `$HOME` as it is, not cleaned: the names of spaces are made from its bytes.
+    pub home: Option<OsString>,
+    /// rcc's home.
+    pub robocorp_home: Setting<PathBuf>,
+    /// The directory of holofs's own files.
+    pub holofs_home: Setting<PathBuf>,
+    /// Whose spaces are meant, as rcc's `--controller`.
+    pub controller: Setting<String>,
+    /// The level of the log.
+    pub log_level: Setting<LevelFilter>,
+    /// The longest wait for a lock that rcc takes too.
+    pub lock_timeout: Setting<Duration>,
+    /// The settings of mounts. An error here stops the commands that use them, and no other: a space can still be
+    /// unmounted.
+    pub mount: Result<MountSettings, SettingsError>,
+}
+
+/// The settings of a mount.
+#[derive(Debug)]
+pub struct MountSettings {
+    /// How private copies are made.
+    pub strategy: Setting<Strategy>,
+    /// Who reads and writes files.
+    pub io: Setting<IoMode>,
+    /// The limit of the blob cache, in bytes.
+    pub cache_size: Setting<u64>,
+    /// The mount helper to start.
+    pub mount_helper: Setting<MountHelper>,
+    /// The paths that a classic restore must not share by hard links. Mounts have no use for them.
+    pub hardlink_excludes: Setting<Vec<String>>,
+    /// What the user should know about the values.
+    pub warning: Option<String>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Neither `--home`, nor `$ROBOCORP_HOME`, nor `$HOME`.
+    #[error("neither ROBOCORP_HOME nor HOME is set")]
+    NoHome,
+    /// A relative path, and no current directory to resolve it in.
+    #[error("the current directory: {}", plain(.0))]
+    NoCurrentDir(std::io::Error),
+    /// A variable has a value that it cannot have.
+    #[error("{name}={value}: {why}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is expected.
+        why: String,
+    },
+    /// `settings.yaml` holds something that it cannot hold.
+    #[error("{}:{line}: {why}", path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// `settings.yaml` cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] GuardedError),
+}
+
+/// Looks up a variable of the process environment.
+type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The limit of the blob cache where nobody sets one, in bytes.
+const CACHE_SIZE: u64 = 10 << 30;
+
+/// The longest wait for a lock where nobody sets one.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Settings {
+    /// Reads flags, the process environment and files.
+    ///
+    /// # Errors
+    /// When there is no home, or the log level is not one. What is wrong with the rest is in [`Settings::mount`].
+    pub fn read(flags: Flags) -> Result<Self, SettingsError> {
+        Self::from_variables(flags, &|name| std::env::var_os(name))
+    }
+
+    /// As [`Settings::read`], with these variables instead of the environment's.
+    ///
+    /// # Errors
+    /// As [`Settings::read`].
+    pub fn from_variables(flags: Flags, variables: Variables<'_>) -> Result<Self, SettingsError> {
+        let home = set(variables, "HOME");
+        let place = |name| match set(variables, name) {
+            Some(given) => {
+                absolute(&places::expand(&given, variables)).map(|p| Some(Setting::variable(p, name)))
+            }
+            None => Ok(None),
+        };
+        let robocorp_home = match (&flags.robocorp_home, place("ROBOCORP_HOME")?) {
+            (Some(flag), _) => Setting::flag(absolute(&places::expand(flag, variables))?),
+            (None, Some(set)) => set,
+            (None, None) => {
+                let home = home.as_ref().ok_or(SettingsError::NoHome)?;
+                Setting::default(absolute(Path::new(home))?.join(".robocorp"))
+            }
+        };
+        let holofs_home =
+            place("HOLOFS_HOME")?.unwrap_or_else(|| Setting::default(robocorp_home.value.join("holofs")));
+        let level = |text: &str| {
+            text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
+        };
+        let log_level = match flags.log_level {
+            Some(level) => Setting::flag(level),
+            None => variable(variables, "HOLOFS_LOG", level)?.unwrap_or(Setting::default(LevelFilter::WARN)),
+        };
+        Ok(Self {
+            mount: MountSettings::read(&flags, variables, &robocorp_home.value.join("settings.yaml")),
+            home,
+            robocorp_home,
+            holofs_home,
+            controller: Setting::flag_or(flags.controller, "user".to_owned()),
+            log_level,
+            lock_timeout: Setting::flag_or(flags.lock_timeout, LOCK_TIMEOUT),
+        })
+    }
+}
+
+impl MountSettings {
+    fn read(flags: &Flags, variables: Variables<'_>, file: &Path) -> Result<Self, SettingsError> {
+        let file = file::read(file)?;
+        let (strategy, warning) = strategy(flags.strategy, variables, file.strategy)?;
+        let io = match flags.io {
+            Some(io) => Setting::flag(io),
+            None => variable(variables, "HOLOFS_IO", choice)?.unwrap_or(Setting::default(IoMode::default())),
+        };
+        let mount_helper = match variables(MountHelper::VARIABLE) {
+            Some(path) => Setting::variable(MountHelper::named(path), MountHelper::VARIABLE),
+            None => Setting::default(MountHelper::Installed),
+        };
+        Ok(Self {
+            strategy,
+            io,
+            cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
+            mount_helper,
+            hardlink_excludes: file.hardlink_excludes.unwrap_or(Setting::default(Vec::new())),
+            warning,
+        })
+    }
+}
+
+/// The strategy, and a warning where it is not the one that was set: `hardlink` is right for rcc's own restores.
+fn strategy(
+    flag: Option<Strategy>,
+    variables: Variables<'_>,
+    file: Option<Setting<RestoreStrategy>>,
+) -> Result<(Setting<Strategy>, Option<String>), SettingsError> {
+    if let Some(strategy) = flag {
+        return Ok((Setting::flag(strategy), None));
+    }
+    let mut set = None;
+    for name in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY"] {
+        if set.is_none() {
+            set = variable(variables, name, restore_strategy)?;
+        }
+    }
+    let Some(Setting { value, source }) = set.or(file) else {
+        return Ok((Setting::default(Strategy::default()), None));
+    };
+    Ok(match value {
+        RestoreStrategy::Of(value) => (Setting { value, source }, None),
+        RestoreStrategy::Hardlink => {
+            let warning =
+                format!("{source}: hardlink is for restores, a mount never shares an inode; using smart");
+            (Setting { value: Strategy::Smart, source }, Some(warning))
+        }
+    })
+}
+
+/// A strategy as variables and files name it, which rcc's restores share with mounts.
+enum RestoreStrategy {
+    Of(Strategy),
+    Hardlink,
+}
+
+fn restore_strategy(text: &str) -> Result<RestoreStrategy, String> {
+    if text.eq_ignore_ascii_case("hardlink") {
+        return Ok(RestoreStrategy::Hardlink);
+    }
+    choice(text).map(RestoreStrategy::Of).map_err(|expected| format!("{expected}, hardlink"))
+}
+
+/// A choice by its name, in upper or lower case.
+fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, true).map_err(|_| {
+        let names: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(|choice| Some(choice.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// A variable that is not empty.
+fn set(variables: Variables<'_>, name: &str) -> Option<OsString> {
+    variables(name).filter(|value| !value.is_empty())
+}
+
+fn variable<T>(
+    variables: Variables<'_>,
+    name: &'static str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<Setting<T>>, SettingsError> {
+    let Some(value) = set(variables, name) else { return Ok(None) };
+    let value = value.to_string_lossy();
+    let parsed = parse(&value);
+    let value = parsed.map_err(|why| SettingsError::Variable { name, value: value.into_owned(), why })?;
+    Ok(Some(Setting::variable(value, name)))
+}
+
+#[cfg(test)]
+mod tests;

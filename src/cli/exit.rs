@@ -10,7 +10,7 @@ use crate::library::LibraryError;
 use crate::library::name::NameError;
 use crate::record::RecordError;
 use crate::session;
-use crate::space::home::EnvError;
+use crate::settings::SettingsError;
 use crate::space::{Candidate, MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 use crate::sys::guarded::{GuardedError, Problem};
@@ -52,13 +52,22 @@ pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure 
     Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
 }
 
-impl From<EnvError> for Failure {
-    fn from(error: EnvError) -> Self {
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Failure::from(&error)
+    }
+}
+
+impl From<&SettingsError> for Failure {
+    fn from(error: &SettingsError) -> Self {
+        let what = error.to_string();
         match error {
-            EnvError::NoHome => {
-                failure(CONFIG, error.to_string(), Some("set HOME, or give --home DIRECTORY"))
+            SettingsError::NoHome => failure(CONFIG, what, Some("set HOME, or give --home DIRECTORY")),
+            SettingsError::NoCurrentDir(_) => failure(FAILED, what, None),
+            SettingsError::Variable { .. } | SettingsError::File { .. } => failure(CONFIG, what, None),
+            SettingsError::Unreadable(_) => {
+                failure(CONFIG, what, Some("a regular file that you may read, or none"))
             }
-            EnvError::NoCurrentDir(_) => failure(FAILED, error.to_string(), None),
         }
     }
 }

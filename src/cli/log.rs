@@ -22,9 +22,6 @@ use super::escape::one_line;
 use super::exit::{CONFIG, Failure, failure};
 use crate::sys::log_file;
 
-/// The variable that sets the level where no flag does.
-const VARIABLE: &str = "HOLOFS_LOG";
-
 /// What a daemon's log holds at least.
 const DAEMON: LevelFilter = LevelFilter::INFO;
 
@@ -143,20 +140,11 @@ impl Limiter {
     }
 }
 
-/// Starts logging. `flag` is what the command line says about the level; `serves` that this may become the process of
-/// a mount.
+/// Starts logging. `serves` says that this may become the process of a mount.
 ///
 /// # Errors
-/// When the file cannot be opened, or the variable is not a level.
-pub(crate) fn start(flag: Option<Level>, file: Option<&Path>, serves: bool) -> Result<(), Failure> {
-    let level = match (flag, std::env::var(VARIABLE)) {
-        (Some(level), _) => LevelFilter::from_level(level),
-        (None, Ok(text)) if !text.is_empty() => text.parse().map_err(|_| {
-            let fix = "off, error, warn, info, debug or trace";
-            failure(CONFIG, format!("{VARIABLE}={text}: not a level"), Some(fix))
-        })?,
-        _ => LevelFilter::WARN,
-    };
+/// When the file cannot be opened.
+pub(crate) fn start(level: LevelFilter, file: Option<&Path>, serves: bool) -> Result<(), Failure> {
     let open = |path: &Path| {
         File::options().create(true).append(true).open(path).map(Arc::new).map_err(|error| {
             failure(CONFIG, format!("{}: {error}", path.display()), Some("another --log-file"))

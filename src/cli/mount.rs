@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::exit::{CONFIG, Failure, NOT_FOUND, OK, USAGE, describe, failure, no_catalog};
-use super::{Context, catalogs, output, seconds};
+use super::exit::{Failure, NOT_FOUND, OK, USAGE, describe, failure, no_catalog};
+use super::values::{seconds, size, strategy};
+use super::{Context, catalogs, output};
 use crate::library::locate::{Location, locate};
 use crate::session;
 use crate::session::plan::{Asked, MountPlan, ServeOptions};
-use crate::settings::{IoMode, Prefetch, Strategy};
+use crate::settings::{Flags, IoMode, Prefetch, Strategy};
 use crate::space::SpaceError;
 use crate::space::select::{Wanted, select};
 use crate::space::state::check_outside;
@@ -38,7 +39,7 @@ pub(super) struct Args {
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
     strategy: Option<Strategy>,
     /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
-    #[arg(long, value_name = "auto|cached|passthrough", value_parser = io_mode)]
+    #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
     io: Option<IoMode>,
     /// Unpack in the background what earlier mounts of the environment read, or what a profile names
     #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true)]
@@ -61,47 +62,21 @@ pub(super) struct Args {
     /// Let other users in
     #[arg(long)]
     allow_other: bool,
-    /// How long to wait for a lock that rcc holds, in seconds
-    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
-    lock_timeout: Duration,
+    /// How long to wait for a lock that rcc holds, in seconds [default: 30]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    lock_timeout: Option<Duration>,
     /// How much the cache of unpacked blobs may keep, with K, M, G or T [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     cache_size: Option<u64>,
 }
 
-/// How many bytes of unpacked blobs the cache may keep where nobody says.
-const DEFAULT_CACHE_SIZE: u64 = 10 << 30;
-
-fn size(text: &str) -> Result<u64, String> {
-    let no_size = || "a number of bytes, or of K, M, G or T".to_owned();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(digits);
-    let shift = match unit.to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(no_size()),
-    };
-    let number: u64 = digits.parse().map_err(|_| no_size())?;
-    number.checked_mul(1 << shift).ok_or_else(no_size)
-}
-
-fn strategy(text: &str) -> Result<Strategy, String> {
-    let name = text.to_lowercase();
-    Strategy::parse(&name).ok_or_else(|| match name.as_str() {
-        "hardlink" => "hardlink shares one inode between environments; use smart".to_owned(),
-        _ => "possible values: smart, reflink, copy".to_owned(),
-    })
-}
-
-fn io_mode(text: &str) -> Result<IoMode, String> {
-    match text.to_lowercase().as_str() {
-        "auto" => Ok(IoMode::Auto),
-        "cached" => Ok(IoMode::Cached),
-        "passthrough" => Ok(IoMode::Passthrough),
-        _ => Err("possible values: auto, cached, passthrough".to_owned()),
+impl Args {
+    /// Adds what was typed to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        flags.lock_timeout = self.lock_timeout;
+        flags.strategy = self.strategy;
+        flags.io = self.io;
+        flags.cache_size = self.cache_size;
     }
 }
 
@@ -132,18 +107,22 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 }
 
 fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
-    let env = &context.env;
+    let (env, settings) = (&context.env, context.settings.mount.as_ref()?);
+    let lock_timeout = context.settings.lock_timeout.value;
+    if let Some(warning) = &settings.warning {
+        tracing::warn!("{warning}");
+    }
     let library = locate(&args.library, &env.hololib())?;
     let wanted = Wanted {
         space: &args.space,
-        controller: &context.controller,
+        controller: &context.settings.controller.value,
         blueprint: args.blueprint.as_deref(),
         fresh: args.fresh,
     };
     let mut selected = select(&library, &wanted, env);
     // rcc writes catalogs in place: for a moment there is none that can be read.
     if matches!(selected, Err(SpaceError::BadCatalog { .. }))
-        && session::wait_for_recording(&library, args.lock_timeout)
+        && session::wait_for_recording(&library, lock_timeout)
     {
         selected = select(&library, &wanted, env);
     }
@@ -163,10 +142,10 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
     }
     let asked = Asked { strategy: args.strategy, io: args.io, cache_size: args.cache_size };
     let serve = ServeOptions {
-        strategy: chosen_strategy(args.strategy)?,
-        io: chosen(args.io, "HOLOFS_IO", io_mode)?,
+        strategy: settings.strategy.value,
+        io: settings.io.value,
         prefetch: prefetch(args.prefetch)?,
-        cache_size: args.cache_size.unwrap_or(DEFAULT_CACHE_SIZE),
+        cache_size: settings.cache_size.value,
         read_only,
         ephemeral: args.ephemeral,
         allow_other,
@@ -183,7 +162,8 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         asked,
         fresh: args.fresh,
         foreground: args.foreground,
-        lock_timeout: args.lock_timeout,
+        mount_helper: settings.mount_helper.value.clone(),
+        lock_timeout,
     })
 }
 
@@ -206,53 +186,4 @@ fn prefetch(flag: Option<Option<PathBuf>>) -> Result<Prefetch, Failure> {
         let fix = "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone";
         failure(NOT_FOUND, format!("{}: {error}", path.display()), Some(fix))
     })
-}
-
-/// The flag, else the environment's word, else what is chosen where nobody says.
-fn chosen<T: Default>(
-    flag: Option<T>,
-    name: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Result<T, Failure> {
-    match (flag, std::env::var(name)) {
-        (Some(choice), _) => Ok(choice),
-        (None, Ok(value)) => {
-            parse(&value).map_err(|why| failure(CONFIG, format!("{name}={value}: {why}"), None))
-        }
-        (None, Err(_)) => Ok(T::default()),
-    }
-}
-
-/// The flag, else the environment's word, else smart.
-fn chosen_strategy(flag: Option<Strategy>) -> Result<Strategy, Failure> {
-    if let Some(strategy) = flag {
-        return Ok(strategy);
-    }
-    for name in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY"] {
-        let Ok(value) = std::env::var(name) else { continue };
-        return match strategy(&value) {
-            Ok(strategy) => Ok(strategy),
-            // Set for rcc's own restores, where it is right.
-            Err(_) if value.eq_ignore_ascii_case("hardlink") => {
-                tracing::warn!("{name}=hardlink: a mount never shares an inode; acting as smart");
-                Ok(Strategy::Smart)
-            }
-            Err(why) => Err(failure(CONFIG, format!("{name}={value}: {why}"), None)),
-        };
-    }
-    Ok(Strategy::Smart)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_with_and_without_a_unit() {
-        assert_eq!(size("512"), Ok(512));
-        assert_eq!(size("10g"), Ok(10 << 30));
-        for bad in ["", "G", "1.5G", "-1", "99999999T", "10GiB"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -9,8 +9,10 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::{ENVIRONMENT, FAILED, Failure, OK, failure};
-use super::{Context, output, seconds};
+use super::values::seconds;
+use super::{Context, output};
 use crate::record::{RecordOptions, record};
+use crate::settings::Flags;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -29,12 +31,19 @@ pub(super) struct Args {
     /// Leave the stage in place
     #[arg(long)]
     keep_stage: bool,
-    /// How long to wait for rcc's lock, in seconds
-    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
-    lock_timeout: Duration,
+    /// How long to wait for rcc's lock, in seconds [default: 30]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    lock_timeout: Option<Duration>,
     /// The command that fills $HOLOFS_STAGE, which is also its directory
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+impl Args {
+    /// Adds what was typed to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        flags.lock_timeout = self.lock_timeout;
+    }
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
@@ -55,7 +64,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     options.home = context.env.home.clone();
     options.compress = args.no_compress.then_some(false);
     options.keep_stage = args.keep_stage;
-    options.lock_timeout = args.lock_timeout;
+    options.lock_timeout = context.settings.lock_timeout.value;
     options.progress = !context.silent;
     options.cancel = Arc::clone(&cancel);
     let done = record(&options);

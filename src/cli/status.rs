@@ -112,7 +112,7 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
 
 fn find(typed: &OsStr, context: &Context, entries: usize) -> Result<Row, Failure> {
     let given = SpaceArg::parse(typed)?;
-    let identity = given.identity(&context.env, &context.controller)?;
+    let identity = given.identity(&context.env, &context.settings.controller.value)?;
     let shown = typed.to_string_lossy();
     let row = one(&identity, context, entries)?.filter(|row| match &given {
         SpaceArg::Path(path) => live::resolved(path) == live::resolved(&row.path),

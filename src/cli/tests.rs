@@ -43,15 +43,6 @@ fn usage_is_one_line_and_where_to_read_on() {
 }
 
 #[test]
-fn seconds_may_have_a_fraction() {
-    assert_eq!(seconds("0.2"), Ok(Duration::from_millis(200)));
-    assert_eq!(seconds("30"), Ok(Duration::from_secs(30)));
-    for text in ["", "-1", "NaN", "inf", "1s"] {
-        assert!(seconds(text).is_err(), "{text}");
-    }
-}
-
-#[test]
 fn flags_go_before_or_after_the_command() {
     for args in [&["holofs", "-j", "list"], &["holofs", "list", "-j"]] {
         assert!(Cli::try_parse_from(args).unwrap().global.json);

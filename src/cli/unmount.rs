@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::exit::{FAILED, Failure, MOUNTPOINT, NOT_FOUND, OK, USAGE, failure};
-use super::{Context, output, seconds};
+use super::values::seconds;
+use super::{Context, output};
 use crate::library::name::Identity;
 use crate::session::registry::Registry;
 use crate::session::{self, How};
@@ -63,7 +64,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     }
     for typed in &args.spaces {
         let given = SpaceArg::parse(typed)?;
-        let identity = match (given.identity(&context.env, &context.controller), &given) {
+        let identity = match (given.identity(&context.env, &context.settings.controller.value), &given) {
             // A path that cannot be a space's is one where nothing is mounted.
             (Err(_), SpaceArg::Path(_)) => None,
             (identity, _) => Some(identity?),

@@ -114,7 +114,7 @@ fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogF
         .is_some_and(|prefix| known.iter().any(|catalog| catalog.blueprint.starts_with(prefix)));
     let wanted = Wanted {
         space: if is_blueprint { OsStr::new("warm") } else { typed },
-        controller: &context.controller,
+        controller: &context.settings.controller.value,
         blueprint: prefix.as_deref().filter(|_| is_blueprint),
         fresh: is_blueprint,
     };

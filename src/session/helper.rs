@@ -30,6 +30,7 @@ use rustix::thread::CapabilitySet;
 
 use super::error::Error;
 use super::plan::MountPlan;
+use crate::settings::MountHelper;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;
 use crate::sys::guarded::Dir;
@@ -41,9 +42,6 @@ pub const PROGRAM: &str = "holofs-mount-helper";
 
 /// Where packages and `scripts/install.sh` put it. Never `PATH`: a privileged program is not looked for.
 const DIRECTORIES: [&str; 3] = ["/usr/local/libexec/holofs", "/usr/libexec/holofs", "/usr/lib/holofs"];
-
-/// Names another program instead; empty for none.
-const VARIABLE: &str = "HOLOFS_MOUNT_HELPER";
 
 /// How long an answer may take. The calls behind it take microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -71,7 +69,7 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
     let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
     if plan.serve.io.is_passthrough() && !has_privilege() {
-        let client = Client::start().map_err(|error| no_passthrough(plain(&error)))?;
+        let client = Client::start(&plan.mount_helper).map_err(|error| no_passthrough(plain(&error)))?;
         let fd = client.mount(dir.as_fd(), options).map_err(|error| no_passthrough(plain(&error)))?;
         let program = Some(client.program.clone());
         return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program });
@@ -136,14 +134,17 @@ impl From<HelperError> for io::Error {
     }
 }
 
-/// The programs that may be it, best first.
-fn programs() -> Vec<PathBuf> {
-    if let Some(named) = std::env::var_os(VARIABLE) {
-        return if named.is_empty() { Vec::new() } else { vec![named.into()] };
+/// The programs to try, best first.
+fn programs(wanted: &MountHelper) -> Vec<PathBuf> {
+    match wanted {
+        MountHelper::Off => Vec::new(),
+        MountHelper::At(path) => vec![path.clone()],
+        MountHelper::Installed => {
+            let own = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM)));
+            let installed = DIRECTORIES.iter().map(|directory| Path::new(directory).join(PROGRAM));
+            own.into_iter().chain(installed).filter(|path| path.is_file()).collect()
+        }
     }
-    let own = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(PROGRAM)));
-    let installed = DIRECTORIES.iter().map(|directory| Path::new(directory).join(PROGRAM));
-    own.into_iter().chain(installed).filter(|path| path.is_file()).collect()
 }
 
 /// A running mount helper.
@@ -160,9 +161,9 @@ impl Client {
     ///
     /// # Errors
     /// See [`HelperError`].
-    pub fn start() -> Result<Self, HelperError> {
+    pub fn start(wanted: &MountHelper) -> Result<Self, HelperError> {
         let mut result = Err(HelperError::NotInstalled);
-        for program in programs() {
+        for program in programs(wanted) {
             result = Self::start_program(&program);
             // One that was just built, beside a holofs that was just built, has no capability.
             if !matches!(result, Err(HelperError::Denied(Deny::NoPrivilege))) {

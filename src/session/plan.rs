@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::library::catalogs::CatalogFile;
 use crate::library::locate::Location;
-use crate::settings::{IoMode, Prefetch, Strategy};
+use crate::settings::{IoMode, MountHelper, Prefetch, Strategy};
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::run::Extra;
@@ -34,6 +34,8 @@ pub struct MountPlan {
     pub fresh: bool,
     /// Serve in this process.
     pub foreground: bool,
+    /// The mount helper to start where one is needed.
+    pub mount_helper: MountHelper,
     /// How long to wait for the lock that rcc takes too.
     pub lock_timeout: Duration,
 }

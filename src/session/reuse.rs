@@ -12,7 +12,7 @@ use super::mounted::{Mounted, millis};
 use super::plan::MountPlan;
 use super::registry;
 use crate::library::index::Index;
-use crate::settings::{IoMode, Strategy};
+use crate::settings::IoMode;
 use crate::space::held::Held;
 use crate::space::live;
 use crate::space::run::{RunInfo, read_run};
@@ -74,7 +74,7 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
         identity: identity.to_owned(),
         blueprint: mounted,
         library: plan.library.hololib.clone(),
-        strategy: Strategy::parse(&run.strategy).unwrap_or(plan.serve.strategy),
+        strategy: clap::ValueEnum::from_str(&run.strategy, false).unwrap_or(plan.serve.strategy),
         io: run.io,
         reflink: run.reflink,
         entries: index.len(),

@@ -1,12 +1,14 @@
 //! What a user can choose: names that the command line, variables and files share.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// How private copies are made (`--strategy`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// Reflink where the filesystem supports it, else the cheapest copy.
@@ -16,14 +18,6 @@ pub enum Strategy {
     Reflink,
     /// Plain copies only.
     Copy,
-}
-
-impl Strategy {
-    /// The strategy of this name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Smart, Self::Reflink, Self::Copy].into_iter().find(|strategy| strategy.to_string() == name)
-    }
 }
 
 impl fmt::Display for Strategy {
@@ -37,7 +31,7 @@ impl fmt::Display for Strategy {
 }
 
 /// Who reads and writes files: the daemon, or the kernel (`--io`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
 pub enum IoMode {
     /// The mode that is best for most uses, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
     #[default]
@@ -63,6 +57,12 @@ impl IoMode {
     }
 }
 
+impl fmt::Display for IoMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Auto { "auto" } else { self.in_force() })
+    }
+}
+
 /// What is unpacked before it is read (`--prefetch`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Prefetch {
@@ -73,4 +73,36 @@ pub enum Prefetch {
     Own,
     /// The files that this profile of the environment names.
     From(PathBuf),
+}
+
+/// The mount helper that a mount starts when it needs one.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum MountHelper {
+    /// The one beside the program, or below /usr.
+    #[default]
+    Installed,
+    /// None.
+    Off,
+    /// The program at this path.
+    At(PathBuf),
+}
+
+impl MountHelper {
+    /// The variable that names the program.
+    pub const VARIABLE: &str = "HOLOFS_MOUNT_HELPER";
+
+    /// The helper that the variable names: an empty one asks for none.
+    pub(super) fn named(path: OsString) -> Self {
+        if path.is_empty() { Self::Off } else { Self::At(path.into()) }
+    }
+}
+
+impl fmt::Display for MountHelper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Installed => f.write_str("installed"),
+            Self::Off => f.write_str("off"),
+            Self::At(path) => write!(f, "{}", path.display()),
+        }
+    }
 }

@@ -1,79 +1,44 @@
-//! Where things are for this user: rcc's home, the shared holotree, holofs's own files.
+//! The directories of one user: rcc's home, the shared holotree, holofs's own files.
 //!
-//! Reads the process environment once, in [`Env::from_process`]; everything after works on the value, so that a
-//! test or a flag can stand in for any part of it. It opens nothing but the shared mode's marker, and holofs's own
-//! directories to see whose they are.
+//! It opens nothing but the marker of the shared mode, and holofs's own directories to see who owns them.
 //!
 //! Invariant: every path in an [`Env`] is absolute and lexically clean.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use crate::library::name;
+use crate::settings::Settings;
 use crate::sys::guarded::{Dir, GuardedError, Trust};
 
 /// Where rcc keeps the holotree that users of one machine share. No variable moves it.
 const SHARED_ROOT: &str =
     if cfg!(target_os = "macos") { "/Users/Shared/robocorp/ht" } else { "/opt/robocorp/ht" };
 
-/// The places one invocation works with.
+/// The directories of one invocation.
 #[derive(Clone, Debug)]
 pub struct Env {
-    /// `$HOME` as it is, not cleaned: names of spaces are made from its bytes.
+    /// `$HOME` as it is, not cleaned: the names of spaces are made from its bytes.
     pub home: Option<OsString>,
-    /// rcc's home: `--home`, else `$ROBOCORP_HOME`, else `$HOME/.robocorp`.
+    /// rcc's home.
     pub robocorp_home: PathBuf,
-    /// holofs's own files: `$HOLOFS_HOME`, else `holofs` in rcc's home.
+    /// The directory of holofs's own files.
     pub holofs_home: PathBuf,
     /// The shared holotree, whether this user shares or not.
     pub shared_root: PathBuf,
 }
 
-/// Why the places could not be told.
-#[derive(Debug, thiserror::Error)]
-pub enum EnvError {
-    /// Neither `--home`, nor `$ROBOCORP_HOME`, nor `$HOME`.
-    #[error("neither ROBOCORP_HOME nor HOME is set")]
-    NoHome,
-    /// A relative path, and no directory to take it from.
-    #[error("the current directory is not readable")]
-    NoCurrentDir(#[source] std::io::Error),
-}
-
 impl Env {
-    /// Reads the process environment.
-    ///
-    /// # Errors
-    /// When it does not say where rcc's home is.
-    pub fn from_process() -> Result<Env, EnvError> {
-        Env::from_vars(None, &|name| std::env::var_os(name))
-    }
-
-    /// As [`Env::from_process`], with rcc's home given on the command line.
-    ///
-    /// # Errors
-    /// When a relative path cannot be made absolute.
-    pub fn with_home(robocorp_home: Option<&OsStr>) -> Result<Env, EnvError> {
-        Env::from_vars(robocorp_home, &|name| std::env::var_os(name))
-    }
-
-    /// The rules, over any set of variables.
-    ///
-    /// # Errors
-    /// As the other constructors.
-    pub fn from_vars(flag: Option<&OsStr>, var: &dyn Fn(&str) -> Option<OsString>) -> Result<Env, EnvError> {
-        let set = |name: &str| var(name).filter(|v| !v.is_empty());
-        let home = var("HOME").filter(|h| !h.is_empty());
-        let robocorp_home = match flag.map(OsStr::to_owned).or_else(|| set("ROBOCORP_HOME")) {
-            Some(given) => absolute(&expand(&given, var))?,
-            None => absolute(Path::new(home.as_ref().ok_or(EnvError::NoHome)?))?.join(".robocorp"),
-        };
-        let holofs_home = match set("HOLOFS_HOME") {
-            Some(given) => absolute(&expand(&given, var))?,
-            None => robocorp_home.join("holofs"),
-        };
-        Ok(Env { home, robocorp_home, holofs_home, shared_root: PathBuf::from(SHARED_ROOT) })
+    /// The directories that the settings name.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Env {
+        Env {
+            home: settings.home.clone(),
+            robocorp_home: settings.robocorp_home.value.clone(),
+            holofs_home: settings.holofs_home.value.clone(),
+            shared_root: PathBuf::from(SHARED_ROOT),
+        }
     }
 
     /// The user part of the names of this user's spaces.
@@ -139,115 +104,17 @@ impl Env {
     }
 }
 
-/// Replaces `$NAME` and `${NAME}` as Go's `os.ExpandEnv` does: an unset name becomes nothing.
-fn expand(text: &OsStr, var: &dyn Fn(&str) -> Option<OsString>) -> PathBuf {
-    let mut rest = text.as_bytes();
-    let mut out = Vec::with_capacity(rest.len());
-    while let Some(at) = rest.iter().position(|&b| b == b'$') {
-        let (before, after) = rest.split_at(at);
-        out.extend_from_slice(before);
-        let after = after.get(1..).unwrap_or_default();
-        let (name, used) = variable_name(after);
-        match std::str::from_utf8(name) {
-            Ok("") if used == 0 => out.push(b'$'),
-            Ok(name) => out.extend_from_slice(var(name).unwrap_or_default().as_bytes()),
-            Err(_) => {}
-        }
-        rest = after.get(used..).unwrap_or_default();
-    }
-    out.extend_from_slice(rest);
-    PathBuf::from(OsString::from_vec(out))
-}
-
-/// The variable's name at the start of `text`, and how many bytes it takes with its braces.
-fn variable_name(text: &[u8]) -> (&[u8], usize) {
-    if let Some(inner) = text.strip_prefix(b"{") {
-        return match inner.iter().position(|&b| b == b'}') {
-            Some(end) => (inner.get(..end).unwrap_or_default(), end + 2),
-            None => (&[], 1),
-        };
-    }
-    let end = text.iter().position(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).unwrap_or(text.len());
-    (text.get(..end).unwrap_or_default(), end)
-}
-
-/// `path` made absolute and clean, without asking the filesystem: `.` and `..` go by their text, as in rcc.
-///
-/// # Errors
-/// When the path is relative and the current directory is gone.
-pub fn absolute(path: &Path) -> Result<PathBuf, EnvError> {
-    let full = if path.is_absolute() {
-        path.to_owned()
-    } else {
-        std::env::current_dir().map_err(EnvError::NoCurrentDir)?.join(path)
-    };
-    let mut clean = PathBuf::from("/");
-    for part in full.components() {
-        match part {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    Ok(clean)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn env(flag: Option<&str>, vars: &[(&str, &str)]) -> Result<Env, EnvError> {
-        let look = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
-        Env::from_vars(flag.map(OsStr::new), &look)
-    }
-
-    #[test]
-    fn defaults_to_dot_robocorp() {
-        let env = env(None, &[("HOME", "/home/me")]).unwrap();
-        assert_eq!(env.robocorp_home, Path::new("/home/me/.robocorp"));
-        assert_eq!(env.holofs_home, Path::new("/home/me/.robocorp/holofs"));
-        assert_eq!(env.hololib(), Path::new("/home/me/.robocorp/hololib"));
-    }
-
-    #[test]
-    fn flag_wins_over_variable() {
-        let vars = [("HOME", "/h"), ("ROBOCORP_HOME", "/r"), ("HOLOFS_HOME", "/state/./x/..")];
-        assert_eq!(env(None, &vars).unwrap().robocorp_home, Path::new("/r"));
-        let env = env(Some("/flag"), &vars).unwrap();
-        assert_eq!(env.robocorp_home, Path::new("/flag"));
-        assert_eq!(env.holofs_home, Path::new("/state"));
-    }
-
-    #[test]
-    fn expands_variables_in_the_home() {
-        let vars = [("HOME", "/home/me"), ("X", "deep"), ("ROBOCORP_HOME", "$HOME/${X}/$NOPE/r$")];
-        assert_eq!(env(None, &vars).unwrap().robocorp_home, Path::new("/home/me/deep/r$"));
-    }
-
-    #[test]
-    fn empty_variable_counts_as_unset() {
-        let env = env(None, &[("HOME", "/h"), ("ROBOCORP_HOME", "")]).unwrap();
-        assert_eq!(env.robocorp_home, Path::new("/h/.robocorp"));
-    }
-
-    #[test]
-    fn relative_home_is_made_absolute() {
-        let env = env(Some("rel/../x"), &[]).unwrap();
-        assert_eq!(env.robocorp_home, std::env::current_dir().unwrap().join("x"));
-        assert_eq!(env.user7(), "badcafe");
-    }
-
-    #[test]
-    fn no_home_at_all_is_an_error() {
-        assert!(matches!(env(None, &[]), Err(EnvError::NoHome)));
-    }
+    use crate::settings::Flags;
 
     #[test]
     fn shared_mode_needs_a_regular_file_as_marker() {
         let dir = tempfile::tempdir().unwrap();
-        let mut env = env(None, &[("HOME", "/root")]).unwrap();
+        let settings =
+            Settings::from_variables(Flags::default(), &|name| (name == "HOME").then(|| "/root".into()));
+        let mut env = Env::new(&settings.unwrap());
         env.shared_root = dir.path().to_owned();
         assert!(!env.is_shared());
         let init = dir.path().join("lib/catalog/init");

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use crate::library::catalogs::{self, CatalogFile, this_platform};
 use crate::library::locate::Location;
 use crate::library::name::{self, Identity};
+use crate::settings::absolute;
 use crate::space::held::{Held, Kept};
-use crate::space::home::{Env, absolute};
+use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::{Candidate, SpaceError, meta, state};
 

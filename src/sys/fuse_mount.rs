@@ -5,7 +5,7 @@
 //! Invariant: what is mounted on is the directory that was checked, by its descriptor: [`check_place`] finds the mount
 //! on that very directory, and nowhere else.
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -216,7 +216,6 @@ fn mount_id(dir: impl AsFd, path: &Path, flags: AtFlags) -> Result<Option<u64>, 
 }
 
 fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
-    let program = find_fusermount().ok_or(MountError::NoFusermount)?;
     let os = |call| move |source| MountError::Os { call, source };
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -235,18 +234,20 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
         list.push("ro".to_owned());
     }
     list.extend(options.extra.iter().filter(|option| flag_of(option).is_some()).cloned());
-    let mut child = Command::new(program)
-        .arg("-o")
-        .arg(list.join(","))
-        .arg("--")
-        // By its descriptor: the path may lead elsewhere by now.
-        .arg(".")
-        .current_dir(by_descriptor(mountpoint))
-        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child = start_fusermount(|mut command| {
+        command
+            .arg("-o")
+            .arg(list.join(","))
+            .arg("--")
+            // By its descriptor: the path may lead elsewhere by now.
+            .arg(".")
+            .current_dir(by_descriptor(mountpoint))
+            .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+    })?;
     drop(theirs);
     let received = receive_fd(&ours);
     let mut said = String::new();
@@ -283,15 +284,15 @@ fn receive_fd(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     }))
 }
 
-/// The fusermount program on PATH.
-#[must_use]
-pub fn find_fusermount() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    ["fusermount3", "fusermount"]
-        .iter()
-        .flat_map(|name| directories.iter().map(move |dir| dir.join(name)))
-        .find(|candidate| candidate.is_file())
+/// Starts fusermount3, or the older fusermount, whichever is found on `PATH`.
+fn start_fusermount<T>(start: impl Fn(Command) -> std::io::Result<T>) -> Result<T, MountError> {
+    for program in ["fusermount3", "fusermount"] {
+        match start(Command::new(program)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            started => return Ok(started?),
+        }
+    }
+    Err(MountError::NoFusermount)
 }
 
 /// Unmounts; `lazy` detaches the tree now and ends the mount when its last user lets go.
@@ -311,13 +312,13 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
 }
 
 fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
-    let program = find_fusermount().ok_or(MountError::NoFusermount)?;
-    let mut command = Command::new(program);
-    command.arg("-u");
-    if lazy {
-        command.arg("-z");
-    }
-    let output = command.arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    let output = start_fusermount(|mut command| {
+        command.arg("-u");
+        if lazy {
+            command.arg("-z");
+        }
+        command.arg("--").arg(mountpoint).stdin(Stdio::null()).output()
+    })?;
     if output.status.success() {
         return Ok(());
     }

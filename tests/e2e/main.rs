@@ -33,6 +33,7 @@ mod power;
 mod record;
 mod reflink;
 mod semantics;
+mod settings;
 mod surroundings;
 mod venv;
 mod warm;

@@ -143,8 +143,8 @@ fn every_error_of_a_recording_has_its_code() {
         let shown = format!("{error:?}");
         assert_told(&Failure::from(error), code, fix, &shown);
     }
-    assert_told(&Failure::from(EnvError::NoHome), CONFIG, "HOME", "NoHome");
-    assert_told(&Failure::from(EnvError::NoCurrentDir(enoent())), FAILED, "", "NoCurrentDir");
+    assert_told(&Failure::from(SettingsError::NoHome), CONFIG, "HOME", "NoHome");
+    assert_told(&Failure::from(SettingsError::NoCurrentDir(enoent())), FAILED, "", "NoCurrentDir");
 }
 
 #[track_caller]

@@ -1,4 +1,3 @@
-use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
 use crate::session::plan::{Asked, ServeOptions};
+use crate::settings::MountHelper;
 use crate::space::MountpointProblem;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -31,10 +31,12 @@ impl Place {
 
     fn plan(&self) -> MountPlan {
         let path = self.dir.path();
-        let env = Env::from_vars(Some(path.as_os_str()), &|name| {
-            (name == "HOME").then(|| OsString::from("/tmp/rcchome/home"))
-        })
-        .unwrap();
+        let env = Env {
+            home: Some("/tmp/rcchome/home".into()),
+            robocorp_home: path.to_owned(),
+            holofs_home: path.join("holofs"),
+            shared_root: "/opt/robocorp/ht".into(),
+        };
         let identity = Identity::parse(ID).unwrap();
         MountPlan {
             library: Location { hololib: path.join("hololib"), kind: LibraryKind::Hololib },
@@ -56,6 +58,7 @@ impl Place {
             asked: Asked::default(),
             fresh: false,
             foreground: false,
+            mount_helper: MountHelper::default(),
             lock_timeout: Duration::from_millis(50),
         }
     }

@@ -1,4 +1,3 @@
-use std::ffi::OsString;
 use std::io::Write;
 
 use super::*;
@@ -17,12 +16,12 @@ impl Fixture {
     fn new(blueprints: &[(&str, &str)]) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().to_owned();
-        let env = Env::from_vars(None, &|name| match name {
-            "HOME" => Some(OsString::from("/root")),
-            "ROBOCORP_HOME" => Some(home.clone().into()),
-            _ => None,
-        })
-        .unwrap();
+        let env = Env {
+            home: Some("/root".into()),
+            robocorp_home: home.clone(),
+            holofs_home: home.join("holofs"),
+            shared_root: "/opt/robocorp/ht".into(),
+        };
         let fixture = Fixture { dir, env };
         std::fs::create_dir_all(fixture.hololib().join("catalog")).unwrap();
         std::fs::create_dir_all(fixture.base()).unwrap();

@@ -1,0 +1,65 @@
+//! `holofs config`: each setting in force, and where it was set.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::exit::{Failure, OK};
+use super::{Context, output};
+use crate::settings::{SetBy, Setting};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "A flag overrides a variable of holofs, which overrides a variable of rcc, then
+settings.yaml in rcc's home, then the default. The section of settings.yaml:
+
+  holotree:
+    restoration-strategy: smart      # or reflink, copy, hardlink
+    hardlink-excludes: []            # kept for restores
+
+Examples:
+  holofs config
+  RCC_HOLOTREE_STRATEGY=copy holofs config --json")]
+pub(super) struct Args {}
+
+/// A setting as it is printed.
+#[derive(Serialize)]
+struct Row {
+    #[serde(skip)]
+    name: &'static str,
+    value: Value,
+    #[serde(flatten)]
+    source: SetBy,
+}
+
+fn row<T>(name: &'static str, setting: &Setting<T>, value: impl Fn(&T) -> Value) -> Row {
+    Row { name, value: value(&setting.value), source: setting.source.clone() }
+}
+
+pub(super) fn run(context: &Context) -> Result<u8, Failure> {
+    let settings = &context.settings;
+    let mount = settings.mount.as_ref()?;
+    let path = |path: &std::path::PathBuf| path.to_string_lossy().into();
+    let rows = [
+        row("home", &settings.robocorp_home, path),
+        row("holofs-home", &settings.holofs_home, path),
+        row("controller", &settings.controller, |name| name.as_str().into()),
+        row("strategy", &mount.strategy, |strategy| strategy.to_string().into()),
+        row("io", &mount.io, |io| io.to_string().into()),
+        row("cache-size", &mount.cache_size, |bytes| (*bytes).into()),
+        row("lock-timeout", &settings.lock_timeout, |wait| wait.as_secs_f64().into()),
+        row("mount-helper", &mount.mount_helper, |helper| helper.to_string().into()),
+        row("hardlink-excludes", &mount.hardlink_excludes, |list| list.as_slice().into()),
+        row("log", &settings.log_level, |level| level.to_string().into()),
+    ];
+    if context.json {
+        output::print_json(&rows.iter().map(|row| (row.name, row)).collect::<BTreeMap<_, _>>())?;
+        return Ok(OK);
+    }
+    let lines = rows.iter().map(|Row { name, value, source }| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("{name:<17} = {value} ({source})")
+    });
+    output::print_lines(&lines.collect::<Vec<_>>())?;
+    Ok(OK)
+}

@@ -1,0 +1,64 @@
+//! Values on the command line that clap cannot parse by itself.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::settings::Strategy;
+
+/// Seconds, with a fraction or without.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
+}
+
+/// A number of bytes, or of K, M, G or T.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let no_size = || "a number of bytes, or of K, M, G or T".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(no_size()),
+    };
+    let number: u64 = digits.parse().map_err(|_| no_size())?;
+    number.checked_mul(1 << shift).ok_or_else(no_size)
+}
+
+/// A strategy of mounts. `hardlink`, which is one of rcc's restores, gets a reason of its own.
+pub(super) fn strategy(text: &str) -> Result<Strategy, String> {
+    Strategy::from_str(text, true).map_err(|_| {
+        if text.eq_ignore_ascii_case("hardlink") {
+            "hardlink shares one inode between environments; use smart".to_owned()
+        } else {
+            "possible values: smart, reflink, copy".to_owned()
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_with_and_without_a_unit() {
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("10g"), Ok(10 << 30));
+        for bad in ["", "G", "1.5G", "-1", "99999999T", "10GiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction() {
+        assert_eq!(seconds("0.2"), Ok(Duration::from_millis(200)));
+        assert_eq!(seconds("30"), Ok(Duration::from_secs(30)));
+        for text in ["", "-1", "NaN", "inf", "1s"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+use std::fmt::Debug;
+
+use proptest::prelude::{ProptestConfig, any, prop, proptest};
+
+use super::*;
+
+fn read(flags: Flags, set: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    let look = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value));
+    Settings::from_variables(flags, &look)
+}
+
+fn home_flag(home: &str) -> Flags {
+    Flags { robocorp_home: Some(home.into()), ..Flags::default() }
+}
+
+/// A home with this settings.yaml.
+fn home(yaml: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("settings.yaml"), yaml).unwrap();
+    dir
+}
+
+/// What a home with this settings.yaml, and these variables, make of the settings of mounts.
+fn mount(yaml: &str, flags: Flags, set: &[(&str, &str)]) -> Result<MountSettings, SettingsError> {
+    let dir = home(yaml);
+    let robocorp_home = Some(dir.path().into());
+    read(Flags { robocorp_home, ..flags }, set).unwrap().mount
+}
+
+fn complaint<T: Debug>(result: Result<T, SettingsError>) -> String {
+    let error = result.unwrap_err();
+    let text = error.to_string();
+    match error {
+        // Without the temporary directory's name.
+        SettingsError::File { path, .. } => text.replace(path.parent().unwrap().to_str().unwrap(), "HOME"),
+        _ => text,
+    }
+}
+
+const COPY: &str = "other: [1, 2]\nholotree:\n  restoration-strategy: copy\n";
+
+#[test]
+fn defaults_to_dot_robocorp() {
+    let settings = read(Flags::default(), &[("HOME", "/home/me")]).unwrap();
+    assert_eq!(settings.robocorp_home, Setting::default("/home/me/.robocorp".into()));
+    assert_eq!(settings.holofs_home, Setting::default("/home/me/.robocorp/holofs".into()));
+    assert_eq!(settings.controller, Setting::default("user".into()));
+    assert_eq!(settings.lock_timeout, Setting::default(Duration::from_secs(30)));
+    let mount = settings.mount.unwrap();
+    assert_eq!(mount.strategy, Setting::default(Strategy::Smart));
+    assert_eq!(mount.cache_size, Setting::default(10 << 30));
+    assert_eq!(mount.mount_helper, Setting::default(MountHelper::Installed));
+}
+
+#[test]
+fn flag_wins_over_variable() {
+    let set = [("HOME", "/h"), ("ROBOCORP_HOME", "/r"), ("HOLOFS_HOME", "/state/./x/..")];
+    let by_variable = read(Flags::default(), &set).unwrap();
+    assert_eq!(by_variable.robocorp_home, Setting::variable("/r".into(), "ROBOCORP_HOME"));
+    let by_flag = read(home_flag("/flag"), &set).unwrap();
+    assert_eq!(by_flag.robocorp_home, Setting::flag("/flag".into()));
+    assert_eq!(by_flag.holofs_home, Setting::variable("/state".into(), "HOLOFS_HOME"));
+}
+
+#[test]
+fn expands_variables_in_the_home() {
+    let set = [("HOME", "/home/me"), ("X", "deep"), ("ROBOCORP_HOME", "$HOME/${X}/$NOPE/r$")];
+    let settings = read(Flags::default(), &set).unwrap();
+    assert_eq!(settings.robocorp_home.value, Path::new("/home/me/deep/r$"));
+}
+
+#[test]
+fn empty_variable_counts_as_unset() {
+    let set = [("HOME", "/h"), ("ROBOCORP_HOME", ""), ("HOLOFS_LOG", ""), ("HOLOFS_STRATEGY", "")];
+    let settings = read(Flags::default(), &set).unwrap();
+    assert_eq!(settings.robocorp_home.value, Path::new("/h/.robocorp"));
+    assert_eq!(settings.log_level, Setting::default(LevelFilter::WARN));
+    assert_eq!(settings.mount.unwrap().strategy.source, SetBy::Default);
+}
+
+#[test]
+fn relative_home_is_made_absolute() {
+    let settings = read(home_flag("rel/../x"), &[]).unwrap();
+    assert_eq!(settings.robocorp_home.value, std::env::current_dir().unwrap().join("x"));
+    assert_eq!(settings.home, None);
+}
+
+#[test]
+fn no_home_at_all_is_an_error() {
+    assert!(matches!(read(Flags::default(), &[]), Err(SettingsError::NoHome)));
+}
+
+#[test]
+fn log_level_comes_from_flag_or_variable() {
+    let set = [("HOLOFS_LOG", "Debug")];
+    let settings = read(home_flag("/h"), &set).unwrap();
+    assert_eq!(settings.log_level, Setting::variable(LevelFilter::DEBUG, "HOLOFS_LOG"));
+    let flags = Flags { log_level: Some(LevelFilter::ERROR), ..home_flag("/h") };
+    assert_eq!(read(flags, &set).unwrap().log_level, Setting::flag(LevelFilter::ERROR));
+    let complaint = complaint(read(home_flag("/h"), &[("HOLOFS_LOG", "loud")]));
+    assert_eq!(complaint, "HOLOFS_LOG=loud: expected off, error, warn, info, debug or trace");
+}
+
+#[test]
+fn strategy_of_the_first_place_that_sets_it_is_in_force() {
+    let (ours, rccs) = (("HOLOFS_STRATEGY", "Reflink"), ("RCC_HOLOTREE_STRATEGY", "SMART"));
+    let flags = Flags { strategy: Some(Strategy::Copy), ..Flags::default() };
+    // A variable that is not looked at is not an error.
+    let by_flag = mount(COPY, flags, &[("HOLOFS_STRATEGY", "bogus"), rccs]).unwrap();
+    assert_eq!(by_flag.strategy, Setting::flag(Strategy::Copy));
+    let by_ours = mount(COPY, Flags::default(), &[ours, rccs]).unwrap();
+    assert_eq!(by_ours.strategy, Setting::variable(Strategy::Reflink, "HOLOFS_STRATEGY"));
+    let by_rccs = mount(COPY, Flags::default(), &[rccs]).unwrap();
+    assert_eq!(by_rccs.strategy, Setting::variable(Strategy::Smart, "RCC_HOLOTREE_STRATEGY"));
+    let by_file = mount(COPY, Flags::default(), &[]).unwrap();
+    assert_eq!(by_file.strategy.value, Strategy::Copy);
+    assert!(by_file.strategy.source.to_string().ends_with("/settings.yaml:3"), "{:?}", by_file.strategy);
+    assert_eq!(mount("{}", Flags::default(), &[]).unwrap().strategy, Setting::default(Strategy::Smart));
+}
+
+#[test]
+fn hardlink_acts_as_smart_with_a_warning() {
+    for (yaml, set) in [
+        ("holotree: {restoration-strategy: HardLink}", &[][..]),
+        ("", &[("RCC_HOLOTREE_STRATEGY", "hardlink")]),
+        ("", &[("HOLOFS_STRATEGY", "hardlink")]),
+    ] {
+        let settings = mount(yaml, Flags::default(), set).unwrap();
+        assert_eq!(settings.strategy.value, Strategy::Smart);
+        assert_ne!(settings.strategy.source, SetBy::Default);
+        assert!(settings.warning.unwrap().contains("hardlink"));
+    }
+}
+
+#[test]
+fn bad_value_names_its_place_and_what_is_expected() {
+    let expected = "expected one of smart, reflink, copy, hardlink";
+    for name in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY"] {
+        let complaint = complaint(mount(COPY, Flags::default(), &[(name, "bogus")]));
+        assert_eq!(complaint, format!("{name}=bogus: {expected}"));
+    }
+    let io = complaint(mount("", Flags::default(), &[("HOLOFS_IO", "fast")]));
+    assert_eq!(io, "HOLOFS_IO=fast: expected one of auto, cached, passthrough");
+    for (yaml, why) in [
+        ("\nholotree:\n  restoration-strategy: fast\n", format!("3: fast: {expected}").as_str()),
+        ("holotree:\n  restoration-strategy: [copy]\n", "2: expected a text"),
+        ("holotree:\n  hardlink-excludes: '*.pyc'\n", "2: *.pyc: expected a list"),
+        ("holotree: copy\n", "1: copy: expected a mapping"),
+        ("- holotree\n", "1: expected a mapping"),
+        (
+            "holotree:\n  x: 1\n  restoration-strategy: copy\n  restoration-strategy: smart\n",
+            "2: restoration-strategy is given twice",
+        ),
+        ("a: 1\nholotree:\n  b: [\n", "4: did not find expected node content"),
+        ("a: 1\n\tb: 2\n", "2: found a tab character"),
+        ("a: 1\nb: \u{1}\n", "2: control characters are not allowed"),
+        ("a: *nowhere\n", "1: found undefined alias"),
+    ] {
+        let complaint = complaint(mount(yaml, Flags::default(), &[]));
+        assert!(complaint.starts_with(&format!("HOME/settings.yaml:{why}")), "{yaml:?}: {complaint}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_name_their_line() {
+    let dir = home("");
+    std::fs::write(dir.path().join("settings.yaml"), b"a: 1\nb: \xff\n").unwrap();
+    let settings = read(home_flag(dir.path().to_str().unwrap()), &[]).unwrap();
+    let complaint = complaint(settings.mount);
+    assert!(complaint.starts_with("HOME/settings.yaml:2: "), "{complaint}");
+}
+
+#[test]
+fn file_that_sets_nothing_is_no_error() {
+    for yaml in
+        ["", "# nothing\n", "holotree:\n", "holotree: ~\n", "holotree: {restoration-strategy: }\n", "a: b\n"]
+    {
+        let settings = mount(yaml, Flags::default(), &[]).unwrap();
+        assert_eq!(settings.strategy.source, SetBy::Default, "{yaml:?}");
+        assert_eq!(settings.hardlink_excludes, Setting::default(Vec::new()), "{yaml:?}");
+    }
+}
+
+#[test]
+fn excludes_and_aliases_are_read() {
+    let yaml = "x: &it copy\nholotree:\n  restoration-strategy: *it\n  hardlink-excludes:\n    - '*.pyc'\n    - bin/**\n";
+    let settings = mount(yaml, Flags::default(), &[]).unwrap();
+    assert_eq!(settings.strategy.value, Strategy::Copy);
+    assert_eq!(settings.hardlink_excludes.value, ["*.pyc", "bin/**"]);
+}
+
+#[test]
+fn file_that_cannot_be_read_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("settings.yaml");
+    let complaint = || complaint(read(home_flag(dir.path().to_str().unwrap()), &[]).unwrap().mount);
+    std::fs::write(&path, "#".repeat(65 << 10)).unwrap();
+    assert!(complaint().contains("larger than 65536 bytes"));
+    std::fs::remove_file(&path).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+    assert!(complaint().contains("a FIFO"));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(complaint().contains("a directory"));
+}
+
+#[test]
+fn link_to_a_file_is_followed() {
+    let (real, linked) = (home(COPY), tempfile::tempdir().unwrap());
+    std::os::unix::fs::symlink(real.path().join("settings.yaml"), linked.path().join("settings.yaml"))
+        .unwrap();
+    let settings = read(home_flag(linked.path().to_str().unwrap()), &[]).unwrap().mount.unwrap();
+    assert_eq!(settings.strategy.value, Strategy::Copy);
+}
+
+#[test]
+fn mount_helper_is_named_or_switched_off() {
+    let helper =
+        |path| mount("", Flags::default(), &[(MountHelper::VARIABLE, path)]).unwrap().mount_helper.value;
+    assert_eq!(helper("/x/helper"), MountHelper::At("/x/helper".into()));
+    assert_eq!(helper(""), MountHelper::Off);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever is in the file, reading it ends with an answer.
+    #[test]
+    fn any_text_is_read_or_refused(text in r#"([a-z \n\t:\-?,&*!|>%@'"\[\]{}#~.]|holotree:|restoration-strategy: |\PC){0,80}"#) {
+        drop(file::parse(Path::new("/settings.yaml"), text.as_bytes()));
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        drop(file::parse(Path::new("/settings.yaml"), &bytes));
+    }
+}
