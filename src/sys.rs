@@ -13,6 +13,7 @@ pub mod probe;
 pub mod process;
 pub mod surroundings;
 pub mod thread;
+pub mod tree;
 
 /// An error's text without the ` (os error 2)` that Rust puts behind an errno's: it tells a user nothing more.
 #[must_use]

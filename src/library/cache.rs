@@ -21,6 +21,7 @@ use super::LibraryError;
 use super::digest::Digest;
 use super::index::cache::make_dir;
 use super::stamp::Stamp;
+use crate::sys::tree;
 
 /// Leftovers of writers that died are this old, in seconds, before they are swept.
 const OLD: u64 = 3600;
@@ -200,15 +201,7 @@ impl BlobCache {
     /// # Errors
     /// What removing may answer.
     pub fn remove(&self, digest: &Digest) -> io::Result<()> {
-        let path = self.place(digest);
-        let removed = match std::fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
-            _ => std::fs::remove_file(&path),
-        };
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        Ok(tree::remove(CWD, self.place(digest).as_path())?)
     }
 
     /// A new copy to write to, without a name.

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::sys::order::Order;
+use crate::sys::tree;
 
 /// The `work` directory of a mounted space.
 #[derive(Debug)]
@@ -75,7 +76,7 @@ impl Staging {
                 self.notes.lock().push(entry.file_name().to_owned());
                 continue;
             }
-            remove_tree(self.dir.as_fd(), entry.file_name())?;
+            tree::remove(&self.dir, entry.file_name())?;
             swept += 1;
         }
         Ok(swept)
@@ -189,7 +190,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         let Some(name) = self.name.take() else { return };
         let removed = if self.is_dir {
-            remove_tree(self.dir.as_fd(), &name)
+            tree::remove(&self.dir, name.as_c_str())
         } else {
             rustix::fs::unlinkat(&*self.dir, &name, AtFlags::empty())
         };
@@ -198,32 +199,4 @@ impl Drop for Staged {
             tracing::warn!(name = ?name, %errno, "a staging entry stays until the next mount");
         }
     }
-}
-
-/// Removes `name` below `dir` with all that is in it, never following a symbolic link.
-///
-/// # Errors
-/// The errno of the first removal that failed.
-pub fn remove_tree(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(errno),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let inner = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        // Somebody took our own permission away (chmod 0 on a directory of the upper while unmounted).
-        Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
-            rustix::fs::openat(dir, name, flags, Mode::empty())?
-        }
-        other => other?,
-    };
-    for entry in rustix::fs::Dir::read_from(&inner)? {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            remove_tree(inner.as_fd(), entry.file_name())?;
-        }
-    }
-    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
 }

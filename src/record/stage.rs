@@ -14,9 +14,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::AtFlags;
+
 use super::RecordError;
 use super::store::replace;
 use crate::sys::guarded::{Dir, Problem, Trust};
+use crate::sys::tree;
 
 /// The variable that tells the command where the stage is.
 const VARIABLE: &str = "HOLOFS_STAGE";
@@ -101,21 +104,14 @@ impl<'h> Stage<'h> {
 
     /// Removes the tree, also one with directories that its owner may not write to.
     fn remove(&self) -> io::Result<()> {
-        let path = self.path();
         if !self.dir.is_still(self.holotree, &self.name) {
-            return match std::fs::symlink_metadata(path) {
+            return match std::fs::symlink_metadata(self.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 _ => Err(io::Error::other("somebody put something else in the stage's place; it stays")),
             };
         }
-        match std::fs::remove_dir_all(path) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.dir.open_up()?;
-                std::fs::remove_dir_all(path)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        tree::clear(self.dir.as_fd().try_clone_to_owned()?)?;
+        Ok(rustix::fs::unlinkat(self.holotree, &self.name, AtFlags::REMOVEDIR)?)
     }
 }
 

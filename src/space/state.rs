@@ -19,7 +19,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use crate::library::look::Look;
 use crate::space::run::{self, RunInfo, read_run};
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Durability, Problem, Replace, Trust, Writers};
+use crate::sys::tree;
 
 /// No record of ours is longer.
 pub(crate) const MAX_RECORD: u64 = 1 << 20;
@@ -353,7 +354,7 @@ impl StateDir {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         for entry in entries.flatten() {
             let is_trash = entry.file_name().to_string_lossy().starts_with("trash.");
-            if is_trash && let Err(error) = remove_tree(&entry.path()) {
+            if is_trash && let Err(error) = tree::remove(rustix::fs::CWD, entry.path().as_path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot remove");
             }
         }
@@ -537,25 +538,6 @@ fn write_json<T: Serialize>(path: &Path, value: &T, durability: Durability) -> R
 
 pub(crate) fn sync_dir(path: &Path) -> Result<(), SpaceError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(SpaceError::io(path))
-}
-
-/// Removes a tree whose directories may have lost the permissions that this needs.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    let found = match std::fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !found.is_dir() {
-        return std::fs::remove_file(path);
-    }
-    if found.permissions().mode() & 0o700 != 0o700 {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-    }
-    for entry in std::fs::read_dir(path)? {
-        remove_tree(&entry?.path())?;
-    }
-    std::fs::remove_dir(path)
 }
 
 #[cfg(test)]

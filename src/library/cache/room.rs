@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::BlobCache;
 use crate::sys::boot::{self, Boot};
+use crate::sys::tree;
 
 /// How long another process may hold the sum. Longer than counting and evicting takes; one that is stopped must not
 /// stop us.
@@ -87,10 +88,8 @@ impl BlobCache {
         let (left, freed) = self.evict_locked(limit)?;
         sum.write(left)?;
         // Notes of versions that read blobs where they are.
-        match std::fs::remove_dir_all(self.dir.join("verified")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(freed),
-        }
+        tree::remove(rustix::fs::CWD, self.dir.join("verified").as_path())?;
+        Ok(freed)
     }
 
     /// Returns what is left, and what was freed.

@@ -3,11 +3,10 @@
 //!
 //! Invariant: the mode of a directory is changed on its descriptor only, and only of one that belongs to this user.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -124,23 +123,6 @@ impl Dir {
             .map_err(|error| GuardedError::new(&self.path, Problem::Os(errno_of(&error))))
     }
 
-    /// The names in the directory, and what the directory says they are.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn entries(&self) -> Result<Vec<(OsString, FileType)>, GuardedError> {
-        let failed = GuardedError::os(&self.path);
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(self.readable()?).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push((OsString::from_vec(name.to_vec()), entry.file_type()));
-            }
-        }
-        Ok(names)
-    }
-
     /// Whether there is nothing in it.
     ///
     /// # Errors
@@ -175,20 +157,6 @@ impl Dir {
             (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
             _ => false,
         }
-    }
-
-    /// Lets this user list and change every directory of his in the tree, so that the tree can be removed.
-    ///
-    /// # Errors
-    /// What keeps a directory from being opened or changed.
-    pub fn open_up(&self) -> Result<(), GuardedError> {
-        self.set_mode(0o700)?;
-        for (name, kind) in self.entries()? {
-            if matches!(kind, FileType::Directory) {
-                self.open_dir(&name, Trust::Anybodys)?.open_up()?;
-            }
-        }
-        Ok(())
     }
 
     fn readable(&self) -> Result<OwnedFd, GuardedError> {
@@ -296,20 +264,5 @@ mod tests {
         });
         let found = if private.exists() { private } else { base.join("a") };
         assert_eq!(mode(&found), 0o700);
-    }
-
-    #[test]
-    fn opening_up_does_not_leave_the_tree() {
-        let dir = tempfile::tempdir().unwrap();
-        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
-        std::fs::create_dir_all(tree.join("shut/inner")).unwrap();
-        std::fs::create_dir(&outside).unwrap();
-        for path in [&outside, &tree.join("shut/inner"), &tree.join("shut")] {
-            opened(path).set_mode(0).unwrap();
-        }
-        symlink(&outside, tree.join("link")).unwrap();
-        opened(&tree).open_up().unwrap();
-        assert_eq!((mode(&tree.join("shut/inner")), mode(&outside)), (0o700, 0));
-        opened(&outside).set_mode(0o700).unwrap();
     }
 }
