@@ -155,6 +155,20 @@ impl Tree {
     pub fn text(&self, (offset, len): Text) -> &[u8] {
         self.strings.get(offset as usize..offset as usize + len as usize).unwrap_or_default()
     }
+
+    /// The path of an entry, without a leading slash. For messages: names that are not UTF-8 are changed.
+    #[must_use]
+    pub fn path_of(&self, mut position: usize) -> String {
+        let mut names = Vec::new();
+        // Parents come before their children, or this would not end.
+        while let Some(entry) = self.entries.get(position).filter(|entry| (entry.parent as usize) < position)
+        {
+            names.push(String::from_utf8_lossy(self.text(entry.name)));
+            position = entry.parent as usize;
+        }
+        names.reverse();
+        names.join("/")
+    }
 }
 
 /// Unpacks and parses a catalog file, at once where there are two processors.

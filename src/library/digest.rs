@@ -77,9 +77,15 @@ impl Digest {
     /// The blob's place below the library: `aa/bb/cc/<digest>`.
     #[must_use]
     pub fn fan_out(&self) -> PathBuf {
-        let text = self.to_string();
-        let part = |from: usize| text.get(from..from + 2).unwrap_or_default();
-        [part(0), part(2), part(4), &text].iter().collect()
+        let [first, second, third] = self.fan_out_dirs();
+        [first, second, third, self.to_string()].iter().collect()
+    }
+
+    /// The names of the directories on that path.
+    #[must_use]
+    pub fn fan_out_dirs(&self) -> [String; 3] {
+        let (Self::Sha256([a, b, c, ..]) | Self::Sip128([a, b, c, ..])) = self;
+        [a, b, c].map(|byte| format!("{byte:02x}"))
     }
 }
 

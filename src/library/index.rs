@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use crate::sys::guarded::{self, Access};
 use crate::sys::map::Map;
-use format::{Header, NODE_SIZE, RawNode};
+use format::{DIGEST_SIZE, Header, NODE_SIZE, RawNode};
 
 /// A node: its position in the index.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -98,7 +98,7 @@ pub enum NodeKind<'a> {
 
 /// The offsets at which a file is relocated: rising, without repeats, each with room for the name.
 #[derive(Clone, Copy, Debug)]
-pub struct Relocations<'a>(&'a [u8]);
+pub struct Relocations<'a>(&'a [[u8; 8]]);
 
 impl<'a> Relocations<'a> {
     /// Whether there are none.
@@ -110,12 +110,12 @@ impl<'a> Relocations<'a> {
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len() / 8
+        self.0.len()
     }
 
     /// The offsets.
     pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
-        self.0.chunks_exact(8).map(|chunk| chunk.try_into().map_or(0, u64::from_le_bytes))
+        self.0.iter().map(|offset| u64::from_le_bytes(*offset))
     }
 }
 
@@ -155,7 +155,7 @@ impl Index {
     /// # Errors
     /// When they differ.
     pub fn verify(&self) -> Result<(), IndexError> {
-        let body = self.map.get(format::HEADER_SIZE..).unwrap_or_default();
+        let body = self.map.get(format::HEADER_SIZE..).ok_or(IndexError("it is shorter than a header"))?;
         if crc32fast::hash(body) == self.header.body_crc {
             Ok(())
         } else {
@@ -184,8 +184,11 @@ impl Index {
 
     /// The contents of its regular files, each once.
     pub fn digests(&self) -> impl Iterator<Item = Result<Digest, IndexError>> + '_ {
-        let digests = self.header.section(&self.map, self.header.digests).unwrap_or_default();
-        digests.chunks_exact(format::DIGEST_SIZE).map(format::decode_digest)
+        let (digests, error) = match self.raw_digests() {
+            Ok(digests) => (digests, None),
+            Err(error) => (&[][..], Some(Err(error))),
+        };
+        error.into_iter().chain(digests.iter().map(|digest| format::decode_digest(digest)))
     }
 
     /// SHA-256 of the catalog file that it was compiled from.
@@ -277,12 +280,8 @@ impl Index {
     }
 
     fn raw(&self, id: NodeId) -> Result<RawNode, IndexError> {
-        if id.0 >= self.header.node_count {
-            return Err(IndexError("no such node"));
-        }
-        let start = self.header.nodes.0 as usize + id.0 as usize * NODE_SIZE;
-        let bytes = self.map.get(start..start + NODE_SIZE).ok_or(IndexError("nodes"))?;
-        RawNode::decode(bytes)
+        let nodes = self.header.section(&self.map, self.header.nodes)?.as_chunks::<NODE_SIZE>().0;
+        RawNode::decode(nodes.get(id.0 as usize).ok_or(IndexError("no such node"))?)
     }
 
     fn string(&self, offset: u32, len: u32) -> Result<&[u8], IndexError> {
@@ -292,16 +291,17 @@ impl Index {
     }
 
     fn digest(&self, number: u32) -> Result<Digest, IndexError> {
-        let digests = self.header.section(&self.map, self.header.digests)?;
-        let start = number as usize * format::DIGEST_SIZE;
-        let entry = digests.get(start..start + format::DIGEST_SIZE).ok_or(IndexError("a digest"))?;
-        format::decode_digest(entry)
+        format::decode_digest(self.raw_digests()?.get(number as usize).ok_or(IndexError("a digest"))?)
+    }
+
+    fn raw_digests(&self) -> Result<&[[u8; DIGEST_SIZE]], IndexError> {
+        Ok(self.header.section(&self.map, self.header.digests)?.as_chunks().0)
     }
 
     fn relocations(&self, first: u64, count: u32) -> Result<Relocations<'_>, IndexError> {
-        let all = self.header.section(&self.map, self.header.relocations)?;
-        let start = usize::try_from(first).ok().and_then(|first| first.checked_mul(8));
-        let range = start.and_then(|start| Some(start..start.checked_add(count as usize * 8)?));
-        range.and_then(|range| all.get(range)).map(Relocations).ok_or(IndexError("relocations"))
+        let all = self.header.section(&self.map, self.header.relocations)?.as_chunks().0;
+        let end = first.checked_add(u64::from(count));
+        let range = end.and_then(|end| all.get(usize::try_from(first).ok()?..usize::try_from(end).ok()?));
+        range.map(Relocations).ok_or(IndexError("relocations"))
     }
 }

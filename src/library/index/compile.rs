@@ -1,46 +1,57 @@
-//! From a checked tree to the bytes of an index.
+//! Compiles a checked tree into the bytes of an index.
+//!
+//! The tree is in the order of the catalog's text. The index is in breadth-first order with the children of each directory
+//! sorted by name. So the entries are grouped by directory and sorted, then walked breadth first, and each gets its place
+//! in that walk as its number.
 
-use std::collections::VecDeque;
-
-use super::IndexError;
 use super::format::{self, HEADER_SIZE, Header, RawNode};
-use crate::library::catalog::{EntryKind, Tree};
+use crate::library::catalog::{Entry, EntryKind, Tree};
 
 /// Why a tree cannot be compiled.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CompileError {
-    /// One directory has a name twice.
+    /// A directory has two entries of one name.
     #[error("entry {0:?}: its directory has the name twice")]
     NameTwice(String),
-    /// More than the format can number.
-    #[error(transparent)]
-    TooLarge(#[from] IndexError),
+    /// The tree is not one that the parser makes.
+    #[error("the tree is not consistent: {0}")]
+    Inconsistent(&'static str),
 }
+
+use CompileError::Inconsistent;
 
 /// Compiles a tree.
 ///
 /// # Errors
-/// When a name stands twice in one directory.
+/// See [`CompileError`].
 pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, CompileError> {
     let children = Children::of(tree)?;
-    let order = breadth_first(tree, &children);
-    let mut number = vec![0u32; tree.entries.len()];
-    for (position, entry) in order.iter().enumerate() {
-        if let Some(number) = number.get_mut(*entry as usize) {
-            *number = position as u32;
-        }
+    // Serves as the queue of the walk, too.
+    let mut order = vec![0u32];
+    let mut next = 0;
+    while let Some(position) = order.get(next).copied() {
+        order.extend_from_slice(children.of_dir(position)?);
+        next += 1;
     }
-    let nodes = vec![0u8; HEADER_SIZE];
-    let mut out =
-        Output { header: Header { catalog_sha256, ..Header::default() }, file: nodes, next_child: 0 };
-    out.file.reserve_exact(size_of_index(tree));
-    for entry in &order {
-        out.node(tree, &children, &number, *entry);
+    let mut numbers = vec![0u32; tree.entries.len()];
+    for (number, position) in order.iter().enumerate() {
+        *numbers.get_mut(*position as usize).ok_or(Inconsistent("no root"))? = number as u32;
     }
-    Ok(out.finish(tree))
+    let mut out = Output {
+        header: Header { catalog_sha256, ..Header::default() },
+        file: Vec::with_capacity(size_of_index(tree)),
+        next_child: 1,
+    };
+    out.file.resize(HEADER_SIZE, 0);
+    for position in order {
+        let entry = entry(tree, position)?;
+        let parent = *numbers.get(entry.parent as usize).ok_or(Inconsistent("a parent"))?;
+        out.node(tree, children.of_dir(position)?, entry, parent)?;
+    }
+    out.finish(tree)
 }
 
-/// About how many bytes the index of a tree takes, so that it is not copied as it grows.
+/// About how many bytes the index of a tree takes: enough for the buffer not to grow.
 fn size_of_index(tree: &Tree) -> usize {
     tree.entries.len() * format::NODE_SIZE
         + tree.digests.len() * format::DIGEST_SIZE
@@ -49,19 +60,23 @@ fn size_of_index(tree: &Tree) -> usize {
         + 4096
 }
 
-/// The children of each entry, sorted by name: one array, and where each one's part begins.
+fn entry(tree: &Tree, position: u32) -> Result<&Entry, CompileError> {
+    tree.entries.get(position as usize).ok_or(Inconsistent("an entry"))
+}
+
+/// The positions of each entry's children, sorted by name.
 struct Children {
+    /// Where the children of each entry begin in `all`, and at last the length of `all`.
     starts: Vec<u32>,
     all: Vec<u32>,
 }
 
 impl Children {
     fn of(tree: &Tree) -> Result<Self, CompileError> {
+        const PARENT: CompileError = Inconsistent("a parent");
         let mut starts = vec![0u32; tree.entries.len() + 1];
         for entry in tree.entries.iter().skip(1) {
-            if let Some(count) = starts.get_mut(entry.parent as usize + 1) {
-                *count += 1;
-            }
+            *starts.get_mut(entry.parent as usize + 1).ok_or(PARENT)? += 1;
         }
         let mut sum = 0;
         for start in &mut starts {
@@ -71,89 +86,63 @@ impl Children {
         let mut next = starts.clone();
         let mut all = vec![0u32; tree.entries.len().saturating_sub(1)];
         for (position, entry) in tree.entries.iter().enumerate().skip(1) {
-            if let Some(slot) = next.get_mut(entry.parent as usize) {
-                if let Some(child) = all.get_mut(*slot as usize) {
-                    *child = position as u32;
-                }
-                *slot += 1;
-            }
+            let place = next.get_mut(entry.parent as usize).ok_or(PARENT)?;
+            *all.get_mut(*place as usize).ok_or(PARENT)? = position as u32;
+            *place += 1;
         }
+        let name_of = |position: u32| {
+            tree.entries.get(position as usize).map_or(&[][..], |entry| tree.text(entry.name))
+        };
         for bounds in starts.windows(2) {
             let &[from, to] = bounds else { continue };
-            let Some(part) = all.get_mut(from as usize..to as usize) else { continue };
-            part.sort_unstable_by_key(|child| name_of(tree, *child));
-            let twice = part.windows(2).find(|pair| match pair {
-                [a, b] => name_of(tree, *a) == name_of(tree, *b),
-                _ => false,
+            let siblings = all.get_mut(from as usize..to as usize).ok_or(PARENT)?;
+            siblings.sort_unstable_by_key(|child| name_of(*child));
+            let twice = siblings.windows(2).find_map(|pair| match *pair {
+                [a, b] if name_of(a) == name_of(b) => Some(a),
+                _ => None,
             });
-            if let Some([entry, _]) = twice {
-                return Err(CompileError::NameTwice(path_of(tree, *entry)));
+            if let Some(position) = twice {
+                return Err(CompileError::NameTwice(tree.path_of(position as usize)));
             }
         }
         Ok(Self { starts, all })
     }
 
-    fn part(&self, entry: u32) -> &[u32] {
-        let bounds = self.starts.get(entry as usize).zip(self.starts.get(entry as usize + 1));
-        bounds.and_then(|(from, to)| self.all.get(*from as usize..*to as usize)).unwrap_or_default()
+    fn of_dir(&self, position: u32) -> Result<&[u32], CompileError> {
+        let bounds = self.starts.get(position as usize).zip(self.starts.get(position as usize + 1));
+        let children = bounds.and_then(|(from, to)| self.all.get(*from as usize..*to as usize));
+        children.ok_or(Inconsistent("an entry"))
     }
-}
-
-fn name_of(tree: &Tree, entry: u32) -> &[u8] {
-    tree.entries.get(entry as usize).map_or(&[], |entry| tree.text(entry.name))
-}
-
-fn path_of(tree: &Tree, mut entry: u32) -> String {
-    let mut parts = Vec::new();
-    while entry != 0 {
-        parts.push(String::from_utf8_lossy(name_of(tree, entry)).into_owned());
-        let parent = tree.entries.get(entry as usize).map_or(0, |entry| entry.parent);
-        // Parents come before children, or this would not end.
-        entry = if parent < entry { parent } else { 0 };
-    }
-    parts.reverse();
-    parts.join("/")
-}
-
-fn breadth_first(tree: &Tree, children: &Children) -> Vec<u32> {
-    let mut order = Vec::with_capacity(tree.entries.len());
-    let mut queue = VecDeque::from([0u32]);
-    while let Some(entry) = queue.pop_front() {
-        order.push(entry);
-        queue.extend(children.part(entry));
-    }
-    order
 }
 
 struct Output {
     header: Header,
     /// The file so far: room for the header, then the nodes.
     file: Vec<u8>,
-    /// Where the next directory's children begin.
+    /// The number of the next directory's first child.
     next_child: u32,
 }
 
 impl Output {
-    fn node(&mut self, tree: &Tree, children: &Children, number: &[u32], position: u32) {
-        let Some(entry) = tree.entries.get(position as usize) else { return };
-        let parent = number.get(entry.parent as usize).copied().unwrap_or(0);
+    /// Appends the node of an entry. `parent` is the number of its directory.
+    fn node(
+        &mut self,
+        tree: &Tree,
+        children: &[u32],
+        entry: &Entry,
+        parent: u32,
+    ) -> Result<(), CompileError> {
         let (name_offset, name_len) = entry.name;
-        let mut raw = RawNode {
-            name_offset,
-            name_len: u16::try_from(name_len).unwrap_or(u16::MAX),
-            parent,
-            ..RawNode::default()
-        };
+        let name_len = u16::try_from(name_len).map_err(|_| Inconsistent("a name is too long"))?;
+        let mut raw = RawNode { name_offset, name_len, parent, ..RawNode::default() };
         match entry.kind {
             EntryKind::Dir => {
-                let part = children.part(position);
-                if self.next_child == 0 {
-                    self.next_child = 1;
-                }
                 raw.kind = format::DIR;
-                raw.a = u64::from(self.next_child) | (part.len() as u64) << 32;
-                raw.b = part.iter().filter(|child| is_dir(tree, **child)).count() as u64;
-                self.next_child += part.len() as u32;
+                raw.a = u64::from(self.next_child) | (children.len() as u64) << 32;
+                for child in children {
+                    raw.b += u64::from(self::entry(tree, *child)?.kind == EntryKind::Dir);
+                }
+                self.next_child += children.len() as u32;
             }
             EntryKind::File { size, perm, digest, relocations: (first, count) } => {
                 raw.kind = format::FILE;
@@ -172,13 +161,15 @@ impl Output {
         }
         self.header.node_count += 1;
         raw.encode(&mut self.file);
+        Ok(())
     }
 
-    fn finish(mut self, tree: &Tree) -> Vec<u8> {
+    /// Appends the other sections, and puts the header in front.
+    fn finish(mut self, tree: &Tree) -> Result<Vec<u8>, CompileError> {
         let mut file = self.file;
         self.header.nodes = (HEADER_SIZE as u64, (file.len() - HEADER_SIZE) as u64);
         let mut section = |fill: &dyn Fn(&mut Vec<u8>)| {
-            // Whole words, so that numbers are aligned in the mapping.
+            // Sections begin at multiples of 8, so that numbers are aligned in the mapping.
             file.resize(file.len().next_multiple_of(8), 0);
             let start = file.len();
             fill(&mut file);
@@ -189,16 +180,11 @@ impl Output {
         self.header.relocations =
             section(&|file| file.extend(tree.relocations.iter().flat_map(|offset| offset.to_le_bytes())));
         self.header.strings = section(&|file| file.extend_from_slice(&tree.strings));
-        let info = serde_json::to_vec(&tree.info).unwrap_or_default();
+        let info = serde_json::to_vec(&tree.info).map_err(|_| Inconsistent("its header"))?;
         self.header.info = section(&|file| file.extend_from_slice(&info));
-        self.header.body_crc = crc32fast::hash(file.get(HEADER_SIZE..).unwrap_or_default());
-        if let Some(start) = file.get_mut(..HEADER_SIZE) {
-            start.copy_from_slice(&self.header.encode());
-        }
-        file
+        let (header, body) = file.split_at_mut(HEADER_SIZE);
+        self.header.body_crc = crc32fast::hash(body);
+        header.copy_from_slice(&self.header.encode());
+        Ok(file)
     }
-}
-
-fn is_dir(tree: &Tree, entry: u32) -> bool {
-    tree.entries.get(entry as usize).is_some_and(|entry| entry.kind == EntryKind::Dir)
 }
