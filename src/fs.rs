@@ -12,13 +12,15 @@ mod xattr;
 
 pub use xattr::STATUS_XATTR;
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use crate::library::index::NodeId;
+use crate::library::stream::Outcome;
 use crate::materialize::{FileData, Materializer};
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
@@ -44,6 +46,15 @@ pub enum Side {
     Lower,
     /// The space's own file.
     Upper,
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug)]
+pub enum DataLocation {
+    /// At hand.
+    Here(FileData),
+    /// To be fetched with [`Fs::fetch_data`], which may take long.
+    Fetch(NodeId),
 }
 
 /// Where `lseek` looks.
@@ -97,14 +108,36 @@ impl Fs {
         }
     }
 
-    /// Where the bytes of a file are to be read from.
+    /// Finds the bytes of a file for reading. Never waits long: where that is necessary it says so.
     ///
     /// # Errors
-    /// `IsADirectory` or `Invalid` for what has no bytes; EIO when its blob is missing or corrupt.
-    pub fn content(&self, ino: Ino) -> Result<FileData> {
+    /// `IsADirectory` or `Invalid` for an entry without bytes; EIO when its blob is missing or corrupt.
+    pub fn find_data(&self, ino: Ino) -> Result<DataLocation> {
+        Ok(match self.namespace.bytes(ino)? {
+            Bytes::Upper(file) => DataLocation::Here(FileData::Upper(file)),
+            Bytes::Lower(lower) => match self.materializer.at_once(lower)? {
+                Some(data) => DataLocation::Here(data),
+                None => DataLocation::Fetch(lower),
+            },
+        })
+    }
+
+    /// Fetches the bytes of a file that [`Fs::find_data`] did not have at hand.
+    ///
+    /// # Errors
+    /// As [`Fs::find_data`].
+    pub fn fetch_data(&self, lower: NodeId) -> Result<FileData> {
+        Ok(self.materializer.fetch(lower)?)
+    }
+
+    /// The bytes of a file for reading, fetched first if need be.
+    ///
+    /// # Errors
+    /// As [`Fs::find_data`].
+    pub fn data(&self, ino: Ino) -> Result<FileData> {
         match self.namespace.bytes(ino)? {
-            Bytes::Lower(lower) => Ok(self.materializer.content(lower)?),
             Bytes::Upper(file) => Ok(FileData::Upper(file)),
+            Bytes::Lower(lower) => Ok(self.materializer.data(lower)?),
         }
     }
 
@@ -127,7 +160,7 @@ impl Fs {
     /// which all spaces then have in memory once.
     ///
     /// # Errors
-    /// As [`Fs::content`].
+    /// As [`Fs::find_data`].
     pub fn backing(&self, ino: Ino) -> Result<(Side, Option<FileData>)> {
         Ok(match self.namespace.bytes(ino)? {
             Bytes::Upper(file) => (Side::Upper, Some(FileData::Upper(file))),
@@ -147,7 +180,7 @@ impl Fs {
             return Ok(false);
         }
         let mut magic = [0; 4];
-        let n = self.read_content(&self.materializer.content(lower)?, 0, &mut magic)?;
+        let n = self.read_data(&self.materializer.data(lower)?, 0, &mut magic)?;
         Ok(n == magic.len() && magic == *b"\x7fELF")
     }
 
@@ -186,26 +219,41 @@ impl Fs {
     /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
     ///
     /// # Errors
-    /// As [`Fs::content`], and what reading may answer.
+    /// As [`Fs::find_data`], and what reading may answer.
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.read_content(&self.content(ino)?, offset, buffer)
+        self.read_data(&self.data(ino)?, offset, buffer)
     }
 
-    /// Reads from content by offset.
+    /// Reads up to `buffer.len()` bytes of data; fewer only at the end of the file. Waits for bytes that are not
+    /// unpacked yet.
     ///
     /// # Errors
-    /// What pread(2) may answer, and why a blob that was being unpacked could not be.
-    pub fn read_content(&self, content: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        if let FileData::Stream(filling, node) = content {
-            let read =
-                filling.read_at(offset, buffer).map_err(|error| call("read")(error::io_errno(&error)))?;
-            return match read {
-                Some(n) => Ok(n),
-                // Asked for as a whole the blob says what is wrong with it.
-                None => read_content(&FileData::File(self.materializer.file(*node)?), offset, buffer),
-            };
+    /// What pread(2) may answer, and why a blob could not be unpacked.
+    pub fn read_data(&self, data: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        match data {
+            FileData::Bytes(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+                let n = rest.len().min(buffer.len());
+                if let (Some(to), Some(from)) = (buffer.get_mut(..n), rest.get(..n)) {
+                    to.copy_from_slice(from);
+                }
+                Ok(n)
+            }
+            FileData::File(file) => read_file(file, offset, buffer),
+            FileData::Upper(file) => read_file(file, offset, buffer),
+            FileData::Stream(filling, node) => {
+                let outcome = filling.wait(offset, buffer.len());
+                read_file(self.unpacked(*node, outcome)?, offset, buffer)
+            }
         }
-        read_content(content, offset, buffer)
+    }
+
+    /// The file with the unpacked bytes of a node, or the error of its blob.
+    ///
+    /// # Errors
+    /// EIO when the blob is missing or corrupt.
+    pub fn unpacked(&self, node: NodeId, outcome: Outcome) -> Result<Arc<File>> {
+        Ok(outcome.map_err(|error| self.materializer.source().blob_error(node, error))?)
     }
 
     /// Writes all of `data`.
@@ -244,7 +292,7 @@ impl Fs {
     /// # Errors
     /// `BeyondEnd` when there is none.
     pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
-        if let FileData::Upper(file) = self.content(ino)? {
+        if let FileData::Upper(file) = self.data(ino)? {
             let from = match whence {
                 Whence::Data => SeekFrom::Data(offset),
                 Whence::Hole => SeekFrom::Hole(offset),
@@ -269,7 +317,7 @@ impl Fs {
     /// `NotSupported` when the source's bytes are in memory only: the caller then reads and writes.
     pub fn copy_range(&self, from: Ino, from_at: u64, to: Ino, to_at: u64, len: u64) -> Result<usize> {
         let target = self.writable(to)?;
-        let source = self.content(from)?;
+        let source = self.data(from)?;
         let source = source.file().ok_or(Error::NotSupported("the source has no file to copy from"))?;
         let (mut from_at, mut to_at) = (from_at, to_at);
         let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
@@ -308,12 +356,12 @@ impl Fs {
         rustix::fs::fstatvfs(&self.space).map_err(call("statvfs"))
     }
 
-    /// Whether reading would first have to fetch a blob of some size.
+    /// Whether opening a file for the kernel to read may take long.
     #[must_use]
     pub fn must_fetch_much(&self, ino: Ino) -> bool {
         match self.namespace.lower_bytes(ino) {
             Ok(Some(lower)) => self.materializer.must_fetch_much(lower),
-            // An error will be met, and answered, by the operation itself.
+            // The operation itself meets the error and answers it.
             Ok(None) | Err(_) => false,
         }
     }
@@ -332,19 +380,14 @@ impl Fs {
     }
 }
 
-fn read_content(content: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-    if let FileData::Bytes(bytes) = content {
-        let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        let n = rest.len().min(buffer.len());
-        if let (Some(to), Some(from)) = (buffer.get_mut(..n), rest.get(..n)) {
-            to.copy_from_slice(from);
-        }
-        return Ok(n);
-    }
-    let Some(file) = content.file() else { return Ok(0) };
+/// Reads until the buffer is full or the file ends.
+///
+/// # Errors
+/// What pread(2) may answer.
+pub fn read_file(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pread(file, rest, offset + done as u64) {
+        match rustix::io::pread(&file, rest, offset + done as u64) {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(Errno::INTR) => {}

@@ -26,7 +26,7 @@ use fuser::{
 
 use rustix::fs::Access;
 
-use crate::fs::{Fs, Make, Whence};
+use crate::fs::{DataLocation, Fs, Make, Whence};
 use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::read::Taken;
@@ -95,7 +95,7 @@ impl Adapter {
 
     /// Runs an operation that may have to wait for a disk; one that may have to copy a large file (`slow`) not on a
     /// loop, so that a copy of a hundred megabytes stalls nobody's `ls`.
-    fn run(&self, slow: bool, work: impl FnOnce(&Fs) + Send + 'static) {
+    fn run(&self, slow: bool, work: impl FnOnce(&Arc<Fs>) + Send + 'static) {
         if slow { self.workers.hand_over(work) } else { self.workers.run(&(), move |fs, ()| work(fs)) }
     }
 }
@@ -370,10 +370,20 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let number = convert::ino(ino);
-        self.run(self.workers.fs().must_fetch_much(number), move |fs| {
-            match fs.retry(|| fs.content(number)) {
-                Ok(content) => reply::data(fs, reply, ino, &content, offset, size),
-                Err(error) => reply.error(reply::fail("read", ino, None, &error)),
+        self.workers.run_in_steps(move |fs| match fs.retry(|| fs.find_data(number)) {
+            Ok(DataLocation::Here(data)) => {
+                reply::data(fs, reply, ino, data, offset, size);
+                None
+            }
+            Ok(DataLocation::Fetch(lower)) => {
+                Some(move |fs: &Arc<Fs>| match fs.retry(|| fs.fetch_data(lower)) {
+                    Ok(data) => reply::data(fs, reply, ino, data, offset, size),
+                    Err(error) => reply.error(reply::fail("read", ino, None, &error)),
+                })
+            }
+            Err(error) => {
+                reply.error(reply::fail("read", ino, None, &error));
+                None
             }
         });
     }

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -61,7 +61,7 @@ pub enum FileData {
     Upper(Arc<OwnedFd>),
     /// All of it, in memory.
     Bytes(Arc<[u8]>),
-    /// A blob that is being unpacked; the node is asked for again if that fails.
+    /// A blob that is being unpacked, and the node that it was opened for.
     Stream(Arc<Filling>, NodeId),
 }
 
@@ -139,7 +139,7 @@ pub struct Materializer {
     /// The directory of relocated files that were only read, named by node id.
     relocated: OwnedFd,
     /// Leaf locks, held for a map operation only.
-    open: Mutex<LruCache<NodeId, Arc<File>>>,
+    open: Mutex<LruCache<NodeId, Opened>>,
     memory: Mutex<Memory>,
     /// Relocated files kept in memory because the disk is full.
     unkept: Mutex<Unkept<NodeId>>,
@@ -151,6 +151,14 @@ pub struct Materializer {
     on_bad_blob: Arc<OnBadBlob>,
     /// The files that were read, in the order of their first read. A leaf lock.
     touched: Mutex<Touched>,
+}
+
+/// A file to read the bytes of a lower file from.
+#[derive(Debug)]
+enum Opened {
+    File(Arc<File>),
+    /// Unpacked by a thread that holds it. Gone once the blob is whole.
+    Stream(Weak<Filling>),
 }
 
 #[derive(Debug)]
@@ -209,26 +217,57 @@ impl Materializer {
         }
     }
 
-    /// The bytes of a lower file as this space shows them, for reading.
+    /// The bytes of a lower file, when no large file has to be fetched for that and no slow library asked. Otherwise
+    /// None, and [`Materializer::fetch`] provides them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn at_once(&self, node: NodeId) -> Result<Option<FileData>, Error> {
+        if let Some(bytes) = self.memory.lock().entries.get(&node) {
+            return Ok(Some(FileData::Bytes(Arc::clone(bytes))));
+        }
+        match self.open.lock().get(&node) {
+            Some(Opened::File(file)) => return Ok(Some(FileData::File(Arc::clone(file)))),
+            Some(Opened::Stream(filling)) => {
+                if let Some(filling) = filling.upgrade() {
+                    return Ok(Some(FileData::Stream(filling, node)));
+                }
+            }
+            None => {}
+        }
+        let lower = self.source.file(node)?;
+        if lower.is_small() && self.source.is_near() { self.fetch_file(&lower).map(Some) } else { Ok(None) }
+    }
+
+    /// The bytes of a lower file as this space shows them, for reading. May take as long as fetching the file.
     ///
     /// # Errors
     /// See [`Error`]; a bad blob or relocation concerns this file only.
-    pub fn content(&self, node: NodeId) -> Result<FileData, Error> {
-        if let Some(bytes) = self.memory.lock().entries.get(&node) {
-            return Ok(FileData::Bytes(Arc::clone(bytes)));
+    pub fn fetch(&self, node: NodeId) -> Result<FileData, Error> {
+        self.fetch_file(&self.source.file(node)?)
+    }
+
+    /// The bytes of a lower file: at once, or else fetched.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn data(&self, node: NodeId) -> Result<FileData, Error> {
+        match self.at_once(node)? {
+            Some(data) => Ok(data),
+            None => self.fetch(node),
         }
-        if let Some(file) = self.open.lock().get(&node) {
-            return Ok(FileData::File(Arc::clone(file)));
-        }
+    }
+
+    fn fetch_file(&self, lower: &LowerFile<'_>) -> Result<FileData, Error> {
+        let node = lower.node;
         self.touched.lock().add(node);
-        let lower = self.source.file(node)?;
         if lower.is_small() {
-            let bytes: Arc<[u8]> = self.source.read(&lower)?.into();
+            let bytes: Arc<[u8]> = self.source.read(lower)?.into();
             self.remember(node, &bytes);
             return Ok(FileData::Bytes(bytes));
         }
         if lower.is_relocated() {
-            return Ok(FileData::File(self.opened(&lower)?));
+            return Ok(FileData::File(self.opened(lower)?));
         }
         let hook = Arc::clone(&self.on_bad_blob);
         let failed = move || {
@@ -236,8 +275,11 @@ impl Materializer {
                 tell(node);
             }
         };
-        Ok(match self.source.stream(&lower, failed)? {
-            Streamed::Filling(filling) => FileData::Stream(filling, node),
+        Ok(match self.source.stream(lower, failed)? {
+            Streamed::Filling(filling) => {
+                drop(self.open.lock().push(node, Opened::Stream(Arc::downgrade(&filling))));
+                FileData::Stream(filling, node)
+            }
             Streamed::Whole(file) => FileData::File(self.keep(node, Arc::new(file))),
         })
     }
@@ -251,7 +293,7 @@ impl Materializer {
         if lower.is_relocated() {
             self.handed.lock().insert(node);
         }
-        if let Some(file) = self.open.lock().get(&node) {
+        if let Some(Opened::File(file)) = self.open.lock().get(&node) {
             return Ok(Arc::clone(file));
         }
         self.touched.lock().add(node);
@@ -287,7 +329,7 @@ impl Materializer {
         // Files without a name are few and large; `unkept` holds them, here and in the blob cache.
         if fd::has_name(&*file).unwrap_or(false) {
             // Closed after the lock is released: closing a blob that was removed from the cache frees its blocks.
-            let closed_later = self.open.lock().push(node, Arc::clone(&file));
+            let closed_later = self.open.lock().push(node, Opened::File(Arc::clone(&file)));
             drop(closed_later);
         }
         file
@@ -299,10 +341,10 @@ impl Materializer {
         self.source.file(node).is_ok_and(|lower| !lower.is_small())
     }
 
-    /// Whether [`Materializer::content`] would have to fetch a large file first.
+    /// Whether [`Materializer::file`] may have to fetch a large file.
     #[must_use]
     pub fn must_fetch_much(&self, node: NodeId) -> bool {
-        self.is_large(node) && !self.open.lock().contains(&node)
+        self.is_large(node) && !matches!(self.open.lock().peek(&node), Some(Opened::File(_)))
     }
 
     /// A private copy of the first `len` bytes of a lower file.

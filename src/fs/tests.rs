@@ -58,7 +58,7 @@ fn enoent_enotdir_enametoolong() {
     assert_eq!(refused(names.lookup(Ino::ROOT, &[b'x'; 256])), Errno::NAMETOOLONG);
     assert_eq!(refused(names.attr(Ino(1 << 60))), Errno::STALE);
     assert_eq!(refused(names.make(Ino::ROOT, b"a/b", Make::Dir(0o755), caller())), Errno::INVAL);
-    assert_eq!(refused(world.fs.content(world.ino("lib"))), Errno::ISDIR);
+    assert_eq!(refused(world.fs.data(world.ino("lib"))), Errno::ISDIR);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use fuser::{
 
 use super::convert;
 use super::passthrough::{Answer, Passthrough};
-use crate::fs::Fs;
+use super::workers::guarded;
 use crate::fs::error::errno;
+use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::types::{Attr, Ino};
@@ -124,20 +126,37 @@ pub(super) fn xattr(reply: ReplyXattr, at: INodeNo, size: u32, name: Option<&OsS
     }
 }
 
-/// Sends the bytes of a read.
-pub(super) fn data(fs: &Fs, reply: ReplyData, ino: INodeNo, content: &FileData, offset: u64, size: u32) {
-    if let FileData::Bytes(bytes) = content {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-        let end = start.saturating_add(size as usize).min(bytes.len());
-        return reply.data(bytes.get(start..end).unwrap_or_default());
+/// Answers a read from data that is at hand, or from a blob once its bytes are unpacked.
+pub(super) fn data(fs: &Arc<Fs>, reply: ReplyData, ino: INodeNo, data: FileData, offset: u64, size: u32) {
+    match data {
+        FileData::Bytes(bytes) => {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let end = start.saturating_add(size as usize).min(bytes.len());
+            reply.data(bytes.get(start..end).unwrap_or_default());
+        }
+        FileData::File(file) => from_file(reply, ino, Ok(file), offset, size),
+        FileData::Upper(file) => from_file(reply, ino, Ok(file), offset, size),
+        FileData::Stream(filling, node) => {
+            let fs = Arc::clone(fs);
+            let answer = move |outcome| {
+                guarded(|| from_file(reply, ino, fs.unpacked(node, outcome), offset, size));
+            };
+            if let Err(answer) = filling.when_there(offset, size as usize, Box::new(answer)) {
+                tracing::debug!(ino = ino.0, "too many reads wait for one blob; waiting on this thread");
+                answer(filling.wait(offset, size as usize));
+            }
+        }
     }
+}
+
+fn from_file(reply: ReplyData, ino: INodeNo, file: Result<impl AsFd>, offset: u64, size: u32) {
     BUFFER.with_borrow_mut(|buffer| {
         let size = size as usize;
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
         let Some(room) = buffer.get_mut(..size) else { return reply.error(Errno::EIO) };
-        match fs.read_content(content, offset, room) {
+        match file.and_then(|file| read_file(file, offset, room)) {
             Ok(n) => reply.data(room.get(..n).unwrap_or_default()),
             Err(error) => reply.error(fail("read", ino, None, &error)),
         }

@@ -71,13 +71,15 @@ impl Workers {
 
     /// Runs a request that may have to wait for a disk. `with` (a name, or the bytes of a write) is copied only when
     /// a thread has to do the work.
-    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Fs, &T) + Send + 'static)
+    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Arc<Fs>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
         T::Owned: Send + 'static,
     {
         match self.permits.take() {
-            Some(_permit) => guarded(|| work(&self.fs, with)),
+            Some(_permit) => {
+                guarded(|| work(&self.fs, with));
+            }
             None => {
                 let with = with.to_owned();
                 self.hand_over(move |fs| work(fs, with.borrow()));
@@ -85,16 +87,36 @@ impl Workers {
         }
     }
 
+    /// Runs a request whose first step finds out whether the rest may take long. That rest, which the first step
+    /// returns, is run on a thread of the pool.
+    pub(super) fn run_in_steps<R>(&self, first: impl FnOnce(&Arc<Fs>) -> Option<R> + Send + 'static)
+    where
+        R: FnOnce(&Arc<Fs>) + Send + 'static,
+    {
+        let Some(permit) = self.permits.take() else {
+            return self.hand_over(move |fs| first(fs).into_iter().for_each(|rest| rest(fs)));
+        };
+        let rest = guarded(|| first(&self.fs)).flatten();
+        drop(permit);
+        if let Some(rest) = rest {
+            self.hand_over(rest);
+        }
+    }
+
     /// The same for a request that only reads names or attributes: of an entry that is purely the library's it never
     /// has to wait.
-    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Fs, &T) + Send + 'static)
+    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Arc<Fs>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
         T::Owned: Send + 'static,
     {
         match self.permits.take() {
-            Some(_permit) => guarded(|| work(&self.fs, with)),
-            None if self.fs.namespace().is_pure_lower(ino) => guarded(|| work(&self.fs, with)),
+            Some(_permit) => {
+                guarded(|| work(&self.fs, with));
+            }
+            None if self.fs.namespace().is_pure_lower(ino) => {
+                guarded(|| work(&self.fs, with));
+            }
             None => {
                 let with = with.to_owned();
                 self.hand_over(move |fs| work(fs, with.borrow()));
@@ -103,18 +125,22 @@ impl Workers {
     }
 
     /// Runs a request that takes long on a thread of the pool.
-    pub(super) fn hand_over(&self, work: impl FnOnce(&Fs) + Send + 'static) {
+    pub(super) fn hand_over(&self, work: impl FnOnce(&Arc<Fs>) + Send + 'static) {
         let fs = Arc::clone(&self.fs);
-        self.pool.run(Box::new(move || guarded(|| work(&fs))));
+        self.pool.run(Box::new(move || {
+            guarded(|| work(&fs));
+        }));
     }
 }
 
-/// Runs a request; a bug in it must not end the loop, and with it the mount.
-fn guarded(work: impl FnOnce()) {
-    // What the request held is dropped in unwinding: its locks (which know no poison) and its reply.
-    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+/// Runs a request; a bug in it must not end the loop, and with it the mount. None when it panicked.
+pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    // Unwinding drops what the request held: its locks (which are not poisoned) and its reply.
+    let done = catch_unwind(AssertUnwindSafe(work)).ok();
+    if done.is_none() {
         tracing::error!("a request panicked and was answered EIO");
     }
+    done
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -221,6 +247,6 @@ mod tests {
 
     #[test]
     fn a_panic_ends_here() {
-        guarded(|| panic!("a test"));
+        assert_eq!(guarded(|| panic!("a test")), None::<()>);
     }
 }

@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use super::cache::{BlobCache, Copy, Pending, reopened};
 use super::digest::Digest;
 use super::stamp::Stamp;
-use super::stream::{Failed, Filling};
+use super::stream::{Failed, Filling, Outcome, abandoned};
 use super::unkept::{Unkept, is_full, memory_limit};
 use crate::sys::{fd, thread};
 pub(super) use read::{Fault, read_through};
@@ -114,36 +114,41 @@ pub struct Blobs {
     in_memory: Mutex<()>,
 }
 
-/// What the thread that fills a stream has to do, also when it panics: end the stream, for others wait for it.
+/// The work of the thread that unpacks a blob. Dropping it ends the stream, also when the thread panics, because readers
+/// wait for the end.
 struct Unpacking {
     blobs: Arc<Blobs>,
     digest: Digest,
     to: Arc<Filling>,
-    whole: bool,
+    outcome: Option<Outcome>,
 }
 
 impl Unpacking {
-    fn run(mut self, size: u64) {
-        match self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, Some(&self.to))) {
-            Ok(file) => {
-                // Somebody else may have fetched it as a whole meanwhile.
-                self.to.from(file);
-                self.whole = true;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a blob was not unpacked");
-                if matches!(error, BlobError::Corrupt { .. }) {
+    /// Unpacks the blob, and announces its bytes on the way when `early` is set.
+    fn run(mut self, size: u64, early: bool) {
+        let readers = early.then_some(&*self.to);
+        let fetched = self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, readers));
+        let fetched = fetched.or_else(|error| {
+            tracing::debug!(%error, "a blob was not unpacked");
+            self.to.take_back();
+            match error {
+                BlobError::Corrupt { .. } => {
                     self.blobs.distrusted.lock().insert(self.digest);
+                    Err(error)
                 }
+                BlobError::Missing { .. } => Err(error),
+                // On a full disk the blob may still fit into memory, which cannot be streamed.
+                BlobError::Io { .. } => self.blobs.open_raw(&self.digest, size),
             }
-        }
+        });
+        self.outcome = Some(fetched.map(Arc::new).map_err(Arc::new));
     }
 }
 
 impl Drop for Unpacking {
     fn drop(&mut self) {
         self.blobs.streams.lock().remove(&self.digest);
-        self.to.end(self.whole);
+        self.to.end(self.outcome.take().unwrap_or_else(|| Err(Arc::new(abandoned()))));
     }
 }
 
@@ -208,13 +213,15 @@ impl Blobs {
         let filling = Arc::new(Filling::new(size));
         filling.on_failure(failed);
         streams.insert(*digest, Arc::clone(&filling));
-        // What ends a stream takes this lock, and where there can be no thread that is done here.
+        // The end of a stream takes this lock, and without a thread it comes below.
         drop(streams);
         let unpacking =
-            Unpacking { blobs: Arc::clone(self), digest: *digest, to: Arc::clone(&filling), whole: false };
-        if let Err((unpacking, error)) = thread::spawn_with("unpack", unpacking, move |work| work.run(size)) {
-            tracing::debug!(%error, "no thread to unpack a blob: whoever reads it does so first");
-            unpacking.run(size);
+            Unpacking { blobs: Arc::clone(self), digest: *digest, to: Arc::clone(&filling), outcome: None };
+        let spawned = thread::spawn_with("unpack", unpacking, move |work| work.run(size, true));
+        if let Err((unpacking, error)) = spawned {
+            tracing::debug!(%error, "no thread to unpack a blob: its first reader unpacks it");
+            // Nothing is handed out early: the caller could not drop the kernel's pages while its own read is open.
+            unpacking.run(size, false);
         }
         Ok(Streamed::Filling(filling))
     }
@@ -370,7 +377,7 @@ impl Blobs {
         let store_error = |source| self.store_error(digest, source);
         let stored = self.stored(digest)?;
         if let Some(readers) = readers {
-            readers.from(pending.file().try_clone().map_err(cache_error)?);
+            readers.begin(pending.file().try_clone().map_err(cache_error)?);
         }
         // What is verified is the copy itself, or what is written into it: the library's file may change meanwhile.
         if digest.is_raw() && pending.clone_of(&stored).map_err(cache_error)? {

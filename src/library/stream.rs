@@ -1,187 +1,313 @@
-//! A blob that is being unpacked into the cache, and can be read from meanwhile.
+//! A blob that is being unpacked into the cache, and can be read meanwhile.
 //!
-//! One thread unpacks; any number of readers take what is there already and wait for what is not. Invariant: the last
-//! byte is handed out only after the whole blob matched its digest and size, so nobody can have read a bad blob to
-//! its end without an error. What was read of it before that has to be taken back by whoever keeps it: all who were
-//! given it are told when it fails.
+//! One thread unpacks. A reader registers the range that it wants together with a callback. The callback runs at once
+//! when the range is in the file, and otherwise on the thread that unpacks, as soon as it is. So a reader that waits
+//! needs no thread of its own.
+//!
+//! Invariant: the last byte is handed out only after the whole blob matched its digest and size, so nobody reads a bad
+//! blob to its end without an error. Bytes that were handed out before a failure have to be dropped by whoever keeps
+//! them: each reader also registers a callback for that.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-/// How far the unpacking has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Progress {
-    /// So many bytes are in the file, not yet verified.
-    Unpacked(u64),
-    /// All are there, and verified.
-    Whole,
-    /// It was given up; the library's blob tells why to whoever asks again.
-    Failed,
-}
+use super::blob::BlobError;
 
-/// Tells one of those who read from a blob that it is not to be believed.
+/// The file to read a range from, or why the blob cannot be read.
+pub type Outcome = Result<Arc<File>, Arc<BlobError>>;
+
+/// Called once with the outcome. It must not block for long: other readers wait for the same thread.
+pub type Answer = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Called when bytes that were handed out turn out to be bad.
 pub(super) type Failed = Box<dyn FnOnce() + Send>;
+
+/// Readers that may wait for one blob. The kernel sends few reads ahead of the readers, so in effect this bounds the
+/// processes that read one file.
+const WAITING_LIMIT: usize = 4096;
 
 /// A blob on its way into the cache.
 pub struct Filling {
     size: u64,
     /// Set before any byte is announced.
-    file: OnceLock<File>,
-    /// A leaf lock; waiting releases it. With it are those to be told of a failure.
-    progress: Mutex<(Progress, Vec<Failed>)>,
-    changed: Condvar,
+    file: OnceLock<Arc<File>>,
+    /// A leaf lock.
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    /// Bytes in the file, not yet verified.
+    unpacked: u64,
+    /// Bytes were announced that turned out to be bad.
+    taken_back: bool,
+    /// Set when the blob is verified, or given up.
+    ended: Option<Outcome>,
+    waiting: Vec<Waiting>,
+    on_failure: Vec<Failed>,
+}
+
+/// A reader, and how many bytes of the blob have to be there for it.
+struct Waiting {
+    end: u64,
+    answer: Answer,
 }
 
 impl std::fmt::Debug for Filling {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let progress = self.progress.lock();
         f.debug_struct("Filling")
             .field("size", &self.size)
-            .field("progress", &self.progress.lock().0)
-            .finish()
+            .field("unpacked", &progress.unpacked)
+            .field("ended", &progress.ended.is_some())
+            .field("waiting", &progress.waiting.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Filling {
     pub(super) fn new(size: u64) -> Self {
-        let progress = Mutex::new((Progress::Unpacked(0), Vec::new()));
-        Self { size, file: OnceLock::new(), progress, changed: Condvar::new() }
+        let progress = Progress {
+            unpacked: 0,
+            taken_back: false,
+            ended: None,
+            waiting: Vec::new(),
+            on_failure: Vec::new(),
+        };
+        Self { size, file: OnceLock::new(), progress: Mutex::new(progress) }
     }
 
-    /// Where the bytes will be; before the first of them is announced, and once.
-    pub(super) fn from(&self, file: File) {
-        // Set twice it would keep the first, which has the same bytes.
-        drop(self.file.set(file));
+    /// Sets the file that the bytes are written to, before the first of them is announced. Only the first call has
+    /// an effect.
+    pub(super) fn begin(&self, file: File) {
+        drop(self.file.set(Arc::new(file)));
     }
 
     /// Announces bytes that are in the file.
     pub(super) fn add(&self, bytes: u64) {
-        let mut progress = self.progress.lock();
-        if let Progress::Unpacked(n) = &mut progress.0 {
-            *n += bytes;
-        }
-        drop(progress);
-        self.changed.notify_all();
+        let Some(file) = self.file.get() else { return };
+        let ready: Vec<Waiting> = {
+            let mut progress = self.progress.lock();
+            progress.unpacked += bytes;
+            let unpacked = progress.unpacked;
+            progress.waiting.extract_if(.., |reader| self.is_there(reader.end, unpacked)).collect()
+        };
+        ready.into_iter().for_each(|reader| (reader.answer)(Ok(Arc::clone(file))));
     }
 
-    /// Has somebody told when it fails, at once if it has.
+    /// Registers a callback for a reader of bytes that may turn out to be bad.
     pub(super) fn on_failure(&self, tell: Failed) {
         let mut progress = self.progress.lock();
-        match progress.0 {
-            Progress::Unpacked(_) => progress.1.push(tell),
-            Progress::Whole => {}
-            Progress::Failed => {
-                drop(progress);
-                tell();
-            }
+        // After the end, no reader gets bytes that are not verified.
+        if progress.ended.is_none() {
+            progress.on_failure.push(tell);
         }
     }
 
-    /// Ends it, one way or the other.
-    pub(super) fn end(&self, whole: bool) {
-        let to_tell = {
+    /// Stops handing out the bytes that are in the file: they are bad. Readers wait for the end from now on.
+    pub(super) fn take_back(&self) {
+        let mut progress = self.progress.lock();
+        progress.taken_back |= progress.unpacked > 0;
+        progress.unpacked = 0;
+    }
+
+    /// Ends the unpacking and answers all readers.
+    pub(super) fn end(&self, outcome: Outcome) {
+        if outcome.is_err() {
+            self.take_back();
+        }
+        let (waiting, to_tell) = {
             let mut progress = self.progress.lock();
-            progress.0 = if whole { Progress::Whole } else { Progress::Failed };
-            std::mem::take(&mut progress.1)
+            progress.ended = Some(outcome.clone());
+            let to_tell = std::mem::take(&mut progress.on_failure);
+            (std::mem::take(&mut progress.waiting), if progress.taken_back { to_tell } else { Vec::new() })
         };
-        self.changed.notify_all();
-        if !whole {
-            to_tell.into_iter().for_each(|tell| tell());
-        }
+        waiting.into_iter().for_each(|reader| (reader.answer)(outcome.clone()));
+        // Only now: dropping the kernel's pages waits for the reads that lock them, and those were waiting for us.
+        to_tell.into_iter().for_each(|tell| tell());
     }
 
-    /// Reads at an offset, waiting for the bytes: all of `buffer`, less only at the end of the file. None when the
-    /// unpacking was given up.
+    /// Calls `answer` once the `len` bytes at `offset` are in the file: now, or later on the thread that unpacks.
     ///
     /// # Errors
-    /// What reading the cache's file may answer.
-    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let end = offset.saturating_add(buffer.len() as u64).min(self.size);
-        if offset >= end {
-            return Ok(Some(0));
-        }
+    /// Gives `answer` back when too many readers wait already. [`Filling::wait`] still works then.
+    pub fn when_there(&self, offset: u64, len: usize, answer: Answer) -> Result<(), Answer> {
+        self.register(offset, len, answer, WAITING_LIMIT)
+    }
+
+    /// Waits until the `len` bytes at `offset` are in the file.
+    ///
+    /// # Errors
+    /// Why the blob cannot be read.
+    pub fn wait(&self, offset: u64, len: usize) -> Outcome {
+        let (send, receive) = sync_channel(1);
+        // The receiver cannot be gone: it waits below.
+        let answer = move |outcome| drop(send.send(outcome));
+        drop(self.register(offset, len, Box::new(answer), usize::MAX));
+        receive.recv().unwrap_or_else(|_| Err(Arc::new(abandoned())))
+    }
+
+    fn register(&self, offset: u64, len: usize, answer: Answer, limit: usize) -> Result<(), Answer> {
+        let end = if offset < self.size { offset.saturating_add(len as u64).min(self.size) } else { 0 };
         let mut progress = self.progress.lock();
-        loop {
-            match progress.0 {
-                Progress::Whole => break,
-                Progress::Failed => return Ok(None),
-                // The last byte waits for the digest.
-                Progress::Unpacked(n) if n >= end && end < self.size => break,
-                Progress::Unpacked(_) => self.changed.wait(&mut progress),
+        let outcome = match (&progress.ended, self.file.get()) {
+            (Some(outcome), _) => outcome.clone(),
+            (None, Some(file)) if self.is_there(end, progress.unpacked) => Ok(Arc::clone(file)),
+            (None, _) if progress.waiting.len() >= limit => return Err(answer),
+            (None, _) => {
+                progress.waiting.push(Waiting { end, answer });
+                return Ok(());
             }
-        }
+        };
         drop(progress);
-        let Some(file) = self.file.get() else { return Ok(None) };
-        let wanted = usize::try_from(end - offset).unwrap_or(buffer.len());
-        let Some(room) = buffer.get_mut(..wanted) else { return Ok(Some(0)) };
-        file.read_exact_at(room, offset)?;
-        Ok(Some(wanted))
+        answer(outcome);
+        Ok(())
+    }
+
+    /// Whether the first `end` bytes may be read while `unpacked` bytes are there and none is verified.
+    fn is_there(&self, end: u64, unpacked: u64) -> bool {
+        end <= unpacked && end < self.size.max(1)
+    }
+}
+
+/// The error of readers whose blob nobody unpacks any more.
+pub(super) fn abandoned() -> BlobError {
+    BlobError::Io {
+        path: "unpacking".into(),
+        source: io::Error::other("the thread that unpacked it is gone"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::Arc;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use super::*;
 
-    fn filling(content: &[u8]) -> Arc<Filling> {
+    fn filling(content: &[u8]) -> (Arc<Filling>, Arc<File>) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         let filling = Filling::new(content.len() as u64);
-        filling.from(file);
-        Arc::new(filling)
+        filling.begin(file.try_clone().unwrap());
+        (Arc::new(filling), Arc::new(file))
+    }
+
+    fn read(filling: &Filling, offset: u64, len: usize) -> Vec<u8> {
+        let file = filling.wait(offset, len).unwrap();
+        let mut bytes = vec![0; len];
+        let n = file.read_at(&mut bytes, offset).unwrap();
+        bytes.truncate(n);
+        bytes
     }
 
     #[test]
     fn what_is_there_is_read_and_the_last_byte_waits_for_the_digest() {
-        let filling = filling(b"0123456789");
+        let (filling, file) = filling(b"0123456789");
         filling.add(10);
-        let mut buffer = [0; 4];
-        assert_eq!(filling.read_at(2, &mut buffer).unwrap(), Some(4));
-        assert_eq!(&buffer, b"2345");
+        assert_eq!(read(&filling, 2, 4), b"2345");
         let reader = Arc::clone(&filling);
-        let waiting = std::thread::spawn(move || reader.read_at(8, &mut [0; 4]).unwrap());
+        let waiting = std::thread::spawn(move || read(&reader, 8, 4));
         std::thread::sleep(Duration::from_millis(30));
         assert!(!waiting.is_finished());
-        filling.end(true);
-        assert_eq!(waiting.join().unwrap(), Some(2));
+        filling.end(Ok(file));
+        assert_eq!(waiting.join().unwrap(), b"89");
     }
 
     #[test]
-    fn a_failure_reaches_everybody_who_waits_and_who_comes_later() {
-        let filling = filling(b"0123456789");
+    fn a_reader_is_answered_by_the_thread_that_unpacks() {
+        let (filling, file) = filling(b"0123456789");
+        let answered = Arc::new(Mutex::new(Vec::new()));
+        for (offset, len) in [(0, 4), (2, 4), (6, 4)] {
+            let answered = Arc::clone(&answered);
+            let answer = move |outcome: Outcome| {
+                answered.lock().push((offset, outcome.is_ok(), std::thread::current().id()));
+            };
+            assert!(filling.when_there(offset, len, Box::new(answer)).is_ok());
+        }
+        assert!(answered.lock().is_empty());
+        let here = std::thread::current().id();
         filling.add(4);
-        let waiting: Vec<_> = (0..4)
-            .map(|_| {
-                let reader = Arc::clone(&filling);
-                std::thread::spawn(move || reader.read_at(5, &mut [0; 4]).unwrap())
-            })
-            .collect();
-        let told = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let hook = || {
-            let told = Arc::clone(&told);
-            Box::new(move || {
-                told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            })
+        assert_eq!(*answered.lock(), [(0, true, here)]);
+        filling.add(6);
+        assert_eq!(answered.lock().len(), 2);
+        filling.end(Ok(file));
+        assert_eq!(answered.lock().last(), Some(&(6, true, here)));
+    }
+
+    #[test]
+    fn a_failure_reaches_all_readers_that_wait_and_that_come_later() {
+        let (filling, _) = filling(b"0123456789");
+        filling.add(4);
+        let (failed, told) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let count = |counter: &Arc<AtomicUsize>| {
+            let counter = Arc::clone(counter);
+            move || {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
         };
-        filling.on_failure(hook());
-        filling.on_failure(hook());
-        filling.end(false);
-        filling.on_failure(hook());
-        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 3);
-        assert!(waiting.into_iter().all(|reader| reader.join().unwrap().is_none()));
-        assert_eq!(filling.read_at(0, &mut [0; 1]).unwrap(), None);
+        for _ in 0..4 {
+            let count = count(&failed);
+            let answer = move |outcome: Outcome| outcome.err().map(|_| count()).unwrap();
+            assert!(filling.when_there(5, 4, Box::new(answer)).is_ok());
+        }
+        filling.on_failure(Box::new(count(&told)));
+        filling.on_failure(Box::new(count(&told)));
+        filling.end(Err(Arc::new(abandoned())));
+        // One that comes later has read nothing.
+        filling.on_failure(Box::new(count(&told)));
+        assert_eq!((failed.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (4, 2));
+        assert!(filling.wait(0, 1).is_err());
+    }
+
+    #[test]
+    fn readers_are_answered_before_the_pages_of_a_bad_blob_are_dropped() {
+        let (filling, _) = filling(b"0123456789");
+        filling.add(4);
+        let answered = Arc::new(AtomicUsize::new(0));
+        let (counter, seen) = (Arc::clone(&answered), Arc::clone(&answered));
+        filling.on_failure(Box::new(move || assert_eq!(seen.load(Ordering::Relaxed), 1)));
+        let answer = move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        };
+        assert!(filling.when_there(5, 4, Box::new(answer)).is_ok());
+        filling.end(Err(Arc::new(abandoned())));
+        assert_eq!(answered.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn readers_beyond_the_limit_are_refused() {
+        let (filling, file) = filling(b"0123456789");
+        for _ in 0..WAITING_LIMIT {
+            assert!(filling.when_there(0, 4, Box::new(|_| ())).is_ok());
+        }
+        assert!(filling.when_there(0, 4, Box::new(|_| ())).is_err());
+        filling.end(Ok(file));
+        assert!(filling.when_there(0, 4, Box::new(|_| ())).is_ok());
+    }
+
+    #[test]
+    fn bytes_that_were_taken_back_are_not_read() {
+        let (filling, file) = filling(b"0123456789");
+        filling.add(10);
+        filling.take_back();
+        let reader = Arc::clone(&filling);
+        let waiting = std::thread::spawn(move || read(&reader, 0, 4));
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!waiting.is_finished());
+        filling.end(Ok(file));
+        assert_eq!(waiting.join().unwrap(), b"0123");
     }
 
     #[test]
     fn beyond_the_end_there_is_nothing_to_wait_for() {
-        assert_eq!(filling(b"01").read_at(2, &mut [0; 4]).unwrap(), Some(0));
-        assert_eq!(filling(b"01").read_at(u64::MAX, &mut [0; 4]).unwrap(), Some(0));
+        let (filling, _) = filling(b"01");
+        assert!(read(&filling, 2, 4).is_empty());
+        assert!(filling.wait(u64::MAX, 4).is_ok());
     }
 }

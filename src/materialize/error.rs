@@ -1,5 +1,7 @@
 //! Why the bytes of a lower file cannot be provided.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 
 use super::clone::CloneError;
@@ -17,7 +19,7 @@ pub enum Error {
         /// Path in the environment.
         path: String,
         /// What is wrong with the blob.
-        source: BlobError,
+        source: Arc<BlobError>,
     },
     /// The compiled index is inconsistent.
     #[error(transparent)]

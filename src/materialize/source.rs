@@ -85,13 +85,19 @@ impl Source {
         self.index.path_of(node)
     }
 
+    /// Whether a small blob is read without a long wait. Every library is on a local disk so far.
+    #[must_use]
+    pub fn is_near(&self) -> bool {
+        true
+    }
+
     /// All bytes of a file, in memory.
     ///
     /// # Errors
     /// When the blob or a relocation is bad.
     pub fn read(&self, file: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
         let read = self.blobs.read_all(&file.digest, file.size);
-        let mut bytes = read.map_err(|source| self.blob_error(file, source))?;
+        let mut bytes = read.map_err(|source| self.blob_error(file.node, source))?;
         relocate::patch_bytes(&mut bytes, file.relocations.iter(), &self.names)
             .map_err(|source| self.relocate_error(file, source))?;
         Ok(bytes)
@@ -102,7 +108,7 @@ impl Source {
     /// # Errors
     /// When the blob is bad.
     pub fn open_blob(&self, file: &LowerFile<'_>) -> Result<File, Error> {
-        self.blobs.open_raw(&file.digest, file.size).map_err(|source| self.blob_error(file, source))
+        self.blobs.open_raw(&file.digest, file.size).map_err(|source| self.blob_error(file.node, source))
     }
 
     /// The bytes of a blob, readable while it is still being unpacked. `failed` is called when the blob turns out to
@@ -115,7 +121,9 @@ impl Source {
         file: &LowerFile<'_>,
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Streamed, Error> {
-        self.blobs.stream(&file.digest, file.size, failed).map_err(|source| self.blob_error(file, source))
+        self.blobs
+            .stream(&file.digest, file.size, failed)
+            .map_err(|source| self.blob_error(file.node, source))
     }
 
     /// Makes the empty file `to` hold the content of `file`, and returns how the bytes were moved.
@@ -162,7 +170,7 @@ impl Source {
         } else {
             self.blobs.prepare(&file.digest, file.size, stop).map(drop)
         };
-        done.map_err(|source| self.blob_error(&file, source))
+        done.map_err(|source| self.blob_error(node, source))
     }
 
     /// Makes an [`Error::Os`] of a step on a file.
@@ -176,8 +184,10 @@ impl Source {
             .map_err(|source| self.relocate_error(file, source))
     }
 
-    fn blob_error(&self, file: &LowerFile<'_>, source: BlobError) -> Error {
-        Error::Blob { path: self.path(file.node), source }
+    /// Makes an [`Error::Blob`] of what is wrong with a file's blob.
+    #[must_use]
+    pub fn blob_error(&self, node: NodeId, source: impl Into<Arc<BlobError>>) -> Error {
+        Error::Blob { path: self.path(node), source: source.into() }
     }
 
     fn relocate_error(&self, file: &LowerFile<'_>, source: RelocateError) -> Error {

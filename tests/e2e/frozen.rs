@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::channel;
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::{is_root, passthrough};
 use crate::common::image::Image;
-use crate::common::{Library, World, sh};
+use crate::common::library::pattern;
+use crate::common::{Library, World, assert_errno, sh, wait_until};
 
 /// More than any of these commands may take, and less than the time limit of a test's command.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -130,6 +132,67 @@ for_both_users! {
         waiting.into_iter().for_each(|thread| thread.join().unwrap());
         for n in 0..12 {
             assert_eq!(fs::read(root.join(format!("many/{n}"))).unwrap(), b"yy");
+        }
+        mounted.unmount();
+        fs::remove_dir_all(world.home()).unwrap();
+    }
+
+    /// Reads that wait for a blob to be unpacked hold no thread each, and all get its bytes or its error.
+    fn reads_of_a_blob_that_is_unpacked_need_no_thread_each() {
+        const PIECE: usize = 256 * 1024;
+        const READERS: usize = 24;
+        if !is_root() {
+            return;
+        }
+        let image = Image::new("ext4", 128);
+        let world = World::at(image.path());
+        let library = Library::sample()
+            .file("large.bin", &pattern(READERS * PIECE))
+            .file("bad.bin", &pattern(READERS * PIECE + 1));
+        world.add(&library);
+        let mounted = world.mount("s");
+        fs::write(library.blob(&world.hololib(), "bad.bin"), b"no blob").unwrap();
+        let threads = || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", mounted.pid())).unwrap();
+            let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+            names.collect::<Vec<_>>()
+        };
+        for (name, is_good) in [("large.bin", true), ("bad.bin", false)] {
+            let frozen = Frozen::new(image.path());
+            let path = mounted.at(name);
+            let read = |piece: usize| {
+                let path = path.clone();
+                std::thread::spawn(move || {
+                    let mut bytes = vec![0; 4096];
+                    let at = piece * PIECE;
+                    fs::File::open(&path)?.read_exact_at(&mut bytes, at as u64)?;
+                    assert!(bytes[..] == pattern(at + 4096)[at..], "piece {piece}");
+                    Ok::<_, std::io::Error>(())
+                })
+            };
+            let mut readers = vec![read(0)];
+            wait_until("a thread unpacks", || threads().contains(&"unpack\n".to_owned()));
+            std::thread::sleep(Duration::from_millis(200));
+            let with_one = threads().len();
+            readers.extend((1..READERS).map(read));
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(readers.iter().all(|reader| !reader.is_finished()), "the disk is frozen");
+            // In passthrough mode the open waits as well, and each open holds a thread.
+            if !passthrough() {
+                let now = threads();
+                assert!(now.len() <= with_one + 2, "{with_one} threads with one reader, now {now:?}");
+            }
+            let other = mounted.at("lib/deep/er/leaf.txt");
+            let other = within("a read of another file", move || fs::read(other).unwrap());
+            assert_eq!(other, b"leaf\n");
+            drop(frozen);
+            for reader in readers {
+                match (reader.join().unwrap(), is_good) {
+                    (Ok(()), true) => {}
+                    (done, false) => assert_errno(done, rustix::io::Errno::IO),
+                    (Err(error), true) => panic!("{error}"),
+                }
+            }
         }
         mounted.unmount();
         fs::remove_dir_all(world.home()).unwrap();

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -533,10 +533,10 @@ fn drain(filling: &Filling, size: usize) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 * 1024];
     while bytes.len() < size {
-        match filling.read_at(bytes.len() as u64, &mut piece).unwrap() {
-            Some(n) => bytes.extend_from_slice(&piece[..n]),
-            None => return (bytes, true),
-        }
+        let at = bytes.len() as u64;
+        let Ok(file) = filling.wait(at, piece.len()) else { return (bytes, true) };
+        let n = file.read_at(&mut piece, at).unwrap();
+        bytes.extend_from_slice(&piece[..n]);
     }
     (bytes, false)
 }
@@ -638,7 +638,7 @@ fn an_unpacking_that_never_ran_ends_its_stream() {
     let blobs = Arc::new(world.blobs);
     let to = Arc::new(Filling::new(1_000_000));
     blobs.streams.lock().insert(digest, Arc::clone(&to));
-    drop(Unpacking { blobs: Arc::clone(&blobs), digest, to: Arc::clone(&to), whole: false });
+    drop(Unpacking { blobs: Arc::clone(&blobs), digest, to: Arc::clone(&to), outcome: None });
     assert!(blobs.streams.lock().is_empty());
     assert_eq!(drain(&to, 1_000_000), (Vec::new(), true));
 }
