@@ -1,7 +1,7 @@
 //! `holofs unmount`.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::exit::{FAILED, Failure, MOUNTPOINT, NOT_FOUND, OK, USAGE, failure};
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
             // Its record cannot be read from here, so there is nothing to wait for.
             Some(mount) => {
                 let how = How { timeout: Duration::ZERO, ..args.how() };
-                ended.push(session::unmount(&mount, Path::new("/dev/null"), how)?.mountpoint);
+                ended.push(session::unmount(&mount, None, how)?.mountpoint);
             }
             None => ended.extend(end_unseen(&shown, identity.as_ref(), args, context)?),
         }
@@ -166,7 +166,7 @@ fn end(mount: &MountEntry, args: &Args, context: &Context) -> Result<PathBuf, Fa
     let identity = Identity::from_name(mount.identity().unwrap_or_default().as_bytes())
         .map_err(|error| failure(USAGE, format!("{}: {error}", mount.source), None))?;
     let state_dir = context.env.state_dir(&identity);
-    let ended = session::unmount(mount, &state_dir, args.how())?;
+    let ended = session::unmount(mount, Some(&state_dir), args.how())?;
     if args.discard {
         discard(&identity, context)?;
     }

@@ -45,14 +45,15 @@ pub struct How {
     pub timeout: Duration,
 }
 
-/// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free.
+/// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free. `state_dir` is None for a
+/// space of another home, whose daemon is not known here and not waited for.
 ///
 /// # Errors
 /// [`Error::InUse`] with the processes that use it and [`Error::MountedElsewhere`], neither of which has changed
 /// anything; [`Error::StillServed`] when it is unmounted and the daemon lives on; what unmounting may answer.
-pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, Error> {
+pub fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<Ended, Error> {
     // Read first: the daemon removes it when it ends.
-    let daemon = read_run(state_dir);
+    let daemon = state_dir.and_then(read_run);
     let path = live.mountpoint.clone();
     // One whose daemon lives is not asked: should it hang, there would be no answer.
     let is_dead = !daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path);
@@ -66,7 +67,7 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, E
     } else if !places.is_empty() {
         return Err(Error::MountedElsewhere { path, places });
     } else {
-        take_away(live, state_dir, how.lazy || is_dead)?;
+        take_away(live, how.lazy || is_dead)?;
     }
     if let Some(daemon) = daemon {
         see_it_end(&path, &daemon, &live.source, how)?;
@@ -74,7 +75,7 @@ pub fn unmount(live: &MountEntry, state_dir: &Path, how: How) -> Result<Ended, E
     Ok(Ended { mountpoint: path, identity: live.identity().unwrap_or_default().to_owned() })
 }
 
-fn take_away(live: &MountEntry, state_dir: &Path, lazily: bool) -> Result<(), Error> {
+fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
     let path = live.mountpoint.clone();
     let patience = Instant::now() + PATIENCE;
     let mut again = 3;
@@ -88,7 +89,7 @@ fn take_away(live: &MountEntry, state_dir: &Path, lazily: bool) -> Result<(), Er
                 return Err(Error::InUse { pids: that_use(&path), path });
             }
             // Somebody else was faster: it has ended all the same.
-            Err(_) if has_gone(live, state_dir)? => return Ok(()),
+            Err(_) if !registry::is_mounted(live)? => return Ok(()),
             // Or it has, and another mount has come that got its device number: then that one is to end.
             Err(_) if again > 0 => {
                 again -= 1;
@@ -97,11 +98,6 @@ fn take_away(live: &MountEntry, state_dir: &Path, lazily: bool) -> Result<(), Er
             Err(source) => return Err(Error::Mount { path, source }),
         }
     }
-}
-
-/// Whether a mount that was there is not there any more.
-pub(super) fn has_gone(live: &MountEntry, state_dir: &Path) -> Result<bool, Error> {
-    Ok(registry::find(state_dir)?.is_none_or(|now| now.dev != live.dev))
 }
 
 /// Ends the daemon of a space that is not mounted in this mount namespace, but in another one, or was detached. Does
@@ -126,9 +122,7 @@ pub fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> 
 
 /// Where else in this mount namespace the filesystem is seen.
 fn other_places(live: &MountEntry) -> Result<Vec<PathBuf>, Error> {
-    let mounts = mountinfo::mounts()
-        .map_err(|error| Error::Mount { path: live.mountpoint.clone(), source: MountError::Io(error) })?;
-    let others = mounts.into_iter().filter(|mount| mount.dev == live.dev && mount.id != live.id);
+    let others = registry::places_of(live)?.into_iter().filter(|mount| mount.id != live.id);
     Ok(others.map(|mount| mount.mountpoint).collect())
 }
 
@@ -203,4 +197,20 @@ fn has_ended(daemon: &RunInfo, within: Duration) -> bool {
         std::thread::sleep(Duration::from_millis(2));
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The filesystem is mounted, but not at this place, so unmounting fails.
+    #[test]
+    fn mount_that_cannot_be_ended_is_not_said_to_have_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = mountinfo::mount_at(Path::new("/proc")).unwrap().unwrap();
+        mount.mountpoint = dir.path().to_owned();
+        let how = How { lazy: false, force: false, timeout: Duration::ZERO };
+        let ended = unmount(&mount, None, how);
+        assert!(matches!(ended, Err(Error::Mount { .. })), "{ended:?}");
+    }
 }

@@ -23,11 +23,7 @@ impl Registry {
     /// # Errors
     /// When mountinfo cannot be read.
     pub fn read(spaces_dir: &Path) -> Result<Self, Error> {
-        let mounts = mountinfo::holofs_mounts_of(spaces_dir).map_err(|source| Error::Os {
-            path: "/proc/self/mountinfo".into(),
-            call: "read",
-            source: io_errno(&source),
-        })?;
+        let mounts = mountinfo::holofs_mounts_of(spaces_dir).map_err(unreadable)?;
         Ok(Self { mounts })
     }
 
@@ -68,6 +64,25 @@ impl Registry {
 pub fn find(state_dir: &Path) -> Result<Option<MountEntry>, Error> {
     let registry = Registry::read(state_dir.parent().unwrap_or(state_dir))?;
     Ok(registry.find(state_dir, read_run(state_dir).as_ref()).cloned())
+}
+
+/// Whether the filesystem of this mount is still mounted somewhere in this mount namespace.
+///
+/// # Errors
+/// When mountinfo cannot be read.
+pub fn is_mounted(mount: &MountEntry) -> Result<bool, Error> {
+    Ok(places_of(mount)?.iter().any(|other| other.root == mount.root))
+}
+
+/// The mounts of the same filesystem, this one included.
+pub(super) fn places_of(mount: &MountEntry) -> Result<Vec<MountEntry>, Error> {
+    let mut mounts = mountinfo::mounts().map_err(unreadable)?;
+    mounts.retain(|other| other.is_same_filesystem(mount));
+    Ok(mounts)
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::Os { path: "/proc/self/mountinfo".into(), call: "read", source: io_errno(&error) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::end::{self, How, unmount};
+use super::end::{How, unmount};
 use super::error::Error;
 use super::mounted::{Mounted, millis};
 use super::plan::MountPlan;
@@ -40,7 +40,7 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
             return match fuse_mount::unmount(&live.mountpoint, true) {
                 Ok(()) => Ok(None),
                 // It was ending, and has ended.
-                Err(_) if end::has_gone(&live, &plan.state_dir())? => Ok(None),
+                Err(_) if !registry::is_mounted(&live)? => Ok(None),
                 Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
             };
         }
@@ -111,7 +111,7 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
 fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
     tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
     let how = How { lazy: false, force: false, timeout: ENDING };
-    match unmount(&live, &plan.state_dir(), how) {
+    match unmount(&live, Some(&plan.state_dir()), how) {
         Ok(_) => Ok(()),
         Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
         Err(error) => Err(error),

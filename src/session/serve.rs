@@ -15,8 +15,8 @@ use super::claim::Claim;
 use super::error::Error;
 use super::mounted::{Mounted, millis};
 use super::plan::MountPlan;
-use super::undo::{UnmountOnDrop, is_mounted, undo_mount_of};
-use super::{compose, connect, helper};
+use super::undo::{UnmountOnDrop, undo_mount_of};
+use super::{compose, connect, helper, registry};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
 use crate::library::index::Index;
@@ -109,11 +109,12 @@ impl<'p> PendingMount<'p> {
         // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
         match rustix::fs::lstat(&plan.space.mountpoint) {
             Ok(root) if dev.as_deref() == Some(&device_number(root.st_dev)) => {}
-            // Somebody has unmounted it already. The loops end, and so does this function.
-            Ok(_) if !undo.mount().is_some_and(is_mounted) => {}
             Ok(_) => {
-                let path = plan.space.mountpoint.clone();
-                return Err(Error::Mount { path, source: MountError::Exchanged });
+                if undo.mount().map(registry::is_mounted).transpose()? == Some(true) {
+                    let path = plan.space.mountpoint.clone();
+                    return Err(Error::Mount { path, source: MountError::Exchanged });
+                }
+                // Somebody has unmounted it already. The loops end, and so does this function.
             }
             Err(error) => tracing::warn!(%error, "the mount does not answer"),
         }

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::registry;
 use crate::sys::fuse_mount::{self, MountError};
-use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::mountinfo::MountEntry;
 
 /// Unmounts a mount when it is dropped, unless [`UnmountOnDrop::keep`] was called.
 #[derive(Debug)]
@@ -41,23 +41,15 @@ pub(super) fn undo_mount_of(state_dir: &Path) {
     }
 }
 
-/// Whether the filesystem of this mount is still mounted somewhere.
-pub(super) fn is_mounted(mount: &MountEntry) -> bool {
-    mountinfo::mounts().is_ok_and(|mounts| mounts.iter().any(|other| other.is_same_filesystem(mount)))
-}
-
-/// Takes away a mount of which nobody was told, wherever it is by now.
+/// Unmounts a filesystem at all places where it is mounted by now.
 pub(super) fn undo_mounts(made: &MountEntry) {
-    match mountinfo::mounts() {
-        Ok(mounts) => {
-            let same = mounts.iter().filter(|mount| mount.is_same_filesystem(made));
-            same.for_each(undo_mount);
-        }
+    match registry::places_of(made) {
+        Ok(mounts) => mounts.iter().for_each(undo_mount),
         Err(error) => tracing::error!(%error, "cannot find the mount to end it"),
     }
 }
 
-/// Unmounts, lazily when it is in use: the daemon was told to end.
+/// Unmounts, lazily if the mount is in use: its daemon ends in any case.
 pub(super) fn undo_mount(mount: &MountEntry) {
     let done = match fuse_mount::unmount_wherever(mount, false) {
         Err(MountError::Os { source: Errno::BUSY, .. }) => fuse_mount::unmount_wherever(mount, true),
