@@ -23,6 +23,7 @@
 //!
 //! No `dir`, `state` or table lock is held while bytes are copied.
 
+pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
 mod ctime;
@@ -35,12 +36,10 @@ mod setattr;
 mod settle;
 mod table;
 pub mod types;
-pub(crate) mod upper;
-mod walk;
 mod whiteout;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -50,14 +49,16 @@ use rustix::io::Errno;
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
-use ctime::Kept;
-use dir::{DirState, Entry, Present};
+use dir::{DirState, Entry};
 use error::{Error, Result, upper as call};
 use settle::Unsettled;
 use table::{Backing, Node, Table, let_go};
-use types::{Ino, Kind, TOO_MANY_NODES};
-use upper::{Mark, What};
+use types::{Ino, Kind};
 use whiteout::Whiteouts;
+
+use crate::space::upper::entry::{self, Listed, OnDisk, Present};
+use crate::space::upper::mark::{KeptCtime, Mark};
+use crate::space::upper::types::TOO_MANY_NODES;
 
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -128,12 +129,13 @@ impl Namespace {
         let root = Arc::new(root);
         // A root without its mark is one that was just made: give it what rcc's root directory has.
         let parent = root.as_fd();
-        if upper::read_mark(parent, c".", FileType::Directory)?.is_none() {
-            upper::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
-            upper::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
-            Kept { ctime: read::MOTHER_AS_TIME, mtime: read::MOTHER_AS_TIME }.write(&parent)?;
+        if Mark::read(parent, c".", FileType::Directory)?.is_none() {
+            backing::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
+            backing::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
+            let kept = KeptCtime { ctime: read::MOTHER_AS_TIME, mtime: read::MOTHER_AS_TIME };
+            backing::write_ctime(&parent, kept)?;
             // The mark comes last: it says that the rest is done.
-            upper::write_mark(parent, Mark::Dir(NodeId(0)))?;
+            backing::write_mark(parent, Mark::Dir(NodeId(0)))?;
         }
         let stat = rustix::fs::fstat(&root).map_err(call("stat"))?;
         table.acquire(Ino::ROOT, 1, || {
@@ -235,7 +237,7 @@ impl Namespace {
             View::Lower(lower) => lower,
         };
         let found = self.index.node(lower)?;
-        let kind = kind_of_lower(&found);
+        let kind = Kind::of_lower(&found);
         let place = (Ino::of_lower(found.parent), c_name(found.name)?);
         Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], Backing::Lower, 0)))
     }
@@ -255,29 +257,19 @@ impl Namespace {
             let mut state = DirState::default();
             if node.backing() == Backing::Upper && !node.is_gone() {
                 let dir = self.backing_fd(node)?;
-                for listed in upper::list(dir.as_fd(), self.whiteouts == Whiteouts::Marked)? {
-                    let name = listed.name.as_bytes();
-                    let entry = match listed.what {
-                        // One over nothing hides nothing (a crash can leave one behind), but it is an entry of the
-                        // backing directory, which a create must replace and an rmdir must remove.
-                        What::Whiteout => Entry::Whiteout,
-                        What::Damaged => Entry::Damaged,
-                        What::Entry { file_type, mark: Some(Mark::Emptied(origin, boot)), backing_ino } => {
-                            let mark = self.emptied(dir.as_fd(), &listed.name, origin, boot)?;
-                            let entry = self.understand(&listed.name, file_type, Some(mark), backing_ino)?;
-                            if let (Mark::Data(_), Entry::Present(present)) = (mark, entry) {
-                                self.was_emptied(
-                                    &self.entry_node(node, &listed.name, present, 0),
-                                    Some(origin),
-                                );
-                            }
-                            entry
+                for listed in entry::list(dir.as_fd())? {
+                    let entry = match self.read_entry(node, dir.as_fd(), &listed) {
+                        // A whiteout without a lower entry has no effect (a crash can leave one behind), but a create
+                        // must replace it and an rmdir must remove it.
+                        Ok(None) => Entry::Whiteout,
+                        Ok(Some(present)) => Entry::Present(present),
+                        Err(error @ Error::Damaged { .. }) => {
+                            tracing::error!(%error, "an entry of the upper is left out");
+                            Entry::Damaged
                         }
-                        What::Entry { file_type, mark, backing_ino } => {
-                            self.understand(&listed.name, file_type, mark, backing_ino)?
-                        }
+                        Err(error) => return Err(error),
                     };
-                    self.set_entry(node, &mut state, name, entry)?;
+                    self.set_entry(node, &mut state, listed.name.as_bytes(), entry)?;
                 }
             }
             *guard = Some(state);
@@ -285,43 +277,20 @@ impl Namespace {
         guard.as_mut().ok_or(Error::NotADirectory)
     }
 
-    /// What a backing entry is in the mount.
-    fn understand(
-        &self,
-        name: &CStr,
-        file_type: FileType,
-        mark: Option<Mark>,
-        backing_ino: u64,
-    ) -> Result<Entry> {
-        let damaged = |why: &'static str| {
-            tracing::error!(?name, why, "an entry of the upper is left out");
-            Ok(Entry::Damaged)
-        };
-        let Some(kind) = upper::kind_of(file_type) else {
-            return damaged("it is of no kind that we know");
-        };
-        let Some(mark) = mark else {
-            let ino = Ino::of_born(backing_ino);
-            return Ok(Entry::Present(Present { ino, kind, origin: None, meta: false, backing_ino }));
-        };
-        let Some(origin) = mark.origin() else { return Ok(Entry::Whiteout) };
-        if origin.0 >= self.index.len() {
-            return damaged("its mark names a node that the catalog does not have");
+    /// What an entry of an upper directory is in the space; None for a whiteout.
+    fn read_entry(&self, node: &Node, dir: BorrowedFd<'_>, listed: &Listed) -> Result<Option<Present>> {
+        let mut on_disk = OnDisk::read(dir, listed, self.whiteouts == Whiteouts::Marked)?;
+        let mut unsettled = None;
+        if let Some(Mark::Emptied(origin, boot)) = on_disk.mark {
+            let mark = self.emptied(dir, &listed.name, origin, boot)?;
+            unsettled = (mark == Mark::Data(origin)).then_some(origin);
+            on_disk.mark = Some(mark);
         }
-        let lower_kind = kind_of_lower(&self.index.node(origin)?);
-        let (fits, kind, meta) = match mark {
-            Mark::Dir(_) => (lower_kind == Kind::Dir && kind == Kind::Dir, Kind::Dir, false),
-            Mark::Data(_) | Mark::Emptied(..) => {
-                (lower_kind == Kind::File && kind == Kind::File, Kind::File, false)
-            }
-            Mark::Meta(_) => (lower_kind != Kind::Dir && kind == Kind::File, lower_kind, true),
-            Mark::Gone => (false, kind, false),
-        };
-        if !fits {
-            return damaged("its mark names a node of another kind");
+        let present = Present::of(&self.index, &listed.name, &on_disk)?;
+        if let (Some(origin), Some(present)) = (unsettled, present) {
+            self.was_emptied(&self.entry_node(node, &listed.name, present, 0), Some(origin));
         }
-        let ino = Ino::of_lower(origin);
-        Ok(Entry::Present(Present { ino, kind, origin: Some(origin), meta, backing_ino }))
+        Ok(present)
     }
 
     /// Whether the lower directory that `node` merges with has the name.
@@ -362,7 +331,7 @@ impl Namespace {
         Ok(match (entry, lower) {
             (Some(Entry::Present(present)), _) => present.kind == Kind::Dir,
             (Some(Entry::Whiteout | Entry::Damaged), _) | (None, None) => false,
-            (None, Some(lower)) => kind_of_lower(&self.index.node(lower)?) == Kind::Dir,
+            (None, Some(lower)) => Kind::of_lower(&self.index.node(lower)?) == Kind::Dir,
         })
     }
 
@@ -429,7 +398,7 @@ impl Namespace {
                 (true, false) => OFlags::RDWR,
                 (false, _) => OFlags::PATH,
             };
-            let fd = match upper::open(dir.as_fd(), &name, access | OFlags::NOFOLLOW) {
+            let fd = match entry::open(dir.as_fd(), &name, access | OFlags::NOFOLLOW) {
                 Ok(fd) => Arc::new(fd),
                 Err(Errno::NOENT) => continue,
                 Err(errno) => return Err(call("open")(errno)),
@@ -457,15 +426,6 @@ impl Namespace {
             }
         }
         Ok(true)
-    }
-}
-
-/// The kind of a lower node.
-fn kind_of_lower(node: &LowerNode<'_>) -> Kind {
-    match node.kind {
-        NodeKind::Dir { .. } => Kind::Dir,
-        NodeKind::File { .. } => Kind::File,
-        NodeKind::Symlink { .. } => Kind::Symlink,
     }
 }
 

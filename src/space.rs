@@ -15,6 +15,7 @@ pub mod path;
 pub mod run;
 pub mod select;
 pub mod state;
+pub mod upper;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -5,9 +5,10 @@ use std::ffi::CString;
 use rustix::fs::XattrFlags;
 
 use super::Fs;
+use crate::namespace::backing;
 use crate::namespace::error::{Error, Result};
 use crate::namespace::types::Ino;
-use crate::namespace::upper;
+use crate::space::upper::mark::OWN_XATTRS;
 
 /// The attribute of the root by which a live mount tells what it materialized, as JSON of
 /// [`crate::materialize::Counts`]. Asked by `holofs status`; not listed.
@@ -25,7 +26,7 @@ impl Fs {
         }
         let name = checked(name).map_err(|_| Error::NoAttribute)?;
         match self.namespace.existing_fd(ino)? {
-            Some(fd) => upper::get_xattr(upper::fd(&fd), &name),
+            Some(fd) => backing::get_xattr(backing::fd(&fd), &name),
             None => Err(Error::NoAttribute),
         }
     }
@@ -36,7 +37,7 @@ impl Fs {
     /// What listxattr(2) may answer.
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
         match self.namespace.existing_fd(ino)? {
-            Some(fd) => upper::list_xattrs(upper::fd(&fd)),
+            Some(fd) => backing::list_xattrs(backing::fd(&fd)),
             None => Ok(Vec::new()),
         }
     }
@@ -53,7 +54,7 @@ impl Fs {
             self.get_xattr(ino, name.to_bytes())?;
         }
         let fd = self.namespace.changed_fd(ino)?;
-        upper::set_xattr(upper::fd(&fd), &name, value, flags)?;
+        backing::set_xattr(backing::fd(&fd), &name, value, flags)?;
         self.namespace.attribute_changed(ino);
         Ok(())
     }
@@ -66,7 +67,7 @@ impl Fs {
         let name = checked(name)?;
         match self.namespace.existing_fd(ino)? {
             Some(fd) => {
-                upper::remove_xattr(upper::fd(&fd), &name)?;
+                backing::remove_xattr(backing::fd(&fd), &name)?;
                 self.namespace.attribute_changed(ino);
                 Ok(())
             }
@@ -77,7 +78,7 @@ impl Fs {
 
 /// Refuses our own attributes, and the ACLs that this filesystem does not enforce.
 fn checked(name: &[u8]) -> Result<CString> {
-    if name.starts_with(upper::OWN_XATTRS) {
+    if name.starts_with(OWN_XATTRS) {
         return Err(Error::NotPermitted("user.holofs.* belongs to holofs"));
     }
     if name.starts_with(b"system.") {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
 use super::copy_up::How;
-use super::dir::{DirState, Entry, Present};
+use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::DIR_SIZE;
 use super::table::{Backing, Node, let_go};
 use super::types::{Attr, Caller, Ino, Kind, SetAttr};
-use super::{Found, Namespace, c_name, upper};
+use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;
+use crate::space::upper::entry::Present;
 
 /// What is to be made under a new name.
 #[derive(Clone, Copy, Debug)]
@@ -98,16 +99,16 @@ impl Namespace {
                 self.own(&fd, caller.uid, gid)?;
                 let held = match what {
                     Make::Symlink(_) => None,
-                    _ => upper::write_mode(fd.as_fd(), what.kind(), mode, None)?,
+                    _ => backing::write_mode(fd.as_fd(), what.kind(), mode, None)?,
                 };
                 let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
                 put(staged, at.as_fd(), &name, what.kind(), covered)?;
                 (fd, stat, held)
             }
         };
-        let ino = Ino::of_born(stat.st_ino);
         let kind = what.kind();
-        let present = Present { ino, kind, origin: None, meta: false, backing_ino: stat.st_ino };
+        let present = Present::created(kind, stat.st_ino);
+        let ino = present.ino;
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         let node = self.entry_node(&dir, &name, present, 1);
         if kind == Kind::Dir {
@@ -120,7 +121,7 @@ impl Namespace {
             self.table.keep_open(ino, &Arc::new(fd));
         }
         drop(guard);
-        let mut attr = upper::attr_of(&stat, ino, kind);
+        let mut attr = backing::attr_of(&stat, ino, kind);
         attr.generation = generation;
         attr.mode = held.unwrap_or(attr.mode);
         if kind == Kind::Dir {
@@ -166,7 +167,7 @@ impl Namespace {
             }
         };
         let staged = self.staging.adopt(name, false);
-        let fd = upper::open_path(self.staging.dir(), staged.name().map_err(call("stage"))?)?;
+        let fd = backing::open_path(self.staging.dir(), staged.name().map_err(call("stage"))?)?;
         Ok((fd, staged))
     }
 

@@ -11,16 +11,16 @@ use std::sync::Arc;
 use rustix::fs::Stat;
 
 use super::change::unpin;
-use super::ctime::Kept;
-use super::dir::{DirState, Entry, Present};
+use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::{must_be_dir, must_be_file};
 use super::setattr::put_times_back;
 use super::table::{Backing, Node};
 use super::types::{Ino, Kind, SetAttr, SetTime};
-use super::upper::{self, Mark};
-use super::{Namespace, View};
+use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
+use crate::space::upper::entry::Present;
+use crate::space::upper::mark::Mark;
 use crate::sys::{boot, fd};
 
 /// How much of a file is to be in the upper.
@@ -116,18 +116,22 @@ impl Namespace {
                 (file, staged, Mark::Meta(lower))
             }
         };
-        upper::write_mark(file.as_fd(), mark)?;
+        backing::write_mark(file.as_fd(), mark)?;
         if backing == Backing::Meta {
-            upper::copy_xattrs(self.backing_fd(node)?.as_fd(), file.as_fd())?;
+            backing::copy_xattrs(self.backing_fd(node)?.as_fd(), file.as_fd())?;
         }
         if let Some(size) = change.size {
             rustix::fs::ftruncate(&file, size).map_err(call("truncate"))?;
         }
         let (uid, gid) = (change.uid.unwrap_or(base.uid), change.gid.unwrap_or(base.gid));
         self.own(&file, uid, gid)?;
-        let held = upper::write_mode(file.as_fd(), node.kind, change.mode.unwrap_or(base.mode), None)?;
+        let held = backing::write_mode(file.as_fd(), node.kind, change.mode.unwrap_or(base.mode), None)?;
         let mtime = change.mtime.or(change.size.map(|_| SetTime::Now)).unwrap_or(SetTime::At(base.mtime));
-        upper::write_times(file.as_fd(), Some(change.atime.unwrap_or(SetTime::At(base.atime))), Some(mtime))?;
+        backing::write_times(
+            file.as_fd(),
+            Some(change.atime.unwrap_or(SetTime::At(base.atime))),
+            Some(mtime),
+        )?;
         let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
         if matches!(mark, Mark::Data(_)) && stat.st_size > 0 {
             self.staging.write_out(&file).map_err(call("write out"))?;
@@ -217,18 +221,18 @@ impl Namespace {
         }
         let base = self.node_attr(&node)?;
         let (fd, staged) = self.staging.directory().map_err(call("create a staging directory"))?;
-        upper::write_mark(fd.as_fd(), Mark::Dir(lower))?;
+        backing::write_mark(fd.as_fd(), Mark::Dir(lower))?;
         self.own(&fd, base.uid, base.gid)?;
-        let held = upper::write_mode(fd.as_fd(), Kind::Dir, base.mode, None)?;
+        let held = backing::write_mode(fd.as_fd(), Kind::Dir, base.mode, None)?;
         let times = (SetTime::At(base.atime), SetTime::At(base.mtime));
-        upper::write_times(fd.as_fd(), Some(times.0), Some(times.1))?;
-        Kept::of(&base).write(&fd)?;
+        backing::write_times(fd.as_fd(), Some(times.0), Some(times.1))?;
+        backing::write_ctime(&fd, base.kept_ctime())?;
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         *node.dir.write() = Some(DirState::default());
         self.publish(&node, fd, staged, &stat, Mark::Dir(lower))?;
         {
             let mut state = node.state.lock();
-            (state.mode, state.ctime) = (Some(held), Some(Some(Kept::of(&base))));
+            (state.mode, state.ctime) = (Some(held), Some(Some(base.kept_ctime())));
         }
         drop(changing);
         Ok(node)

@@ -12,8 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher;
 
-use super::types::{Ino, Kind};
-use crate::library::index::NodeId;
+use crate::space::upper::entry::Present;
 
 /// Cookies from here on belong to names that the lower directory does not have. They end below 2^31, so that 32-bit
 /// programs can read directories.
@@ -30,21 +29,6 @@ pub(super) enum Entry {
     Damaged,
     /// A backing entry.
     Present(Present),
-}
-
-/// A backing entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Present {
-    /// Its number in the mount.
-    pub(super) ino: Ino,
-    /// Its kind in the mount.
-    pub(super) kind: Kind,
-    /// The lower node it came from.
-    pub(super) origin: Option<NodeId>,
-    /// Whether its bytes are still the lower's.
-    pub(super) meta: bool,
-    /// The inode number of the backing entry.
-    pub(super) backing_ino: u64,
 }
 
 #[derive(Debug)]
@@ -124,15 +108,10 @@ impl DirState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::upper::types::Kind;
 
     fn present(ino: u64) -> Entry {
-        Entry::Present(Present {
-            ino: Ino(ino),
-            kind: Kind::File,
-            origin: None,
-            meta: false,
-            backing_ino: ino,
-        })
+        Entry::Present(Present::created(Kind::File, ino))
     }
 
     #[test]

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use super::types::Ino;
 use crate::library::index::IndexError;
 use crate::materialize;
+use crate::space::upper::UpperError;
 
 /// Why an operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,18 @@ pub enum Error {
         /// The answer.
         source: Errno,
     },
+}
+
+impl From<UpperError> for Error {
+    fn from(error: UpperError) -> Self {
+        match error {
+            UpperError::Damaged { path, why } => {
+                Self::Damaged { name: path.to_string_lossy().into_owned(), why }
+            }
+            UpperError::Os { call, source, .. } => Self::Upper { call, source },
+            UpperError::Index(error) => Self::Index(error),
+        }
+    }
 }
 
 /// Names the call that failed on the upper: `.map_err(upper("mkdirat"))`.

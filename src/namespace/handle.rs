@@ -7,13 +7,16 @@
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::error::{Error, Result};
 use super::table::Node;
 use super::types::{Attr, Ino};
-use super::upper::{self, Mark};
-use super::{Namespace, View, c_name, walk};
+use super::{Namespace, View, c_name};
 use crate::library::index::NodeId;
+use crate::space::upper::UpperError;
+use crate::space::upper::changes::Changes;
 
 impl Namespace {
     /// Looks up `.` (or, with `parent`, `..`) in a number, and counts one lookup of what it finds.
@@ -45,7 +48,7 @@ impl Namespace {
         let place = match ino.lower() {
             Some(lower) if lower.0 < self.index.len() => self.place_of_lower(lower)?,
             Some(_) => None,
-            None => self.place_of_born(ino)?,
+            None => self.search_upper(ino)?,
         };
         let (dir, name) = place.ok_or(Error::Stale(ino))?;
         let attr = self.lookup(dir, name.as_bytes())?;
@@ -74,7 +77,7 @@ impl Namespace {
             place = if whole && self.leads_to(&own, Ino::of_lower(node))? {
                 Some(own)
             } else {
-                self.moved_to(node)?
+                self.search_upper(Ino::of_lower(node))?
             };
             whole = place.is_some();
         }
@@ -89,35 +92,34 @@ impl Namespace {
         }
     }
 
-    /// Where the upper has an entry that came from a lower node.
-    fn moved_to(&self, lower: NodeId) -> Result<Option<(Ino, CString)>> {
-        let path = walk::find(self.root.as_fd(), &mut |entry| {
-            let mark = upper::read_mark(entry.dir, entry.name, entry.kind);
-            mark.is_ok_and(|mark| mark.and_then(Mark::origin) == Some(lower))
-        })?;
-        self.place_at(path)
-    }
-
-    fn place_of_born(&self, ino: Ino) -> Result<Option<(Ino, CString)>> {
-        let Some(number) = ino.born() else { return Ok(None) };
-        let path = walk::find(self.root.as_fd(), &mut |entry| entry.number() == Some(number))?;
-        self.place_at(path)
+    /// Where the upper has an entry of this number. The search takes time in proportion to the upper.
+    fn search_upper(&self, ino: Ino) -> Result<Option<(Ino, CString)>> {
+        let mut changes = Changes::new(self.root.as_fd(), &self.index)?;
+        while let Some(change) = changes.advance() {
+            match change {
+                Ok(change) if change.now.is_some_and(|now| now.present.ino == ino) => {
+                    return self.place_at(change.at.path);
+                }
+                // A damaged entry has no number.
+                Ok(_) | Err(UpperError::Damaged { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
     }
 
     /// Looks a path of the upper up step by step, so that its directories are known.
-    fn place_at(&self, path: Option<Vec<CString>>) -> Result<Option<(Ino, CString)>> {
-        let Some(mut path) = path else { return Ok(None) };
-        let Some(name) = path.pop() else { return Ok(None) };
+    fn place_at(&self, path: &Path) -> Result<Option<(Ino, CString)>> {
         let mut dir = Ino::ROOT;
-        for step in path {
-            dir = match self.must_show(dir, &step) {
+        for step in path.parent().into_iter().flatten() {
+            dir = match self.must_show(dir, &c_name(step.as_bytes())?) {
                 Ok(attr) => attr.ino,
                 // Moved meanwhile.
                 Err(Error::NotFound | Error::NotADirectory) => return Ok(None),
                 Err(error) => return Err(error),
             };
         }
-        Ok(Some((dir, name)))
+        path.file_name().map(|name| Ok((dir, c_name(name.as_bytes())?))).transpose()
     }
 
     /// What tells an entry born in the upper from an earlier one of the same number; asked once. Numbers of lower nodes

@@ -7,7 +7,7 @@ use super::dir::{DirState, EXTRA_COOKIES, Entry};
 use super::error::{Error, Result, upper as call};
 use super::table::{Backing, Node};
 use super::types::{Attr, Ino, Kind, SetTime, Time};
-use super::{Found, NAME_MAX, Namespace, View, c_name, kind_of_lower, lower_children, upper};
+use super::{Found, NAME_MAX, Namespace, View, backing, c_name, lower_children};
 use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::MOTHER_TIME;
 
@@ -75,7 +75,7 @@ impl Namespace {
     fn lower_or_node(&self, ino: Ino) -> Result<View> {
         let node = match self.view(ino)? {
             View::Lower(lower) => {
-                must_be_file(kind_of_lower(&self.index.node(lower)?))?;
+                must_be_file(Kind::of_lower(&self.index.node(lower)?))?;
                 return Ok(View::Lower(lower));
             }
             View::Node(node) => node,
@@ -96,7 +96,7 @@ impl Namespace {
             }
             // A born link cannot be opened to be synced; its directory can.
             (Backing::Upper, Kind::Symlink) => Ok(None),
-            _ => Ok(Some(upper::reopen(&self.backing_fd(&node)?)?.into())),
+            _ => Ok(Some(backing::reopen(&self.backing_fd(&node)?)?.into())),
         }
     }
 
@@ -242,7 +242,7 @@ impl Namespace {
                     let entry = DirEntry {
                         name: found.name,
                         ino: Ino::of_lower(child),
-                        kind: kind_of_lower(&found),
+                        kind: Kind::of_lower(&found),
                         cookie,
                         attr: plus.then(|| self.lower_attr(&found)),
                     };
@@ -372,7 +372,7 @@ impl Namespace {
         }
         let fd = self.backing_fd(node)?;
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
-        let mut attr = upper::attr_of(&stat, node.ino, node.kind);
+        let mut attr = backing::attr_of(&stat, node.ino, node.kind);
         attr.generation = self.generation(node, &fd);
         if let Some(mode) = self.held_mode(node, &fd)? {
             attr.mode = mode;
@@ -414,7 +414,7 @@ impl Namespace {
             return Ok(known);
         }
         let held = match node.kind {
-            Kind::File | Kind::Dir => upper::read_mode(fd.as_fd())?,
+            Kind::File | Kind::Dir => backing::read_mode(fd.as_fd())?,
             // These hold no attributes, and their modes need no help.
             Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => None,
         };

@@ -13,14 +13,15 @@ use rustix::fs::{AtFlags, RenameFlags};
 
 use super::change::unpin;
 use super::copy_up::How;
-use super::dir::{DirState, Entry, Present};
+use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::setattr::put_times_back;
 use super::table::Node;
 use super::types::{Attr, Ino, Kind, SetAttr};
 use super::whiteout::{Move, Whiteouts};
-use super::{Found, Namespace, c_name, upper};
+use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::{Staged, Staging};
+use crate::space::upper::entry::Present;
 
 /// How a target that exists is treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -301,8 +302,8 @@ impl Namespace {
         let (fd, staged) = self.staging.directory().map_err(call("mkdir"))?;
         self.own(&fd, stat.st_uid, stat.st_gid)?;
         let mode = self.held_mode(target, &old)?.unwrap_or(stat.st_mode);
-        upper::write_mode(fd.as_fd(), Kind::Dir, mode, None)?;
-        upper::copy_xattrs(old.as_fd(), fd.as_fd())?;
+        backing::write_mode(fd.as_fd(), Kind::Dir, mode, None)?;
+        backing::copy_xattrs(old.as_fd(), fd.as_fd())?;
         put_times_back(&fd, &stat)?;
         Ok(staged)
     }

@@ -13,7 +13,7 @@ use super::copy_up::How;
 use super::error::{Error, Result, upper as call};
 use super::table::Node;
 use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
-use super::{Namespace, upper};
+use super::{Namespace, backing};
 
 impl Namespace {
     /// Changes attributes; the new ones are returned. What changes nothing leaves the upper alone.
@@ -85,14 +85,14 @@ impl Namespace {
     /// The size comes last, because it alone cannot be undone.
     fn apply_parts(&self, node: &Node, fd: &Arc<OwnedFd>, change: &SetAttr) -> Result<()> {
         if change.uid.is_some() || change.gid.is_some() {
-            upper::write_owner(fd.as_fd(), change.uid, change.gid)?;
+            backing::write_owner(fd.as_fd(), change.uid, change.gid)?;
         }
         if let Some(mode) = change.mode {
             self.change_mode(node, fd, mode)?;
         }
         let times = (change.atime, change.mtime);
         if times != (None, None) {
-            upper::write_times(fd.as_fd(), times.0, times.1)?;
+            backing::write_times(fd.as_fd(), times.0, times.1)?;
         }
         let Some(size) = change.size else { return Ok(()) };
         rustix::fs::ftruncate(fd, size).map_err(call("truncate"))?;
@@ -100,7 +100,7 @@ impl Namespace {
             self.was_emptied(node, None);
         }
         if change.mtime.is_some()
-            && let Err(error) = upper::write_times(fd.as_fd(), times.0, times.1)
+            && let Err(error) = backing::write_times(fd.as_fd(), times.0, times.1)
         {
             tracing::warn!(ino = ?node.ino, %error, "a truncated file shows the time of its truncation");
         }
@@ -109,7 +109,7 @@ impl Namespace {
 
     fn change_mode(&self, node: &Node, fd: &Arc<OwnedFd>, mode: u32) -> Result<()> {
         let old = self.held_mode(node, fd)?;
-        let held = upper::write_mode(fd.as_fd(), node.kind, mode, old)?;
+        let held = backing::write_mode(fd.as_fd(), node.kind, mode, old)?;
         node.state.lock().mode = Some(held);
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Namespace {
     pub(super) fn own(&self, fd: &impl AsFd, uid: u32, gid: u32) -> Result<()> {
         let stat = rustix::fs::fstat(fd).map_err(call("stat"))?;
         if (stat.st_uid, stat.st_gid) != (uid, gid) {
-            upper::write_owner(fd.as_fd(), Some(uid), Some(gid))?;
+            backing::write_owner(fd.as_fd(), Some(uid), Some(gid))?;
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Namespace {
 /// Gives an entry back the times that it had before.
 pub(super) fn put_times_back(fd: &impl AsFd, before: &Stat) -> Result<()> {
     let time = |sec, nsec| Some(SetTime::At(Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }));
-    upper::write_times(
+    backing::write_times(
         fd.as_fd(),
         time(before.st_atime, before.st_atime_nsec),
         time(before.st_mtime, before.st_mtime_nsec),

@@ -28,9 +28,10 @@ use super::dir::Entry;
 use super::error::{Result, upper as call};
 use super::table::{Backing, Node};
 use super::types::{Ino, Kind};
-use super::upper::{self, Mark};
-use super::{Namespace, View, kind_of_lower, read};
-use crate::library::index::{NodeId, NodeKind};
+use super::{Namespace, View, backing, read};
+use crate::library::index::NodeId;
+use crate::space::upper::entry;
+use crate::space::upper::mark::Mark;
 use crate::sys::boot::{self, Boot};
 use crate::sys::fd;
 
@@ -171,7 +172,7 @@ impl Namespace {
         }
         self.staging.write_out(&file).map_err(call("write out"))?;
         match waiting.marked {
-            Some(origin) => upper::write_mark(file.as_fd(), Mark::Data(origin)).map(|()| true),
+            Some(origin) => backing::write_mark(file.as_fd(), Mark::Data(origin)).map(|()| true),
             None => Ok(true),
         }
     }
@@ -199,11 +200,11 @@ impl Namespace {
         // must be safe as well.
         let is_empty = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0;
         if is_empty {
-            upper::write_mark(file.as_fd(), Mark::Data(origin))?;
+            backing::write_mark(file.as_fd(), Mark::Data(origin))?;
         }
         sync(is_empty)?;
         if !is_empty {
-            upper::write_mark(file.as_fd(), Mark::Data(origin))?;
+            backing::write_mark(file.as_fd(), Mark::Data(origin))?;
         }
         if self.unsettled.remove(ino, waiting) {
             self.table.forget(ino, 1);
@@ -222,16 +223,13 @@ impl Namespace {
         if made_in == boot::this() || origin.0 >= self.index.len() {
             return Ok(Mark::Data(origin));
         }
-        let was_empty = match self.index.node(origin)?.kind {
-            NodeKind::File { size, .. } => size == 0,
-            NodeKind::Dir { .. } | NodeKind::Symlink { .. } => true,
-        };
-        let file = upper::open_path(dir, name)?;
-        let lost = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0 && !was_empty;
-        let mark = if lost { Mark::Meta(origin) } else { Mark::Data(origin) };
+        let file = backing::open_path(dir, name)?;
+        let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
+        let mark = entry::after_power_loss(&self.index, Mark::Emptied(origin, made_in), &stat);
+        let lost = matches!(mark, Mark::Meta(_));
         // At once, or it would be misread when the file is emptied in this boot.
-        let mended = upper::write_mark(file.as_fd(), mark).and_then(|()| match lost {
-            true => upper::write_times(file.as_fd(), None, Some(read::MOTHER)),
+        let mended = backing::write_mark(file.as_fd(), mark).and_then(|()| match lost {
+            true => backing::write_times(file.as_fd(), None, Some(read::MOTHER)),
             false => Ok(()),
         });
         if let Err(error) = mended {
@@ -274,7 +272,7 @@ impl Namespace {
             let found = self.index.lookup(dir, name).ok().flatten();
             found
                 .and_then(|child| self.index.node(child).ok())
-                .is_some_and(|n| kind_of_lower(&n) == Kind::File)
+                .is_some_and(|n| Kind::of_lower(&n) == Kind::File)
         };
         match self.view(dir) {
             Ok(View::Lower(dir)) => lower_is_file(dir),

@@ -15,10 +15,10 @@ use std::sync::{Arc, OnceLock};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
-use super::ctime::Kept;
 use super::dir::DirState;
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
+use crate::space::upper::mark::KeptCtime;
 use crate::sys::fd;
 
 /// Descriptors of upper entries kept open: so many, and no more than a third of what the process may have.
@@ -75,7 +75,7 @@ pub(super) struct NodeState {
     /// The mode attribute: unknown, absent, or the bits it holds.
     pub(super) mode: Option<Option<u32>>,
     /// A directory's kept ctime: unknown, absent, or what it is.
-    pub(super) ctime: Option<Option<Kept>>,
+    pub(super) ctime: Option<Option<KeptCtime>>,
     /// Keeps the backing entry of an unlinked node alive.
     pub(super) pinned: Option<Arc<OwnedFd>>,
     /// No name is left.
@@ -343,13 +343,13 @@ mod tests {
     use super::*;
 
     fn born(ino: u64) -> Node {
-        Node::new(Ino::of_born(ino), None, Kind::File, Vec::new(), Backing::Upper, ino)
+        Node::new(Ino::of_created(ino), None, Kind::File, Vec::new(), Backing::Upper, ino)
     }
 
     #[test]
     fn an_entry_goes_with_its_last_lookup() {
         let table = Table::new(10);
-        let ino = Ino::of_born(5);
+        let ino = Ino::of_created(5);
         table.acquire(ino, 2, || born(5));
         table.forget(ino, 1);
         assert!(table.get(ino).is_some());
@@ -374,7 +374,7 @@ mod tests {
     fn forgetting_too_much_or_the_unknown_is_harmless() {
         let table = Table::new(1);
         table.forget(Ino::of_lower(NodeId(77)), 3);
-        table.forget(Ino::of_born(1), 3);
+        table.forget(Ino::of_created(1), 3);
         table.count_lower(NodeId(0), 1);
         table.forget(Ino::ROOT, 100);
         assert_eq!(table.lookups(Ino::ROOT), 0);

@@ -13,10 +13,11 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use super::backing;
 use super::error::{Result, upper as call};
-use super::upper::{self, Mark};
-use super::walk;
 use crate::materialize::staging::{Staged, Staging};
+use crate::space::upper::mark::Mark;
+use crate::space::upper::walk::find_dir;
 
 /// Which kind of whiteouts is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +71,7 @@ impl Whiteouts {
             }
             Self::Marked => {
                 let (file, staged) = staging.file().map_err(call("create"))?;
-                upper::write_mark(file.as_fd(), Mark::Gone)?;
+                backing::write_mark(file.as_fd(), Mark::Gone)?;
                 Ok(staged)
             }
         }
@@ -133,8 +134,7 @@ impl Whiteouts {
     fn finish_move(self, staging: &Staging, root: BorrowedFd<'_>, note: &Note) -> Result<()> {
         let text = rustix::fs::readlinkat(staging.dir(), &note.name, Vec::new()).map_err(call("readlink"))?;
         let Some(moved) = Moved::parse(&text) else { return Ok(()) };
-        let (Some(at), Some(new_at)) = (walk::open_dir(root, moved.at)?, walk::open_dir(root, moved.new_at)?)
-        else {
+        let (Some(at), Some(new_at)) = (find_dir(root, moved.at)?, find_dir(root, moved.new_at)?) else {
             return Ok(());
         };
         let there =

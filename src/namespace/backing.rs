@@ -1,125 +1,20 @@
-//! The upper on disk: what an entry of the space's private tree says about itself.
+//! Calls on the files of the upper: attributes, owners, times, extended attributes.
 //!
-//! The upper is a tree of real files of the same names and paths as in the environment. This module knows the
-//! marks on them and nothing of the merged view:
-//!
-//! * a character device 0/0, or an empty file with the mark `gone`, is a **whiteout**: the lower name is gone (see
-//!   `whiteout`).
-//! * `user.holofs.entry` = `data:N`, `meta:N` or `dir:N`: the entry came from lower node N (its **origin**).
-//!   `data`: the bytes are here. `meta`: only the attributes are; the bytes, or the link text, are the lower's.
-//!   `dir`: the directory merges with lower directory N, wherever it now stands. No mark: born here; a directory
-//!   without a mark is opaque.
-//!   `data:N@BOOT`: as `data:N`, but begun as an empty file in this boot, and its bytes may not be on
-//!   the disk (see `settle`).
-//! * `user.holofs.mode` = the permission bits in octal, when they lack what the daemon itself needs to reach the
-//!   file (owner read and write, and search for directories). The backing entry then has those bits as well.
+//! Descriptors of the namespace are often `O_PATH` ones, which several system calls refuse. The functions here accept both
+//! kinds. Which marks a file can have, and their format, is in [`mark`](crate::space::upper::mark).
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result, upper};
 use super::types::{Attr, Ino, Kind, SetTime, Time};
-use crate::library::index::NodeId;
-use crate::sys::boot::Boot;
-
-/// The attribute that holds a [`Mark`].
-pub(crate) const ENTRY_XATTR: &CStr = c"user.holofs.entry";
-/// The attribute that holds permission bits that the backing entry cannot.
-pub(crate) const MODE_XATTR: &CStr = c"user.holofs.mode";
-/// Attributes that begin so are ours: hidden from, and refused to, the users of the mount.
-pub(crate) const OWN_XATTRS: &[u8] = b"user.holofs.";
-
-/// What the mark of an entry says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mark {
-    /// A file whose bytes are here.
-    Data(NodeId),
-    /// The same, emptied in this boot and not known to be on the disk.
-    Emptied(NodeId, Boot),
-    /// A file or link whose bytes or text are still the lower's.
-    Meta(NodeId),
-    /// A directory that merges with a lower one.
-    Dir(NodeId),
-    /// A whiteout where there can be no device 0/0: an empty file.
-    Gone,
-}
-
-impl Mark {
-    /// The lower node it came from; a whiteout came from none.
-    #[must_use]
-    pub(crate) fn origin(self) -> Option<NodeId> {
-        match self {
-            Self::Data(node) | Self::Emptied(node, _) | Self::Meta(node) | Self::Dir(node) => Some(node),
-            Self::Gone => None,
-        }
-    }
-
-    fn text(self) -> String {
-        match self {
-            Self::Data(node) => format!("data:{}", node.0),
-            Self::Emptied(node, boot) => format!("data:{}@{:08x}", node.0, boot.0),
-            Self::Meta(node) => format!("meta:{}", node.0),
-            Self::Dir(node) => format!("dir:{}", node.0),
-            Self::Gone => "gone".to_owned(),
-        }
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        if text == b"gone" {
-            return Some(Self::Gone);
-        }
-        let (kind, number) = std::str::from_utf8(text).ok()?.split_once(':')?;
-        if let Some((number, boot)) = number.split_once('@') {
-            let boot = u32::from_str_radix(boot, 16).ok()?;
-            return (kind == "data").then_some(Self::Emptied(NodeId(number.parse().ok()?), Boot(boot)));
-        }
-        let node = NodeId(number.parse().ok()?);
-        match kind {
-            "data" => Some(Self::Data(node)),
-            "meta" => Some(Self::Meta(node)),
-            "dir" => Some(Self::Dir(node)),
-            _ => None,
-        }
-    }
-}
-
-/// One entry of an upper directory.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    /// Its name.
-    pub(crate) name: CString,
-    /// What it is.
-    pub(crate) what: What,
-}
-
-/// What an entry of an upper directory is.
-#[derive(Debug)]
-pub(crate) enum What {
-    /// A lower name that is gone.
-    Whiteout,
-    /// An entry whose mark cannot be read, or of a kind that no environment has. It alone answers EIO.
-    Damaged,
-    /// An entry with its backing inode number.
-    Entry {
-        /// Its kind on disk (a `meta` entry of a symlink is a regular file here).
-        file_type: FileType,
-        /// Its mark, if it has one.
-        mark: Option<Mark>,
-        /// The inode number of the backing entry.
-        backing_ino: u64,
-    },
-}
-
-/// The path by which a name below an open directory can be given to calls that take no directory descriptor.
-fn proc_path(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
-    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
-    path
-}
+use crate::space::upper::mark::{
+    BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,
+};
 
 /// The path of an open descriptor itself, `O_PATH` ones included.
 fn proc_fd(fd: BorrowedFd<'_>) -> String {
@@ -139,87 +34,16 @@ fn by_fd_or_path<T>(
     }
 }
 
-/// Opens a name. `O_NOATIME` is left out where it is refused: a file that was given away is not the daemon's.
-pub(crate) fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
-            rustix::fs::openat(dir, name, flags.difference(OFlags::NOATIME), Mode::empty())
-        }
-        opened => opened,
-    }
-}
-
-/// Lists a directory with the marks of its entries. That we read it is no access to it.
-/// With `exact` the numbers on disk are those of `stat`; without, those of the listing, which are the same but on overlayfs.
-pub(crate) fn list(dir: BorrowedFd<'_>, exact: bool) -> Result<Vec<Listed>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
-    let readable = open(dir, c".", flags).map_err(upper("open a directory"))?;
-    let mut out = Vec::new();
-    for entry in rustix::fs::Dir::new(readable).map_err(upper("read a directory"))? {
-        let entry = entry.map_err(upper("read a directory"))?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let mut file_type = entry.file_type();
-        let mut backing_ino = entry.ino();
-        if exact || matches!(file_type, FileType::Unknown | FileType::CharacterDevice) {
-            let stat = stat_at(dir, name)?;
-            file_type = FileType::from_raw_mode(stat.st_mode);
-            backing_ino = stat.st_ino;
-            if file_type == FileType::CharacterDevice && stat.st_rdev == 0 {
-                out.push(Listed { name: name.to_owned(), what: What::Whiteout });
-                continue;
-            }
-        }
-        let what = match read_mark(dir, name, file_type) {
-            Ok(Some(Mark::Gone)) => What::Whiteout,
-            Ok(mark) => What::Entry { file_type, mark, backing_ino },
-            Err(error @ Error::Damaged { .. }) => {
-                tracing::error!(%error, "an entry of the upper is left out");
-                What::Damaged
-            }
-            Err(error) => return Err(error),
-        };
-        out.push(Listed { name: name.to_owned(), what });
-    }
-    Ok(out)
-}
-
-/// The mark of a name below a directory. Only regular files and directories can carry one.
-pub(crate) fn read_mark(dir: BorrowedFd<'_>, name: &CStr, file_type: FileType) -> Result<Option<Mark>> {
-    if !matches!(file_type, FileType::RegularFile | FileType::Directory) {
-        return Ok(None);
-    }
-    let mut text = [0u8; 32];
-    match rustix::fs::lgetxattr(proc_path(dir, name), ENTRY_XATTR, &mut text[..]) {
-        Ok(len) => text.get(..len).and_then(Mark::parse).map(Some).ok_or_else(|| Error::Damaged {
-            name: name.to_string_lossy().into_owned(),
-            why: "its user.holofs.entry attribute cannot be read",
-        }),
-        Err(Errno::NODATA) => Ok(None),
-        Err(Errno::RANGE) => Err(Error::Damaged {
-            name: name.to_string_lossy().into_owned(),
-            why: "its user.holofs.entry attribute is too long",
-        }),
-        Err(errno) => Err(upper("getxattr")(errno)),
-    }
-}
-
 /// Writes the mark of an open entry.
 pub(crate) fn write_mark(fd: BorrowedFd<'_>, mark: Mark) -> Result<()> {
-    set_xattr(fd, ENTRY_XATTR, mark.text().as_bytes(), XattrFlags::empty())
+    set_xattr(fd, MARK_XATTR, mark.text().as_bytes(), XattrFlags::empty())
 }
 
 /// The permission bits that the mode attribute holds, if there is one.
 pub(crate) fn read_mode(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
     let mut buffer = [0u8; 8];
     let Some(text) = short_xattr(fd, MODE_XATTR, &mut buffer)? else { return Ok(None) };
-    let mode = std::str::from_utf8(text).ok().and_then(|text| u32::from_str_radix(text, 8).ok());
-    mode.filter(|mode| *mode <= 0o7777)
-        .map(Some)
-        .ok_or(Error::Damaged { name: String::new(), why: "its user.holofs.mode attribute is no octal mode" })
+    parse_mode(text).map(Some).ok_or(Error::Damaged { name: String::new(), why: BAD_MODE })
 }
 
 /// The value of one of our own attributes, read in one call; None when there is none.
@@ -257,7 +81,7 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
         done.map_err(upper("chmod"))
     };
     let lacking = mode & needed(kind) != needed(kind);
-    let hold = || set_xattr(fd, MODE_XATTR, format!("{mode:o}").as_bytes(), XattrFlags::empty());
+    let hold = || set_xattr(fd, MODE_XATTR, mode_text(mode).as_bytes(), XattrFlags::empty());
     let release = || match remove_xattr(fd, MODE_XATTR) {
         Ok(()) | Err(Error::NoAttribute) => Ok(()),
         Err(error) => Err(error),
@@ -285,6 +109,11 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
     Ok(lacking.then_some(mode))
 }
 
+/// Writes the ctime that a directory is to show.
+pub(crate) fn write_ctime(fd: &impl AsFd, kept: KeptCtime) -> Result<()> {
+    set_xattr(fd.as_fd(), CTIME_XATTR, kept.text().as_bytes(), XattrFlags::empty())
+}
+
 /// Sets owner and group.
 pub(crate) fn write_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let uid = uid.map(rustix::fs::Uid::from_raw);
@@ -306,11 +135,6 @@ pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Opt
         |path| rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty()),
     );
     done.map_err(upper("utimensat"))
-}
-
-/// `stat` of a name, not following a link.
-pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat> {
-    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(upper("stat"))
 }
 
 /// An `O_PATH` descriptor of a name, not following a link.
@@ -415,20 +239,6 @@ pub(crate) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()
     Ok(())
 }
 
-/// The kind of a backing entry.
-pub(crate) fn kind_of(file_type: FileType) -> Option<Kind> {
-    match file_type {
-        FileType::RegularFile => Some(Kind::File),
-        FileType::Directory => Some(Kind::Dir),
-        FileType::Symlink => Some(Kind::Symlink),
-        FileType::Fifo => Some(Kind::Fifo),
-        FileType::Socket => Some(Kind::Socket),
-        FileType::CharacterDevice => Some(Kind::CharDevice),
-        FileType::BlockDevice => Some(Kind::BlockDevice),
-        FileType::Unknown => None,
-    }
-}
-
 /// The attributes of a backing entry, under the number and kind that it has in the mount.
 pub(crate) fn attr_of(stat: &Stat, ino: Ino, kind: Kind) -> Attr {
     let time = |sec: i64, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
@@ -457,33 +267,6 @@ pub(crate) fn fd(owned: &impl AsFd) -> BorrowedFd<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn marks_read_as_they_were_written() {
-        for mark in [
-            Mark::Data(NodeId(0)),
-            Mark::Meta(NodeId(7)),
-            Mark::Dir(NodeId(u32::MAX)),
-            Mark::Emptied(NodeId(u32::MAX), Boot(u32::MAX)),
-            Mark::Emptied(NodeId(1), Boot(0)),
-            Mark::Gone,
-        ] {
-            assert_eq!(Mark::parse(mark.text().as_bytes()), Some(mark));
-        }
-        for bad in [
-            &b"data"[..],
-            b"data:",
-            b"data:-1",
-            b"data:4294967296",
-            b"x:1",
-            b"\xff:1",
-            b"",
-            b"meta:1@1",
-            b"data:1@",
-        ] {
-            assert_eq!(Mark::parse(bad), None);
-        }
-    }
 
     #[test]
     fn a_mode_without_owner_access_survives_and_stays_readable() {

@@ -1,0 +1,78 @@
+//! The upper: the directory that holds a space's changes.
+//!
+//! A space shows its catalog's tree (the *lower*) with its own changes over it. The changes lie in a directory of real
+//! files with the names and paths that the space shows, so that plain tools can read them while the space is not
+//! mounted. What a plain file cannot say is in *marks*: extended attributes that begin with `user.holofs.`, and
+//! whiteouts.
+//!
+//! * [`types`] has the words for entries: inode numbers, kinds, times.
+//! * [`mark`] reads and writes the marks. No other module knows their format.
+//! * [`entry`] says what one entry of the upper is in the space.
+//! * [`walk`] goes through an upper, mounted or not, and [`changes`] says what each entry changes.
+//!
+//! `docs/ON-DISK.md` describes the format for users. Everything that is read here is bounded, because anything can have
+//! happened to the files while the space was not mounted: a mark that makes no sense is an error of its own entry.
+
+pub mod changes;
+pub mod entry;
+pub mod mark;
+pub mod types;
+pub mod walk;
+
+use std::ffi::CStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::library::index::IndexError;
+
+/// What can go wrong when an upper is read.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// An entry has a mark that makes no sense. The other entries are not affected.
+    #[error("the upper entry {path:?} is damaged: {why}")]
+    Damaged {
+        /// The entry, below the directory that was read.
+        path: PathBuf,
+        /// What is wrong with its mark.
+        why: &'static str,
+    },
+    /// A system call failed.
+    #[error("{call} {path:?}: {source}")]
+    Os {
+        /// The entry, below the directory that was read.
+        path: PathBuf,
+        /// The system call.
+        call: &'static str,
+        /// Why it failed.
+        source: Errno,
+    },
+    /// The compiled index does not hold together.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl UpperError {
+    fn damaged(name: &CStr, why: &'static str) -> Self {
+        Self::Damaged { path: path_of(name), why }
+    }
+
+    fn os(name: &CStr, call: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::Os { path: path_of(name), call, source }
+    }
+
+    /// Puts a path in the place of the name: below the root of a walk, a name alone says little.
+    fn at(self, path: &Path) -> Self {
+        let path = path.to_owned();
+        match self {
+            Self::Damaged { why, .. } => Self::Damaged { path, why },
+            Self::Os { call, source, .. } => Self::Os { path, call, source },
+            Self::Index(error) => Self::Index(error),
+        }
+    }
+}
+
+fn path_of(name: &CStr) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()))
+}

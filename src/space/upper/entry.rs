@@ -1,0 +1,176 @@
+//! What one entry of the upper is in the space.
+//!
+//! An entry is understood in two steps. [`OnDisk`] is what the filesystem says: type, inode number, mark. [`Present`] is
+//! what that means over a catalog: kind, inode number in the space, and which lower node has the bytes. A mark that does
+//! not fit the catalog is an error, so a damaged upper never shows one file as another.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::UpperError;
+use super::mark::{Mark, is_whiteout_device};
+use super::types::{Ino, Kind};
+use crate::library::index::{Index, NodeId, NodeKind};
+use crate::sys::boot;
+
+/// One name of a directory, as a listing gives it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// The name, which is neither `.` nor `..`.
+    pub name: CString,
+    /// The type, or `Unknown` where the filesystem's listings have none.
+    pub file_type: FileType,
+    /// The inode number. On overlayfs it can differ from the one that stat(2) gives.
+    pub ino: u64,
+}
+
+/// Lists a directory of the upper. Its time of access stays as it is.
+///
+/// # Errors
+/// [`UpperError::Os`] when it cannot be read.
+pub fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>, UpperError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
+    let readable = open(dir, c".", flags).map_err(UpperError::os(c".", "open a directory"))?;
+    let read = || UpperError::os(c".", "read a directory");
+    let mut out = Vec::new();
+    for entry in rustix::fs::Dir::new(readable).map_err(read())? {
+        let entry = entry.map_err(read())?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            out.push(Listed { name: name.to_owned(), file_type: entry.file_type(), ino: entry.ino() });
+        }
+    }
+    Ok(out)
+}
+
+/// Opens an entry of a directory. Where the kernel refuses `O_NOATIME`, because the file belongs to another user,
+/// the entry is opened without it.
+///
+/// # Errors
+/// The errno of openat(2).
+pub fn open(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => {
+            rustix::fs::openat(dir, name, flags.difference(OFlags::NOATIME), Mode::empty())
+        }
+        opened => opened,
+    }
+}
+
+/// Calls stat(2) on an entry of a directory, without following a link.
+///
+/// # Errors
+/// [`UpperError::Os`] when the call fails.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, UpperError> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(UpperError::os(name, "stat"))
+}
+
+/// What the filesystem says of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OnDisk {
+    /// The type on disk. A changed symbolic link of the catalog is a regular file here.
+    pub file_type: FileType,
+    /// The inode number on disk.
+    pub ino: u64,
+    /// The mark; `Gone` for a whiteout of either kind. None for an entry that was created in the space.
+    pub mark: Option<Mark>,
+}
+
+impl OnDisk {
+    /// Reads type, number and mark of an entry. With `exact` the inode number is that of stat(2), which costs a call;
+    /// without it the number is that of the listing, which is the same except on overlayfs.
+    ///
+    /// # Errors
+    /// [`UpperError::Damaged`] for a mark that makes no sense, [`UpperError::Os`] when the entry cannot be read.
+    pub fn read(dir: BorrowedFd<'_>, listed: &Listed, exact: bool) -> Result<Self, UpperError> {
+        let Listed { name, file_type, ino } = listed;
+        if exact || matches!(*file_type, FileType::Unknown | FileType::CharacterDevice) {
+            return Self::of_stat(dir, name, &stat_at(dir, name)?);
+        }
+        Ok(Self { file_type: *file_type, ino: *ino, mark: Mark::read(dir, name, *file_type)? })
+    }
+
+    /// The same, for an entry whose stat(2) is known.
+    ///
+    /// # Errors
+    /// As those of [`OnDisk::read`].
+    pub fn of_stat(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<Self, UpperError> {
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let mark =
+            if is_whiteout_device(stat) { Some(Mark::Gone) } else { Mark::read(dir, name, file_type)? };
+        Ok(Self { file_type, ino: stat.st_ino, mark })
+    }
+
+    /// Whether the entry says that the catalog's entry of its name was removed.
+    #[must_use]
+    pub fn is_whiteout(&self) -> bool {
+        self.mark == Some(Mark::Gone)
+    }
+}
+
+/// An entry of the upper that the space shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Present {
+    /// The inode number in the space.
+    pub ino: Ino,
+    /// The kind in the space.
+    pub kind: Kind,
+    /// The lower node that it came from; None when it was created in the space.
+    pub origin: Option<NodeId>,
+    /// Whether its bytes or link text are still those of `origin`.
+    pub meta: bool,
+    /// The inode number on disk.
+    pub backing_ino: u64,
+}
+
+impl Present {
+    /// An entry that was created in the space.
+    #[must_use]
+    pub fn created(kind: Kind, backing_ino: u64) -> Self {
+        Self { ino: Ino::of_created(backing_ino), kind, origin: None, meta: false, backing_ino }
+    }
+
+    /// What an entry is over the catalog of `index`; None for a whiteout. `name` is for the error.
+    ///
+    /// # Errors
+    /// [`UpperError::Damaged`] when the mark names a node that the catalog does not have, or one of another kind.
+    pub fn of(index: &Index, name: &CStr, on_disk: &OnDisk) -> Result<Option<Self>, UpperError> {
+        let damaged = |why| Err(UpperError::damaged(name, why));
+        let Some(kind) = Kind::of_file(on_disk.file_type) else {
+            return damaged("its file type is unknown");
+        };
+        let backing_ino = on_disk.ino;
+        let Some(mark) = on_disk.mark else { return Ok(Some(Self::created(kind, backing_ino))) };
+        let Some(origin) = mark.origin() else { return Ok(None) };
+        if origin.0 >= index.len() {
+            return damaged("its mark names a node that the catalog does not have");
+        }
+        let lower_kind = Kind::of_lower(&index.node(origin)?);
+        let (fits, kind, meta) = match mark {
+            Mark::Dir(_) => (lower_kind == Kind::Dir && kind == Kind::Dir, kind, false),
+            Mark::Data(_) | Mark::Emptied(..) => {
+                (lower_kind == Kind::File && kind == Kind::File, kind, false)
+            }
+            Mark::Meta(_) => (lower_kind != Kind::Dir && kind == Kind::File, lower_kind, true),
+            Mark::Gone => (false, kind, false),
+        };
+        if !fits {
+            return damaged("its mark names a node of another kind");
+        }
+        Ok(Some(Self { ino: Ino::of_lower(origin), kind, origin: Some(origin), meta, backing_ino }))
+    }
+}
+
+/// The mark that an entry has in the space. A library file that was emptied in an earlier boot, and is still empty, lost
+/// its new bytes with the power: the next mount shows the library's bytes (`docs/ON-DISK.md`).
+#[must_use]
+pub fn after_power_loss(index: &Index, mark: Mark, stat: &Stat) -> Mark {
+    let Mark::Emptied(node, made_in) = mark else { return mark };
+    let was_empty =
+        !matches!(index.node(node).map(|node| node.kind), Ok(NodeKind::File { size, .. }) if size > 0);
+    if made_in == boot::this() || was_empty || stat.st_size > 0 { Mark::Data(node) } else { Mark::Meta(node) }
+}
