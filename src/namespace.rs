@@ -258,6 +258,7 @@ impl Namespace {
             if node.backing() == Backing::Upper && !node.is_gone() {
                 let dir = self.backing_fd(node)?;
                 for listed in entry::list(dir.as_fd())? {
+                    let listed = listed?;
                     let entry = match self.read_entry(node, dir.as_fd(), &listed) {
                         // A whiteout without a lower entry has no effect (a crash can leave one behind), but a create
                         // must replace it and an rmdir must remove it.

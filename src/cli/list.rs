@@ -15,7 +15,8 @@ use crate::space::held::Held;
 use crate::space::live;
 use crate::space::meta::{beside, recorded, usage};
 use crate::space::run::{RunInfo, read_run};
-use crate::space::state::{bytes_below, read_state};
+use crate::space::state::read_state;
+use crate::space::upper::walk::bytes_below;
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 

@@ -30,7 +30,6 @@ use super::table::{Backing, Node};
 use super::types::{Ino, Kind};
 use super::{Namespace, View, backing, read};
 use crate::library::index::NodeId;
-use crate::space::upper::entry;
 use crate::space::upper::mark::Mark;
 use crate::sys::boot::{self, Boot};
 use crate::sys::fd;
@@ -225,7 +224,7 @@ impl Namespace {
         }
         let file = backing::open_path(dir, name)?;
         let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
-        let mark = entry::after_power_loss(&self.index, Mark::Emptied(origin, made_in), &stat);
+        let mark = Mark::Emptied(origin, made_in).in_boot(boot::this(), stat.st_size);
         let lost = matches!(mark, Mark::Meta(_));
         // At once, or it would be misread when the file is emptied in this boot.
         let mended = backing::write_mark(file.as_fd(), mark).and_then(|()| match lost {

@@ -10,11 +10,13 @@
 //! in the space or aside, and their record is beside them before they are.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::space::SpaceError;
 use crate::space::state::{MAX_RECORD, StateDir, make_private_dir, sync_dir};
+use crate::space::upper::entry::{self, OnDisk};
+use crate::space::upper::{self, UpperError};
 use crate::sys::guarded::{self, Durability, Replace, Writers};
 
 const PREFIX: &str = "aside.";
@@ -72,25 +74,19 @@ fn unused(state_dir: &Path) -> PathBuf {
 
 /// Whether there is anything in the root of the upper but whiteouts.
 fn has_entries(upper: &Path) -> Result<bool, SpaceError> {
-    let look = || -> io::Result<bool> {
-        for entry in std::fs::read_dir(upper)? {
-            let entry = entry?;
-            let found = entry.metadata()?;
-            let is_device = found.file_type().is_char_device() && found.rdev() == 0;
-            if !is_device && !is_marked_whiteout(&entry.path()) {
-                return Ok(true);
+    let look = || -> Result<bool, UpperError> {
+        let Some(root) = upper::open(upper)? else { return Ok(false) };
+        for listed in entry::list(root.as_fd())? {
+            match OnDisk::read(root.as_fd(), &listed?, false) {
+                Ok(on_disk) if on_disk.is_whiteout() => {}
+                // A damaged entry is somebody's work as well.
+                Ok(_) | Err(UpperError::Damaged { .. }) => return Ok(true),
+                Err(error) => return Err(error),
             }
         }
         Ok(false)
     };
-    look().map_err(SpaceError::io(upper))
-}
-
-/// Whether a file says of itself that it is a whiteout, as on filesystems where no device can be one.
-fn is_marked_whiteout(path: &Path) -> bool {
-    let mut mark = [0; 8];
-    let len = rustix::fs::lgetxattr(path, "user.holofs.entry", &mut mark[..]);
-    len.is_ok_and(|len| mark.get(..len) == Some(b"gone"))
+    look().map_err(|error| SpaceError::io(upper)(error.into()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! It only reads. Invariants: a space is said to hold its catalog's environment only when no record of rcc's about
 //! these very changes says otherwise; the work does not grow with the environment or its changes.
 
+use std::ffi::CStr;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -16,14 +18,13 @@ use crate::library::name;
 use crate::space::SpaceError;
 use crate::space::meta::{self, Beside};
 use crate::space::state::{State, has_changes, read_state};
-use crate::sys::guarded;
+use crate::space::upper::entry::{OnDisk, stat_at};
+use crate::space::upper::mark::Mark;
+use crate::space::upper::{self, UpperError};
+use crate::sys::{boot, guarded};
 
 /// The largest blueprint that is read.
 const MAX_BLUEPRINT: u64 = 1 << 20;
-
-/// The mark on an upper entry (see `docs/ON-DISK.md`), and how it begins when the bytes are still the catalog's.
-const ENTRY_XATTR: &str = "user.holofs.entry";
-const BYTES_ARE_THE_CATALOGS: &[u8] = b"meta:";
 
 /// What a space holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -134,16 +135,13 @@ enum Text {
 }
 
 fn text_in_upper(state_dir: &Path, catalog: &str) -> Text {
-    let path = state_dir.join("upper/identity.yaml");
-    let mut mark = [0u8; 32];
-    match rustix::fs::lgetxattr(&path, ENTRY_XATTR, &mut mark[..]) {
-        Ok(len) if mark.get(..len).is_some_and(|mark| mark.starts_with(BYTES_ARE_THE_CATALOGS)) => {
-            return Text::Catalogs;
-        }
-        Err(Errno::NOENT) => return Text::Catalogs,
-        Ok(_) | Err(_) => {}
+    let upper = state_dir.join("upper");
+    match is_untouched(&upper, c"identity.yaml") {
+        Ok(true) => return Text::Catalogs,
+        Ok(false) => {}
+        Err(error) => tracing::debug!(%error, "cannot tell whether the blueprint's text was changed"),
     }
-    match guarded::read(&path, MAX_BLUEPRINT).map(|text| name::sipit_hex(&text)) {
+    match guarded::read(&upper.join("identity.yaml"), MAX_BLUEPRINT).map(|text| name::sipit_hex(&text)) {
         Ok(hash) if hash == catalog => Text::Catalogs,
         Ok(hash) => Text::Other(hash),
         Err(error) => {
@@ -151,4 +149,15 @@ fn text_in_upper(state_dir: &Path, catalog: &str) -> Text {
             Text::Unknown
         }
     }
+}
+
+/// Whether the bytes of a file in the space's root are still the catalog's, as far as its upper says.
+fn is_untouched(upper: &Path, name: &CStr) -> Result<bool, UpperError> {
+    let Some(root) = upper::open(upper)? else { return Ok(true) };
+    let stat = match stat_at(root.as_fd(), name) {
+        Err(UpperError::Os { source: Errno::NOENT, .. }) => return Ok(true),
+        stat => stat?,
+    };
+    let mark = OnDisk::of_stat(root.as_fd(), name, &stat)?.mark;
+    Ok(mark.is_some_and(|mark| matches!(mark.in_boot(boot::this(), stat.st_size), Mark::Meta(_))))
 }

@@ -19,7 +19,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -412,28 +412,6 @@ pub fn has_changes(dir: &Path) -> Result<bool, SpaceError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(SpaceError::io(&upper)(error)),
     }
-}
-
-/// Bytes on disk below `dir`, as `du` counts them, without the directories themselves; of at most `most` entries, and
-/// whether those were all.
-#[must_use]
-pub fn bytes_below(dir: &Path, most: usize) -> (u64, bool) {
-    let (mut total, mut looked) = (0, 0);
-    let mut directories = vec![dir.to_owned()];
-    while let Some(dir) = directories.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            if looked == most {
-                return (total, false);
-            }
-            looked += 1;
-            match entry.metadata() {
-                Ok(found) if found.is_dir() => directories.push(entry.path()),
-                Ok(found) => total += found.blocks() * 512,
-                Err(_) => {}
-            }
-        }
-    }
-    (total, true)
 }
 
 /// Whether a process holds the space. Does not make anything.

@@ -20,9 +20,12 @@ pub mod types;
 pub mod walk;
 
 use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::library::index::IndexError;
@@ -51,6 +54,30 @@ pub enum UpperError {
     /// The compiled index does not hold together.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+impl From<UpperError> for io::Error {
+    fn from(error: UpperError) -> Self {
+        match error {
+            UpperError::Os { source, .. } => source.into(),
+            UpperError::Damaged { .. } | UpperError::Index(_) => {
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            }
+        }
+    }
+}
+
+/// Opens the root directory of an upper; None when there is no such directory.
+///
+/// # Errors
+/// [`UpperError::Os`] when it cannot be opened.
+pub fn open(path: &Path) -> Result<Option<OwnedFd>, UpperError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(root) => Ok(Some(root)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(source) => Err(UpperError::Os { path: path.to_owned(), call: "open", source }),
+    }
 }
 
 impl UpperError {

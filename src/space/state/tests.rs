@@ -235,17 +235,6 @@ fn state_inside_the_library_is_refused() {
 }
 
 #[test]
-fn counts_bytes_on_disk() {
-    let f = Fixture::new();
-    std::fs::create_dir_all(f.path().join("a/b")).unwrap();
-    std::fs::write(f.path().join("a/b/c"), vec![1u8; 10_000]).unwrap();
-    let (bytes, is_all) = bytes_below(&f.path(), 100);
-    assert!(bytes >= 10_000 && is_all);
-    assert_eq!(bytes_below(&f.path().join("nowhere"), 0), (0, true));
-    assert!(!bytes_below(&f.path(), 1).1);
-}
-
-#[test]
 fn what_a_newer_version_keeps_is_written_back() {
     let f = Fixture::new();
     let state = f.open().adopt(&content("aa", "b1"), false).unwrap();

@@ -13,11 +13,12 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::Stat;
 
 use super::UpperError;
-use super::entry::{Present, after_power_loss};
+use super::entry::Present;
 use super::mark;
 use super::types::Kind;
 use super::walk::{Met, Walk};
 use crate::library::index::{Index, NodeId};
+use crate::sys::boot;
 
 /// The changes that an upper holds.
 #[derive(Debug)]
@@ -104,9 +105,7 @@ impl<'a> Changes<'a> {
             Some(Some(dir)) => self.index.lookup(*dir, met.listed.name.to_bytes())?,
             _ => None,
         };
-        if let Some(mark) = on_disk.mark {
-            on_disk.mark = Some(after_power_loss(self.index, mark, &stat));
-        }
+        on_disk.mark = on_disk.mark.map(|mark| mark.in_boot(boot::this(), stat.st_size));
         let present = Present::of(self.index, &met.listed.name, &on_disk);
         let Some(present) = present.map_err(|error| error.at(met.path))? else {
             // A whiteout without a lower entry has no effect. A crash can leave one behind.

@@ -13,8 +13,7 @@ use rustix::io::Errno;
 use super::UpperError;
 use super::mark::{Mark, is_whiteout_device};
 use super::types::{Ino, Kind};
-use crate::library::index::{Index, NodeId, NodeKind};
-use crate::sys::boot;
+use crate::library::index::{Index, NodeId};
 
 /// One name of a directory, as a listing gives it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,19 +30,21 @@ pub struct Listed {
 ///
 /// # Errors
 /// [`UpperError::Os`] when it cannot be read.
-pub fn list(dir: BorrowedFd<'_>) -> Result<Vec<Listed>, UpperError> {
+pub fn list(
+    dir: BorrowedFd<'_>,
+) -> Result<impl Iterator<Item = Result<Listed, UpperError>> + use<>, UpperError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
     let readable = open(dir, c".", flags).map_err(UpperError::os(c".", "open a directory"))?;
-    let read = || UpperError::os(c".", "read a directory");
-    let mut out = Vec::new();
-    for entry in rustix::fs::Dir::new(readable).map_err(read())? {
-        let entry = entry.map_err(read())?;
-        let name = entry.file_name();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            out.push(Listed { name: name.to_owned(), file_type: entry.file_type(), ino: entry.ino() });
-        }
-    }
-    Ok(out)
+    let entries = rustix::fs::Dir::new(readable).map_err(UpperError::os(c".", "read a directory"))?;
+    Ok(entries.filter_map(|entry| match entry {
+        Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
+        Ok(entry) => Some(Ok(Listed {
+            name: entry.file_name().to_owned(),
+            file_type: entry.file_type(),
+            ino: entry.ino(),
+        })),
+        Err(errno) => Some(Err(UpperError::os(c".", "read a directory")(errno))),
+    }))
 }
 
 /// Opens an entry of a directory. Where the kernel refuses `O_NOATIME`, because the file belongs to another user,
@@ -163,14 +164,4 @@ impl Present {
         }
         Ok(Some(Self { ino: Ino::of_lower(origin), kind, origin: Some(origin), meta, backing_ino }))
     }
-}
-
-/// The mark that an entry has in the space. A library file that was emptied in an earlier boot, and is still empty, lost
-/// its new bytes with the power: the next mount shows the library's bytes (`docs/ON-DISK.md`).
-#[must_use]
-pub fn after_power_loss(index: &Index, mark: Mark, stat: &Stat) -> Mark {
-    let Mark::Emptied(node, made_in) = mark else { return mark };
-    let was_empty =
-        !matches!(index.node(node).map(|node| node.kind), Ok(NodeKind::File { size, .. }) if size > 0);
-    if made_in == boot::this() || was_empty || stat.st_size > 0 { Mark::Data(node) } else { Mark::Meta(node) }
 }

@@ -63,6 +63,17 @@ impl Mark {
         }
     }
 
+    /// What the mark of a file of `size` bytes means in boot `now`. A library file that was emptied in an earlier boot
+    /// and is still empty lost its new bytes with the power, so it counts as one that was never emptied.
+    #[must_use]
+    pub fn in_boot(self, now: Boot, size: i64) -> Self {
+        match self {
+            Self::Emptied(node, boot) if boot != now && size == 0 => Self::Meta(node),
+            Self::Emptied(node, _) => Self::Data(node),
+            mark => mark,
+        }
+    }
+
     /// The value of the attribute.
     #[must_use]
     pub fn text(self) -> String {
@@ -226,6 +237,15 @@ mod tests {
         ] {
             assert_eq!(Mark::parse(bad), None);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_still_empty_in_a_later_boot_was_never_emptied() {
+        let (node, boot) = (NodeId(3), Boot(1));
+        assert_eq!(Mark::Emptied(node, boot).in_boot(Boot(2), 0), Mark::Meta(node));
+        assert_eq!(Mark::Emptied(node, boot).in_boot(Boot(2), 1), Mark::Data(node));
+        assert_eq!(Mark::Emptied(node, boot).in_boot(boot, 0), Mark::Data(node));
+        assert_eq!(Mark::Data(node).in_boot(boot, 0), Mark::Data(node));
     }
 
     #[test]

@@ -20,8 +20,9 @@ use rustix::io::Errno;
 use super::UpperError;
 use super::entry::{Listed, OnDisk, list, open, stat_at};
 
-/// The deepest directory that is read. The kernel takes paths of at most 2,048 steps at once.
-pub const MAX_DEPTH: usize = 4096;
+/// The deepest directory that is read. A path of the kernel has at most 2,047 steps, so only a program that moves its
+/// working directory on and on can make a deeper one.
+pub const MAX_DEPTH: usize = 2048;
 
 /// The most directories that are open at a time. One that was closed is opened again by its path.
 const KEPT: usize = 32;
@@ -30,6 +31,8 @@ const KEPT: usize = 32;
 #[derive(Debug)]
 pub struct Walk<'r> {
     root: BorrowedFd<'r>,
+    /// The most entries that are read of one directory.
+    most: usize,
     /// The directories from the root to the present entry.
     levels: Vec<Level>,
     /// The path of the present entry.
@@ -91,7 +94,12 @@ impl<'r> Walk<'r> {
     /// # Errors
     /// [`UpperError::Os`] when the root cannot be read.
     pub fn new(root: BorrowedFd<'r>) -> Result<Self, UpperError> {
-        let mut walk = Self { root, levels: Vec::new(), path: Vec::new(), here: None, enter: false };
+        Self::of_at_most(root, usize::MAX)
+    }
+
+    /// A walk that reads at most `most` entries of each directory, for a caller that does not want more in all.
+    fn of_at_most(root: BorrowedFd<'r>, most: usize) -> Result<Self, UpperError> {
+        let mut walk = Self { root, most, levels: Vec::new(), path: Vec::new(), here: None, enter: false };
         walk.push(open_dir(root, c".")?)?;
         Ok(walk)
     }
@@ -167,7 +175,9 @@ impl<'r> Walk<'r> {
     }
 
     fn push(&mut self, dir: OwnedFd) -> Result<(), UpperError> {
-        let Some(mut left) = unless_vanished(list(dir.as_fd()))? else { return Ok(()) };
+        let listed =
+            list(dir.as_fd()).and_then(|entries| entries.take(self.most).collect::<Result<Vec<_>, _>>());
+        let Some(mut left) = unless_vanished(listed)? else { return Ok(()) };
         left.sort_unstable_by(|one, two| two.name.cmp(&one.name));
         self.levels.push(Level { dir: Some(dir), left, path_len: self.path.len() });
         let oldest = self.levels.len().checked_sub(KEPT + 1).and_then(|n| self.levels.get_mut(n));
@@ -177,14 +187,68 @@ impl<'r> Walk<'r> {
         Ok(())
     }
 
-    /// Opens the directory of the last level again if it was closed; false when it has vanished.
+    /// Opens the last directory again if it was closed, and so the ones above it that are kept; false when one has
+    /// vanished. One step at a time, since the path can be longer than the kernel takes at once.
     fn reopen(&mut self) -> Result<bool, UpperError> {
-        let Some(level) = self.levels.last_mut() else { return Ok(false) };
-        if level.dir.is_some() {
+        if self.levels.last().is_none_or(|level| level.dir.is_some()) {
             return Ok(true);
         }
-        level.dir = open_path(self.root, &self.path)?;
-        Ok(level.dir.is_some())
+        let first_kept = self.levels.len().saturating_sub(KEPT);
+        let mut at = open_dir(self.root, c".")?;
+        let mut above: Option<&mut Level> = None;
+        for (depth, level) in self.levels.iter_mut().enumerate() {
+            let start = above.as_ref().map_or(0, |above| above.path_len);
+            let name = self.path.get(start..level.path_len).unwrap_or_default();
+            if let Some(above) = above {
+                let Ok(name) = CString::new(name.strip_prefix(b"/").unwrap_or(name)) else {
+                    return Ok(false);
+                };
+                let Some(below) = unless_vanished(open_dir(at.as_fd(), &name))? else { return Ok(false) };
+                let opened = std::mem::replace(&mut at, below);
+                above.dir = (depth > first_kept).then_some(opened);
+            }
+            above = Some(level);
+        }
+        if let Some(last) = above {
+            last.dir = Some(at);
+        }
+        Ok(true)
+    }
+}
+
+/// The bytes that an upper takes on disk without its directories, as `du` counts them, and whether that is all. At most
+/// `most` entries are looked at; one that cannot be read is not counted.
+#[must_use]
+pub fn bytes_below(upper: &Path, most: usize) -> (u64, bool) {
+    let mut total = 0;
+    let mut count = || -> Result<bool, UpperError> {
+        let Some(root) = super::open(upper)? else { return Ok(true) };
+        let mut walk = Walk::of_at_most(root.as_fd(), most.saturating_add(1))?;
+        let (mut looked, mut is_all) = (0, true);
+        while let Some(met) = walk.advance() {
+            if looked == most {
+                return Ok(false);
+            }
+            looked += 1;
+            match met.and_then(|met| met.stat()) {
+                Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                    total += stat.st_blocks.unsigned_abs() * 512;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(upper = %upper.display(), %error, "not counted");
+                    is_all = false;
+                }
+            }
+        }
+        Ok(is_all)
+    };
+    match count() {
+        Ok(is_all) => (total, is_all),
+        Err(error) => {
+            tracing::debug!(upper = %upper.display(), %error, "not counted");
+            (total, false)
+        }
     }
 }
 
@@ -213,24 +277,119 @@ fn open_dir(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Upper
         .map_err(UpperError::os(name, "open a directory"))
 }
 
-/// Opens a directory by its path, one step at a time: the path can be longer than the kernel takes at once.
-fn open_path(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>, UpperError> {
-    let mut at = open_dir(root, c".")?;
-    for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-        let Ok(name) = CString::new(name) else { return Ok(None) };
-        match unless_vanished(open_dir(at.as_fd(), &name))? {
-            Some(below) => at = below,
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(at))
-}
-
 /// None for an entry that was removed, or replaced by one of another type, while it was looked at.
 fn unless_vanished<T>(done: Result<T, UpperError>) -> Result<Option<T>, UpperError> {
     match done {
         Ok(done) => Ok(Some(done)),
         Err(UpperError::Os { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// The paths of an upper, in the order of the walk, and the errors by their text.
+    fn walked(root: &Path) -> Vec<String> {
+        let root = File::open(root).unwrap();
+        let mut walk = Walk::new(root.as_fd()).unwrap();
+        let mut out = Vec::new();
+        while let Some(met) = walk.advance() {
+            out.push(match met {
+                Ok(met) => met.path.to_str().unwrap().to_owned(),
+                Err(error) => error.to_string(),
+            });
+        }
+        out
+    }
+
+    #[test]
+    fn an_entry_comes_before_what_is_below_it_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(walked(dir.path()), [""; 0]);
+        std::fs::create_dir_all(dir.path().join("b/c/d")).unwrap();
+        for file in ["a", "b/z", "b/c/d/e"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink("b", dir.path().join("link")).unwrap();
+        assert_eq!(walked(dir.path()), ["a", "b", "b/c", "b/c/d", "b/c/d/e", "b/z", "link"]);
+    }
+
+    #[test]
+    fn what_vanishes_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d"] {
+            std::fs::create_dir_all(dir.path().join(name).join("below")).unwrap();
+        }
+        let root = File::open(dir.path()).unwrap();
+        let mut walk = Walk::new(root.as_fd()).unwrap();
+        assert_eq!(walk.advance().unwrap().unwrap().path, Path::new("a"));
+        std::fs::remove_dir_all(dir.path().join("a")).unwrap();
+        assert_eq!(walk.advance().unwrap().unwrap().path, Path::new("b"));
+        std::fs::remove_dir_all(dir.path().join("b")).unwrap();
+        std::fs::write(dir.path().join("b"), "a file now").unwrap();
+        assert_eq!(walk.advance().unwrap().unwrap().path, Path::new("c"));
+        std::fs::remove_dir_all(dir.path().join("c")).unwrap();
+        let met = walk.advance().unwrap().unwrap();
+        assert_eq!(met.path, Path::new("d"));
+        std::fs::remove_dir_all(dir.path().join("d")).unwrap();
+        assert!(met.stat().unwrap().is_none());
+        assert!(walk.advance().is_none());
+    }
+
+    /// Deeper than the descriptors that are kept, than the kernel's longest path, and than the walk goes.
+    #[test]
+    fn a_deep_tree_is_walked_with_few_descriptors_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = OwnedFd::from(File::open(dir.path()).unwrap());
+        let mode = rustix::fs::Mode::RWXU;
+        let mut at = root.try_clone().unwrap();
+        for n in 0..MAX_DEPTH + 10 {
+            rustix::fs::mkdirat(&at, "d", mode).unwrap();
+            if n % 64 == 0 {
+                rustix::fs::mkdirat(&at, "e", mode).unwrap();
+            }
+            at = open_dir(at.as_fd(), c"d").unwrap();
+        }
+        let mut walk = Walk::new(root.as_fd()).unwrap();
+        let (mut entries, mut errors) = (0, Vec::new());
+        while let Some(met) = walk.advance() {
+            match met {
+                Ok(_) => entries += 1,
+                Err(error) => errors.push(error),
+            }
+            assert!(walk.levels.iter().filter(|level| level.dir.is_some()).count() <= KEPT + 1);
+        }
+        assert_eq!(entries, MAX_DEPTH + 1 + MAX_DEPTH / 64 + 1);
+        assert_eq!(errors.len(), 2);
+        assert!(
+            errors
+                .iter()
+                .all(|error| matches!(error, UpperError::Damaged { path, .. } if path.starts_with("d/d/d")))
+        );
+        remove(dir.path());
+    }
+
+    /// Removes the tree of the test above, which `remove_dir_all` would open a descriptor for each directory of.
+    fn remove(root: &Path) {
+        while std::fs::rename(root.join("d/d"), root.join("next")).is_ok() {
+            std::fs::remove_dir_all(root.join("d")).unwrap();
+            std::fs::rename(root.join("next"), root.join("d")).unwrap();
+        }
+    }
+
+    #[test]
+    fn counts_bytes_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join("a/b/c"), vec![1u8; 10_000]).unwrap();
+        let (bytes, is_all) = bytes_below(dir.path(), 100);
+        assert!(bytes >= 10_000 && is_all);
+        assert_eq!(bytes_below(dir.path(), 3), (bytes, true));
+        assert_eq!(bytes_below(&dir.path().join("nowhere"), 0), (0, true));
+        assert!(!bytes_below(dir.path(), 1).1);
     }
 }
