@@ -66,6 +66,9 @@ pub enum What {
     Merged,
 }
 
+/// See [`Change::lower`].
+type Covered = Option<NodeId>;
+
 impl<'a> Changes<'a> {
     /// The changes in the upper whose root directory is `root`, over the catalog of `index`.
     ///
@@ -96,7 +99,7 @@ impl<'a> Changes<'a> {
     }
 
     /// What the present entry changes; None when that is nothing.
-    fn understand(&mut self) -> Result<Option<(Option<NodeId>, Option<Now>)>, UpperError> {
+    fn understand(&mut self) -> Result<Option<(Covered, Option<Now>)>, UpperError> {
         let Some(met) = self.walk.met() else { return Ok(None) };
         let Some(stat) = met.stat()? else { return Ok(None) };
         let Some(mut on_disk) = met.on_disk(&stat)? else { return Ok(None) };
