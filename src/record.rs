@@ -342,7 +342,7 @@ impl Recording<'_> {
             bytes_stored: self.store.written_bytes.load(std::sync::atomic::Ordering::Relaxed),
             ..Recorded::default()
         };
-        count(&tree, &facts, path, &mut recorded);
+        count(&tree, &facts, path, &mut recorded)?;
         Ok(recorded)
     }
 
@@ -406,7 +406,7 @@ impl Recording<'_> {
 }
 
 /// Counts what is in the tree, and notes what will not work.
-fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) {
+fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> Result<(), RecordError> {
     for entry in tree.dirs.iter().flat_map(|dir| &dir.entries) {
         if entry.name.len() > MAX_RESTORED_NAME {
             recorded
@@ -425,7 +425,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) {
                 }
             }
             Kind::File(id) => {
-                let Some(facts) = facts.get(id.0) else { continue };
+                let facts = facts.get(id.0).ok_or(RecordError::Panicked)?;
                 let mut offsets = facts.rewrite.clone();
                 offsets.dedup();
                 recorded.files += 1;
@@ -435,6 +435,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) {
             }
         }
     }
+    Ok(())
 }
 
 /// The longest name to which rcc can append what it appends while it restores (`.part#` and a number).

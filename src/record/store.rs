@@ -17,7 +17,6 @@ use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -159,15 +158,9 @@ impl<'a> Store<'a> {
         if self.is_there(digest, size)? {
             return Ok(());
         }
-        let path = digest.fan_out();
-        let mut dir = None;
-        for name in path.parent().into_iter().flat_map(Path::iter) {
-            let (next, _) = make_dir(dir.as_ref().unwrap_or(self.library), name, self.shared)?;
-            dir = Some(next);
-        }
-        let dir = dir.as_ref().unwrap_or(self.library);
+        let dir = self.dir_of(digest, |above, name| Ok(make_dir(above, name, self.shared)?.0))?;
         let mut stored = 0;
-        replace(dir, path.file_name().unwrap_or_default(), self.shared, |file| {
+        replace(&dir, digest.to_string().as_ref(), self.shared, |file| {
             let mut out = BufWriter::with_capacity(PIECE, file);
             let found = match self.kind {
                 DigestKind::Sip128 => content(&mut out)?,
@@ -214,13 +207,20 @@ impl<'a> Store<'a> {
     }
 
     fn open_blob(&self, digest: &Digest) -> Result<File, GuardedError> {
-        let path = digest.fan_out();
-        let mut dir = None;
-        for name in path.parent().into_iter().flat_map(Path::iter) {
-            dir = Some(dir.as_ref().unwrap_or(self.library).open_dir(name, Trust::Anybodys)?);
-        }
-        let name = path.file_name().unwrap_or_default();
-        dir.as_ref().unwrap_or(self.library).open_file(name, Access::Read)
+        let dir = self.dir_of(digest, |above, name| above.open_dir(name, Trust::Anybodys))?;
+        dir.open_file(digest.to_string().as_ref(), Access::Read)
+    }
+
+    /// The directory of a blob; `open` opens each directory on the way below the one above it.
+    fn dir_of(
+        &self,
+        digest: &Digest,
+        open: impl Fn(&Dir, &OsStr) -> Result<Dir, GuardedError>,
+    ) -> Result<Dir, GuardedError> {
+        let [first, second, third] = digest.fan_out_dirs();
+        let dir = open(self.library, first.as_ref())?;
+        let dir = open(&dir, second.as_ref())?;
+        open(&dir, third.as_ref())
     }
 
     fn failed(&self, digest: &Digest) -> impl FnOnce(io::Error) -> RecordError {
@@ -345,6 +345,8 @@ pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn content(path: &Path) -> StageFile {

@@ -155,18 +155,8 @@ fn splice(mut text: impl Read, edits: Vec<Edit>, out: &mut dyn Write) -> io::Res
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Chopped;
     use super::*;
-
-    /// A text, given out in pieces of some bytes.
-    struct Chopped<'a>(&'a [u8], usize);
-
-    impl Pieces for Chopped<'_> {
-        fn next(&mut self, _used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
-            let (piece, rest) = self.0.split_at(self.1.min(self.0.len()));
-            self.0 = rest;
-            Ok((!piece.is_empty()).then(|| piece.to_vec()))
-        }
-    }
 
     fn read(text: &str) -> Result<Header, CatalogError> {
         header(Chopped(text.as_bytes(), 3))

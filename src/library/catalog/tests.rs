@@ -11,8 +11,8 @@ use super::*;
 const SHA: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 const ID: &str = "hea7ce2c_493f813dad24d3t";
 
-/// A text, given out in pieces of some bytes.
-struct Chopped<'a>(&'a [u8], usize);
+/// A text that arrives in pieces of a number of bytes.
+pub(super) struct Chopped<'a>(pub(super) &'a [u8], pub(super) usize);
 
 impl Pieces for Chopped<'_> {
     fn next(&mut self, _used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
