@@ -6,7 +6,8 @@
 //! Invariant: after [`confine`] the process is the caller in every user and group id, can have no capability but
 //! CAP_SYS_ADMIN, has none in force outside [`privileged`], and has no open files but the socket and `/dev/null`.
 
-use holofs_mount_helper::policy::{Deny, Verdict};
+use holofs_mount_helper::policy::Verdict;
+use holofs_mount_helper::vocabulary::Deny;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};

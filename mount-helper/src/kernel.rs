@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::proto::{BackingId, MountFlags, Source};
+use holofs_mount_helper::proto::MountSource;
+use holofs_mount_helper::vocabulary::{BackingId, MountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
@@ -18,7 +19,7 @@ use crate::sys;
 pub(crate) fn mount(
     fuse: BorrowedFd<'_>,
     flags: MountFlags,
-    source: &Source,
+    source: &MountSource,
     mountpoint: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Errno> {
     let uid = rustix::process::getuid().as_raw().to_string();

@@ -13,3 +13,4 @@
 pub mod policy;
 pub mod proto;
 pub mod view;
+pub mod vocabulary;

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use crate::proto::{BackingId, MountFlags, VERSION};
+use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 
 /// How many files may be registered for each slot of a user's that the session holds: each pins an open file in the
 /// kernel, where no limit of the caller's counts it.
@@ -39,114 +39,6 @@ const FILESYSTEMS: [(u64, &str); 8] = [
 fn is_believed(f_type: u64) -> bool {
     FILESYSTEMS.iter().any(|(known, _)| *known == f_type)
 }
-
-/// Why something is refused. The numbers are the protocol's and never change.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u32)]
-pub enum Deny {
-    /// There is no common version.
-    Version = 1,
-    /// Something else before hello, or hello twice.
-    NotGreeted = 2,
-    /// A second mount.
-    AlreadyMounted = 3,
-    /// Files before the mount.
-    NotMounted = 4,
-    /// What is at `/dev/fuse` is something else.
-    NotFuseDevice = 5,
-    /// The mountpoint is not a directory.
-    NotADirectory = 6,
-    /// The mountpoint's own path does not lead to it, or only through symbolic links: it was removed or moved about.
-    NotWhereItSays = 7,
-    /// The mountpoint belongs to somebody else.
-    NotTheOwner = 8,
-    /// The owner may not write to the mountpoint or search it.
-    NotWritable = 9,
-    /// The filesystem's owners and modes cannot be believed.
-    Filesystem = 10,
-    /// `allow_other` without the administrator's leave.
-    AllowOther = 11,
-    /// The file is not a regular file.
-    NotARegularFile = 12,
-    /// The file is open for writing only, or for its path only.
-    NotReadable = 13,
-    /// The file is somebody else's.
-    NotTheCallersFile = 14,
-    /// The user's slots are all held, and filled.
-    TooMany = 15,
-    /// No such file was registered in this session.
-    UnknownBacking = 16,
-    /// The program was not given CAP_SYS_ADMIN, or it was taken away: by `no_new_privs`, a `nosuid` mount, a tracer.
-    NoPrivilege = 17,
-    /// The caller is in a user namespace of its own, where the kernel registers nothing.
-    UserNamespace = 18,
-    /// As many FUSE filesystems are mounted as `mount_max` of `/etc/fuse.conf` allows.
-    TooManyMounts = 19,
-    /// The file is immutable or may only be appended to, which not even its owner may change.
-    Immutable = 20,
-    /// The file has no name, as a memfd has none.
-    Unlinked = 21,
-}
-
-impl Deny {
-    pub(crate) const ALL: [Deny; 21] = [
-        Self::Version,
-        Self::NotGreeted,
-        Self::AlreadyMounted,
-        Self::NotMounted,
-        Self::NotFuseDevice,
-        Self::NotADirectory,
-        Self::NotWhereItSays,
-        Self::NotTheOwner,
-        Self::NotWritable,
-        Self::Filesystem,
-        Self::AllowOther,
-        Self::NotARegularFile,
-        Self::NotReadable,
-        Self::NotTheCallersFile,
-        Self::TooMany,
-        Self::UnknownBacking,
-        Self::NoPrivilege,
-        Self::UserNamespace,
-        Self::TooManyMounts,
-        Self::Immutable,
-        Self::Unlinked,
-    ];
-
-    pub(crate) fn of(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|deny| *deny as u32 == number)
-    }
-}
-
-impl std::fmt::Display for Deny {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Version => "there is no version of the protocol that both speak",
-            Self::NotGreeted => "a session begins with one hello",
-            Self::AlreadyMounted => "one session mounts once",
-            Self::NotMounted => "files can be registered only after the mount",
-            Self::NotFuseDevice => "/dev/fuse is not the FUSE device",
-            Self::NotADirectory => "the mountpoint is not a directory",
-            Self::NotWhereItSays => "the mountpoint is not where its path says",
-            Self::NotTheOwner => "the mountpoint belongs to another user",
-            Self::NotWritable => "the owner may not write to the mountpoint",
-            Self::Filesystem => "owners and modes on this filesystem cannot be believed",
-            Self::AllowOther => "allow_other needs user_allow_other in /etc/fuse.conf",
-            Self::NotARegularFile => "not a regular file",
-            Self::NotReadable => "the file is not open for reading",
-            Self::NotTheCallersFile => "the file belongs to another user",
-            Self::TooMany => "too many files are registered, in all mounts of this user",
-            Self::UnknownBacking => "no such file was registered",
-            Self::NoPrivilege => "the mount helper has not got the capability CAP_SYS_ADMIN",
-            Self::UserNamespace => "not in the machine's own user namespace",
-            Self::TooManyMounts => "too many FUSE filesystems are mounted (mount_max in /etc/fuse.conf)",
-            Self::Immutable => "the file is immutable or append-only",
-            Self::Unlinked => "the file has no name",
-        })
-    }
-}
-
-impl std::error::Error for Deny {}
 
 /// Allowed, or why not.
 pub type Verdict = Result<(), Deny>;
@@ -248,7 +140,7 @@ pub struct BackingFacts {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+enum Phase {
     New,
     Greeted,
     Mounted,
@@ -259,7 +151,7 @@ enum State {
 pub struct Session {
     caller: u32,
     able: Verdict,
-    state: State,
+    phase: Phase,
     backings: HashSet<BackingId>,
     /// Slots of the user's share of files.
     slots: usize,
@@ -269,7 +161,7 @@ impl Session {
     /// A session for the real user id that started the program. `able` is whether it can do anything for him at all.
     #[must_use]
     pub fn new(caller: u32, able: Verdict) -> Self {
-        Self { caller, able, state: State::New, backings: HashSet::new(), slots: 0 }
+        Self { caller, able, phase: Phase::New, backings: HashSet::new(), slots: 0 }
     }
 
     /// Decides over a hello, and remembers it when it is allowed.
@@ -277,7 +169,7 @@ impl Session {
     /// # Errors
     /// The refusal.
     pub fn hello(&mut self, version: u16) -> Verdict {
-        if self.state != State::New {
+        if self.phase != Phase::New {
             return Err(Deny::NotGreeted);
         }
         // Whoever speaks a newer version speaks this one as well.
@@ -285,7 +177,7 @@ impl Session {
             return Err(Deny::Version);
         }
         self.able?;
-        self.state = State::Greeted;
+        self.phase = Phase::Greeted;
         Ok(())
     }
 
@@ -301,10 +193,10 @@ impl Session {
         device: &DeviceFacts,
         mountpoint: &MountpointFacts,
     ) -> Verdict {
-        match self.state {
-            State::New => return Err(Deny::NotGreeted),
-            State::Mounted => return Err(Deny::AlreadyMounted),
-            State::Greeted => {}
+        match self.phase {
+            Phase::New => return Err(Deny::NotGreeted),
+            Phase::Mounted => return Err(Deny::AlreadyMounted),
+            Phase::Greeted => {}
         }
         if flags.allow_other && !conf.user_allow_other {
             return Err(Deny::AllowOther);
@@ -345,7 +237,7 @@ impl Session {
 
     /// Remembers that the mount was made.
     pub fn mounted(&mut self) {
-        self.state = State::Mounted;
+        self.phase = Phase::Mounted;
     }
 
     /// Decides over a file for passthrough.
@@ -407,10 +299,10 @@ impl Session {
     }
 
     fn has_mounted(&self) -> Verdict {
-        match self.state {
-            State::New => Err(Deny::NotGreeted),
-            State::Greeted => Err(Deny::NotMounted),
-            State::Mounted => Ok(()),
+        match self.phase {
+            Phase::New => Err(Deny::NotGreeted),
+            Phase::Greeted => Err(Deny::NotMounted),
+            Phase::Mounted => Ok(()),
         }
     }
 }

@@ -18,10 +18,8 @@
 //! Invariant: decoding never panics, and accepts a message only if encoding what it understood gives the same bytes.
 //! So nothing travels in a message that either side does not know of.
 
-use crate::policy::Deny;
+use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION, numbered};
 
-/// The version of the protocol; there is one.
-pub const VERSION: u16 = 1;
 /// The size of every request, in bytes.
 pub const REQUEST_SIZE: usize = HEAD + SOURCE_SIZE;
 /// The size of every reply, in bytes.
@@ -36,10 +34,9 @@ const SOURCE_PREFIX: &[u8] = b"holofs:";
 const REQUEST: [u8; 4] = *b"HfsQ";
 const REPLY: [u8; 4] = *b"HfsR";
 
+numbered! {
 /// What is asked for, without its arguments.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u16)]
-pub enum Opcode {
+Opcode: u16 {
     /// Agree on a version; the first request.
     Hello = 1,
     /// Mount; once.
@@ -49,14 +46,9 @@ pub enum Opcode {
     /// Forget a registered file.
     BackingClose = 4,
 }
+}
 
 impl Opcode {
-    const ALL: [Opcode; 4] = [Self::Hello, Self::Mount, Self::BackingOpen, Self::BackingClose];
-
-    fn of(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|opcode| *opcode as u16 == number)
-    }
-
     /// How many file descriptors go with the request. Mount: the directory (`O_PATH` is enough). BackingOpen: the
     /// file.
     #[must_use]
@@ -68,49 +60,12 @@ impl Opcode {
     }
 }
 
-/// How to mount. `nosuid`, `nodev` and `default_permissions` are not to be had otherwise, so they have no flag.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct MountFlags {
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Run no programs from it.
-    pub no_exec: bool,
-    /// Let other users in.
-    pub allow_other: bool,
-    /// Never set times of access.
-    pub no_atime: bool,
-    /// Write everything through.
-    pub sync: bool,
-    /// Write changes of directories through.
-    pub dir_sync: bool,
-}
-
-impl MountFlags {
-    fn bits(self) -> u32 {
-        let flags = [self.read_only, self.no_exec, self.allow_other, self.no_atime, self.sync, self.dir_sync];
-        (0..).zip(flags).map(|(position, flag)| u32::from(flag) << position).sum()
-    }
-
-    fn of(bits: u32) -> Option<Self> {
-        let flag = |position: u32| bits & (1 << position) != 0;
-        let flags = Self {
-            read_only: flag(0),
-            no_exec: flag(1),
-            allow_other: flag(2),
-            no_atime: flag(3),
-            sync: flag(4),
-            dir_sync: flag(5),
-        };
-        (flags.bits() == bits).then_some(flags)
-    }
-}
-
 /// What mountinfo shows as a mount's source: `holofs:` and at least one character more, none of them a control
 /// character, at most [`SOURCE_SIZE`] bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Source([u8; SOURCE_SIZE]);
+pub struct MountSource([u8; SOURCE_SIZE]);
 
-impl Source {
+impl MountSource {
     /// None when it may not be shown.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
@@ -139,27 +94,9 @@ impl Source {
     }
 }
 
-impl std::fmt::Debug for Source {
+impl std::fmt::Debug for MountSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.as_str().fmt(f)
-    }
-}
-
-/// The kernel's name of a registered file: a positive `int`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct BackingId(u32);
-
-impl BackingId {
-    /// None when the kernel cannot have given it.
-    #[must_use]
-    pub fn new(id: u32) -> Option<Self> {
-        (1..=i32::MAX as u32).contains(&id).then_some(Self(id))
-    }
-
-    /// The number.
-    #[must_use]
-    pub fn get(self) -> u32 {
-        self.0
     }
 }
 
@@ -178,7 +115,7 @@ pub enum Request {
         /// How.
         flags: MountFlags,
         /// What mountinfo is to show.
-        source: Source,
+        source: MountSource,
     },
     /// See [`Opcode::BackingOpen`].
     BackingOpen,
@@ -370,7 +307,7 @@ impl Request {
             Opcode::Mount => {
                 zero(second, "the id")?;
                 let flags = MountFlags::of(first).ok_or(ProtoError::Field("the flags"))?;
-                let source = <[u8; SOURCE_SIZE]>::try_from(tail).ok().and_then(Source::of);
+                let source = <[u8; SOURCE_SIZE]>::try_from(tail).ok().and_then(MountSource::of);
                 Self::Mount { flags, source: source.ok_or(ProtoError::Field("the source"))? }
             }
             Opcode::BackingOpen => {

@@ -14,8 +14,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::policy::{Deny, SLOTS_PER_USER};
+use holofs_mount_helper::policy::SLOTS_PER_USER;
 use holofs_mount_helper::view::Views;
+use holofs_mount_helper::vocabulary::Deny;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 

@@ -4,9 +4,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::policy::{Access, Deny, Session};
-use holofs_mount_helper::proto::{BackingId, MountFlags, Opcode, Reply, Request, Source, VERSION};
+use holofs_mount_helper::policy::{Access, Session};
+use holofs_mount_helper::proto::{MountSource, Opcode, Reply, Request};
 use holofs_mount_helper::view::Views;
+use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
@@ -107,7 +108,12 @@ impl Server {
         wire::send(stdin(), reply.unwrap_or_else(|refusal| refusal.reply(opcode)), None)
     }
 
-    fn mount(&mut self, flags: MountFlags, source: &Source, dir: BorrowedFd<'_>) -> Result<OwnedFd, Refusal> {
+    fn mount(
+        &mut self,
+        flags: MountFlags,
+        source: &MountSource,
+        dir: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, Refusal> {
         let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())?;
         let device = facts::of_device(fuse.as_fd())?;
         let mountpoint = facts::of_mountpoint(dir)?;

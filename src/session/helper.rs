@@ -15,10 +15,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holofs_mount_helper::policy::Deny;
-use holofs_mount_helper::proto::{
-    BackingId, MountFlags, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE, Source, VERSION,
-};
+use holofs_mount_helper::proto::{MountSource, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE};
+use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -207,7 +205,7 @@ impl Client {
             sync: has("sync"),
             dir_sync: has("dirsync"),
         };
-        let source = Source::new(&options.source).ok_or(HelperError::Source)?;
+        let source = MountSource::new(&options.source).ok_or(HelperError::Source)?;
         match self.ask(Request::Mount { flags, source }, Some(dir))? {
             (Reply::Mounted, Some(fd)) => Ok(fd),
             _ => Err(HelperError::Confused),

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holofs_mount_helper::policy::{Deny, FILES_PER_SLOT, SLOTS_PER_USER, fuse_mounts};
-use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
+use holofs_mount_helper::policy::{FILES_PER_SLOT, SLOTS_PER_USER, fuse_mounts};
+use holofs_mount_helper::proto::{MountSource, Reply, Request};
+use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 
@@ -93,7 +94,7 @@ as_ordinary_user! {
         let flags = MountFlags {
             read_only: true, no_exec: true, no_atime: true, sync: true, dir_sync: true, allow_other: false,
         };
-        let source = Source::new("holofs:a b@1").unwrap();
+        let source = MountSource::new("holofs:a b@1").unwrap();
         let helper = Helper::greeted();
         let (reply, fuse) = helper.ask_fd(Request::Mount { flags, source }, &[directory(&on).as_fd()]);
         assert_eq!(reply, Reply::Mounted);
@@ -193,7 +194,7 @@ as_ordinary_user! {
         let allowed = std::fs::read_to_string("/etc/fuse.conf")
             .is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"));
         let flags = MountFlags { allow_other: true, ..MountFlags::default() };
-        let source = Source::new("holofs:x").unwrap();
+        let source = MountSource::new("holofs:x").unwrap();
         let helper = Helper::greeted();
         let reply = helper.ask(Request::Mount { flags, source }, &[directory(&on).as_fd()]);
         if allowed {

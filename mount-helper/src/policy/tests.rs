@@ -214,7 +214,7 @@ fn each_slot_is_good_for_so_many_files() {
 
 #[test]
 fn reasons_have_their_numbers_and_words() {
-    for (position, deny) in Deny::ALL.into_iter().enumerate() {
+    for (position, deny) in Deny::ALL.iter().copied().enumerate() {
         assert_eq!(deny as usize, position + 1);
         assert_eq!(Deny::of(deny as u32), Some(deny));
         assert!(!deny.to_string().is_empty());

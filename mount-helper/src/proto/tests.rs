@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn source() -> Source {
-    Source::new("holofs:720c7a8_5a1fac3_700be151@702.b34fd").unwrap()
+fn source() -> MountSource {
+    MountSource::new("holofs:720c7a8_5a1fac3_700be151@702.b34fd").unwrap()
 }
 
 fn requests() -> Vec<Request> {
@@ -13,8 +13,8 @@ fn requests() -> Vec<Request> {
         Request::Hello { version: 1 },
         Request::Hello { version: u16::MAX },
         Request::BackingOpen,
-        Request::BackingClose { id: BackingId(1) },
-        Request::BackingClose { id: BackingId(i32::MAX as u32) },
+        Request::BackingClose { id: BackingId::new(1).unwrap() },
+        Request::BackingClose { id: BackingId::new(i32::MAX as u32).unwrap() },
     ];
     let source = source();
     all.extend((0..64).map(|bits| Request::Mount { flags: MountFlags::of(bits).unwrap(), source }));
@@ -25,14 +25,14 @@ fn replies() -> Vec<Reply> {
     let mut all = vec![
         Reply::Hello { version: 1 },
         Reply::Mounted,
-        Reply::BackingOpened { id: BackingId(7) },
+        Reply::BackingOpened { id: BackingId::new(7).unwrap() },
         Reply::BackingClosed,
         Reply::NotUnderstood,
     ];
-    for opcode in Opcode::ALL {
+    for opcode in Opcode::ALL.iter().copied() {
         all.push(Reply::Failed { opcode, errno: 1 });
         all.push(Reply::Failed { opcode, errno: 4095 });
-        all.extend(Deny::ALL.into_iter().map(|reason| Reply::Denied { opcode, reason }));
+        all.extend(Deny::ALL.iter().copied().map(|reason| Reply::Denied { opcode, reason }));
     }
     all
 }
@@ -55,7 +55,7 @@ fn every_message_comes_back() {
 
 #[test]
 fn the_bytes_are_these_for_ever() {
-    let close = Request::BackingClose { id: BackingId(0x0102_0304) };
+    let close = Request::BackingClose { id: BackingId::new(0x0102_0304).unwrap() };
     let wanted = *b"HfsQ\x01\0\x04\0\0\0\0\0\x04\x03\x02\x01";
     assert_eq!(close.encode(), with([0; REQUEST_SIZE], 0, &wanted));
     let wanted = *b"HfsR\x01\0\x02\0\x02\0\0\0\x0d\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -86,7 +86,7 @@ fn each_field_of_a_request_is_checked() {
     let hello = Request::Hello { version: 1 }.encode();
     let mount = Request::Mount { flags: MountFlags::default(), source: source() }.encode();
     let open = Request::BackingOpen.encode();
-    let close = Request::BackingClose { id: BackingId(1) }.encode();
+    let close = Request::BackingClose { id: BackingId::new(1).unwrap() }.encode();
     let field = ProtoError::Field;
     for (bytes, fds, error) in [
         (with(hello, 0, b"HfsR"), 0, ProtoError::Magic),
@@ -120,12 +120,12 @@ fn each_field_of_a_request_is_checked() {
 #[test]
 fn a_source_is_ours_and_printable() {
     let longest = format!("holofs:{}", "x".repeat(SOURCE_SIZE - 7));
-    assert_eq!(Source::new(&longest).unwrap().as_str(), longest);
+    assert_eq!(MountSource::new(&longest).unwrap().as_str(), longest);
     for text in ["", "holofs:", "/dev/sda1", "holofs:a\0b", "holofs:a\x7f", "holofs:\u{85}"] {
-        assert_eq!(Source::new(text), None, "{text:?}");
+        assert_eq!(MountSource::new(text), None, "{text:?}");
     }
-    assert_eq!(Source::new(&format!("{longest}x")), None);
-    assert_eq!(Source::new("holofs:Grüße an alle").unwrap().as_str(), "holofs:Grüße an alle");
+    assert_eq!(MountSource::new(&format!("{longest}x")), None);
+    assert_eq!(MountSource::new("holofs:Grüße an alle").unwrap().as_str(), "holofs:Grüße an alle");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn each_field_of_a_reply_is_checked() {
         (with(Reply::NotUnderstood.encode(), 6, &[1]), field("the opcode")),
         (with(Reply::NotUnderstood.encode(), 12, &[1]), field("the detail")),
         (with(Reply::Hello { version: 1 }.encode(), 12, &[0]), field("the version")),
-        (with(Reply::BackingOpened { id: BackingId(1) }.encode(), 12, &[0]), field("the id")),
+        (with(Reply::BackingOpened { id: BackingId::new(1).unwrap() }.encode(), 12, &[0]), field("the id")),
     ] {
         assert_eq!(Reply::decode(&bytes), Err(error), "{bytes:?}");
     }

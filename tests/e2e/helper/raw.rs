@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use holofs_mount_helper::policy::Deny;
-use holofs_mount_helper::proto::{BackingId, MountFlags, Reply, Request, Source, VERSION};
+use holofs_mount_helper::proto::{MountSource, Reply, Request};
+use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -279,7 +279,7 @@ pub fn hello() -> Request {
 }
 
 pub fn mount() -> Request {
-    Request::Mount { flags: MountFlags::default(), source: Source::new("holofs:test@1.2").unwrap() }
+    Request::Mount { flags: MountFlags::default(), source: MountSource::new("holofs:test@1.2").unwrap() }
 }
 
 /// A directory, or whatever is there, by its path only.
