@@ -7,12 +7,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use holofs::library::blob::Blobs;
+use holofs::library::catalogs::CatalogName;
 use holofs::library::digest::{Digest, DigestKind, Hasher};
+use holofs::library::dir::DirLibrary;
 use holofs::library::index::cache::open_or_compile;
 use holofs::library::index::{Index, NodeId, NodeKind};
 use holofs::library::{catalog, index};
@@ -31,7 +33,8 @@ struct Sample {
     _dir: tempfile::TempDir,
     text: String,
     packed: Vec<u8>,
-    path: PathBuf,
+    library: DirLibrary,
+    name: CatalogName,
     cache: PathBuf,
     index: Index,
     /// Every name, with its directory.
@@ -42,14 +45,16 @@ static SAMPLE: LazyLock<Sample> = LazyLock::new(|| {
     let text = catalog_text(FILES);
     let packed = gzip(text.as_bytes());
     let dir = tempfile::tempdir().unwrap();
-    let (path, cache) = (dir.path().join("adb8c26db4d86a93v12.linux_amd64"), dir.path().join("cache"));
-    fs::write(&path, &packed).unwrap();
-    let index = open_or_compile(&path, &cache).unwrap();
+    let name = CatalogName::parse("adb8c26db4d86a93v12.linux_amd64").unwrap();
+    let (library, cache) = (DirLibrary::new(dir.path()), dir.path().join("cache"));
+    fs::create_dir(dir.path().join("catalog")).unwrap();
+    fs::write(dir.path().join("catalog").join(name.to_string()), &packed).unwrap();
+    let index = open_or_compile(&library, &name, &cache).unwrap();
     let names = (1..index.len())
         .map(|id| index.node(NodeId(id)).unwrap())
         .map(|node| (node.parent, node.name.to_vec()))
         .collect();
-    Sample { _dir: dir, text, packed, path, cache, index, names }
+    Sample { _dir: dir, text, packed, library, name, cache, index, names }
 });
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -91,14 +96,14 @@ mod compile {
 
     #[divan::bench(sample_count = 9)]
     fn open_a_new_catalog(bencher: Bencher) {
-        bencher
-            .with_inputs(|| tempfile::tempdir().unwrap())
-            .bench_local_values(|dir| (open_or_compile(&SAMPLE.path, dir.path()).unwrap(), dir));
+        bencher.with_inputs(|| tempfile::tempdir().unwrap()).bench_local_values(|dir| {
+            (open_or_compile(&SAMPLE.library, &SAMPLE.name, dir.path()).unwrap(), dir)
+        });
     }
 
     #[divan::bench]
     fn open_a_known_catalog() -> Index {
-        open_or_compile(&SAMPLE.path, &SAMPLE.cache).unwrap()
+        open_or_compile(&SAMPLE.library, &SAMPLE.name, &SAMPLE.cache).unwrap()
     }
 }
 
@@ -163,7 +168,10 @@ mod first_read {
         let path = dir.path().join("library").join(digest.fan_out());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, gzip(&bytes)).unwrap();
-        let blobs = compose::blobs(dir.path(), compose::blob_cache(&dir.path().join("cache")).unwrap());
+        let blobs = Blobs::new(
+            Arc::new(DirLibrary::new(dir.path())),
+            compose::blob_cache(&dir.path().join("cache")).unwrap(),
+        );
         (dir, blobs, digest)
     }
 

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use holofs::library::blob::{BlobStore, HololibStore};
+use holofs::library::Library;
+use holofs::library::catalogs::CatalogName;
 use holofs::library::digest::Hasher;
+use holofs::library::dir::DirLibrary;
 use holofs::library::index::cache::open_or_compile;
 use holofs::library::index::{Index, NodeId, NodeKind};
 use holofs::materialize::relocate::{Names, patch_bytes};
@@ -26,8 +28,10 @@ fn main() {
         std::process::exit(2);
     };
     let hololib = catalog.parent().and_then(Path::parent).expect("a catalog lies in hololib/catalog");
-    let index = open_or_compile(catalog, cache).expect("a catalog");
-    let store = HololibStore::new(hololib);
+    let library = DirLibrary::new(hololib);
+    let catalog = catalog.file_name().and_then(|name| CatalogName::parse(name.to_str()?));
+    let catalog = catalog.expect("the name of a catalog");
+    let index = open_or_compile(&library, &catalog, cache).expect("a catalog");
     let name = target.file_name().unwrap().to_str().unwrap();
     let bytes = |text: &str| text.as_bytes().try_into().expect("a name of 24 bytes");
     let names = Names { from: bytes(&index.info().identity), to: bytes(name) };
@@ -56,7 +60,7 @@ fn main() {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some((id, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    restore(&index, &store, &names, *id, path);
+                    restore(&index, &library, &names, *id, path);
                 }
             });
         }
@@ -66,12 +70,12 @@ fn main() {
     }
 }
 
-fn restore(index: &Index, store: &HololibStore, names: &Names, id: NodeId, path: &Path) {
+fn restore(index: &Index, library: &dyn Library, names: &Names, id: NodeId, path: &Path) {
     let NodeKind::File { size, perm, digest, relocations } = index.node(id).unwrap().kind else { return };
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap());
-    let stored = store.open(&digest).unwrap();
+    let mut stored = library.blob(&digest).unwrap();
     if digest.is_raw() {
-        (&stored).read_to_end(&mut bytes).unwrap();
+        stored.read_to_end(&mut bytes).unwrap();
     } else {
         flate2::read::MultiGzDecoder::new(stored).read_to_end(&mut bytes).unwrap();
     }

@@ -1,7 +1,9 @@
-//! The library: what rcc recorded, read and never trusted, and never written.
+//! A library of environments that rcc recorded: catalogs, and the blobs that they name.
 //!
-//! Catalogs are parsed strictly and compiled into mapped indexes; blobs are verified against their digests when
-//! they are first used. The one trait is at the blob store, where faults (and later remote stores) are put in.
+//! [`Library`] is where catalogs and stored bytes come from: a directory ([`dir`]) or a zip archive. Everything else in
+//! this room works on that trait: it compiles catalogs into mapped indexes ([`index`]), unpacks and verifies blobs
+//! ([`blob`]) and keeps raw copies of them ([`cache`]). A library is only read, and nothing in it is trusted: catalogs
+//! are parsed strictly, and a blob is compared with its digest before its bytes are used.
 
 pub mod blob;
 pub mod cache;
@@ -9,66 +11,139 @@ pub mod catalog;
 pub mod catalogs;
 pub mod check;
 pub mod digest;
+pub mod dir;
 pub mod index;
 pub mod locate;
 pub(crate) mod look;
 pub mod name;
 pub mod profile;
 pub mod stamp;
+pub mod stored;
 pub mod stream;
 pub(crate) mod unkept;
 
+use std::io;
 use std::path::PathBuf;
 
 use catalog::CatalogError;
+use catalogs::{CatalogName, CatalogStamp, Catalogs};
+use digest::Digest;
 use index::compile::CompileError;
+use stored::{StoredBlob, StoredBlobs};
 
 /// The time that rcc gives every restored file: 2021-01-07T06:13:20Z, in seconds since the epoch.
 pub const MOTHER_TIME: i64 = 1_610_000_000;
 
-/// Bytes of a stage's or a space's name, which relocation puts one in the place of the other.
+/// Length in bytes of a stage's and of a space's name. Relocation replaces the one by the other.
 pub const NAME_LEN: usize = 24;
 
-/// What can be wrong with a library as a whole, or with one of its catalogs.
+/// Where catalogs and blobs come from.
+///
+/// An implementation says where the bytes are. It does not unpack, verify or cache them: [`index::cache`] and
+/// [`blob::Blobs`] do, for every library in the same way.
+pub trait Library: Send + Sync + std::fmt::Debug {
+    /// Identifies the library on this machine: used in messages, in records and in cache keys.
+    fn name(&self) -> &str;
+
+    /// Lists the catalogs.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn catalogs(&self) -> Result<Catalogs, LibraryError>;
+
+    /// A value that changes whenever the catalog does. Much cheaper than reading the catalog.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such catalog.
+    fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp>;
+
+    /// The bytes of a catalog as they are stored, and the stamp that belongs to them.
+    ///
+    /// # Errors
+    /// [`LibraryError::Io`] when it cannot be read, [`LibraryError::Catalog`] when it is no regular file or too large.
+    fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError>;
+
+    /// The stored bytes of a blob.
+    ///
+    /// # Errors
+    /// `NotFound` when the library lacks the blob, `InvalidData` when what is in its place cannot be a blob.
+    fn blob(&self, digest: &Digest) -> io::Result<StoredBlob>;
+
+    /// Whether the library has something in the place of a blob.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn has_blob(&self, digest: &Digest) -> io::Result<bool>;
+
+    /// Lists all blobs.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn blobs(&self) -> Result<StoredBlobs, LibraryError>;
+
+    /// How long a read of a blob may block.
+    fn latency(&self) -> Latency;
+
+    /// Where a catalog is, for messages.
+    fn catalog_place(&self, name: &CatalogName) -> String {
+        format!("{}/catalog/{name}", self.name())
+    }
+
+    /// Where a blob is or would be, for messages.
+    fn blob_place(&self, digest: &Digest) -> String {
+        format!("{}/library/{}", self.name(), digest.fan_out().display())
+    }
+}
+
+/// How long a read from a library may block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Latency {
+    /// As long as a disk takes.
+    Disk,
+    /// As long as a network takes: such a read must not occupy a thread that others wait for.
+    Network,
+}
+
+/// An error of a library as a whole, or of one of its catalogs.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
-    /// There is nothing, or something else.
+    /// There is no library at the given path.
     #[error("{path}: {why}")]
     NotALibrary {
-        /// What was given.
+        /// The path as given, made absolute.
         path: PathBuf,
-        /// Why it is no library.
+        /// What is there instead.
         why: &'static str,
     },
     /// The catalog is refused.
-    #[error("catalog {path}: {source}")]
+    #[error("catalog {place}: {source}")]
     Catalog {
-        /// The catalog file.
-        path: PathBuf,
-        /// Why.
+        /// See [`Library::catalog_place`].
+        place: String,
+        /// The reason.
         source: CatalogError,
     },
     /// The catalog's tree is refused.
-    #[error("catalog {path}: {source}")]
+    #[error("catalog {place}: {source}")]
     Compile {
-        /// The catalog file.
-        path: PathBuf,
-        /// Why.
+        /// See [`Library::catalog_place`].
+        place: String,
+        /// The reason.
         source: CompileError,
     },
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// What the system answered.
+        source: io::Error,
     },
 }
 
 impl LibraryError {
     /// For `map_err` on an I/O call about a path.
-    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
     }

@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::library::catalogs::CatalogName;
 use crate::sys::guarded::GuardedError;
 
 /// What can be wrong with a space.
@@ -132,7 +133,7 @@ pub enum SpaceError {
         /// Why none was chosen.
         why: String,
         /// What there is to choose from.
-        candidates: Vec<Candidate>,
+        candidates: Vec<CatalogName>,
     },
     /// A catalog's header could not be read.
     #[error("{path}: {why}")]
@@ -153,17 +154,6 @@ pub enum SpaceError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// A catalog that could have been meant.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Candidate {
-    /// The blueprint's hash.
-    pub blueprint: String,
-    /// The platform it was built for.
-    pub platform: String,
-    /// Its file.
-    pub path: PathBuf,
 }
 
 /// Why a directory cannot be mounted on.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::exit::{Failure, OK};
 use super::{Context, output};
-use crate::library::catalogs::{CatalogFile, list};
+use crate::library::catalogs::{CatalogEntry, CatalogName, list};
+use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
@@ -63,7 +63,7 @@ struct Row {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
     let mut rows = BTreeMap::new();
-    for file in list(&library.hololib)? {
+    for file in list(&*library.library)? {
         match row(&file, &library, args, context) {
             Ok(row) => {
                 rows.insert(row.blueprint.clone(), row);
@@ -113,9 +113,9 @@ fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
-fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
+fn row(file: &CatalogEntry, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
     let cache = context.env.cache_dir();
-    let index = open_or_compile(&file.path, &cache.join("index"))?;
+    let index = open_or_compile(&*library.library, &file.name, &cache.join("index"))?;
     let info = index.info();
     let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
     let used =
@@ -124,7 +124,10 @@ fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -
     Ok(Row {
         blueprint: info.blueprint.clone(),
         holotree: holotree.to_owned(),
-        identity_yaml: library.hololib.join("library").join(identity_blob(&index)).display().to_string(),
+        identity_yaml: identity_blob(&index).map_or_else(
+            || format!("{}/library/identity.yaml", library.library.name()),
+            |digest| library.library.blob_place(&digest),
+        ),
         platform: info.platform.clone(),
         directories: info.rcc_directories,
         files: info.rcc_files,
@@ -140,7 +143,7 @@ fn row(file: &CatalogFile, library: &Location, args: &Args, context: &Context) -
 
 /// When anybody on this machine used it last, by the library's usage marks.
 fn last_use(library: &Location, blueprint: &str) -> Option<SystemTime> {
-    let entries = std::fs::read_dir(library.hololib.join("used")).ok()?.flatten();
+    let entries = std::fs::read_dir(library.hololib()?.join("used")).ok()?.flatten();
     let of_it = entries.filter(|entry| {
         let name = entry.file_name();
         name.to_str().and_then(|name| name.split_once('.')).is_some_and(|(hash, _)| hash == blueprint)
@@ -149,18 +152,18 @@ fn last_use(library: &Location, blueprint: &str) -> Option<SystemTime> {
 }
 
 /// What tells one environment from another: how its blueprint begins, in one line. None when it cannot be read.
-pub(super) fn first_lines(catalog: &Path, library: &Location, context: &Context) -> Option<String> {
-    let index = open_or_compile(catalog, &context.env.cache_dir().join("index")).ok()?;
+pub(super) fn first_lines(catalog: &CatalogName, library: &Location, context: &Context) -> Option<String> {
+    let index = open_or_compile(&*library.library, catalog, &context.env.cache_dir().join("index")).ok()?;
     let text = identity_text(&index, library, context).ok()??;
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
     Some(lines.join(" ").chars().take(70).collect())
 }
 
-fn identity_blob(index: &Index) -> std::path::PathBuf {
+fn identity_blob(index: &Index) -> Option<Digest> {
     let node = index.lookup(NodeId(0), b"identity.yaml").ok().flatten().and_then(|id| index.node(id).ok());
     match node.map(|node| node.kind) {
-        Some(NodeKind::File { digest, .. }) => digest.fan_out(),
-        _ => "identity.yaml".into(),
+        Some(NodeKind::File { digest, .. }) => Some(digest),
+        _ => None,
     }
 }
 
@@ -172,7 +175,7 @@ fn identity_text(index: &Index, library: &Location, context: &Context) -> Result
     if size > MAX_IDENTITY {
         return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
     }
-    let blobs = compose::blobs(&library.hololib, compose::blob_cache(&context.env.cache_dir())?);
+    let blobs = compose::blobs(library, compose::blob_cache(&context.env.cache_dir())?);
     Ok(match blobs.read_all(&digest, size) {
         Ok(text) => Some(String::from_utf8_lossy(&text).into_owned()),
         Err(error) => Some(format!("({error})")),

@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         fast: args.fast,
         jobs: args.jobs.unwrap_or_else(process::processors),
     };
-    let report = check(&library.hololib, &options)?;
+    let report = check(&*library.library, &options)?;
     if context.json {
         output::print_json(&report)?;
     } else {

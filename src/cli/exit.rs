@@ -7,11 +7,12 @@ use std::io;
 use std::path::Path;
 
 use crate::library::LibraryError;
+use crate::library::catalogs::CatalogName;
 use crate::library::name::NameError;
 use crate::record::RecordError;
 use crate::session;
 use crate::settings::SettingsError;
-use crate::space::{Candidate, MountpointProblem, SpaceError};
+use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 use crate::sys::guarded::{GuardedError, Problem};
 use crate::sys::plain;
@@ -212,7 +213,7 @@ fn of_space(error: &SpaceError) -> Failure {
 }
 
 /// A choice that was not made, with what there is to choose from and by what one may know it.
-pub(super) fn no_catalog(why: &str, candidates: &[(&Candidate, String)]) -> Failure {
+pub(super) fn no_catalog(why: &str, candidates: &[(&CatalogName, String)]) -> Failure {
     if candidates.is_empty() {
         let fix = "`holofs record` or rcc to put an environment into the library";
         return failure(NOT_FOUND, why, Some(fix));

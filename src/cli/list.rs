@@ -152,8 +152,9 @@ pub(super) fn one(identity: &Identity, context: &Context, entries: usize) -> Res
 
 /// The directories in which spaces of rcc's own library are. Not those that its catalogs name: a catalog can name any.
 fn bases(context: &Context) -> Vec<PathBuf> {
-    let library = Location { hololib: context.env.hololib(), kind: LibraryKind::Hololib };
-    let mut bases = vec![library.holotree(), context.env.robocorp_home.join("holotree")];
+    let library = Location::directory(context.env.hololib(), LibraryKind::Hololib);
+    let home = context.env.robocorp_home.join("holotree");
+    let mut bases: Vec<_> = library.holotree().into_iter().chain([home]).collect();
     bases.dedup();
     bases
 }
@@ -192,8 +193,9 @@ impl Look {
                 self.bases.first().map_or_else(|| state_dir.to_owned(), |base| base.join(identity.as_str()))
             });
         let has_catalog = content.as_ref().is_none_or(|content| {
-            let catalogs = catalogs::list(Path::new(&content.library)).unwrap_or_default();
-            catalogs.iter().any(|catalog| catalog.blueprint == content.blueprint)
+            let library = Location::recorded(Path::new(&content.library));
+            let catalogs = library.and_then(|library| catalogs::list(&*library.library)).unwrap_or_default();
+            catalogs.iter().any(|catalog| catalog.name.blueprint == content.blueprint)
         });
         let state = match mount {
             Some(mount) if is_stale(mount, run.as_ref()) => "stale",

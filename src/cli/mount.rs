@@ -151,12 +151,13 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
         allow_other,
         options,
     };
-    check_outside(&env.state_dir(&selected.space.identity), &library.hololib)?;
+    check_outside(&env.state_dir(&selected.space.identity), &library.path)?;
     Ok(MountPlan {
         holds: selected.holds,
         catalog: selected.catalog,
+        index: selected.index,
         space: selected.space,
-        library,
+        location: library,
         env: env.clone(),
         serve,
         asked,
@@ -171,7 +172,7 @@ fn plan(args: Args, context: &Context) -> Result<MountPlan, Failure> {
 fn refusal(error: SpaceError, library: &Location, context: &Context) -> Failure {
     let SpaceError::NoCatalog { why, candidates } = &error else { return error.into() };
     let told = candidates.iter().map(|candidate| {
-        let text = catalogs::first_lines(&candidate.path, library, context);
+        let text = catalogs::first_lines(candidate, library, context);
         (candidate, text.unwrap_or_default())
     });
     no_catalog(why, &told.collect::<Vec<_>>())

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
 use super::{Context, output};
 use crate::library::blob::{BlobError, Blobs, Prepared};
-use crate::library::catalogs::{self, CatalogFile};
+use crate::library::catalogs::{self, CatalogName};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
@@ -78,10 +78,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
             .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
     }
     let cache_dir = context.env.cache_dir();
-    let index = open_or_compile(&catalog.path, &cache_dir.join("index"))?;
+    let index = open_or_compile(&*library.library, &catalog, &cache_dir.join("index"))?;
     let files = if args.profile { touched(&index, context)? } else { (0..index.len()).map(NodeId).collect() };
     let wishes = wishes(&index, &files).map_err(|error| failure(FAILED, error.to_string(), None))?;
-    let blobs = compose::blobs(&library.hololib, compose::blob_cache(&cache_dir)?);
+    let blobs = compose::blobs(&library, compose::blob_cache(&cache_dir)?);
     let mut warmed = Warmed {
         blueprint: catalog.blueprint.clone(),
         entries: index.len(),
@@ -106,12 +106,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 }
 
 /// The environment: by its blueprint when one begins so, else by a space.
-fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogFile, Failure> {
+fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogName, Failure> {
     let prefix = typed.to_str().map(str::to_lowercase).filter(|text| text.len() >= 4);
-    let known = catalogs::list(&library.hololib)?;
+    let known = catalogs::list(&*library.library)?;
     let is_blueprint = prefix
         .as_ref()
-        .is_some_and(|prefix| known.iter().any(|catalog| catalog.blueprint.starts_with(prefix)));
+        .is_some_and(|prefix| known.iter().any(|catalog| catalog.name.blueprint.starts_with(prefix)));
     let wanted = Wanted {
         space: if is_blueprint { OsStr::new("warm") } else { typed },
         controller: &context.settings.controller.value,

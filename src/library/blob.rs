@@ -12,86 +12,48 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
 
+use super::Library;
 use super::cache::{BlobCache, Copy, Pending, reopened};
 use super::digest::Digest;
 use super::stamp::Stamp;
+use super::stored::StoredBlob;
 use super::stream::{Failed, Filling, Outcome, abandoned};
 use super::unkept::{Unkept, is_full, memory_limit};
 use crate::sys::{fd, thread};
-pub(super) use read::{Fault, read_through};
-use read::{NOT_A_FILE, is_content};
-
-/// Where stored bytes come from: the seam at which tests put faults, and other stores will fit.
-pub trait BlobStore: Send + Sync + std::fmt::Debug {
-    /// Opens the stored bytes of a blob.
-    ///
-    /// # Errors
-    /// `NotFound` when the store lacks it, and what else opening may answer.
-    fn open(&self, digest: &Digest) -> io::Result<File>;
-
-    /// Where the blob is or would be, for messages.
-    fn locate(&self, digest: &Digest) -> PathBuf;
-}
-
-/// A hololib on disk.
-#[derive(Debug)]
-pub struct HololibStore {
-    library: PathBuf,
-}
-
-impl HololibStore {
-    /// The store of a hololib.
-    #[must_use]
-    pub fn new(hololib: &Path) -> Self {
-        Self { library: hololib.join("library") }
-    }
-}
-
-impl BlobStore for HololibStore {
-    fn open(&self, digest: &Digest) -> io::Result<File> {
-        // A link to the blob is as good, as it is to rcc; a FIFO in its place must not hang us.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(self.locate(digest), flags, Mode::empty())?.into())
-    }
-
-    fn locate(&self, digest: &Digest) -> PathBuf {
-        self.library.join(digest.fan_out())
-    }
-}
+use read::is_content;
+pub(super) use read::{Fault, not_opened, read_through};
 
 /// Why a blob's bytes cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The library does not have it.
-    #[error("blob {digest} is missing ({path})")]
+    #[error("blob {digest} is missing ({place})")]
     Missing {
         /// Which.
         digest: Digest,
         /// Where it should be.
-        path: PathBuf,
+        place: String,
     },
     /// It is there and holds something else.
-    #[error("blob {digest} is corrupt: {why} ({path})")]
+    #[error("blob {digest} is corrupt: {why} ({place})")]
     Corrupt {
         /// Which.
         digest: Digest,
         /// Where it is.
-        path: PathBuf,
+        place: String,
         /// In which way.
         why: String,
     },
     /// It could not be read, or its cached copy not be written.
-    #[error("{path}: {source}")]
+    #[error("{place}: {source}")]
     Io {
         /// What could not be read or written.
-        path: PathBuf,
+        place: String,
         /// Why.
         source: io::Error,
     },
@@ -100,7 +62,7 @@ pub enum BlobError {
 /// The blobs of one library, with the cache of raw copies that all of a user's spaces share.
 #[derive(Debug)]
 pub struct Blobs {
-    store: Box<dyn BlobStore>,
+    library: Arc<dyn Library>,
     cache: BlobCache,
     /// One lock for each blob that is being fetched; the map itself is a leaf lock.
     in_progress: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
@@ -173,11 +135,11 @@ pub enum Streamed {
 }
 
 impl Blobs {
-    /// Blobs of a store, kept in a cache.
+    /// The blobs of `library`, with raw copies in `cache`.
     #[must_use]
-    pub fn new(store: Box<dyn BlobStore>, cache: BlobCache) -> Self {
+    pub fn new(library: Arc<dyn Library>, cache: BlobCache) -> Self {
         Self {
-            store,
+            library,
             cache,
             in_progress: Mutex::default(),
             streams: Mutex::default(),
@@ -284,9 +246,7 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_ahead(&self, digest: &Digest) -> Result<(), BlobError> {
-        let stored = self.stored(digest)?;
-        rustix::fs::fadvise(&stored, 0, None, rustix::fs::Advice::WillNeed)
-            .map_err(|errno| self.store_error(digest, errno.into()))
+        self.stored(digest)?.read_ahead().map_err(|source| self.library_error(digest, source))
     }
 
     /// All of a blob's bytes, verified, in memory; nothing is cached.
@@ -296,8 +256,7 @@ impl Blobs {
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
         // What the catalog says is not believed before as many bytes were there.
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
-        let stored = self.stored(digest)?;
-        self.pour(digest, size, stored, &mut bytes)?;
+        self.pour(digest, size, &mut self.stored(digest)?, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -374,20 +333,22 @@ impl Blobs {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<File, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
-        let store_error = |source| self.store_error(digest, source);
-        let stored = self.stored(digest)?;
+        let mut stored = self.stored(digest)?;
         if let Some(readers) = readers {
             readers.begin(pending.file().try_clone().map_err(cache_error)?);
         }
         // What is verified is the copy itself, or what is written into it: the library's file may change meanwhile.
-        if digest.is_raw() && pending.clone_of(&stored).map_err(cache_error)? {
-            let cloned = pending.file().try_clone().map_err(cache_error)?;
-            self.pour(digest, size, cloned, &mut Announced { file: None, readers, goes_on })?;
+        let cloned = match stored.file() {
+            Some(file) if digest.is_raw() => pending.clone_of(file).map_err(cache_error)?,
+            _ => false,
+        };
+        if cloned {
+            let mut copy = StoredBlob::of_file(pending.file().try_clone().map_err(cache_error)?);
+            self.pour(digest, size, &mut copy, &mut Announced { file: None, readers, goes_on })?;
         } else {
-            let from = stored.try_clone().map_err(store_error)?;
-            self.pour(digest, size, from, &mut Announced { file: Some(pending.file()), readers, goes_on })?;
-            // Nobody will read the stored bytes again: they need not take the place of others in memory.
-            advise_gone(&stored);
+            let mut out = Announced { file: Some(pending.file()), readers, goes_on };
+            self.pour(digest, size, &mut stored, &mut out)?;
+            stored.drop_pages();
         }
         let in_memory = if pending.is_in_memory() { size } else { 0 };
         let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
@@ -402,40 +363,43 @@ impl Blobs {
     }
 
     /// Reads a blob through, verifying, into `out`, which is of the cache or in memory.
-    fn pour(&self, digest: &Digest, size: u64, stored: File, out: &mut dyn Write) -> Result<(), BlobError> {
-        read_through(stored, digest, Some(size), &mut |bytes| out.write_all(bytes)).map(drop).map_err(
-            |fault| match fault {
-                Fault::Corrupt(why) => self.corrupt(digest, why),
-                Fault::Read(source) => self.store_error(digest, source),
-                Fault::Taken(source) => self.cache_error(digest, source),
-            },
-        )
+    fn pour(
+        &self,
+        digest: &Digest,
+        size: u64,
+        stored: &mut StoredBlob,
+        out: &mut dyn Write,
+    ) -> Result<(), BlobError> {
+        read_through(stored, digest, Some(size), &mut |bytes| out.write_all(bytes))
+            .map(drop)
+            .map_err(|fault| self.fault(digest, fault))
     }
 
-    fn corrupt(&self, digest: &Digest, why: String) -> BlobError {
-        BlobError::Corrupt { digest: *digest, path: self.store.locate(digest), why }
-    }
-
-    fn stored(&self, digest: &Digest) -> Result<File, BlobError> {
-        let file = self.store.open(digest).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                BlobError::Missing { digest: *digest, path: self.store.locate(digest) }
+    fn fault(&self, digest: &Digest, fault: Fault) -> BlobError {
+        match fault {
+            Fault::Corrupt(why) => {
+                BlobError::Corrupt { digest: *digest, place: self.library.blob_place(digest), why }
             }
-            _ => self.store_error(digest, source),
-        })?;
-        let found = file.metadata().map_err(|source| self.store_error(digest, source))?;
-        if !found.is_file() {
-            return Err(self.corrupt(digest, NOT_A_FILE.into()));
+            Fault::Read(source) => self.library_error(digest, source),
+            Fault::Taken(source) => self.cache_error(digest, source),
         }
-        Ok(file)
     }
 
-    fn store_error(&self, digest: &Digest, source: io::Error) -> BlobError {
-        BlobError::Io { path: self.store.locate(digest), source }
+    fn stored(&self, digest: &Digest) -> Result<StoredBlob, BlobError> {
+        self.library.blob(digest).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                BlobError::Missing { digest: *digest, place: self.library.blob_place(digest) }
+            }
+            _ => self.fault(digest, not_opened(source)),
+        })
+    }
+
+    fn library_error(&self, digest: &Digest, source: io::Error) -> BlobError {
+        BlobError::Io { place: self.library.blob_place(digest), source }
     }
 
     fn cache_error(&self, digest: &Digest, source: io::Error) -> BlobError {
-        BlobError::Io { path: self.cache.place(digest), source }
+        BlobError::Io { place: self.cache.place(digest).display().to_string(), source }
     }
 }
 
@@ -464,12 +428,5 @@ impl Write for Announced<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Lets the kernel drop a file's pages.
-fn advise_gone(file: &File) {
-    if let Err(error) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
-        tracing::debug!(%error, "the packed bytes stay in memory");
     }
 }

@@ -6,18 +6,17 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::blob::{Fault, read_through};
+use super::blob::{Fault, not_opened, read_through};
 use super::catalog::{EntryKind, Tree, parse_file};
-use super::catalogs::{CatalogFile, CatalogName, list_with_others};
+use super::catalogs::CatalogName;
 use super::digest::Digest;
-use super::index::cache::read_whole;
-use super::{LibraryError, NAME_LEN, index};
+use super::stored::StoredBlobs;
+use super::{Library, LibraryError, NAME_LEN, index};
 
 /// What was found. The keys of `holofs check --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,55 +74,54 @@ struct Catalog {
 /// A file of a catalog: which catalog, which entry.
 type User = (usize, usize);
 
-/// A blob that is there.
-struct Blob {
-    digest: Digest,
-    path: PathBuf,
-    /// Bytes as they are stored.
-    stored: u64,
-}
-
-/// Checks a hololib.
+/// Checks a library.
 ///
 /// # Errors
-/// When its directories cannot be read.
-pub fn check(hololib: &Path, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
+/// When its catalogs or blobs cannot be listed.
+pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
     let mut report = CheckReport::default();
     let mut catalogs = Vec::new();
-    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let (files, others) = list_with_others(hololib)?;
-    for path in others {
+    let listed = library.catalogs()?;
+    for name in listed.not_files {
         report.catalogs += 1;
-        report.bad_catalogs.insert(name_of(&path), "it is not a regular file".into());
+        report.bad_catalogs.insert(name.to_string(), "it is not a regular file".into());
     }
-    for file in files.into_iter().filter(|file| file.blueprint.starts_with(&options.blueprint)) {
+    for entry in listed.entries {
+        let name = entry.name;
+        if !name.blueprint.starts_with(&options.blueprint) {
+            continue;
+        }
         report.catalogs += 1;
-        match read(&file) {
-            Ok(tree) => catalogs.push(Catalog { blueprint: file.blueprint, tree }),
+        match read(library, &name) {
+            Ok(tree) => catalogs.push(Catalog { blueprint: name.blueprint, tree }),
             Err(why) => {
-                report.bad_catalogs.insert(name_of(&file.path), why);
+                report.bad_catalogs.insert(name.to_string(), why);
             }
         }
     }
     let users = users(&catalogs);
-    let (mut blobs, strays) = blobs(&hololib.join("library"))?;
+    let StoredBlobs { mut blobs, strays } = library.blobs()?;
     // With a choice of catalogs, the blobs of the others are neither wanted nor superfluous, and so they are while a
     // catalog cannot be read.
     let all_known = options.blueprint.is_empty() && report.bad_catalogs.is_empty();
     if all_known {
-        let unused = blobs.iter().filter(|blob| !users.contains_key(&blob.digest)).map(|blob| blob.stored);
+        let unused = blobs.iter().filter(|(digest, _)| !users.contains_key(digest)).map(|(_, stored)| stored);
         report.unreferenced_bytes = strays + unused.sum::<u64>();
     }
     if !options.blueprint.is_empty() {
-        blobs.retain(|blob| users.contains_key(&blob.digest));
+        blobs.retain(|(digest, _)| users.contains_key(digest));
     }
     report.blobs = blobs.len();
-    let there: BTreeSet<Digest> = blobs.iter().map(|blob| blob.digest).collect();
+    let there: BTreeSet<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
     let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
     report.missing = bad.iter().map(Digest::to_string).collect();
-    let look = |blob: &Blob| {
-        let users = users.get(&blob.digest).map(Vec::as_slice).unwrap_or_default();
-        if options.fast { sizes(blob, users, &catalogs) } else { contents(blob, users, &catalogs) }
+    let look = |(digest, stored): &(Digest, u64)| {
+        let users = users.get(digest).map(Vec::as_slice).unwrap_or_default();
+        if options.fast {
+            sizes(digest, *stored, users, &catalogs)
+        } else {
+            contents(library, digest, users, &catalogs)
+        }
     };
     for (digest, why) in in_parallel(&blobs, options.jobs, look) {
         bad.insert(digest);
@@ -139,12 +137,11 @@ pub fn check(hololib: &Path, options: &CheckOptions) -> Result<CheckReport, Libr
     Ok(report)
 }
 
-fn read(file: &CatalogFile) -> Result<Tree, String> {
-    let (_, bytes) = read_whole(&file.path).map_err(|error| error.to_string())?;
+fn read(library: &dyn Library, name: &CatalogName) -> Result<Tree, String> {
+    let (_, bytes) = library.catalog(name).map_err(|error| error.to_string())?;
     let mut tree = parse_file(&bytes).map_err(|error| error.to_string())?;
     // What only a whole directory shows: a name twice.
     index::compile::compile(&tree, [0; 32]).map_err(|error| error.to_string())?;
-    let name = CatalogName { blueprint: file.blueprint.clone(), platform: file.platform.clone() };
     name.complete(&mut tree.info)?;
     Ok(tree)
 }
@@ -174,52 +171,19 @@ fn path_of(tree: &Tree, mut position: usize) -> String {
     names.join("/")
 }
 
-/// The blobs of a library, and the bytes of what lies between them and is none.
-fn blobs(library: &Path) -> Result<(Vec<Blob>, u64), LibraryError> {
-    let (mut blobs, mut strays) = (Vec::new(), 0);
-    let mut dirs = vec![library.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let entries = match std::fs::read_dir(&dir) {
-            // A library of no blobs may have no directory for them.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(LibraryError::io(&dir))?,
-        };
-        for entry in entries {
-            let path = entry.map_err(LibraryError::io(&dir))?.path();
-            // Followed: a link in the place of a blob is as good to rcc. One that leads nowhere is no blob.
-            let Ok(found) = std::fs::metadata(&path) else { continue };
-            let is_link = std::fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_symlink());
-            if found.is_dir() {
-                if !is_link {
-                    dirs.push(path);
-                }
-                continue;
-            }
-            let named: Option<Digest> =
-                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            match named.filter(|digest| library.join(digest.fan_out()) == path) {
-                Some(digest) => blobs.push(Blob { digest, path, stored: found.len() }),
-                None => strays += found.len(),
-            }
-        }
-    }
-    blobs.sort_unstable_by_key(|blob| blob.digest);
-    Ok((blobs, strays))
-}
-
 /// What is wrong with a blob as far as its size tells.
-fn sizes(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
-    if !blob.digest.is_raw() {
+fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+    if !digest.is_raw() {
         // Not even the empty file takes no bytes: rcc packs it into 23. Under its own digest it could be plain.
-        return (blob.stored == 0 && files(users, catalogs).any(|file| file.size > 0))
+        return (stored == 0 && files(users, catalogs).any(|file| file.size > 0))
             .then(|| "it is empty".into());
     }
-    let wrong = files(users, catalogs).find(|file| file.size != blob.stored)?;
-    Some(format!("it has {} bytes, the catalog says {}", blob.stored, wrong.size))
+    let wrong = files(users, catalogs).find(|file| file.size != stored)?;
+    Some(format!("it has {stored} bytes, the catalog says {}", wrong.size))
 }
 
 /// What is wrong with a blob's content.
-fn contents(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[Catalog]) -> Option<String> {
     // All offsets of one name at once: many files of a catalog can share a content and differ in their offsets.
     let mut offsets: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
     for file in files(users, catalogs).filter(|file| !file.relocations.is_empty()) {
@@ -231,12 +195,10 @@ fn contents(blob: &Blob, users: &[User], catalogs: &[Catalog]) -> Option<String>
         offsets.dedup();
         searches.push(Search { name, offsets, at: 0, missed: None });
     }
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-    let opened = rustix::fs::open(&blob.path, flags, rustix::fs::Mode::empty());
-    let read = opened.map_err(|errno| Fault::Read(errno.into())).and_then(|fd| {
+    let read = library.blob(digest).map_err(not_opened).and_then(|mut stored| {
         // What unpacks to more than any catalog says is stopped there.
         let most = files(users, catalogs).map(|file| file.size).max();
-        read_through(fd.into(), &blob.digest, most, &mut |bytes| {
+        read_through(&mut stored, digest, most, &mut |bytes| {
             searches.iter_mut().for_each(|search| search.pass(bytes));
             Ok(())
         })
@@ -303,15 +265,15 @@ impl Search<'_> {
 
 /// What `look` finds wrong with the blobs, looked at by some threads.
 fn in_parallel(
-    blobs: &[Blob],
+    blobs: &[(Digest, u64)],
     jobs: usize,
-    look: impl Fn(&Blob) -> Option<String> + Sync,
+    look: impl Fn(&(Digest, u64)) -> Option<String> + Sync,
 ) -> Vec<(Digest, String)> {
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Some(why) = look(blob) {
-                found.lock().push((blob.digest, why));
+                found.lock().push((blob.0, why));
             }
         }
     };

@@ -1,15 +1,17 @@
-//! Which library is meant by what was typed.
+//! Finds the library that was typed, and opens it.
 
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::LibraryError;
+use super::dir::DirLibrary;
+use super::{Library, LibraryError};
 
-/// What was given.
+/// What was found at the path that was typed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LibraryKind {
-    /// A hololib itself: `catalog/` and `library/`.
+    /// A hololib: `catalog/` and `library/`.
     Hololib,
     /// A ROBOCORP_HOME: `hololib/`.
     Home,
@@ -17,28 +19,57 @@ pub enum LibraryKind {
     Shared,
 }
 
-/// A library found.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A library, and its place on this machine.
+#[derive(Clone, Debug)]
 pub struct Location {
     /// The directory that holds `catalog/` and `library/`, absolute.
-    pub hololib: PathBuf,
+    pub path: PathBuf,
     /// How it was given.
     pub kind: LibraryKind,
+    /// The library itself.
+    pub library: Arc<dyn Library>,
 }
 
 impl Location {
+    /// A library in a directory. Nothing is read yet.
+    #[must_use]
+    pub fn directory(hololib: PathBuf, kind: LibraryKind) -> Self {
+        Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, kind }
+    }
+
+    /// The library that an earlier mount recorded by its path.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn recorded(path: &Path) -> Result<Self, LibraryError> {
+        Ok(Self::directory(path.to_owned(), LibraryKind::Hololib))
+    }
+
+    /// The directory in which rcc keeps usage marks and locks. None for a library that rcc does not write to.
+    #[must_use]
+    pub fn hololib(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
     /// The directory in which the spaces of this library's own environments are. rcc's shared holotree has its library
     /// below the spaces.
     #[must_use]
-    pub fn holotree(&self) -> PathBuf {
-        let above = self.hololib.parent().unwrap_or(&self.hololib);
-        let below = self.kind == LibraryKind::Shared || self.hololib.file_name() == Some(OsStr::new("lib"));
-        if below { above.to_owned() } else { above.join("holotree") }
+    pub fn holotree(&self) -> Option<PathBuf> {
+        let hololib = self.hololib()?;
+        let above = hololib.parent().unwrap_or(hololib);
+        let below = self.kind == LibraryKind::Shared || hololib.file_name() == Some(OsStr::new("lib"));
+        Some(if below { above.to_owned() } else { above.join("holotree") })
+    }
+
+    /// The lock that rcc holds while it records into this library.
+    #[must_use]
+    pub fn lock(&self) -> Option<PathBuf> {
+        self.holotree().map(|holotree| holotree.join("global.lck"))
     }
 }
 
-/// Finds the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree that fits; `auto` or `-` is
-/// `default`, rcc's own.
+/// Finds the library: the first of a hololib, a ROBOCORP_HOME and a shared holotree that fits. `auto` and `-` mean
+/// `default`, which is rcc's own.
 ///
 /// # Errors
 /// [`LibraryError::NotALibrary`] with what was found instead.
@@ -61,7 +92,7 @@ fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
     // Within a home the place says what it is; only a directory of any name must show both.
     let is_one =
         path.join("catalog").is_dir() && (kind != LibraryKind::Hololib || path.join("library").is_dir());
-    is_one.then(|| Location { hololib: path.to_owned(), kind })
+    is_one.then(|| Location::directory(path.to_owned(), kind))
 }
 
 fn not(path: &Path, why: &'static str) -> LibraryError {
@@ -99,8 +130,8 @@ mod tests {
             std::fs::create_dir_all(hololib.join("library")).unwrap();
             let given = dir.path().join(inner.split('/').next().unwrap());
             let found = locate(given.as_os_str(), Path::new("/nowhere")).unwrap();
-            assert_eq!((found.kind, &found.hololib), (kind, &hololib));
-            assert_eq!(locate(OsStr::new("auto"), &hololib).unwrap().hololib, hololib);
+            assert_eq!((found.kind, &found.path), (kind, &hololib));
+            assert_eq!(locate(OsStr::new("auto"), &hololib).unwrap().path, hololib);
         }
     }
 

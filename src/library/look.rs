@@ -30,3 +30,10 @@ impl From<&Metadata> for Look {
         }
     }
 }
+
+impl std::fmt::Display for Look {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dev, ino, size, mtime, ctime } = self;
+        write!(f, "{dev}.{ino}.{size}.{}.{}.{}.{}", mtime.0, mtime.1, ctime.0, ctime.1)
+    }
+}

@@ -176,7 +176,7 @@ impl Filling {
 /// The error of readers whose blob nobody unpacks any more.
 pub(super) fn abandoned() -> BlobError {
     BlobError::Io {
-        path: "unpacking".into(),
+        place: "unpacking".into(),
         source: io::Error::other("the thread that unpacked it is gone"),
     }
 }

@@ -54,8 +54,11 @@ pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
     let refused = match locate(library, default) {
         Ok(found) => {
-            let found = Location { hololib: clean(&found.hololib)?, ..found };
-            return Ok(Place { holotree: found.holotree(), hololib: found.hololib, is_there: true });
+            let found = Location::directory(clean(&found.path)?, found.kind);
+            match found.holotree() {
+                Some(holotree) => return Ok(Place { holotree, hololib: found.path, is_there: true }),
+                None => LibraryError::NotALibrary { path: found.path, why: "rcc cannot write to it" },
+            }
         }
         Err(refused) => refused,
     };

@@ -8,6 +8,7 @@
 //! come, nor on missing ones without telling.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -15,10 +16,11 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::plan::MountPlan;
-use crate::library::LibraryError;
+use crate::library::digest::Digest;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
 use crate::library::locate::Location;
+use crate::library::{Library, LibraryError};
 use crate::space::lock::holder;
 use crate::sys::guarded::{self, Access};
 
@@ -30,16 +32,20 @@ const RETRY: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`Error::BeingRecorded`] when it took too long, and what is wrong with the catalog.
-pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
-    let lock = plan.library.holotree().join("global.lck");
+pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
+    let (library, lock) = (&*plan.location.library, plan.location.lock());
+    let mut known = plan.index.clone();
     let cache_dir = plan.cache_dir().join("index");
     let started = Instant::now();
     let mut is_last_look = false;
     loop {
-        let opened = open_or_compile(&plan.catalog.path, &cache_dir);
+        let opened = match known.take() {
+            Some(index) => Ok(index),
+            None => open_or_compile(library, &plan.catalog, &cache_dir).map(Arc::new),
+        };
         let missing = match &opened {
             Ok(index) if index.blobs_seen() => 0,
-            Ok(index) => missing_blobs(index, &plan.library.hololib),
+            Ok(index) => missing_blobs(index, library),
             // It may be half written. Other errors do not go away.
             Err(LibraryError::Catalog { .. } | LibraryError::Io { .. }) => 1,
             Err(_) => 0,
@@ -47,17 +53,18 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
         if missing == 0 || is_last_look {
             let index = opened?;
             if missing == 0 && !index.blobs_seen() {
-                note_blobs_seen(&plan.catalog.path, &cache_dir, &index);
+                note_blobs_seen(library, &plan.catalog, &cache_dir, &index);
             }
             return Ok((index, missing));
         }
         // A lock that is free now means that whoever wrote what was seen has finished, so the next look is the truth.
-        let Some(at_work) = AtWork::of(&lock) else {
+        let at_work = lock.as_ref().and_then(|lock| Some((lock, AtWork::of(lock)?)));
+        let Some((lock, at_work)) = at_work else {
             is_last_look = true;
             continue;
         };
         if started.elapsed() >= plan.lock_timeout {
-            let catalog = plan.catalog.path.clone();
+            let catalog = library.catalog_place(&plan.catalog).into();
             return Err(Error::BeingRecorded {
                 catalog,
                 missing,
@@ -66,7 +73,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
             });
         }
         tracing::info!(missing, path = %lock.display(), "waits for the environment to be recorded");
-        wait_while_held(&lock, started + plan.lock_timeout);
+        wait_while_held(lock, started + plan.lock_timeout);
     }
 }
 
@@ -74,7 +81,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Index, u32), Error> {
 /// read then may be whole now.
 #[must_use]
 pub fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
-    let lock = library.holotree().join("global.lck");
+    let Some(lock) = library.lock() else { return false };
     let was_held = AtWork::of(&lock).is_some();
     wait_while_held(&lock, Instant::now() + timeout);
     was_held
@@ -103,11 +110,9 @@ impl AtWork {
 }
 
 /// How many of an environment's blobs are not in the library.
-fn missing_blobs(index: &Index, hololib: &Path) -> u32 {
-    let library = hololib.join("library");
+fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
     // Whatever else is wrong with a blob shows when it is read.
-    let is_missing = |path| matches!(rustix::fs::stat(path), Err(Errno::NOENT | Errno::NOTDIR));
-    let digests = index.digests().flatten();
-    let missing = digests.filter(|digest| is_missing(library.join(digest.fan_out()))).count();
+    let is_missing = |digest: &Digest| matches!(library.has_blob(digest), Ok(false));
+    let missing = index.digests().flatten().filter(is_missing).count();
     u32::try_from(missing).unwrap_or(u32::MAX)
 }

@@ -76,7 +76,8 @@ impl MountPlan {
     /// # Errors
     /// When the mark cannot be written, as in a library of somebody else's.
     pub fn touch_usage(&self) -> Result<(), SpaceError> {
-        meta::touch_used(&self.library.hololib, &self.catalog.blueprint, &self.env.user7(), 0o022)
+        let Some(hololib) = self.location.hololib() else { return Ok(()) };
+        meta::touch_used(hololib, &self.catalog.blueprint, &self.env.user7(), 0o022)
     }
 
     fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
@@ -85,7 +86,7 @@ impl MountPlan {
             catalog_sha256: Hex(catalog_sha256).to_string(),
             blueprint: self.catalog.blueprint.clone(),
             base: self.space.base().to_string_lossy().into_owned(),
-            library: self.library.hololib.to_string_lossy().into_owned(),
+            library: self.location.path.to_string_lossy().into_owned(),
             controller: self.space.controller.clone(),
             space: self.space.label.clone(),
             ephemeral: self.serve.ephemeral,
@@ -170,7 +171,12 @@ impl Claim<'_> {
         if self.described {
             return Ok(());
         }
-        meta::write_meta(&self.base, space, &self.plan.catalog.path, self.umask)?;
+        let library = &self.plan.location.library;
+        let (_, catalog) = library.catalog(&self.plan.catalog).map_err(|error| SpaceError::BadCatalog {
+            path: library.catalog_place(&self.plan.catalog).into(),
+            why: error.to_string(),
+        })?;
+        meta::write_meta(&self.base, space, &catalog, self.umask)?;
         self.state.note_published(&self.recorded, meta::look_of(&space.mountpoint))?;
         Ok(())
     }

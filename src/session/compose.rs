@@ -13,9 +13,10 @@ use super::error::Error;
 use super::plan::MountPlan;
 use crate::fs::Fs;
 use crate::library::LibraryError;
-use crate::library::blob::{Blobs, HololibStore};
+use crate::library::blob::Blobs;
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
+use crate::library::locate::Location;
 use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
@@ -25,8 +26,8 @@ use crate::settings::Strategy;
 
 /// The blobs of a library, with the cache in which they are kept unpacked.
 #[must_use]
-pub fn blobs(hololib: &Path, cache: BlobCache) -> Blobs {
-    Blobs::new(Box::new(HololibStore::new(hololib)), cache)
+pub fn blobs(location: &Location, cache: BlobCache) -> Blobs {
+    Blobs::new(Arc::clone(&location.library), cache)
 }
 
 /// The cache of unpacked blobs below holofs's cache directory.
@@ -56,7 +57,7 @@ pub(super) fn filesystem(
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size);
-    let blobs = Arc::new(blobs(&plan.library.hololib, cache));
+    let blobs = Arc::new(blobs(&plan.location, cache));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy);
     let relocated = open_dir(&state_dir.join("reloc"))?;

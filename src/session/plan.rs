@@ -4,9 +4,11 @@
 //! are absolute.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::library::catalogs::CatalogFile;
+use crate::library::catalogs::CatalogName;
+use crate::library::index::Index;
 use crate::library::locate::Location;
 use crate::settings::{IoMode, MountHelper, Prefetch, Strategy};
 use crate::space::home::Env;
@@ -16,10 +18,12 @@ use crate::space::run::Extra;
 /// A mount to be made.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
-    /// The library.
-    pub library: Location,
+    /// The library, and its place on this machine.
+    pub location: Location,
     /// The catalog in it.
-    pub catalog: CatalogFile,
+    pub catalog: CatalogName,
+    /// The catalog's index, if an earlier mount compiled it.
+    pub index: Option<Arc<Index>>,
     /// The blueprint of what the space holds. It differs from the catalog's when rcc converted the space.
     pub holds: String,
     /// Which space, and where.

@@ -73,7 +73,7 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
         path: live.mountpoint,
         identity: identity.to_owned(),
         blueprint: mounted,
-        library: plan.library.hololib.clone(),
+        library: plan.location.path.clone(),
         strategy: clap::ValueEnum::from_str(&run.strategy, false).unwrap_or(plan.serve.strategy),
         io: run.io,
         reflink: run.reflink,

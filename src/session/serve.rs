@@ -42,12 +42,12 @@ impl<'p> PendingMount<'p> {
     /// Starts no thread, so the caller may fork afterwards.
     pub(super) fn new(
         plan: &'p MountPlan,
-        index: Index,
+        index: Arc<Index>,
         claim: Claim<'p>,
         started: Instant,
         missing_blobs: u32,
     ) -> Self {
-        Self { plan, index: Arc::new(index), claim, started, missing_blobs }
+        Self { plan, index, claim, started, missing_blobs }
     }
 
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered.
@@ -75,7 +75,7 @@ impl<'p> PendingMount<'p> {
             path: plan.space.mountpoint.clone(),
             identity: plan.space.identity.to_string(),
             blueprint: plan.holds.clone(),
-            library: plan.library.hololib.clone(),
+            library: plan.location.path.clone(),
             strategy: plan.serve.strategy,
             io: plan.serve.io.in_force().to_owned(),
             reflink: Some(reflink),

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{CatalogError, Header, header, write};
 use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
@@ -124,7 +123,7 @@ pub fn beside_of(mountpoint: &Path) -> Beside {
     }
 }
 
-/// Reads the header of a catalog file or a `.meta`, as a rule from its first block.
+/// Reads the header of a `.meta`, as a rule from its first block.
 ///
 /// # Errors
 /// When it cannot be read, or is not such a document.
@@ -169,16 +168,15 @@ pub fn write_stub(
     write_info(base, space, &header, umask, Durability::CacheOnly)
 }
 
-/// Writes `D.meta` and `D.meta.info` from the catalog. `umask` is the user's, in case the process has another one.
+/// Writes `D.meta` and `D.meta.info` from the bytes of the catalog. `umask` is the user's, in case the process has another one.
 ///
 /// # Errors
-/// When the catalog cannot be read or the files not be written; what was there before is there still.
-pub fn write_meta(base: &Dir, space: &SpacePath, catalog: &Path, umask: u32) -> Result<(), SpaceError> {
-    let packed = guarded::read(catalog, MAX_FILE)?;
-    let header = header::read_header(&*packed, packed.len() as u64);
-    let header = of_space(space, header.map_err(|error| bad_catalog(catalog, &error))?);
+/// When it is no catalog, or the files cannot be written; what was there before is there still.
+pub fn write_meta(base: &Dir, space: &SpacePath, packed: &[u8], umask: u32) -> Result<(), SpaceError> {
+    let header = header::read_header(packed, packed.len() as u64);
+    let header = of_space(space, header.map_err(|error| bad_catalog(&space.mountpoint, &error))?);
     replace(base, &name_beside(space, ".meta"), umask, Durability::Data, |file| {
-        gzip(file, |out| header::rewrite(&packed, &header, out))
+        gzip(file, |out| header::rewrite(packed, &header, out))
     })?;
     write_info(base, space, &header, umask, Durability::Data)
 }

@@ -7,15 +7,20 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::library::catalogs::{self, CatalogFile, this_platform};
+use crate::library::LibraryError;
+use crate::library::catalog::header::read_header;
+use crate::library::catalogs::{self, CatalogName, this_platform};
+use crate::library::index::Index;
+use crate::library::index::cache::open_known;
 use crate::library::locate::Location;
 use crate::library::name::{self, Identity};
 use crate::settings::absolute;
 use crate::space::held::{Held, Kept};
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
-use crate::space::{Candidate, SpaceError, meta, state};
+use crate::space::{SpaceError, meta, state};
 
 /// SPACE as typed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,7 +90,9 @@ pub struct Wanted<'a> {
 #[derive(Clone, Debug)]
 pub struct Selected {
     /// The catalog.
-    pub catalog: CatalogFile,
+    pub catalog: CatalogName,
+    /// The catalog's index, if it was compiled already.
+    pub index: Option<Arc<Index>>,
     /// The blueprint of what the space holds with it: another one when rcc converted the space.
     pub holds: String,
     /// The space.
@@ -101,18 +108,18 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
     let (catalog, holds) = choose_from(library, wanted, env, &given, &identity)?;
-    let base = base_for(&catalog, library, env, &given)?;
+    let (base, index) = base_for(&catalog, library, env, &given)?;
     let mountpoint = base.join(identity.as_str());
     let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
     tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
-    Ok(Selected { catalog, holds, space: SpacePath { identity, mountpoint, label, controller } })
+    Ok(Selected { catalog, index, holds, space: SpacePath { identity, mountpoint, label, controller } })
 }
 
 /// Chooses the catalog alone, as [`select`] does.
 ///
 /// # Errors
 /// As [`select`].
-pub fn select_catalog(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<CatalogFile, SpaceError> {
+pub fn select_catalog(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<CatalogName, SpaceError> {
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
     choose_from(library, wanted, env, &given, &identity).map(|(catalog, _)| catalog)
@@ -125,10 +132,12 @@ fn choose_from(
     env: &Env,
     given: &SpaceArg,
     identity: &Identity,
-) -> Result<(CatalogFile, String), SpaceError> {
-    let dir = library.hololib.join("catalog");
-    let catalogs = catalogs::list(&library.hololib)
-        .map_err(|error| SpaceError::Io { path: dir, source: std::io::Error::other(error) })?;
+) -> Result<(CatalogName, String), SpaceError> {
+    let entries = catalogs::list(&*library.library).map_err(|error| SpaceError::Io {
+        path: library.path.join("catalog"),
+        source: std::io::Error::other(error),
+    })?;
+    let catalogs: Vec<CatalogName> = entries.into_iter().map(|entry| entry.name).collect();
     let mut known = own_bases(library, env);
     if let SpaceArg::Path(given) = given {
         known.extend(given.parent().map(Path::to_owned));
@@ -141,45 +150,63 @@ fn choose_from(
 /// rcc's home, and rcc's shared one. A catalog can name any directory, and files are made beside a space.
 #[must_use]
 pub fn own_bases(library: &Location, env: &Env) -> Vec<PathBuf> {
-    let own = absolute(&library.holotree()).unwrap_or_else(|_| library.holotree());
-    vec![own, env.robocorp_home.join("holotree"), env.shared_root.clone()]
+    let own = library.holotree().map(|own| absolute(&own).unwrap_or(own));
+    own.into_iter().chain([env.robocorp_home.join("holotree"), env.shared_root.clone()]).collect()
 }
 
 /// The directory for a space of a catalog: the one that the catalog names, if it is one of the library's own or the one
 /// that was typed. Where the same directory has several paths, a path that the user knows is taken: the catalog's could
 /// lead elsewhere a moment later.
 fn base_for(
-    catalog: &CatalogFile,
+    catalog: &CatalogName,
     library: &Location,
     env: &Env,
     given: &SpaceArg,
-) -> Result<PathBuf, SpaceError> {
-    let base = base_of(catalog)?;
+) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
+    let (base, index) = base_of(catalog, library, env)?;
     let known = own_bases(library, env);
     if let SpaceArg::Path(given) = given {
         return match given.parent() {
             Some(parent) if is_same_dir(parent, &base) => {
-                Ok(if known.contains(&base) { base } else { parent.to_owned() })
+                Ok((if known.contains(&base) { base } else { parent.to_owned() }, index))
             }
             _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
         };
     }
     match known.iter().find(|known| **known == base).or_else(|| known.iter().find(|k| is_same_dir(k, &base)))
     {
-        Some(known) => Ok(known.clone()),
-        None => Err(SpaceError::ForeignBase { catalog: catalog.path.clone(), base }),
+        Some(known) => Ok((known.clone(), index)),
+        None => {
+            let catalog = library.library.catalog_place(catalog).into();
+            Err(SpaceError::ForeignBase { catalog, base })
+        }
     }
 }
 
-/// The directory in which spaces of a catalog must lie. By the catalog itself: the `.info` beside it is anybody's.
-fn base_of(catalog: &CatalogFile) -> Result<PathBuf, SpaceError> {
-    let header = meta::read_header(&catalog.path)?;
-    match header.base() {
-        Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok(base.to_owned()),
-        _ => Err(SpaceError::BadCatalog {
-            path: catalog.path.clone(),
-            why: format!("its path {:?} is not in an absolute directory", header.path),
-        }),
+/// The directory in which spaces of a catalog must lie, and the catalog's index where it has one that says so. By the
+/// catalog itself: the `.info` beside it is anybody's.
+fn base_of(
+    catalog: &CatalogName,
+    location: &Location,
+    env: &Env,
+) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
+    let library = &*location.library;
+    let bad = |why| SpaceError::BadCatalog { path: library.catalog_place(catalog).into(), why };
+    let refused = |error: LibraryError| bad(error.to_string());
+    let (path, index) = match open_known(library, catalog, &env.cache_dir().join("index")) {
+        Some(index) => {
+            let index = index.map_err(refused)?;
+            (index.info().path.clone(), Some(Arc::new(index)))
+        }
+        None => {
+            let (_, bytes) = library.catalog(catalog).map_err(refused)?;
+            let header = read_header(&*bytes, bytes.len() as u64).map_err(|error| bad(error.to_string()))?;
+            (header.path, None)
+        }
+    };
+    match Path::new(&path).parent() {
+        Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok((base.to_owned(), index)),
+        _ => Err(bad(format!("its path {path:?} is not in an absolute directory"))),
     }
 }
 
@@ -206,25 +233,25 @@ fn called(
 
 /// A catalog, and the blueprint of what the space holds with it.
 struct Chosen<'a> {
-    catalog: &'a CatalogFile,
+    catalog: &'a CatalogName,
     holds: String,
 }
 
-impl<'a> From<&'a CatalogFile> for Chosen<'a> {
-    fn from(catalog: &'a CatalogFile) -> Self {
+impl<'a> From<&'a CatalogName> for Chosen<'a> {
+    fn from(catalog: &'a CatalogName) -> Self {
         Chosen { catalog, holds: catalog.blueprint.clone() }
     }
 }
 
 fn choose<'a>(
     env: &Env,
-    catalogs: &'a [CatalogFile],
+    catalogs: &'a [CatalogName],
     wanted: &Wanted<'_>,
     identity: &Identity,
     known: &[PathBuf],
 ) -> Result<Chosen<'a>, SpaceError> {
     let platform = this_platform();
-    let here: Vec<&CatalogFile> = catalogs.iter().filter(|c| c.platform == platform).collect();
+    let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
     let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
     let dir = env.state_dir(identity);
     // A record that cannot be read is said now, better than after a choice that the changes may not fit.
@@ -241,7 +268,7 @@ fn choose<'a>(
     };
     if let Some(prefix) = wanted.blueprint {
         let prefix = prefix.to_lowercase();
-        let fits: Vec<&CatalogFile> =
+        let fits: Vec<&CatalogName> =
             here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
         return match (fits.as_slice(), prefix.is_empty()) {
             (_, true) => Err(no_catalog("the blueprint given is empty", &here)),
@@ -275,20 +302,16 @@ fn choose<'a>(
         [one] => Ok((*one).into()),
         [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
         [] => {
-            let others: Vec<&CatalogFile> = catalogs.iter().collect();
+            let others: Vec<&CatalogName> = catalogs.iter().collect();
             Err(no_catalog(&format!("the library has no catalog for {platform}"), &others))
         }
         several => Err(no_catalog("the library has several catalogs", several)),
     }
 }
 
-fn no_catalog(why: &str, candidates: &[&CatalogFile]) -> SpaceError {
-    let candidates = candidates.iter().map(|c| Candidate {
-        blueprint: c.blueprint.clone(),
-        platform: c.platform.clone(),
-        path: c.path.clone(),
-    });
-    SpaceError::NoCatalog { why: why.to_owned(), candidates: candidates.collect() }
+fn no_catalog(why: &str, candidates: &[&CatalogName]) -> SpaceError {
+    let candidates = candidates.iter().map(|catalog| (*catalog).clone()).collect();
+    SpaceError::NoCatalog { why: why.to_owned(), candidates }
 }
 
 /// Whether two paths are one directory, also through links.

@@ -23,8 +23,8 @@ fn mountpoint(problem: MountpointProblem) -> SpaceError {
     SpaceError::Mountpoint { path: path(), problem }
 }
 
-fn candidate() -> Candidate {
-    Candidate { blueprint: "adb8c26db4d86a93".into(), platform: "linux_amd64".into(), path: path() }
+fn candidate() -> CatalogName {
+    CatalogName { blueprint: "adb8c26db4d86a93".into(), platform: "linux_amd64".into() }
 }
 
 /// One of each, with the code that scripts rely on and a word of what the user is told to try.
@@ -78,7 +78,7 @@ fn every_error_of_a_library_has_its_code() {
     let _: CatalogError = catalog();
     let table = [
         (LibraryError::NotALibrary { path: path(), why: "nothing there" }, LIBRARY, "ROBOCORP_HOME"),
-        (LibraryError::Catalog { path: path(), source: catalog() }, LIBRARY, "check"),
+        (LibraryError::Catalog { place: "x".into(), source: catalog() }, LIBRARY, "check"),
         (LibraryError::Io { path: path(), source: enoent() }, LIBRARY, "as a user"),
         (LibraryError::Io { path: path(), source: full() }, FAILED, "free some space"),
     ];

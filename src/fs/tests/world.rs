@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use crate::fs::Fs;
 use crate::fs::error::errno;
-use crate::library::blob::{Blobs, HololibStore};
+use crate::library::blob::Blobs;
 use crate::library::cache::BlobCache;
+use crate::library::catalogs::CatalogName;
 use crate::library::digest::{DigestKind, Hasher};
+use crate::library::dir::DirLibrary;
 use crate::library::index::cache::open_or_compile;
 use crate::materialize::Materializer;
 use crate::materialize::relocate::Names;
@@ -164,11 +166,12 @@ fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
         std::fs::create_dir_all(state.join(name)).unwrap();
     }
     let fd = |name: &str| std::os::fd::OwnedFd::from(File::open(state.join(name)).unwrap());
-    let index = Arc::new(open_or_compile(catalog, &dir.join("cache/index")).unwrap());
+    let library = DirLibrary::new(&dir.join("hololib"));
+    let name = CatalogName::parse(catalog.file_name().unwrap().to_str().unwrap()).unwrap();
+    let index = Arc::new(open_or_compile(&library, &name, &dir.join("cache/index")).unwrap());
     let staging = Arc::new(Staging::new(fd("work")));
     staging.sweep().unwrap();
-    let store = HololibStore::new(&dir.join("hololib"));
-    let blobs = Arc::new(Blobs::new(Box::new(store), BlobCache::open(&dir.join("cache/blobs")).unwrap()));
+    let blobs = Arc::new(Blobs::new(Arc::new(library), BlobCache::open(&dir.join("cache/blobs")).unwrap()));
     let names =
         Names { from: STAGE.as_bytes().try_into().unwrap(), to: SPACE.as_bytes().try_into().unwrap() };
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);

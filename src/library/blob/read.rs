@@ -4,15 +4,17 @@
 //! the content of the digest is known at the end only.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufReader, Cursor, Read};
+
+use flate2::bufread::MultiGzDecoder;
 
 use crate::library::digest::{Digest, Hasher};
+use crate::library::stored::StoredBlob;
 
 /// Whether a file holds the content of a digest, as it is.
 pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::new(digest.kind());
-    let mut from = At { file: file.try_clone()?, offset: 0 };
+    let mut from = StoredBlob::of_file(file.try_clone()?);
     let mut buffer = vec![0u8; 256 * 1024];
     loop {
         match fill(&mut from, &mut buffer)? {
@@ -22,52 +24,22 @@ pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
     }
 }
 
-/// The raw bytes of a stored blob.
-enum Raw {
-    Plain(At),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<At>>>),
-}
-
-impl Raw {
-    /// Under a SHA-256 digest the bytes are gzip, or plain where they do not begin like gzip, as rcc reads them.
-    /// Under a SipHash digest they are always plain: a raw library may hold a `.gz` file.
-    fn new(stored: File, raw: bool) -> io::Result<Self> {
-        let mut magic = [0u8; 2];
-        let n = stored.read_at(&mut magic, 0)?;
-        let stored = At { file: stored, offset: 0 };
-        if raw || n < 2 || magic != [0x1f, 0x8b] {
-            return Ok(Self::Plain(stored));
-        }
-        let reader = BufReader::with_capacity(64 * 1024, stored);
-        Ok(Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(reader))))
+/// Unpacks stored bytes. Under a SHA-256 digest they are gzip, or plain where they do not begin like gzip, as rcc reads
+/// them. Under a SipHash digest they are always plain: a raw library may hold a `.gz` file.
+fn unpacked<'a>(stored: &'a mut StoredBlob, digest: &Digest) -> io::Result<Box<dyn Read + 'a>> {
+    if digest.is_raw() {
+        return Ok(Box::new(stored));
     }
-}
-
-impl Read for Raw {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(file) => file.read(buffer),
-            Self::Gzip(decoder) => decoder.read(buffer),
-        }
+    let mut magic = vec![0u8; 2];
+    let n = fill(stored, &mut magic)?;
+    magic.truncate(n);
+    let is_gzip = magic == [0x1f, 0x8b];
+    let whole = Cursor::new(magic).chain(stored);
+    if !is_gzip {
+        return Ok(Box::new(whole));
     }
+    Ok(Box::new(MultiGzDecoder::new(BufReader::with_capacity(64 * 1024, whole))))
 }
-
-/// Reads a file by offset, leaving its own position alone.
-struct At {
-    file: File,
-    offset: u64,
-}
-
-impl Read for At {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(buffer, self.offset)?;
-        self.offset += n as u64;
-        Ok(n)
-    }
-}
-
-/// What a blob's place may hold instead.
-pub(super) const NOT_A_FILE: &str = "it is not a regular file";
 
 fn wrong_size(found: u64, size: u64) -> String {
     format!("it has {found} bytes, the catalog says {size}")
@@ -82,6 +54,22 @@ pub(in crate::library) enum Fault {
     Read(io::Error),
     /// They were not taken.
     Taken(io::Error),
+}
+
+/// The system says why a file cannot be read; everything else is the stored bytes' fault.
+fn not_read(error: io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(_) => Fault::Read(error),
+        None => Fault::Corrupt(format!("it cannot be unpacked: {error}")),
+    }
+}
+
+/// What an error of [`crate::library::Library::blob`] says of the blob.
+pub(in crate::library) fn not_opened(error: io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::InvalidData => Fault::Corrupt(error.to_string()),
+        _ => Fault::Read(error),
+    }
 }
 
 /// How much is unpacked before it is handed on: little at first, since somebody may wait for the beginning, and then
@@ -110,15 +98,12 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// See [`Fault`]; bytes that were taken by then are not to be believed.
 pub(in crate::library) fn read_through(
-    stored: File,
+    stored: &mut StoredBlob,
     digest: &Digest,
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<u64, Fault> {
-    if !stored.metadata().map_err(Fault::Read)?.is_file() {
-        return Err(Fault::Corrupt(NOT_A_FILE.into()));
-    }
-    let mut reader = Raw::new(stored, digest.is_raw()).map_err(Fault::Read)?;
+    let mut reader = unpacked(stored, digest).map_err(not_read)?;
     let mut hasher = Hasher::new(digest.kind());
     let mut buffer = vec![0u8; FIRST_PIECE];
     let mut total = 0u64;
@@ -126,8 +111,7 @@ pub(in crate::library) fn read_through(
         let n = match fill(&mut reader, &mut buffer) {
             Ok(0) => break,
             Ok(n) => n,
-            Err(error) if error.raw_os_error().is_some() => return Err(Fault::Read(error)),
-            Err(error) => return Err(Fault::Corrupt(format!("it cannot be unpacked: {error}"))),
+            Err(error) => return Err(not_read(error)),
         };
         let bytes = buffer.get(..n).unwrap_or_default();
         total += n as u64;

@@ -2,33 +2,62 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
 use crate::library::digest::{DigestKind, Hasher};
+use crate::library::dir::DirLibrary;
+use crate::library::stored::StoredBlobs;
+use crate::library::{Latency, LibraryError};
 
-/// A store that counts how often it is opened, and answers errors where it is told to.
+/// A library that counts how often a blob is opened, and injects errors.
 #[derive(Debug)]
-struct FaultStore {
-    inner: HololibStore,
+struct FaultyLibrary {
+    inner: DirLibrary,
     opened: Arc<AtomicUsize>,
     faults: Arc<Mutex<HashMap<Digest, i32>>>,
     slow: Duration,
 }
 
-impl BlobStore for FaultStore {
-    fn open(&self, digest: &Digest) -> io::Result<File> {
+impl Library for FaultyLibrary {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn catalogs(&self) -> Result<Catalogs, LibraryError> {
+        self.inner.catalogs()
+    }
+
+    fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp> {
+        self.inner.catalog_stamp(name)
+    }
+
+    fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
+        self.inner.catalog(name)
+    }
+
+    fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
+        self.inner.has_blob(digest)
+    }
+
+    fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
+        self.inner.blobs()
+    }
+
+    fn latency(&self) -> Latency {
+        self.inner.latency()
+    }
+
+    fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
         self.opened.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.slow);
         match self.faults.lock().get(digest) {
             Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
-            None => self.inner.open(digest),
+            None => self.inner.blob(digest),
         }
-    }
-
-    fn locate(&self, digest: &Digest) -> PathBuf {
-        self.inner.locate(digest)
     }
 }
 
@@ -47,19 +76,19 @@ impl World {
     fn slow(slow: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (opened, faults) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<HashMap<_, _>>>::default());
-        let inner = HololibStore::new(dir.path());
-        let store = FaultStore { inner, opened: opened.clone(), faults: faults.clone(), slow };
-        let blobs = Blobs::new(Box::new(store), BlobCache::open(&dir.path().join("cache")).unwrap());
+        let inner = DirLibrary::new(dir.path());
+        let library = FaultyLibrary { inner, opened: opened.clone(), faults: faults.clone(), slow };
+        let blobs = Blobs::new(Arc::new(library), BlobCache::open(&dir.path().join("cache")).unwrap());
         Self { dir, blobs, opened, faults }
     }
 
     /// The same library and cache in another process.
     fn again(self) -> Self {
         let cache = BlobCache::open(&self.dir.path().join("cache")).unwrap();
-        let inner = HololibStore::new(self.dir.path());
+        let inner = DirLibrary::new(self.dir.path());
         let (opened, faults) = (self.opened.clone(), self.faults.clone());
-        let store = FaultStore { inner, opened, faults, slow: Duration::ZERO };
-        Self { blobs: Blobs::new(Box::new(store), cache), ..self }
+        let library = FaultyLibrary { inner, opened, faults, slow: Duration::ZERO };
+        Self { blobs: Blobs::new(Arc::new(library), cache), ..self }
     }
 
     /// Stores bytes under the digest of a content.
@@ -96,12 +125,12 @@ impl World {
     fn corrupt(&self, digest: &Digest, size: usize) -> String {
         let (file, memory) =
             (self.blobs.open_raw(digest, size as u64), self.blobs.read_all(digest, size as u64));
-        let (Err(BlobError::Corrupt { why, path, .. }), Err(BlobError::Corrupt { why: in_memory, .. })) =
+        let (Err(BlobError::Corrupt { why, place, .. }), Err(BlobError::Corrupt { why: in_memory, .. })) =
             (file, memory)
         else {
             panic!("{digest} is not corrupt");
         };
-        assert_eq!((path, &in_memory), (self.stored(digest), &why));
+        assert_eq!((Path::new(&place), &in_memory), (&*self.stored(digest), &why));
         assert!(!self.cached(digest).exists());
         assert_eq!(fs::read_dir(self.dir.path().join("cache/tmp")).unwrap().count(), 0, "no leftovers");
         why
@@ -231,8 +260,11 @@ fn errors_of_the_store_are_not_corruption() {
     for errno in [rustix::io::Errno::IO, rustix::io::Errno::ACCESS, rustix::io::Errno::MFILE] {
         world.faults.lock().insert(digest, errno.raw_os_error());
         let error = world.blobs.open_raw(&digest, 1).unwrap_err();
-        let BlobError::Io { path, source } = error else { panic!("{error}") };
-        assert_eq!((path, source.raw_os_error()), (world.stored(&digest), Some(errno.raw_os_error())));
+        let BlobError::Io { place, source } = error else { panic!("{error}") };
+        assert_eq!(
+            (Path::new(&place), source.raw_os_error()),
+            (&*world.stored(&digest), Some(errno.raw_os_error()))
+        );
     }
     world.faults.lock().clear();
     assert_eq!(world.read(&digest, 1).unwrap(), b"x");
@@ -251,10 +283,10 @@ fn a_full_cache_is_an_error_of_the_cache() {
     }
     let world = World::new();
     let digest = world.gz(b"x");
-    let file = world.blobs.stored(&digest).unwrap();
-    let error = world.blobs.pour(&digest, 1, file, &mut Full).unwrap_err();
-    let BlobError::Io { path, source } = error else { panic!("{error}") };
-    assert_eq!((path, source.kind()), (world.cached(&digest), io::ErrorKind::StorageFull));
+    let mut stored = world.blobs.stored(&digest).unwrap();
+    let error = world.blobs.pour(&digest, 1, &mut stored, &mut Full).unwrap_err();
+    let BlobError::Io { place, source } = error else { panic!("{error}") };
+    assert_eq!((Path::new(&place), source.kind()), (&*world.cached(&digest), io::ErrorKind::StorageFull));
     fs::remove_dir(world.dir.path().join("cache/tmp")).unwrap();
     fs::write(world.dir.path().join("cache/tmp"), "in the way").unwrap();
     let error = world.blobs.open_raw(&digest, 1).unwrap_err();
@@ -389,7 +421,7 @@ fn a_copy_of_an_earlier_run_is_verified_once() {
 fn the_limit_holds_when_a_copy_is_added_whoever_adds_it() {
     let world = World::new();
     let cache = || BlobCache::open(&world.dir.path().join("cache")).unwrap().with_limit(3500);
-    let blobs = |cache| Blobs::new(Box::new(HololibStore::new(world.dir.path())), cache);
+    let blobs = |cache| Blobs::new(Arc::new(DirLibrary::new(world.dir.path())), cache);
     let daemons = [blobs(cache()), blobs(cache())];
     let total = || -> u64 {
         fn walk(dir: &Path) -> u64 {

@@ -1,8 +1,10 @@
 use std::fs;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::library::digest::{DigestKind, Hasher};
+use crate::library::dir::DirLibrary;
 
 const ID: &str = "hea7ce2c_493f813dad24d3t";
 
@@ -28,13 +30,14 @@ fn library(fixture: &str) -> tempfile::TempDir {
 }
 
 fn run(hololib: &Path, fast: bool) -> CheckReport {
-    check(hololib, &CheckOptions { blueprint: String::new(), fast, jobs: 3 }).unwrap()
+    check(&DirLibrary::new(hololib), &CheckOptions { blueprint: String::new(), fast, jobs: 3 }).unwrap()
 }
 
 /// The blob of a file of the fixtures' root.
 fn blob_of(hololib: &Path, path: &str) -> (Digest, PathBuf) {
-    for file in crate::library::catalogs::list(hololib).unwrap() {
-        let tree = read(&file).unwrap();
+    let library = DirLibrary::new(hololib);
+    for entry in crate::library::catalogs::list(&library).unwrap() {
+        let tree = read(&library, &entry.name).unwrap();
         for (position, entry) in tree.entries.iter().enumerate() {
             if let EntryKind::File { digest, .. } = entry.kind
                 && path_of(&tree, position) == path
@@ -144,7 +147,7 @@ fn a_bad_catalog_is_named_and_the_others_are_checked() {
     assert_eq!((report.catalogs, report.missing.len()), (2, 0));
     assert_eq!(report.unreferenced_bytes, 0, "it cannot be known what the bad one needs");
     let one = CheckOptions { blueprint: "adb8".into(), fast: true, jobs: 1 };
-    let report = check(dir.path(), &one).unwrap();
+    let report = check(&DirLibrary::new(dir.path()), &one).unwrap();
     assert!(report.is_clean());
     assert_eq!((report.catalogs, report.blobs), (1, 71));
 }
@@ -203,5 +206,8 @@ fn the_keys_of_the_json() {
 #[test]
 fn no_library_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(check(dir.path(), &CheckOptions { blueprint: String::new(), fast: true, jobs: 0 }).is_err());
+    assert!(
+        check(&DirLibrary::new(dir.path()), &CheckOptions { blueprint: String::new(), fast: true, jobs: 0 })
+            .is_err()
+    );
 }

@@ -1,11 +1,11 @@
 //! The cache of compiled indexes: a catalog is compiled when it is first seen, and mapped from then on.
 //!
-//! An index file is named by the SHA-256 of its catalog file. A stamp beside it says which catalog file (by device,
-//! inode, size and time) has which sum, and how the index file looked when it was put in place, so that opening one
-//! reads neither of them through. Invariant: an index is trusted without being read only while both look exactly as
-//! they did; else the sums are computed anew, and a bad or old index is compiled again.
+//! An index file is named by the SHA-256 of its catalog. A small note beside it says which catalog, with which stamp,
+//! has which sum, and how the index file looked when it was put in place. So opening an index reads neither the catalog
+//! nor the index through. Invariant: an index is trusted without being read only while both look exactly as they did.
+//! Otherwise the sums are computed again, and a bad or old index is compiled again.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,94 +14,110 @@ use sha2::{Digest as _, Sha256};
 use super::compile::compile;
 use super::format::VERSION;
 use super::{Index, IndexError};
-use crate::library::LibraryError;
-use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{self, CatalogError};
-use crate::library::catalogs::CatalogName;
+use crate::library::catalogs::{CatalogName, CatalogStamp};
 use crate::library::digest::Hex;
 use crate::library::look::Look;
-use crate::sys::guarded::{self, Access, Durability, PART, Problem, Replace, Writers};
+use crate::library::{Library, LibraryError};
+use crate::sys::guarded::{self, Durability, PART, Replace, Writers};
 
-/// What is remembered of one catalog file.
+/// What is remembered of one catalog.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Stamp {
-    catalog: Look,
+struct Note {
+    stamp: CatalogStamp,
     catalog_sha256: String,
     index: Look,
-    /// All blobs that this file names were in its library.
-    #[serde(default)]
+    /// All blobs that the catalog names were in its library.
     blobs_seen: bool,
 }
 
-/// Opens the index of a catalog, compiling it first when it is new, old or damaged.
+/// Opens the index of a catalog. Compiles the catalog first when it is new, or its index is old or damaged.
 ///
 /// # Errors
 /// When the catalog is refused, or the cache cannot be written.
-pub fn open_or_compile(catalog_path: &Path, cache_dir: &Path) -> Result<Index, LibraryError> {
-    let named = CatalogName::of(catalog_path)
-        .ok_or_else(|| refused(catalog_path, "its name is not that of a catalog of version 12".into()))?;
-    make_dir(cache_dir)?;
-    let mut index = match open_stamped(catalog_path, cache_dir) {
+pub fn open_or_compile(
+    library: &dyn Library,
+    name: &CatalogName,
+    cache_dir: &Path,
+) -> Result<Index, LibraryError> {
+    match open_known(library, name, cache_dir) {
         Some(index) => index,
-        None => open_or_compile_unstamped(catalog_path, cache_dir)?,
-    };
-    // Here and not in the compiler: an index is found by the catalog's content, whatever its name.
-    if let Err(why) = named.complete(&mut index.info) {
-        return Err(refused(catalog_path, why));
+        None => {
+            make_dir(cache_dir)?;
+            let index = open_or_compile_unknown(library, name, cache_dir)?;
+            checked_name(library, name, index)
+        }
     }
-    Ok(index)
 }
 
-fn refused(catalog_path: &Path, why: String) -> LibraryError {
-    LibraryError::Catalog { path: catalog_path.to_owned(), source: CatalogError::BadHeader(why) }
-}
-
-/// The index of a catalog file that looks as it did when it was read last. Reads neither of them through, unless
-/// the index looks otherwise than it did.
-fn open_stamped(catalog_path: &Path, cache_dir: &Path) -> Option<Index> {
-    let look = look_of(catalog_path).ok()?;
-    let stamp_path = stamp_path(catalog_path, cache_dir);
-    let stamp = read_stamp(&stamp_path).filter(|stamp| stamp.catalog == look)?;
-    let path = index_path(cache_dir, &stamp.catalog_sha256);
-    let unchanged = look_of(&path).is_ok_and(|now| now == stamp.index);
-    let mut index = open_checked(&path, &stamp.catalog_sha256, !unchanged)?;
+/// Opens the index of a catalog that has not changed since it was compiled; reads neither of them through. None when
+/// the catalog has to be read.
+///
+/// # Errors
+/// When the catalog contradicts its name.
+pub fn open_known(
+    library: &dyn Library,
+    name: &CatalogName,
+    cache_dir: &Path,
+) -> Option<Result<Index, LibraryError>> {
+    let stamp = library.catalog_stamp(name).ok()?;
+    let note_path = note_path(library, name, cache_dir);
+    let note = read_note(&note_path).filter(|note| note.stamp == stamp)?;
+    let path = index_path(cache_dir, &note.catalog_sha256);
+    let unchanged = look_of(&path).is_ok_and(|now| now == note.index);
+    let mut index = open_checked(&path, &note.catalog_sha256, !unchanged)?;
     if !unchanged {
-        write_stamp(&stamp_path, look, &stamp.catalog_sha256, &path, stamp.blobs_seen);
+        write_note(&note_path, stamp, &note.catalog_sha256, &path, note.blobs_seen);
     }
-    index.blobs_seen = stamp.blobs_seen;
-    Some(index)
+    index.blobs_seen = note.blobs_seen;
+    Some(checked_name(library, name, index))
 }
 
-fn open_or_compile_unstamped(catalog_path: &Path, cache_dir: &Path) -> Result<Index, LibraryError> {
-    let (look, bytes) = read_whole(catalog_path)?;
+/// An index is found by the catalog's content, whatever its name. So the name is compared here, not by the compiler.
+fn checked_name(library: &dyn Library, name: &CatalogName, mut index: Index) -> Result<Index, LibraryError> {
+    match name.complete(&mut index.info) {
+        Ok(()) => Ok(index),
+        Err(why) => Err(LibraryError::Catalog {
+            place: library.catalog_place(name),
+            source: CatalogError::BadHeader(why),
+        }),
+    }
+}
+
+fn open_or_compile_unknown(
+    library: &dyn Library,
+    name: &CatalogName,
+    cache_dir: &Path,
+) -> Result<Index, LibraryError> {
+    let (stamp, bytes) = library.catalog(name)?;
     let sum: [u8; 32] = Sha256::digest(&bytes).into();
     let sum_text = Hex(&sum).to_string();
     let path = index_path(cache_dir, &sum_text);
-    let stamp_path = stamp_path(catalog_path, cache_dir);
+    let note_path = note_path(library, name, cache_dir);
     // The same content, touched or copied: rcc touches a catalog at every restore.
     if let Some(index) = open_checked(&path, &sum_text, true) {
-        write_stamp(&stamp_path, look, &sum_text, &path, false);
+        write_note(&note_path, stamp, &sum_text, &path, false);
         return Ok(index);
     }
-    let tree = catalog::parse_file(&bytes)
-        .map_err(|source| LibraryError::Catalog { path: catalog_path.to_owned(), source })?;
+    let place = || library.catalog_place(name);
+    let tree =
+        catalog::parse_file(&bytes).map_err(|source| LibraryError::Catalog { place: place(), source })?;
     drop(bytes);
     sweep(cache_dir);
-    let compiled = compile(&tree, sum)
-        .map_err(|source| LibraryError::Compile { path: catalog_path.to_owned(), source })?;
+    let compiled = compile(&tree, sum).map_err(|source| LibraryError::Compile { place: place(), source })?;
     guarded::replace(&path, cached(Durability::Data), &compiled).map_err(LibraryError::io(&path))?;
-    write_stamp(&stamp_path, look, &sum_text, &path, false);
+    write_note(&note_path, stamp, &sum_text, &path, false);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
 }
 
-/// Notes that all blobs of a catalog were seen in its library, unless the file has changed since `index` was opened.
-pub fn note_blobs_seen(catalog_path: &Path, cache_dir: &Path, index: &Index) {
-    let stamp_path = stamp_path(catalog_path, cache_dir);
+/// Notes that all blobs of a catalog were seen in its library, unless the catalog has changed since `index` was opened.
+pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Path, index: &Index) {
+    let note_path = note_path(library, name, cache_dir);
     let sum = Hex(&index.catalog_sha256()).to_string();
-    let noted = read_stamp(&stamp_path).filter(|stamp| stamp.catalog_sha256 == sum);
-    if let Some(stamp) = noted.filter(|stamp| look_of(catalog_path).is_ok_and(|look| look == stamp.catalog)) {
-        write_stamp(&stamp_path, stamp.catalog, &sum, &index_path(cache_dir, &sum), true);
+    let noted = read_note(&note_path).filter(|note| note.catalog_sha256 == sum);
+    if let Some(note) = noted.filter(|note| library.catalog_stamp(name).is_ok_and(|now| now == note.stamp)) {
+        write_note(&note_path, note.stamp, &sum, &index_path(cache_dir, &sum), true);
     }
 }
 
@@ -109,9 +125,8 @@ fn look_of(path: &Path) -> std::io::Result<Look> {
     std::fs::metadata(path).map(|found| Look::from(&found))
 }
 
-fn stamp_path(catalog_path: &Path, cache_dir: &Path) -> PathBuf {
-    let absolute = std::path::absolute(catalog_path).unwrap_or_else(|_| catalog_path.to_owned());
-    let key: [u8; 32] = Sha256::digest(absolute.as_os_str().as_encoded_bytes()).into();
+fn note_path(library: &dyn Library, name: &CatalogName, cache_dir: &Path) -> PathBuf {
+    let key: [u8; 32] = Sha256::digest(library.catalog_place(name)).into();
     let (key, _) = key.split_at(8);
     cache_dir.join(format!("{}.stamp", Hex(key)))
 }
@@ -140,52 +155,28 @@ fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
     opened.inspect_err(|why| tracing::warn!(path = %path.display(), %why, "compiling the catalog again")).ok()
 }
 
-/// A stamp is a sum and a few numbers.
-const MAX_STAMP: u64 = 64 << 10;
+/// Largest size of a note in bytes: it holds a sum and a few numbers.
+const MAX_NOTE: u64 = 64 << 10;
 
-fn read_stamp(path: &Path) -> Option<Stamp> {
-    let text = guarded::read(path, MAX_STAMP).ok()?;
-    let stamp: Stamp = serde_json::from_slice(&text).ok()?;
+fn read_note(path: &Path) -> Option<Note> {
+    let text = guarded::read(path, MAX_NOTE).ok()?;
+    let note: Note = serde_json::from_slice(&text).ok()?;
     // It becomes a part of a path.
     let is_sum =
-        stamp.catalog_sha256.len() == 64 && stamp.catalog_sha256.bytes().all(|b| b.is_ascii_hexdigit());
-    is_sum.then_some(stamp)
+        note.catalog_sha256.len() == 64 && note.catalog_sha256.bytes().all(|b| b.is_ascii_hexdigit());
+    is_sum.then_some(note)
 }
 
-/// Notes how both files look. Without the note the next mount reads both through, and that is all.
-fn write_stamp(path: &Path, catalog: Look, sum: &str, index: &Path, blobs_seen: bool) {
+/// Notes how catalog and index look. Without the note, the next mount reads both through.
+fn write_note(path: &Path, stamp: CatalogStamp, sum: &str, index: &Path, blobs_seen: bool) {
     let written = look_of(index).and_then(|index| {
-        let stamp = Stamp { catalog, catalog_sha256: sum.to_owned(), index, blobs_seen };
-        // After a loss of power a part of it is none, and the files are read through once.
-        guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&stamp)?)
+        let note = Note { stamp, catalog_sha256: sum.to_owned(), index, blobs_seen };
+        // A note that lost a part in a power cut cannot be parsed, and counts as none.
+        guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&note)?)
     });
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), %error, "cannot note that a catalog was compiled");
     }
-}
-
-/// A catalog file's bytes, and how it looked before and after they were read.
-pub(crate) fn read_whole(path: &Path) -> Result<(Look, Vec<u8>), LibraryError> {
-    let failed = |source| LibraryError::Io { path: path.to_owned(), source };
-    // rcc writes catalogs in place: one that is being written is read once more.
-    for _ in 0..3 {
-        let file = guarded::open_file(path, Access::Read).map_err(|error| match error.problem {
-            Problem::Os(errno) => failed(errno.into()),
-            problem => refused(path, problem.to_string()),
-        })?;
-        let before = file.metadata().map_err(failed)?;
-        let bytes = guarded::read_at_most(&file, MAX_FILE).map_err(|problem| match problem {
-            Problem::Os(errno) => failed(errno.into()),
-            problem => refused(path, problem.to_string()),
-        })?;
-        let after = file.metadata().map_err(failed)?;
-        let look = Look::from(&before);
-        if look == Look::from(&after) && bytes.len() as u64 == before.size() {
-            return Ok((look, bytes));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    Err(failed(std::io::Error::other("it changes while it is read; is rcc recording?")))
 }
 
 /// How a file of the cache is written.

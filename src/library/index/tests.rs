@@ -9,6 +9,8 @@ use super::cache::open_or_compile;
 use super::*;
 use crate::library::LibraryError;
 use crate::library::catalog::parse_file;
+use crate::library::catalogs::CatalogName;
+use crate::library::dir::DirLibrary;
 
 const NAME: &str = "adb8c26db4d86a93v12.linux_amd64";
 
@@ -27,13 +29,19 @@ struct World {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (catalog, cache) = (dir.path().join(NAME), dir.path().join("cache/index"));
+        let (catalog, cache) = (dir.path().join("catalog").join(NAME), dir.path().join("cache/index"));
+        fs::create_dir(dir.path().join("catalog")).unwrap();
         fs::write(&catalog, recorded("basic-gz")).unwrap();
         Self { dir, catalog, cache }
     }
 
     fn open(&self) -> Index {
-        open_or_compile(&self.catalog, &self.cache).unwrap()
+        self.try_open(NAME).unwrap()
+    }
+
+    fn try_open(&self, name: &str) -> Result<Index, LibraryError> {
+        let library = DirLibrary::new(self.dir.path());
+        open_or_compile(&library, &CatalogName::parse(name).unwrap(), &self.cache)
     }
 
     fn only(&self, kind: &str) -> PathBuf {
@@ -80,10 +88,9 @@ fn walk(index: &Index) -> Result<Vec<String>, IndexError> {
 #[test]
 fn children_are_neighbours_in_the_order_of_their_names() {
     for fixture in ["basic-gz", "basic-raw"] {
-        let dir = tempfile::tempdir().unwrap();
-        let catalog = dir.path().join(NAME);
-        fs::write(&catalog, recorded(fixture)).unwrap();
-        let index = open_or_compile(&catalog, dir.path()).unwrap();
+        let world = World::new();
+        fs::write(&world.catalog, recorded(fixture)).unwrap();
+        let index = world.open();
         let (mut seen, mut files, mut relocated, mut bytes) = (1, 0, 0, 0);
         for id in 0..index.len() {
             let node = index.node(NodeId(id)).unwrap();
@@ -269,32 +276,30 @@ fn many_compile_at_once() {
 #[test]
 fn what_is_no_catalog_file_is_refused_by_name() {
     let world = World::new();
-    let refusal = |path: &Path| match open_or_compile(path, &world.cache) {
+    let refusal = |name: &str| match world.try_open(name) {
         Err(error @ LibraryError::Catalog { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     };
-    let other = world.dir.path().join("adb8c26db4d86a93v13.linux_amd64");
-    fs::write(&other, recorded("basic-gz")).unwrap();
-    assert!(refusal(&other).contains("version 12"));
-    let renamed = world.dir.path().join("4ef4502d7023d413v12.linux_amd64");
-    fs::copy(&world.catalog, &renamed).unwrap();
-    assert!(refusal(&renamed).contains("adb8c26db4d86a93"), "{}", refusal(&renamed));
-    let foreign = world.dir.path().join("adb8c26db4d86a93v12.darwin_arm64");
-    fs::copy(&world.catalog, &foreign).unwrap();
-    assert!(refusal(&foreign).contains("linux_amd64"));
+    assert_eq!(CatalogName::parse("adb8c26db4d86a93v13.linux_amd64"), None, "another version");
+    let renamed = "4ef4502d7023d413v12.linux_amd64";
+    fs::copy(&world.catalog, world.catalog.with_file_name(renamed)).unwrap();
+    assert!(refusal(renamed).contains("adb8c26db4d86a93"), "{}", refusal(renamed));
+    let foreign = "adb8c26db4d86a93v12.darwin_arm64";
+    fs::copy(&world.catalog, world.catalog.with_file_name(foreign)).unwrap();
+    assert!(refusal(foreign).contains("linux_amd64"));
     fs::remove_file(&world.catalog).unwrap();
     fs::create_dir(&world.catalog).unwrap();
-    assert!(refusal(&world.catalog).contains("regular file"));
+    assert!(refusal(NAME).contains("regular file"));
     fs::remove_dir(&world.catalog).unwrap();
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &world.catalog, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    assert!(refusal(&world.catalog).contains("regular file"), "and does not hang");
+    assert!(refusal(NAME).contains("regular file"), "and does not hang");
     fs::remove_file(&world.catalog).unwrap();
     fs::write(&world.catalog, b"hello").unwrap();
-    let message = refusal(&world.catalog);
+    let message = refusal(NAME);
     assert!(message.contains(NAME) && message.contains("gzip"), "{message}");
     fs::remove_file(&world.catalog).unwrap();
-    assert!(matches!(open_or_compile(&world.catalog, &world.cache), Err(LibraryError::Io { .. })));
+    assert!(matches!(world.try_open(NAME), Err(LibraryError::Io { .. })));
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::library::catalog::Header;
-use crate::library::catalogs::CatalogFile;
+use crate::library::catalogs::CatalogName;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
@@ -16,6 +16,7 @@ use crate::sys::guarded::Trust;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/basic-gz");
 const BLUEPRINT: &str = "adb8c26db4d86a93";
+const CATALOG: &str = "adb8c26db4d86a93v12.linux_amd64";
 const ID: &str = "ea7ce2c_5a1fac3_ca793c28";
 
 struct Place {
@@ -25,7 +26,11 @@ struct Place {
 impl Place {
     fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("hololib/used")).unwrap();
+        for inner in ["hololib/used", "hololib/catalog"] {
+            std::fs::create_dir_all(dir.path().join(inner)).unwrap();
+        }
+        let catalog = Path::new("hololib/catalog").join(CATALOG);
+        std::fs::copy(Path::new(FIXTURE).join("home").join(&catalog), dir.path().join(catalog)).unwrap();
         Place { dir }
     }
 
@@ -39,13 +44,9 @@ impl Place {
         };
         let identity = Identity::parse(ID).unwrap();
         MountPlan {
-            library: Location { hololib: path.join("hololib"), kind: LibraryKind::Hololib },
-            catalog: CatalogFile {
-                path: Path::new(FIXTURE).join(format!("home/hololib/catalog/{BLUEPRINT}v12.linux_amd64")),
-                blueprint: BLUEPRINT.into(),
-                platform: "linux_amd64".into(),
-                modified: std::time::SystemTime::UNIX_EPOCH,
-            },
+            location: Location::directory(path.join("hololib"), LibraryKind::Hololib),
+            catalog: CatalogName::parse(CATALOG).unwrap(),
+            index: None,
             holds: BLUEPRINT.into(),
             space: SpacePath {
                 mountpoint: path.join("holotree").join(ID),
@@ -94,7 +95,7 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     let info: Header = serde_json::from_slice(&std::fs::read(place.beside(".meta.info")).unwrap()).unwrap();
     assert_eq!(info.space, "golden-one");
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
-    assert!(plan.library.hololib.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
+    assert!(plan.location.path.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
     // The space itself stays taken.
     assert!(matches!(plan.claim(&[1; 32]), Err(SpaceError::Busy { .. })));
     claim.publish().unwrap();

@@ -37,7 +37,7 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         let catalog = fixture.join(format!("home/hololib/catalog/{blueprint}v12.linux_amd64"));
         let dir = tempfile::tempdir().unwrap();
         let space = space_in(dir.path(), name, label);
-        write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
+        write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
 
         // The golden lies where the fixture was made.
         let real_base = read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
@@ -62,10 +62,10 @@ fn meta_without_info_and_info_without_meta() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
     let catalog = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
-    write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
+    write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta.info")).unwrap();
     assert_eq!(recorded(&space.mountpoint).unwrap().blueprint, "adb8c26db4d86a93");
-    write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
+    write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta")).unwrap();
     assert!(recorded(&space.mountpoint).is_none());
 }
@@ -79,7 +79,7 @@ fn failed_write_leaves_what_was_there() {
     let bytes = std::fs::read(whole).unwrap();
     std::fs::write(&catalog, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::write(beside(&space.mountpoint, ".meta"), "old").unwrap();
-    assert!(write_meta(&base(&dir), &space, &catalog, 0o022).is_err());
+    assert!(write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).is_err());
     assert_eq!(std::fs::read(beside(&space.mountpoint, ".meta")).unwrap(), b"old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
@@ -144,7 +144,7 @@ fn links_in_place_of_our_files_are_neither_followed_nor_waited_for() {
         assert!(recorded(&space.mountpoint).is_none() && usage(&space.mountpoint).is_none());
         assert!(matches!(beside_of(&space.mountpoint), Beside::Unreadable));
         // These are ours to replace.
-        write_meta(&base(&dir), &space, &catalog, 0o022).unwrap();
+        write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
         assert!(!dir.path().join("missing").exists());
         for ending in [".lck", ".use", ".meta", ".meta.info"] {

@@ -56,7 +56,7 @@ impl Fixture {
     }
 
     fn select(&self, space: &str, blueprint: Option<&str>) -> Result<Selected, SpaceError> {
-        let library = Location { hololib: self.hololib(), kind: LibraryKind::Hololib };
+        let library = Location::directory(self.hololib(), LibraryKind::Hololib);
         let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint, fresh: false };
         select(&library, &wanted, &self.env)
     }
@@ -210,7 +210,7 @@ fn a_base_that_nobody_named_is_refused() {
     let copy = f.dir.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::rename(f.hololib(), copy.join("hololib")).unwrap();
-    let library = Location { hololib: copy.join("hololib"), kind: LibraryKind::Home };
+    let library = Location::directory(copy.join("hololib"), LibraryKind::Home);
     let select = |f: &Fixture, space: &str| {
         let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint: None, fresh: false };
         super::select(&library, &wanted, &f.env)
@@ -236,7 +236,7 @@ fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
     // The library is reached through a link, and the catalog names its directory otherwise.
     let link = f.dir.path().with_extension("link");
     std::os::unix::fs::symlink(f.dir.path(), &link).unwrap();
-    let library = Location { hololib: link.join("hololib"), kind: LibraryKind::Home };
+    let library = Location::directory(link.join("hololib"), LibraryKind::Home);
     let mut env = f.env.clone();
     env.robocorp_home = "/elsewhere".into();
     let wanted = Wanted { space: OsStr::new("demo"), controller: "user", blueprint: None, fresh: false };

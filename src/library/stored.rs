@@ -1,0 +1,98 @@
+//! Blobs as a library stores them: packed or plain, and not verified.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::Advice;
+
+use super::digest::Digest;
+
+/// All blobs of a library.
+#[derive(Debug, Default)]
+pub struct StoredBlobs {
+    /// Each blob with its stored size in bytes, sorted by digest.
+    pub blobs: Vec<(Digest, u64)>,
+    /// Bytes of what is stored among the blobs and is no blob.
+    pub strays: u64,
+}
+
+/// The stored bytes of one blob, to be read once from their beginning.
+pub struct StoredBlob {
+    reader: Box<dyn Read + Send>,
+    /// The part of a file that the reader reads.
+    section: Option<Section>,
+}
+
+impl std::fmt::Debug for StoredBlob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredBlob").field("section", &self.section).finish_non_exhaustive()
+    }
+}
+
+impl StoredBlob {
+    /// A blob that is a file of its own.
+    #[must_use]
+    pub fn of_file(file: File) -> Self {
+        let section = Section::whole(Arc::new(file));
+        Self { reader: Box::new(section.clone()), section: Some(section) }
+    }
+
+    /// The file whose content, as a whole, is the stored bytes. None when there is no such file: a part of a file
+    /// cannot be cloned, for it does not begin at a block.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.section.as_ref().filter(|section| section.end.is_none()).map(|section| &*section.file)
+    }
+
+    /// Lets the kernel read the stored bytes in the background.
+    ///
+    /// # Errors
+    /// The errno of `posix_fadvise`.
+    pub fn read_ahead(&self) -> io::Result<()> {
+        self.advise(Advice::WillNeed)
+    }
+
+    /// Lets the kernel drop the stored bytes from the page cache: they will not be read again.
+    pub fn drop_pages(&self) {
+        if let Err(error) = self.advise(Advice::DontNeed) {
+            tracing::debug!(%error, "stored bytes stay in the page cache");
+        }
+    }
+
+    fn advise(&self, advice: Advice) -> io::Result<()> {
+        let Some(section) = &self.section else { return Ok(()) };
+        let len = section.end.and_then(|end| (end - section.at).try_into().ok());
+        Ok(rustix::fs::fadvise(&*section.file, section.at, len, advice)?)
+    }
+}
+
+impl Read for StoredBlob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+/// A part of a file. Reads by offset, so that one descriptor serves several readers.
+#[derive(Clone, Debug)]
+pub(super) struct Section {
+    file: Arc<File>,
+    at: u64,
+    /// None for the end of the file.
+    end: Option<u64>,
+}
+
+impl Section {
+    pub(super) fn whole(file: Arc<File>) -> Self {
+        Self { file, at: 0, end: None }
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
