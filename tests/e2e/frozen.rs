@@ -57,7 +57,7 @@ for_both_users! {
         let world = World::sample();
         let mounted = world.mount("s");
         fs::write(mounted.at("made"), b"x").unwrap();
-        mounted.signal(Signal::STOP);
+        mounted.stop();
         let started = Instant::now();
         let done = world.run(["mount", "auto", "s", "--lock-timeout", "1"]);
         assert_eq!(done.code, 12, "{done:?}");
@@ -76,7 +76,7 @@ for_both_users! {
     fn a_stopped_daemon_is_unmounted() {
         let world = World::sample();
         let mounted = world.mount("s");
-        mounted.signal(Signal::STOP);
+        mounted.stop();
         let started = Instant::now();
         let done = world.run(["unmount", "s", "--timeout", "1"]);
         assert!(started.elapsed() < LIMIT, "{done:?}");

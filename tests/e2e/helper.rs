@@ -1,6 +1,6 @@
-//! The mount helper, with its privilege, asked by an ordinary user who means no good.
+//! Attacks the privileged mount helper as a malicious ordinary user.
 //!
-//! What it is good for is shown by every test that mounts, in its run `by_mount_helper`.
+//! Each `by_mount_helper` run of the other tests shows that the helper works.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Read;
@@ -36,7 +36,7 @@ macro_rules! as_ordinary_user {
     )+};
 }
 
-/// A directory of ours, and one in it to mount on.
+/// A directory of the user's own, and one in it to mount on.
 fn place() -> (TempDir, PathBuf) {
     let dir = reachable_tempdir("holofs-helper-");
     let on = dir.path().join("on");
@@ -48,7 +48,7 @@ fn opened(path: impl AsRef<Path>, flags: OFlags) -> OwnedFd {
     rustix::fs::open(path.as_ref(), flags | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
-/// What the kernel says of a helper that has begun.
+/// The mountinfo line and the credentials of a helper that has started.
 #[track_caller]
 fn has_one_capability(helper: &Helper) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", helper.pid())).unwrap();
@@ -89,7 +89,7 @@ as_ordinary_user! {
         mounted.unmount();
     }
 
-    fn options_of_the_mount_are_in_force() {
+    fn mount_options_take_effect() {
         let (_dir, on) = place();
         let flags = MountFlags {
             read_only: true, no_exec: true, no_atime: true, sync: true, dir_sync: true, allow_other: false,
@@ -112,7 +112,7 @@ as_ordinary_user! {
 
     fn setuid_root_helper_runs_as_the_caller() {
         use crate::common::as_user::SETUID_MOUNT_HELPER;
-        // Only root can make one: not there when an ordinary user runs the tests.
+        // Only root can make one. It does not exist if an ordinary user runs the tests.
         let Some(tools) = std::env::var_os("HOLOFS_TEST_TOOLS") else { return };
         let program = Path::new(&tools).join(SETUID_MOUNT_HELPER);
         if !program.exists() {
@@ -174,14 +174,14 @@ as_ordinary_user! {
         std::fs::set_permissions(&on, Permissions::from_mode(0o555)).unwrap();
         refuses(fd.as_fd(), Deny::NotWritable);
         std::fs::set_permissions(&on, Permissions::from_mode(0o755)).unwrap();
-        // Not reached by its path any more, whoever opened it when it was.
+        // The caller can no longer reach the directory by its path, although it was opened earlier.
         let below = on.join("below");
         std::fs::create_dir(&below).unwrap();
         let fd = directory(&below);
         std::fs::set_permissions(&on, Permissions::from_mode(0o000)).unwrap();
         refuses(fd.as_fd(), Deny::NotWhereItSays);
         std::fs::set_permissions(&on, Permissions::from_mode(0o755)).unwrap();
-        // Below a mount: it would be on top of what another put there.
+        // The directory is below a mount. A mount on it would cover what another user put there.
         let fd = directory(&on);
         let other = Helper::greeted();
         let mounted = other.mount(&on);
@@ -232,7 +232,7 @@ as_ordinary_user! {
             scope.spawn(|| {
                 use rustix::fs::{CWD, RenameFlags, renameat_with};
                 while !over.load(Ordering::Relaxed) {
-                    // Refused while it is mounted on.
+                    // The kernel refuses this while the directory is mounted on.
                     let swapped = renameat_with(CWD, &on, CWD, &link, RenameFlags::EXCHANGE);
                     assert!(matches!(swapped, Ok(()) | Err(rustix::io::Errno::BUSY)), "{swapped:?}");
                 }
@@ -248,7 +248,7 @@ as_ordinary_user! {
                 match reply {
                     Reply::Mounted => {
                         made += 1;
-                        // By either name: it moves.
+                        // Looks under both names, because the mount moves with its directory.
                         while line_of(&on).or_else(|| line_of(&link)).is_some() {
                             for name in [&on, &link] {
                                 drop(Command::new("fusermount3").arg("-uzq").arg(name).output());
@@ -277,7 +277,7 @@ as_ordinary_user! {
         let refuses = |what: BorrowedFd<'_>, why: Deny| {
             assert_eq!(helper.denied(Request::BackingOpen, &[what]), why);
         };
-        // Everybody may read these. Registered, they could be written to.
+        // Everybody may read these files. If they were registered, the user could write to them.
         for foreign in ["/etc/passwd", "/bin/sh"] {
             refuses(opened(foreign, OFlags::RDONLY).as_fd(), Deny::NotTheCallersFile);
         }
@@ -312,7 +312,7 @@ as_ordinary_user! {
         drop((first, second));
     }
 
-    // However the kernel is asked to open it, and whosever it is by then: it does not look at permission bits.
+    // Holds for every access mode and every later owner, because the kernel does not look at permission bits.
     fn file_registered_read_only_is_never_written() {
         let (dir, on) = place();
         let file = dir.path().join("file");
@@ -333,7 +333,7 @@ as_ordinary_user! {
         }
     }
 
-    // What counts is what the kernel holds, not which helpers live and what is mounted.
+    // The limit counts what the kernel holds, not the helpers that live or the mounts that exist.
     fn sessions_of_a_user_share_one_limit() {
         use crate::common::as_user::EMPTIED_MOUNT_HELPER;
         // Only root can make one.
@@ -373,7 +373,7 @@ as_ordinary_user! {
         let mounted = helper.mount(&on);
         assert_eq!(helper.denied(Request::BackingOpen, &[file.as_fd()]), Deny::TooMany);
         kept.pop();
-        wait_until("the kernel to let go", || {
+        wait_until("the kernel to release the files", || {
             !matches!(helper.ask(Request::BackingOpen, &[file.as_fd()]), Reply::Denied { .. })
         });
         drop(mounted);
@@ -428,7 +428,7 @@ as_ordinary_user! {
         let gone = |mut read: File| {
             wait_until("the other end to be closed", || matches!(read.read(&mut [0; 1]), Ok(0)));
         };
-        // Sent and refused.
+        // Descriptors that were sent with a refused request.
         let (dir, on) = place();
         let helper = Helper::greeted();
         let mounted = helper.mount(&on);
@@ -437,7 +437,7 @@ as_ordinary_user! {
         drop(write);
         gone(File::from(read));
         drop(mounted);
-        // Inherited.
+        // Descriptors that were inherited.
         let (read, write) = rustix::pipe::pipe().unwrap();
         let helper = Helper::start(&mut Command::new(mount_helper()));
         drop(write);
@@ -481,7 +481,7 @@ as_ordinary_user! {
             let status = closing(stdin).stdin(Stdio::null()).status().unwrap();
             assert_eq!(status.code(), Some(2), "{stdin}");
         }
-        // A stream is no packets, and a pipe no socket.
+        // A stream socket does not carry packets, and a pipe is not a socket.
         let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let status = Command::new(&program).stdin(OwnedFd::from(theirs)).status().unwrap();
         assert_eq!(status.code(), Some(2));
@@ -506,7 +506,7 @@ as_ordinary_user! {
         let able = Command::new("unshare").args(["--user", "--map-root-user", "true"]).output().unwrap();
         if able.status.success() {
             let helper = Helper::start(&mut command);
-            // It is not the caller there who made the socket, or it is but can do nothing.
+            // In the namespace, the caller is not the user who made the socket, or is that user but has no capability.
             if helper.send(&hello().encode(), &[])
                 && let Some((reply, _)) = helper.receive()
             {
@@ -523,7 +523,7 @@ as_ordinary_user! {
         mounted.abandon();
         helper.hang_up();
         assert_eq!(helper.wait().code(), Some(0));
-        // Nobody holds the connection any more: the kernel answers by itself.
+        // Nobody holds the connection any more, so the kernel itself answers.
         assert_eq!(rustix::fs::statfs(&on).unwrap_err(), rustix::io::Errno::NOTCONN);
         mounted.unmount();
     }
@@ -544,7 +544,7 @@ as_ordinary_user! {
     }
 }
 
-/// Helpers that count at the same time see the same number. In a mount namespace of its own, with its own `fuse.conf`.
+/// Helpers that count at the same time see the same number. Runs in a mount namespace with its own `fuse.conf`.
 #[test]
 fn concurrent_mounts_respect_mount_max() {
     use crate::common::as_user::{as_user_args, kernel_has_passthrough, root_or_skip, tools};
@@ -567,7 +567,7 @@ fn concurrent_mounts_respect_mount_max() {
 #[ignore = "run by the test above"]
 fn mounts_at_once() {
     const FREE: usize = 2;
-    // Only where the file is not the machine's.
+    // Only if the file is not the one of the machine.
     if crate::common::as_user::is_root() {
         return;
     }

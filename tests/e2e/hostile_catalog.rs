@@ -1,4 +1,4 @@
-//! Catalogs that cost more than they should: what a command takes of memory and time is in proportion to what is stored.
+//! Catalogs that are built to be expensive: the memory and time of a command are proportional to the size of the file.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::common::library::STAGE;
 use crate::common::world::{Done, finish};
 use crate::common::{Library, World};
 
-/// A world whose only catalog has this text, written piece by piece.
+/// A world whose only catalog has this text, which `fill` writes piece by piece.
 fn catalog(fill: impl FnOnce(&World, &mut dyn Write)) -> (World, PathBuf) {
     let world = World::new();
     for dir in ["catalog", "library", "used", "pids"] {
@@ -24,7 +24,7 @@ fn catalog(fill: impl FnOnce(&World, &mut dyn Write)) -> (World, PathBuf) {
     (world, path)
 }
 
-/// The members before the tree.
+/// The members of the catalog before its tree.
 fn header(world: &World) -> String {
     format!(
         r#""identity":"{STAGE}","path":"{}/{STAGE}","platform":"linux_{}","blueprint":"{}""#,
@@ -34,7 +34,7 @@ fn header(world: &World) -> String {
     )
 }
 
-/// Runs `holofs ARGS` with no more than `mebibytes` of address space, of which threads and programs take some as well.
+/// Runs `holofs ARGS` with a limit on the address space. Threads and programs use some of it as well.
 #[track_caller]
 fn within(world: &World, mebibytes: u64, args: &[&str]) -> Done {
     let holofs = world.holofs();
@@ -45,7 +45,8 @@ fn within(world: &World, mebibytes: u64, args: &[&str]) -> Done {
     done
 }
 
-/// Every command that reads catalogs refuses this one in one line that names it, within this memory.
+/// Asserts that every command that reads catalogs refuses this one within the memory limit, with one line that names
+/// it.
 #[track_caller]
 fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
     let home = world.home();
@@ -56,7 +57,7 @@ fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
     {
         let done = within(world, mebibytes, args);
         let said = format!("{}{}", done.stdout, done.stderr);
-        assert!(said.contains(&blueprint), "the catalog is named: {args:?}: {done:?}");
+        assert!(said.contains(&blueprint), "the catalog is not named: {args:?}: {done:?}");
         for word in words {
             assert!(said.contains(word), "{word}: {args:?}: {done:?}");
         }
@@ -104,7 +105,7 @@ fn sixty_million_relocations_in_a_small_file_are_refused() {
 
 #[test]
 fn entries_are_bounded_by_the_size_of_the_file() {
-    // Directories with names of two letters each, in directories of such.
+    // 3,000 directories with 1,000 directories each.
     let (world, path) = catalog(|world, out| {
         let names: Vec<String> = (0..1000).map(|n| format!(r#""{n:03}":{{}}"#)).collect();
         let thousand = names.join(",");
@@ -133,10 +134,10 @@ fn text_before_the_header_is_bounded() {
     assert_refused_within(&world, 300, &["bytes of text"]);
 }
 
-/// Puts something else in a catalog's place.
+/// Puts something in the place of a catalog file.
 type Make = fn(&std::path::Path);
 
-/// What is no regular file is passed over with one line, or refused with one; nothing waits for it or follows it.
+/// Anything but a regular file is skipped or refused with one line. No command waits for it or follows it.
 #[test]
 fn only_regular_files_are_catalogs() {
     let makers: [(&str, Make); 4] = [

@@ -1,18 +1,18 @@
-//! A library that somebody wrote to do harm: what a command shows of it, what it costs, where it leads.
+//! A library that somebody wrote to do harm: what a command prints of it, and where it makes files.
 
 use crate::common::as_user::root_or_skip;
 use crate::common::library::pattern;
 use crate::common::{Library, World};
 
-/// Clears the screen, goes on in a line of its own that looks like ours, and sets the terminal's title.
+/// Clears the screen, starts a line that looks like a line of holofs, and sets the title of the terminal.
 const EVIL: &str = "x\u{1b}[2J\nERROR holofs: forged\r\u{9b}31m\u{7f}\u{202e}";
 
-/// Whether a text holds something that a terminal acts on.
+/// Whether a text contains anything that a terminal acts on.
 fn is_active(text: &str) -> bool {
     text.chars().any(|c| c != '\n' && (c.is_control() || c == '\u{202e}'))
 }
 
-/// A library whose names, link texts and blueprint are hostile, with one blob that is not what it should be.
+/// A library with hostile names, link targets and blueprint, and with one bad blob.
 fn evil_world() -> World {
     let world = World::new();
     let library = Library::new()
@@ -31,7 +31,7 @@ for_both_users! {
         let world = evil_world();
         let home = world.home();
         let home = home.to_str().unwrap();
-        // A second catalog with another base: its path is shown by `catalogs`.
+        // A second catalog with another base, so that `catalogs` prints its path.
         let other = Library::new().named("other");
         other.write_edited(&world.hololib(), &world.base(), |json| {
             json["path"] = format!("/no/such/{EVIL}/{}", json["identity"].as_str().unwrap()).into();
@@ -58,7 +58,7 @@ for_both_users! {
             assert!(!forged(&done.stdout) && !forged(&done.stderr), "{args:?}: {done:?}");
             if args.contains(&"--json") {
                 let value: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-                // The value is what it was.
+                // JSON keeps the value.
                 assert!(value.to_string().contains("forged"), "{args:?}: {done:?}");
             }
         }
@@ -75,7 +75,7 @@ for_both_users! {
     }
 }
 
-/// A directory that a catalog names and nobody else does: what a mount makes beside a space does not get there.
+/// If only the catalog names a directory, a mount makes no files there.
 #[test]
 fn catalog_cannot_choose_where_files_are_made() {
     let world = World::new();
@@ -89,14 +89,14 @@ fn catalog_cannot_choose_where_files_are_made() {
     assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "{done:?}");
     assert!(done.code == 7 && done.stderr.contains(elsewhere.to_str().unwrap()), "{done:?}");
     assert_eq!(done.stderr.lines().count(), 2, "{done:?}");
-    // `warm` makes nothing there, and whoever types the path has chosen it.
+    // `warm` makes no files there. A user who types the path has chosen the directory.
     let blueprint = Library::sample().hash();
     assert_eq!(world.run(["warm".as_ref(), home.as_os_str(), blueprint.as_ref()]).code, 0);
     let typed = elsewhere.join("a-name-of-my-own-choice_");
     drop(world.mount_with(typed.to_str().unwrap(), &[]));
 }
 
-/// Where other users write, the library's own holotree can be a link of theirs.
+/// Where other users may write, the library's own holotree can be a link that one of them made.
 #[test]
 fn holotree_link_of_another_user_is_refused() {
     if !root_or_skip() {
@@ -110,7 +110,7 @@ fn holotree_link_of_another_user_is_refused() {
     let done = world.run(["mount".as_ref(), world.home().as_os_str(), "s".as_ref()]);
     assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "{done:?}");
     assert!(done.code == 7 && done.stderr.contains("user 12345"), "{done:?}");
-    // Our own link is our own choice.
+    // A link of the user's own is the user's choice.
     std::os::unix::fs::lchown(world.base(), Some(0), None).unwrap();
     let done = world.run(["mount".as_ref(), world.home().as_os_str(), "s".as_ref()]);
     assert_eq!(done.code, 0, "{done:?}");

@@ -1,14 +1,13 @@
-//! A failure at each system call that changes the disk, and the daemon killed there: in every operation.
+//! Makes each system call that changes the disk fail, and kills the daemon at each of them, in every operation.
 //!
-//! What is seen afterwards is what was there before or what the operation makes of it, nothing between. An answer that
-//! is an error means that nothing was done; an answer of success, that all was. The same operation works when it is
-//! tried again, and the next mount shows the same.
+//! The visible state afterwards is the one before the operation or after it. An error means before, success means
+//! after. The same operation works when it is tried again, and the next mount shows the same state.
 //!
-//! One thing may be otherwise: an upper directory gets its old time back in a call of its own, after an entry was put
-//! into it. When the daemon dies before that call, or the call fails, the directory has the time of now.
+//! One difference is allowed. After an entry was put into an upper directory, a further system call restores the time
+//! of that directory. If the daemon dies before that call, or the call fails, the directory shows the current time.
 //!
-//! `HOLOFS_INJECT_SEED` chooses the points, `HOLOFS_INJECT_POINTS` says how many (0: all), `HOLOFS_INJECT_ONLY` names
-//! the operations that are wanted by a part of their name.
+//! `HOLOFS_INJECT_SEED` chooses the points, `HOLOFS_INJECT_POINTS` sets their number (0: all), and `HOLOFS_INJECT_ONLY`
+//! selects operations by a part of their name.
 
 mod op;
 mod trace;
@@ -29,16 +28,16 @@ use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
 
 type Tree = BTreeMap<String, String>;
 
-/// How many points are tried unless it is said otherwise.
+/// The number of points that are tried by default.
 const POINTS: usize = 40;
 
-/// As many as there can be.
+/// More points than there are.
 const ALL_POINTS: usize = 2000;
 
-/// An operation that has not ended after this long never will.
+/// An operation that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The time given to all that was made before an operation, so that it shows when the operation changes one.
+/// The mtime of everything that was made before an operation, so that a change of it by the operation is visible.
 const PREPARED_TIME: i64 = 1_500_000_000;
 
 /// What an undisturbed run of an operation looks like.
@@ -48,14 +47,14 @@ struct Model {
     points: Vec<Point>,
 }
 
-/// A mount with fixtures that are used up one by one.
+/// A mount with fixtures. Each run of an operation uses up one fixture.
 struct Lab<'w> {
     world: &'w World,
     mounted: Option<Mounted<'w>>,
     next: usize,
 }
 
-/// How many points are wanted.
+/// The number of points to try.
 fn wanted_points() -> usize {
     match setting("HOLOFS_INJECT_POINTS") {
         None => POINTS,
@@ -64,7 +63,7 @@ fn wanted_points() -> usize {
     }
 }
 
-/// How many fixtures a mount has: an operation needs two of its own, a point one.
+/// The number of fixtures in a mount: two for each operation's model and one for each point.
 fn fixtures() -> usize {
     2 * OPS.len() + wanted_points()
 }
@@ -72,7 +71,8 @@ fn fixtures() -> usize {
 impl<'w> Lab<'w> {
     fn new(world: &'w World) -> Self {
         let mounted = world.mount("s");
-        // The caches of the directory above the fixtures; its first change would be seen in the first operation only.
+        // Fills the caches of the directory above the fixtures; otherwise its first change would be visible in the
+        // first operation only.
         std::fs::create_dir(mounted.at("c/made")).unwrap();
         Self { world, mounted: Some(mounted), next: 0 }
     }
@@ -85,7 +85,7 @@ impl<'w> Lab<'w> {
         self.mounted().at(format!("c/{number}"))
     }
 
-    /// A fixture nobody has touched, made ready; what is open stays open while the second is kept.
+    /// Prepares an unused fixture. The returned files stay open until they are dropped.
     fn prepare(&mut self, op: &Op) -> (usize, Vec<std::fs::File>) {
         let number = self.next;
         self.next += 1;
@@ -107,7 +107,7 @@ impl<'w> Lab<'w> {
         (number, held)
     }
 
-    /// All that can be seen of a fixture, with nothing in it that tells it from another.
+    /// Everything visible of a fixture, without what distinguishes it from other fixtures.
     fn see(&self, number: usize) -> Tree {
         let mark = mark(number);
         tree(&self.dir(number), &|bytes| match bytes.strip_prefix(mark.as_bytes()) {
@@ -134,7 +134,7 @@ impl<'w> Lab<'w> {
         wanted_ops().map(|op| (op, self.model(op))).collect()
     }
 
-    /// Runs an operation that was not done a second time: what is wrong then.
+    /// Repeats an operation that was not done. Returns what is wrong then.
     fn retry(&self, op: &Op, number: usize, model: &Model, loose: bool) -> Option<String> {
         match (op.run)(&self.dir(number)) {
             Err(error) => Some(format!("; tried again: {error}")),
@@ -143,7 +143,8 @@ impl<'w> Lab<'w> {
         }
     }
 
-    /// Runs an operation while something is done to a call of the daemon. The answer, and whether it was done.
+    /// Runs an operation while `inject` disturbs one system call of the daemon. Returns the result of the operation,
+    /// and whether the call was disturbed.
     fn disturbed(&self, op: &Op, number: usize, inject: &str) -> (std::io::Result<()>, bool) {
         let pid = self.mounted().pid();
         let trace = Trace::injecting(pid, self.world.path(), inject);
@@ -153,7 +154,7 @@ impl<'w> Lab<'w> {
                 let deadline = Instant::now() + PATIENCE;
                 while !ended.load(Ordering::SeqCst) {
                     if Instant::now() > deadline {
-                        // Only then does the operation end. What is seen next tells the failure.
+                        // The operation ends only when the daemon is dead. The check that follows reports the failure.
                         eprintln!("{} with {inject} has not ended: the daemon is killed", op.name);
                         if let Err(error) =
                             rustix::process::kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL)
@@ -172,25 +173,25 @@ impl<'w> Lab<'w> {
         (answer, was_injected(&trace.end()))
     }
 
-    /// Whether the daemon of the mount is there. The kernel would answer much from its caches when it is not.
+    /// Whether the daemon of the mount is alive. Without it the kernel would still answer much from its caches.
     fn is_served(&self) -> bool {
         is_running(self.mounted().pid())
     }
 
-    /// Mounts again after the daemon's death.
+    /// Mounts again after the death of the daemon.
     fn heal(&mut self) {
         self.mounted.take().expect("mounted").kill();
         self.mounted = Some(self.world.mount("s"));
     }
 }
 
-/// A world with many fixtures. Every other seed has raw blobs, which are cloned or copied, not unpacked.
+/// A world with many fixtures. Every other seed has raw blobs, which are cloned or copied instead of unpacked.
 fn world(seed: u64) -> World {
     let library = (0..fixtures()).fold(Library::new(), |library, n| fixture(library, &format!("c/{n}"), n));
     World::with(&if seed.is_multiple_of(2) { library.raw() } else { library })
 }
 
-/// The same, whatever the times of directories.
+/// The same tree without the times of directories.
 fn without_directory_times(tree: &Tree) -> Tree {
     let mut tree = tree.clone();
     for line in tree.values_mut().filter(|line| line.starts_with('/')) {
@@ -202,7 +203,7 @@ fn without_directory_times(tree: &Tree) -> Tree {
     tree
 }
 
-/// How a tree differs from what is wanted, times of directories apart if so wished.
+/// How a tree differs from the expected one, if wanted without the times of directories.
 fn differs(name: &str, want: &Tree, seen: &Tree, any_directory_times: bool) -> Option<String> {
     let strict = differences((name, want), ("seen", seen))?;
     if !any_directory_times {
@@ -211,7 +212,7 @@ fn differs(name: &str, want: &Tree, seen: &Tree, any_directory_times: bool) -> O
     differences((name, &without_directory_times(want)), ("seen", &without_directory_times(seen)))
 }
 
-/// What is to be tried: every point, or as many as are wanted, chosen by the seed.
+/// All points, or the wanted number of points chosen by the seed.
 fn choose<T>(mut all: Vec<T>, random: &mut Random) -> Vec<T> {
     while all.len() > wanted_points() {
         let at = usize::try_from(random.below(all.len() as u64)).unwrap();
@@ -229,7 +230,7 @@ fn seed() -> u64 {
     setting("HOLOFS_INJECT_SEED").unwrap_or(1)
 }
 
-/// strace may look into a process of its own user's, unless the kernel was told otherwise.
+/// strace may trace processes of its own user, unless the kernel forbids it.
 fn may_trace() -> bool {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let may = rustix::process::geteuid().is_root() || matches!(scope.trim(), "" | "0");
@@ -239,8 +240,8 @@ fn may_trace() -> bool {
     may
 }
 
-/// What does not work any more with the names of a fixture, those that are gone above all: each can be taken again, and
-/// the whole removed.
+/// Checks the names of a fixture, especially the removed ones: each name can be used again, and the whole directory can
+/// be removed. Returns what does not work.
 fn unusable(dir: &Path, model: &Model, seen: &Tree) -> Option<String> {
     for path in model.before.keys().chain(model.after.keys()).filter(|path| !seen.contains_key(*path)) {
         let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
@@ -249,17 +250,17 @@ fn unusable(dir: &Path, model: &Model, seen: &Tree) -> Option<String> {
         }
         let at = dir.join(path);
         if let Err(error) = std::fs::create_dir(&at).and_then(|()| std::fs::remove_dir(&at)) {
-            return Some(format!("{path} is not there and cannot be made: {error}"));
+            return Some(format!("{path} does not exist and cannot be made: {error}"));
         }
     }
     let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::create_dir(dir));
-    removed.err().map(|error| format!("the directory cannot be removed and made anew: {error}"))
+    removed.err().map(|error| format!("the directory cannot be removed and made again: {error}"))
 }
 
 #[track_caller]
 fn report(what: &str, tried: usize, missed: usize, faults: &[String]) {
     println!("{what}: seed {}: {tried} injected, {missed} not reached, {} wrong", seed(), faults.len());
-    let again = "again: HOLOFS_INJECT_SEED=… HOLOFS_INJECT_ONLY='name' cargo test --test e2e inject::";
+    let again = "to repeat: HOLOFS_INJECT_SEED=… HOLOFS_INJECT_ONLY='name' cargo test --test e2e inject::";
     assert!(faults.is_empty(), "{} of {tried} wrong\n{}\n{again}", faults.len(), faults.join("\n\n"));
     assert!(tried > 0, "nothing was injected");
 }
@@ -297,7 +298,7 @@ for_both_users! {
                 tried += 1;
             }
             let (name, want) = if answer.is_ok() { ("after", &model.after) } else { ("before", &model.before) };
-            // What was done stays done when a time could not be put back.
+            // An operation succeeds even if the time of a directory could not be restored.
             let loose = answer.is_ok() && point.call == "utimensat";
             if let Some(text) = differs(name, want, &lab.see(number), loose) {
                 faults.push(format!("{what}\n  answered {answer:?}, but: {text}"));
@@ -313,8 +314,8 @@ for_both_users! {
         lab.mounted = Some(mounted.remount());
         for (number, what, model, want, loose) in expected {
             let seen = lab.see(number);
-            if let Some(text) = differs("as it was", &want, &seen, loose) {
-                faults.push(format!("{what}\n  another state at the next mount: {text}"));
+            if let Some(text) = differs("state before the remount", &want, &seen, loose) {
+                faults.push(format!("{what}\n  the next mount shows another state: {text}"));
             } else if let Some(text) = unusable(&lab.dir(number), model, &seen) {
                 faults.push(format!("{what}\n  at the next mount {text}"));
             }

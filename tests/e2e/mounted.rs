@@ -1,4 +1,4 @@
-//! One operation at a time through the kernel: what a program sees on a mount is what it sees on a disk.
+//! Single operations through the kernel: a program sees on a mount what it would see on a plain directory.
 
 mod attributes;
 mod descriptors;
@@ -19,12 +19,12 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
-/// A file's inode number, links not followed.
+/// The inode number of a file, without following links.
 fn ino(path: impl AsRef<Path>) -> u64 {
     std::fs::symlink_metadata(path).unwrap().ino()
 }
 
-/// Sets the time of change of a file, in seconds.
+/// Sets the mtime of a file, in seconds.
 fn set_mtime(path: &Path, seconds: i64) {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
@@ -33,7 +33,7 @@ fn set_mtime(path: &Path, seconds: i64) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// The names in a directory, in order.
+/// The names in a directory, sorted.
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<String> =

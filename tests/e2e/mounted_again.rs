@@ -1,4 +1,4 @@
-//! The same space mounted once more: it is the same mount, if it is what was asked for.
+//! Mounts a mounted space again: the same mount is used if it has the requested options.
 
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ fn again(world: &World, args: &[&str]) -> Done {
     world.run(words.into_iter().chain(args.iter().map(OsStr::new)))
 }
 
-/// Once for each user in each mode.
+/// The number of mounts for each user in each mode.
 const TRIES: usize = 100;
 
 for_both_users! {
@@ -41,7 +41,7 @@ for_both_users! {
             assert_eq!(refused.code, 7, "{args:?}: {refused:?}");
             assert!(refused.stderr.contains(named), "{args:?}: {refused:?}");
         }
-        // Each at once; and the mount is as it was.
+        // The message names all differing options, and the mount stays as it was.
         let refused = again(&world, &["--ephemeral", "--io", other_io]);
         assert!(refused.stderr.contains("--ephemeral") && refused.stderr.contains("--io"), "{refused:?}");
         std::fs::write(mounted.at("kept"), "").unwrap();
@@ -60,7 +60,7 @@ for_both_users! {
         }
         let done = again(&world, &["--read-only", "--json"]);
         assert!(done.stdout.contains("\"strategy\": \"copy\""), "{done:?}");
-        // It would not take the changes that whoever leaves this out wants to make.
+        // Without the option the user wants to write, which this mount does not allow.
         assert_eq!(again(&world, &[]).code, 7);
         let status = world.json(["status", "s"]);
         assert_eq!(status["options"], serde_json::json!(["noexec"]), "{status}");
@@ -70,7 +70,7 @@ for_both_users! {
         assert_eq!((&row["io"], &row["read_only"], &row["ephemeral"]), (&io.into(), &true.into(), &false.into()));
     }
 
-    /// Nobody is to lose work because somebody else asked for a mount that forgets.
+    /// Otherwise a user would lose work because somebody else asked for an ephemeral mount.
     fn ephemeral_mount_does_not_satisfy_a_lasting_request() {
         let world = World::sample();
         let _mounted = world.mount_with("s", &["--ephemeral"]);
@@ -80,7 +80,7 @@ for_both_users! {
         assert_eq!(again(&world, &["--ephemeral"]).code, 0);
     }
 
-    /// Mounting and unmounting one space from two sides: a mount succeeds, whatever it met.
+    /// One thread mounts a space while another one unmounts it. Every mount must succeed.
     fn mounts_racing_unmounts_succeed() {
         let world = World::sample();
         world.mount("s").unmount();
@@ -90,7 +90,7 @@ for_both_users! {
                 let mut said = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     let done = world.run(["unmount", "s"]);
-                    // In use is true while the other side looks whether it answers.
+                    // 12 means busy: the other side is checking whether the mount answers.
                     if !matches!(done.code, 0 | 12) {
                         said.push(done);
                     }

@@ -1,7 +1,7 @@
-//! Hostile neighbours: what other users of the machine may put, link, exchange or mount where holofs works.
+//! Hostile neighbours: other users of the machine put, link, swap or mount things where holofs works.
 //!
-//! rcc's shared directories have mode 0777, and `ROBOCORP_HOME` can lie anywhere. Each test plays one trick, and shows
-//! that nothing of the victim's was changed, that commands end, and that a refusal is one clear line.
+//! rcc's shared directories have mode 0777, and `ROBOCORP_HOME` can lie anywhere. Each test makes one attack and checks
+//! that no file of the victim changes, that commands end, and that a refusal is one clear line.
 
 mod beside;
 mod mounts;
@@ -17,26 +17,26 @@ use rustix::fs::{CWD, FileType, Mode};
 use crate::common::World;
 use crate::common::world::Done;
 
-/// The space that is mounted, by its name.
+/// The name of the space that is mounted.
 const SPACE: &str = "s";
 
-/// Longer than any command takes on a busy machine, shorter than one that waits for something.
+/// Longer than any command takes on a busy machine, and shorter than a command that blocks.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What somebody puts in place of a file.
+/// What an attacker puts in the place of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Trap {
-    /// A link to a file of the victim's.
+    /// A link to a file of the victim.
     Link,
-    /// A link to nothing yet.
+    /// A link to a name that does not exist.
     Dangling,
     /// A link to `/dev/zero`.
     Zero,
-    /// A FIFO that nobody writes to.
+    /// A FIFO without a writer.
     Fifo,
-    /// 20 GB that take no space.
+    /// A sparse file of 20 GB.
     Huge,
-    /// A directory with something in it.
+    /// A non-empty directory.
     Directory,
 }
 
@@ -44,7 +44,7 @@ const TRAPS: [Trap; 6] = [Trap::Link, Trap::Dangling, Trap::Zero, Trap::Fifo, Tr
 
 const PRECIOUS: &[u8] = b"precious\n";
 
-/// The victim's file, and the name at which none may appear.
+/// The victim's file, and a name where no file may appear.
 struct Victim {
     file: PathBuf,
     missing: PathBuf,
@@ -62,10 +62,10 @@ impl Victim {
     fn is_untouched(&self) {
         assert_eq!(std::fs::read(&self.file).unwrap(), PRECIOUS);
         assert_eq!(std::fs::metadata(&self.file).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert!(!self.missing.exists(), "a file was made through a link");
+        assert!(!self.missing.exists(), "a file was created through a link");
     }
 
-    /// Puts a trap in place of whatever is at `path`.
+    /// Replaces whatever is at `path` by a trap.
     fn set(&self, trap: Trap, path: &Path) {
         clear(path);
         match trap {
@@ -93,7 +93,7 @@ fn clear(path: &Path) {
     }
 }
 
-/// Runs a command that has to end soon.
+/// Runs a command that must end soon.
 #[track_caller]
 fn soon(world: &World, args: &[&str]) -> Done {
     let start = Instant::now();
@@ -108,11 +108,14 @@ fn mount(world: &World) -> Done {
     soon(world, &["mount", world.home().to_str().unwrap(), SPACE, "--lock-timeout", "1"])
 }
 
-/// Asserts a refusal in one line, and perhaps one of what to do, that holds `word`.
+/// Asserts that a command failed with one line that contains `word`, and possibly one line of advice.
 #[track_caller]
 fn assert_refused(done: &Done, word: &str) {
     assert_ne!(done.code, 0, "{done:?}");
     assert_eq!(done.stdout, "", "{done:?}");
-    assert!(done.stderr.starts_with("holofs: ") && done.stderr.contains(word), "no {word:?}: {done:?}");
-    assert!(done.stderr.lines().count() <= 2, "more than a line: {done:?}");
+    assert!(
+        done.stderr.starts_with("holofs: ") && done.stderr.contains(word),
+        "{word:?} is missing: {done:?}"
+    );
+    assert!(done.stderr.lines().count() <= 2, "more than one line: {done:?}");
 }

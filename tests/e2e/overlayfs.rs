@@ -1,4 +1,4 @@
-//! The home on overlayfs, as in a container whose image holds it: no device whiteouts and no `RENAME_WHITEOUT` there.
+//! The home lies on overlayfs, as in a container image: there are no whiteout devices and no `RENAME_WHITEOUT`.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -124,6 +124,19 @@ impl<'w> Mounted<'w> {
         rustix::process::kill_process(pid, signal).expect("signal the daemon");
     }
 
+    /// Stops the daemon with SIGSTOP, and waits until none of its threads can answer any more.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        super::wait_until("the daemon to stop", || {
+            let threads =
+                std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the daemon's threads");
+            threads
+                .map(|thread| thread.expect("a thread").path().join("stat"))
+                .all(|stat| state(&stat) == Some('T'))
+        });
+    }
+
     /// Checks that nothing is left of a mount that was ended by other means.
     #[track_caller]
     pub fn has_ended(mut self) {
@@ -211,7 +224,10 @@ impl Mounted<'_> {
 
 /// Whether a process exists and is not a zombie.
 pub fn is_running(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, Some('Z' | 'X') | None)
+    !matches!(state(format!("/proc/{pid}/stat").as_ref()), Some('Z' | 'X') | None)
+}
+
+/// The state of a process or thread, from its `stat` file in /proc.
+fn state(stat: &Path) -> Option<char> {
+    std::fs::read_to_string(stat).ok()?.rsplit_once(") ")?.1.chars().next()
 }

@@ -1,4 +1,4 @@
-//! The mount helper spoken to directly, politely or not.
+//! Talks to the mount helper directly, with valid and invalid messages.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -17,14 +17,14 @@ use rustix::net::{
 
 use crate::common::as_user::mount_helper;
 
-/// A running helper. It must have ended soon after its socket is closed.
+/// A running helper. It must end soon after its socket is closed.
 pub struct Helper {
     socket: Option<OwnedFd>,
     child: Child,
 }
 
 impl Helper {
-    /// Started as holofs starts it, and greeted.
+    /// Starts a helper as holofs does, and completes the hello request.
     #[track_caller]
     pub fn greeted() -> Self {
         let helper = Self::start(&mut Command::new(mount_helper()));
@@ -32,13 +32,13 @@ impl Helper {
         helper
     }
 
-    /// Started in some way.
+    /// Starts a helper with this command.
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let child = command.stdin(theirs).spawn().unwrap();
-        // The command keeps its end for another start.
+        // Without this, the command would keep its end of the socket for another start.
         command.stdin(Stdio::null());
         Self { socket: Some(ours), child }
     }
@@ -47,7 +47,7 @@ impl Helper {
         self.child.id()
     }
 
-    /// Sends bytes; whether they could be.
+    /// Sends bytes and returns whether that worked.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -56,7 +56,7 @@ impl Helper {
         sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).is_ok()
     }
 
-    /// The next reply, None at the end.
+    /// The next reply; `None` if the helper has ended.
     #[track_caller]
     pub fn receive(&self) -> Option<(Reply, Option<OwnedFd>)> {
         let mut bytes = [0; 64];
@@ -91,7 +91,7 @@ impl Helper {
         self.ask_fd(request, fds).0
     }
 
-    /// Why a request is refused.
+    /// The reason why a request is refused.
     #[track_caller]
     pub fn denied(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Deny {
         match self.ask(request, fds) {
@@ -100,7 +100,7 @@ impl Helper {
         }
     }
 
-    /// Mounts on a directory of ours, and agrees with the kernel on passthrough.
+    /// Mounts on a directory of the user's own, and negotiates passthrough with the kernel.
     #[track_caller]
     pub fn mount(&self, dir: &Path) -> RawMount {
         let (reply, fuse) = self.ask_fd(mount(), &[directory(dir).as_fd()]);
@@ -125,7 +125,7 @@ impl Helper {
         self.wait()
     }
 
-    /// Ends it as its user may.
+    /// Kills the helper, as its user may.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.wait();
@@ -136,7 +136,7 @@ impl Helper {
         self.socket = None;
     }
 
-    /// Waits for one that ends by itself.
+    /// Waits for a helper that ends by itself.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -159,14 +159,14 @@ impl Drop for Helper {
     }
 }
 
-/// A mount that nobody serves: looking at it would hang.
+/// A mount that nobody serves: any access to it would hang.
 pub struct RawMount {
     fuse: Option<OwnedFd>,
     path: PathBuf,
 }
 
 impl RawMount {
-    /// Answers the kernel's FUSE_INIT, with FUSE_PASSTHROUGH (bit 37) in the answer.
+    /// Answers the kernel's FUSE_INIT with FUSE_PASSTHROUGH (bit 37).
     fn agree(&self) {
         let mut device = std::fs::File::from(self.fuse.as_ref().unwrap().try_clone().unwrap());
         let mut request = vec![0; 1 << 17];
@@ -185,13 +185,13 @@ impl RawMount {
         device.write_all(&reply).unwrap();
     }
 
-    /// Another descriptor of the connection.
+    /// Another descriptor of the same connection.
     pub fn connection(&self) -> OwnedFd {
         self.fuse.as_ref().unwrap().try_clone().unwrap()
     }
 
-    /// Serves a root directory in which every name is one file of everybody's, that is opened by passthrough. Ends with
-    /// the mount.
+    /// Serves a root directory in which every name is one world-accessible file that is opened by passthrough. Ends
+    /// with the mount.
     pub fn serve(&self, backing: BackingId) -> std::thread::JoinHandle<()> {
         let mut device = std::fs::File::from(self.connection());
         std::thread::spawn(move || {
@@ -201,7 +201,7 @@ impl RawMount {
                 let node = u64::from_le_bytes(request[16..24].try_into().unwrap());
                 assert!(size >= 40);
                 let answer = match word(4) {
-                    // FORGET and BATCH_FORGET are not answered.
+                    // FORGET and BATCH_FORGET have no reply.
                     2 | 42 => continue,
                     // LOOKUP.
                     1 => Ok([&2u64.to_le_bytes()[..], &[0; 32], &attributes(2)].concat()),
@@ -228,17 +228,17 @@ impl RawMount {
         })
     }
 
-    /// Ends the connection, so that the kernel waits for nobody.
+    /// Aborts the connection, so that the kernel waits for nobody.
     pub fn abandon(&mut self) {
         self.fuse = None;
     }
 
-    /// What mountinfo says of it.
+    /// Its line in mountinfo.
     pub fn line(&self) -> Option<String> {
         line_of(&self.path)
     }
 
-    /// `fusermount3 -u`, as its owner would.
+    /// Runs `fusermount3 -u` as its owner.
     #[track_caller]
     pub fn unmount(mut self) {
         self.abandon();
@@ -256,18 +256,18 @@ impl Drop for RawMount {
     }
 }
 
-/// `struct fuse_attr`: a directory as number 1, else a file.
+/// A `struct fuse_attr`: inode 1 is a directory, every other number a file.
 fn attributes(node: u64) -> Vec<u8> {
     let mode: u32 = if node == 1 { 0o040_777 } else { 0o100_666 };
     let mut bytes = Vec::new();
     // ino, size, blocks and three times.
     [node, 5, 0, 0, 0, 0].into_iter().for_each(|n| bytes.extend(n.to_le_bytes()));
-    // Their nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags.
+    // The nanoseconds of the three times, mode, nlink, uid, gid, rdev, blksize, flags.
     [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0].into_iter().for_each(|n: u32| bytes.extend(n.to_le_bytes()));
     bytes
 }
 
-/// What mountinfo says of a mountpoint.
+/// The mountinfo line of a mountpoint.
 pub fn line_of(path: &Path) -> Option<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let path = path.to_str().unwrap();
@@ -282,7 +282,7 @@ pub fn mount() -> Request {
     Request::Mount { flags: MountFlags::default(), source: MountSource::new("holofs:test@1.2").unwrap() }
 }
 
-/// A directory, or whatever is there, by its path only.
+/// Opens whatever is at the path with O_PATH.
 pub fn directory(path: &Path) -> OwnedFd {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).unwrap()

@@ -1,4 +1,4 @@
-//! The operations into which failures are injected: each is one change, as far as a program can tell.
+//! The operations into which failures are injected. For a program, each is one change.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Result;
@@ -16,12 +16,12 @@ use crate::common::library::{STAGE, pattern};
 #[derive(Debug)]
 pub struct Op {
     pub name: &'static str,
-    /// Makes what it needs, undisturbed. What it returns stays open.
+    /// Prepares the fixture, undisturbed. The returned files stay open.
     pub prepare: fn(&Path) -> Result<Vec<File>>,
     pub run: fn(&Path) -> Result<()>,
 }
 
-/// What each file of fixture `number` begins with: so no two fixtures share a blob.
+/// The first bytes of each file of fixture `number`, so that no two fixtures share a blob.
 pub fn mark(number: usize) -> String {
     format!("{number:08}")
 }
@@ -73,7 +73,7 @@ fn set_time(path: &Path) -> Result<()> {
     Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// To another owner where one may; else to oneself.
+/// Changes the owner if permitted, else to the current owner.
 fn chown(path: &Path) -> Result<()> {
     let to = if rustix::process::geteuid().is_root() { 12_345 } else { rustix::process::geteuid().as_raw() };
     std::os::unix::fs::lchown(path, Some(to), None)
@@ -110,10 +110,10 @@ fn append(path: &Path) -> Result<()> {
     std::io::Write::write_all(&mut OpenOptions::new().append(true).open(path)?, b"appended\n")
 }
 
-/// Reads all of a file, which must be the right bytes.
+/// Reads a whole file and checks its bytes.
 fn read(path: &Path, len: usize) -> Result<()> {
     let bytes = std::fs::read(path)?;
-    assert_eq!(bytes.len(), len, "{}: an answer of the wrong length", path.display());
+    assert_eq!(bytes.len(), len, "{}: wrong length", path.display());
     assert!(
         !bytes.windows(STAGE.len()).any(|window| window == STAGE.as_bytes()),
         "unpatched: {}",
@@ -131,7 +131,7 @@ macro_rules! ops {
 
 use std::fs as f;
 
-/// Every operation, on every sort of entry for which it takes another way.
+/// Every operation, on every kind of entry that takes another path through the code.
 pub const OPS: &[Op] = ops! {
     "create": nothing => |d| File::create_new(d.join("new")).map(drop);
     "create below a lower directory": nothing => |d| File::create_new(d.join("dir/sub/new")).map(drop);
@@ -162,8 +162,8 @@ pub const OPS: &[Op] = ops! {
         => |d| OpenOptions::new().write(true).truncate(true).open(d.join("small")).map(drop);
     "truncate a small file": nothing => |d| set_len(&d.join("small"), 10);
     "truncate a large file": nothing => |d| set_len(&d.join("big"), 1000);
-    "truncate a large file to nothing": nothing => |d| set_len(&d.join("big"), 0);
-    "lengthen a file": nothing => |d| set_len(&d.join("medium"), 100_000);
+    "truncate a large file to 0": nothing => |d| set_len(&d.join("big"), 0);
+    "extend a file": nothing => |d| set_len(&d.join("medium"), 100_000);
     "truncate a relocated file": nothing => |d| set_len(&d.join("conf"), 20);
     "truncate a changed file": |d| append(&d.join("small")).and_then(ready) => |d| set_len(&d.join("small"), 10);
     "fallocate": nothing => |d| {
@@ -219,7 +219,7 @@ pub const OPS: &[Op] = ops! {
     "unlink of a changed file": |d| append(&d.join("small")).and_then(ready) => |d| f::remove_file(d.join("small"));
     "unlink of a new file": |d| make_file(&d.join("new")).and_then(ready) => |d| f::remove_file(d.join("new"));
     "unlink of an open file": |d| Ok(vec![File::open(d.join("medium"))?]) => |d| f::remove_file(d.join("medium"));
-    "unlink of a name of two": |d| f::hard_link(d.join("small"), d.join("new")).and_then(ready)
+    "unlink one of two hard links": |d| f::hard_link(d.join("small"), d.join("new")).and_then(ready)
         => |d| f::remove_file(d.join("small"));
     "rename a file": nothing => |d| f::rename(d.join("small"), d.join("new"));
     "rename a relocated file": nothing => |d| f::rename(d.join("conf"), d.join("new"));

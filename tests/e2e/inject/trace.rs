@@ -1,7 +1,8 @@
-//! strace beside the daemon: it counts the calls that change the disk, lets one of them fail, or kills the daemon there.
+//! Attaches strace to the daemon. strace counts the system calls that change the disk, makes one of them fail, or kills
+//! the daemon there.
 //!
-//! The product has no hook for this. strace counts each call of each thread by itself, so a point is "the n-th call of
-//! this name in one thread".
+//! The product has no hook for this. strace counts each system call of each thread separately, so a point is "the n-th
+//! call of this name in one thread".
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-/// Every call of the daemon by which something on the disk can change, and those that need a new descriptor.
+/// Every system call by which the daemon can change the disk, and those that need a new descriptor.
 const CHANGING: &[&str] = &[
     "open",
     "openat",
@@ -46,20 +47,20 @@ const CHANGING: &[&str] = &[
     "syncfs",
 ];
 
-/// The call by which the daemon answers the kernel.
+/// The system call by which the daemon replies to the kernel.
 const ANSWER: &str = "writev";
 
-/// The n-th call of a name in one thread.
+/// The n-th call of this name in one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Point {
     pub call: String,
     pub nth: usize,
-    /// The call as strace printed it, for whoever reads a failure.
+    /// The call as strace printed it, for the reader of a failure.
     pub line: String,
 }
 
 impl Point {
-    /// The errors that this call can have on a disk that is full or broken, or without a free descriptor.
+    /// The errors that this call can return on a full or broken disk, or without a free descriptor.
     pub fn errors(&self) -> &'static [&'static str] {
         match self.call.as_str() {
             "open" | "openat" | "openat2"
@@ -74,12 +75,12 @@ impl Point {
         }
     }
 
-    /// What strace is told, to let this call fail.
+    /// The strace option that makes this call fail.
     pub fn failing(&self, error: &str) -> String {
         format!("inject={}:error={error}:when={}", self.call, self.nth)
     }
 
-    /// What strace is told, to kill the daemon instead of this call.
+    /// The strace option that kills the daemon instead of this call.
     pub fn killing(&self) -> String {
         format!("inject={}:signal=SIGKILL:when={}", self.call, self.nth)
     }
@@ -93,15 +94,15 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Notes every changing call, and the answers.
+    /// Records every call that changes the disk, and the replies.
     #[track_caller]
     pub fn counting(pid: i32, dir: &Path) -> Self {
-        // An architecture need not have all of them, nor strace know the newest.
+        // "?" because an architecture may lack some of them, and strace may not know the newest.
         let calls: Vec<String> = CHANGING.iter().chain([&ANSWER]).map(|call| format!("?{call}")).collect();
         Self::attach(pid, dir, &[format!("trace={}", calls.join(","))])
     }
 
-    /// Does what `inject` says to one call.
+    /// Disturbs one call as `inject` says.
     #[track_caller]
     pub fn injecting(pid: i32, dir: &Path, inject: &str) -> Self {
         let call = inject.split(['=', ':']).nth(1).expect("inject=CALL:…");
@@ -125,19 +126,19 @@ impl Trace {
         let mut line = String::new();
         said.read_line(&mut line).expect("strace's first line");
         assert!(line.contains(" attached"), "strace: {line}");
-        // It must not wait for us to read the rest.
+        // strace must not block on a full pipe.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Self { strace, log }
     }
 
-    /// Detaches, and returns what was seen.
+    /// Detaches, and returns the recorded lines.
     pub fn end(mut self) -> Vec<String> {
         self.stop();
         let log = std::fs::read(&self.log).expect("strace's log");
         String::from_utf8_lossy(&log).lines().map(str::to_owned).collect()
     }
 
-    /// strace can wait for ever for a process that was killed while it let go of it.
+    /// strace can hang when the process is killed while strace detaches from it.
     fn stop(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.strace.id()).expect("a pid")).expect("a pid");
         let deadline = Instant::now() + Duration::from_secs(2);
@@ -151,7 +152,7 @@ impl Trace {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.strace.wait().expect("strace ends");
+        self.strace.wait().expect("strace has ended");
     }
 }
 
@@ -161,7 +162,7 @@ impl Drop for Trace {
     }
 }
 
-/// The points in what was seen, each once, in the order of their first appearance.
+/// The points in the recorded lines, each once, in the order of their first appearance.
 pub fn points(seen: &[String]) -> Vec<Point> {
     let mut counts = std::collections::HashMap::new();
     let mut out: Vec<Point> = Vec::new();
@@ -181,12 +182,12 @@ pub fn points(seen: &[String]) -> Vec<Point> {
     out
 }
 
-/// Whether a point is the answer to the kernel.
+/// Whether a point is the reply to the kernel.
 pub fn is_answer(point: &Point) -> bool {
     point.call == ANSWER
 }
 
-/// Whether what was to be done to a call was done.
+/// Whether the call was disturbed.
 pub fn was_injected(seen: &[String]) -> bool {
     seen.iter().any(|line| line.contains("(INJECTED)"))
 }

@@ -1,4 +1,4 @@
-//! Traps in place of the files that rcc and holofs keep beside a space's directory and in the library.
+//! Traps in the place of the files that rcc and holofs keep beside the directory of a space and in the library.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use crate::common::mount::is_running;
 use crate::common::world::HOME;
 use crate::common::{Library, Mounted, World};
 
-/// A world whose space was mounted before, so that all files are there; the space's directory and its files.
+/// A world whose space was mounted before, so that all files exist, and a function that returns their paths.
 fn used() -> (World, impl Fn(&str) -> PathBuf) {
     let world = World::sample();
     let mounted = world.mount(SPACE);
@@ -22,7 +22,7 @@ fn used() -> (World, impl Fn(&str) -> PathBuf) {
     (world, beside)
 }
 
-/// Mounts, which must work in spite of a trap, and unmounts, upon which the daemon must end.
+/// Mounts despite a trap, which must work, and unmounts, which must end the daemon.
 #[track_caller]
 fn comes_and_goes(world: &World) {
     let mounted: Mounted<'_> = world.mount(SPACE);
@@ -74,14 +74,14 @@ for_both_users! {
             comes_and_goes(&world);
             victim.is_untouched();
         }
-        // The directory itself leads elsewhere.
+        // Here the directory itself is a link.
         let used = world.hololib().join("used");
         let elsewhere = world.path().join("elsewhere");
         std::fs::create_dir(&elsewhere).unwrap();
         clear(&used);
         std::os::unix::fs::symlink(&elsewhere, &used).unwrap();
         comes_and_goes(&world);
-        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "a mark was made through a link");
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "a mark was created through a link");
     }
 
     fn meta_file_that_is_not_a_file_is_ignored() {
@@ -105,7 +105,7 @@ for_both_users! {
     }
 }
 
-/// rcc's shared mode: a lock that another user made, and everybody may take, is a good one.
+/// rcc's shared mode: a lock file that another user made and everybody may lock is usable.
 #[test]
 fn lock_file_of_another_user_is_used() {
     use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Mounts that are not the space's, and a mountpoint that is exchanged.
+//! Mounts that do not belong to the space, and a mountpoint that is swapped.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -12,17 +12,17 @@ use super::{SPACE, assert_refused, mount, soon};
 use crate::common::as_user::root_or_skip;
 use crate::common::{Mounted, World};
 
-/// How often a mount races against somebody who exchanges its mountpoint.
+/// How many mounts race with somebody who swaps the mountpoint.
 const RACES: usize = 25;
 
-/// The source of the mount at a path, as mountinfo shows it.
+/// The source of the mount at a path, according to mountinfo.
 fn source_at(path: &Path) -> String {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| line.split(' ').nth(4) == path.to_str()).expect("mounted");
     line.split(" - ").nth(1).unwrap().split(' ').nth(1).unwrap().to_owned()
 }
 
-/// A FUSE mount of another user, as the kernel shows it; nobody answers for it.
+/// A FUSE mount of another user, as the kernel shows it. No daemon serves it.
 struct Foreign<'p> {
     at: &'p Path,
     _device: OwnedFd,
@@ -45,7 +45,7 @@ impl Drop for Foreign<'_> {
     }
 }
 
-/// A bind mount that goes with its guard.
+/// A bind mount that is unmounted on drop.
 struct Bound<'p>(&'p Path);
 
 impl<'p> Bound<'p> {
@@ -58,7 +58,7 @@ impl<'p> Bound<'p> {
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
-        // One of the tests has it taken away.
+        // One of the tests has unmounted it already.
         rustix::mount::unmount(self.0, UnmountFlags::DETACH).ok();
     }
 }
@@ -72,7 +72,7 @@ fn assert_found(world: &World, mounted: &Mounted<'_>) {
     assert_eq!(world.json(["status", SPACE])["state"], "mounted");
 }
 
-/// Does something at the end of its scope, however that ends.
+/// Runs a function at the end of a scope, also on a panic.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
@@ -92,11 +92,11 @@ for_both_users! {
         std::os::unix::fs::symlink(&victim, &trap).unwrap();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // Also when an assertion fails.
+            // Also runs if an assertion fails.
             let _end = OnDrop(|| over.store(true, Ordering::Relaxed));
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    // Refused while it is mounted on.
+                    // Fails while the directory is mounted on.
                     rustix::fs::renameat_with(CWD, &path, CWD, &trap, RenameFlags::EXCHANGE).ok();
                     std::thread::yield_now();
                 }
@@ -105,7 +105,8 @@ for_both_users! {
                 let done = mount(&world);
                 let mounts = world.mounts();
                 if done.code == 0 {
-                    // An exchange that had begun before can still end after the last look; its place is ours anyway.
+                    // A swap that started earlier can complete after the last check. The mount is then under the other
+                    // name of its own directory.
                     assert!(mounts == [path.as_path()] || mounts == [trap.as_path()], "{mounts:?} {done:?}");
                     assert_eq!(done.stdout.trim(), path.to_str().unwrap());
                     assert_eq!(soon(&world, &["unmount", SPACE]).code, 0);
@@ -119,7 +120,7 @@ for_both_users! {
     }
 }
 
-/// Another user mounts something whose source text is ours.
+/// Another user mounts a filesystem with the same source text.
 #[test]
 fn mount_of_another_user_with_our_source_is_not_ours() {
     if !root_or_skip() {
@@ -141,7 +142,7 @@ fn mount_of_another_user_with_our_source_is_not_ours() {
     assert_eq!(world.json(["list"])[&identity]["state"], "unmounted");
     assert_eq!(soon(&world, &["unmount", "--all"]).stdout, "");
     drop(foreign);
-    // On the very place of the space.
+    // At the very place of the space.
     let foreign = Foreign::new(&source, &path);
     for command in [&["path", SPACE][..], &["mount", world.home().to_str().unwrap(), SPACE]] {
         let done = soon(&world, command);
@@ -175,7 +176,7 @@ fn bind_mount_of_a_part_is_not_the_space() {
     }
 }
 
-/// Of a bind mount of the whole the recorded place decides; `--force` ends all of them.
+/// The recorded place decides which of the mounts is the space; `--force` ends all of them.
 #[test]
 fn bind_mount_of_the_whole_is_not_the_space() {
     if !root_or_skip() {
@@ -187,7 +188,7 @@ fn bind_mount_of_the_whole_is_not_the_space() {
     let bound = Bound::new(mounted.path(), &at);
     assert_found(&world, &mounted);
     assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
-    // The bind mount by its path, and no more than that.
+    // Unmounting by the path of the bind mount fails too.
     assert_eq!(soon(&world, &["unmount", at.to_str().unwrap()]).code, 12);
     let done = soon(&world, &["unmount", SPACE, "--force"]);
     assert_eq!((done.code, done.stdout.trim()), (0, mounted.path().to_str().unwrap()), "{done:?}");
@@ -196,7 +197,7 @@ fn bind_mount_of_the_whole_is_not_the_space() {
     mounted.has_ended();
 }
 
-/// `path` looks at one space: in another one there may be a hundred thousand changes, or something that never answers.
+/// `path` reads one space only: another space may have a hundred thousand changes, or a mount that never answers.
 #[test]
 fn path_reads_no_other_space() {
     if !root_or_skip() {

@@ -1,17 +1,15 @@
-//! A mount that another mount namespace has, and daemons that do not end by themselves.
+//! A mount that another mount namespace holds, and daemons that do not end by themselves.
 
 use std::process::{Child, Command};
-
-use rustix::process::Signal;
 
 use super::{SPACE, assert_refused, mount, soon};
 use crate::common::as_user::root_or_skip;
 use crate::common::{Mounted, World, wait_until};
 
-/// A process with a mount namespace of its own that has a copy of one mount, which nobody else's unmounting reaches.
+/// A process whose own mount namespace has a copy of one mount. Unmounting elsewhere does not reach that copy.
 struct Elsewhere(Child);
 
-/// Lets go of the spaces of other tests, which would be kept busy.
+/// Unmounts the spaces of other tests in the new namespace; otherwise it would keep them busy.
 const ONLY_ONE: &str = r#"for at in $(awk '/ - fuse\.holofs / { print $5 }' /proc/self/mountinfo); do
     [ "$at" = "$1" ] || umount -l "$at"
 done
@@ -57,7 +55,7 @@ fn unmount_names_processes_in_other_mount_namespaces() {
     let mounted = world.mount(SPACE);
     change(&mounted);
     let elsewhere = Elsewhere::with(&mounted);
-    // The second time nothing is mounted here, and the space is as busy.
+    // The second time nothing is mounted here, but the space is still busy.
     for _ in 0..2 {
         let done = soon(&world, &["unmount", SPACE]);
         assert_eq!(done.code, 12, "{done:?}");
@@ -96,7 +94,7 @@ for_both_users! {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         change(&mounted);
-        mounted.signal(Signal::STOP);
+        mounted.stop();
         let done = soon(&world, &["unmount", SPACE, "--timeout", "1"]);
         assert_eq!(done.code, 12, "{done:?}");
         assert_refused(&done, &format!("process {}, which is stopped", mounted.pid()));

@@ -1,4 +1,4 @@
-//! Whose holofs's own directories are, and traps in place of the files in them.
+//! The owners of holofs's own directories, and traps in the place of the files in them.
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -71,14 +71,14 @@ for_both_users! {
                 let done = mount(&world);
                 assert_refused(&done, "other users may write to it");
                 assert!(done.stderr.contains("chmod go-w"), "{done:?}");
-                // The space's own directory is no concern of the others.
+                // Other commands do not read the space's own directory.
                 if dir != &space {
                     assert_refused(&soon(&world, &["list"]), "other users may write to it");
                 }
             }
             chmod(dir, 0o700);
         }
-        // A home in which everybody may exchange what is ours; with the sticky bit nobody can.
+        // Everybody can swap entries in this home. With the sticky bit nobody can.
         chmod(&world.home(), 0o777);
         assert_refused(&mount(&world), "other users may write to it");
         chmod(&world.home(), 0o1777);
@@ -90,7 +90,7 @@ for_both_users! {
         chmod(&world.home(), 0o777);
         assert_refused(&mount(&world), "other users may write to it");
         assert!(!world.state().exists());
-        // The way out that is advised.
+        // The advice of the error message works.
         let elsewhere = world.path().join("own");
         let mut command = world.holofs();
         command.env("HOLOFS_HOME", &elsewhere).arg("mount").arg(world.home()).arg(SPACE);
@@ -101,7 +101,7 @@ for_both_users! {
     }
 }
 
-/// They made our directories first: their index, so their code, would be used.
+/// The other user made the directories first, so the index, and with it the code that runs, could be theirs.
 #[test]
 fn directories_that_another_user_made_are_refused() {
     if !root_or_skip() {
@@ -121,7 +121,8 @@ fn directories_that_another_user_made_are_refused() {
     }
 }
 
-/// A link of theirs in a directory with the sticky bit leads to a directory of ours; they could turn it any time.
+/// A link of another user in a directory with the sticky bit leads to a directory of the victim. Its owner could
+/// redirect it at any time.
 #[test]
 fn directory_behind_a_link_of_another_user_is_refused() {
     if !root_or_skip() {
@@ -138,7 +139,7 @@ fn directory_behind_a_link_of_another_user_is_refused() {
     assert_refused(&mount(&world), "it belongs to user 65534");
 }
 
-/// `sudo holofs mount` with the home of the user before: what root uses would be his to exchange.
+/// `sudo holofs mount` with the home of an ordinary user: that user could swap what root uses.
 #[test]
 fn root_refuses_an_ordinary_users_home() {
     if !root_or_skip() {
