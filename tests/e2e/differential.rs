@@ -1,9 +1,10 @@
-//! A mount and a plain directory that holds the restored tree must not differ, whatever is done to both.
+//! A mount and a plain directory with the restored tree must not differ, whatever is done to both.
 //!
-//! Random operations, among them remounts and kill -9 of the daemon, run on both sides. Each result, each errno
-//! and the final trees must agree. A sequence that makes them differ is cut down to a short one and printed.
+//! Random operations, including remounts and kill -9 of the daemon, run on both sides. Each result, each errno and the
+//! final trees must agree. A sequence that makes them differ is reduced to a short one and printed.
 //!
-//! `HOLOFS_DIFF_SEED=N` runs that seed alone; `HOLOFS_DIFF_SEEDS` and `HOLOFS_DIFF_OPS` say how many, how long.
+//! `HOLOFS_DIFF_SEED=N` runs only that seed. `HOLOFS_DIFF_SEEDS` sets the number of sequences and `HOLOFS_DIFF_OPS`
+//! their length.
 
 mod generate;
 mod op;
@@ -20,13 +21,13 @@ use crate::common::library::{STAGE, pattern};
 use crate::common::see::differences;
 use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
 
-/// How long a failing sequence may be cut.
+/// The time limit for reducing a failing sequence.
 const SHRINK_TIME: Duration = Duration::from_secs(60);
 
-/// A mount and a plain directory of the same content.
+/// A mount and a plain directory with the same content.
 struct Pair<'w> {
     world: &'w World,
-    // Before the mount, in the order in which they end: open files would keep it busy.
+    // The sides are dropped before the mount, because open files would keep it busy.
     mount: Side,
     plain: Side,
     mounted: Option<Mounted<'w>>,
@@ -35,11 +36,11 @@ struct Pair<'w> {
 impl<'w> Pair<'w> {
     fn new(world: &'w World, library: &Library) -> Self {
         let mounted = world.mount("s");
-        // Of the same name: it is in the relocated files.
+        // With the same name, because relocated files contain it.
         let plain = world.path().join("plain").join(mounted.identity());
         library.restore(&plain);
         let (mount, mut plain) = (Side::new(mounted.path()), Side::new(&plain));
-        // rcc's links have the time of their making; a mount's have the time of all the rest.
+        // Links that rcc restores have the current time; links in a mount have the time of all other entries.
         let mut links = Vec::new();
         plain.visit(&mut |path, stat| {
             if stat.is_ok_and(|stat| stat.is_symlink()) {
@@ -52,7 +53,7 @@ impl<'w> Pair<'w> {
         Self { world, mounted: Some(mounted), mount, plain }
     }
 
-    /// Does one operation on both sides; an error says how they differ.
+    /// Does one operation on both sides. The error says how they differ.
     fn apply(&mut self, op: &Op) -> Result<(), String> {
         match op {
             Op::Remount | Op::Kill => {
@@ -97,7 +98,7 @@ fn library(seed: u64) -> Library {
     if seed.is_multiple_of(2) { library } else { library.raw() }
 }
 
-/// Runs a new sequence. The failure comes with the operations that led to it.
+/// Runs a new sequence. A failure is returned with the operations that led to it.
 fn explore(seed: u64, count: usize) -> Result<(), (Vec<Op>, String)> {
     let mut done: Vec<Op> = Vec::new();
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -137,7 +138,7 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }
 
-/// Leaves out what is not needed for the failure: halves first, single operations last.
+/// Removes operations that the failure does not need: first halves, at the end single operations.
 fn shrink(seed: u64, mut ops: Vec<Op>, mut difference: String) -> (Vec<Op>, String) {
     let deadline = Instant::now() + SHRINK_TIME;
     let mut chunk = ops.len().div_ceil(2).max(1);
@@ -173,7 +174,7 @@ fn run(seed: u64, count: usize) {
         text.push_str(&format!("  {op:?}\n"));
     }
     panic!(
-        "{text}{last}\nagain: HOLOFS_DIFF_SEED={seed} HOLOFS_DIFF_OPS={count} cargo test --test e2e differential"
+        "{text}{last}\nto repeat: HOLOFS_DIFF_SEED={seed} HOLOFS_DIFF_OPS={count} cargo test --test e2e differential"
     );
 }
 
@@ -188,7 +189,7 @@ for_both_users! {
             run(seed, count);
         }
         println!("differential: seed {first}: {seeds} sequences of {count} operations, 0 wrong");
-        // One that nobody has seen yet.
+        // A seed that was never used before.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         run(now.as_secs() % 1_000_000, count);
     }

@@ -1,4 +1,4 @@
-//! A mount of a library that real rcc wrote is what real rcc restored from it, byte for byte.
+//! A mount of a library that real rcc wrote equals what real rcc restored from it, byte for byte.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::common::{Library, MOTHER_TIME, Mounted, World, files_below, fixture, 
 const A: &str = "adb8c26db4d86a93";
 const B: &str = "4ef4502d7023d413";
 
-/// A golden as it would be under this process's umask: the goldens were made under 022.
+/// A golden manifest, adapted to the umask of this process. The goldens were made with umask 022.
 fn golden(fixture: &str, space: &str) -> Manifest {
     let mut manifest = read_golden(&fixture::golden(fixture, space));
     for line in manifest.values_mut() {
@@ -25,7 +25,7 @@ fn golden(fixture: &str, space: &str) -> Manifest {
     manifest
 }
 
-/// A space equals its golden, has its golden's name, and its directories have rcc's time.
+/// Asserts that a space equals its golden manifest, has the golden name, and that its directories have rcc's time.
 #[track_caller]
 fn assert_golden(mounted: &Mounted<'_>, fixture: &str, space: &str) {
     let first = std::fs::read_to_string(fixture::golden(fixture, space)).unwrap();
@@ -76,7 +76,7 @@ for_both_users! {
         assert_golden(&two, "two-catalogs", "golden-two");
     }
 
-    /// rcc restores one space to a, to b and to a again; so does `--fresh`.
+    /// rcc restores one space to environment a, then b, then a again. `--fresh` does the same.
     fn a_space_changes_its_environment() {
         let world = fixture::world("two-catalogs");
         let space = "ea7ce2c_5a1fac3_85268366";
@@ -84,7 +84,7 @@ for_both_users! {
         for (golden, blueprint) in steps {
             let mounted = world.mount_with(space, &["--blueprint", blueprint, "--fresh"]);
             assert_golden(&mounted, "two-catalogs", golden);
-            std::fs::write(mounted.at("readme.txt"), "changed, and soon forgotten").unwrap();
+            std::fs::write(mounted.at("readme.txt"), "changed, and dropped later").unwrap();
             mounted.unmount();
         }
     }
@@ -97,14 +97,14 @@ for_both_users! {
         assert_golden(&mounted.remount(), "basic-gz", "golden-one");
     }
 
-    /// rcc renames nothing in the catalog but the space; the lines a tool looks for are the restored ones.
+    /// rcc changes only the space in the catalog. The lines that tools search for are the ones that rcc writes.
     fn meta_file_matches_rcc() {
         let world = fixture::world("basic-gz");
         let mounted = world.mount("golden-one");
         let name = mounted.identity().to_owned();
         let after = fixtures().join("basic-gz/golden/after-restores");
         let beside = |suffix: &str| world.base().join(format!("{name}{suffix}"));
-        wait_until("the record beside the space", || beside(".meta.info").exists() && beside(".use").exists());
+        wait_until("the .meta file beside the space", || beside(".meta.info").exists() && beside(".use").exists());
         mounted.unmount();
 
         let golden = |suffix: &str| std::fs::read(after.join(format!("holotree/{name}{suffix}"))).unwrap();
@@ -156,7 +156,7 @@ for_both_users! {
         assert_eq!(mode("readme.txt"), 0o644);
     }
 
-    /// What is below a link to a directory is in the catalog, and must be seen through the link only.
+    /// The catalog lists what is below a link to a directory. The mount must show these entries only through the link.
     fn link_to_a_directory_stays_a_link() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -166,7 +166,7 @@ for_both_users! {
         assert_eq!(std::fs::metadata(mounted.at("lib64/module.py")).unwrap().ino(), real);
     }
 
-    /// The builder of the tests and rcc's rules agree with the mount, for both sorts of library.
+    /// The trees that the test library builds equal the mount, for compressed and raw libraries.
     fn synthetic_libraries() {
         for library in [Library::sample(), Library::sample().raw()] {
             let world = World::with(&library);
@@ -177,7 +177,8 @@ for_both_users! {
         }
     }
 
-    /// A raw library's blob is opened to see whether it could be cloned, and not read: reading notes that it was good.
+    /// Mounting opens a blob of a raw library to find out whether it can be cloned, but does not read it. Reading would
+    /// record that it was good.
     fn mounting_a_raw_library_reads_no_blob() {
         let world = World::with(&Library::sample().raw());
         let mounted = world.mount("s");
@@ -187,7 +188,7 @@ for_both_users! {
         assert_eq!(files_below(&copies).len(), 2, "a copy, and their sum");
     }
 
-    /// No blob is read until a file is: a library without blobs mounts and lists.
+    /// Mounting and listing work with a library without blobs, because blobs are read only when a file is read.
     fn mounting_reads_no_blob() {
         let world = World::sample();
         std::fs::rename(world.hololib().join("library"), world.path().join("elsewhere")).unwrap();

@@ -1,4 +1,4 @@
-//! What is special about `--io passthrough`; everything else about it is the `by_passthrough` run of every other test.
+//! What is special about `--io passthrough`. The `by_passthrough` runs of all other tests cover the rest.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -21,7 +21,7 @@ fn read_all(file: &mut File) -> Vec<u8> {
     bytes
 }
 
-/// What begins like a program, and is as large as some.
+/// Bytes that begin like an ELF program.
 fn program(size: usize) -> Vec<u8> {
     [b"\x7fELF", &pattern(size)[4..]].concat()
 }
@@ -41,8 +41,9 @@ fn read_write(path: &Path) -> std::io::Result<File> {
     File::options().read(true).write(true).open(path)
 }
 
-/// The kernel cannot exchange the library's file for the private copy while somebody has it open, so nobody changes it
-/// meanwhile, as nobody writes to a running program. A map does not count, nor does whoever closes it soon.
+/// The kernel cannot replace the library's file by the private copy while a process has it open. So nobody can change
+/// it meanwhile, just as nobody can write to a running program. A map does not count, and neither does a process that
+/// closes the file soon.
 #[test]
 fn open_program_is_not_written_to() {
     if !root_or_skip() || !kernel_has_passthrough() {
@@ -67,7 +68,7 @@ except OSError as e: assert e.errno == 26, e
 else: assert 0",
             ])
             .arg(&path));
-        // All else goes on: attributes, names, links, reading.
+        // Everything else works: attributes, names, links, reading.
         path.metadata().unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
         std::fs::rename(&path, mounted.at("moved")).unwrap();
@@ -89,7 +90,7 @@ else: assert 0",
     assert_eq!(std::fs::read(mounted.at("bin/x")).unwrap()[..7], *b"WRITTEN");
 }
 
-/// Also of one that was patched for the space: its file must not become the writer's.
+/// Also holds for a program that was patched for the space: its patched file must not become the writer's copy.
 #[test]
 fn map_of_a_program_keeps_its_bytes() {
     if !root_or_skip() || !kernel_has_passthrough() {
@@ -99,7 +100,7 @@ fn map_of_a_program_keeps_its_bytes() {
     let mounted = world.mount_with("s", &["--io", "passthrough"]);
     for name in PROGRAMS {
         let path = mounted.at(name);
-        // Python's own maps keep the file open.
+        // Python's mmap keeps the file open.
         sh(Command::new("python3")
             .args([
                 "-c",
@@ -123,7 +124,7 @@ assert open(sys.argv[1], 'rb').read(7) == b'WRITTEN'
     }
 }
 
-/// Root's daemon may keep the bits, the user who writes may not.
+/// root's daemon could keep the bits; the user who writes may not.
 #[test]
 fn setid_bits_are_cleared_by_another_users_write_to_an_open_file() {
     if !root_or_skip() || !kernel_has_passthrough() {
@@ -145,7 +146,7 @@ fn setid_bits_are_cleared_by_another_users_write_to_an_open_file() {
     assert_eq!(created.metadata().unwrap().mode() & 0o7777, 0o777);
 }
 
-/// A file of the library is open in the kernel by a mount of its own that cannot be written to.
+/// The kernel opens a library file through a mount that cannot be written to.
 #[test]
 fn library_files_are_registered_read_only() {
     if !root_or_skip() || !kernel_has_passthrough() {
@@ -155,7 +156,7 @@ fn library_files_are_registered_read_only() {
     let mounted = world.mount_with("s", &["--io", "passthrough"]);
     let _open = File::open(mounted.at("lib/libx.so")).unwrap();
     let cache = world.state().join("cache/blobs");
-    // All but the sum of their sizes.
+    // Everything except the file with their total size.
     let cached = crate::common::files_below(&cache).into_iter().filter(|path| path.components().count() > 1);
     let cached = cached.map(|path| cache.join(path));
     let before: Vec<_> = cached.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
@@ -175,7 +176,7 @@ except OSError as e: assert e.errno == 26, e
     }
 }
 
-/// The kernel needs no daemon for a file that is open: what is written to it after the daemon's death is there.
+/// An open file needs no daemon: what is written to it after the daemon's death is there at the next mount.
 #[test]
 fn open_file_survives_the_daemon() {
     if !root_or_skip() || !kernel_has_passthrough() {
@@ -188,7 +189,7 @@ fn open_file_survives_the_daemon() {
     log.write_all(b"before\n").unwrap();
     let dead = mounted.at("lib/small.txt");
     mounted.signal(Signal::KILL);
-    wait_until("the daemon to be gone", || std::fs::metadata(&dead).is_err());
+    wait_until("the daemon to end", || std::fs::metadata(&dead).is_err());
     log.write_all(b"after\n").unwrap();
     let mut bytes = vec![0; 1000];
     reader.read_exact_at(&mut bytes, 300_000).unwrap();

@@ -1,5 +1,5 @@
-//! What a loss of power leaves: each file has its old bytes or its new ones, a synced change is there, and the space
-//! mounts. The disks are images, so these tests need root.
+//! After a power loss each file has its old or its new bytes, synced changes are present, and the space mounts. The
+//! disks are images, so these tests need root.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,27 +16,27 @@ use crate::common::power::{Cut, Disk, cuts};
 use crate::common::random::Random;
 use crate::common::{Library, Mounted, World};
 
-/// Which bytes a path may have, by their SHA-256.
+/// The SHA-256 digests that a path may have.
 type Allowed = BTreeMap<String, Vec<String>>;
 
 fn sum(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// In how many ways a file is changed first.
+/// The number of ways in which [`change`] changes a file.
 const WAYS: usize = 6;
 
-/// A library file's old bytes.
+/// The bytes of a library file.
 fn old(n: usize) -> Vec<u8> {
     match n % WAYS {
-        // Relocated, small and large.
+        // Files with relocations, small and large.
         4 => format!("#!/x/{STAGE}/bin/sh\n# file {n}\n").into_bytes(),
         5 => {
             let mut bytes = pattern(200_000 + n);
             bytes[5000..5000 + STAGE.len()].copy_from_slice(STAGE.as_bytes());
             bytes
         }
-        _ => format!("file {n}, as the library has it; {}\n", "x".repeat(900)).into_bytes(),
+        _ => format!("file {n}, as in the library; {}\n", "x".repeat(900)).into_bytes(),
     }
 }
 
@@ -55,17 +55,17 @@ fn shown(bytes: &[u8], identity: &str) -> Vec<u8> {
     bytes
 }
 
-/// Changes a file for the first time, in one of the ways of programs, without a sync. Returns its new bytes.
+/// Changes a file for the first time, in one of the ways that programs use, without a sync. Returns its new bytes.
 fn change(root: &Path, n: usize, identity: &str) -> Vec<u8> {
     let path = root.join(format!("lib/f{n}"));
     let mut new = shown(&old(n), identity);
     match n % WAYS {
-        // Written anew, as a shell's `>` does.
+        // Overwritten, as by a shell's `>`.
         0 => {
             new = format!("file {n} is new\n").into_bytes();
             std::fs::write(&path, &new).unwrap();
         }
-        // Replaced by another, as editors do.
+        // Replaced by another file, as editors do.
         1 => {
             new = format!("file {n} is another file\n").into_bytes();
             let temporary = root.join(format!("lib/.f{n}.tmp"));
@@ -87,7 +87,8 @@ fn change(root: &Path, n: usize, identity: &str) -> Vec<u8> {
     new
 }
 
-/// Mounts after a cut and compares every file; twice, since what the first mount repairs or trusts the second meets.
+/// Mounts after a cut and compares every file. Does it twice, because the second mount sees what the first one repaired
+/// or trusted.
 #[track_caller]
 fn check(world: &World, cut: &Cut<'_>, space: &str, allowed: &Allowed, what: &str) {
     let paths: Vec<&str> = allowed.keys().map(String::as_str).collect();
@@ -110,8 +111,8 @@ fn check(world: &World, cut: &Cut<'_>, space: &str, allowed: &Allowed, what: &st
         for (path, sums) in allowed {
             match found.get(path.as_str()) {
                 Some(sum) if sums.iter().any(|allowed| allowed == sum) => {}
-                Some(sum) if *sum == self::sum(b"") => wrong.push(format!("{path} is EMPTY")),
-                Some(_) => wrong.push(format!("{path} has bytes that it never had")),
+                Some(sum) if *sum == self::sum(b"") => wrong.push(format!("{path} is empty")),
+                Some(_) => wrong.push(format!("{path} has unexpected bytes")),
                 None => wrong.push(format!("{path} cannot be read")),
             }
         }
@@ -130,13 +131,13 @@ fn world_on(disk: &Disk, library: &Library) -> World {
     world
 }
 
-/// What an append leaves on a plain ext4 when the power goes before the bytes are out, which nothing here can know of:
-/// the length is in the journal, and the file ends in zeros. [`appends_on_a_plain_directory`] shows it.
+/// The result of an append on a plain ext4 if the power fails before the bytes are written: the journal has the length,
+/// and the file ends in zeros. holofs cannot detect this. [`appends_on_a_plain_directory`] shows it.
 fn appended_zeros(old: &[u8]) -> Vec<u8> {
     [old, &[0; 14]].concat()
 }
 
-/// Files are changed for the first time; the journal is committed, as it is every few seconds; the power goes.
+/// Changes files for the first time, commits the journal as happens every few seconds, and cuts the power.
 fn first_changes(kind: &'static str, raw: bool) {
     if !root_or_skip() {
         return;
@@ -157,7 +158,7 @@ fn first_changes(kind: &'static str, raw: bool) {
             if kind == "ext4" && n % WAYS == 2 {
                 sums.push(sum(&appended_zeros(&old(n))));
             }
-            // Some cuts come at once after a change, and some later.
+            // Some cuts come right after a change, and some later.
             if n == from + WAYS {
                 disk.commit();
             }
@@ -167,7 +168,7 @@ fn first_changes(kind: &'static str, raw: bool) {
     }
 }
 
-/// Were it otherwise, [`first_changes`] would have to be stricter.
+/// If this failed, [`first_changes`] would have to be stricter.
 #[test]
 fn appends_on_a_plain_directory() {
     if !root_or_skip() {
@@ -200,7 +201,8 @@ fn first_changes_of_a_raw_library_on_xfs() {
     first_changes("xfs", true);
 }
 
-/// What was only read is read again: copies of blobs and patched files that did not reach the disk are not believed.
+/// Files that were only read are read again: copies of blobs and patched files that did not reach the disk are not
+/// trusted.
 fn only_read(kind: &'static str, raw: bool) {
     if !root_or_skip() {
         return;
@@ -233,7 +235,7 @@ fn only_read_of_a_raw_library_on_xfs() {
     only_read("xfs", true);
 }
 
-/// What was synced is there.
+/// Synced changes are present.
 fn synced(kind: &'static str) {
     if !root_or_skip() {
         return;
@@ -251,7 +253,7 @@ fn synced(kind: &'static str) {
         File::open(mounted.at("lib")).unwrap().sync_all().unwrap();
         allowed.insert(path, vec![sum(&new)]);
     }
-    // Emptied on purpose, and synced: it is empty.
+    // The file was emptied on purpose and synced, so it stays empty.
     File::create(mounted.at("lib/f2")).unwrap().sync_all().unwrap();
     allowed.insert("lib/f2".into(), vec![sum(b"")]);
     check(&world, &disk.cut(), "s", &allowed, kind);
@@ -267,7 +269,7 @@ fn synced_on_xfs() {
     synced("xfs");
 }
 
-/// Emptied and nothing else: it stays so once the journal has it, some time later.
+/// A file that was emptied, without a sync, stays empty once the journal has recorded it some time later.
 #[test]
 fn emptied_on_purpose() {
     if !root_or_skip() {
@@ -283,7 +285,7 @@ fn emptied_on_purpose() {
     check(&world, &disk.cut(), "s", &allowed, "emptied");
 }
 
-/// The power goes as soon as a new space's mount has answered and something was changed in it.
+/// The power fails right after the mount of a new space has returned and something was changed in it.
 fn new_space(kind: &'static str) {
     if !root_or_skip() {
         return;
@@ -293,9 +295,9 @@ fn new_space(kind: &'static str) {
     let mut live: Vec<Mounted<'_>> = Vec::new();
     for n in 0..cuts() {
         let space = format!("s{n}");
-        // The daemon's sync of the space's record takes its time.
+        // Delays the daemon's sync of the space's record.
         let mut command = world.command("sh");
-        // The tracer lives as long as the daemon, so it must not hold what we read to its end.
+        // The tracer lives as long as the daemon, so it must not hold the pipe whose end the test waits for.
         let delayed = "strace -f -D -qqq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=700000 \
             \"$1\" --json mount \"$2\" \"$3\" >\"$2/said\" 2>&1; code=$?; cat \"$2/said\"; exit $code";
         command.args(["-c", delayed, "sh"]).arg(world.holofs().get_program()).arg(world.home()).arg(&space);
@@ -320,16 +322,16 @@ fn new_space_on_xfs() {
     new_space("xfs");
 }
 
-/// What a file of the workload may hold at a cut.
+/// The content that a file of the workload may have at a cut.
 #[derive(Default)]
 struct History {
-    /// SHA-256 of its bytes, one after the other; the last may be under way.
+    /// The SHA-256 of each state in order. The last one may be in progress.
     states: Vec<String>,
-    /// The state that was last synced.
+    /// The index of the last synced state.
     safe: usize,
 }
 
-/// Ends the workload, also when a check fails.
+/// Ends the workload, also if a check fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -338,8 +340,9 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Library files are changed again and again while the power goes, by several threads: patched, replaced, emptied and
-/// written anew the first time; synced now and then. A file is never between two states, and never before a synced one.
+/// Several threads change library files again and again while the power fails: the first change patches, replaces,
+/// empties or overwrites; some changes are synced. A file never has a state between two changes, and never one before a
+/// synced state.
 fn under_load(kind: &'static str) {
     if !root_or_skip() {
         return;
@@ -360,8 +363,8 @@ fn under_load(kind: &'static str) {
             scope.spawn(move || {
                 let mut random = Random::new(7 + thread as u64);
                 let mut touched = vec![false; files];
-                // Each file has one thread, or its states would have no order. An append that was not synced may end in
-                // zeros, as in a plain directory.
+                // One thread changes each file; otherwise its states would have no order. An append that was not synced
+                // may end in zeros, as in a plain directory.
                 let mine: Vec<usize> =
                     (0..files).filter(|n| n % THREADS == thread && n % WAYS != 2).collect();
                 while !stop.load(Ordering::Relaxed) {
@@ -395,7 +398,7 @@ fn under_load(kind: &'static str) {
     });
 }
 
-/// One change of a file. `note` is told of each state before the file has it.
+/// Makes one change of a file. Calls `note` with each state before the file has it.
 fn load(
     root: &Path,
     n: usize,
@@ -408,7 +411,8 @@ fn load(
     let number = random.below(1_000_000);
     let first = !std::mem::replace(touched, true);
     if n.is_multiple_of(WAYS) && first {
-        // The library's file is emptied. A second time would be as in a plain directory, which may be left empty.
+        // Empties the library's file. A second truncation would behave as in a plain directory, where the file may stay
+        // empty.
         let new = format!("{number} anew\n").into_bytes();
         note(&new);
         std::fs::write(&path, &new).unwrap();
@@ -416,7 +420,8 @@ fn load(
         let new = format!("{number} replaced\n").into_bytes();
         let temporary = root.join(format!("lib/.f{n}.tmp"));
         std::fs::write(&temporary, &new).unwrap();
-        // The library's file is replaced as on ext4. A file of the upper is as safe as its filesystem makes it.
+        // Replacing a library file is as safe as on ext4. Replacing a file of the upper is as safe as the filesystem
+        // makes it.
         if !first {
             File::open(&temporary).unwrap().sync_all().unwrap();
         }
@@ -441,7 +446,7 @@ fn under_load_on_xfs() {
     under_load("xfs");
 }
 
-/// The same where the kernel writes to the files of the upper by itself.
+/// The same tests with files of the upper that the kernel writes to itself.
 mod by_passthrough {
     use crate::common::as_user::{Who, again};
 

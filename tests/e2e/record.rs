@@ -1,4 +1,4 @@
-//! `holofs record` in places where others may write, and beside programs that remove what it stores.
+//! `holofs record` in places where other users may write, and beside programs that remove what it stores.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// A shared holotree with an empty library, in rcc's modes: everybody may do everything.
+/// A shared holotree with an empty library, with rcc's modes: everybody may write everywhere.
 fn shared(world: &World) -> PathBuf {
     let ht = world.path().join("ht");
     for dir in ["lib/catalog", "lib/library", "lib/used", "lib/pids"] {
@@ -41,7 +41,7 @@ fn shared(world: &World) -> PathBuf {
     ht
 }
 
-/// A directory that is nobody else's business.
+/// A directory that only the user can enter.
 fn private(world: &World) -> PathBuf {
     let private = world.path().join("private");
     std::fs::create_dir(&private).unwrap();
@@ -49,7 +49,7 @@ fn private(world: &World) -> PathBuf {
     private
 }
 
-/// Where the blob of a content lies below a library.
+/// The path of the blob of a content below a library.
 fn blob_of(content: &[u8]) -> PathBuf {
     let digest = hex(&Sha256::digest(content));
     [&digest[..2], &digest[2..4], &digest[4..6], &digest].iter().collect()
@@ -86,7 +86,7 @@ fn lock_that_is_a_link_is_refused() {
     std::fs::remove_file(&lock).unwrap();
     let done = record(&world, &ht, "echo x > file");
     assert_eq!(done.code, 0, "{done:?}");
-    assert_eq!(mode(&lock), 0o666, "everybody must be able to take rcc's lock");
+    assert_eq!(mode(&lock), 0o666, "everybody must be able to lock it");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn links_in_a_library_are_not_followed() {
     assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0, "{done:?}");
     assert!(done.code != 0 && done.stderr.contains("link"), "{done:?}");
     std::fs::remove_file(&link).unwrap();
-    // In the place of a blob and of a catalog it is replaced.
+    // A link in the place of a blob or a catalog is replaced.
     let victim = world.path().join("victim");
     std::fs::write(&victim, "precious").unwrap();
     let blob = ht.join("lib/library").join(blob_of(b"content\n"));
@@ -115,7 +115,7 @@ fn links_in_a_library_are_not_followed() {
     }
 }
 
-/// Somebody exchanges the directories of a shared library for links as they are made.
+/// Another user replaces the directories of a shared library by links while they are made.
 #[test]
 fn replaced_directory_keeps_its_mode() {
     let world = World::new();
@@ -130,7 +130,7 @@ fn replaced_directory_keeps_its_mode() {
             while !stop.load(Ordering::Relaxed) {
                 for name in &names {
                     if std::fs::rename(name, &away).is_ok() {
-                        // It may have been made anew by then.
+                        // The recorder may have made the directory again by then.
                         if symlink(&private, name).is_ok() {
                             std::fs::remove_file(name).unwrap();
                         }
@@ -140,7 +140,7 @@ fn replaced_directory_keeps_its_mode() {
             }
         });
         for _ in 0..2 {
-            // It may fail, as everything here may; harm is another matter.
+            // The recording may fail, but it may do no harm.
             let done = record(&world, &ht, MANY);
             assert!(!done.stderr.contains("panicked"), "{done:?}");
         }
@@ -150,7 +150,7 @@ fn replaced_directory_keeps_its_mode() {
     assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
 }
 
-/// As `rcc holotree check` does, which takes no lock and removes blobs that no catalog named when it began.
+/// `rcc holotree check` takes no lock and removes blobs that no catalog named when it began.
 #[test]
 fn blob_removed_during_recording_is_stored_again() {
     let world = World::new();
@@ -159,7 +159,7 @@ fn blob_removed_during_recording_is_stored_again() {
     let stop = AtomicBool::new(false);
     let done = std::thread::scope(|scope| {
         let remover = scope.spawn(|| {
-            // The largest content is stored first.
+            // The recorder stores the largest content first.
             while !stop.load(Ordering::Relaxed) {
                 if std::fs::remove_file(&blob).is_ok() {
                     return true;
@@ -170,11 +170,11 @@ fn blob_removed_during_recording_is_stored_again() {
         let script = format!("{MANY}; head -c 200000 /dev/zero | tr '\\0' x > large");
         let done = record(&world, &world.home(), &script);
         stop.store(true, Ordering::Relaxed);
-        assert!(remover.join().unwrap(), "nothing was removed: {done:?}");
+        assert!(remover.join().unwrap(), "the test removed nothing: {done:?}");
         done
     });
     if done.code == 0 {
-        assert!(blob.exists(), "it said that all is well: {done:?}");
+        assert!(blob.exists(), "reported success despite a missing blob: {done:?}");
         assert_eq!(world.run(["check".as_ref(), world.home().as_os_str()]).code, 0);
     } else {
         assert!(done.code == 11 && done.stderr.contains("removed"), "{done:?}");
@@ -189,12 +189,12 @@ for_both_users! {
         let done = record(&world, &world.home(), "echo content > file");
         assert_eq!(done.code, 0, "{done:?}");
         drop(world.mount("s"));
-        // Any other directory that holds something is likelier a mistake.
+        // Any other non-empty directory is probably a mistake.
         let other = world.path().join("other");
         std::fs::create_dir(&other).unwrap();
         std::fs::write(other.join("file"), "x").unwrap();
         assert_eq!(record(&world, &other, "echo content > file").code, 3);
-        // Unless it is named as the home.
+        // Allowed if the directory is named as the home.
         let mut command = world.holofs();
         command.arg("--home").arg(&other).arg("record").arg(&other).arg("--blueprint");
         command.arg(world.path().join("blueprint.yaml")).args(["--", "sh", "-c", "echo content > file"]);

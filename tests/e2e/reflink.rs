@@ -1,7 +1,7 @@
-//! Where the disk can, the first write to a large file shares its extents with the blob; where it cannot, it
-//! copies, and says so. And what a full disk does.
+//! The first write to a large file shares extents with the blob where the disk can; elsewhere it copies, and `status`
+//! says so. Also tests a full disk.
 //!
-//! The disks are images, so these tests need root. The ordinary user is one that root starts.
+//! The disks are images, so these tests need root. root also starts the ordinary user's daemon.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::common::{Library, World, assert_errno, sh, wait_until};
 
 const SIZE: usize = 30 * 1024 * 1024;
 
-/// The physical blocks of a file that FIEMAP calls shared.
+/// The physical blocks of a file that FIEMAP reports as shared.
 fn shared_blocks(path: &Path) -> BTreeSet<u64> {
     sh(Command::new("sync").arg("-f").arg(path));
     let map = sh(Command::new("filefrag").args(["-v", "-b4096", "-s"]).arg(path));
@@ -34,7 +34,7 @@ fn shared_blocks(path: &Path) -> BTreeSet<u64> {
     blocks
 }
 
-/// Writes one byte into a large file of a raw library and looks at what became of its bytes on disk.
+/// Writes one byte into a large file of a raw library and checks where its bytes are on the disk.
 fn first_write(kind: &str, ordinary_user: bool) {
     if !root_or_skip() {
         return;
@@ -46,7 +46,7 @@ fn first_write(kind: &str, ordinary_user: bool) {
     let world = if ordinary_user { world.by_ordinary_user() } else { world };
     let mounted = world.mount("s");
     let status = world.json(["status", "s"]);
-    // Not from here: root is not let into the mount of another.
+    // Through a child process, because root may not enter another user's mount.
     let write = format!(
         "printf CHANGED | dd of='{}' bs=1 seek=1000 conv=notrunc",
         mounted.at("lib/big.so").display()
@@ -102,7 +102,7 @@ fn ext4_copies_as_ordinary_user() {
     first_write("ext4", true);
 }
 
-/// A compressed blob is unpacked once, into the cache that all spaces share; from there on it is as with raw ones.
+/// A compressed blob is unpacked once into the cache that all spaces share. After that, it behaves like a raw blob.
 #[test]
 fn compressed_library_shares_with_the_cache() {
     if !root_or_skip() {
@@ -151,7 +151,7 @@ fn strategy_copy_copies_despite_reflink_support() {
     assert_eq!(shared_blocks(&mounted.upper("lib/big.so")).len(), 0);
 }
 
-/// The writer is told, the mount stays, and what was there before is whole.
+/// The writer gets ENOSPC, the mount stays, and earlier files are complete.
 #[test]
 fn full_disk_is_enospc_for_the_writer() {
     if !root_or_skip() {
@@ -166,19 +166,19 @@ fn full_disk_is_enospc_for_the_writer() {
         std::fs::write(mounted.at("kept"), b"written before").unwrap();
         let mut filler = File::create(mounted.at("filler")).unwrap();
         let chunk = vec![7; 1024 * 1024];
-        let full = (0..400).find_map(|_| filler.write_all(&chunk).err()).expect("the disk is full at last");
+        let full = (0..400).find_map(|_| filler.write_all(&chunk).err()).expect("the disk is full");
         assert_eq!(full.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{full}");
-        // A first write that has to copy the file is refused, and the file is as it was.
+        // A first write that has to copy the file fails, and the file keeps its content.
         let open = File::options().write(true).open(mounted.at("big"));
         let written = open.and_then(|file| file.write_all_at(b"x", 0));
         assert_errno(written, Errno::NOSPC);
         assert!(std::fs::read(mounted.at("big")).unwrap() == pattern(8 * 1024 * 1024));
         assert_eq!(std::fs::read(mounted.at("kept")).unwrap(), b"written before");
-        // With room again, all is well.
+        // With free space again, everything works.
         drop(filler);
         std::fs::remove_file(mounted.at("filler")).unwrap();
-        // The kernel tells us a moment later that nobody holds the removed file any more.
-        wait_until("room", || {
+        // The kernel reports a moment later that the removed file is no longer open.
+        wait_until("free space", || {
             let open = File::options().write(true).open(mounted.at("big"));
             open.and_then(|file| file.write_all_at(b"x", 0)).is_ok()
         });
@@ -188,7 +188,7 @@ fn full_disk_is_enospc_for_the_writer() {
     }
 }
 
-/// Not even room for the state: one clear line, and nothing is mounted.
+/// There is no space even for the state: one clear line, and nothing is mounted.
 #[test]
 fn mount_on_a_full_disk_is_refused() {
     if !root_or_skip() {

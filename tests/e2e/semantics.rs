@@ -1,8 +1,9 @@
-//! Every promise of `docs/SEMANTICS.md` names its tests; here it is checked that those tests exist.
+//! Checks that every test which `docs/SEMANTICS.md` names exists.
 
 use std::path::{Path, PathBuf};
 
-/// The source files of a test's module: `mounted::links` is `mounted/links.rs`, or `mounted.rs` and all below it.
+/// The source files of a test's module: `mounted::links` is `mounted/links.rs`, or `mounted.rs` and everything below
+/// it.
 fn sources(module: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (base, rest) = match module {
@@ -39,5 +40,5 @@ fn every_named_test_exists() {
             named += 1;
         }
     }
-    assert!(named > 50, "{named} tests were found in the page");
+    assert!(named > 50, "only {named} tests were found in the page");
 }

@@ -1,4 +1,4 @@
-//! What a daemon is started in must not end its mount: limits, signal dispositions, signals, threads, descriptors.
+//! The environment of a daemon must not end its mount: limits, signal dispositions, signals, threads, descriptors.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -13,7 +13,7 @@ use crate::common::image::Image;
 use crate::common::world::{Done, finish};
 use crate::common::{Library, Mounted, World, assert_errno, sh, wait_until};
 
-/// Larger than the limits of the tests, smaller than what is unpacked by a thread of its own.
+/// Larger than the limits of the tests, and small enough to be unpacked without a thread of its own.
 const LARGE: usize = 3 << 20;
 
 fn world() -> World {
@@ -21,7 +21,7 @@ fn world() -> World {
     World::with(&Library::sample().file("large.bin", &noise).file("other/large.bin", &noise[1..]))
 }
 
-/// `holofs` started by a shell that first does something to what it inherits.
+/// `holofs`, started by a shell that first changes what holofs inherits.
 fn after(world: &World, shell: &str) -> Command {
     let mut command = world.command("bash");
     command.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).arg(holofs_binary());
@@ -33,7 +33,7 @@ fn mount_after<'w>(world: &'w World, shell: &str) -> Mounted<'w> {
     Mounted::by(world, "s", command.args(["--json", "mount"]).arg(world.home()).arg("s"))
 }
 
-/// The mount answers: a file of the library, and one that is made now.
+/// Checks that the mount answers, for a library file and for a new file.
 #[track_caller]
 fn assert_works(mounted: &Mounted<'_>) {
     assert_eq!(fs::read(mounted.at("lib/deep/er/leaf.txt")).unwrap(), b"leaf\n");
@@ -42,7 +42,7 @@ fn assert_works(mounted: &Mounted<'_>) {
     fs::remove_file(mounted.at("lib/made")).unwrap();
 }
 
-/// A write that a limit may forbid, but nothing else.
+/// A write that the limit may forbid, without any other effect.
 #[track_caller]
 fn done_or_too_large(done: std::io::Result<()>) {
     if let Err(error) = done {
@@ -51,7 +51,7 @@ fn done_or_too_large(done: std::io::Result<()>) {
 }
 
 for_both_users! {
-    /// `ulimit -f`, soft and hard: at worst that write is refused.
+    /// `ulimit -f`, soft and hard: at worst the write fails.
     fn file_size_limit_does_not_end_the_mount() {
         for limit in ["ulimit -f 1024;", "ulimit -S -f 1024;"] {
             let world = world();
@@ -60,13 +60,13 @@ for_both_users! {
             done_or_too_large(append.and_then(|mut file| file.write_all(b"more")));
             done_or_too_large(fs::write(mounted.at("new"), vec![7; LARGE]));
             if limit.contains("-S") {
-                assert_eq!(fs::read(mounted.at("new")).unwrap().len(), LARGE, "a soft limit is raised");
+                assert_eq!(fs::read(mounted.at("new")).unwrap().len(), LARGE, "the daemon raises a soft limit");
             }
             assert_works(&mounted);
         }
     }
 
-    /// `ulimit -t`: what can be raised is raised.
+    /// `ulimit -t`: the daemon raises the limit as far as it can.
     fn cpu_time_limit_is_raised() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -S -t 1;");
@@ -76,7 +76,7 @@ for_both_users! {
         assert_works(&mounted);
     }
 
-    /// `ulimit -v`: it works or is refused, and leaves no dead mount.
+    /// `ulimit -v`: the mount works or is refused, and no dead mount is left.
     fn memory_limit_is_respected_or_refused() {
         for limit in ["ulimit -v 300000;", "ulimit -S -v 120000;", "ulimit -d 200000;", "ulimit -v 60000;"] {
             let world = world();
@@ -93,7 +93,7 @@ for_both_users! {
         }
     }
 
-    /// `ulimit -u`: no process, no mount, and a word about it.
+    /// `ulimit -u`: without processes there is no mount, and the message says so.
     fn process_limit_is_reported() {
         if is_root() {
             return;
@@ -105,7 +105,7 @@ for_both_users! {
         assert!(world.mounts().is_empty());
     }
 
-    /// SIGCHLD ignored: the end of fusermount3 and of the mount helper can still be waited for.
+    /// With SIGCHLD ignored, holofs can still wait for fusermount3 and for the mount helper.
     fn inherited_signal_dispositions_are_reset() {
         let world = world();
         let mounted =
@@ -132,11 +132,11 @@ for_both_users! {
         mounted.has_ended();
     }
 
-    /// When no thread is to be had the work is done all the same.
+    /// If no thread can be started, the work is done without one.
     fn works_without_extra_threads() {
         let world = world();
         let mounted = world.mount("s");
-        // Those that it starts by itself shall have begun, and those that wait for work ended.
+        // By now the permanent threads have started, and idle pool threads have ended.
         std::thread::sleep(std::time::Duration::from_secs(6));
         sh(Command::new("prlimit").args(["--nproc=1:1", "--pid", &mounted.pid().to_string()]));
         assert_eq!(fs::read(mounted.at("large.bin")).unwrap().len(), LARGE);
@@ -152,7 +152,7 @@ for_both_users! {
         assert_works(&mounted);
     }
 
-    /// So few descriptors that the caches alone would take them all.
+    /// So few descriptors that the caches alone would use all of them.
     fn works_with_few_descriptors() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -n 256;");
@@ -170,7 +170,7 @@ for_both_users! {
         assert_works(&mounted);
     }
 
-    /// Files that were removed while open take all descriptors: what is refused then works again when they are closed.
+    /// Removed files that are still open use all descriptors. What fails then works again after they are closed.
     fn recovers_from_exhausted_descriptors() {
         let world = world();
         let mounted = mount_after(&world, "ulimit -n 256;");
@@ -187,7 +187,7 @@ for_both_users! {
         assert_works(&mounted);
     }
 
-    /// A full disk: ENOSPC to who writes, also when the log cannot be written either.
+    /// A full disk is ENOSPC for the writer, also if the log cannot be written either.
     fn full_disk_does_not_end_the_mount() {
         if !is_root() {
             return;
@@ -220,7 +220,7 @@ for_both_users! {
         fs::remove_dir_all(world.home()).unwrap();
     }
 
-    /// Standard error that takes nothing: what goes wrong is told to nobody, and that is all.
+    /// Standard error cannot be written to. Messages are lost, and nothing else happens.
     fn closed_standard_error_does_not_end_the_mount() {
         let library = Library::sample();
         let world = World::with(&library);
@@ -243,7 +243,7 @@ for_both_users! {
         }
     }
 
-    /// A log does not grow with what goes wrong, and tells that it left something out.
+    /// Repeated errors do not fill the log, and the log says that lines were left out.
     fn the_log_stays_small() {
         let library = Library::sample();
         let world = World::with(&library);
@@ -260,7 +260,7 @@ for_both_users! {
         assert!(log.contains("readme.txt"), "{log}");
     }
 
-    /// A log that has grown is put aside once, and the next one begun.
+    /// A large log is renamed once, and a new one is started.
     fn large_log_is_rotated() {
         let world = World::sample();
         let state = {
@@ -274,7 +274,7 @@ for_both_users! {
         assert_eq!(fs::metadata(state.join("log.old")).unwrap().len(), 2_000_000);
     }
 
-    /// What is not a log of ours is not written to.
+    /// holofs does not write to a log that is not a regular file.
     fn log_that_is_not_a_file_is_refused() {
         let world = World::sample();
         let state = {

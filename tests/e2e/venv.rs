@@ -1,6 +1,6 @@
-//! Reality: a Python environment with packages from PyPI, recorded by `holofs record`, used from a mount.
+//! A real Python environment with packages from PyPI, recorded by `holofs record` and used from a mount.
 //!
-//! It needs the network. `HOLOFS_TEST_OFFLINE=1` leaves it out, and says so.
+//! It needs the network. `HOLOFS_TEST_OFFLINE=1` skips it and says so.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::common::{Mounted, World, files_below, sh};
 
 const PACKAGES: &str = "numpy requests pyyaml robotframework";
 
-/// Runs a program of a space, with what pip needs to reach PyPI from here.
+/// Runs a program of a space, with the environment variables that pip needs to reach PyPI.
 fn run(world: &World, program: &Path, args: &[&str]) -> String {
     let mut command = world.command(program);
     pip_environment(&mut command);
@@ -84,7 +84,7 @@ fn reality(extra: &[&str]) {
     assert!(!gone.status.success());
     works(&world, &two);
 
-    // Nothing of that touched the library.
+    // None of this changed the library.
     assert!(files_below(&world.hololib()).len() >= library_before.len());
     let newer = sh(Command::new("find").arg(world.hololib()).args(["-type", "f", "-newer"]).arg(&mark));
     let used = world.hololib().join("used");

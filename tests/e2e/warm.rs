@@ -1,4 +1,4 @@
-//! Unpacking before the first use: `holofs warm`, and `holofs mount --prefetch`.
+//! Unpacking before the first use, by `holofs warm` and by `holofs mount --prefetch`.
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ for_both_users! {
         assert_eq!(unpacked(&world).len(), 1);
     }
 
-    fn warm_refuses_what_it_does_not_know() {
+    fn warm_refuses_unknown_environments() {
         let world = World::with(&library());
         let home = world.home();
         let home = home.to_str().unwrap();
@@ -57,7 +57,7 @@ for_both_users! {
         assert_eq!(world.run(["mount", home, "s", "--prefetch=/nonexistent"]).code, 6);
     }
 
-    /// What one mount read, the next one unpacks by itself, and nothing else.
+    /// A mount unpacks what the previous mount read, and nothing else.
     fn prefetch_unpacks_what_was_read_before() {
         let world = World::with(&library());
         let mounted = world.mount("s");
@@ -67,7 +67,7 @@ for_both_users! {
         let mounted = world.mount_with("s", &["--prefetch"]);
         wait_until("the prefetch", || unpacked(&world).len() == 1);
         mounted.unmount();
-        // A damaged profile is left alone, and the mount is as good.
+        // A damaged profile is ignored, and the mount works.
         for entry in std::fs::read_dir(world.state().join("cache/profiles")).unwrap() {
             std::fs::write(entry.unwrap().path(), "nonsense").unwrap();
         }
@@ -75,7 +75,7 @@ for_both_users! {
         assert_eq!(std::fs::read(mounted.at("lib/other.so")).unwrap(), pattern(700_001));
     }
 
-    /// A large blob is read from while it is unpacked; when it turns out to be bad, so does everything of it.
+    /// A large blob is read while it is unpacked. If it turns out to be bad, none of its bytes stay readable.
     fn bad_large_blob_leaves_no_readable_bytes() {
         let mut content = pattern(3_000_000);
         let library = Library::new().file("lib/large.so", &content);
@@ -92,8 +92,8 @@ for_both_users! {
             let mut bytes = [0; 10];
             std::fs::File::open(mounted.at("lib/large.so")).and_then(|mut file| file.read_exact(&mut bytes))
         };
-        wait_until("the beginning to go", || begin().is_err());
-        assert!(begin().is_err(), "and it stays away");
+        wait_until("the first bytes to become unreadable", || begin().is_err());
+        assert!(begin().is_err(), "the first bytes became readable again");
         let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
         assert!(log.contains("lib/large.so") && log.contains("corrupt"), "{log}");
     }

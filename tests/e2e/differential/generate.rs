@@ -1,4 +1,4 @@
-//! Random operations that are likely to mean something: on paths that exist, or once did.
+//! Random operations that are likely to have an effect: on paths that exist or once existed.
 
 use rustix::fs::{FallocateFlags, RenameFlags};
 
@@ -7,7 +7,7 @@ use super::side::{SLOTS, Side};
 use crate::common::MOTHER_TIME;
 use crate::common::random::Random;
 
-/// Names of lower entries, to be taken again after they were removed, and a few new ones.
+/// Names of lower entries, to be used again after a removal, and some new names.
 const NAMES: &[&str] = &[
     "readme.txt",
     "lib",
@@ -44,10 +44,10 @@ const HOWS: &[How] = &[
     How::CreateNew,
 ];
 
-/// The files that are other in each space.
+/// The files that differ in each space.
 const RELOCATED: &[&str] = &["etc/prefix.conf", "bin/tool", "lib/large.conf"];
 
-/// What there is to do things to.
+/// The paths of a tree.
 #[derive(Default)]
 struct Tree {
     all: Vec<String>,
@@ -56,10 +56,10 @@ struct Tree {
     open: Vec<usize>,
 }
 
-/// A source of operations. What comes depends on the seed and on the plain tree alone.
+/// A source of operations. They depend only on the seed and on the plain tree.
 pub struct Generator {
     random: Random,
-    /// What was last opened in each slot, to be opened once more.
+    /// The path that was last opened in each slot, so that it can be opened again.
     opened: [Option<String>; SLOTS],
 }
 
@@ -79,7 +79,7 @@ impl Generator {
             tree.all.push(path.to_owned());
         });
         tree.open = (0..SLOTS).filter(|slot| plain.is_open(*slot)).collect();
-        // Open files are gone after a remount, so there are not too many.
+        // Open files are lost at a remount, so remounts are rare.
         match self.random.below(200) {
             0..2 => Op::Remount,
             2 => Op::Kill,
@@ -94,7 +94,7 @@ impl Generator {
         let mut path = self.file(tree);
         let again: Vec<&String> = self.opened.iter().flatten().collect();
         if !again.is_empty() && self.random.once_in(2) {
-            // A second descriptor of a file that has one.
+            // A second descriptor of a file that is open already.
             path = (*self.random.pick(&again)).clone();
         }
         let random = &mut self.random;
@@ -191,7 +191,7 @@ impl Generator {
         }
     }
 
-    /// A path that exists and is not the root: a mountpoint can be neither renamed nor removed.
+    /// A path that exists and is not the root, because a mountpoint can be neither renamed nor removed.
     fn below(&mut self, paths: &[String]) -> String {
         let below = paths.iter().filter(|path| !path.is_empty()).count() as u64;
         if below == 0 {
@@ -201,14 +201,14 @@ impl Generator {
         paths.iter().filter(|path| !path.is_empty()).nth(at).unwrap().clone()
     }
 
-    /// A name in some directory; it may be taken.
+    /// A name in some directory; it may exist already.
     fn fresh(&mut self, dirs: &[String]) -> String {
         let dir = self.random.pick(dirs).clone();
         let name = *self.random.pick(NAMES);
         if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
     }
 
-    /// A regular file, most of the time.
+    /// A regular file in most cases.
     fn file(&mut self, tree: &Tree) -> String {
         if self.random.once_in(6) {
             (*self.random.pick(RELOCATED)).to_owned()
@@ -223,7 +223,7 @@ impl Generator {
         match self.random.below(10) {
             0..6 => self.below(&tree.all),
             6..9 => self.fresh(&tree.dirs),
-            // Below something that is no directory, or is not there.
+            // Below an entry that is not a directory or does not exist.
             _ => format!("{}/{}", self.below(&tree.all), self.random.pick(NAMES)),
         }
     }

@@ -1,8 +1,8 @@
-//! What can be done to a tree. Paths are relative to its root.
+//! The operations on a tree. Paths are relative to its root.
 
 use rustix::fs::{FallocateFlags, RenameFlags};
 
-/// One operation. It holds all that is needed to do it again.
+/// One operation, with everything that is needed to repeat it.
 #[derive(Clone, Debug)]
 pub enum Op {
     Write {
@@ -120,15 +120,15 @@ pub enum Op {
         at: usize,
         fill: u8,
     },
-    /// Maps the open file and keeps the map, also when the file is closed.
+    /// Maps the open file and keeps the map even if the file is closed.
     KeepMap {
         slot: usize,
     },
-    /// Reads what is kept mapped, as far as the file goes.
+    /// Reads the kept map up to the end of the file.
     ReadMap {
         slot: usize,
     },
-    /// Writes to what is kept mapped.
+    /// Writes to the kept map.
     WriteMap {
         slot: usize,
         at: usize,

@@ -1,4 +1,4 @@
-//! One of the two trees: operations done to it, and all that can be seen of it.
+//! One of the two trees: does operations on it, and describes everything that is visible of it.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -12,17 +12,17 @@ use rustix::io::Errno;
 use super::op::Op;
 use crate::common::see::{describe, hash, kind, tree, visit, xattrs};
 
-/// Open files that a sequence may have at once.
+/// The number of files that a sequence may have open at the same time.
 pub const SLOTS: usize = 6;
 
-/// A tree and the files open in it.
+/// A tree and the files that are open in it.
 pub struct Side {
     root: PathBuf,
     open: [Option<File>; SLOTS],
     maps: [Option<Map>; SLOTS],
 }
 
-/// A shared map, and a descriptor of its file to know how long that is.
+/// A shared map, and a descriptor to read the current length of its file.
 struct Map {
     file: File,
     map: memmap2::MmapRaw,
@@ -51,7 +51,7 @@ impl Side {
         self.open[slot].as_ref().ok_or_else(|| Errno::BADF.into())
     }
 
-    /// Does an operation and tells what came of it, in words that compare.
+    /// Does an operation and returns its result as text that can be compared.
     pub fn apply(&mut self, op: &Op) -> String {
         match self.perform(op) {
             Ok(text) => text,
@@ -75,7 +75,7 @@ impl Side {
             }
             Op::Read { path } => self.read(path),
             Op::Truncate { path, len } => {
-                // truncate(2) itself has no rustix call; an open that may write is the same to a filesystem.
+                // rustix has no truncate(2). An open for writing is the same for a filesystem.
                 File::options()
                     .write(true)
                     .custom_flags(libc::O_NONBLOCK)
@@ -188,11 +188,12 @@ impl Side {
     fn write_map(&self, slot: usize, at: usize, fill: u8) -> Result<String> {
         let file = self.slot(slot)?;
         let stat = file.metadata()?;
-        // The kernel takes setuid and setgid away on a write but not through a map; a daemon that is no root writes.
+        // The kernel clears the setuid and setgid bits on a write but not on a store to a map; a daemon that is not
+        // root writes.
         if !stat.is_file() || stat.len() == 0 || stat.mode() & 0o6000 != 0 {
             return Ok("nothing to map".to_owned());
         }
-        // SAFETY: this thread alone uses the file, and makes it no shorter while it is mapped.
+        // SAFETY: only this thread uses the file, and nothing truncates it while it is mapped.
         let mut map = unsafe { memmap2::MmapMut::map_mut(file)? };
         let at = at % map.len();
         map[at] = fill;
@@ -217,7 +218,7 @@ impl Side {
         Ok(format!("mapped, writable: {writable}"))
     }
 
-    /// Where a map may be touched: pages beyond the end of its file are SIGBUS.
+    /// The part of a map that may be accessed: pages beyond the end of the file cause SIGBUS.
     fn mapped(&self, slot: usize) -> Result<Option<(&Map, usize)>> {
         let Some(map) = &self.maps[slot] else { return Ok(None) };
         let len = usize::try_from(map.file.metadata()?.len()).unwrap().min(map.map.len());
@@ -227,7 +228,7 @@ impl Side {
     #[allow(unsafe_code)]
     fn read_map(&self, slot: usize) -> Result<String> {
         let Some((Map { map, .. }, len)) = self.mapped(slot)? else { return Ok("no map".to_owned()) };
-        // SAFETY: it is mapped, the file goes so far, and nobody else is at work.
+        // SAFETY: the range is mapped, the file is long enough, and nothing else accesses it.
         let bytes: Vec<u8> = (0..len).map(|at| unsafe { map.as_ptr().add(at).read_volatile() }).collect();
         Ok(format!("{len} bytes {:x}", hash(&bytes)))
     }
@@ -240,7 +241,7 @@ impl Side {
         if file.metadata()?.mode() & 0o6000 != 0 {
             return Ok("set-id".to_owned());
         }
-        // SAFETY: it is mapped to be written to, the file goes so far, and nobody else is at work.
+        // SAFETY: the range is mapped writable, the file is long enough, and nothing else accesses it.
         unsafe { map.as_mut_ptr().add(at % len).write_volatile(fill) };
         map.flush()?;
         Ok("written".to_owned())
@@ -251,7 +252,7 @@ impl Side {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(self.at(path))? {
             let entry = entry?;
-            // As a user without search permission one may list but not look at the entries.
+            // A user without search permission can list a directory, but cannot stat its entries.
             if let Ok(stat) = std::fs::symlink_metadata(entry.path()) {
                 assert_eq!(entry.ino(), stat.ino(), "d_ino and st_ino of {:?}", entry.path());
             }
@@ -277,7 +278,7 @@ impl Side {
         visit(&self.root, "", see);
     }
 
-    /// All that can be seen of the tree: a line for each path.
+    /// Everything visible of the tree, one line for each path.
     pub fn snapshot(&self) -> BTreeMap<String, String> {
         tree(&self.root, &|bytes| format!("{} bytes {:x}", bytes.len(), hash(bytes)))
     }

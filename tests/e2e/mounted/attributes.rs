@@ -1,4 +1,4 @@
-//! Mode, owner and times: they change without a byte being copied, and a change that changes nothing is none.
+//! Mode, owner and times: changing them copies no bytes, and setting the same value changes nothing.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
@@ -11,13 +11,14 @@ use crate::common::as_user::is_root;
 use crate::common::library::pattern;
 use crate::common::{Library, MOTHER_TIME, World, assert_errno, sh};
 
-/// The bytes that a file of the upper takes on disk.
+/// The size of a file of the upper on disk.
 fn stored(path: &std::path::Path) -> u64 {
     std::fs::symlink_metadata(path).map_or(0, |stat| stat.blocks() * 512)
 }
 
 for_both_users! {
-    /// Setuid and setgid go when a file changes hands, and when somebody writes to it who may not keep them.
+    /// The setuid and setgid bits are cleared when the owner of a file changes, and when a user writes who may not keep
+    /// them.
     fn setid_bits_are_cleared_as_on_a_plain_directory() {
         let modes = [0o4755, 0o2755, 0o6755, 0o2745, 0o4644];
         let library = modes.iter().fold(Library::new(), |library, mode| {
@@ -49,7 +50,8 @@ for_both_users! {
         }
     }
 
-    /// Root is stopped by nothing but a file that nobody may run; others by the bits.
+    /// For root, access fails only for executing a file that nobody may execute. For others, the permission bits
+    /// decide.
     fn access_tells_the_truth() {
         use rustix::fs::{Access, access};
         let world = World::sample();
@@ -110,7 +112,7 @@ for_both_users! {
         assert_eq!(sh(&mut std::process::Command::new(mounted.at("bin/tool"))), "replaced\n");
     }
 
-    /// rcc gives every directory and file its time again on each run.
+    /// rcc sets the time of every directory and file on each run.
     fn setting_the_same_time_leaves_the_upper_empty() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -217,7 +219,7 @@ for_both_users! {
         assert_eq!((stat.mtime(), stat.mtime_nsec()), (1_500_000_000, 123_456_789));
     }
 
-    /// A new entry is the act of its directory too.
+    /// A new entry also changes its directory.
     fn directory_times_change_with_their_entries() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -245,7 +247,7 @@ for_both_users! {
         }
     }
 
-    /// Numbers of 2^32 and more are EOVERFLOW to a 32-bit program without large file support.
+    /// A 32-bit program without large file support gets EOVERFLOW for inode numbers of 2^32 and more.
     fn new_inode_numbers_fit_32_bits() {
         use std::os::unix::fs::DirEntryExt;
         let world = World::sample();

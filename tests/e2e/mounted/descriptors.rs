@@ -1,4 +1,5 @@
-//! Two descriptors of one file, as two processes have them: one file, whoever opened it first and for what.
+//! Two descriptors of one file, as two processes have them, show the same file, in whatever order and mode they were
+//! opened.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -26,12 +27,12 @@ fn all(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// Runs Python, which has maps, on a file.
+/// Runs a Python program, which can use maps, on a file.
 fn python(program: &str, path: &Path) {
     sh(Command::new("python3").args(["-c", program]).arg(path));
 }
 
-/// A small and a large file, a relocated one of each, and what looks like a program.
+/// A small and a large file, one with relocations of each size, and one that looks like a program.
 fn library() -> Library {
     let named = |size: usize| [STAGE.as_bytes(), b" ", &pattern(size)].concat();
     Library::new()
@@ -84,7 +85,7 @@ for_both_users! {
         }
     }
 
-    /// Stores to a map arrive at everybody else's descriptor, map and next open, and nowhere else.
+    /// A store to a map is visible through every other descriptor, map and later open of the file, and nowhere else.
     fn maps_of_two_descriptors_are_one_file() {
         let world = World::with(&library());
         let mounted = world.mount("s");
@@ -144,7 +145,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
                     assert_eq!(shown.mode() & 0o7777, mode, "{name}");
                 }
             }
-            // The kernel checks by what it knows.
+            // The kernel checks the mode that it knows.
             old.set_permissions(PermissionsExt::from_mode(0o000)).unwrap();
             let opened = File::open(&path);
             assert_eq!(opened.is_ok(), crate::common::as_user::is_root(), "{name}: {opened:?}");
@@ -177,7 +178,7 @@ assert old[:4] == b'MMAP' and old[8:14] == b'PWRITE', old[:14]
         }
     }
 
-    /// Also when the descriptor is closed while the map lives, and the attributes were asked for before.
+    /// Also if the descriptor is closed while the map exists, and if the attributes were read before.
     fn store_to_a_map_updates_the_times() {
         let world = World::with(&library());
         let mounted = world.mount("s");
@@ -210,7 +211,7 @@ assert os.stat(p).st_mtime > 1700000000, 'closed'
         }
     }
 
-    /// Root may keep them. Some modes are held beside the file in the upper.
+    /// root may keep the bits. For some modes, the upper stores the bits in an attribute.
     fn setid_bits_of_a_created_file_are_cleared_by_a_write() {
         let world = World::sample();
         let mounted = world.mount("s");

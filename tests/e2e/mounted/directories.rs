@@ -37,7 +37,7 @@ for_both_users! {
         }
     }
 
-    /// Entries that were there all the time are listed once, whatever else comes and goes meanwhile.
+    /// Entries that exist during the whole listing are listed once, whatever else is created and removed meanwhile.
     fn listing_while_the_directory_changes() {
         let library = (0..3000).fold(Library::new(), |library, n| library.file(&format!("d/keep-{n:04}"), b""));
         let world = World::with(&library);
@@ -57,7 +57,7 @@ for_both_users! {
             }
         }
         assert_eq!(seen.len(), 3000);
-        assert_eq!(names(&mounted.at("d")).len(), 3001, "the last new one stays");
+        assert_eq!(names(&mounted.at("d")).len(), 3001, "the last new entry is missing");
     }
 
     fn emptied_while_it_is_listed() {
@@ -95,7 +95,7 @@ for_both_users! {
         assert!(!names(mounted.path()).contains(&"lib".to_owned()));
         let mounted = mounted.remount();
         assert_errno(std::fs::metadata(mounted.at("lib/module.py")), Errno::NOENT);
-        // The same name again is a new, empty directory: nothing of the old one shines through.
+        // A directory of the same name is new and empty: no entry of the old directory appears in it.
         std::fs::create_dir(mounted.at("lib")).unwrap();
         assert_eq!(names(&mounted.at("lib")), Vec::<String>::new());
         std::fs::write(mounted.at("lib/only"), b"").unwrap();
@@ -144,7 +144,7 @@ for_both_users! {
         assert_eq!(made.map(|_| ()), Err(Errno::NOENT));
     }
 
-    /// A name that was renamed away and back is behind the listing that met it.
+    /// A name that is renamed away and back after it was listed is not listed again.
     fn listing_that_renames_entries_ends() {
         let library = (0..500).fold(Library::new(), |library, n| library.file(&format!("d/lower-{n}"), b""));
         let world = World::with(&library);
@@ -155,15 +155,15 @@ for_both_users! {
         }
         let mut met = BTreeSet::new();
         for (count, entry) in std::fs::read_dir(&dir).unwrap().enumerate() {
-            assert!(count < 6000, "the listing goes on after three times the number of names");
+            assert!(count < 6000, "the listing does not end after three times the number of names");
             let path = entry.unwrap().path();
             std::fs::rename(&path, dir.join("aside")).unwrap();
             std::fs::rename(dir.join("aside"), &path).unwrap();
             met.insert(path);
         }
         met.remove(&dir.join("aside"));
-        assert_eq!(met.len(), 2000, "each name was met");
-        // As on ext4 a name that moves on may be met again, but not for ever.
+        assert_eq!(met.len(), 2000, "a name was never listed");
+        // As on ext4, a renamed entry may be listed again, but the listing must end.
         let renamed = std::fs::read_dir(&dir).unwrap().take(100_000).map(Result::unwrap).map(|entry| {
             let name = entry.file_name().into_string().unwrap();
             std::fs::rename(entry.path(), dir.join(format!("x{}", name.trim_start_matches('x')))).unwrap();
@@ -173,7 +173,8 @@ for_both_users! {
         assert!(names(&dir).iter().all(|name| name.starts_with('x')));
     }
 
-    /// What `tar` sees: a change below a directory is none of the directory, neither at once nor later.
+    /// What `tar` sees: a change deeper in the tree does not change the times of a directory, neither immediately nor
+    /// later.
     fn change_below_keeps_directory_times() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -194,7 +195,7 @@ for_both_users! {
         assert_eq!(after(&mounted), before);
         let mounted = mounted.remount();
         assert_eq!(after(&mounted), before);
-        // What is done to the directory itself shows.
+        // A change of the directory itself is visible.
         std::fs::set_permissions(mounted.at("lib/deep"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         std::fs::write(mounted.at("lib/newer"), b"").unwrap();
         std::fs::create_dir(mounted.at("lib/deep/er/made")).unwrap();
@@ -205,7 +206,7 @@ for_both_users! {
         assert_eq!(times(&mounted, ""), before[0]);
     }
 
-    /// setgid on a directory gives new entries its group.
+    /// A directory with the setgid bit gives its group to new entries.
     fn setgid_directory_is_inherited() {
         use std::os::unix::fs::PermissionsExt;
         let world = World::sample();

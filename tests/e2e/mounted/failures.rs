@@ -1,6 +1,6 @@
-//! A system call of the daemon fails: who asked is told, and then nothing has changed.
+//! Makes a system call of the daemon fail: the caller gets the error, and nothing has changed.
 //!
-//! strace makes the n-th call of a kind fail, for each kind that changes the disk and each n that an operation gets to.
+//! strace makes the n-th call of a kind fail, for each kind that changes the disk and each n that an operation reaches.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -31,14 +31,14 @@ const CALLS: [&str; 14] = [
     "fstat",
 ];
 
-/// An operation in a directory of its own: prepared without failures, done with one.
+/// An operation in a directory of its own: prepared without failures, run with one.
 struct Operation {
     name: &'static str,
     prepare: fn(&Path),
     act: fn(&Path) -> std::io::Result<()>,
 }
 
-/// What must be possible in every directory after a failure: the names that are not there can be used.
+/// Checks that after a failure every name that does not exist in the directory can be used.
 fn use_names(dir: &Path) -> std::io::Result<()> {
     for name in ["a", "b", "new", "sub", "sub/x", "sub2"] {
         let path = dir.join(name);
@@ -88,14 +88,14 @@ fn operations() -> Vec<Operation> {
             act: |d| std::fs::rename(d.join("new"), d.join("sub")),
         },
         Operation {
-            name: "a changed setuid file changes hands",
+            name: "chown of a changed setuid file",
             prepare: |d| {
                 std::fs::write(d.join("a"), b"changed").unwrap();
                 set_mode(&d.join("a"), 0o4755).unwrap();
             },
             act: |d| chown(&d.join("a"), 7),
         },
-        Operation { name: "a library file changes hands", prepare: nothing, act: |d| chown(&d.join("a"), 7) },
+        Operation { name: "chown of a library file", prepare: nothing, act: |d| chown(&d.join("a"), 7) },
         Operation { name: "chmod 0", prepare: changed, act: |d| set_mode(&d.join("a"), 0) },
         Operation {
             name: "chmod from 0",
@@ -167,7 +167,7 @@ fn operations() -> Vec<Operation> {
     ]
 }
 
-/// What a directory shows, less the times that reading and copying up may move.
+/// What a directory shows, without the times that a read or a copy-up may change.
 fn shown(dir: &Path) -> String {
     let mut out = String::new();
     let mut entries: Vec<_> = walk(dir);
@@ -203,7 +203,7 @@ fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
     out
 }
 
-/// Between the change on disk and the daemon's record of it, everybody sees the entry as it was before.
+/// Between the change on disk and the daemon's record of it, other processes see the old entry.
 #[test]
 fn entry_is_found_while_its_change_is_recorded() {
     let world = World::with(&Library::new().file("a", b"library").file("b", b"b").file("d/x", b""));
@@ -215,7 +215,7 @@ fn entry_is_found_while_its_change_is_recorded() {
     let (a, b) =
         (std::fs::File::open(mounted.at("a")).unwrap(), std::fs::File::open(mounted.at("b")).unwrap());
     let d = std::fs::File::open(mounted.at("d")).unwrap();
-    // The daemon learns a second late that it has renamed something.
+    // The daemon's rename returns a second late.
     let slow = Injector::with(&mounted, &log, "renameat2", "renameat2:delay_exit=1000000");
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -240,7 +240,7 @@ fn entry_is_found_while_its_change_is_recorded() {
     slow.end();
 }
 
-/// The end of a large unlinked file takes the disk long: nobody waits for that but the file's own end.
+/// Freeing a large unlinked file takes the disk long. Nothing may wait for that except the last close itself.
 #[test]
 fn last_close_of_a_large_unlinked_file_blocks_nobody() {
     let library = (0..200).fold(Library::new(), |library, n| library.file(&format!("d/{n}"), b""));
@@ -250,13 +250,13 @@ fn last_close_of_a_large_unlinked_file_blocks_nobody() {
     let file = std::fs::File::create(&path).unwrap();
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 300 << 20).unwrap();
     let log = world.path().join("strace.log");
-    // Every close of the daemon takes three seconds from now on.
+    // From now on, every close of the daemon takes three seconds.
     let slow = Injector::with(&mounted, &log, "close", "close:delay_enter=3000000");
     std::fs::remove_file(&path).unwrap();
     drop(file);
     let started = std::time::Instant::now();
     let mut longest = std::time::Duration::ZERO;
-    // New names: the kernel knows no answer and has to ask. For four seconds, within which the file is closed.
+    // New names, so the kernel has to ask the daemon. This goes on for four seconds, during which the file is closed.
     for n in 0..200 {
         let asked = std::time::Instant::now();
         std::fs::metadata(mounted.at(format!("d/{n}"))).unwrap();
@@ -268,15 +268,15 @@ fn last_close_of_a_large_unlinked_file_blocks_nobody() {
     }
     slow.end();
     let said = std::fs::read_to_string(&log).unwrap();
-    assert!(said.contains("close("), "nothing was closed: {said}");
+    assert!(said.contains("close("), "no close was delayed: {said}");
     assert!(longest < std::time::Duration::from_millis(2500), "a lookup waited for a close: {longest:?}");
 }
 
-/// strace on the daemon, until dropped.
+/// strace, attached to the daemon until it is dropped.
 struct Injector {
     strace: Child,
     log: std::path::PathBuf,
-    /// Kept open: it writes a line there for each new thread.
+    /// Kept open, because strace writes a line there for each new thread.
     _said: BufReader<std::process::ChildStderr>,
 }
 
@@ -309,7 +309,8 @@ impl Injector {
     }
 }
 
-/// Notes which directories do not show what they did: what was done, where, and what it showed before.
+/// Adds to `wrong` the directories that changed although an operation failed. `failed` has the operation, the directory
+/// and what it showed before.
 fn compare(mounted: &Mounted<'_>, when: &str, failed: &[(String, String, String)], wrong: &mut Vec<String>) {
     for (what, dir, before) in failed {
         let after = shown(&mounted.at(dir));
@@ -337,7 +338,7 @@ fn failed_operation_changes_nothing() {
     for operation in operations() {
         for call in CALLS {
             for nth in 1..4 {
-                let dir = next.next().expect("enough directories").to_string();
+                let dir = next.next().expect("more directories are needed").to_string();
                 let path = mounted.at(&dir);
                 (operation.prepare)(&path);
                 let before = shown(&path);
@@ -360,7 +361,7 @@ fn failed_operation_changes_nothing() {
     for (what, dir, before) in &mut failed {
         let path = mounted.at(&dir);
         if let Err(error) = use_names(&path) {
-            wrong.push(format!("{what}: then {error}"));
+            wrong.push(format!("{what}: afterwards {error}"));
         }
         *before = shown(&path);
     }

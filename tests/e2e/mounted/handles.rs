@@ -1,5 +1,5 @@
-//! File handles (`name_to_handle_at`, `open_by_handle_at`): they stay good when the kernel has forgotten the inode, and
-//! never lead to a later file that has its number.
+//! File handles (`name_to_handle_at`, `open_by_handle_at`) work after the kernel has forgotten the inode, and never
+//! lead to a later file with the same number.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::common::as_user::is_root;
 use crate::common::{Mounted, World, assert_errno};
 
-/// `struct file_handle` of the kernel.
+/// The kernel's `struct file_handle`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Handle {
@@ -27,7 +27,7 @@ fn handle_of(path: &Path) -> Handle {
     let mut handle = Handle { len: 128, kind: 0, bytes: [0; 128] };
     let mut mount: libc::c_int = 0;
     let name = CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: the path is a string, and the kernel writes no more than what it is given.
+    // SAFETY: the path ends in NUL, and the kernel writes no more bytes than the buffer has.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,
@@ -44,7 +44,7 @@ fn handle_of(path: &Path) -> Handle {
 
 fn open(mounted: &Mounted<'_>, mut handle: Handle) -> std::io::Result<std::fs::File> {
     let root = std::fs::File::open(mounted.path()).unwrap();
-    // SAFETY: the kernel reads the handle; what it returns is a new descriptor.
+    // SAFETY: the kernel only reads the handle, and returns a new descriptor.
     unsafe {
         let fd =
             libc::syscall(libc::SYS_open_by_handle_at, root.as_raw_fd(), &raw mut handle, libc::O_RDONLY);
@@ -62,9 +62,9 @@ fn read(mounted: &Mounted<'_>, handle: Handle) -> String {
 }
 
 for_both_users! {
-    /// A new mount knows none of the inodes of the one before.
+    /// A new mount knows none of the inodes of the mount before.
     fn handles_work_after_the_kernel_forgot_the_inode() {
-        // CAP_DAC_READ_SEARCH is needed.
+        // Needs CAP_DAC_READ_SEARCH.
         if !is_root() {
             return;
         }
@@ -92,7 +92,7 @@ for_both_users! {
         assert_eq!(path, mounted.at("made/deep"));
     }
 
-    /// ext4 gives the inode number of a removed file to the next one.
+    /// ext4 reuses the inode number of a removed file.
     fn handle_of_a_removed_file_is_stale() {
         if !is_root() {
             return;

@@ -1,4 +1,4 @@
-//! Spaces do not see each other's changes, and nobody changes the library.
+//! Spaces do not see each other's changes, and nothing changes the library.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::common::manifest::read_tree;
 use crate::common::{Library, Mounted, World, files_below, sh};
 
-/// All that can be known of a library's files, but for rcc's own stamps of use.
+/// Everything visible of the library's files, without the usage marks of rcc.
 fn library_state(hololib: &Path) -> BTreeMap<PathBuf, (Vec<i64>, Vec<u8>)> {
     let files = files_below(hololib).into_iter().filter(|path| !path.starts_with("used"));
     files
@@ -46,7 +46,7 @@ for_both_users! {
             let before = read_tree(two.path());
             change_everything(&one);
             assert_eq!(read_tree(two.path()), before);
-            // Nor does a space see it that is mounted later, with the caches warm.
+            // A space that is mounted later, with warm caches, does not see it either.
             let three = world.mount("three");
             let plain = world.path().join(three.identity());
             library.restore(&plain);
@@ -76,7 +76,7 @@ for_both_users! {
         }
     }
 
-    /// A library that cannot be written at all serves as well.
+    /// A library on which nothing can be written works too.
     fn read_only_library() {
         let world = World::sample();
         sh(Command::new("chmod").args(["-R", "a-w"]).arg(world.hololib()));
@@ -99,7 +99,7 @@ for_both_users! {
         }
     }
 
-    /// Nobody else can look into what a user changed.
+    /// No other user can read what a user changed.
     fn state_is_private() {
         let world = World::sample();
         let mounted = world.mount("s");

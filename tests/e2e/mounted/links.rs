@@ -67,7 +67,7 @@ for_both_users! {
         assert_errno(hard_link(mounted.at("lib"), mounted.at("x")), Errno::PERM);
     }
 
-    /// As `ln -f` does, and as rename of one name over another of the same file: nothing happens.
+    /// As with rename(2) of two names of one file (and `ln -f`), nothing happens.
     fn rename_between_two_names_of_one_file() {
         let world = World::sample();
         let mounted = world.mount("s");

@@ -1,4 +1,4 @@
-//! What was changed is there at the next mount, with the numbers it had.
+//! Changes are there at the next mount, with the same inode numbers.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -34,7 +34,7 @@ for_both_users! {
         assert_eq!(read_tree(mounted.remount().path()), before);
     }
 
-    /// The owner of the work can read it with plain tools when holofs is not running.
+    /// While holofs is not running, the user can read the changes with plain tools.
     fn changes_are_plain_files_when_unmounted() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -54,7 +54,7 @@ for_both_users! {
         let mut distinct: Vec<u64> = before.values().copied().collect();
         distinct.sort_unstable();
         distinct.dedup();
-        assert_eq!(distinct.len(), before.len(), "two entries have one number");
+        assert_eq!(distinct.len(), before.len(), "two entries have the same number");
         for path in ["readme.txt", "etc/prefix.conf", "lib/data.bin"] {
             std::fs::write(mounted.at(path), b"changed").unwrap();
         }
@@ -65,7 +65,7 @@ for_both_users! {
         assert_eq!(numbers(mounted.remount().path()), with_new);
     }
 
-    /// Numbers come from the catalog's content: another space has the same.
+    /// The numbers come from the catalog, so they are the same in another space.
     fn inode_numbers_come_from_the_catalog() {
         let world = World::sample();
         let (one, two) = (world.mount("one"), world.mount("two"));

@@ -1,4 +1,4 @@
-//! Reading: by read, pread, mmap, exec, and through the commands that people use.
+//! Reading by read, pread, mmap, exec, and with common commands.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,11 +10,11 @@ use rustix::io::Errno;
 use crate::common::library::{STAGE, pattern};
 use crate::common::{Library, World, assert_errno, sh};
 
-/// Maps a file to read.
+/// Maps a file for reading.
 #[allow(unsafe_code)]
 fn map(path: &Path) -> memmap2::Mmap {
     let file = File::open(path).unwrap();
-    // SAFETY: the tests that map a file know who changes it, and only look at bytes.
+    // SAFETY: tests that map a file know who changes it, and only read bytes.
     unsafe { memmap2::Mmap::map(&file).unwrap() }
 }
 
@@ -41,7 +41,7 @@ for_both_users! {
         assert_eq!(std::str::from_utf8(&conf).unwrap(), format!("prefix=/x/{}/lib\n", mounted.identity()));
     }
 
-    /// A map sees what is written later: one page cache for each file.
+    /// A map shows later writes, because a file has one page cache.
     fn mapped_file_sees_a_later_write() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -93,7 +93,7 @@ for_both_users! {
         }
     }
 
-    /// A file that was only read is no change.
+    /// Reading a file changes nothing in the upper.
     fn reading_leaves_the_upper_empty() {
         let world = World::sample();
         let mounted = world.mount("s");

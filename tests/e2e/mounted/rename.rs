@@ -1,4 +1,4 @@
-//! Renaming: files and directories, lower and upper, over others, exchanged, refused.
+//! Renaming files and directories, lower and upper, over others, exchanged, and refused.
 
 use std::fs::File;
 use std::io::Read;
@@ -53,7 +53,7 @@ for_both_users! {
         assert!(!mounted.at("new").exists());
     }
 
-    /// As editors and pip save a file.
+    /// Editors and pip save a file this way.
     fn new_file_over_a_lower_one_that_is_open() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -95,7 +95,7 @@ for_both_users! {
         assert_eq!(ino(mounted.at("etc/library")), dir);
         assert_eq!(ino(mounted.at("etc/library/deep/er/leaf.txt")), leaf);
 
-        // And on: changed inside, renamed again, a lower one below it moved out.
+        // Then: a change inside, a second rename, and a lower directory moved out of it.
         std::fs::write(mounted.at("etc/library/module.py"), b"changed").unwrap();
         std::fs::rename(mounted.at("etc/library/deep/er"), mounted.at("er")).unwrap();
         std::fs::rename(mounted.at("etc/library"), mounted.at("third")).unwrap();
@@ -116,7 +116,7 @@ for_both_users! {
         assert!(entries.len() <= 2, "{entries:?}");
     }
 
-    /// After a rename away and a new directory of the same name, neither sees the other's entries.
+    /// After a rename away and a new directory of the same name, neither shows entries of the other.
     fn old_name_is_free() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -152,7 +152,7 @@ for_both_users! {
         assert_eq!(names(&mounted.remount().at("hollow/inner")), ["data.bin", "deep", "module.py"]);
     }
 
-    /// A lower directory whose entries were all removed is empty, whatever stands under it.
+    /// A lower directory whose entries were all removed is empty, whatever the lower has below it.
     fn directory_over_an_emptied_lower_one() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -173,7 +173,7 @@ for_both_users! {
         assert_errno(rename_with(&lower, &mounted.at("lib"), flags), Errno::EXIST);
         rename_with(&lower, &free, flags).unwrap();
         assert_eq!(std::fs::read(&free).unwrap(), b"hello, space\n");
-        // The name that was left is free in its turn.
+        // The old name is free again.
         rename_with(&mounted.at("secret"), &lower, flags).unwrap();
         assert_eq!(std::fs::read(&lower).unwrap(), b"private\n");
     }
@@ -215,7 +215,7 @@ for_both_users! {
         assert_errno(rename_with(&mounted.at("new"), &mounted.at("nothing"), flags), Errno::NOENT);
     }
 
-    /// While it is renamed to and fro, one of the two names is always there.
+    /// While a file is renamed back and forth, one of the two names always exists.
     fn is_atomic_for_others() {
         let world = World::sample();
         let mounted = world.mount("s");

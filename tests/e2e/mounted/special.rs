@@ -1,4 +1,4 @@
-//! Fifos, sockets and devices.
+//! FIFOs, sockets and devices.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -49,7 +49,7 @@ for_both_users! {
         std::fs::remove_file(mounted.at("sock")).unwrap();
     }
 
-    /// As on overlayfs: root can make them, and nobody can open them, since the mount is `nodev`.
+    /// As on overlayfs, root can make them, and nobody can open them, because the mount is `nodev`.
     fn device_nodes() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -58,7 +58,7 @@ for_both_users! {
             rustix::fs::mknodat(CWD, mounted.at(name), kind, mode, device)
         };
         let device = rustix::fs::makedev(259, 70_000);
-        // A whiteout on disk is a device 0/0: no user may make one through the mount and hide a file so.
+        // A whiteout on disk is a device 0/0. A user who could make one through the mount could hide a file.
         assert_eq!(make("whiteout", FileType::CharacterDevice, 0), Err(Errno::PERM));
         if !is_root() {
             assert_eq!(make("char", FileType::CharacterDevice, device), Err(Errno::PERM));
@@ -97,7 +97,7 @@ for_both_users! {
         assert_eq!(std::fs::read(&path).unwrap(), b"works");
     }
 
-    /// Locks between processes: as sqlite and pip use them.
+    /// Locks between processes, as SQLite and pip use them.
     fn locks() {
         let world = World::sample();
         let mounted = world.mount("s");

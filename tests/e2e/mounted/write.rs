@@ -1,4 +1,4 @@
-//! Writing: into lower files, new files, open and unlinked files, maps, and by the calls that copy ranges.
+//! Writing to lower files, new files, open and unlinked files, through maps, and by calls that copy ranges.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -30,7 +30,7 @@ for_both_users! {
         assert_eq!(std::fs::read(mounted.upper("lib/data.bin")).unwrap(), want);
     }
 
-    /// Written where the copy in the upper has other bytes than the blob: the patched ones.
+    /// Writes to a file whose copy in the upper has other bytes than the blob, namely the patched ones.
     fn into_a_relocated_file() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -41,7 +41,7 @@ for_both_users! {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), want);
     }
 
-    /// The same when it had been read before, and so had a private copy already.
+    /// The same for a file that was read before, and so has a patched copy already.
     fn into_a_relocated_file_that_was_read() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -129,7 +129,7 @@ for_both_users! {
         assert_eq!(std::fs::read(&other).unwrap(), b"hello");
     }
 
-    /// rcc's own test of what changed is size, mode and name; a tool's is the time.
+    /// rcc detects a change by size, mode and name; tools also use the mtime.
     fn writing_updates_the_mtime() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -214,7 +214,7 @@ for_both_users! {
         assert!(std::fs::read(mounted.at("lib/data.bin")).unwrap() == want);
     }
 
-    /// Without msync: what the kernel wrote back on its own is there as well.
+    /// Without msync: the kernel writes back the pages on its own.
     fn shared_map_without_msync() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -256,7 +256,7 @@ for_both_users! {
         assert_eq!(seek(Whence::Data(0)).unwrap(), 512 * 1024);
         assert_eq!(seek(Whence::Hole(512 * 1024)).unwrap(), 516 * 1024);
         assert_eq!(seek(Whence::Data(600 * 1024)), Err(Errno::NXIO));
-        // A lower file has no holes that anybody knows of.
+        // holofs does not know of holes in a lower file.
         let lower = File::open(mounted.at("lib/data.bin")).unwrap();
         assert_eq!(rustix::fs::seek(&lower, Whence::Data(10)).unwrap(), 10);
         assert_eq!(rustix::fs::seek(&lower, Whence::Hole(10)).unwrap(), 300_000);
@@ -274,7 +274,7 @@ for_both_users! {
         let mut want = b"hello, space\n".to_vec();
         want.extend_from_slice(&pattern(6000)[1000..]);
         assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), want);
-        // Past the end there is nothing to copy.
+        // There is nothing to copy beyond the end.
         let mut at = 300_000_u64;
         assert_eq!(rustix::fs::copy_file_range(&from, Some(&mut at), &to, None, 5000).unwrap(), 0);
     }
@@ -291,7 +291,7 @@ for_both_users! {
         }
     }
 
-    /// A descriptor that was opened to write keeps its right when the mode is taken away.
+    /// A descriptor that was opened for writing can still write after the mode was changed.
     fn open_writer_survives_chmod() {
         use std::os::unix::fs::PermissionsExt;
         let world = World::sample();
@@ -304,7 +304,7 @@ for_both_users! {
         assert_eq!(std::fs::read(&path).unwrap(), b"HELLO, space\n");
     }
 
-    /// A new file may be made without the right to write it; its maker may write.
+    /// A file may be created without write permission; the process that created it can write to it.
     fn created_read_only() {
         use std::os::unix::fs::OpenOptionsExt;
         let world = World::sample();
@@ -352,7 +352,7 @@ for_both_users! {
         assert_eq!(got[160 * 64..], pattern(300_000)[160 * 64..]);
     }
 
-    /// More files open than a shell allows by default.
+    /// More open files than a shell allows by default.
     fn thousands_of_open_files() {
         let world = World::sample();
         let mounted = world.mount("s");
@@ -378,6 +378,6 @@ fn read_write_new(path: &std::path::Path) -> File {
 
 #[allow(unsafe_code)]
 fn map_shared(file: &File) -> memmap2::MmapMut {
-    // SAFETY: the file is this test's own, and nobody makes it shorter while it is mapped.
+    // SAFETY: only this test uses the file, and nothing truncates it while it is mapped.
     unsafe { memmap2::MmapMut::map_mut(file).unwrap() }
 }

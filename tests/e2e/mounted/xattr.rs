@@ -1,4 +1,4 @@
-//! Extended attributes of users.
+//! Extended attributes in the `user.` namespace.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn get(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {
     Ok(value)
 }
 
-/// The attributes of users; a system may add others (`security.*`).
+/// The `user.` attributes of a file; a system may add others (`security.*`).
 fn list(path: &Path) -> Vec<String> {
     let mut names = vec![0; 10_000];
     let len = listxattr(path, &mut names[..]).unwrap();
@@ -75,7 +75,7 @@ for_both_users! {
         assert_eq!(rustix::fs::getxattr_query(&path, "user.colour"), Ok(5));
     }
 
-    /// What holofs itself keeps in attributes is nobody else's.
+    /// The attributes that holofs uses itself are hidden.
     fn holofs_attributes_are_hidden_and_refused() {
         let world = World::sample();
         let mounted = world.mount("s");
