@@ -23,6 +23,7 @@
 //!
 //! No `dir`, `state` or table lock is held while bytes are copied.
 
+mod apply;
 pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
@@ -30,6 +31,7 @@ mod ctime;
 mod dir;
 pub mod error;
 mod handle;
+mod open;
 pub(crate) mod read;
 pub(crate) mod rename;
 mod setattr;
@@ -43,8 +45,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
+use rustix::fs::FileType;
 
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
@@ -52,7 +53,7 @@ use crate::materialize::staging::Staging;
 use dir::{DirState, Entry};
 use error::{Error, Result, upper as call};
 use settle::Unsettled;
-use table::{Backing, Node, Table, let_go};
+use table::{InUpper, Node, Table, let_go};
 use types::{Ino, Kind};
 use whiteout::Whiteouts;
 
@@ -139,7 +140,7 @@ impl Namespace {
         }
         let stat = rustix::fs::fstat(&root).map_err(call("stat"))?;
         table.acquire(Ino::ROOT, 1, || {
-            Node::new(Ino::ROOT, Some(NodeId(0)), Kind::Dir, Vec::new(), Backing::Upper, stat.st_ino)
+            Node::new(Ino::ROOT, Some(NodeId(0)), Kind::Dir, Vec::new(), InUpper::All, stat.st_ino)
         });
         table.keep_open(Ino::ROOT, &root);
         let whiteouts = Whiteouts::probe(&staging);
@@ -239,7 +240,7 @@ impl Namespace {
         let found = self.index.node(lower)?;
         let kind = Kind::of_lower(&found);
         let place = (Ino::of_lower(found.parent), c_name(found.name)?);
-        Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], Backing::Lower, 0)))
+        Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], InUpper::Nothing, 0)))
     }
 
     /// Runs `f` with the state of an upper directory, reading it first if need be.
@@ -255,7 +256,7 @@ impl Namespace {
     fn loaded<'a>(&self, node: &Node, guard: &'a mut Option<DirState>) -> Result<&'a mut DirState> {
         if guard.is_none() {
             let mut state = DirState::default();
-            if node.backing() == Backing::Upper && !node.is_gone() {
+            if node.in_upper() == InUpper::All && !node.is_gone() {
                 let dir = self.backing_fd(node)?;
                 for listed in entry::list(dir.as_fd())? {
                     let listed = listed?;
@@ -352,8 +353,8 @@ impl Namespace {
     /// The node of an entry of the upper, reached by this name; `count` lookups are added.
     fn entry_node(&self, dir: &Node, name: &CStr, present: Present, count: u32) -> Arc<Node> {
         let node = self.table.acquire(present.ino, count, || {
-            let backing = if present.meta { Backing::Meta } else { Backing::Upper };
-            Node::new(present.ino, present.origin, present.kind, Vec::new(), backing, present.backing_ino)
+            let in_upper = if present.meta { InUpper::Metadata } else { InUpper::All };
+            Node::new(present.ino, present.origin, present.kind, Vec::new(), in_upper, present.backing_ino)
         });
         let mut unpinned = None;
         let mut state = node.state.lock();
@@ -367,52 +368,6 @@ impl Namespace {
             let_go(fd);
         }
         node
-    }
-
-    /// A descriptor of an entry's backing: readable and writable for a file that has its bytes here, `O_PATH` for
-    /// everything else.
-    fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
-        // A rename may move the entry between reading its place and opening it: the inode number tells. Whoever moves an
-        // entry or replaces its backing pins it first (see `pin`), so the place that is read next is the right one.
-        for _ in 0..100 {
-            let (place, backing, backing_ino) = {
-                let state = node.state.lock();
-                if let Some(pinned) = &state.pinned {
-                    return Ok(Arc::clone(pinned));
-                }
-                (state.places.first().cloned(), state.backing, state.backing_ino)
-            };
-            if node.ino == Ino::ROOT {
-                return Ok(Arc::clone(&self.root));
-            }
-            let keep = backing == Backing::Upper;
-            if keep && let Some(fd) = self.table.opened(node.ino) {
-                return Ok(fd);
-            }
-            let Some((parent, name)) = place.filter(|_| backing != Backing::Lower) else {
-                return Err(Error::Stale(node.ino));
-            };
-            let Some(parent) = self.table.get(parent) else { return Err(Error::Stale(parent)) };
-            let dir = self.backing_fd(&parent)?;
-            let access = match (keep && node.kind == Kind::File, self.keeps_atime) {
-                (true, true) => OFlags::RDWR | OFlags::NOATIME,
-                (true, false) => OFlags::RDWR,
-                (false, _) => OFlags::PATH,
-            };
-            let fd = match entry::open(dir.as_fd(), &name, access | OFlags::NOFOLLOW) {
-                Ok(fd) => Arc::new(fd),
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(call("open")(errno)),
-            };
-            if rustix::fs::fstat(&fd).map_err(call("stat"))?.st_ino != backing_ino {
-                continue;
-            }
-            if keep {
-                self.table.keep_open(node.ino, &fd);
-            }
-            return Ok(fd);
-        }
-        Err(Error::Stale(node.ino))
     }
 
     /// Whether the merged directory shows nothing.

@@ -137,6 +137,16 @@ pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Opt
     done.map_err(upper("utimensat"))
 }
 
+/// Gives an entry back the times that it had before.
+pub(crate) fn put_times_back(fd: &impl AsFd, before: &Stat) -> Result<()> {
+    let time = |sec, nsec| Some(SetTime::At(Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }));
+    write_times(
+        fd.as_fd(),
+        time(before.st_atime, before.st_atime_nsec),
+        time(before.st_mtime, before.st_mtime_nsec),
+    )
+}
+
 /// An `O_PATH` descriptor of a name, not following a link.
 pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
-use super::copy_up::How;
+use super::copy_up::CopyUp;
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::DIR_SIZE;
-use super::table::{Backing, Node, let_go};
+use super::table::{InUpper, Locked, Node};
 use super::types::{Attr, Caller, Ino, Kind, SetAttr};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;
@@ -198,8 +198,10 @@ impl Namespace {
         let how = match self.attr(ino)?.kind {
             Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
             // Both names share the backing file, so its bytes must be there before there are two.
-            Kind::File => How::Data(u64::MAX),
-            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => How::Meta,
+            Kind::File => CopyUp::Data(u64::MAX),
+            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
+                CopyUp::Metadata
+            }
         };
         let node = self.copy_up(ino, how, &SetAttr::default())?;
         let dir = self.upper_dir(parent)?;
@@ -222,7 +224,7 @@ impl Namespace {
         }
         let (meta, backing_ino) = {
             let state = node.state.lock();
-            (state.backing == Backing::Meta, state.backing_ino)
+            (state.in_upper == InUpper::Metadata, state.backing_ino)
         };
         let present = Present { ino: node.ino, kind: node.kind, origin: node.lower, meta, backing_ino };
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
@@ -261,7 +263,7 @@ impl Namespace {
                 let node = self.entry_node(&dir, &name, present, 0);
                 let in_lower = self.in_lower(&dir, name.as_bytes())?;
                 self.pin(&node)?;
-                self.unlink_backing(at.as_fd(), &name, in_lower).inspect_err(|_| unpin(&node))?;
+                self.unlink_backing(at.as_fd(), &name, in_lower).inspect_err(|_| node.unpin())?;
                 node
             }
         };
@@ -295,25 +297,27 @@ impl Namespace {
         // somebody may create: asked again below.
         self.with_dir(&child, |state| self.is_empty(&child, state))?.then_some(()).ok_or(Error::NotEmpty)?;
         let dir = self.upper_dir(parent)?;
-        let (mut guard, mut child_guard) = lock_two(&dir, &child);
-        let state = self.loaded(&dir, &mut guard)?;
-        let child_state = self.loaded(&child, &mut child_guard)?;
-        if !self.is_empty(&child, child_state)? {
-            return Err(Error::NotEmpty);
-        }
+        let mut locked = Locked::new(&[&dir, &child]);
+        let silent = {
+            let state = self.loaded(&child, locked.of(&child)?)?;
+            if !self.is_empty(&child, state)? {
+                return Err(Error::NotEmpty);
+            }
+            state.is_silent()
+        };
+        let state = self.loaded(&dir, locked.of(&dir)?)?;
         let at = self.backing_fd(&dir)?;
         let in_lower = self.in_lower(&dir, name.as_bytes())?;
         match self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
             Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
             Found::Upper(_) => {
                 self.pin(&child)?;
-                self.rmdir_backing(at.as_fd(), &name, in_lower, child_state.is_silent())
-                    .inspect_err(|_| unpin(&child))?;
+                self.rmdir_backing(at.as_fd(), &name, in_lower, silent).inspect_err(|_| child.unpin())?;
             }
         }
         self.clear_entry(&dir, state, name.as_bytes())?;
-        *child_state = DirState::default();
-        drop((guard, child_guard));
+        *locked.of(&child)? = Some(DirState::default());
+        drop(locked);
         self.unlinked(&child, parent, &name);
         Ok(())
     }
@@ -333,30 +337,6 @@ impl Namespace {
         Ok(())
     }
 
-    /// The attributes of what a name shows, without counting a lookup.
-    pub(super) fn must_show(&self, parent: Ino, name: &CString) -> Result<Attr> {
-        let attr = self.lookup(parent, name.as_bytes())?;
-        self.forget(attr.ino, 1);
-        Ok(attr)
-    }
-
-    /// Before an entry is moved, replaced or removed: keeps its backing open while the kernel may use the entry. Until
-    /// [`unpin`], whoever asks for the backing gets this descriptor and needs no name, so the moment between the change
-    /// on disk and our record of it does not show.
-    pub(super) fn pin(&self, node: &Node) -> Result<()> {
-        {
-            let state = node.state.lock();
-            if state.backing == Backing::Lower || state.pinned.is_some() {
-                return Ok(());
-            }
-        }
-        if self.table.lookups(node.ino) > 0 {
-            let fd = self.backing_fd(node)?;
-            node.state.lock().pinned = Some(fd);
-        }
-        Ok(())
-    }
-
     /// After a name went: the node no longer has it. The change is done, so nothing here can fail.
     pub(super) fn unlinked(&self, node: &Node, parent: Ino, name: &CString) {
         let (last, pinned) = {
@@ -365,7 +345,7 @@ impl Namespace {
             (state.places.is_empty(), state.pinned.clone())
         };
         if !last {
-            return unpin(node);
+            return node.unpin();
         }
         let links = match pinned {
             // A count that cannot be had may not be 0: the node then stays until the kernel forgets it.
@@ -377,14 +357,6 @@ impl Namespace {
             self.table.close(node.ino);
             self.table.drop_unused(node.ino);
         }
-    }
-}
-
-/// Ends a [`Namespace::pin`]: the entry has a name by which its backing is found.
-pub(super) fn unpin(node: &Node) {
-    let pinned = node.state.lock().pinned.take();
-    if let Some(fd) = pinned {
-        let_go(fd);
     }
 }
 
@@ -403,17 +375,4 @@ fn put(
         (true, _) => staged.publish(at, name),
     };
     done.map_err(call("rename"))
-}
-
-type DirGuard<'a> = parking_lot::RwLockWriteGuard<'a, Option<DirState>>;
-
-/// Locks two directories in the order of their numbers.
-pub(super) fn lock_two<'a>(first: &'a Node, second: &'a Node) -> (DirGuard<'a>, DirGuard<'a>) {
-    if first.ino < second.ino {
-        let guard = first.dir.write();
-        (guard, second.dir.write())
-    } else {
-        let guard = second.dir.write();
-        (first.dir.write(), guard)
-    }
 }

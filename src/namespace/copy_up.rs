@@ -10,12 +10,10 @@ use std::sync::Arc;
 
 use rustix::fs::Stat;
 
-use super::change::unpin;
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::{must_be_dir, must_be_file};
-use super::setattr::put_times_back;
-use super::table::{Backing, Node};
+use super::table::{InUpper, Node};
 use super::types::{Ino, Kind, SetAttr, SetTime};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
@@ -23,12 +21,12 @@ use crate::space::upper::entry::Present;
 use crate::space::upper::mark::Mark;
 use crate::sys::{boot, fd};
 
-/// How much of a file is to be in the upper.
+/// CopyUp much of a file is to be in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum How {
-    /// Its attributes.
-    Meta,
-    /// Its bytes too, this many from the start.
+pub(super) enum CopyUp {
+    /// The attributes.
+    Metadata,
+    /// The bytes as well, this many from the start.
     Data(u64),
 }
 
@@ -39,7 +37,7 @@ impl Namespace {
     /// `IsADirectory` or `Invalid` for what has no bytes, and what materializing may answer.
     pub(crate) fn writable(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
         let node = self.for_write(ino)?;
-        if node.backing() != Backing::Upper {
+        if node.in_upper() != InUpper::All {
             return Err(Error::Stale(node.ino));
         }
         self.backing_fd(&node)
@@ -48,26 +46,26 @@ impl Namespace {
     fn for_write(&self, ino: Ino) -> Result<Arc<Node>> {
         if let View::Node(node) = self.view(ino)? {
             must_be_file(node.kind)?;
-            if node.backing() == Backing::Upper {
+            if node.in_upper() == InUpper::All {
                 return Ok(node);
             }
         }
-        self.copy_up(ino, How::Data(u64::MAX), &SetAttr::default())
+        self.copy_up(ino, CopyUp::Data(u64::MAX), &SetAttr::default())
     }
 
     /// Gives a file, link or special file its counterpart in the upper, or more of one, with `change` applied in
     /// the same step; where all is there already, only applies `change`.
-    pub(super) fn copy_up(&self, ino: Ino, how: How, change: &SetAttr) -> Result<Arc<Node>> {
+    pub(super) fn copy_up(&self, ino: Ino, how: CopyUp, change: &SetAttr) -> Result<Arc<Node>> {
         let node = self.node(ino)?;
         if node.kind == Kind::Dir {
             return Err(Error::IsADirectory);
         }
         let changing = node.change.lock();
-        let backing = node.backing();
-        if backing == Backing::Upper || (backing == Backing::Meta && how == How::Meta) {
+        let in_upper = node.in_upper();
+        if in_upper == InUpper::All || (in_upper == InUpper::Metadata && how == CopyUp::Metadata) {
             self.apply(&node, change)?;
         } else {
-            self.copy_up_locked(&node, backing, how, change)?;
+            self.copy_up_locked(&node, in_upper, how, change)?;
         }
         drop(changing);
         Ok(node)
@@ -76,7 +74,7 @@ impl Namespace {
     /// The backing of an entry that has one.
     pub(crate) fn existing_fd(&self, ino: Ino) -> Result<Option<Arc<OwnedFd>>> {
         match self.view(ino)? {
-            View::Node(node) if node.backing() != Backing::Lower => Ok(Some(self.backing_fd(&node)?)),
+            View::Node(node) if node.in_upper() != InUpper::Nothing => Ok(Some(self.backing_fd(&node)?)),
             View::Node(_) | View::Lower(_) => Ok(None),
         }
     }
@@ -85,7 +83,7 @@ impl Namespace {
     pub(crate) fn changed_fd(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
         let node = match self.node(ino)?.kind {
             Kind::Dir => self.upper_dir(ino)?,
-            _ => self.copy_up(ino, How::Meta, &SetAttr::default())?,
+            _ => self.copy_up(ino, CopyUp::Metadata, &SetAttr::default())?,
         };
         self.backing_fd(&node)
     }
@@ -97,11 +95,11 @@ impl Namespace {
         }
     }
 
-    fn copy_up_locked(&self, node: &Node, backing: Backing, how: How, change: &SetAttr) -> Result<()> {
+    fn copy_up_locked(&self, node: &Node, in_upper: InUpper, how: CopyUp, change: &SetAttr) -> Result<()> {
         let lower = node.lower.ok_or(Error::Stale(node.ino))?;
         let base = self.node_attr(node)?;
         let (file, staged, mark) = match how {
-            How::Data(len) => {
+            CopyUp::Data(len) => {
                 let copy = self.materializer.private_copy(lower, len)?;
                 let emptied = len == 0 && base.size > 0;
                 let mark = if emptied { Mark::Emptied(lower, boot::this()) } else { Mark::Data(lower) };
@@ -111,13 +109,13 @@ impl Namespace {
                 }
                 (copy.file, copy.staged, mark)
             }
-            How::Meta => {
+            CopyUp::Metadata => {
                 let (file, staged) = self.staging.file().map_err(call("create a staging file"))?;
                 (file, staged, Mark::Meta(lower))
             }
         };
         backing::write_mark(file.as_fd(), mark)?;
-        if backing == Backing::Meta {
+        if in_upper == InUpper::Metadata {
             backing::copy_xattrs(self.backing_fd(node)?.as_fd(), file.as_fd())?;
         }
         if let Some(size) = change.size {
@@ -146,7 +144,7 @@ impl Namespace {
 
     /// Makes a staged counterpart visible at the node's place: the one step that changes what a reader sees.
     fn publish(&self, node: &Node, fd: OwnedFd, staged: Staged, stat: &Stat, mark: Mark) -> Result<()> {
-        let backing = if matches!(mark, Mark::Meta(_)) { Backing::Meta } else { Backing::Upper };
+        let in_upper = if matches!(mark, Mark::Meta(_)) { InUpper::Metadata } else { InUpper::All };
         let mut staged = Some(staged);
         loop {
             let Some((parent, name)) = node.state.lock().places.first().cloned() else {
@@ -154,7 +152,7 @@ impl Namespace {
                 drop(staged);
                 let mut state = node.state.lock();
                 let before = state.pinned.replace(Arc::new(fd));
-                (state.backing, state.backing_ino) = (backing, stat.st_ino);
+                (state.in_upper, state.backing_ino) = (in_upper, stat.st_ino);
                 drop(state);
                 drop(before);
                 return Ok(());
@@ -171,29 +169,30 @@ impl Namespace {
             // Between the rename and the record of it below, whoever needs the backing gets the one from before.
             self.pin(node)?;
             if let Err(errno) = staged.publish(at.as_fd(), &name) {
-                unpin(node);
+                node.unpin();
                 return Err(call("rename")(errno));
             }
             let present = Present {
                 ino: node.ino,
                 kind: node.kind,
                 origin: node.lower,
-                meta: backing == Backing::Meta,
+                meta: in_upper == InUpper::Metadata,
                 backing_ino: stat.st_ino,
             };
             self.set_entry(&dir, state, name.as_bytes(), Entry::Present(present))?;
             {
                 let mut state = node.state.lock();
-                (state.backing, state.backing_ino) = (backing, stat.st_ino);
+                (state.in_upper, state.backing_ino) = (in_upper, stat.st_ino);
             }
             self.table.close(node.ino);
-            if backing == Backing::Upper && !self.keeps_atime {
+            if in_upper == InUpper::All && !self.keeps_atime {
                 // Opened as `backing_fd` would open it, but for O_NOATIME.
                 self.table.keep_open(node.ino, &Arc::new(fd));
             }
-            unpin(node);
+            node.unpin();
             // The copy-up is done, whether or not the directory looks untouched by it.
-            let hidden = put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
+            let hidden =
+                backing::put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
             if let Err(error) = hidden {
                 tracing::warn!(%error, "a directory shows the time of a copy-up in it");
             }
@@ -207,11 +206,11 @@ impl Namespace {
         self.recorded.wait();
         let node = self.node(ino)?;
         must_be_dir(&node)?;
-        if node.backing() == Backing::Upper {
+        if node.in_upper() == InUpper::All {
             return Ok(node);
         }
         let changing = node.change.lock();
-        if node.backing() == Backing::Upper {
+        if node.in_upper() == InUpper::All {
             drop(changing);
             return Ok(node);
         }

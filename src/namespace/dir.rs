@@ -17,7 +17,7 @@ use crate::space::upper::entry::Present;
 /// Cookies from here on belong to names that the lower directory does not have. They end below 2^31, so that 32-bit
 /// programs can read directories.
 pub(super) const EXTRA_COOKIES: u64 = 1 << 30;
-/// How many cookies such names can have.
+/// CopyUp many cookies such names can have.
 const EXTRA_SLOTS: u64 = 1 << 30;
 
 /// What the upper says of one name.

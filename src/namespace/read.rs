@@ -1,11 +1,12 @@
 //! Reading the merged view: lookup, attributes, listing, link texts. Nothing here changes the upper.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::dir::{DirState, EXTRA_COOKIES, Entry};
 use super::error::{Error, Result, upper as call};
-use super::table::{Backing, Node};
+use super::table::{InUpper, Node};
 use super::types::{Attr, Ino, Kind, SetTime, Time};
 use super::{Found, NAME_MAX, Namespace, View, backing, c_name, lower_children};
 use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
@@ -81,8 +82,8 @@ impl Namespace {
             View::Node(node) => node,
         };
         must_be_file(node.kind)?;
-        match (node.backing(), node.lower) {
-            (Backing::Lower | Backing::Meta, Some(lower)) => Ok(View::Lower(lower)),
+        match (node.in_upper(), node.lower) {
+            (InUpper::Nothing | InUpper::Metadata, Some(lower)) => Ok(View::Lower(lower)),
             _ => Ok(View::Node(node)),
         }
     }
@@ -90,12 +91,12 @@ impl Namespace {
     /// What has to be synced for an entry: its file or directory in the upper, if it has one.
     pub(crate) fn to_sync(&self, ino: Ino) -> Result<Option<OwnedFd>> {
         let View::Node(node) = self.view(ino)? else { return Ok(None) };
-        match (node.backing(), node.kind) {
-            (Backing::Lower, _) | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => {
+        match (node.in_upper(), node.kind) {
+            (InUpper::Nothing, _) | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => {
                 Ok(None)
             }
             // A born link cannot be opened to be synced; its directory can.
-            (Backing::Upper, Kind::Symlink) => Ok(None),
+            (InUpper::All, Kind::Symlink) => Ok(None),
             _ => Ok(Some(backing::reopen(&self.backing_fd(&node)?)?.into())),
         }
     }
@@ -128,15 +129,22 @@ impl Namespace {
             Ok(match found {
                 Found::Lower(child) => {
                     self.table.count_lower(child, 1);
-                    Err(child)
+                    View::Lower(child)
                 }
-                Found::Upper(present) => Ok(self.entry_node(&node, &c_name(name)?, present, 1)),
+                Found::Upper(present) => View::Node(self.entry_node(&node, &c_name(name)?, present, 1)),
             })
         })?;
         match found {
-            Err(lower) => Ok(self.lower_attr(&self.index.node(lower)?)),
-            Ok(child) => self.node_attr(&child).inspect_err(|_| self.table.forget(child.ino, 1)),
+            View::Lower(child) => Ok(self.lower_attr(&self.index.node(child)?)),
+            View::Node(child) => self.node_attr(&child).inspect_err(|_| self.table.forget(child.ino, 1)),
         }
+    }
+
+    /// The attributes of what a name shows, without counting a lookup.
+    pub(super) fn must_show(&self, parent: Ino, name: &CString) -> Result<Attr> {
+        let attr = self.lookup(parent, name.as_bytes())?;
+        self.forget(attr.ino, 1);
+        Ok(attr)
     }
 
     /// The attributes of a number.
@@ -157,8 +165,8 @@ impl Namespace {
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let lower = match self.view(ino)? {
             View::Lower(lower) => lower,
-            View::Node(node) => match (node.backing(), node.lower) {
-                (Backing::Lower | Backing::Meta, Some(lower)) => lower,
+            View::Node(node) => match (node.in_upper(), node.lower) {
+                (InUpper::Nothing | InUpper::Metadata, Some(lower)) => lower,
                 _ => {
                     let fd = self.backing_fd(&node)?;
                     return match rustix::fs::readlinkat(&fd, c"", Vec::new()) {
@@ -353,17 +361,17 @@ impl Namespace {
 
     /// The attributes of an entry that the table holds.
     pub(super) fn node_attr(&self, node: &Node) -> Result<Attr> {
-        let (backing, gone) = {
+        let (in_upper, gone) = {
             let state = node.state.lock();
-            (state.backing, state.gone)
+            (state.in_upper, state.gone)
         };
         let lower = match node.lower {
-            Some(lower) if backing != Backing::Upper || node.kind == Kind::Dir => {
+            Some(lower) if in_upper != InUpper::All || node.kind == Kind::Dir => {
                 Some(self.lower_attr(&self.index.node(lower)?))
             }
             _ => None,
         };
-        if backing == Backing::Lower {
+        if in_upper == InUpper::Nothing {
             let mut attr = lower.ok_or(Error::Stale(node.ino))?;
             if gone {
                 attr.nlink = 0;
@@ -384,7 +392,7 @@ impl Namespace {
                 attr.blocks = DIR_SIZE / 512;
                 attr.nlink = if gone { 0 } else { self.dir_nlink(node, lower)? };
             }
-            Kind::File if backing == Backing::Meta => {
+            Kind::File if in_upper == InUpper::Metadata => {
                 if let Some(lower) = lower {
                     attr.size = lower.size;
                     attr.blocks = lower.blocks;

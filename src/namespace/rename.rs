@@ -8,22 +8,19 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use rustix::fs::{AtFlags, RenameFlags};
 
-use super::change::unpin;
-use super::copy_up::How;
+use super::copy_up::CopyUp;
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
-use super::setattr::put_times_back;
-use super::table::Node;
+use super::table::{Locked, Node};
 use super::types::{Attr, Ino, Kind, SetAttr};
 use super::whiteout::{Move, Whiteouts};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::{Staged, Staging};
 use crate::space::upper::entry::Present;
 
-/// How a target that exists is treated.
+/// CopyUp a target that exists is treated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RenameMode {
     /// It is replaced.
@@ -32,25 +29,6 @@ pub enum RenameMode {
     NoReplace,
     /// The two change places.
     Exchange,
-}
-
-/// The write locks of up to three directories, taken by rising number.
-struct Locked<'a> {
-    guards: Vec<(Ino, RwLockWriteGuard<'a, Option<DirState>>)>,
-}
-
-impl<'a> Locked<'a> {
-    fn new(nodes: &[&'a Arc<Node>]) -> Self {
-        let mut nodes = nodes.to_vec();
-        nodes.sort_by_key(|node| node.ino);
-        nodes.dedup_by_key(|node| node.ino);
-        Self { guards: nodes.into_iter().map(|node| (node.ino, node.dir.write())).collect() }
-    }
-
-    fn of(&mut self, node: &Node) -> Result<&mut Option<DirState>> {
-        let found = self.guards.iter_mut().find(|(ino, _)| *ino == node.ino);
-        found.map(|(_, guard)| &mut **guard).ok_or(Error::Stale(node.ino))
-    }
 }
 
 impl Namespace {
@@ -162,7 +140,7 @@ impl Namespace {
     fn bring_up(&self, entry: Attr) -> Result<Arc<Node>> {
         match entry.kind {
             Kind::Dir => self.upper_dir(entry.ino),
-            _ => self.copy_up(entry.ino, How::Meta, &SetAttr::default()),
+            _ => self.copy_up(entry.ino, CopyUp::Metadata, &SetAttr::default()),
         }
     }
 
@@ -225,9 +203,9 @@ impl Namespace {
             (false, None) => step.plain(),
         });
         let left = done.inspect_err(|_| {
-            unpin(source);
+            source.unpin();
             if let Some(target) = target {
-                unpin(target);
+                target.unpin();
             }
         })?;
         let state = self.loaded(dir, locked.of(dir)?)?;
@@ -242,7 +220,7 @@ impl Namespace {
             *locked.of(target)? = Some(DirState::default());
         }
         drop(locked);
-        unpin(source);
+        source.unpin();
         self.release_ctime(source);
         if let Some(target) = target {
             self.unlinked(target, new_dir.ino, new_name);
@@ -263,8 +241,8 @@ impl Namespace {
         let change = Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
         let done = self.pin(target).and_then(|()| change.rename(RenameFlags::EXCHANGE));
         done.inspect_err(|_| {
-            unpin(source);
-            unpin(target);
+            source.unpin();
+            target.unpin();
         })?;
         let state = self.loaded(dir, locked.of(dir)?)?;
         self.set_entry(dir, state, name.as_bytes(), Entry::Present(two))?;
@@ -273,8 +251,8 @@ impl Namespace {
         moved(source, (dir.ino, name), (new_dir.ino, new_name));
         moved(target, (new_dir.ino, new_name), (dir.ino, name));
         drop(locked);
-        unpin(source);
-        unpin(target);
+        source.unpin();
+        target.unpin();
         self.release_ctime(source);
         self.release_ctime(target);
         Ok(())
@@ -304,7 +282,7 @@ impl Namespace {
         let mode = self.held_mode(target, &old)?.unwrap_or(stat.st_mode);
         backing::write_mode(fd.as_fd(), Kind::Dir, mode, None)?;
         backing::copy_xattrs(old.as_fd(), fd.as_fd())?;
-        put_times_back(&fd, &stat)?;
+        backing::put_times_back(&fd, &stat)?;
         Ok(staged)
     }
 }
@@ -365,7 +343,7 @@ impl Step<'_> {
                 tracing::error!(name = ?new_name, %errno, "an emptied directory could not be put back");
                 stand_in.keep();
             }
-            if let Err(error) = put_times_back(&new_at, &before) {
+            if let Err(error) = backing::put_times_back(&new_at, &before) {
                 tracing::warn!(%error, "a directory shows the time of a rename in it that failed");
             }
         })

@@ -26,7 +26,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::dir::Entry;
 use super::error::{Result, upper as call};
-use super::table::{Backing, Node};
+use super::table::{InUpper, Node};
 use super::types::{Ino, Kind};
 use super::{Namespace, View, backing, read};
 use crate::library::index::NodeId;
@@ -34,26 +34,26 @@ use crate::space::upper::mark::Mark;
 use crate::sys::boot::{self, Boot};
 use crate::sys::fd;
 
-/// How long after it was emptied a file's bytes are written out. Long enough for a program to have written them, short
+/// CopyUp long after it was emptied a file's bytes are written out. Long enough for a program to have written them, short
 /// beside the seconds after which a journal is committed.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// How long a file has to stay empty to be meant to be. A program that empties a file writes to it at once, but a busy
+/// CopyUp long a file has to stay empty to be meant to be. A program that empties a file writes to it at once, but a busy
 /// machine may let it wait.
 const EMPTY: Duration = Duration::from_secs(3);
 
 /// The files that wait.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
-    /// How many there are, to be asked without the lock.
+    /// CopyUp many there are, to be asked without the lock.
     count: AtomicUsize,
     /// A leaf lock.
-    state: Mutex<State>,
+    state: Mutex<Queue>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Queue {
     files: HashMap<Ino, Waiting>,
     /// Nobody will wait for more.
     ended: bool,
@@ -242,11 +242,13 @@ impl Namespace {
 
     /// Keeps a node in the table.
     fn hold(&self, node: &Node) {
-        let place = node.state.lock().places.clone();
-        let backing = node.state.lock().backing;
-        let backing_ino = node.state.lock().backing_ino;
-        self.table
-            .acquire(node.ino, 1, || Node::new(node.ino, node.lower, node.kind, place, backing, backing_ino));
+        let (places, in_upper, backing_ino) = {
+            let state = node.state.lock();
+            (state.places.clone(), state.in_upper, state.backing_ino)
+        };
+        self.table.acquire(node.ino, 1, || {
+            Node::new(node.ino, node.lower, node.kind, places, in_upper, backing_ino)
+        });
     }
 
     /// Before a rename: when it replaces bytes of the library, those that replace them are written out. Nothing is
@@ -295,6 +297,6 @@ impl Namespace {
         let Some(Entry::Present(present)) = found else { return None };
         let is_file = present.kind == Kind::File && !present.meta;
         let node = is_file.then(|| self.entry_node(&dir, name, present, 0))?;
-        (node.backing() == Backing::Upper).then_some(node)
+        (node.in_upper() == InUpper::All).then_some(node)
     }
 }

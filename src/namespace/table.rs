@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::dir::DirState;
+use super::error::{Error, Result};
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
 use crate::space::upper::mark::KeptCtime;
@@ -27,15 +28,15 @@ const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
     None => NonZeroUsize::MIN,
 };
 
-/// Where the bytes and attributes of an entry are.
+/// How much of an entry is in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Backing {
-    /// Nothing in the upper yet (or no longer: an unlinked lower file that is still open).
-    Lower,
-    /// Attributes in the upper, bytes in the lower.
-    Meta,
-    /// All in the upper.
-    Upper,
+pub(super) enum InUpper {
+    /// Nothing: the lower has it all. A lower file that was unlinked while it was open is like that as well.
+    Nothing,
+    /// The attributes. The bytes, or the text of a symbolic link, are still the lower's.
+    Metadata,
+    /// Everything.
+    All,
 }
 
 /// A name of an entry: the directory's number, and the name in it.
@@ -68,8 +69,7 @@ pub(super) struct Node {
 pub(super) struct NodeState {
     /// The names known so far; empty when unlinked (or the root).
     pub(super) places: Vec<Place>,
-    /// Where the bytes are.
-    pub(super) backing: Backing,
+    pub(super) in_upper: InUpper,
     /// The backing inode, to notice that a path leads elsewhere meanwhile. 0 while there is none.
     pub(super) backing_ino: u64,
     /// The mode attribute: unknown, absent, or the bits it holds.
@@ -89,7 +89,7 @@ impl Node {
         lower: Option<NodeId>,
         kind: Kind,
         places: Vec<Place>,
-        backing: Backing,
+        in_upper: InUpper,
         backing_ino: u64,
     ) -> Self {
         Self {
@@ -100,7 +100,7 @@ impl Node {
             dir: RwLock::new(None),
             state: Mutex::new(NodeState {
                 places,
-                backing,
+                in_upper,
                 backing_ino,
                 mode: None,
                 ctime: None,
@@ -112,14 +112,41 @@ impl Node {
         }
     }
 
-    /// Where its bytes are now.
-    pub(super) fn backing(&self) -> Backing {
-        self.state.lock().backing
+    /// How much of it is in the upper now.
+    pub(super) fn in_upper(&self) -> InUpper {
+        self.state.lock().in_upper
     }
 
     /// Whether no name is left.
     pub(super) fn is_gone(&self) -> bool {
         self.state.lock().gone
+    }
+
+    /// Ends a [`Namespace::pin`](super::Namespace::pin): the file has a name again by which it is found.
+    pub(super) fn unpin(&self) {
+        let pinned = self.state.lock().pinned.take();
+        if let Some(fd) = pinned {
+            let_go(fd);
+        }
+    }
+}
+
+/// The write locks of up to three directories, taken by rising number.
+pub(super) struct Locked<'a> {
+    guards: Vec<(Ino, RwLockWriteGuard<'a, Option<DirState>>)>,
+}
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(nodes: &[&'a Arc<Node>]) -> Self {
+        let mut nodes = nodes.to_vec();
+        nodes.sort_by_key(|node| node.ino);
+        nodes.dedup_by_key(|node| node.ino);
+        Self { guards: nodes.into_iter().map(|node| (node.ino, node.dir.write())).collect() }
+    }
+
+    pub(super) fn of(&mut self, node: &Node) -> Result<&mut Option<DirState>> {
+        let found = self.guards.iter_mut().find(|(ino, _)| *ino == node.ino);
+        found.map(|(_, guard)| &mut **guard).ok_or(Error::Stale(node.ino))
     }
 }
 
@@ -183,7 +210,7 @@ impl Table {
         self.lower_lookups.add(lower, count);
     }
 
-    /// How often the kernel holds a number.
+    /// CopyUp often the kernel holds a number.
     pub(super) fn lookups(&self, ino: Ino) -> u64 {
         match ino.lower() {
             Some(lower) => u64::from(self.lower_lookups.read(lower)),
@@ -267,7 +294,7 @@ impl Table {
         drop(closed_later);
     }
 
-    /// How many nodes the table holds.
+    /// CopyUp many nodes the table holds.
     pub(super) fn len(&self) -> usize {
         self.nodes.read().len()
     }
@@ -343,7 +370,7 @@ mod tests {
     use super::*;
 
     fn born(ino: u64) -> Node {
-        Node::new(Ino::of_created(ino), None, Kind::File, Vec::new(), Backing::Upper, ino)
+        Node::new(Ino::of_created(ino), None, Kind::File, Vec::new(), InUpper::All, ino)
     }
 
     #[test]
@@ -362,7 +389,7 @@ mod tests {
         let table = Table::new(10);
         let (node, ino) = (NodeId(3), Ino::of_lower(NodeId(3)));
         table.count_lower(node, 2);
-        table.acquire(ino, 1, || Node::new(ino, Some(node), Kind::File, Vec::new(), Backing::Upper, 9));
+        table.acquire(ino, 1, || Node::new(ino, Some(node), Kind::File, Vec::new(), InUpper::All, 9));
         assert_eq!(table.lookups(ino), 3);
         table.forget(ino, 2);
         assert!(table.get(ino).is_some());
