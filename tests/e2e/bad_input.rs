@@ -78,7 +78,7 @@ for_both_users! {
         drop(world.mount_with("s", &["--blueprint", &other.hash()]));
         // After this mount the space knows its environment.
         let mounted = world.mount("s");
-        assert_eq!(mounted.said["blueprint"], other.hash());
+        assert_eq!(mounted.output["blueprint"], other.hash());
     }
 
     fn mountpoint_is_not_empty() {

@@ -71,7 +71,7 @@ for_both_users! {
         assert_eq!(row(&world, mounted.identity())["blueprint"], one().hash());
         let mounted = mounted.remount();
         assert_eq!(rcc::list(&world)[mounted.identity()], one().hash());
-        assert_eq!(mounted.said["blueprint"], one().hash());
+        assert_eq!(mounted.output["blueprint"], one().hash());
     }
 
     /// After a conversion, everything that names the environment of the space names the new one.
@@ -97,11 +97,11 @@ for_both_users! {
         }
         mounted.has_ended();
         let mounted = world.mount_with("s", &["--blueprint", &two().hash()]);
-        assert_eq!(mounted.said["blueprint"], two().hash());
+        assert_eq!(mounted.output["blueprint"], two().hash());
         assert_eq!(module(&space), "VALUE = 2\n");
         mounted.unmount();
         let mounted = world.mount("s");
-        assert_eq!(mounted.said["blueprint"], two().hash());
+        assert_eq!(mounted.output["blueprint"], two().hash());
         mounted.unmount();
         // With its changes dropped, the space holds the catalog's environment again, and rcc's record says so.
         let mounted = world.mount_with("s", &["--blueprint", &one().hash(), "--fresh"]);
@@ -121,7 +121,7 @@ for_both_users! {
         assert_eq!(try_mount(&world, &[]).code, 7);
         std::fs::remove_dir_all(&space).unwrap();
         let mounted = world.mount("s");
-        assert_eq!((module(&space).as_str(), mounted.said["blueprint"].as_str()), ("VALUE = 1\n", Some(one().hash().as_str())));
+        assert_eq!((module(&space).as_str(), mounted.output["blueprint"].as_str()), ("VALUE = 1\n", Some(one().hash().as_str())));
         described(&space);
         rcc::restore(&world, &two(), &space);
         assert_eq!(module(&space), "VALUE = 2\n");
@@ -136,7 +136,7 @@ for_both_users! {
         rcc::restore(&world, &two(), &space);
         mounted.kill();
         let mounted = world.mount("s");
-        assert_eq!(mounted.said["blueprint"], two().hash());
+        assert_eq!(mounted.output["blueprint"], two().hash());
         assert_eq!(rcc::list(&world)[mounted.identity()], two().hash());
         rcc::restore(&world, &one(), &space);
         assert_eq!(module(&space), "VALUE = 1\n");
@@ -159,8 +159,8 @@ for_both_users! {
             }
             let again = world.mount("s");
             mounted.has_ended_as(&again);
-            assert_eq!(again.said["reused"], false);
-            assert!(again.said.get("set_aside").is_none(), "{}", again.said);
+            assert_eq!(again.output["reused"], false);
+            assert!(again.output.get("set_aside").is_none(), "{}", again.output);
             assert_eq!(std::fs::read(again.at("readme.txt")).unwrap(), b"hello, space\n");
             assert!(!again.at("mine").exists());
             assert_eq!(again.upper_entries(), Vec::<PathBuf>::new());
@@ -260,7 +260,7 @@ for_both_users! {
         assert!(refused.stderr.contains("being recorded") && refused.stderr.contains("missing"), "{refused:?}");
         recording.finish();
         let mounted = world.mount("s");
-        assert!(mounted.said.get("missing_blobs").is_none(), "{}", mounted.said);
+        assert!(mounted.output.get("missing_blobs").is_none(), "{}", mounted.output);
         mounted.unmount();
         // Written in place: for a moment the old name has half a catalog.
         let catalog = one().catalog(&world.hololib());
@@ -288,10 +288,10 @@ for_both_users! {
         assert_eq!(world.run(["unmount", "s"]).code, 0);
         // The report repeats at each mount until the blobs exist.
         let mounted = world.mount("s");
-        assert_eq!(mounted.said["missing_blobs"], 1);
+        assert_eq!(mounted.output["missing_blobs"], 1);
         mounted.unmount();
         world.add(&one());
-        assert!(world.mount("s").said.get("missing_blobs").is_none());
+        assert!(world.mount("s").output.get("missing_blobs").is_none());
     }
 
     /// For a known catalog, a mount looks neither at rcc's lock nor at any blob.
@@ -301,6 +301,6 @@ for_both_users! {
         let _lock = rcc::lock(&world.base().join("global.lck"));
         std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
         let mounted = world.mount("s");
-        assert!(mounted.said.get("missing_blobs").is_none(), "{}", mounted.said);
+        assert!(mounted.output.get("missing_blobs").is_none(), "{}", mounted.output);
     }
 }

@@ -40,15 +40,15 @@ for_both_users! {
     fn json_of_mount() {
         let world = World::sample();
         let mounted = world.mount("s");
-        let said = mounted.said.clone();
-        assert_eq!(said["path"], mounted.path().to_str().unwrap());
-        assert_eq!(said["identity"], mounted.identity());
-        assert_eq!(said["blueprint"], Library::sample().hash());
-        assert_eq!(said["library"], world.hololib().to_str().unwrap());
-        assert_eq!(said["strategy"], "smart");
-        assert_eq!(said["reused"], false);
-        assert_eq!(said["relocated"], 2);
-        assert!(said["entries"].as_u64().unwrap() > 15 && said["mounted_ms"].is_u64() && said["pid"].is_u64());
+        let output = mounted.output.clone();
+        assert_eq!(output["path"], mounted.path().to_str().unwrap());
+        assert_eq!(output["identity"], mounted.identity());
+        assert_eq!(output["blueprint"], Library::sample().hash());
+        assert_eq!(output["library"], world.hololib().to_str().unwrap());
+        assert_eq!(output["strategy"], "smart");
+        assert_eq!(output["reused"], false);
+        assert_eq!(output["relocated"], 2);
+        assert!(output["entries"].as_u64().unwrap() > 15 && output["mounted_ms"].is_u64() && output["pid"].is_u64());
     }
 
     fn daemon_closes_inherited_descriptors() {
@@ -71,7 +71,7 @@ for_both_users! {
         std::fs::write(mounted.at("new"), b"new").unwrap();
         let again = world.json([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
         assert_eq!(again["reused"], true);
-        assert_eq!((&again["path"], &again["pid"]), (&mounted.said["path"], &mounted.said["pid"]));
+        assert_eq!((&again["path"], &again["pid"]), (&mounted.output["path"], &mounted.output["pid"]));
         let spoken = world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()]);
         assert_eq!((spoken.code, spoken.stdout.trim_end()), (0, mounted.path().to_str().unwrap()));
         assert!(spoken.stderr.contains("already mounted"), "{spoken:?}");
@@ -80,14 +80,14 @@ for_both_users! {
 
     fn concurrent_mounts_of_a_space_make_one() {
         let world = World::sample();
-        let said: Vec<_> = std::thread::scope(|scope| {
+        let output: Vec<_> = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..4)
                 .map(|_| scope.spawn(|| world.run([OsStr::new("mount"), world.home().as_os_str(), "s".as_ref()])))
                 .collect();
             tries.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert!(said.iter().all(|done| done.code == 0), "{said:?}");
-        assert_eq!(world.mounts().len(), 1, "{said:?}");
+        assert!(output.iter().all(|done| done.code == 0), "{output:?}");
+        assert_eq!(world.mounts().len(), 1, "{output:?}");
         assert_eq!(world.run(["unmount", "s"]).code, 0);
         wait_until("the mount to disappear", || world.mounts().is_empty());
     }
@@ -266,7 +266,7 @@ for_both_users! {
         assert!(text.contains(mounted.identity()) && text.contains("\"two\""), "{text}");
         let status = world.json(["status", "one"]);
         assert_eq!(status["state"], "mounted");
-        assert_eq!(status["pid"], mounted.said["pid"]);
+        assert_eq!(status["pid"], mounted.output["pid"]);
         assert_eq!(world.json(["status", "two"])["state"], "unmounted");
         let spoken = world.run(["list"]);
         assert!(spoken.code == 0 && spoken.stdout.contains(mounted.identity()), "{spoken:?}");

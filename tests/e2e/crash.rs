@@ -147,7 +147,7 @@ for_both_users! {
         assert_eq!(status["state"], "stale", "{status}");
         let mounted = world.mount("s");
         assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"kept");
-        assert_eq!(mounted.said["reused"], false);
+        assert_eq!(mounted.output["reused"], false);
         assert_eq!(world.mounts(), [path]);
     }
 

@@ -117,7 +117,7 @@ fn explore(seed: u64, count: usize) -> Result<(), (Vec<Op>, String)> {
     match result {
         Ok(Ok(())) => Ok(()),
         Ok(Err(difference)) => Err((done, difference)),
-        Err(panic) => Err((done, said(panic.as_ref()))),
+        Err(panic) => Err((done, message(panic.as_ref()))),
     }
 }
 
@@ -130,10 +130,10 @@ fn replay(seed: u64, ops: &[Op]) -> Result<(), String> {
         ops.iter().try_for_each(|op| pair.apply(op))?;
         pair.apply(&Op::Remount)
     }))
-    .unwrap_or_else(|panic| Err(said(panic.as_ref())))
+    .unwrap_or_else(|panic| Err(message(panic.as_ref())))
 }
 
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

@@ -455,8 +455,8 @@ as_ordinary_user! {
         command.env("LD_LIBRARY_PATH", dir.path()).env("GLIBC_TUNABLES", "glibc.malloc.check=3");
         command.env("RUST_BACKTRACE", "full").env("_FUSE_COMMFD", "0").env("PATH", dir.path());
         let out = dir.path().join("out");
-        let said = OpenOptions::new().create(true).append(true).open(&out).unwrap();
-        command.stdout(said.try_clone().unwrap()).stderr(said);
+        let output = OpenOptions::new().create(true).append(true).open(&out).unwrap();
+        command.stdout(output.try_clone().unwrap()).stderr(output);
         let helper = Helper::start(&mut command);
         assert_eq!(helper.ask(hello(), &[]), Reply::Hello { version: VERSION });
         let foreign = directory(Path::new("/etc"));
@@ -467,7 +467,7 @@ as_ordinary_user! {
         assert!(!names.iter().any(|name| name.to_string_lossy().starts_with("trace")), "{names:?}");
     }
 
-    fn closed_standard_streams_are_nobodys() {
+    fn closed_and_wrong_standard_streams_are_handled() {
         let program = mount_helper();
         let closing = |which: &str| {
             let mut command = Command::new("sh");
@@ -516,7 +516,7 @@ as_ordinary_user! {
         }
     }
 
-    fn it_ends_with_its_caller_and_the_mount_dies_with_it() {
+    fn helper_ends_with_its_caller_and_leaves_a_dead_mount() {
         let (_dir, on) = place();
         let mut helper = Helper::greeted();
         let mut mounted = helper.mount(&on);

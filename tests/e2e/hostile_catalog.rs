@@ -56,10 +56,10 @@ fn assert_refused_within(world: &World, mebibytes: u64, words: &[&str]) {
         [&["mount", home, "s"][..], &["catalogs", home], &["check", home], &["warm", home, &blueprint]]
     {
         let done = within(world, mebibytes, args);
-        let said = format!("{}{}", done.stdout, done.stderr);
-        assert!(said.contains(&blueprint), "the catalog is not named: {args:?}: {done:?}");
+        let output = format!("{}{}", done.stdout, done.stderr);
+        assert!(output.contains(&blueprint), "the catalog is not named: {args:?}: {done:?}");
         for word in words {
-            assert!(said.contains(word), "{word}: {args:?}: {done:?}");
+            assert!(output.contains(word), "{word}: {args:?}: {done:?}");
         }
         assert!(done.code != 0 || args.contains(&"catalogs"), "{args:?}: {done:?}");
     }

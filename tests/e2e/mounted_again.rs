@@ -87,15 +87,15 @@ for_both_users! {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let unmounting = scope.spawn(|| {
-                let mut said = Vec::new();
+                let mut output = Vec::new();
                 while !over.load(Ordering::Relaxed) {
                     let done = world.run(["unmount", "s"]);
                     // 12 means busy: the other side is checking whether the mount answers.
                     if !matches!(done.code, 0 | 12) {
-                        said.push(done);
+                        output.push(done);
                     }
                 }
-                said
+                output
             });
             let failed: Vec<Done> = (0..TRIES).map(|_| again(&world, &[])).filter(|done| done.code != 0).collect();
             over.store(true, Ordering::Relaxed);

@@ -299,7 +299,7 @@ fn new_space(kind: &'static str) {
         let mut command = world.command("sh");
         // The tracer lives as long as the daemon, so it must not hold the pipe whose end the test waits for.
         let delayed = "strace -f -D -qqq -o /dev/null -e trace=fsync -e inject=fsync:delay_enter=700000 \
-            \"$1\" --json mount \"$2\" \"$3\" >\"$2/said\" 2>&1; code=$?; cat \"$2/said\"; exit $code";
+            \"$1\" --json mount \"$2\" \"$3\" >\"$2/output\" 2>&1; code=$?; cat \"$2/output\"; exit $code";
         command.args(["-c", delayed, "sh"]).arg(world.holofs().get_program()).arg(world.home()).arg(&space);
         let mounted = Mounted::by(&world, &space, &mut command);
         let new = change(mounted.path(), 0, mounted.identity());

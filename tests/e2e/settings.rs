@@ -91,5 +91,5 @@ fn hardlink_of_a_variable_is_smart_with_one_warning() {
     let mounted = Mounted::adopt(&world, "s");
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(done.stderr.matches("hardlink").count(), 1, "{done:?}");
-    assert_eq!(mounted.said["strategy"], "smart");
+    assert_eq!(mounted.output["strategy"], "smart");
 }

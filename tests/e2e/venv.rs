@@ -47,8 +47,8 @@ fn record(world: &World, extra: &[&str]) {
 fn works(world: &World, mounted: &Mounted<'_>) {
     let python = mounted.at("bin/python");
     let check = "import numpy, yaml, requests, robot, sys; print(numpy.arange(6).sum(), sys.prefix)";
-    let said = run(world, &python, &["-c", check]);
-    assert_eq!(said.trim(), format!("15 {}", mounted.path().display()));
+    let output = run(world, &python, &["-c", check]);
+    assert_eq!(output.trim(), format!("15 {}", mounted.path().display()));
     let version = run(world, &mounted.at("bin/pip"), &["--version"]);
     assert!(version.contains(mounted.path().to_str().unwrap()), "{version}");
     let robot = world.command(mounted.at("bin/robot")).arg("--version").output().unwrap();

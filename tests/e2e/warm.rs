@@ -23,13 +23,13 @@ fn unpacked(world: &World) -> Vec<PathBuf> {
 for_both_users! {
     fn warm_unpacks_every_large_blob_once() {
         let world = World::with(&library());
-        let said = world.json(["warm", world.home().to_str().unwrap(), "s"]);
-        assert_eq!((said["blobs"].as_u64(), said["fetched"].as_u64()), (Some(2), Some(2)), "{said}");
-        assert_eq!(said["bytes_fetched"], 2_700_001, "{said}");
+        let output = world.json(["warm", world.home().to_str().unwrap(), "s"]);
+        assert_eq!((output["blobs"].as_u64(), output["fetched"].as_u64()), (Some(2), Some(2)), "{output}");
+        assert_eq!(output["bytes_fetched"], 2_700_001, "{output}");
         assert_eq!(unpacked(&world).len(), 2);
-        let blueprint = said["blueprint"].as_str().unwrap().to_owned();
-        let said = world.json(["warm", world.home().to_str().unwrap(), &blueprint[..8]]);
-        assert_eq!((said["blobs"].as_u64(), said["fetched"].as_u64()), (Some(2), Some(0)), "{said}");
+        let blueprint = output["blueprint"].as_str().unwrap().to_owned();
+        let output = world.json(["warm", world.home().to_str().unwrap(), &blueprint[..8]]);
+        assert_eq!((output["blobs"].as_u64(), output["fetched"].as_u64()), (Some(2), Some(0)), "{output}");
         let mounted = world.mount("s");
         assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(2_000_000));
     }
@@ -48,7 +48,7 @@ for_both_users! {
         assert_eq!(unpacked(&world).len(), 1);
     }
 
-    fn warm_refuses_unknown_environments() {
+    fn warm_refuses_missing_libraries_and_profiles() {
         let world = World::with(&library());
         let home = world.home();
         let home = home.to_str().unwrap();

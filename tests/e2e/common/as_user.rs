@@ -132,11 +132,11 @@ pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     }
     command.env("HOLOFS_TEST_TOOLS", tools.path()).env("RUST_BACKTRACE", "1").current_dir("/");
     let out = command.output().expect("setpriv (util-linux) is installed");
-    let said = String::from_utf8_lossy(&out.stdout);
-    print!("{said}");
+    let output = String::from_utf8_lossy(&out.stdout);
+    print!("{output}");
     assert!(
-        out.status.success() && said.contains("1 passed"),
-        "{test}: {}\n{said}{}",
+        out.status.success() && output.contains("1 passed"),
+        "{test}: {}\n{output}{}",
         out.status,
         String::from_utf8_lossy(&out.stderr)
     );

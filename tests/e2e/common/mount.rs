@@ -16,7 +16,7 @@ pub struct Mounted<'w> {
     /// The name of the space, as given on the command line.
     pub space: String,
     /// The output of `holofs mount --json`.
-    pub said: Value,
+    pub output: Value,
     path: PathBuf,
     pid: i32,
     live: bool,
@@ -35,12 +35,12 @@ impl<'w> Mounted<'w> {
     pub fn by(world: &'w World, space: &str, command: &mut Command) -> Self {
         let done = finish(command);
         assert_eq!(done.code, 0, "mount failed; /dev/fuse and fusermount3 are needed: {done:?}");
-        let said: Value =
+        let output: Value =
             serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"));
-        let path = PathBuf::from(said["path"].as_str().expect("path"));
-        let pid = i32::try_from(said["pid"].as_i64().expect("pid")).expect("pid");
+        let path = PathBuf::from(output["path"].as_str().expect("path"));
+        let pid = i32::try_from(output["pid"].as_i64().expect("pid")).expect("pid");
         assert!(world.mounts().contains(&path), "not in mountinfo: {}", path.display());
-        Self { world, space: space.to_owned(), said, path, pid, live: true }
+        Self { world, space: space.to_owned(), output, path, pid, live: true }
     }
 
     /// Adopts a mount that another command made of a space of this world.

@@ -195,9 +195,9 @@ for_both_users! {
                 let done = finish(world.holofs().arg("check").arg(world.home()));
                 assert!(begin.elapsed() < LONGEST, "{what}");
                 let name = path.file_name().unwrap().to_str().unwrap();
-                let said = format!("{}{}", done.stdout, done.stderr);
-                assert!(done.code != 0 && said.contains(name), "{what}: {done:?}");
-                assert!(!said.contains("panicked"), "{what}: {done:?}");
+                let output = format!("{}{}", done.stdout, done.stderr);
+                assert!(done.code != 0 && output.contains(name), "{what}: {done:?}");
+                assert!(!output.contains("panicked"), "{what}: {done:?}");
                 ends(&world, &["list"], &what);
                 ends(&world, &["catalogs", world.home().to_str().unwrap()], &what);
                 if let Some(mounted) = try_mount(&world, &what) {

@@ -122,12 +122,12 @@ impl Trace {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("strace is needed: {error}"));
-        let mut said = BufReader::new(strace.stderr.take().expect("piped"));
+        let mut output = BufReader::new(strace.stderr.take().expect("piped"));
         let mut line = String::new();
-        said.read_line(&mut line).expect("strace's first line");
+        output.read_line(&mut line).expect("strace's first line");
         assert!(line.contains(" attached"), "strace: {line}");
         // strace must not block on a full pipe.
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         Self { strace, log }
     }
 

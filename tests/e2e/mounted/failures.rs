@@ -267,8 +267,8 @@ fn last_close_of_a_large_unlinked_file_blocks_nobody() {
         }
     }
     slow.end();
-    let said = std::fs::read_to_string(&log).unwrap();
-    assert!(said.contains("close("), "no close was delayed: {said}");
+    let output = std::fs::read_to_string(&log).unwrap();
+    assert!(output.contains("close("), "no close was delayed: {output}");
     assert!(longest < std::time::Duration::from_millis(2500), "a lookup waited for a close: {longest:?}");
 }
 
@@ -277,7 +277,7 @@ struct Injector {
     strace: Child,
     log: std::path::PathBuf,
     /// Kept open, because strace writes a line there for each new thread.
-    _said: BufReader<std::process::ChildStderr>,
+    _stderr: BufReader<std::process::ChildStderr>,
 }
 
 impl Injector {
@@ -294,10 +294,10 @@ impl Injector {
             .spawn()
             .expect("strace is installed");
         let mut line = String::new();
-        let mut said = BufReader::new(strace.stderr.take().unwrap());
-        said.read_line(&mut line).unwrap();
+        let mut output = BufReader::new(strace.stderr.take().unwrap());
+        output.read_line(&mut line).unwrap();
         assert!(line.contains("attached"), "{line}");
-        Self { strace, log: log.to_owned(), _said: said }
+        Self { strace, log: log.to_owned(), _stderr: output }
     }
 
     /// Whether a call was made to fail.

@@ -70,8 +70,8 @@ for_both_users! {
     fn script_runs() {
         let world = World::sample();
         let mounted = world.mount("s");
-        let said = sh(Command::new(mounted.at("bin/tool")).arg("works"));
-        assert_eq!(said, format!("tool {} works\n", mounted.at("bin/tool").display()));
+        let output = sh(Command::new(mounted.at("bin/tool")).arg("works"));
+        assert_eq!(output, format!("tool {} works\n", mounted.at("bin/tool").display()));
     }
 
     fn program_runs() {
@@ -104,12 +104,12 @@ for_both_users! {
     fn tar_reads_all_of_it() {
         let world = World::sample();
         let mounted = world.mount("s");
-        let said = sh(Command::new("sh").arg("-c").arg(format!(
+        let output = sh(Command::new("sh").arg("-c").arg(format!(
             "cd '{}' && tar cf - . 2>&1 | tar tf - | sort",
             mounted.path().display()
         )));
-        assert_eq!(said.lines().count(), crate::common::manifest::read_tree(mounted.path()).len());
-        assert!(said.contains("./lib/deep/er/leaf.txt"), "{said}");
+        assert_eq!(output.lines().count(), crate::common::manifest::read_tree(mounted.path()).len());
+        assert!(output.contains("./lib/deep/er/leaf.txt"), "{output}");
     }
 
     fn enoent() {
