@@ -24,6 +24,7 @@ mod prefetch;
 pub mod registry;
 mod reuse;
 mod serve;
+pub mod spaces;
 mod undo;
 
 use std::time::Instant;

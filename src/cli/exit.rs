@@ -292,6 +292,8 @@ pub fn describe(error: &session::Error) -> Failure {
             what,
             Some("end what uses it; or --force, which ends the daemon and keeps the changes"),
         ),
+        session::Error::NoSpace { .. } => failure(NOT_FOUND, what, Some("`holofs list`")),
+        session::Error::OthersMount { .. } => failure(MOUNTPOINT, what, Some("another space name")),
         session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
         session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
         session::Error::NoAnswer { .. } => {

@@ -1,27 +1,17 @@
 //! `holofs status` and `holofs path`.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::exit::{Failure, MOUNTPOINT, NOT_FOUND, OK, failure};
-use super::list::{Row, one};
+use super::exit::{Failure, OK};
+use super::list::Row;
 use super::{Context, output};
-use crate::fs::STATUS_XATTR;
 use crate::materialize::{Counts, ReflinkProbe};
-use crate::space::run::{Extra, read_run};
-use crate::space::select::SpaceArg;
-use crate::space::state::read_state;
-use crate::space::{aside, live};
-use crate::sys::{mountinfo, probe, process};
-
-/// At most so many of a space's changes are looked at.
-const LOOKED_AT: usize = 200_000;
-
-/// How long a mount may take to tell about itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::session::spaces::{Detail, Survey};
+use crate::space::run::Extra;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "States:
@@ -71,20 +61,16 @@ struct Status {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let row = find(&args.space, context, LOOKED_AT)?;
-    let state_dir = context.env.spaces_dir().join(&row.id);
-    // Here, and not in a list, a damaged record is an answer.
-    let state = read_state(&state_dir)?;
-    let run = read_run(&state_dir).filter(|_| row.state == "mounted" || row.state == "moved");
-    let copy_up = run.as_ref().and_then(|_| counts(&row));
+    let Detail { space, run, copy_up, log, set_aside } =
+        Survey::new(&context.env)?.detail(&args.space, &context.settings.controller.value)?;
     let status = Status {
-        library: state.map(|state| state.content.library),
+        library: space.library.clone(),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
-        extra: run.as_ref().and_then(|run| run.extra.clone()),
+        extra: run.and_then(|run| run.extra),
         copy_up,
-        log: state_dir.join("log"),
-        set_aside: aside::list(&state_dir),
-        row,
+        log,
+        set_aside,
+        row: space.into(),
     };
     if context.json {
         output::print_json(&status)?;
@@ -95,59 +81,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
 }
 
 pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure> {
-    let row = find(&args.space, context, 0)?;
-    let there = mountinfo::mount_at(&live::resolved(&row.path)).unwrap_or_default();
-    // Programs are run by what this prints.
-    if let Some(user) = there.filter(|mount| !mount.is_ours()).and_then(|mount| mount.user_id) {
-        let what = format!("{}: user {user} has mounted something on it", row.path.display());
-        return Err(failure(MOUNTPOINT, what, Some("another space name")));
-    }
+    let path = Survey::new(&context.env)?.path(&args.space, &context.settings.controller.value)?;
     if context.json {
-        output::print_json(&serde_json::json!({ "path": row.path }))?;
+        output::print_json(&serde_json::json!({ "path": path }))?;
     } else {
-        output::print_path(&row.path)?;
+        output::print_path(&path)?;
     }
     Ok(OK)
-}
-
-fn find(typed: &OsStr, context: &Context, entries: usize) -> Result<Row, Failure> {
-    let given = SpaceArg::parse(typed)?;
-    let identity = given.identity(&context.env, &context.settings.controller.value)?;
-    let shown = typed.to_string_lossy();
-    let row = one(&identity, context, entries)?.filter(|row| match &given {
-        SpaceArg::Path(path) => live::resolved(path) == live::resolved(&row.path),
-        SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
-    });
-    row.ok_or_else(|| {
-        failure(NOT_FOUND, format!("{shown}: no such space ({identity})"), Some("`holofs list`"))
-    })
-}
-
-/// Asks the live mount itself; one whose daemon hangs is not waited for.
-fn counts(row: &Row) -> Option<Counts> {
-    let path = row.path.display();
-    // An empty answer stands for an error, which only the log wants to know.
-    let question = || {
-        let mut value = [0u8; 1024];
-        let asked = rustix::fs::getxattr(&row.path, STATUS_XATTR, &mut value[..]);
-        asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
-    };
-    match probe::ask(PATIENCE, question) {
-        Ok(Some(text)) if text.is_empty() => {
-            tracing::warn!(%path, "the mount does not tell what it copied");
-            None
-        }
-        Ok(Some(text)) => serde_json::from_slice(&text).ok(),
-        Ok(None) => {
-            let why = row.pid.map(|pid| process::condition(pid).to_string());
-            tracing::warn!(%path, pid = row.pid, why, "the mount's daemon does not answer");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(%path, %error, "the mount was not asked what it copied");
-            None
-        }
-    }
 }
 
 /// One screen, with a line for all that is known.
@@ -156,7 +96,7 @@ fn text(status: &Status) -> Vec<String> {
     let yes = |flag: Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
     let lines = [
         ("Space", Some(row.space.clone())),
-        ("State", Some(row.state.to_owned())),
+        ("State", Some(row.state.to_string())),
         ("Path", Some(row.path.display().to_string())),
         ("Identity", Some(row.id.clone())),
         ("Controller", Some(row.controller.clone())),

@@ -113,6 +113,22 @@ pub enum Error {
     /// Nothing of ours is mounted there.
     #[error("{0}: not mounted")]
     NotMounted(PathBuf),
+    /// No space has this name, identity or path.
+    #[error("{given}: no such space ({identity})")]
+    NoSpace {
+        /// The space as it was typed.
+        given: String,
+        /// The name of the directory that it would have.
+        identity: String,
+    },
+    /// Something of another user is mounted on the space's directory.
+    #[error("{path}: user {user} has mounted something on it")]
+    OthersMount {
+        /// The directory.
+        path: PathBuf,
+        /// The user's id.
+        user: u32,
+    },
     /// The upper could not be opened.
     #[error("{path}: {source}")]
     Upper {

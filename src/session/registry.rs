@@ -81,7 +81,7 @@ pub(super) fn places_of(mount: &MountEntry) -> Result<Vec<MountEntry>, Error> {
     Ok(mounts)
 }
 
-fn unreadable(error: std::io::Error) -> Error {
+pub(super) fn unreadable(error: std::io::Error) -> Error {
     Error::Os { path: "/proc/self/mountinfo".into(), call: "read", source: io_errno(&error) }
 }
 

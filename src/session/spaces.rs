@@ -1,0 +1,420 @@
+//! A survey of the spaces on this machine: which there are, and what state each is in.
+//!
+//! Two things make a space known: the state directory that holofs keeps for it, and the `.meta` file that rcc (and a
+//! mount) writes beside its directory. The state is decided from mountinfo, `state.json`, `run.json` and the library. A
+//! mount that somebody serves is not asked anything here: it might not answer.
+//!
+//! A space whose records cannot be read is part of the survey, with a warning in the log. Only what concerns all spaces is
+//! an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+
+use super::error::Error;
+use super::registry::{Registry, unreadable};
+use crate::fs::STATUS_XATTR;
+use crate::library::LibraryError;
+use crate::library::catalogs;
+use crate::library::locate::{LibraryKind, Location};
+use crate::library::name::Identity;
+use crate::materialize::Counts;
+use crate::space::held::Held;
+use crate::space::home::Env;
+use crate::space::run::{RunInfo, read_run};
+use crate::space::select::SpaceArg;
+use crate::space::state::{log_of, read_state};
+use crate::space::upper::walk::bytes_below;
+use crate::space::{SpaceError, aside, live, meta};
+use crate::sys::fuse_mount::is_dead;
+use crate::sys::mountinfo::{self, MountEntry};
+use crate::sys::{probe, process};
+
+/// How many changes of a space are looked at to tell all about it.
+const LOOKED_AT: usize = 200_000;
+
+/// How long a mount may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a space is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SpaceState {
+    /// A daemon serves it.
+    Mounted,
+    /// Nothing is mounted.
+    Unmounted,
+    /// It is mounted and its daemon is gone. The next mount clears the dead mount away.
+    Stale,
+    /// It is mounted, and a directory above it was renamed since.
+    Moved,
+    /// `state.json` cannot be read.
+    Damaged,
+    /// rcc deleted it. The next mount makes a new one.
+    Deleted,
+    /// Its library has lost the catalog.
+    CatalogGone,
+    /// rcc restored it.
+    Restored,
+}
+
+impl fmt::Display for SpaceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mounted => "mounted",
+            Self::Unmounted => "unmounted",
+            Self::Stale => "stale",
+            Self::Moved => "moved",
+            Self::Damaged => "damaged",
+            Self::Deleted => "deleted",
+            Self::CatalogGone => "catalog-gone",
+            Self::Restored => "restored",
+        })
+    }
+}
+
+impl Serialize for SpaceState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A space, as the survey found it.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// The name of its directory.
+    pub identity: String,
+    /// The controller as rcc records it; empty when no record can be read.
+    pub controller: String,
+    /// The name its user knows it by; empty when no record can be read.
+    pub label: String,
+    /// The blueprint of what it holds; empty when no record can be read.
+    pub blueprint: String,
+    /// The library of its environment, where holofs has a record.
+    pub library: Option<String>,
+    /// Its directory: where it is mounted, or would be.
+    pub path: PathBuf,
+    /// The state it is in.
+    pub state: SpaceState,
+    /// Whether something of holofs serves it.
+    pub is_mounted: bool,
+    /// The record of its mount's daemon.
+    pub run: Option<RunInfo>,
+    /// The size of the changes that were looked at, in bytes on disk.
+    pub upper_bytes: u64,
+    /// Whether those were all changes.
+    pub is_all: bool,
+    /// How often and when it was used last, by rcc's record.
+    pub usage: Option<(u64, SystemTime)>,
+}
+
+/// A space in detail.
+#[derive(Debug)]
+pub struct Detail {
+    /// The space.
+    pub space: Space,
+    /// The record of the mount, when it is where it should be or was moved.
+    pub run: Option<RunInfo>,
+    /// The private copies that its mount has made, when the mount answers.
+    pub copy_up: Option<Counts>,
+    /// The log of its mounts.
+    pub log: PathBuf,
+    /// The changes of earlier spaces of this name, which rcc deleted.
+    pub set_aside: Vec<PathBuf>,
+}
+
+/// What is known of the machine before any space is looked at.
+#[derive(Debug)]
+pub struct Survey<'e> {
+    env: &'e Env,
+    registry: Registry,
+    /// The mounts of all users and homes.
+    all_mounts: Vec<MountEntry>,
+    /// The directories in which spaces of rcc's own library are. Not those that catalogs name: a catalog can name any.
+    bases: Vec<PathBuf>,
+}
+
+impl<'e> Survey<'e> {
+    /// Reads the table of mounts.
+    ///
+    /// # Errors
+    /// When mountinfo cannot be read.
+    pub fn new(env: &'e Env) -> Result<Self, Error> {
+        let library = Location::directory(env.hololib(), LibraryKind::Hololib);
+        let mut bases: Vec<PathBuf> =
+            library.holotree().into_iter().chain([env.robocorp_home.join("holotree")]).collect();
+        bases.dedup();
+        Ok(Self {
+            env,
+            registry: Registry::read(&env.spaces_dir())?,
+            all_mounts: mountinfo::holofs_mounts().map_err(unreadable)?,
+            bases,
+        })
+    }
+
+    /// Every space, by identity. At most `entries` changes of each are looked at.
+    ///
+    /// # Errors
+    /// When the directory of the spaces' states cannot be read.
+    pub fn all(&self, entries: usize) -> Result<Vec<Space>, Error> {
+        let mut spaces = BTreeMap::new();
+        let dir = self.env.spaces_dir();
+        for name in names_in(&dir).map_err(|error| SpaceError::io(&dir)(error))? {
+            if let Ok(identity) = Identity::from_name(name.as_encoded_bytes()) {
+                let space = self.recorded(&identity, entries);
+                spaces.insert(space.identity.clone(), space);
+            }
+        }
+        let ours = spaces.values().filter_map(|space| space.path.parent().map(Path::to_owned));
+        for base in ours.chain(self.bases.iter().cloned()).collect::<BTreeSet<PathBuf>>() {
+            let names = names_in(&base).unwrap_or_else(|error| {
+                tracing::warn!(path = %base.display(), %error, "spaces in this directory are not listed");
+                Vec::new()
+            });
+            for name in &names {
+                let Some(identity) = name.to_str().and_then(|name| name.strip_suffix(".meta")) else {
+                    continue;
+                };
+                if !spaces.contains_key(identity)
+                    && let Some(space) = self.restored(identity, &base)
+                {
+                    spaces.insert(identity.to_owned(), space);
+                }
+            }
+        }
+        Ok(spaces.into_values().collect())
+    }
+
+    /// The space that is meant by a name, an identity or a path. At most `entries` of its changes are looked at.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], or what is wrong with the name.
+    pub fn find(&self, given: &OsStr, controller: &str, entries: usize) -> Result<Space, Error> {
+        let arg = SpaceArg::parse(given)?;
+        let identity = arg.identity(self.env, controller)?;
+        let found = if self.env.state_dir(&identity).is_dir() {
+            Some(self.recorded(&identity, entries))
+        } else {
+            self.bases.iter().find_map(|base| self.restored(identity.as_str(), base))
+        };
+        let found = found.filter(|space| match &arg {
+            SpaceArg::Path(path) => live::resolved(path) == live::resolved(&space.path),
+            SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
+        });
+        let given = given.to_string_lossy().into_owned();
+        found.ok_or_else(|| Error::NoSpace { given, identity: identity.to_string() })
+    }
+
+    /// All about one space.
+    ///
+    /// # Errors
+    /// As [`Survey::find`], and when the space's record is damaged.
+    pub fn detail(&self, given: &OsStr, controller: &str) -> Result<Detail, Error> {
+        let space = self.find(given, controller, LOOKED_AT)?;
+        let state_dir = self.env.spaces_dir().join(&space.identity);
+        read_state(&state_dir)?;
+        let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
+        let run = space.run.clone().filter(|_| is_served);
+        let copy_up = run.as_ref().and_then(|run| counts(&space.path, run.pid));
+        let set_aside = aside::list(&state_dir);
+        Ok(Detail { space, run, copy_up, log: log_of(&state_dir), set_aside })
+    }
+
+    /// The directory of a space. Programs are run by what this returns, so one that another user has mounted something
+    /// on is refused.
+    ///
+    /// # Errors
+    /// As [`Survey::find`], and [`Error::OthersMount`].
+    pub fn path(&self, given: &OsStr, controller: &str) -> Result<PathBuf, Error> {
+        let path = self.find(given, controller, 0)?.path;
+        let mount = mountinfo::mount_at(&live::resolved(&path)).map_err(unreadable)?;
+        match mount.filter(|mount| !mount.is_ours()).and_then(|mount| mount.user_id) {
+            Some(user) => Err(Error::OthersMount { path, user }),
+            None => Ok(path),
+        }
+    }
+
+    /// A space that has a state directory.
+    fn recorded(&self, identity: &Identity, entries: usize) -> Space {
+        let state_dir = self.env.state_dir(identity);
+        let run = read_run(&state_dir);
+        let mount = self.registry.find(&state_dir, run.as_ref());
+        let run = run.filter(|_| mount.is_some());
+        let home = live::recorded_place(&state_dir, run.as_ref());
+        let place = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone());
+        let (record, is_damaged) = match read_state(&state_dir) {
+            Ok(record) => (record, false),
+            Err(error) => {
+                tracing::warn!(%identity, %error, "the record of this space cannot be read");
+                (None, true)
+            }
+        };
+        let held = record.as_ref().zip(place.as_ref()).and_then(|(record, place)| {
+            let held = Held::of(&state_dir, record, place);
+            held.inspect_err(|error| tracing::warn!(%identity, %error, "what this space holds is not known"))
+                .ok()
+        });
+        let state = match mount {
+            Some(mount) if is_stale(mount, run.as_ref()) => SpaceState::Stale,
+            Some(mount) if home.is_some_and(|home| live::resolved(&home) != mount.mountpoint) => {
+                SpaceState::Moved
+            }
+            _ if is_damaged => SpaceState::Damaged,
+            _ if held == Some(Held::Deleted) => SpaceState::Deleted,
+            _ if record.as_ref().is_some_and(|record| {
+                is_catalog_gone(&record.content.library, &record.content.blueprint)
+            }) =>
+            {
+                SpaceState::CatalogGone
+            }
+            Some(_) => SpaceState::Mounted,
+            None => SpaceState::Unmounted,
+        };
+        let path = place.unwrap_or_else(|| {
+            // Nothing tells where it was: where it would be.
+            self.bases.first().map_or_else(|| state_dir.clone(), |base| base.join(identity.as_str()))
+        });
+        let (upper_bytes, is_all) = bytes_below(&state_dir.join("upper"), entries);
+        let content = record.map(|record| record.content);
+        let catalog = content.as_ref().map(|content| content.blueprint.clone()).unwrap_or_default();
+        Space {
+            is_mounted: mount.is_some() && state != SpaceState::Stale,
+            run,
+            upper_bytes,
+            is_all,
+            library: content.as_ref().map(|content| content.library.clone()),
+            controller: content.as_ref().map(|content| content.controller.clone()).unwrap_or_default(),
+            label: content.map(|content| content.space).unwrap_or_default(),
+            blueprint: held.map_or(catalog.clone(), |held| held.blueprint(&catalog).to_owned()),
+            ..Space::bare(identity.as_str(), path, state)
+        }
+    }
+
+    /// A space of which holofs, in this home, has no record.
+    fn restored(&self, identity: &str, base: &Path) -> Option<Space> {
+        let path = base.join(identity);
+        let header = meta::recorded(&path)?;
+        let resolved = live::resolved(&path);
+        let is_mounted = self.all_mounts.iter().any(|mount| mount.mountpoint == resolved);
+        let state = if is_mounted { SpaceState::Mounted } else { SpaceState::Restored };
+        Some(Space {
+            is_mounted,
+            controller: header.controller,
+            label: header.space,
+            blueprint: header.blueprint,
+            ..Space::bare(identity, path, state)
+        })
+    }
+}
+
+impl Space {
+    fn bare(identity: &str, path: PathBuf, state: SpaceState) -> Self {
+        Self {
+            identity: identity.to_owned(),
+            controller: String::new(),
+            label: String::new(),
+            blueprint: String::new(),
+            library: None,
+            usage: meta::usage(&path),
+            path,
+            state,
+            is_mounted: false,
+            run: None,
+            upper_bytes: 0,
+            is_all: true,
+        }
+    }
+}
+
+/// Asks the mount itself what it copied. A mount whose daemon hangs is not waited for.
+fn counts(mountpoint: &Path, daemon: u32) -> Option<Counts> {
+    let path = mountpoint.display();
+    // Only bytes come back from the process that asks: none stand for an error.
+    let question = || {
+        let mut value = [0u8; 1024];
+        let asked = rustix::fs::getxattr(mountpoint, STATUS_XATTR, &mut value[..]);
+        asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
+    };
+    match probe::ask(PATIENCE, question) {
+        Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount does not tell what it copied"),
+        Ok(Some(text)) => match serde_json::from_slice(&text) {
+            Ok(counts) => return Some(counts),
+            Err(error) => tracing::warn!(%path, %error, "the mount's counters cannot be read"),
+        },
+        Ok(None) => {
+            let why = process::condition(daemon);
+            tracing::warn!(%path, daemon, %why, "the mount's daemon does not answer");
+        }
+        Err(error) => tracing::warn!(%path, %error, "the mount was not asked what it copied"),
+    }
+    None
+}
+
+/// The names in a directory. A missing directory has none.
+fn names_in(dir: &Path) -> std::io::Result<Vec<OsString>> {
+    match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.file_name())).collect(),
+    }
+}
+
+/// Whether nobody serves a mount any more.
+fn is_stale(mount: &MountEntry, run: Option<&RunInfo>) -> bool {
+    !run.is_some_and(live::is_running) && is_dead(&mount.mountpoint)
+}
+
+/// Whether the library has lost a space's catalog. Of one that cannot be read that is not known.
+fn is_catalog_gone(library: &str, blueprint: &str) -> bool {
+    let catalogs =
+        Location::recorded(Path::new(library)).and_then(|library| catalogs::list(&*library.library));
+    match catalogs {
+        Ok(catalogs) => catalogs.iter().all(|catalog| catalog.name.blueprint != blueprint),
+        Err(LibraryError::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
+            true
+        }
+        Err(error) => {
+            tracing::warn!(library, %error, "whether the library still has the space's catalog is not known");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLUEPRINT: &str = "adb8c26db4d86a93";
+
+    #[test]
+    fn catalog_is_gone_when_its_library_has_none_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_gone = || is_catalog_gone(dir.path().to_str().unwrap(), BLUEPRINT);
+        assert!(is_gone());
+        std::fs::create_dir(dir.path().join("catalog")).unwrap();
+        assert!(is_gone());
+        std::fs::write(dir.path().join(format!("catalog/{BLUEPRINT}v12.linux_amd64")), "").unwrap();
+        assert!(!is_gone());
+    }
+
+    /// An error of another kind says nothing about the catalog.
+    #[test]
+    fn catalog_is_not_gone_when_its_library_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("catalog", dir.path().join("catalog")).unwrap();
+        assert!(!is_catalog_gone(dir.path().to_str().unwrap(), BLUEPRINT));
+    }
+
+    #[test]
+    fn missing_directory_has_no_names_and_any_other_error_is_returned() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(names_in(&dir.path().join("missing")).unwrap().is_empty());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(names_in(&dir.path().join("file")).is_err());
+    }
+}
