@@ -2,16 +2,16 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use holofs_mount_helper::passthrough;
 use holofs_mount_helper::proto::MountSource;
 use holofs_mount_helper::vocabulary::{BackingId, MountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
 use crate::confine::privileged;
-use crate::sys;
 
 /// Mounts on a directory and returns a descriptor of the mount: as long as it is open the mount is in use.
 ///
@@ -74,22 +74,18 @@ pub(crate) fn undo_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     privileged(|| unmount(path, UnmountFlags::DETACH))
 }
 
-/// A read-only clone of the mount, or the part of it, that a descriptor leads to.
+/// As [`passthrough::read_only_clone`].
 pub(crate) fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    privileged(|| {
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let clone = open_tree(of, "", flags)?;
-        sys::set_read_only(clone.as_fd())?;
-        Ok(clone)
-    })
+    privileged(|| passthrough::read_only_clone(of))
 }
 
+/// As [`passthrough::backing_open`].
 pub(crate) fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<BackingId, Errno> {
-    let id = privileged(|| sys::backing_open(fuse, file))?;
+    let id = privileged(|| passthrough::backing_open(fuse, file))?;
     BackingId::new(id).ok_or(Errno::IO)
 }
 
+/// As [`passthrough::backing_close`].
 pub(crate) fn backing_close(fuse: BorrowedFd<'_>, id: BackingId) -> Result<(), Errno> {
-    privileged(|| sys::backing_close(fuse, id.get()))
+    privileged(|| passthrough::backing_close(fuse, id.get()))
 }

@@ -8,9 +8,9 @@
 //! as a table. The program itself (`main.rs` and what it names) gathers the facts and does what was allowed. `view` is
 //! for it and for root's daemon, which registers files without it.
 
-#![forbid(unsafe_code)]
-
+pub mod passthrough;
 pub mod policy;
 pub mod proto;
 pub mod view;
 pub mod vocabulary;
+pub mod wire;

@@ -13,7 +13,6 @@ mod kernel;
 mod quota;
 mod serve;
 mod sys;
-mod wire;
 
 use std::process::ExitCode;
 

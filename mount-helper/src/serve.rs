@@ -5,15 +5,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holofs_mount_helper::policy::{Access, Session};
-use holofs_mount_helper::proto::{MountSource, Opcode, Reply, Request};
+use holofs_mount_helper::proto::{MountSource, Opcode, REQUEST_SIZE, Reply, Request};
 use holofs_mount_helper::view::Views;
 use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
+use holofs_mount_helper::wire;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use crate::quota::Quota;
-use crate::{facts, kernel, wire};
+use crate::{facts, kernel};
 
 /// The device through which the kernel talks to a FUSE daemon.
 const DEVICE: &str = "/dev/fuse";
@@ -59,7 +60,7 @@ pub(crate) fn serve(caller: u32, session: Session) -> End {
     let views = Views::new(kernel::read_only_clone);
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
     loop {
-        let received = match wire::receive(stdin()) {
+        let received = match wire::receive::<{ REQUEST_SIZE + 1 }>(stdin()) {
             Ok(Some(received)) => received,
             Ok(None) => return End::Closed,
             Err(_) => return End::Broken,
@@ -70,7 +71,8 @@ pub(crate) fn serve(caller: u32, session: Session) -> End {
         };
         let Some(request) = understood else {
             // Whether the answer arrives or not: this is the end.
-            return wire::send(stdin(), Reply::NotUnderstood, None).map_or(End::Broken, |()| End::Broken);
+            return wire::send(stdin(), &Reply::NotUnderstood.encode(), None)
+                .map_or(End::Broken, |()| End::Broken);
         };
         if server.answer(request, received.fds).is_err() {
             return End::Broken;
@@ -105,7 +107,8 @@ impl Server {
             // Decoding has counted them.
             (_, None) => return Err(Errno::INVAL),
         };
-        wire::send(stdin(), reply.unwrap_or_else(|refusal| refusal.reply(opcode)), None)
+        let reply = reply.unwrap_or_else(|refusal| refusal.reply(opcode));
+        wire::send(stdin(), &reply.encode(), None)
     }
 
     fn mount(
@@ -132,7 +135,7 @@ impl Server {
     /// Tells of the mount. One that nobody was told of would stay for ever, dead.
     fn hand_over(&self, mount: &OwnedFd) -> Result<(), Errno> {
         let fuse = self.fuse.as_ref().map(AsFd::as_fd);
-        wire::send(stdin(), Reply::Mounted, fuse)
+        wire::send(stdin(), &Reply::Mounted.encode(), fuse)
             .or_else(|errno| kernel::undo_mount(mount.as_fd()).and(Err(errno)))
     }
 

@@ -1,79 +1,75 @@
-//! Messages in and out of the socket, with their descriptors.
+//! Sends and receives messages on a Unix socket, with the file descriptors that belong to them.
 //!
-//! Invariant: every descriptor that comes in is owned at once, so that it is closed whatever becomes of its message.
+//! Both sides of the helper's protocol use it, and so does whoever talks to `fusermount3`. Invariant: every received
+//! descriptor is owned at once, so that it is closed whatever becomes of its message.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::proto::{REQUEST_SIZE, Reply};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Descriptors for which there is room beside a request: more than any brings, so that too many are seen.
+/// Room for descriptors beside a message. No message has so many, so that too many are noticed.
 const MOST_FDS: usize = 4;
 
-/// What came in.
+/// A received message of at most `N` bytes.
 #[derive(Debug)]
-pub(crate) struct Received {
-    bytes: [u8; REQUEST_SIZE + 1],
+pub struct Received<const N: usize> {
+    bytes: [u8; N],
     size: usize,
-    /// The descriptors, in order.
-    pub(crate) fds: Vec<OwnedFd>,
-    /// Something was left out, because it was too long or because it was too much, or there was something else.
-    pub(crate) is_odd: bool,
+    /// The descriptors, in the order in which they were sent.
+    pub fds: Vec<OwnedFd>,
+    /// Bytes or descriptors were cut off, or something else than descriptors came with the message.
+    pub is_odd: bool,
 }
 
-impl Received {
-    pub(crate) fn bytes(&self) -> &[u8] {
+impl<const N: usize> Received<N> {
+    /// The bytes of the message.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.size).unwrap_or_default()
     }
 }
 
-/// The next message; None when the other side is gone.
-pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Received>, Errno> {
-    let mut bytes = [0; REQUEST_SIZE + 1];
+/// Waits for the next message. None when the other side has closed the socket.
+///
+/// # Errors
+/// The errno of recvmsg(2).
+pub fn receive<const N: usize>(socket: impl AsFd) -> Result<Option<Received<N>>, Errno> {
+    let mut bytes = [0; N];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = loop {
-        let mut into = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            other => break other?,
-        }
-    };
+    let message = retry_on_intr(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let (size, flags) = (message.bytes, message.flags);
     let mut fds = Vec::new();
-    let mut is_odd = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let mut is_odd = flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     for part in ancillary.drain() {
         match part {
             RecvAncillaryMessage::ScmRights(rights) => fds.extend(rights),
             _ => is_odd = true,
         }
     }
-    if message.bytes == 0 && fds.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Received { bytes, size: message.bytes, fds, is_odd }))
+    Ok((size > 0 || !fds.is_empty()).then_some(Received { bytes, size, fds, is_odd }))
 }
 
-/// Sends a reply, with the descriptor that belongs to it.
-pub(crate) fn send(socket: BorrowedFd<'_>, reply: Reply, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    let bytes = reply.encode();
+/// Sends a message, with at most one descriptor.
+///
+/// # Errors
+/// The errno of sendmsg(2); EIO when only a part was sent.
+pub fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::NOBUFS);
     }
-    loop {
-        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            Ok(sent) if sent == bytes.len() => return Ok(()),
-            Ok(_) => return Err(Errno::IO),
-            Err(errno) => return Err(errno),
-        }
-    }
+    let sent =
+        retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::IO) }
 }

@@ -7,8 +7,7 @@
 //! Invariant: the helper lives as long as the [`Client`] and no longer. It holds the mount's descriptor too, so the
 //! kernel would not notice the end of a daemon whose helper lived on.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,13 +16,11 @@ use std::time::{Duration, Instant};
 
 use holofs_mount_helper::proto::{MountSource, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE};
 use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
+use holofs_mount_helper::wire;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
 
 use super::error::Error;
@@ -249,45 +246,15 @@ fn exchange(
     request: Request,
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(HelperError::Gone(Errno::NOBUFS));
+    wire::send(socket, &request.encode(), fd).map_err(HelperError::Gone)?;
+    let received = wire::receive::<{ REPLY_SIZE + 1 }>(socket).map_err(HelperError::Gone)?;
+    let mut received = received.ok_or(HelperError::Gone(Errno::PIPE))?;
+    let reply = Reply::decode(received.bytes())?;
+    let (got, wanted) = (received.fds.len(), reply.fds());
+    if got != wanted {
+        return Err(ProtoError::Descriptors { got, wanted }.into());
     }
-    let bytes = request.encode();
-    again(|| sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL))
-        .map_err(HelperError::Gone)?;
-    let mut reply = [0; REPLY_SIZE + 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = again(|| {
-        recvmsg(socket, &mut [IoSliceMut::new(&mut reply)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-    })
-    .map_err(HelperError::Gone)?;
-    let mut fds: Vec<OwnedFd> = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    if received.bytes == 0 {
-        return Err(HelperError::Gone(Errno::PIPE));
-    }
-    let reply = Reply::decode(reply.get(..received.bytes).unwrap_or_default())?;
-    if fds.len() != reply.fds() {
-        return Err(ProtoError::Descriptors { got: fds.len(), wanted: reply.fds() }.into());
-    }
-    Ok((reply, fds.pop()))
-}
-
-fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            other => return other,
-        }
-    }
+    Ok((reply, received.fds.pop()))
 }
 
 impl Backings for Client {

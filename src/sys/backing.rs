@@ -9,12 +9,10 @@ use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use holofs_mount_helper::passthrough::{backing_close, backing_open, read_only_clone};
 use holofs_mount_helper::view::Views;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// Registers backing files on the connection of one mount.
 pub trait Backings: Send + Sync + Debug {
@@ -50,96 +48,6 @@ impl Direct {
     }
 }
 
-/// `struct fuse_backing_map` of the kernel's `include/uapi/linux/fuse.h`.
-#[derive(Debug)]
-#[repr(C)]
-struct BackingMap {
-    fd: i32,
-    flags: u32,
-    padding: u64,
-}
-
-/// `FUSE_DEV_IOC_MAGIC`.
-const MAGIC: u8 = 229;
-const BACKING_OPEN: Opcode = opcode::write::<BackingMap>(MAGIC, 1);
-const BACKING_CLOSE: Opcode = opcode::write::<u32>(MAGIC, 2);
-
-// SAFETY: the operation only reads the `BackingMap` that `as_ptr` points to, and answers with a number in its return
-// value.
-unsafe impl Ioctl for BackingMap {
-    type Output = u32;
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        BACKING_OPEN
-    }
-
-    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
-        std::ptr::from_mut(self).cast()
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
-        u32::try_from(out).map_err(|_| rustix::io::Errno::IO)
-    }
-}
-
-/// Registers `file` on the connection that `fuse` is a descriptor of.
-///
-/// # Errors
-/// See [`Backings::open`].
-pub fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<u32> {
-    let map = BackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
-    // SAFETY: the opcode belongs to the device and its argument is the structure that it names; the kernel takes its
-    // own reference of `file`.
-    Ok(unsafe { rustix::ioctl::ioctl(fuse, map) }?)
-}
-
-/// Makes a mount that is attached nowhere read-only, and has it take no part in what happens to the one it is a clone of.
-fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is a C string, and the structure is valid for reads of the size that is given with it.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            std::ptr::from_ref(&attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    }
-}
-
-/// A read-only clone of the mount, or the part of it, that a descriptor leads to.
-fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(of, "", flags)?;
-    set_read_only(clone.as_fd())?;
-    Ok(clone)
-}
-
-/// Gives a number back.
-///
-/// # Errors
-/// See [`Backings::close`].
-pub fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> io::Result<()> {
-    // SAFETY: the operation reads one u32.
-    let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(id) };
-    // SAFETY: the opcode belongs to the device, and `close` carries the argument that it names.
-    Ok(unsafe { rustix::ioctl::ioctl(fuse, close) }?)
-}
-
 /// The same file by a descriptor that cannot be written to.
 ///
 /// # Errors
@@ -159,14 +67,14 @@ fn is_read_only(file: BorrowedFd<'_>) -> io::Result<bool> {
 impl Backings for Direct {
     fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
         if !is_read_only(file)? {
-            return backing_open(self.fuse.as_fd(), file);
+            return Ok(backing_open(self.fuse.as_fd(), file)?);
         }
         let view = self.views.lock().open(file)?;
-        backing_open(self.fuse.as_fd(), view.as_fd())
+        Ok(backing_open(self.fuse.as_fd(), view.as_fd())?)
     }
 
     fn close(&self, id: u32) -> io::Result<()> {
-        backing_close(self.fuse.as_fd(), id)
+        Ok(backing_close(self.fuse.as_fd(), id)?)
     }
 }
 
@@ -195,6 +103,8 @@ pub fn reply_create(
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     /// Whoever may do all cannot write by it; nor is another file opened when the name leads elsewhere by now.

@@ -6,20 +6,18 @@
 //! on that very directory, and nowhere else.
 
 use std::ffi::CString;
-use std::io::{IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use holofs_mount_helper::wire;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::guarded::Dir;
 use super::mountinfo::{self, MountEntry};
@@ -249,39 +247,23 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
             .spawn()
     })?;
     drop(theirs);
-    let received = receive_fd(&ours);
+    // One byte, with the descriptor; nothing when it has not mounted.
+    let received = wire::receive::<1>(&ours);
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         stderr.read_to_string(&mut said)?;
     }
     let status = child.wait()?;
     match received {
-        Ok(Some(fd)) if status.success() => Ok(fd),
+        Ok(Some(mut message)) if status.success() && !message.fds.is_empty() => {
+            Ok(message.fds.swap_remove(0))
+        }
         Err(source) => Err(MountError::Os { call: "recvmsg", source }),
         Ok(_) => {
             let said = said.trim().trim_start_matches("fusermount3: ").trim_start_matches("fusermount: ");
             Err(MountError::Fusermount(if said.is_empty() { status.to_string() } else { said.to_owned() }))
         }
     }
-}
-
-/// Receives one descriptor; None when the other end closed without sending one.
-fn receive_fd(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
-    let mut byte = [0u8; 1];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    loop {
-        let mut data = [IoSliceMut::new(&mut byte)];
-        match rustix::net::recvmsg(socket, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Ok(_) => break,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    }))
 }
 
 /// Starts fusermount3, or the older fusermount, whichever is found on `PATH`.
