@@ -1,16 +1,17 @@
-//! The catalog parser: hostile bytes in, a checked tree out.
+//! Reads catalogs: hostile bytes in, a checked tree out.
 //!
-//! Pure over bytes: it opens nothing. It accepts what rcc itself writes and what real rcc reads from other writers
-//! (offsets repeated or unsorted, absent or null lists, links whose digest is no digest, bytes after the
-//! document, a stream whose trailer is cut off), and refuses what could hurt: names that lead elsewhere, digests
-//! that are none, offsets out of bounds, absurd sizes and depths. Each refusal names the entry. Names twice in one
-//! directory are refused when the tree is compiled, where names are sorted anyway.
+//! A catalog is a gzip stream of JSON that lists the files of one environment. This module parses bytes and opens no
+//! files. It accepts what rcc writes, and what rcc reads from other writers: offsets that are repeated or unsorted,
+//! lists that are absent or `null`, links without a valid digest, bytes after the document, and a gzip stream without
+//! its trailer. It refuses what could do harm: names that lead out of the tree, invalid digests, offsets out of bounds,
+//! and absurd sizes and depths. Each refusal names the entry. A duplicate name in a directory is refused when the tree
+//! is compiled, because compiling sorts the names anyway.
 //!
-//! What lies below a link to a directory is listed by rcc once more (`shadow`); it counts in rcc's own numbers and
-//! is no part of the tree.
+//! rcc lists the content of a link to a directory once more, with the mark `shadow`. These entries are in rcc's own
+//! counts, but are not part of the tree.
 //!
-//! Invariant: memory is bounded by what is kept of the entries, never by the size of the text; and both are bounded by the
-//! size of the file, see `limits`.
+//! Invariant: memory use depends on the entries that are kept, not on the size of the text. The size of the file limits
+//! both, see `limits`.
 
 mod build;
 mod gunzip;
@@ -30,67 +31,65 @@ use super::digest::Digest;
 use super::index::CatalogInfo;
 use limits::Limits;
 
-/// The deepest nesting of directories. A path of the kernel's limit (4096 bytes) could name 2048; real
-/// environments stay below 40.
+/// The deepest nesting of directories. A path of the kernel's limit (4096 bytes) could have 2048 levels. Real
+/// environments have fewer than 40.
 pub const MAX_DEPTH: usize = 256;
-/// The largest file, 2^62 bytes: larger numbers are nonsense, and sums of them would wrap.
+/// The largest file, 2^62 bytes. A sum of larger sizes could overflow.
 pub const MAX_SIZE: u64 = 1 << 62;
-/// The longest text of a link, as the kernel has it.
+/// The longest target of a symbolic link in bytes, which is the kernel's limit.
 pub const MAX_LINK: usize = 4095;
 
 /// Why a catalog is refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// It is no gzip stream, or a broken one.
+    /// The file is not a gzip stream, or the stream is broken.
     #[error("{0}")]
     NotGzip(String),
-    /// One of its entries cannot be shown to anybody.
+    /// An entry is invalid.
     #[error("entry {path:?}: {why}")]
     Entry {
-        /// Which, from the root.
+        /// The path of the entry from the root.
         path: String,
-        /// Why.
         why: String,
     },
-    /// Its text is not that of a catalog.
-    #[error("it is no catalog: {why} (at byte {offset} of its text)")]
+    /// The text is not that of a catalog.
+    #[error("not a catalog: {why} (at byte {offset} of the text)")]
     NotACatalog {
-        /// Why.
         why: &'static str,
-        /// Where, in the unpacked text.
+        /// The position in the unpacked text, in bytes.
         offset: u64,
     },
-    /// What it says about itself cannot be.
+    /// The header is invalid or incomplete.
     #[error("{0}")]
     BadHeader(String),
-    /// It is larger than any environment.
+    /// The catalog exceeds a limit.
     #[error("{0}")]
     TooLarge(String),
 }
 
-/// What a catalog or a space's `.meta` says about itself, in rcc's order.
+/// The header of a catalog or of a space's `.meta`, with the members in rcc's order.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Header {
-    /// The version of rcc; empty in old ones, and left out then.
+    /// The version of rcc. Old versions wrote none; then the member is left out.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rcc: String,
-    /// The directory's name: of the stage in a catalog, of the space in a `.meta`.
+    /// The name of the directory: of the stage in a catalog, of the space in a `.meta`.
     pub identity: String,
-    /// The directory.
+    /// The absolute path of the directory.
     pub path: String,
-    /// `rcc.user`; empty in a catalog.
+    /// `rcc.user` in a `.meta`, empty in a catalog.
     pub controller: String,
-    /// The space's name; empty in a catalog.
+    /// The space's name in a `.meta`, empty in a catalog.
     pub space: String,
-    /// `linux_amd64`.
+    /// Such as `linux_amd64`.
     pub platform: String,
-    /// The blueprint's hash.
+    /// The hash of the blueprint, 16 hexadecimal digits.
     pub blueprint: String,
 }
 
 impl Header {
-    /// The directory in which spaces of it must lie.
+    /// The directory in which all spaces of this catalog lie.
     #[must_use]
     pub fn base(&self) -> Option<&Path> {
         Path::new(&self.path).parent()
@@ -100,57 +99,51 @@ impl Header {
 /// A checked tree, in the order of the text.
 #[derive(Debug, Default)]
 pub struct Tree {
-    /// Every entry; the root is the first, and parents come before children.
+    /// All entries. The root is the first, and a directory comes before its entries.
     pub entries: Vec<Entry>,
-    /// Names and link texts.
+    /// Names and link targets.
     pub strings: Vec<u8>,
-    /// Distinct digests.
+    /// The digests, each once.
     pub digests: Vec<Digest>,
-    /// Offsets of relocations: per file rising, without repeats, each with room for the name.
+    /// The offsets of relocations. Those of one file are ascending, without repeats, and each leaves room for the name.
     pub relocations: Vec<u64>,
-    /// What the catalog says about itself.
+    /// The header, and rcc's own counts.
     pub info: CatalogInfo,
 }
 
-/// A piece of [`Tree::strings`]: offset and length.
+/// A range of [`Tree::strings`]: offset and length.
 pub type Text = (u32, u32);
 
-/// One entry.
+/// A directory, file or link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// Its name.
     pub name: Text,
-    /// The position of its directory.
+    /// The position of its directory in [`Tree::entries`].
     pub parent: u32,
-    /// What it is.
     pub kind: EntryKind,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryKind {
     /// A directory.
     Dir,
     /// A regular file.
     File {
-        /// Bytes.
+        /// In bytes.
         size: u64,
         /// Permission bits (07777).
         perm: u16,
         /// Position in [`Tree::digests`].
         digest: u32,
-        /// First position in [`Tree::relocations`], and how many.
+        /// First position in [`Tree::relocations`], and the number of offsets.
         relocations: (u64, u32),
     },
     /// A symbolic link.
-    Symlink {
-        /// Its text.
-        target: Text,
-    },
+    Symlink { target: Text },
 }
 
 impl Tree {
-    /// The bytes of a text.
     #[must_use]
     pub fn text(&self, (offset, len): Text) -> &[u8] {
         self.strings.get(offset as usize..offset as usize + len as usize).unwrap_or_default()
@@ -160,7 +153,7 @@ impl Tree {
     #[must_use]
     pub fn path_of(&self, mut position: usize) -> String {
         let mut names = Vec::new();
-        // Parents come before their children, or this would not end.
+        // A parent comes before its children, so the loop ends also in an inconsistent tree.
         while let Some(entry) = self.entries.get(position).filter(|entry| (entry.parent as usize) < position)
         {
             names.push(String::from_utf8_lossy(self.text(entry.name)));
@@ -171,9 +164,10 @@ impl Tree {
     }
 }
 
-/// Unpacks and parses a catalog file, at once where there are two processors.
+/// Unpacks and parses a catalog file. A large file is unpacked by a second thread.
 ///
 /// # Errors
+///
 /// See [`CatalogError`].
 pub fn parse_file(bytes: &[u8]) -> Result<Tree, CatalogError> {
     let limits = Limits::of(bytes.len() as u64);
@@ -185,19 +179,19 @@ pub fn parse_file(bytes: &[u8]) -> Result<Tree, CatalogError> {
 fn check_header(info: &CatalogInfo) -> Result<(), CatalogError> {
     let bad = |why: String| Err(CatalogError::BadHeader(why));
     if info.identity.len() != NAME_LEN || info.identity.contains('/') {
-        return bad(format!("its identity {:?} is not a name of {NAME_LEN} bytes", info.identity));
+        return bad(format!("the identity {:?} is not a name of {NAME_LEN} bytes", info.identity));
     }
     let (base, name) = info.path.rsplit_once('/').unwrap_or_default();
     if !info.path.starts_with('/') || base.split('/').any(|part| matches!(part, "." | "..")) {
-        return bad(format!("its path {:?} is not an absolute, plain path", info.path));
+        return bad(format!("the path {:?} is not an absolute path without `.` and `..`", info.path));
     }
     if name != info.identity || info.path.contains('\0') {
-        return bad(format!("its path {:?} does not end in its identity {:?}", info.path, info.identity));
+        return bad(format!("the path {:?} does not end in the identity {:?}", info.path, info.identity));
     }
     let is_hash =
         |text: &str| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !info.blueprint.is_empty() && !is_hash(&info.blueprint) {
-        return bad(format!("its blueprint {:?} is not a hash of 16 digits", info.blueprint));
+        return bad(format!("the blueprint {:?} is not a hash of 16 hexadecimal digits", info.blueprint));
     }
     Ok(())
 }
@@ -217,11 +211,11 @@ pub fn perm_of_go_mode(mode: u32) -> u16 {
     perm
 }
 
-/// Why a name cannot be the name of an entry; None when it can.
+/// Why a name is not a valid file name, or None if it is one.
 fn bad_name(name: &[u8]) -> Option<&'static str> {
     match name {
         b"" => Some("an empty name"),
-        b"." | b".." => Some("a name that leads elsewhere"),
+        b"." | b".." => Some("the name `.` or `..`"),
         _ if name.contains(&b'/') => Some("a name with a slash"),
         _ if name.contains(&0) => Some("a name with a NUL byte"),
         _ if name.len() > 255 => Some("a name longer than 255 bytes"),

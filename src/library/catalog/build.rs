@@ -1,8 +1,7 @@
-//! From the text of a catalog to its tree, in one pass.
+//! Builds the tree from the text of a catalog, in one pass.
 //!
-//! Go's rules for what may be left out: every field may be absent or `null` and is then empty or zero; fields that
-//! nobody knows are passed over. Stricter than Go in one thing: a field may not stand twice in one object, since
-//! readers do not agree on which one counts.
+//! A missing or `null` field means empty or zero, and an unknown field is skipped, as in Go. Unlike Go, a duplicate
+//! field in an object is an error: readers differ in which one they take.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -15,10 +14,10 @@ use super::{
 use crate::library::NAME_LEN;
 use crate::library::digest::Digest;
 
-/// How many offsets of a file may wait to be sorted.
+/// The number of offsets of one file that are collected before they are sorted for the first time.
 const SORT: usize = 1 << 12;
 
-/// Reads one document; what follows it is nobody's concern.
+/// Reads one document. Bytes after it are ignored.
 pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, CatalogError> {
     let mut builder = Builder {
         json: Lexer::new(pieces),
@@ -31,7 +30,7 @@ pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, Catalog
     };
     match builder.document() {
         Ok(()) if builder.has_tree => Ok(builder.tree),
-        Ok(()) => Err(CatalogError::BadHeader("it has no tree".into())),
+        Ok(()) => Err(CatalogError::BadHeader("the tree is missing".into())),
         Err(Stop::Other(error)) => Err(error),
         Err(Stop::Entry(why)) => Err(CatalogError::Entry { path: builder.current_path(), why }),
         Err(Stop::Json(why)) if !builder.path.is_empty() => {
@@ -47,28 +46,28 @@ struct Builder<P> {
     tree: Tree,
     limits: Limits,
     known_digests: HashMap<Digest, u32, Keyed>,
-    /// The names that lead to the entry that is being read.
+    /// The names of the directories on the way to the current entry, and of the entry.
     path: Vec<Text>,
-    /// Whether that entry lies below a link to a directory, and is no part of the tree.
+    /// Whether the current entry lies below a link to a directory, and so is not part of the tree.
     hidden: bool,
     has_tree: bool,
 }
 
-/// How long the tree's lists were, for taking back what came later.
+/// The lengths of the tree's lists before an entry was added, to remove that entry again.
 struct Lengths {
     entries: usize,
     strings: usize,
     relocations: usize,
 }
 
-/// A quick hash for digests. Keyed at random, since the digests may be chosen to collide.
+/// A fast hash for digests. The keys are random, since an attacker can choose digests that collide under known keys.
 #[derive(Clone)]
 struct Keyed(u64, u64);
 
 impl Keyed {
     fn new() -> Self {
         let random = RandomState::new();
-        // An odd multiplier keeps all bits.
+        // An odd multiplier loses no bits.
         Self(random.hash_one(1), random.hash_one(2) | 1)
     }
 }
@@ -134,7 +133,7 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    /// One directory, whose name was read.
+    /// Reads a directory. Its name has been read.
     fn dir(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
         let before = self.lengths();
         let was_hidden = self.hidden;
@@ -147,7 +146,7 @@ impl<P: Pieces> Builder<P> {
                 0 => self.same_name(name)?,
                 1 => {
                     link = self.link_text()?;
-                    // Known before its content, as rcc writes it, the content need not be kept at all.
+                    // rcc writes the link before the content. So the content need not be kept.
                     self.hidden |= link.is_some();
                 }
                 2 => self.children(own, true)?,
@@ -171,7 +170,7 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    /// The map of a directory's subdirectories, or of its files.
+    /// Reads the map of a directory's subdirectories (`dirs`) or files.
     fn children(&mut self, parent: u32, dirs: bool) -> Result<(), Stop> {
         let mut object = self.json.object()?;
         while self.json.next_member(&mut object.first)? {
@@ -198,7 +197,7 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    /// One file, whose name was read.
+    /// Reads a file. Its name has been read.
     fn file(&mut self, name: Text, parent: u32) -> Result<(), Stop> {
         let before = self.lengths();
         let (mut link, mut size, mut mode) = (None, 0u64, 0u32);
@@ -211,8 +210,9 @@ impl<P: Pieces> Builder<P> {
                 1 => link = self.link_text()?,
                 2 => size = self.json.natural()?,
                 3 => {
-                    let said = self.json.natural()?;
-                    mode = u32::try_from(said).map_err(|_| Stop::Entry(format!("a mode of {said}")))?;
+                    let found = self.json.natural()?;
+                    mode =
+                        u32::try_from(found).map_err(|_| Stop::Entry(format!("an invalid mode {found}")))?;
                 }
                 4 => {
                     let said = self.json.bytes()?;
@@ -234,13 +234,13 @@ impl<P: Pieces> Builder<P> {
             return Ok(());
         }
         if let Some(target) = link {
-            // Its digest, size and offsets are the target's: of no concern, and sometimes of no blob.
+            // The digest, size and offsets are those of the link's target. The library may have no blob of that digest.
             self.take_back(&before);
             let target = self.text(&target)?;
             self.push(name, parent, EntryKind::Symlink { target })?;
             return Ok(());
         }
-        let digest = digest.map_err(|said| Stop::Entry(format!("a digest {said:?} that is none")))?;
+        let digest = digest.map_err(|said| Stop::Entry(format!("an invalid digest {said:?}")))?;
         let digest = self.digest(digest)?;
         let relocations = self.checked_offsets(before.relocations, size)?;
         let perm = perm_of_go_mode(mode);
@@ -248,14 +248,14 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    /// A list of offsets onto the end of all. The same one again takes no memory, however often it comes.
+    /// Appends a list of offsets to `relocations`. Repeats do not accumulate, however many there are.
     fn offsets(&mut self) -> Result<(), Stop> {
         self.json.expect(b'[', "a list was expected")?;
         let start = self.tree.relocations.len();
         let (mut first, mut sort_at) = (true, start + SORT);
         while self.json.next_element(&mut first)? {
             let offset = self.json.natural()?;
-            // rcc lists a few twice, one after the other.
+            // rcc lists some offsets twice in a row.
             if self.tree.relocations.len() > start && self.tree.relocations.last() == Some(&offset) {
                 continue;
             }
@@ -268,7 +268,8 @@ impl<P: Pieces> Builder<P> {
                         self.limits.relocations as u64,
                     )));
                 }
-                // Twice as many: so sorting takes a time in proportion to the list.
+                // The threshold doubles, so the total time for sorting stays proportional to the list's length times
+                // its logarithm.
                 sort_at = start + (2 * (distinct - start)).max(SORT);
             }
             self.tree.relocations.push(offset);
@@ -276,7 +277,7 @@ impl<P: Pieces> Builder<P> {
         Ok(())
     }
 
-    /// Puts the offsets from `start` on in order, each once: other writers do not sort.
+    /// Sorts the offsets from `start` on and removes repeats. Writers other than rcc do not sort them.
     fn sort_offsets(&mut self, start: usize) {
         let all = &mut self.tree.relocations;
         let own = all.get_mut(start..).unwrap_or_default();
@@ -288,7 +289,7 @@ impl<P: Pieces> Builder<P> {
         }
     }
 
-    /// The offsets from `start` on, put in order.
+    /// Sorts the offsets from `start` on and checks them against the file's size.
     fn checked_offsets(&mut self, start: usize, size: u64) -> Result<(u64, u32), Stop> {
         self.sort_offsets(start);
         let all = &self.tree.relocations;
@@ -304,20 +305,20 @@ impl<P: Pieces> Builder<P> {
         Ok((start as u64, (all.len() - start) as u32))
     }
 
-    /// The text of a link; None when it is empty, as Go has it for what is no link.
+    /// The target of a link. Empty means that the entry is not a link, as in Go.
     fn link_text(&mut self) -> Result<Option<String>, Stop> {
         let text = self.json.string()?;
         if text.len() > MAX_LINK || text.contains('\0') {
-            return Err(Stop::Entry("a link text that no link can have".into()));
+            return Err(Stop::Entry("an invalid link target".into()));
         }
         Ok((!text.is_empty()).then(|| text.to_owned()))
     }
 
     fn same_name(&mut self, name: Text) -> Result<(), Stop> {
         let said = self.json.bytes()?;
-        // The root's name is the empty one, and nobody's concern.
+        // The root has an empty name, which is not checked.
         if !self.path.is_empty() && self.tree.text(name) != said {
-            return Err(Stop::Entry(format!("it calls itself {:?}", String::from_utf8_lossy(said))));
+            return Err(Stop::Entry(format!("its name field is {:?}", String::from_utf8_lossy(said))));
         }
         Ok(())
     }
@@ -327,7 +328,7 @@ impl<P: Pieces> Builder<P> {
     }
 
     fn digest(&mut self, digest: Digest) -> Result<u32, Stop> {
-        // Those of entries that are taken back stay.
+        // The digests of removed entries remain, so they count too.
         if self.tree.digests.len() > self.limits.entries {
             return Err(Stop::Other(Limits::too_large("digests", self.limits.entries as u64)));
         }
@@ -338,7 +339,7 @@ impl<P: Pieces> Builder<P> {
         }))
     }
 
-    /// Adds an entry and says its position. A hidden one is added to nothing.
+    /// Adds an entry and returns its position. Adds nothing while `hidden` is set.
     fn push(&mut self, name: Text, parent: u32, kind: EntryKind) -> Result<u32, Stop> {
         if self.hidden {
             return Ok(parent);
@@ -372,13 +373,13 @@ impl<P: Pieces> Builder<P> {
     }
 }
 
-/// Appends a text to the strings. Takes the list and not the builder, whose lexer the text is borrowed from.
+/// Appends a text. Takes the list instead of the builder, because the text is borrowed from the builder's lexer.
 fn add_text(strings: &mut Vec<u8>, text: &str) -> Result<Text, Stop> {
     let whole = strings.len() + text.len();
     let (Ok(offset), Ok(len), Ok(_)) =
         (u32::try_from(strings.len()), u32::try_from(text.len()), u32::try_from(whole))
     else {
-        return Err(Stop::Other(CatalogError::TooLarge("its names take more than 4 GiB".into())));
+        return Err(Stop::Other(CatalogError::TooLarge("the names take more than 4 GiB".into())));
     };
     strings.extend_from_slice(text.as_bytes());
     Ok((offset, len))

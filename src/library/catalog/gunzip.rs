@@ -1,8 +1,8 @@
-//! Unpacking a catalog while it is parsed.
+//! Unpacks a catalog while it is parsed.
 //!
-//! Unpacking takes about as long as parsing, so a large catalog is unpacked by another thread, a few pieces ahead.
-//! The checksum at the end of the stream is not asked for once the document is complete: real rcc reads a catalog
-//! whose trailer is cut off.
+//! Unpacking takes about as long as parsing. So a second thread unpacks a large catalog, a few pieces ahead of the
+//! parser. The stream's checksum is not verified once the document is complete: rcc reads a catalog without its gzip
+//! trailer, too.
 
 use std::io::{BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -11,24 +11,26 @@ use super::CatalogError;
 use super::json::Pieces;
 use super::limits::Limits;
 
-/// Bytes of a piece.
+/// The size of a piece in bytes.
 const PIECE: usize = 256 * 1024;
-/// How many pieces may wait to be parsed.
+/// The number of pieces that may wait for the parser.
 const AHEAD: usize = 4;
-/// Compressed catalogs below this many bytes are not worth a thread.
+/// Smaller compressed catalogs are unpacked without a second thread.
 const SMALL: usize = 32 * 1024;
 
-/// Unpacks `bytes` piece by piece into `reader`.
+/// Calls `reader` with the unpacked pieces of `bytes`.
 pub(super) fn unpacking<T>(
     bytes: &[u8],
     limits: Limits,
     reader: impl FnOnce(Box<dyn Pieces + '_>) -> Result<T, CatalogError>,
 ) -> Result<T, CatalogError> {
     if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Err(CatalogError::NotGzip("it is zstd, as an experimental rcc writes: not supported".into()));
+        return Err(CatalogError::NotGzip(
+            "compressed with zstd, as by an experimental rcc: not supported".into(),
+        ));
     }
     if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Err(CatalogError::NotGzip("it is not a gzip stream".into()));
+        return Err(CatalogError::NotGzip("not a gzip stream".into()));
     }
     let unpacker = Unpacker::new(bytes, PIECE, limits);
     if bytes.len() < SMALL {
@@ -40,13 +42,13 @@ pub(super) fn unpacking<T>(
         let worker = std::thread::Builder::new().name("unpack".into());
         match worker.spawn_scoped(scope, move || unpack_into(unpacker, &full, &used)) {
             Ok(_) => reader(Box::new(Waiting { pieces, empty })),
-            // No threads to be had: the same, one after the other.
+            // Without a second thread it takes longer.
             Err(_) => reader(Box::new(Unpacker::new(bytes, PIECE, limits))),
         }
     })
 }
 
-/// Runs until the stream ends or the parser has enough.
+/// Unpacks until the stream ends or the parser drops its end of the channel.
 fn unpack_into(
     mut unpacker: Unpacker<&[u8]>,
     full: &SyncSender<Result<Vec<u8>, CatalogError>>,
@@ -60,7 +62,7 @@ fn unpack_into(
     }
 }
 
-/// The parser's end.
+/// The parser's end of the channel.
 struct Waiting {
     pieces: Receiver<Result<Vec<u8>, CatalogError>>,
     empty: Sender<Vec<u8>>,
@@ -69,7 +71,7 @@ struct Waiting {
 impl Pieces for Waiting {
     fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
         if used.capacity() > 0 {
-            // The other end is gone when the stream has ended, and needs no more memory.
+            // The unpacking thread has ended, and needs no more buffers.
             self.empty.send(used).unwrap_or_default();
         }
         self.pieces.recv().ok().transpose()
@@ -82,14 +84,14 @@ impl<P: Pieces + ?Sized> Pieces for Box<P> {
     }
 }
 
-/// Unpacks on demand.
+/// Unpacks a piece at each call.
 pub(super) struct Unpacker<R> {
     stream: flate2::bufread::MultiGzDecoder<R>,
-    /// Bytes of a piece.
+    /// The size of a piece in bytes.
     piece: usize,
     total: u64,
     limits: Limits,
-    /// What is wrong with the stream behind the piece that was given last.
+    /// An error in the stream after the piece that was returned last.
     broken: Option<std::io::Error>,
 }
 
@@ -111,7 +113,7 @@ impl<R: BufRead> Pieces for Unpacker<R> {
             match self.stream.read(room) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
-                // What came before it may complete the document.
+                // The document may be complete before the error.
                 Err(error) if filled > 0 => {
                     self.broken = Some(error);
                     break;

@@ -33,7 +33,7 @@ impl Header {
 /// When the file cannot be read, is not such a document, or lacks a part of the header.
 pub fn read_header(packed: impl Read, stored: u64) -> Result<Header, CatalogError> {
     if stored > MAX_FILE {
-        return Err(CatalogError::TooLarge(format!("it is larger than {MAX_FILE} bytes")));
+        return Err(CatalogError::TooLarge(format!("the file is larger than {MAX_FILE} bytes")));
     }
     let packed = BufReader::with_capacity(PIECE, packed);
     let header = header(Unpacker::new(packed, PIECE, Limits::of(stored)))?;
@@ -77,22 +77,23 @@ fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(
     Ok(())
 }
 
-/// Copies the text of a catalog with the identity, path, controller and space of `header`. The copy ends where the document
-/// ends: rcc accepts any bytes behind it, and so does the parser.
+/// Copies the text of a catalog with the identity, path, controller and space of `header`. Members that are missing are
+/// added. The copy ends where the document ends: rcc ignores any bytes after it, and so does the parser.
 ///
-/// The text is unpacked twice. The first pass finds the values, so that the second one can copy without looking.
+/// The text is unpacked twice: the first pass finds the values, the second one copies the text around them.
 ///
 /// # Errors
+///
 /// When `packed` is not such a document, or `out` cannot be written.
 pub fn rewrite(packed: &[u8], header: &Header, out: &mut dyn Write) -> io::Result<()> {
     let text = Unpacker::new(packed, PIECE, Limits::of(packed.len() as u64));
     splice(MultiGzDecoder::new(packed), edits(text, header)?, out)
 }
 
-/// A range of the text, and what stands there in the copy.
+/// A range of the text, and its replacement.
 type Edit = (Range<u64>, Vec<u8>);
 
-/// The edits that put `header` into the text, in the order of the text. The last one is at the end of the document.
+/// The edits that put `header` into the text, in ascending order. The last one is at the end of the document.
 fn edits(pieces: impl Pieces, header: &Header) -> io::Result<Vec<Edit>> {
     let mut values = Vec::new();
     for (name, value) in [
@@ -109,7 +110,7 @@ fn edits(pieces: impl Pieces, header: &Header) -> io::Result<Vec<Edit>> {
     find_edits(&mut json, values).map_err(|stop| io::Error::other(stop.into_error(json.offset())))
 }
 
-/// `values` are the new ones; each is taken when its place is found.
+/// `values` are the new ones. Each is taken when its place is found.
 fn find_edits<P: Pieces>(
     json: &mut Lexer<P>,
     mut values: Vec<(&'static str, Option<Vec<u8>>)>,
@@ -124,7 +125,7 @@ fn find_edits<P: Pieces>(
         let start = json.offset();
         json.skip()?;
         if let Some((_, value)) = known {
-            let value = value.take().ok_or(Stop::Json("a field stands twice"))?;
+            let value = value.take().ok_or(Stop::Json("a duplicate field"))?;
             edits.push((start..json.offset(), value));
         }
     }
@@ -141,7 +142,7 @@ fn find_edits<P: Pieces>(
     Ok(edits)
 }
 
-/// Copies a text with its edits, up to the last one.
+/// Copies a text with its edits, up to the end of the last one.
 fn splice(mut text: impl Read, edits: Vec<Edit>, out: &mut dyn Write) -> io::Result<()> {
     let mut at = 0;
     for (range, value) in edits {
@@ -214,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_stands_twice_is_refused() {
+    fn a_duplicate_value_is_refused() {
         let error = rewritten(r#"{"space":"a","n":1,"space":"b"}"#, 3).unwrap_err().to_string();
-        assert!(error.contains("twice"), "{error}");
+        assert!(error.contains("duplicate"), "{error}");
     }
 
     #[test]

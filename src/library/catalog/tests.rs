@@ -197,15 +197,15 @@ fn modes_of_go_become_modes_of_stat() {
 }
 
 #[test]
-fn a_name_that_is_none_is_refused() {
+fn an_invalid_name_is_refused() {
     for (name, word) in [
         ("../evil", "slash"),
         ("a/b", "slash"),
         (r"a\/b", "slash"),
         (r"a\u002fb", "slash"),
         ("/", "slash"),
-        (".", "elsewhere"),
-        ("..", "elsewhere"),
+        (".", "`.`"),
+        ("..", "`..`"),
         ("", "empty"),
         (r"a\u0000b", "NUL"),
         (&"n".repeat(256), "255"),
@@ -236,22 +236,22 @@ fn a_bad_entry_is_refused_and_named() {
         (format!(r#""size":99999999999999999999,"digest":"{SHA}""#), "large"),
         (format!(r#""size":1.5,"digest":"{SHA}""#), "whole"),
         (format!(r#""size":"5","digest":"{SHA}""#), "number"),
-        (format!(r#""size":5,"size":5,"digest":"{SHA}""#), "twice"),
+        (format!(r#""size":5,"size":5,"digest":"{SHA}""#), "duplicate"),
         (format!(r#""size":5,"mode":4294967296,"digest":"{SHA}""#), "mode"),
         (format!(r#""size":23,"digest":"{SHA}","rewrite":[0]"#), "relocation at 0"),
         (format!(r#""size":50,"digest":"{SHA}","rewrite":[0,27]"#), "relocation at 27"),
         (format!(r#""size":50,"digest":"{SHA}","rewrite":[18446744073709551615,0]"#), "relocation"),
         (format!(r#""size":50,"digest":"{SHA}","rewrite":[-1]"#), "negative"),
-        (r#""symlink":"a\u0000b""#.to_owned(), "link text"),
-        (format!(r#""symlink":"{}""#, "a".repeat(4096)), "link text"),
+        (r#""symlink":"a\u0000b""#.to_owned(), "link target"),
+        (format!(r#""symlink":"{}""#, "a".repeat(4096)), "link target"),
     ] {
         let (path, why) = bad(&fields);
         assert!(path == "bad" && why.contains(word), "{fields}: {path}: {why}");
     }
     let renamed = plain("a").replacen("\"a\"", "\"b\"", 1);
     let deep = catalog(&format!(r#"{{"subdirs":{{"x":{{"subdirs":{{"y":{{"files":{{{renamed}}}}}}}}}}}}}"#));
-    assert_eq!(refusal(&deep), ("x/y/b".to_owned(), r#"it calls itself "a""#.to_owned()));
-    assert_eq!(parse(&deep).unwrap_err().to_string(), r#"entry "x/y/b": it calls itself "a""#);
+    assert_eq!(refusal(&deep), ("x/y/b".to_owned(), r#"its name field is "a""#.to_owned()));
+    assert_eq!(parse(&deep).unwrap_err().to_string(), r#"entry "x/y/b": its name field is "a""#);
     let fits = format!(r#""size":51,"digest":"{SHA}","rewrite":[0,27]"#);
     assert!(parse(with_files(&file("a", &fits))).is_ok());
 }

@@ -88,7 +88,7 @@ pub(crate) fn write_json(value: &impl Serialize, out: impl Write) -> io::Result<
     Ok(())
 }
 
-/// A stream that compresses as Go does: without a name and a time, and of an unknown operating system.
+/// A stream that compresses as Go does: no name, no time, and an unknown operating system in the gzip header.
 pub(crate) fn gzip<W: Write>(out: W) -> GzEncoder<W> {
     GzBuilder::new().operating_system(255).write(out, LEVEL)
 }
@@ -107,10 +107,10 @@ pub(crate) fn go_mode(st_mode: u32) -> u32 {
     mode
 }
 
-/// serde_json's indented form, which is Go's but for some escapes in strings.
+/// The indented form of serde_json. Go's differs only in the characters that it escapes in strings.
 struct GoFormatter(PrettyFormatter<'static>);
 
-/// Passes these calls on.
+/// Forwards these calls to the inner formatter.
 macro_rules! as_pretty {
     ($($call:ident($($first:ident)?);)*) => {
         $(fn $call<W: ?Sized + Write>(&mut self, out: &mut W $(, $first: bool)?) -> io::Result<()> {
@@ -132,7 +132,7 @@ impl Formatter for GoFormatter {
         end_object_value();
     }
 
-    /// Also escapes what would end a script or a line in HTML.
+    /// Also escapes the characters that are special in HTML and JavaScript, as Go does.
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
         for piece in text.split_inclusive(['<', '>', '&', '\u{2028}', '\u{2029}']) {
             match piece.char_indices().next_back() {

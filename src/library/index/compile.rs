@@ -11,7 +11,7 @@ use crate::library::catalog::{Entry, EntryKind, Tree};
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CompileError {
     /// A directory has two entries of one name.
-    #[error("entry {0:?}: its directory has the name twice")]
+    #[error("entry {0:?}: a duplicate name")]
     NameTwice(String),
     /// The tree is not one that the parser makes.
     #[error("the tree is not consistent: {0}")]
