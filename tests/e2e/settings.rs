@@ -1,4 +1,4 @@
-//! Where settings come from: flags, variables, `settings.yaml`, and what a bad one is answered with.
+//! Settings come from flags, variables and `settings.yaml`; a bad value is an error.
 
 use serde_json::json;
 
@@ -12,13 +12,13 @@ fn write_settings(world: &World, yaml: &str) {
 const COPY: &str = "autoupdates: {}\nholotree:\n  restoration-strategy: copy\n";
 
 #[test]
-fn strategy_of_settings_yaml_is_in_force() {
+fn strategy_of_settings_yaml_takes_effect() {
     let world = World::sample();
     write_settings(&world, COPY);
     let mounted = world.mount("s");
     let status = world.json(["status", "s"]);
     assert_eq!(status["strategy"], "copy");
-    // The mount is what the settings make of it, so asking again is success; another flag is not.
+    // A second `mount` has the same settings, so it succeeds. A flag with another value does not.
     assert_eq!(world.json(["mount", world.home().to_str().unwrap(), "s"])["reused"], true);
     let other = world.run(["mount", world.home().to_str().unwrap(), "s", "--strategy", "smart"]);
     assert_eq!(other.code, 7, "{other:?}");
