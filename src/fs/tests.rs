@@ -1,5 +1,6 @@
 //! The operations without FUSE: outcomes, errors, what lies in the upper afterwards, and what a remount shows.
 
+mod changes;
 mod whiteouts;
 pub(crate) mod world;
 
