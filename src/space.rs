@@ -7,7 +7,6 @@
 pub mod aside;
 pub mod held;
 pub mod home;
-pub mod live;
 pub mod lock;
 pub mod meta;
 pub mod mountpoint;

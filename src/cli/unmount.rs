@@ -10,7 +10,7 @@ use super::{Context, output};
 use crate::library::name::Identity;
 use crate::session::registry::Registry;
 use crate::session::{self, How};
-use crate::space::live;
+use crate::space::path::resolved;
 use crate::space::run::read_run;
 use crate::space::select::SpaceArg;
 use crate::space::state::{StateDir, is_locked};
@@ -138,7 +138,7 @@ fn no_mountinfo(error: std::io::Error) -> Failure {
 /// The mount that is meant: at the very path that was typed, else the space's, which may have moved.
 fn find<'m>(live: &'m [MountEntry], given: &SpaceArg, identity: Option<&Identity>) -> Option<&'m MountEntry> {
     if let SpaceArg::Path(path) = given {
-        let path = live::resolved(path);
+        let path = resolved(path);
         if let Some(found) = live.iter().rfind(|mount| mount.mountpoint == path) {
             return Some(found);
         }
@@ -150,7 +150,7 @@ fn find<'m>(live: &'m [MountEntry], given: &SpaceArg, identity: Option<&Identity
 /// A mount that is named by its path, and whose state is in another home than this one; root may end another user's.
 fn of_another_home(given: &SpaceArg) -> Result<Option<MountEntry>, Failure> {
     let SpaceArg::Path(path) = given else { return Ok(None) };
-    let path = live::resolved(path);
+    let path = resolved(path);
     let mounts = mountinfo::holofs_mounts().map_err(no_mountinfo)?;
     let Some(found) = mounts.into_iter().rfind(|mount| mount.mountpoint == path) else { return Ok(None) };
     match found.user_id {

@@ -75,10 +75,9 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     let received = probe::read_until(read, deadline)
         .map_err(|error| os("read")(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     let Some(received) = received else {
-        let pid = u32::try_from(child).unwrap_or(0);
-        let why = process::condition(pid).to_string();
+        let error = Error::no_answer(plan.space.mountpoint.clone(), Some(child.unsigned_abs()));
         clear_away(plan, child);
-        return Err(Error::NoAnswer { path: plan.space.mountpoint.clone(), pid, why });
+        return Err(error);
     };
     let mut parts = received.splitn(2, |byte| *byte == MARK);
     let said = parts.next().unwrap_or_default();

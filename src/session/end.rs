@@ -11,9 +11,8 @@ use rustix::io::Errno;
 use super::error::Error;
 use super::holders::{that_see, that_use};
 use super::registry;
-use crate::space::live;
 use crate::space::run::{RunInfo, read_run};
-use crate::space::state::is_locked;
+use crate::space::state::{is_locked, recorded_place};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
@@ -56,7 +55,7 @@ pub fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<
     let daemon = state_dir.and_then(read_run);
     let path = live.mountpoint.clone();
     // One whose daemon lives is not asked: should it hang, there would be no answer.
-    let is_dead = !daemon.as_ref().is_some_and(live::is_running) && fuse_mount::is_dead(&path);
+    let is_dead = !daemon.as_ref().is_some_and(RunInfo::is_running) && fuse_mount::is_dead(&path);
     let places = if how.lazy || is_dead { Vec::new() } else { other_places(live)? };
     if how.force {
         write_out(&path);
@@ -106,12 +105,12 @@ fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
 /// # Errors
 /// [`Error::StillServed`] when it has not ended.
 pub fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
-    let Some(daemon) = read_run(state_dir).filter(live::is_running) else { return Ok(None) };
+    let Some(daemon) = read_run(state_dir).filter(RunInfo::is_running) else { return Ok(None) };
     // A process that has the number by chance has not the lock as well.
     if how.lazy || !is_locked(state_dir) || registry::find(state_dir)?.is_some() {
         return Ok(None);
     }
-    let path = live::recorded_place(state_dir, Some(&daemon)).unwrap_or_else(|| daemon.mountpoint.clone());
+    let path = recorded_place(state_dir, Some(&daemon)).unwrap_or_else(|| daemon.mountpoint.clone());
     let source = mountinfo::source_of(state_dir).unwrap_or_default();
     if let Some(dev) = daemon.dev.as_deref().filter(|dev| how.force && !that_see(dev, &source).is_empty()) {
         cut(dev);
@@ -190,7 +189,7 @@ fn end_by_force(path: &Path, daemon: &RunInfo) -> Result<(), Error> {
 
 fn has_ended(daemon: &RunInfo, within: Duration) -> bool {
     let deadline = Instant::now() + within;
-    while live::is_running(daemon) {
+    while daemon.is_running() {
         if Instant::now() >= deadline {
             return false;
         }

@@ -147,14 +147,12 @@ pub enum Error {
         /// Its answer.
         source: Errno,
     },
-    /// Who should answer does not.
-    #[error("{path}: process {pid} does not answer: {why}")]
+    /// The daemon does not answer.
+    #[error("{path}: {why}")]
     NoAnswer {
         /// The mountpoint.
         path: PathBuf,
-        /// The daemon, or the process that was to become it.
-        pid: u32,
-        /// What keeps it from answering.
+        /// Which process does not answer, and what it is doing.
         why: String,
     },
     /// A limit of the process leaves too little.
@@ -219,4 +217,15 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
         "another mount namespace has it, of process {}; its daemon is process {daemon}",
         holders.join(", ")
     )
+}
+
+impl Error {
+    /// `daemon` is the daemon's process, or the one that starts to be it. None if `run.json` does not name it.
+    pub(super) fn no_answer(path: PathBuf, daemon: Option<u32>) -> Self {
+        let why = match daemon {
+            Some(pid) => format!("process {pid} does not answer: {}", process::condition(pid)),
+            None => "its daemon does not answer, and run.json does not name its process".to_owned(),
+        };
+        Self::NoAnswer { path, why }
+    }
 }

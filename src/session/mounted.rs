@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::materialize::ReflinkProbe;
-use crate::settings::Strategy;
+use crate::settings::{IoMode, Strategy};
 
 /// What a mount is, once it answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +19,10 @@ pub struct Mounted {
     pub blueprint: String,
     /// Its library.
     pub library: PathBuf,
-    /// The strategy in force.
-    pub strategy: Strategy,
-    /// The I/O mode in force: `cached` or `passthrough`.
-    pub io: String,
+    /// The strategy in force. None for a daemon of another version with a strategy that this one does not know.
+    pub strategy: Option<Strategy>,
+    /// The I/O mode in force, as `strategy`.
+    pub io: Option<IoMode>,
     /// Whether extents can be shared with the library.
     pub reflink: Option<ReflinkProbe>,
     /// Entries of the environment: files, directories and links.

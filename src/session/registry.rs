@@ -7,8 +7,9 @@ use std::path::Path;
 
 use super::error::Error;
 use crate::fs::error::io_errno;
-use crate::space::live;
+use crate::space::path::resolved;
 use crate::space::run::{RunInfo, read_run};
+use crate::space::state::recorded_place;
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The mounts of one home's spaces, as they are at one moment.
@@ -52,7 +53,7 @@ impl Registry {
             return Some(first);
         }
         // The one that was there first is the mount, unless another one is where it should be.
-        let place = live::recorded_place(state_dir, run).map(|place| live::resolved(&place));
+        let place = recorded_place(state_dir, run).map(|place| resolved(&place));
         Some(fitting.iter().rfind(|mount| Some(&mount.mountpoint) == place.as_ref()).unwrap_or(first))
     }
 }

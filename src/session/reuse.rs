@@ -13,13 +13,12 @@ use super::plan::MountPlan;
 use super::registry;
 use crate::library::index::Index;
 use crate::settings::IoMode;
+use crate::space::SpaceError;
 use crate::space::held::Held;
-use crate::space::live;
 use crate::space::run::{RunInfo, read_run};
 use crate::space::state::read_state;
 use crate::sys::fuse_mount::{self, Liveness};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::process;
 
 /// How long an ended mount's daemon may take to let go of the space.
 pub(super) const ENDING: Duration = Duration::from_secs(5);
@@ -31,9 +30,8 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
     match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
         Liveness::Alive => {}
         Liveness::Silent => {
-            let pid = read_run(&plan.state_dir()).map_or(0, |run| run.pid);
-            let why = process::condition(pid).to_string();
-            return Err(Error::NoAnswer { path: live.mountpoint, pid, why });
+            let daemon = read_run(&plan.state_dir()).map(|run| run.pid);
+            return Err(Error::no_answer(live.mountpoint, daemon));
         }
         Liveness::Dead => {
             tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
@@ -46,18 +44,17 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
         }
     }
     let Some(run) = record_of(plan, &live)? else { return Ok(None) };
-    let held = match read_state(&plan.state_dir())? {
-        Some(state) => {
-            let held = Held::of(&plan.state_dir(), &state, &live.mountpoint)?;
-            Some((held, state.content.blueprint))
-        }
-        None => None,
-    };
-    if let Some((Held::Deleted, _)) = held {
+    let state_dir = plan.state_dir();
+    let state = read_state(&state_dir)?.ok_or_else(|| SpaceError::DamagedState {
+        path: state_dir.join("state.json"),
+        why: "it is missing, and the space is mounted".to_owned(),
+    })?;
+    let held = Held::of(&state_dir, &state, &live.mountpoint)?;
+    if held == Held::Deleted {
         end_deleted(plan, live)?;
         return Ok(None);
     }
-    let mounted = held.map(|(held, catalog)| held.blueprint(&catalog).to_owned()).unwrap_or_default();
+    let mounted = held.blueprint(&state.content.blueprint).to_owned();
     if mounted != plan.holds {
         let wanted = plan.holds.clone();
         return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
@@ -74,7 +71,7 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
         identity: identity.to_owned(),
         blueprint: mounted,
         library: plan.location.path.clone(),
-        strategy: clap::ValueEnum::from_str(&run.strategy, false).unwrap_or(plan.serve.strategy),
+        strategy: run.strategy,
         io: run.io,
         reflink: run.reflink,
         entries: index.len(),
@@ -93,7 +90,7 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
         // One that was left by a daemon that was killed is of an earlier mount.
-        if let Some(run) = read_run(&plan.state_dir()).filter(live::is_running) {
+        if let Some(run) = read_run(&plan.state_dir()).filter(RunInfo::is_running) {
             return Ok(Some(run));
         }
         match registry::find(&plan.state_dir())? {
@@ -124,15 +121,11 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     let mut out = Vec::new();
     let mut differ = |asked: String, in_force: &str| out.push(format!("{asked} (in force: {in_force})"));
     let asked = &plan.asked;
-    if let Some(strategy) = asked.strategy.map(|strategy| strategy.to_string())
-        && strategy != run.strategy
-    {
-        differ(format!("--strategy {strategy}"), &run.strategy);
+    if let Some(strategy) = asked.strategy.filter(|asked| Some(*asked) != run.strategy) {
+        differ(format!("--strategy {strategy}"), &in_words(run.strategy));
     }
-    if let Some(io) = asked.io.map(IoMode::in_force)
-        && io != run.io
-    {
-        differ(format!("--io {io}"), &run.io);
+    if let Some(io) = asked.io.map(IoMode::in_force).filter(|asked| Some(*asked) != run.io) {
+        differ(format!("--io {io}"), &in_words(run.io));
     }
     for (name, asked, in_force, otherwise) in [
         ("--read-only", plan.serve.read_only, run.read_only, "changes are let in"),
@@ -165,4 +158,8 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         differ(format!("--cache-size {size}"), &extra.cache_size.to_string());
     }
     out
+}
+
+fn in_words<T: std::fmt::Display>(in_force: Option<T>) -> String {
+    in_force.map_or("unknown to this version".to_owned(), |choice| choice.to_string())
 }

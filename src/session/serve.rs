@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{INodeNo, Session};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -76,8 +77,8 @@ impl<'p> PendingMount<'p> {
             identity: plan.space.identity.to_string(),
             blueprint: plan.holds.clone(),
             library: plan.location.path.clone(),
-            strategy: plan.serve.strategy,
-            io: plan.serve.io.in_force().to_owned(),
+            strategy: Some(plan.serve.strategy),
+            io: Some(plan.serve.io.in_force()),
             reflink: Some(reflink),
             entries: index.len(),
             relocated: index.relocated_files(),
@@ -104,7 +105,7 @@ impl<'p> PendingMount<'p> {
         let dev = undo.mount().map(|mount| mount.dev.clone());
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
-        claim.state().write_run(&run_info(plan, mounted, dev.clone()))?;
+        claim.state().write_run(&run_info(plan, mounted, dev.clone())?)?;
         // The first request. The kernel creates the root inode without a request and does not know its owner until
         // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
         match rustix::fs::lstat(&plan.space.mountpoint) {
@@ -210,20 +211,23 @@ fn device_number(dev: u64) -> String {
     format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
 }
 
-fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<String>) -> RunInfo {
-    let pid = i32::try_from(mounted.pid).unwrap_or(0);
-    RunInfo {
+fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<String>) -> Result<RunInfo, Error> {
+    let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
+    Ok(RunInfo {
         pid: mounted.pid,
-        start_time: process::start_time(pid).unwrap_or(0),
+        start_time: start_time.ok_or_else(|| Error::Os {
+            path: "/proc/self/stat".into(),
+            call: "read",
+            source: Errno::NODATA,
+        })?,
         mountpoint: mounted.path.clone(),
         dev,
-        strategy: mounted.strategy.to_string(),
-        io: mounted.io.clone(),
+        strategy: mounted.strategy,
+        io: mounted.io,
         reflink: mounted.reflink.clone(),
-        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         read_only: plan.serve.read_only,
         ephemeral: plan.serve.ephemeral,
         extra: Some(plan.serve.extra()),
-        materialized: None,
-    }
+    })
 }

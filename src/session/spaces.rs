@@ -26,11 +26,12 @@ use crate::library::name::Identity;
 use crate::materialize::Counts;
 use crate::space::held::Held;
 use crate::space::home::Env;
+use crate::space::path::resolved;
 use crate::space::run::{RunInfo, read_run};
 use crate::space::select::SpaceArg;
-use crate::space::state::{log_of, read_state};
+use crate::space::state::{log_of, read_state, recorded_place};
 use crate::space::upper::walk::bytes_below;
-use crate::space::{SpaceError, aside, live, meta};
+use crate::space::{SpaceError, aside, meta};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
@@ -202,7 +203,7 @@ impl<'e> Survey<'e> {
             self.bases.iter().find_map(|base| self.restored(identity.as_str(), base))
         };
         let found = found.filter(|space| match &arg {
-            SpaceArg::Path(path) => live::resolved(path) == live::resolved(&space.path),
+            SpaceArg::Path(path) => resolved(path) == resolved(&space.path),
             SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
         });
         let given = given.to_string_lossy().into_owned();
@@ -231,7 +232,7 @@ impl<'e> Survey<'e> {
     /// As [`Survey::find`], and [`Error::OthersMount`].
     pub fn path(&self, given: &OsStr, controller: &str) -> Result<PathBuf, Error> {
         let path = self.find(given, controller, 0)?.path;
-        let mount = mountinfo::mount_at(&live::resolved(&path)).map_err(unreadable)?;
+        let mount = mountinfo::mount_at(&resolved(&path)).map_err(unreadable)?;
         match mount.filter(|mount| !mount.is_ours()).and_then(|mount| mount.user_id) {
             Some(user) => Err(Error::OthersMount { path, user }),
             None => Ok(path),
@@ -244,7 +245,7 @@ impl<'e> Survey<'e> {
         let run = read_run(&state_dir);
         let mount = self.registry.find(&state_dir, run.as_ref());
         let run = run.filter(|_| mount.is_some());
-        let home = live::recorded_place(&state_dir, run.as_ref());
+        let home = recorded_place(&state_dir, run.as_ref());
         let place = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone());
         let (record, is_damaged) = match read_state(&state_dir) {
             Ok(record) => (record, false),
@@ -260,9 +261,7 @@ impl<'e> Survey<'e> {
         });
         let state = match mount {
             Some(mount) if is_stale(mount, run.as_ref()) => SpaceState::Stale,
-            Some(mount) if home.is_some_and(|home| live::resolved(&home) != mount.mountpoint) => {
-                SpaceState::Moved
-            }
+            Some(mount) if home.is_some_and(|home| resolved(&home) != mount.mountpoint) => SpaceState::Moved,
             _ if is_damaged => SpaceState::Damaged,
             _ if held == Some(Held::Deleted) => SpaceState::Deleted,
             _ if record.as_ref().is_some_and(|record| {
@@ -298,8 +297,8 @@ impl<'e> Survey<'e> {
     fn restored(&self, identity: &str, base: &Path) -> Option<Space> {
         let path = base.join(identity);
         let header = meta::recorded(&path)?;
-        let resolved = live::resolved(&path);
-        let is_mounted = self.all_mounts.iter().any(|mount| mount.mountpoint == resolved);
+        let place = resolved(&path);
+        let is_mounted = self.all_mounts.iter().any(|mount| mount.mountpoint == place);
         let state = if is_mounted { SpaceState::Mounted } else { SpaceState::Restored };
         Some(Space {
             is_mounted,
@@ -364,7 +363,7 @@ fn names_in(dir: &Path) -> std::io::Result<Vec<OsString>> {
 
 /// Whether nobody serves a mount any more.
 fn is_stale(mount: &MountEntry, run: Option<&RunInfo>) -> bool {
-    !run.is_some_and(live::is_running) && is_dead(&mount.mountpoint)
+    !run.is_some_and(RunInfo::is_running) && is_dead(&mount.mountpoint)
 }
 
 /// Whether the library has lost a space's catalog. Of one that cannot be read that is not known.

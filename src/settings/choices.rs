@@ -31,7 +31,8 @@ impl fmt::Display for Strategy {
 }
 
 /// Who reads and writes files: the daemon, or the kernel (`--io`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum IoMode {
     /// The mode that is best for most uses, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
     #[default]
@@ -50,16 +51,20 @@ impl IoMode {
         self == Self::Passthrough
     }
 
-    /// The name of the mode in force.
+    /// The mode that a mount with this setting has: never [`IoMode::Auto`].
     #[must_use]
-    pub fn in_force(self) -> &'static str {
-        if self.is_passthrough() { "passthrough" } else { "cached" }
+    pub fn in_force(self) -> Self {
+        if self == Self::Auto { Self::Cached } else { self }
     }
 }
 
 impl fmt::Display for IoMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Auto { "auto" } else { self.in_force() })
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cached => "cached",
+            Self::Passthrough => "passthrough",
+        })
     }
 }
 

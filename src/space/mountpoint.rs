@@ -9,8 +9,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use crate::space::path::SpacePath;
-use crate::space::{MountpointProblem, SpaceError, live, meta};
+use crate::space::path::{SpacePath, resolved};
+use crate::space::{MountpointProblem, SpaceError, meta};
 use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::{mountinfo, plain};
 
@@ -35,7 +35,7 @@ pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> 
     let name = OsStr::new(space.identity.as_str());
     let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
     // A mount of whoever, dead or alive, is told by the table: asking the directory could hang.
-    if let Ok(Some(mount)) = mountinfo::mount_at(&live::resolved(path)) {
+    if let Ok(Some(mount)) = mountinfo::mount_at(&resolved(path)) {
         return Err(problem(MountpointProblem::Mounted(mount.source)));
     }
     let made = match rustix::fs::mkdirat(base, name, Mode::from_bits_truncate(DIR_MODE)) {

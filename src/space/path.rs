@@ -24,3 +24,29 @@ impl SpacePath {
         self.mountpoint.parent().unwrap_or(Path::new("/"))
     }
 }
+
+/// A mountpoint as mountinfo shows it: links above it are resolved. The mountpoint itself is not accessed, since a dead
+/// or hanging daemon would answer with an error, or never.
+#[must_use]
+pub fn resolved(mountpoint: &Path) -> PathBuf {
+    match (mountpoint.parent().map(Path::canonicalize), mountpoint.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => mountpoint.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_above_a_mountpoint_are_followed_and_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("base")).unwrap();
+        std::os::unix::fs::symlink(real.join("base"), real.join("alias")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", real.join("base/space")).unwrap();
+        assert_eq!(resolved(&real.join("alias/space")), real.join("base/space"));
+        assert_eq!(resolved(Path::new("/no/such")), Path::new("/no/such"));
+    }
+}

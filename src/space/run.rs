@@ -1,11 +1,19 @@
-//! `run.json`: which daemon serves a space, and with what.
+//! `run.json`: which daemon serves a space, and with which options.
+//!
+//! The file is true only while its daemon runs, so nothing on disk depends on it. Daemons of other versions of holofs may
+//! have written it: a word that this version does not know is logged, and read as None.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::Error as WordError;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::materialize::{Counts, ReflinkProbe};
+use crate::materialize::ReflinkProbe;
+use crate::settings::{IoMode, Strategy};
 use crate::sys::guarded;
+use crate::sys::process;
 
 /// The file's name in the space's state directory.
 pub(crate) const FILE: &str = "run.json";
@@ -13,57 +21,120 @@ pub(crate) const FILE: &str = "run.json";
 /// Longer than any `run.json` that holofs writes.
 const MAX_LEN: u64 = 1 << 20;
 
-/// `run.json`: the daemon that serves the space.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+/// The daemon that serves a space.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct RunInfo {
     /// Its process.
     pub pid: u32,
-    /// When that process started, in clock ticks since boot: tells it from a later one with the same number.
+    /// When that process started, in clock ticks since boot. A later process may have the same number.
     pub start_time: u64,
-    /// Where it was mounted; the mount may have moved since.
+    /// Where it was mounted. The mount moves when a directory above it is renamed.
     pub mountpoint: PathBuf,
-    /// The mount's device number as `major:minor`: finds it in mountinfo wherever it went.
+    /// The mount's device number as `major:minor`, by which mountinfo shows the mount wherever it moves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev: Option<String>,
-    /// `smart`, `reflink` or `copy`.
-    pub strategy: String,
-    /// `cached` or `passthrough`.
-    #[serde(default)]
-    pub io: String,
+    /// The strategy in force.
+    #[serde(default, deserialize_with = "known")]
+    pub strategy: Option<Strategy>,
+    /// The I/O mode in force.
+    #[serde(default, deserialize_with = "known")]
+    pub io: Option<IoMode>,
     /// Whether the space can share extents with its library.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reflink: Option<ReflinkProbe>,
-    /// When it was mounted, in seconds since the epoch.
-    pub started: u64,
+    /// When it was mounted, in seconds since the epoch. None while the clock shows a time before the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
     /// Every change is refused.
+    #[serde(default)]
     pub read_only: bool,
-    /// The changes go at unmount.
+    /// The changes are dropped at unmount.
+    #[serde(default)]
     pub ephemeral: bool,
-    /// What else is in force; None in the record of an older version.
+    /// Further options in force. None in the record of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra: Option<Extra>,
-    /// What was materialized so far; the daemon writes it now and then.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub materialized: Option<Counts>,
 }
 
-/// What a daemon serves with, beside what `run.json` says in names of its own.
+/// The options of a mount that `run.json` keeps under `extra`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Extra {
-    /// Other users are let in.
+    /// Other users may use the mount.
     pub allow_other: bool,
     /// Mount options by name.
     pub options: Vec<String>,
     /// What is unpacked in the background: `own`, or the path of a profile.
     pub prefetch: Option<PathBuf>,
-    /// How many bytes of raw blobs the cache may keep.
+    /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
 }
 
-/// Reads `run.json`; None when there is none or it is not whole: it is only information.
+impl RunInfo {
+    /// Whether the daemon still runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        i32::try_from(self.pid).is_ok_and(|pid| process::start_time(pid) == Some(self.start_time))
+    }
+}
+
+/// Reads `run.json`. None if the file does not exist or cannot be read.
 #[must_use]
 pub fn read_run(dir: &Path) -> Option<RunInfo> {
-    serde_json::from_slice(&guarded::read(&dir.join(FILE), MAX_LEN).ok()?).ok()
+    let path = dir.join(FILE);
+    let read = match guarded::read(&path, MAX_LEN) {
+        Err(error) if error.is_not_found() => return None,
+        read => read.map_err(io::Error::from),
+    };
+    read.and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "the record of the daemon is ignored"),
+        )
+        .ok()
+}
+
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(value: D) -> Result<Option<T>, D::Error> {
+    let word = Option::<String>::deserialize(value)?;
+    let known = word.map(|word| T::deserialize(word.into_deserializer())).transpose();
+    Ok(known.unwrap_or_else(|error: WordError| {
+        tracing::warn!(%error, "run.json was written by another version of holofs");
+        None
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_other_versions_are_not_taken_for_known_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |words: &str| {
+            let text = format!(r#"{{"pid": 1, "start_time": 2, "mountpoint": "/m"{words}}}"#);
+            std::fs::write(dir.path().join(FILE), text).unwrap();
+            let run = read_run(dir.path()).unwrap();
+            (run.strategy, run.io)
+        };
+        assert_eq!(read(r#", "strategy": "sparse", "io": "cached""#), (None, Some(IoMode::Cached)));
+        assert_eq!(read(r#", "strategy": "copy", "io": """#), (Some(Strategy::Copy), None));
+        // The daemon of an older version.
+        assert_eq!(read(r#", "materialized": {"copy": 1}"#), (None, None));
+    }
+
+    #[test]
+    fn record_that_is_not_whole_is_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read_run(dir.path()), None);
+        std::fs::write(dir.path().join(FILE), r#"{"pid": 1"#).unwrap();
+        assert_eq!(read_run(dir.path()), None);
+    }
+
+    #[test]
+    fn process_with_the_same_number_is_another() {
+        let mut run = RunInfo { pid: std::process::id(), ..RunInfo::default() };
+        assert!(!run.is_running());
+        run.start_time = process::start_time(i32::try_from(run.pid).unwrap()).unwrap();
+        assert!(run.is_running());
+    }
 }

@@ -395,6 +395,15 @@ pub fn read_state(dir: &Path) -> Result<Option<State>, SpaceError> {
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
 }
 
+/// The directory of a space, at which it is mounted unless a directory above was renamed.
+#[must_use]
+pub fn recorded_place(state_dir: &Path, run: Option<&RunInfo>) -> Option<PathBuf> {
+    match read_state(state_dir) {
+        Ok(Some(state)) => Some(state.content.place()),
+        _ => run.map(|run| run.mountpoint.clone()),
+    }
+}
+
 /// The log of a space.
 #[must_use]
 pub fn log_of(dir: &Path) -> PathBuf {

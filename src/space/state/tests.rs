@@ -73,9 +73,10 @@ fn a_run_record_of_an_older_version_is_read() {
     let f = Fixture::new();
     let _state = f.open();
     // `busy_poll` was a field once.
-    std::fs::write(f.path().join("run.json"), r#"{"pid": 4711, "io": "cached", "busy_poll": true}"#).unwrap();
+    let text = r#"{"pid": 4711, "start_time": 1, "mountpoint": "/m", "io": "cached", "busy_poll": true}"#;
+    std::fs::write(f.path().join("run.json"), text).unwrap();
     let run = read_run(&f.path()).unwrap();
-    assert_eq!((run.pid, run.io.as_str()), (4711, "cached"));
+    assert_eq!((run.pid, run.io), (4711, Some(crate::settings::IoMode::Cached)));
 }
 
 #[test]
