@@ -1,7 +1,8 @@
-//! Digests: which function, which text form, which place in the library.
+//! Digests of file contents, and the place of a blob in the library.
 //!
-//! The kind follows from the length, never from the content: 64 hex digits are SHA-256 of a blob stored as gzip,
-//! 32 are SipHash-2-4-128 of a blob stored as it is. The digest is of the file's original bytes in both cases.
+//! A library has one of two kinds, and the length of a digest tells which: 64 hexadecimal digits are SHA-256, and the
+//! blob is a gzip stream. 32 digits are SipHash-2-4-128, and the blob is stored as it is. Both are digests of the
+//! uncompressed content.
 
 use std::fmt;
 use std::hash::Hasher as _;
@@ -11,37 +12,36 @@ use std::str::FromStr;
 use sha2::Digest as _;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-/// The key of rcc's content SipHash.
+/// rcc's key for the SipHash of contents.
 const SIP_KEY: &[u8; 16] = b"Very_Random-Seed";
 
-/// The digest of a content.
+/// The digest of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Digest {
-    /// SHA-256; the blob is a gzip stream.
+    /// SHA-256. The blob is a gzip stream.
     Sha256([u8; 32]),
-    /// SipHash-2-4 with 128 bits; the blob is the bytes themselves.
+    /// SipHash-2-4 with 128 bits. The blob is the content itself.
     Sip128([u8; 16]),
 }
 
-/// Which function.
+/// The hash function of a digest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DigestKind {
-    /// SHA-256.
     Sha256,
-    /// SipHash-2-4-128.
+    /// SipHash-2-4 with 128 bits.
     Sip128,
 }
 
-/// A text that is no digest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a digest: 64 or 32 lower-case hexadecimal digits")]
 pub struct NotADigest;
 
 impl Digest {
-    /// Reads the text form: 64 or 32 lower-case hex digits.
+    /// Parses 64 or 32 lower-case hexadecimal digits.
     ///
     /// # Errors
-    /// When it is anything else.
+    ///
+    /// When `text` is anything else.
     pub fn parse(text: &[u8]) -> Result<Self, NotADigest> {
         match text.len() {
             64 => parse_hex(text).map(Self::Sha256),
@@ -50,7 +50,6 @@ impl Digest {
         }
     }
 
-    /// The function it was made with.
     #[must_use]
     pub fn kind(&self) -> DigestKind {
         match self {
@@ -59,13 +58,12 @@ impl Digest {
         }
     }
 
-    /// Whether the blob is the bytes themselves.
+    /// Whether the blob is stored without compression.
     #[must_use]
     pub fn is_raw(&self) -> bool {
         matches!(self, Self::Sip128(_))
     }
 
-    /// Its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -74,14 +72,14 @@ impl Digest {
         }
     }
 
-    /// The blob's place below the library: `aa/bb/cc/<digest>`.
+    /// The path of the blob below the library: `aa/bb/cc/<digest>`.
     #[must_use]
     pub fn fan_out(&self) -> PathBuf {
         let [first, second, third] = self.fan_out_dirs();
         [first, second, third, self.to_string()].iter().collect()
     }
 
-    /// The names of the directories on that path.
+    /// The names of the three directories on that path.
     #[must_use]
     pub fn fan_out_dirs(&self) -> [String; 3] {
         let (Self::Sha256([a, b, c, ..]) | Self::Sip128([a, b, c, ..])) = self;
@@ -119,7 +117,7 @@ impl FromStr for Digest {
     }
 }
 
-/// The value of a lower-case hexadecimal digit, 255 of what is none.
+/// The value of a lower-case hexadecimal digit, or 255 for any other byte.
 fn nibble(digit: u8) -> u8 {
     let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
     if decimal < 10 {
@@ -134,7 +132,7 @@ fn nibble(digit: u8) -> u8 {
 fn parse_hex<const N: usize>(text: &[u8]) -> Result<[u8; N], NotADigest> {
     let mut out = [0u8; N];
     let mut wrong = 0;
-    // No branch within: a catalog holds millions of digits.
+    // The loop has no branch: a catalog holds millions of digits.
     for (byte, [high, low]) in out.iter_mut().zip(text.as_chunks::<2>().0) {
         let (high, low) = (nibble(*high), nibble(*low));
         wrong |= (high | low) & 0xf0;
@@ -143,11 +141,9 @@ fn parse_hex<const N: usize>(text: &[u8]) -> Result<[u8; N], NotADigest> {
     if wrong == 0 { Ok(out) } else { Err(NotADigest) }
 }
 
-/// Computes a digest as the bytes come.
+/// Computes a digest of bytes that arrive in pieces.
 pub enum Hasher {
-    /// SHA-256.
     Sha256(Box<sha2::Sha256>),
-    /// SipHash-2-4-128.
     Sip128(SipHasher24),
 }
 
@@ -158,7 +154,6 @@ impl fmt::Debug for Hasher {
 }
 
 impl Hasher {
-    /// A hasher of a kind.
     #[must_use]
     pub fn new(kind: DigestKind) -> Self {
         match kind {
@@ -167,7 +162,7 @@ impl Hasher {
         }
     }
 
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -175,7 +170,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken.
+    /// Returns the digest of all bytes.
     #[must_use]
     pub fn finish(self) -> Digest {
         match self {
@@ -184,7 +179,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of some bytes.
+    /// The digest of `bytes`.
     #[must_use]
     pub fn digest(kind: DigestKind, bytes: &[u8]) -> Digest {
         let mut hasher = Self::new(kind);
@@ -209,7 +204,7 @@ mod tests {
                 continue;
             }
             let text = vector.get("text").and_then(Value::as_str).unwrap_or_default().as_bytes().to_vec();
-            // The one without a text is too long to stand there: every byte, in order, 40 times.
+            // The vector without a text is too long to write down. Its content is every byte value in order, 40 times.
             let content = match vector["len"].as_u64().unwrap() {
                 10_240 => (0u8..=255).cycle().take(10_240).collect(),
                 _ => text,

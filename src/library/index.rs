@@ -1,11 +1,12 @@
-//! The compiled index: a catalog's tree in a form that is mapped and read in place.
+//! The compiled index: the tree of a catalog in a form that is mapped into memory and read in place.
 //!
-//! Node 0 is the root, and nodes stand in breadth-first order, so that the children of a directory are
-//! neighbours, sorted by the bytes of their names: a lookup is a binary search, a listing a walk along the array,
-//! and neither allocates nor makes a system call. A node's id is its position and names it for as long as the
-//! catalog's content is the same.
+//! Parsing a catalog takes time that grows with the environment, and a mount must not. So each catalog is compiled
+//! once. Node 0 is the root, and the nodes are in breadth-first order. The children of a directory are neighbours,
+//! sorted by the bytes of their names: a lookup is a binary search, and a listing is a walk along the array. Neither
+//! allocates or makes a system call. The position of a node is its id, which stays the same as long as the content of
+//! the catalog does.
 //!
-//! Invariant: a damaged map never panics and never reads outside of it; it answers [`IndexError`].
+//! Invariant: reading a damaged index returns [`IndexError`]; it never panics and never reads outside the mapping.
 
 pub mod cache;
 pub mod compile;
@@ -23,166 +24,150 @@ use crate::sys::guarded::{self, Access};
 use crate::sys::map::Map;
 use format::{DIGEST_SIZE, Header, NODE_SIZE, RawNode};
 
-/// A node: its position in the index.
+/// A node, by its position in the index.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub u32);
 
-/// An index that does not hold together.
+/// The index is damaged.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the compiled index is damaged: {0}")]
 pub struct IndexError(pub &'static str);
 
-/// What a catalog says about itself, and rcc's own counts of it.
+/// The header of a catalog, and rcc's own counts of its entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CatalogInfo {
-    /// The version of rcc that wrote it; empty for old ones.
+    /// The version of rcc that wrote it. Old versions wrote none.
     pub rcc: String,
-    /// The stage's name: the 24 bytes that relocation replaces.
+    /// The name of the stage: the 24 bytes that relocation replaces.
     pub identity: String,
-    /// The stage's path; its parent is where spaces must be.
+    /// The path of the stage. Spaces lie in its parent directory.
     pub path: String,
-    /// The platform, `linux_amd64`.
+    /// Such as `linux_amd64`.
     pub platform: String,
-    /// The blueprint's hash, 16 hex digits.
+    /// The hash of the blueprint, 16 hexadecimal digits.
     pub blueprint: String,
-    /// Directories as rcc counts them: what lies below links to directories once more.
+    /// Directories. Like the other counts, this includes what rcc lists once more below links to directories.
     pub rcc_directories: u64,
-    /// Files as rcc counts them.
     pub rcc_files: u64,
-    /// Bytes as rcc counts them.
+    /// The sum of the sizes of all files.
     pub rcc_bytes: u64,
-    /// Files with relocations as rcc counts them.
+    /// Files with relocations.
     pub rcc_relocations: u64,
 }
 
-/// A node as the index shows it.
 #[derive(Clone, Debug)]
 pub struct Node<'a> {
-    /// Its id.
     pub id: NodeId,
-    /// Its directory; the root's is itself.
+    /// The directory. The root's is the root.
     pub parent: NodeId,
-    /// Its name; the root's is empty.
+    /// Empty for the root.
     pub name: &'a [u8],
-    /// What it is.
     pub kind: NodeKind<'a>,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Clone, Debug)]
 pub enum NodeKind<'a> {
     /// A directory.
     Dir {
-        /// Its children's ids.
+        /// The ids of the children.
         children: Range<u32>,
-        /// How many of them are directories.
+        /// The number of children that are directories.
         subdirs: u32,
     },
     /// A regular file.
     File {
-        /// Bytes.
+        /// In bytes.
         size: u64,
         /// Permission bits with setuid, setgid and sticky (07777).
         perm: u32,
-        /// Its content.
         digest: Digest,
-        /// Where the stage's name stands in it.
+        /// Where the stage's name stands in the file.
         relocations: Relocations<'a>,
     },
     /// A symbolic link.
-    Symlink {
-        /// Its text.
-        target: &'a [u8],
-    },
+    Symlink { target: &'a [u8] },
 }
 
-/// The offsets at which a file is relocated: rising, without repeats, each with room for the name.
+/// The offsets at which a file is relocated: ascending, without repeats, each with room for the name.
 #[derive(Clone, Copy, Debug)]
 pub struct Relocations<'a>(&'a [[u8; 8]]);
 
 impl<'a> Relocations<'a> {
-    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The offsets.
+    /// The offsets in bytes.
     pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
         self.0.iter().map(|offset| u64::from_le_bytes(*offset))
     }
 }
 
-/// A mapped index.
 #[derive(Debug)]
 pub struct Index {
     map: Map,
     header: Header,
     info: CatalogInfo,
-    /// All blobs were in the library when somebody looked, and the catalog file has not been touched since. `cache`
-    /// knows it.
+    /// The library had all blobs at the last check, and the catalog file has not changed since. Set by `cache`.
     blobs_seen: bool,
 }
 
 impl Index {
-    /// Maps an index file and checks its header, which takes the same time whatever its size. Whether the body is
-    /// what was written is [`Index::verify`]'s to say, and `cache`'s to know.
+    /// Maps an index file and checks its header, in constant time. The body is not checked: see [`Index::verify`].
     ///
     /// # Errors
-    /// When it cannot be mapped, or is no index of this version.
+    ///
+    /// When the file cannot be mapped, or is not an index of this version.
     pub fn open(path: &Path) -> std::io::Result<Result<Self, IndexError>> {
         let file = guarded::open_file(path, Access::Read)?;
         if file.metadata()?.len() < format::HEADER_SIZE as u64 {
-            return Ok(Err(IndexError("it is shorter than a header")));
+            return Ok(Err(IndexError("shorter than a header")));
         }
         let map = Map::of(&file)?;
         Ok(Header::decode(&map).and_then(|header| {
             let info = header.section(&map, header.info)?;
-            let info =
-                serde_json::from_slice(info).map_err(|_| IndexError("its description cannot be read"))?;
+            let info = serde_json::from_slice(info)
+                .map_err(|_| IndexError("the catalog's header cannot be read"))?;
             Ok(Self { map, header, info, blobs_seen: false })
         }))
     }
 
-    /// Compares the body with its checksum: reads all of it.
+    /// Compares the body with its checksum. Reads all of the file.
     ///
     /// # Errors
+    ///
     /// When they differ.
     pub fn verify(&self) -> Result<(), IndexError> {
-        let body = self.map.get(format::HEADER_SIZE..).ok_or(IndexError("it is shorter than a header"))?;
-        if crc32fast::hash(body) == self.header.body_crc {
-            Ok(())
-        } else {
-            Err(IndexError("checksum mismatch"))
-        }
+        let body = self.map.get(format::HEADER_SIZE..).ok_or(IndexError("shorter than a header"))?;
+        if crc32fast::hash(body) == self.header.body_crc { Ok(()) } else { Err(IndexError("wrong checksum")) }
     }
 
-    /// Nodes, the root included.
+    /// The number of nodes, with the root.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // there is always a root
     pub fn len(&self) -> u32 {
         self.header.node_count
     }
 
-    /// What the catalog says about itself.
     #[must_use]
     pub fn info(&self) -> &CatalogInfo {
         &self.info
     }
 
-    /// Whether all of its blobs were in the library when that was looked at last, for this very catalog file.
+    /// Whether the library had all blobs at the last check of this very catalog file.
     #[must_use]
     pub fn blobs_seen(&self) -> bool {
         self.blobs_seen
     }
 
-    /// The contents of its regular files, each once.
+    /// The digests of the regular files, each once.
     pub fn digests(&self) -> impl Iterator<Item = Result<Digest, IndexError>> + '_ {
         let (digests, error) = match self.raw_digests() {
             Ok(digests) => (digests, None),
@@ -191,42 +176,43 @@ impl Index {
         error.into_iter().chain(digests.iter().map(|digest| format::decode_digest(digest)))
     }
 
-    /// SHA-256 of the catalog file that it was compiled from.
+    /// The SHA-256 of the catalog file.
     #[must_use]
     pub fn catalog_sha256(&self) -> [u8; 32] {
         self.header.catalog_sha256
     }
 
-    /// Regular files.
+    /// The number of regular files.
     #[must_use]
     pub fn files(&self) -> u32 {
         self.header.files
     }
 
-    /// Regular files with relocations.
+    /// The number of regular files with relocations.
     #[must_use]
     pub fn relocated_files(&self) -> u32 {
         self.header.relocated
     }
 
-    /// Bytes of all regular files.
+    /// The sum of the sizes of all regular files.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.header.total_bytes
     }
 
-    /// A node.
+    /// Returns a node.
     ///
     /// # Errors
-    /// When there is none of that id, or it does not hold together.
+    ///
+    /// When there is no such node, or the index is damaged.
     pub fn node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
         let raw = self.raw(id)?;
         let kind = match raw.kind {
             format::DIR => {
                 let (first, count) = (raw.a as u32, (raw.a >> 32) as u32);
                 let end = first.checked_add(count).filter(|end| *end <= self.header.node_count);
-                // Children come after their directory: a walk always ends.
-                let end = end.filter(|_| count == 0 || first > id.0).ok_or(IndexError("children"))?;
+                // Children come after their directory, so that every walk ends.
+                let end = end.filter(|_| count == 0 || first > id.0).ok_or(IndexError("wrong children"))?;
                 NodeKind::Dir { children: first..end, subdirs: raw.b as u32 }
             }
             format::FILE => NodeKind::File {
@@ -236,16 +222,17 @@ impl Index {
                 relocations: self.relocations(raw.c, (raw.b >> 32) as u32)?,
             },
             format::SYMLINK => NodeKind::Symlink { target: self.string(raw.a as u32, (raw.a >> 32) as u32)? },
-            _ => return Err(IndexError("a node of no known kind")),
+            _ => return Err(IndexError("a node of unknown kind")),
         };
         let name = self.string(raw.name_offset, u32::from(raw.name_len))?;
         Ok(Node { id, parent: NodeId(raw.parent), name, kind })
     }
 
-    /// The child of a directory under a name.
+    /// Finds the child of a directory by its name. Other nodes have no children.
     ///
     /// # Errors
-    /// When the index does not hold together. What is no directory has no children.
+    ///
+    /// When the index is damaged.
     pub fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, IndexError> {
         let NodeKind::Dir { children, .. } = self.node(dir)?.kind else { return Ok(None) };
         let (mut low, mut high) = (children.start, children.end);
@@ -261,7 +248,7 @@ impl Index {
         Ok(None)
     }
 
-    /// The path of a node from the root, as far as the index holds together. For messages.
+    /// The path of a node from the root, for messages. If the index is damaged, it begins below the damage.
     #[must_use]
     pub fn path_of(&self, node: NodeId) -> String {
         let mut parts = Vec::new();
@@ -269,7 +256,7 @@ impl Index {
         while at.0 != 0 {
             let Ok(found) = self.node(at) else { break };
             parts.push(String::from_utf8_lossy(found.name).into_owned());
-            // A parent always comes before its children; a damaged index must not loop here.
+            // A parent comes before its children. A damaged index must not cause an endless loop.
             if found.parent >= at {
                 break;
             }
@@ -281,17 +268,19 @@ impl Index {
 
     fn raw(&self, id: NodeId) -> Result<RawNode, IndexError> {
         let nodes = self.header.section(&self.map, self.header.nodes)?.as_chunks::<NODE_SIZE>().0;
-        RawNode::decode(nodes.get(id.0 as usize).ok_or(IndexError("no such node"))?)
+        RawNode::decode(nodes.get(id.0 as usize).ok_or(IndexError("a node that does not exist"))?)
     }
 
     fn string(&self, offset: u32, len: u32) -> Result<&[u8], IndexError> {
         let strings = self.header.section(&self.map, self.header.strings)?;
         let (start, len) = (offset as usize, len as usize);
-        strings.get(start..start + len).ok_or(IndexError("a name"))
+        strings.get(start..start + len).ok_or(IndexError("a name beyond the end of the strings"))
     }
 
     fn digest(&self, number: u32) -> Result<Digest, IndexError> {
-        format::decode_digest(self.raw_digests()?.get(number as usize).ok_or(IndexError("a digest"))?)
+        format::decode_digest(
+            self.raw_digests()?.get(number as usize).ok_or(IndexError("a digest that does not exist"))?,
+        )
     }
 
     fn raw_digests(&self) -> Result<&[[u8; DIGEST_SIZE]], IndexError> {
@@ -302,6 +291,6 @@ impl Index {
         let all = self.header.section(&self.map, self.header.relocations)?.as_chunks().0;
         let end = first.checked_add(u64::from(count));
         let range = end.and_then(|end| all.get(usize::try_from(first).ok()?..usize::try_from(end).ok()?));
-        range.map(Relocations).ok_or(IndexError("relocations"))
+        range.map(Relocations).ok_or(IndexError("relocations that do not exist"))
     }
 }

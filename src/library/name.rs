@@ -1,23 +1,22 @@
-//! The names rcc gives to users, stages and spaces.
+//! The names that rcc gives to users, stages and spaces.
 //!
-//! Pure functions over bytes: nothing here looks at the machine. Two SipHash-2-4 keys are in use that differ from
-//! each other by one digit per half, one for `$HOME` and one for everything else; mixing them up gives names that
-//! look right and are wrong, so each has its own constant and its own vectors.
+//! All functions are pure. rcc uses two SipHash-2-4 keys, one for `$HOME` and one for everything else. They differ in
+//! one digit of each half, and the wrong one gives names that look right. So each key is a constant of its own and has
+//! test vectors of its own.
 //!
-//! Invariant: an [`Identity`] is exactly [`IDENTITY_LEN`] bytes that can be a file name, because it is written over
-//! a name of that length inside files.
+//! Invariant: an [`Identity`] is a valid file name of exactly [`NAME_LEN`] bytes, because relocation writes it over
+//! a name of that length in files.
 
 use std::fmt;
 use std::hash::Hasher as _;
 
 use siphasher::sip::SipHasher24;
 
-/// Bytes in the directory name of a space, and in the stage name recorded in a catalog.
-pub const IDENTITY_LEN: usize = super::NAME_LEN;
+use super::NAME_LEN;
 
-/// What rcc uses for the user part when `$HOME` is not set.
+/// The user part if `$HOME` is not set.
 const NO_HOME: &str = "badcafe";
-/// What stands for the user part in unmanaged spaces.
+/// The user part of unmanaged spaces.
 const UNMANAGED: &str = "UNMNGED";
 
 const USER_KEYS: (u64, u64) = (9_007_799_254_740_993, 2_147_487_647);
@@ -29,19 +28,20 @@ fn sip(keys: (u64, u64), bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// rcc's general 64-bit hash; blueprints are named by its [`sipit_hex`].
+/// rcc's general 64-bit hash. A blueprint's name is its [`sipit_hex`].
 #[must_use]
 pub fn sipit(bytes: &[u8]) -> u64 {
     sip(SIPIT_KEYS, bytes)
 }
 
-/// [`sipit`] as 16 lower-case hex digits.
+/// [`sipit`] as 16 lower-case hexadecimal digits.
 #[must_use]
 pub fn sipit_hex(bytes: &[u8]) -> String {
     format!("{:016x}", sipit(bytes))
 }
 
-/// The user part of names: from `$HOME` as it is, without cleaning. Not zero padded before it is cut, as in rcc.
+/// The user part of a name, from the unchanged value of `$HOME`. As in rcc, the hash has no leading zeros before it is
+/// cut.
 #[must_use]
 pub fn user7(home: Option<&[u8]>) -> String {
     match home {
@@ -56,19 +56,19 @@ pub fn controller_identity(controller: &str) -> String {
     format!("rcc.{controller}").to_lowercase()
 }
 
-/// The name of the space `space` of `controller` (a plain name such as `user`).
+/// The directory name of the space `space` of `controller`, which is a plain name such as `user`.
 #[must_use]
 pub fn identity(home: Option<&[u8]>, controller: &str, space: &str) -> Identity {
     space_name(&user7(home), controller, space)
 }
 
-/// As [`identity`], for a space that rcc does not manage and that no user owns.
+/// As [`identity`], for an unmanaged space, which belongs to no user.
 #[must_use]
 pub fn unmanaged(controller: &str, space: &str) -> Identity {
     space_name(UNMANAGED, controller, space)
 }
 
-/// The name of the directory in which rcc builds environments for `platform`, written `linux amd64`.
+/// The name of the directory in which rcc builds environments for `platform`, written as `linux amd64`.
 #[must_use]
 pub fn stage_identity(home: Option<&[u8]>, platform: &str) -> Identity {
     let suffix = first(&sipit_hex(platform.as_bytes()), 14);
@@ -89,38 +89,42 @@ fn first(text: &str, n: usize) -> String {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Identity(String);
 
-/// Why a name cannot be a space's directory name.
+/// Why a name cannot be the name of a space's directory.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
-    /// Relocations replace [`IDENTITY_LEN`] bytes by as many.
-    #[error("the name is {0} bytes long, and must be {IDENTITY_LEN}")]
+    /// Relocation replaces [`NAME_LEN`] bytes by as many.
+    #[error("the name is {0} bytes long, and must be {NAME_LEN}")]
     Length(usize),
-    /// The name would not survive mount options or a line of output.
-    #[error("the name holds {0:?}")]
+    /// The name could not be written in mount options or in a line of output.
+    #[error("the name contains {0:?}")]
     Character(char),
-    /// A relative path, and no directory to take it from.
+    /// A relative path without a directory that it is relative to.
     #[error("{0}")]
     NoDirectory(String),
-    /// D.meta is JSON.
+    /// The name is written to `D.meta`, which is JSON.
     #[error("the name is not UTF-8")]
     NotUtf8,
 }
 
 impl Identity {
-    /// Accepts any name that can be written over the recorded one, whoever made it up.
+    /// Accepts any name that relocation can write over the stage's name, no matter who chose it.
+    ///
+    /// # Errors
+    ///
+    /// See [`NameError`].
     pub fn from_name(name: &[u8]) -> Result<Identity, NameError> {
         let text = std::str::from_utf8(name).map_err(|_| NameError::NotUtf8)?;
-        if text.len() != IDENTITY_LEN {
+        if text.len() != NAME_LEN {
             return Err(NameError::Length(text.len()));
         }
-        // A comma or a backslash would be read as syntax in a mount's options.
+        // Commas and backslashes have a meaning in mount options.
         match text.chars().find(|c| c.is_control() || matches!(c, '/' | ',' | '\\')) {
             Some(bad) => Err(NameError::Character(bad)),
             None => Ok(Identity(text.to_owned())),
         }
     }
 
-    /// Accepts only what rcc itself composes: `USER7_CONTROLLER7_SPACE8`, or `UNMNGED_...`.
+    /// Accepts only the names that rcc makes: `USER7_CONTROLLER7_SPACE8`, or `UNMNGED_CONTROLLER7_SPACE8`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Identity> {
         let mut parts = text.split('_');
@@ -132,7 +136,6 @@ impl Identity {
         fits.then(|| Identity(text.to_owned()))
     }
 
-    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,7 +1,7 @@
-//! Profiles: which files of an environment were read in earlier mounts, in the order in which they were first.
+//! Profiles record which files of an environment earlier mounts read, in the order of the first reads.
 //!
-//! What is in one is advice and nothing more: it says what is worth unpacking before it is asked for. Invariant: a
-//! profile that is damaged, too long or of another environment is as good as none.
+//! A prefetch unpacks these files before a program asks for them. A profile is only a hint: one that is damaged, too
+//! long, or of another environment is ignored.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -15,10 +15,10 @@ use super::index::NodeId;
 use super::index::cache::{cached, make_dir};
 use crate::sys::guarded::{self, Durability};
 
-/// The most files of one profile: an import of the largest environments reads a tenth of it.
+/// The maximum number of files in a profile. An import of the largest environments reads a tenth of it.
 const LIMIT: usize = 65_536;
 
-/// The first line of the format that this module writes.
+/// The first line of a profile in the current format.
 const HEADER: &str = "holofs profile 1";
 
 /// Files in the order in which they were first read.
@@ -29,55 +29,54 @@ pub struct Touched {
 }
 
 impl Touched {
-    /// Notes that a file is read.
+    /// Records that a file is read.
     pub fn add(&mut self, node: NodeId) {
         if self.order.len() < LIMIT && self.seen.insert(node) {
             self.order.push(node);
         }
     }
 
-    /// What was noted.
     #[must_use]
     pub fn order(&self) -> &[NodeId] {
         &self.order
     }
 
-    /// What was noted, without what it takes to note more.
+    /// The files, without the set that finds duplicates.
     #[must_use]
     pub fn into_order(self) -> Vec<NodeId> {
         self.order
     }
 
-    /// Whether noting these would add something. It asks once for each, however much was noted.
+    /// Whether adding these files would change the profile. Takes one look-up per file, however long the profile is.
     #[must_use]
     pub fn would_grow_by(&self, nodes: &[NodeId]) -> bool {
         self.order.len() < LIMIT && nodes.iter().any(|node| !self.seen.contains(node))
     }
 }
 
-/// Where the profile of a catalog is, in the cache.
+/// The path of a catalog's profile in the cache directory.
 #[must_use]
 pub fn place(cache_dir: &Path, catalog_sha256: &[u8; 32]) -> PathBuf {
     cache_dir.join("profiles").join(Hex(catalog_sha256).to_string())
 }
 
-/// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is no profile, or not a whole one.
-    #[error("not a whole profile")]
+    /// The file is not a profile, or not a whole one.
+    #[error("not a complete profile")]
     Damaged,
-    /// It was made of another environment.
-    #[error("the profile of another environment")]
+    /// The profile belongs to another environment.
+    #[error("a profile of another environment")]
     Other,
 }
 
-/// Reads a profile of an environment with so many nodes.
+/// Reads the profile of an environment with `nodes` nodes.
 ///
 /// # Errors
+///
 /// See [`ProfileError`].
 pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Touched, ProfileError> {
     let text = text_of(path)?;
@@ -102,9 +101,9 @@ pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Touche
     Err(ProfileError::Damaged)
 }
 
-/// The text of a profile, which may be a link but no FIFO, and no more than one holds.
+/// Reads the file as far as a profile can be long. It may be a symbolic link, but not a FIFO.
 fn text_of(path: &Path) -> Result<String, ProfileError> {
-    /// The longest line has ten digits; the first two and the last are short.
+    /// A line has at most ten digits. The first two lines and the last one are short.
     const LARGEST: u64 = 11 * LIMIT as u64 + 1024;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?);
@@ -115,10 +114,11 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
     String::from_utf8(bytes).map_err(|_| ProfileError::Damaged)
 }
 
-/// Writes a profile in one step: what `read` gave before, then what is new.
+/// Writes a profile in one step: the files that `read` returned, then the new ones.
 ///
 /// # Errors
-/// What writing may answer; the old profile stays then.
+///
+/// When the file cannot be written. The old profile stays then.
 pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[NodeId]) -> io::Result<()> {
     let mut all = known;
     new.iter().for_each(|node| all.add(*node));
@@ -195,7 +195,7 @@ mod tests {
             let nodes: Vec<_> = (0..LIMIT as u32 - 1).rev().map(NodeId).collect();
             let mut known = Touched::default();
             nodes.iter().rev().for_each(|node| known.add(*node));
-            // A hundred times, so that looking at every pair would take minutes.
+            // A hundred times, so that a comparison of all pairs would take minutes.
             send.send((0..100).any(|_| known.would_grow_by(&nodes))).unwrap();
         });
         assert!(!receive.recv_timeout(std::time::Duration::from_secs(60)).unwrap());

@@ -12,51 +12,46 @@
 use super::IndexError;
 use crate::library::digest::Digest;
 
-/// Changed whenever an old index could be misread.
+/// Raised with every change after which an old index could be misread.
 pub const VERSION: u32 = 1;
-/// What an index file begins with.
+/// The first bytes of an index file.
 pub const MAGIC: [u8; 8] = *b"holofsix";
-/// Bytes of the header.
+/// The size of the header in bytes.
 pub const HEADER_SIZE: usize = 256;
-/// Bytes of a node.
+/// The size of a node in bytes.
 pub const NODE_SIZE: usize = 40;
-/// Bytes of a digest.
+/// The size of a digest in bytes.
 pub const DIGEST_SIZE: usize = 40;
 
-/// Node kinds.
+/// The kind of a directory's node.
 pub const DIR: u8 = 0;
-/// A regular file.
+/// The kind of a regular file's node.
 pub const FILE: u8 = 1;
-/// A symbolic link.
+/// The kind of a symbolic link's node.
 pub const SYMLINK: u8 = 2;
 
-/// Offset in the file, and length, of a section.
+/// The offset of a section in the file, and its length, in bytes.
 pub type Section = (u64, u64);
 
-/// The header.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Header {
-    /// Nodes.
+    /// The number of nodes.
     pub node_count: u32,
-    /// Regular files.
+    /// The number of regular files.
     pub files: u32,
-    /// Regular files with relocations.
+    /// The number of regular files with relocations.
     pub relocated: u32,
-    /// CRC-32 of everything behind the header.
+    /// The CRC-32 of everything after the header.
     pub body_crc: u32,
-    /// Bytes of all regular files.
+    /// The sum of the sizes of all regular files.
     pub total_bytes: u64,
-    /// SHA-256 of the catalog file.
+    /// The SHA-256 of the catalog file.
     pub catalog_sha256: [u8; 32],
-    /// The sections.
     pub nodes: Section,
-    /// Digests.
     pub digests: Section,
-    /// Relocations.
     pub relocations: Section,
-    /// Strings.
     pub strings: Section,
-    /// Description.
+    /// The catalog's header, as JSON.
     pub info: Section,
 }
 
@@ -65,7 +60,6 @@ impl Header {
         [self.nodes, self.digests, self.relocations, self.strings, self.info]
     }
 
-    /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_SIZE);
@@ -88,18 +82,19 @@ impl Header {
     /// Reads and checks the header of a whole index file.
     ///
     /// # Errors
-    /// When it is no index of this version, or its sections do not lie within the file.
+    ///
+    /// When the file is not an index of this version, or a section does not lie within the file.
     pub fn decode(file: &[u8]) -> Result<Self, IndexError> {
-        let mut bytes = Reader(file.get(..HEADER_SIZE).ok_or(IndexError("it is shorter than a header"))?);
+        let mut bytes = Reader(file.get(..HEADER_SIZE).ok_or(IndexError("shorter than a header"))?);
         let (body, crc) = bytes.0.split_at(HEADER_SIZE - 4);
         if bytes.take::<8>()? != MAGIC {
-            return Err(IndexError("it does not begin like an index"));
+            return Err(IndexError("not an index"));
         }
         if crc32fast::hash(body).to_le_bytes() != crc {
-            return Err(IndexError("the header's checksum differs"));
+            return Err(IndexError("wrong checksum of the header"));
         }
         if bytes.u32()? != VERSION {
-            return Err(IndexError("it is of another version"));
+            return Err(IndexError("another version of the format"));
         }
         let (node_count, files, relocated, body_crc) =
             (bytes.u32()?, bytes.u32()?, bytes.u32()?, bytes.u32()?);
@@ -121,27 +116,29 @@ impl Header {
             info: section()?,
         };
         for (offset, len) in header.sections() {
-            let end = offset.checked_add(len).ok_or(IndexError("a section has no end"))?;
+            let end = offset.checked_add(len).ok_or(IndexError("a section is too long"))?;
             if end > file.len() as u64 {
                 return Err(IndexError("a section lies beyond the end of the file"));
             }
         }
         if header.nodes.1 != u64::from(node_count) * NODE_SIZE as u64 || node_count == 0 {
-            return Err(IndexError("the number of nodes"));
+            return Err(IndexError("wrong number of nodes"));
         }
         Ok(header)
     }
 
-    /// The bytes of a section.
+    /// Returns the bytes of a section.
     ///
     /// # Errors
-    /// When it does not lie within the file.
+    ///
+    /// When the section does not lie within the file.
     pub fn section<'a>(&self, file: &'a [u8], (offset, len): Section) -> Result<&'a [u8], IndexError> {
-        file.get(offset as usize..(offset + len) as usize).ok_or(IndexError("a section"))
+        file.get(offset as usize..(offset + len) as usize)
+            .ok_or(IndexError("a section lies beyond the end of the file"))
     }
 }
 
-/// A node's fields; what `a`, `b` and `c` hold depends on its kind.
+/// The fields of a node. The meaning of `a`, `b` and `c` depends on the kind.
 ///
 /// | kind | a | b | c |
 /// |---|---|---|---|
@@ -150,26 +147,21 @@ impl Header {
 /// | link | text offset, and length << 32 | | |
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RawNode {
-    /// Where its name begins.
+    /// The offset of the name in the strings.
     pub name_offset: u32,
-    /// Bytes of its name.
+    /// The length of the name in bytes.
     pub name_len: u16,
-    /// Its kind.
     pub kind: u8,
     /// Permission bits (07777) of a file.
     pub perm: u16,
-    /// Its directory.
+    /// The id of the directory.
     pub parent: u32,
-    /// See above.
     pub a: u64,
-    /// See above.
     pub b: u64,
-    /// See above.
     pub c: u64,
 }
 
 impl RawNode {
-    /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.name_offset.to_le_bytes());
         out.extend_from_slice(&self.name_len.to_le_bytes());
@@ -181,10 +173,11 @@ impl RawNode {
         }
     }
 
-    /// Reads one.
+    /// Reads a node.
     ///
     /// # Errors
-    /// When there are fewer bytes.
+    ///
+    /// When `bytes` is too short.
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
         let mut bytes = Reader(bytes);
         Ok(Self {
@@ -192,7 +185,7 @@ impl RawNode {
             name_len: u16::from_le_bytes(bytes.take()?),
             perm: u16::from_le_bytes(bytes.take()?),
             parent: bytes.u32()?,
-            kind: u8::try_from(bytes.u32()?).map_err(|_| IndexError("a node of no known kind"))?,
+            kind: u8::try_from(bytes.u32()?).map_err(|_| IndexError("a node of unknown kind"))?,
             a: bytes.u64()?,
             b: bytes.u64()?,
             c: bytes.u64()?,
@@ -200,7 +193,6 @@ impl RawNode {
     }
 }
 
-/// Appends a digest.
 pub fn encode_digest(digest: &Digest, out: &mut Vec<u8>) {
     let end = out.len() + DIGEST_SIZE;
     out.push(if digest.is_raw() { 2 } else { 1 });
@@ -212,13 +204,14 @@ pub fn encode_digest(digest: &Digest, out: &mut Vec<u8>) {
 /// Reads a digest.
 ///
 /// # Errors
-/// When it is of no known kind.
+///
+/// When its kind is unknown.
 pub fn decode_digest(entry: &[u8]) -> Result<Digest, IndexError> {
     let mut bytes = Reader(entry);
     match bytes.take::<8>()? {
         [1, ..] => Ok(Digest::Sha256(bytes.take()?)),
         [2, ..] => Ok(Digest::Sip128(bytes.take()?)),
-        _ => Err(IndexError("a digest of no known kind")),
+        _ => Err(IndexError("a digest of unknown kind")),
     }
 }
 
@@ -226,7 +219,7 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], IndexError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(IndexError("it ends too early"))?;
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(IndexError("the file ends too early"))?;
         self.0 = rest;
         Ok(*head)
     }
