@@ -1,15 +1,15 @@
-//! The recorder: builds a library without rcc, in rcc's own format, so that real rcc restores what it holds.
+//! The recorder makes a library in rcc's format without rcc. rcc restores environments from it.
 //!
-//! A command fills the stage, a directory whose name is the user's, in the holotree beside the library; everything it
-//! left there becomes a catalog and blobs. rcc's lock is held for the whole of it, so a command that itself runs rcc on
-//! the same holotree would wait for ever.
+//! A command installs an environment in the *stage*, a directory in the holotree whose name depends on the user. The
+//! recorder then stores every file of the stage as a blob, and lists them in a catalog. It holds rcc's lock all the
+//! time, so a command that runs rcc on the same holotree would wait for ever.
 //!
-//! It does two things better than rcc, and both are invisible to rcc: the catalog is written last, so that no reader
-//! ever sees one with blobs missing; and every digest it names has a blob, also those of links that lead nowhere.
-//! `record/search.rs` and `record/catalog.rs` tell the two intended differences in the catalogs themselves.
+//! The recorder differs from rcc in two ways that rcc does not notice. It writes the catalog last, so no reader sees a
+//! catalog whose blobs are missing. And it stores a blob for every digest in the catalog, also for broken links.
+//! `record/search.rs` and `record/catalog.rs` describe the two intended differences in the catalogs.
 //!
-//! Invariant: a library is only ever added to, and whatever instant the recorder dies, it holds nothing half made
-//! under a name that anybody reads.
+//! Invariant: the recorder only adds to a library. If it dies at any moment, the library holds no partial file under a
+//! name that readers use.
 
 mod catalog;
 mod place;
@@ -42,36 +42,34 @@ use crate::library::catalogs::this_platform;
 use crate::library::name;
 use crate::sys::guarded::GuardedError;
 
-/// What to record, and where.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
-    /// LIBRARY as typed: a library in any of its shapes, `auto`, or a directory to be made.
+    /// LIBRARY as typed: a library in any of its forms, `auto`, or a directory to create.
     pub library: OsString,
     /// What `auto` means: rcc's own hololib.
     pub default_hololib: PathBuf,
-    /// rcc's home in force: it may become a library whatever it holds. The default is none.
+    /// rcc's home, which may become a library no matter what it contains. The default is none.
     pub robocorp_home: Option<PathBuf>,
-    /// `$HOME`, after which the stage is named. The default is none.
+    /// `$HOME`, from which the stage's name is made. The default is none.
     pub home: Option<OsString>,
-    /// The blueprint's text; it is trimmed at both ends, and its hash names the catalog.
+    /// The blueprint's text. It is trimmed, and its hash names the catalog.
     pub blueprint: String,
     /// The program that fills the stage, and its arguments.
     pub command: Vec<OsString>,
-    /// Compressed or raw blobs. The default, `None`, is what the library has, and compressed for a new one.
+    /// Whether blobs are compressed. The default is what the library has, and compressed for a new one.
     pub compress: Option<bool>,
-    /// Whether the stage stays, also after a failure. The default is false.
+    /// Whether to leave the stage in place, also after a failure. The default is false.
     pub keep_stage: bool,
     /// How long to wait for rcc's lock. The default is 30 seconds.
     pub lock_timeout: Duration,
-    /// Whether to show progress when standard error is a terminal. The default is false.
+    /// Whether to show progress if standard error is a terminal. The default is false.
     pub progress: bool,
-    /// Set by whoever wants the recording to end early; the command is then told to end, and the stage removed. The
-    /// default is one nobody sets.
+    /// Set by another thread to cancel the recording: the command is terminated and the stage removed.
     pub cancel: Arc<AtomicBool>,
 }
 
 impl RecordOptions {
-    /// The options for what must be said, with the defaults for everything else.
+    /// The required options, and the defaults of the others.
     #[must_use]
     pub fn new(
         library: OsString,
@@ -98,143 +96,125 @@ impl RecordOptions {
 /// What was recorded. Sizes are in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Recorded {
-    /// The catalog file.
+    /// The path of the catalog file.
     pub catalog: PathBuf,
-    /// The blueprint's hash, 16 digits.
+    /// The hash of the blueprint, 16 hexadecimal digits.
     pub blueprint: String,
-    /// The stage; spaces of this catalog lie beside it.
+    /// The path of the stage. Spaces of this catalog lie in the same directory.
     pub stage: PathBuf,
-    /// Whether a catalog of the same blueprint was replaced.
+    /// Whether an older catalog of the same blueprint was replaced.
     pub replaced: bool,
-    /// Regular files.
+    /// The number of regular files.
     pub files: u64,
-    /// Directories, without the root.
+    /// The number of directories, without the root.
     pub dirs: u64,
-    /// Symbolic links.
+    /// The number of symbolic links.
     pub links: u64,
-    /// Regular files that hold the stage's name.
+    /// The number of regular files that contain the stage's name.
     pub relocated: u64,
-    /// Places in regular files where the stage's name was found.
+    /// The number of places in regular files at which the stage's name was found.
     pub relocations: u64,
-    /// Blobs written.
+    /// The number of blobs that were written.
     pub blobs_new: u64,
-    /// Distinct blobs the catalog names.
+    /// The number of distinct blobs that the catalog names.
     pub blobs_total: u64,
     /// The sum of the sizes of the regular files.
     pub bytes: u64,
-    /// The size of the blobs written.
+    /// The sum of the sizes of the blobs that were written.
     pub bytes_stored: u64,
-    /// What will not work in a space although it was recorded: sentences for the user.
+    /// Messages for the user about entries that will not work in a space.
     pub warnings: Vec<String>,
 }
 
-/// Why nothing was recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// LIBRARY is something else.
+    /// LIBRARY is not a library and cannot become one.
     #[error(transparent)]
     Library(LibraryError),
-    /// The library is of the other kind.
-    #[error("the library {hololib} is {is}, and cannot take {asked} blobs: one library holds one kind")]
+    /// The library has blobs of the other kind.
+    #[error(
+        "the library {hololib} is {is} and cannot store {asked} blobs: all blobs of a library are of one kind"
+    )]
     Kind {
         /// The library.
         hololib: PathBuf,
-        /// What it is.
+        /// The kind that it has.
         is: &'static str,
-        /// What was asked for.
+        /// The kind that was asked for.
         asked: &'static str,
     },
-    /// The blueprint has no text.
     #[error("the blueprint is empty")]
     NoBlueprint,
-    /// No command was given.
     #[error("no command to fill the stage with")]
     NoCommand,
-    /// The lock is held by rcc or another recorder.
-    #[error("{path} is still locked after {seconds} s: rcc or another recording is at work there")]
+    /// rcc or another recorder holds the lock.
+    #[error("{path} is still locked after {seconds} s: rcc or another recording is using the holotree")]
     Busy {
         /// The lock file.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long the recorder waited.
         seconds: u64,
     },
-    /// There is something in the stage.
-    #[error("the stage {path} is not empty: an interrupted build left it; remove it when nothing uses it")]
+    /// The stage is not empty.
+    #[error("the stage {path} is not empty: an interrupted build left it; remove it if nothing uses it")]
     StageInUse {
         /// The stage.
         path: PathBuf,
     },
-    /// The command could not be started.
     #[error("{}: {source}", program.display())]
-    CommandStart {
-        /// The program.
-        program: OsString,
-        /// Why.
-        source: io::Error,
-    },
-    /// The command failed.
+    CommandStart { program: OsString, source: io::Error },
     #[error("{}: {status}", program.display())]
-    CommandFailed {
-        /// The program.
-        program: OsString,
-        /// How.
-        status: ExitStatus,
-    },
+    CommandFailed { program: OsString, status: ExitStatus },
     /// [`RecordOptions::cancel`] was set.
     #[error("interrupted")]
     Interrupted,
-    /// A catalog cannot say what this is.
+    /// A file of a type that a catalog cannot list.
     #[error("{path}: {what} cannot be recorded")]
     Special {
-        /// Which entry.
+        /// The path of the file.
         path: PathBuf,
-        /// What it is.
+        /// Its type.
         what: &'static str,
     },
-    /// A catalog is JSON.
+    /// A catalog is JSON, so names must be UTF-8.
     #[error("{path:?}: a name that is not UTF-8 cannot be recorded")]
     NameNotUtf8 {
-        /// Which entry.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// A catalog is JSON.
+    /// A catalog is JSON, so link targets must be UTF-8.
     #[error("{path}: a link whose text is not UTF-8 cannot be recorded")]
     LinkNotUtf8 {
-        /// Which entry.
+        /// The path of the link.
         path: PathBuf,
     },
-    /// Deeper than a catalog may be.
-    #[error("{path}: nested too deep to be recorded")]
+    /// Nested deeper than a catalog may be.
+    #[error("{path}: nested too deeply to be recorded")]
     TooDeep {
         /// The directory that is too deep.
         path: PathBuf,
     },
-    /// Something still works in the stage.
+    /// A process still changes files of the stage.
     #[error("{path}: changed while it was recorded")]
     Changed {
-        /// Which entry.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// Somebody removed what was recorded.
+    /// Another process removed the catalog or some of its blobs, again after each attempt.
     #[error(
-        "{catalog}: while it was recorded somebody removed it or some of its blobs, as `rcc holotree check` does"
+        "{catalog}: another process removed it or some of its blobs while it was recorded, as `rcc holotree check` does"
     )]
     NotWhole {
         /// The catalog.
         catalog: PathBuf,
     },
-    /// Something in the library or the holotree is not what it should be, or cannot be opened or made.
+    /// A file or directory of the library or the holotree could not be opened or made, or is of the wrong type.
     #[error(transparent)]
     Guarded(#[from] GuardedError),
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
-    Io {
-        /// Which one.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A thread ended that must not; a bug.
+    Io { path: PathBuf, source: io::Error },
+    /// A thread of the recorder died. This is a bug.
     #[error("internal error: a thread of the recorder died")]
     Panicked,
 }
@@ -245,7 +225,7 @@ impl RecordError {
         move |source| Self::Io { path: path.as_ref().to_owned(), source }
     }
 
-    /// The exit status a shell would report for the command, when it is what failed.
+    /// The exit status that a shell would report, if the command failed.
     #[must_use]
     pub fn command_status(&self) -> Option<u8> {
         use std::os::unix::process::ExitStatusExt;
@@ -261,10 +241,11 @@ impl RecordError {
     }
 }
 
-/// Runs the command in a stage, and records what it left there.
+/// Runs the command in a stage, and records the files that it leaves there.
 ///
 /// # Errors
-/// See [`RecordError`]. The library then has no new catalog; it may have new blobs that no catalog names.
+///
+/// See [`RecordError`]. After an error, the library has no new catalog. It may have new blobs that no catalog names.
 pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     let blueprint = options.blueprint.trim();
     if blueprint.is_empty() {
@@ -291,7 +272,7 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     Ok(recorded)
 }
 
-/// How often an environment is stored when somebody removes what was stored.
+/// How often an environment is stored if another process removes what was stored.
 const ATTEMPTS: u32 = 3;
 
 /// What the steps after the command share.
@@ -328,7 +309,7 @@ impl Recording<'_> {
                 return Err(RecordError::NotWhole { catalog });
             }
             attempt += 1;
-            tracing::warn!(path = %catalog.display(), "somebody removed what was recorded; it is stored again");
+            tracing::warn!(path = %catalog.display(), "another process removed recorded files; storing them again");
             self.store.forget();
         };
         let mut recorded = Recorded {
@@ -346,7 +327,6 @@ impl Recording<'_> {
         Ok(recorded)
     }
 
-    /// Stores the blobs and then the catalog.
     fn store(&self, tree: &Tree, header: &Header, name: &str) -> Result<Vec<Facts>, RecordError> {
         let progress = self.progress(tree);
         let name_bytes = header.identity.as_bytes();
@@ -356,7 +336,7 @@ impl Recording<'_> {
         progress.finish_and_clear();
         let facts = facts?;
         let empty = self.store.store_empty()?;
-        // All blobs at once, and on the disk before the catalog that names them.
+        // The blobs reach the disk, all at once, before the catalog that names them.
         self.place.library.sync_filesystem()?;
         self.write(&format!("{name}.info"), |file| {
             let mut out = BufWriter::new(file);
@@ -372,13 +352,13 @@ impl Recording<'_> {
         Ok(facts)
     }
 
-    /// Whether the catalog and all of its blobs are there. rcc's check takes no lock: it removes blobs that no catalog named
-    /// when it began, and catalogs that lack a blob.
+    /// Whether the catalog and all of its blobs exist. `rcc holotree check` takes no lock: it removes blobs that no
+    /// catalog named when it began, and catalogs that lack a blob.
     fn is_whole(&self, catalog: &str) -> Result<bool, RecordError> {
         Ok(self.place.catalog.stat(catalog.as_ref()).is_ok() && self.store.is_whole()?)
     }
 
-    /// Writes a file of the catalog directory as a whole, or not at all.
+    /// Replaces a file of the catalog directory in one step.
     fn write(
         &self,
         name: &str,
@@ -396,7 +376,7 @@ impl Recording<'_> {
             return ProgressBar::hidden();
         }
         let total = tree.files.iter().map(|content| content.size).sum();
-        // Draws nothing where standard error is no terminal.
+        // Draws nothing if standard error is not a terminal.
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         match ProgressStyle::with_template("recording {wide_bar} {bytes}/{total_bytes}") {
             Ok(style) => bar.with_style(style),
@@ -405,13 +385,14 @@ impl Recording<'_> {
     }
 }
 
-/// Counts what is in the tree, and notes what will not work.
+/// Counts the entries of the tree, and collects the warnings.
 fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> Result<(), RecordError> {
     for entry in tree.dirs.iter().flat_map(|dir| &dir.entries) {
         if entry.name.len() > MAX_RESTORED_NAME {
-            recorded
-                .warnings
-                .push(format!("{:?}: rcc cannot restore so long a name, holofs can", entry.name));
+            recorded.warnings.push(format!(
+                "{:?}: the name is too long for rcc to restore; holofs can show it",
+                entry.name
+            ));
         }
         match &entry.kind {
             Kind::Dir(_) => {}
@@ -420,7 +401,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> 
                 if Path::new(text).starts_with(stage) {
                     let name = &entry.name;
                     recorded.warnings.push(format!(
-                        "{name:?} -> {text:?}: links are not relocated, and this one leads into the stage; make it relative"
+                        "{name:?} -> {text:?}: the link leads into the stage, and links are not relocated; make it relative"
                     ));
                 }
             }
@@ -438,5 +419,5 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> 
     Ok(())
 }
 
-/// The longest name to which rcc can append what it appends while it restores (`.part#` and a number).
+/// The longest name that rcc can restore: it appends `.part#` and a number.
 const MAX_RESTORED_NAME: usize = 247;

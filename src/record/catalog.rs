@@ -1,18 +1,16 @@
-//! Writes a catalog: the tree with its digests and offsets, in rcc's shape to the byte.
+//! Makes the catalog of a tree, byte for byte as rcc does.
 //!
-//! A link to a recorded directory is listed as rcc lists it: as a directory, with everything behind it once more
-//! below it, and `shadow` from the second level on. rcc reads any catalog that lists nothing there, so where a full
-//! listing would not end (a link to a directory above it, over which rcc itself fails) or would grow without
-//! measure, nothing is listed.
+//! rcc lists a link to a directory as a directory, with the whole content of its target once more, and marks every
+//! directory below the link with `shadow`. rcc also reads catalogs that list nothing there. So nothing is listed where
+//! a full listing would be infinite (a link to a directory above it, which makes rcc fail) or very large.
 //!
-//! A *foreign* link (to nothing, or to something that is not recorded) is where this departs from rcc on purpose. rcc
-//! refuses broken links, and gives the others the digest of what they lead to on the recording machine, whose blob it
-//! does not store: `HasBlueprint` is then false for ever and export fails. Here such a link is a file entry with the
-//! digest of the empty file, whose blob is stored, and a link to a foreign directory is an empty directory entry. Both
-//! are restored by rcc as the links they are, since it looks at nothing but the text, and nothing of the recording
-//! machine gets into the library.
+//! *Foreign* links are the intended difference to rcc. Their target does not exist or is not recorded. rcc refuses
+//! broken links. It gives the others the digest of their target on the recording machine, but stores no blob of it, so
+//! `HasBlueprint` stays false and export fails. Here a foreign link is a file entry with the digest of the empty file,
+//! whose blob is stored, or an empty directory entry. rcc restores both as the links that they are, since it looks only
+//! at the link's text. So nothing of the recording machine gets into the library.
 //!
-//! Invariant: every digest in a catalog is one the caller has stored a blob for.
+//! Invariant: the caller has stored a blob for every digest in a catalog.
 
 use std::io::{self, Write};
 
@@ -21,14 +19,14 @@ use crate::library::catalog::write::{DirEntry, Document, FileEntry, go_mode, wri
 use crate::library::catalog::{Header, MAX_DEPTH};
 use crate::library::digest::Digest;
 
-/// What goes into a foreign link's mode, since the target's is not the environment's: rw-r--r--.
+/// The mode of a foreign link, rw-r--r--. The mode of its target does not belong to the environment.
 const FOREIGN_FILE: u32 = 0o100_644;
-/// The same for a link to a foreign directory.
+/// The mode of a link to a foreign directory.
 const FOREIGN_DIR: u32 = 0o040_755;
-/// Links to directories within links to directories: what the kernel follows on one path.
+/// The deepest nesting of links to directories, which is what the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// What a content is.
+/// What was found when a file was hashed.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) digest: Digest,
@@ -36,7 +34,8 @@ pub(super) struct Facts {
     pub(super) rewrite: Vec<u64>,
 }
 
-/// Writes the text of a catalog. `facts` are those of `tree.files`, by position; `empty` is the empty file's digest.
+/// Writes the text of a catalog. `facts` has one element for each of `tree.files`. `empty` is the digest of the empty
+/// file.
 pub(super) fn write(
     header: &Header,
     tree: &Tree,
@@ -45,30 +44,30 @@ pub(super) fn write(
     out: impl Write,
 ) -> io::Result<()> {
     let entries = tree.dirs.iter().map(|dir| dir.entries.len()).sum::<usize>();
-    // Real environments double at most, by a venv's lib64.
+    // The `lib64` of a venv doubles the number of entries. Real environments have no more than that.
     let shadows_left = entries.saturating_mul(8).max(10_000);
     let mut lister = Lister { tree, facts, empty, open: Vec::new(), links: 0, shadows_left, shadow: false };
     let tree = lister.dir("", None, Some(DirId(0)))?;
     write_json(&Document { header, lifted: true, tree }, out)
 }
 
-/// Lists the tree as the catalog shows it.
+/// Lists the tree in the form of the catalog.
 struct Lister<'a> {
     tree: &'a Tree,
     facts: &'a [Facts],
     empty: Digest,
-    /// The directories being listed, from the root on.
+    /// The directories that are being listed, from the root on.
     open: Vec<DirId>,
-    /// How many of them are listed through a link.
+    /// The number of them that are listed through a link.
     links: usize,
-    /// How many more entries may be listed behind links.
+    /// The number of entries that may still be listed behind links.
     shadows_left: usize,
-    /// Whether the directory being listed is below a link, at any depth.
+    /// Whether the current directory is below a link, at any depth.
     shadow: bool,
 }
 
 impl<'a> Lister<'a> {
-    /// A directory, or a link (with its text) to one; `None` is one that is not recorded.
+    /// Lists a directory, or a link to one if `symlink` has its target. `id` is None if the directory is not recorded.
     fn dir(
         &mut self,
         name: &'a str,
@@ -121,7 +120,7 @@ impl<'a> Lister<'a> {
         Ok(())
     }
 
-    /// A file, or a link (with its text) to one; `None` is one that is not recorded.
+    /// Lists a file, or a link to one if `symlink` has its target. `id` is None if the file is not recorded.
     fn file(&self, name: &'a str, symlink: Option<&'a str>, id: Option<FileId>) -> io::Result<FileEntry<'a>> {
         let Some(id) = id else {
             let (mode, digest) = (go_mode(FOREIGN_FILE), self.empty);
@@ -132,7 +131,7 @@ impl<'a> Lister<'a> {
                 let (digest, size, mode) = (*digest, *size, go_mode(file.mode));
                 Ok(FileEntry { name, symlink, size, mode, digest, rewrite })
             }
-            // The caller hashes every file of the tree; a catalog with a wrong digest must not come of it.
+            // The caller hashes every file of the tree. Without this check a bug would lead to a wrong catalog.
             _ => Err(io::Error::other("a file was not hashed")),
         }
     }

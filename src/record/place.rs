@@ -1,9 +1,8 @@
-//! Where a recording goes: an existing library or a new one, the holotree beside it, compressed or raw, and rcc's
-//! lock over all of it.
+//! Finds or makes the library of a recording and the holotree beside it, and takes rcc's lock.
 //!
-//! Nothing is made before it is known that the place will do; what is made then is only ever added to. The paths of
-//! library and holotree are the user's, and links in them are followed. What lies below can be anybody's: it is opened
-//! below its directory, without following links.
+//! Nothing is made before the place has been checked, and nothing that exists is changed. The paths of the library and
+//! the holotree come from the user, so links in them are followed. Other users may be able to write below these
+//! directories. So everything below is opened by descriptor, without following links.
 
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
@@ -22,34 +21,35 @@ use crate::library::digest::DigestKind;
 use crate::library::locate::{Location, locate};
 use crate::sys::guarded::{Access, Dir, Trust};
 
-/// rcc's mark of a library whose blobs are raw.
+/// rcc's mark of a library with raw blobs.
 const MARKER: &str = "compress.no";
-/// The file of rcc's lock over building, recording and restoring.
+/// The file of the lock that rcc takes to build, record and restore.
 const LOCK: &str = "global.lck";
 
-/// A library and its holotree, both absolute and clean.
+/// A library and its holotree. Both paths are absolute and clean.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub(super) hololib: PathBuf,
     pub(super) holotree: PathBuf,
-    /// Whether there is a library already.
+    /// Whether the library exists.
     is_there: bool,
 }
 
-/// The directories of a place, open.
+/// The directories of a place, opened.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) catalog: Dir,
     pub(super) library: Dir,
     pub(super) holotree: Dir,
-    /// Whether all users of the machine write here.
+    /// Whether all users of the machine write to the library.
     pub(super) shared: bool,
 }
 
 /// Finds the place that the options mean.
 ///
 /// # Errors
-/// When something else is there.
+///
+/// When another thing than a library is there.
 pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
     let refused = match locate(library, default) {
@@ -74,8 +74,8 @@ pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     Ok(Place { hololib: path.join("hololib"), holotree: path.join("holotree"), is_there: false })
 }
 
-/// Nothing, an empty directory, the home in force, or a home in which rcc has not recorded yet. Anything else is likelier
-/// a mistake.
+/// Whether this is nothing, an empty directory, rcc's home, or a home in which rcc has not recorded yet. A path to
+/// anything else is probably a mistake.
 fn may_become_a_library(path: &Path, home: Option<&Path>) -> bool {
     match std::fs::read_dir(path) {
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -90,12 +90,13 @@ fn may_become_a_library(path: &Path, home: Option<&Path>) -> bool {
 }
 
 impl Place {
-    /// Opens the directories, and makes what is missing of them.
+    /// Opens the directories, and makes those that are missing.
     ///
     /// # Errors
-    /// When one cannot be opened or made, or the library that was found is gone.
+    ///
+    /// When a directory cannot be opened or made, or the library no longer exists.
     pub(super) fn open(&self) -> Result<Opened, RecordError> {
-        // A new library is its user's own. The catalogs of one that is there must be found again below the descriptor.
+        // A new library belongs to its user. In an existing one, the catalogs must still be there.
         let hololib = if self.is_there {
             Dir::open(&self.hololib, Trust::Anybodys)?
         } else {
@@ -119,10 +120,11 @@ impl Place {
 }
 
 impl Opened {
-    /// How blobs are stored here; `compress` is what was asked for, and decides for a library that holds nothing.
+    /// How blobs are stored here. `compress` is the user's choice, and decides if the library is empty.
     ///
     /// # Errors
-    /// When the library is of the other kind: its marker says how *all* of its blobs are read.
+    ///
+    /// When the library is of the other kind. Its marker applies to all of its blobs.
     pub(super) fn digest_kind(&self, compress: Option<bool>) -> Result<DigestKind, RecordError> {
         let marker = self.catalog.stat(MARKER.as_ref());
         let is_raw = marker.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory);
@@ -144,7 +146,7 @@ impl Opened {
         }
     }
 
-    /// Takes rcc's lock over building, recording and restoring; it is held as long as the file is open.
+    /// Takes rcc's lock. It is held until the file is closed.
     pub(super) fn lock(&self, timeout: Duration, cancel: &AtomicBool) -> Result<File, RecordError> {
         let path = self.holotree.path().join(LOCK);
         let (file, made) = self.holotree.open_or_create(LOCK.as_ref(), Access::Write, 0o666)?;
@@ -169,7 +171,7 @@ impl Opened {
     }
 }
 
-/// The path without `.`, `..` and doubled slashes, by text alone, as rcc cleans the path it compares catalogs with.
+/// Removes `.`, `..` and double slashes from the text of a path. rcc compares the paths of catalogs in this form.
 fn clean(path: &Path) -> Result<PathBuf, RecordError> {
     let mut out = PathBuf::new();
     for component in path.components() {

@@ -1,26 +1,25 @@
-//! Finds the stage's name in the bytes of a file: the offsets a restore must write the space's name over.
+//! Finds the stage's name in the bytes of a file. These are the offsets at which a restore writes the space's name.
 //!
-//! It records what rcc's own search records, byte for byte, so that a catalog made here equals one made by rcc:
-//! rcc reads blocks of 32768 bytes, carries the last bytes of a name's length over to the next block, and goes on
-//! only while more than a name's length is in view. That search lists a name twice when it ends exactly on a block
-//! boundary (kept here: writing twice is harmless, and the catalogs stay equal), and it *misses* a name that ends
-//! the file and comes right after another name, or after the name's last byte, or is the whole file. A missed name
-//! is a broken file in every space, and an offset more is nothing to a reader, who writes the name over whatever is
-//! listed: **so the missed ones are added**, in their place. This is the one intended difference to rcc's catalogs.
+//! The offsets must equal those of rcc, so that a catalog made here equals rcc's. rcc reads blocks of 32768 bytes,
+//! carries as many bytes as the name has into the next block, and searches while more bytes than that are in view. This
+//! has two consequences. A name that ends exactly on a block boundary is listed twice. The repeat is harmless and is
+//! kept. And some names are *missed*: one that ends the file and follows another name or the name's last byte, or that
+//! is the whole file. A missed name breaks the file in every space, and an additional offset is harmless, since readers
+//! write the name at all offsets. **So the missed names are added.** This is the one intended difference to rcc's
+//! offsets.
 //!
-//! It knows nothing of files; whoever reads them hands the bytes over in pieces of any size.
+//! The search takes the bytes in pieces of any size.
 //!
-//! Invariant: offsets come out in ascending order (equal neighbours included), and every occurrence of the name is
-//! among them.
+//! Invariant: the offsets are ascending, possibly with equal neighbours, and include every occurrence of the name.
 
-/// rcc's block: what Go's `io.Copy` reads from a file at once.
+/// The size of rcc's blocks, which is what Go's `io.Copy` reads at once.
 const BLOCK: usize = 32 * 1024;
 
-/// A search in progress over one file.
+/// The search in one file.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
     name: &'a [u8],
-    /// The carried bytes and then the current block; `view[..carried]` was seen before.
+    /// The carried bytes and then the current block. `view[..carried]` was searched before.
     view: Vec<u8>,
     carried: usize,
     /// The offset in the file of `view[0]`.
@@ -29,13 +28,13 @@ pub(super) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Searches for `name`, which must not be empty.
+    /// Starts a search for `name`, which must not be empty.
     pub(super) fn new(name: &'a [u8]) -> Self {
         let view = Vec::with_capacity(name.len() + BLOCK);
         Self { name, view, carried: 0, start: 0, found: Vec::new() }
     }
 
-    /// Takes the next bytes of the file.
+    /// Searches the next bytes of the file.
     pub(super) fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = (self.carried + BLOCK).saturating_sub(self.view.len());
@@ -48,12 +47,12 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The offsets in the bytes taken.
+    /// Returns the offsets.
     pub(super) fn finish(mut self) -> Vec<u64> {
         if self.view.len() > self.carried {
             self.block();
         }
-        // The only place where rcc's search is blind: the very end.
+        // rcc misses names only at the end of a file.
         if self.view.ends_with(self.name) {
             let last = self.start + (self.view.len() - self.name.len()) as u64;
             if self.found.last() != Some(&last) {
@@ -63,14 +62,15 @@ impl<'a> Search<'a> {
         self.found
     }
 
-    /// Searches the view as rcc does, and carries its end over.
+    /// Searches the view as rcc does, and carries its last bytes over.
     fn block(&mut self) {
         let Some(&last) = self.name.last() else { return };
         let mut rest = self.view.as_slice();
         while rest.len() > self.name.len() {
             let Some(position) = rest.iter().position(|byte| *byte == last) else { break };
             let end = self.view.len() - rest.len() + position + 1;
-            // rcc asks that the name lies behind its own position in the view, not in what is left of it.
+            // rcc compares with the bytes before its position in the whole view, not only with those that are left to
+            // search.
             if self.view.get(..end).is_some_and(|seen| seen.ends_with(self.name)) {
                 self.found.push(self.start + (end - self.name.len()) as u64);
             }
@@ -97,7 +97,7 @@ mod tests {
         search.finish()
     }
 
-    /// rcc's search as the format page words it, over a whole file at once: without the added ones.
+    /// rcc's search as the format page describes it, on a whole file, without the added offsets.
     fn of_rcc(name: &[u8], content: &[u8]) -> Vec<u64> {
         let mut found = Vec::new();
         let mut seen = 0;
@@ -182,7 +182,7 @@ mod tests {
     }
 
     proptest! {
-        /// Names, near misses and fillings around block boundaries, handed over in pieces of any size.
+        /// Names, parts of names and fillings around block boundaries, in pieces of any size.
         #[test]
         fn every_occurrence_is_found_and_rccs_list_is_kept(
             before in prop_oneof![0..80usize, BLOCK - 60..BLOCK + 3, 2 * BLOCK - 60..2 * BLOCK + 3],
@@ -200,7 +200,7 @@ mod tests {
             distinct.dedup();
             prop_assert_eq!(&distinct, &everywhere(ID.as_bytes(), &content));
             prop_assert!(found.is_sorted());
-            // rcc's list is a part of ours, repeats included.
+            // All of rcc's offsets are in ours, with the repeats.
             let rcc = of_rcc(ID.as_bytes(), &content);
             let mut ours = found.iter();
             prop_assert!(rcc.iter().all(|offset| ours.any(|o| o == offset)), "{:?} {:?}", rcc, found);

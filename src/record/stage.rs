@@ -1,8 +1,8 @@
-//! The stage: the directory in which the environment is built, under the name that is searched for afterwards.
+//! The stage is the directory in which the environment is built. The recorder searches files for its name afterwards.
 //!
-//! The holotree can be anybody's to write to, so the stage is made, kept and removed by descriptor.
+//! Other users may be able to write to the holotree. So the stage is made, filled and removed by descriptor.
 //!
-//! Invariant: a stage that this process made or filled is removed when the value goes, unless it is to be kept.
+//! Invariant: dropping a stage removes it, unless it is to be kept.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
@@ -21,14 +21,13 @@ use super::store::replace;
 use crate::sys::guarded::{Dir, Problem, Trust};
 use crate::sys::tree;
 
-/// The variable that tells the command where the stage is.
+/// The variable that holds the path of the stage for the command.
 const VARIABLE: &str = "HOLOFS_STAGE";
-/// The blueprint's place in the environment.
+/// The name of the blueprint's file in the environment.
 const BLUEPRINT: &str = "identity.yaml";
-/// How long an interrupted command may take to end before it is killed.
+/// How long a cancelled command may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A stage in use.
 #[derive(Debug)]
 pub(super) struct Stage<'h> {
     holotree: &'h Dir,
@@ -38,11 +37,12 @@ pub(super) struct Stage<'h> {
 }
 
 impl<'h> Stage<'h> {
-    /// Makes the stage, mode 0755 whatever the umask. An empty directory that is there will do when nobody else may write
-    /// to it.
+    /// Makes the stage with mode 0755, whatever the umask is. An existing directory is used if it is empty and nobody
+    /// else may write to it.
     ///
     /// # Errors
-    /// When something is there: what an interrupted recording left, or an rcc at work.
+    ///
+    /// When the stage is not empty: an interrupted recording left it, or rcc is at work.
     pub(super) fn make(holotree: &'h Dir, name: &OsStr, keep: bool) -> Result<Self, RecordError> {
         let in_use = || RecordError::StageInUse { path: holotree.path().join(name) };
         let dir = match holotree.make_dir_with(name, 0o755, true) {
@@ -59,10 +59,12 @@ impl<'h> Stage<'h> {
         self.dir.path()
     }
 
-    /// Runs the command in the stage. Its standard output goes to standard error, so that ours stays our own.
+    /// Runs the command in the stage. Its standard output goes to standard error, because standard output is for our
+    /// own result.
     ///
     /// # Errors
-    /// When it cannot be started, or fails, or `cancel` is set.
+    ///
+    /// When the command cannot be started, fails, or is cancelled.
     pub(super) fn run(&self, command: &[OsString], cancel: &AtomicBool) -> Result<(), RecordError> {
         let (program, args) = command.split_first().ok_or(RecordError::NoCommand)?;
         let start = |source| RecordError::CommandStart { program: program.clone(), source };
@@ -84,8 +86,8 @@ impl<'h> Stage<'h> {
         Ok(())
     }
 
-    /// Puts the blueprint into the environment, in place of whatever the command put there: also of a link, which is
-    /// replaced and not followed.
+    /// Writes the blueprint into the environment. This replaces what the command put there; a link is replaced and not
+    /// followed.
     pub(super) fn put_blueprint(&self, blueprint: &str) -> Result<(), RecordError> {
         use std::io::Write;
         replace(&self.dir, BLUEPRINT.as_ref(), false, |file| {
@@ -95,19 +97,21 @@ impl<'h> Stage<'h> {
         .map_err(RecordError::io(self.path().join(BLUEPRINT)))
     }
 
-    /// Removes the stage unless it is to be kept.
+    /// Removes the stage, unless it is to be kept.
     pub(super) fn finish(mut self) -> Result<(), RecordError> {
-        // Whatever comes of it, once is enough.
+        // Dropping the stage must not remove it a second time.
         let keep = std::mem::replace(&mut self.keep, true);
         if keep { Ok(()) } else { self.remove().map_err(RecordError::io(self.path())) }
     }
 
-    /// Removes the tree, also one with directories that its owner may not write to.
+    /// Removes the tree, with directories that their owner may not write to.
     fn remove(&self) -> io::Result<()> {
         if !self.dir.is_still(self.holotree, &self.name) {
             return match std::fs::symlink_metadata(self.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                _ => Err(io::Error::other("somebody put something else in the stage's place; it stays")),
+                _ => Err(io::Error::other(
+                    "another file or directory is in the place of the stage, and is not removed",
+                )),
             };
         }
         tree::clear(self.dir.as_fd().try_clone_to_owned()?)?;
@@ -120,12 +124,13 @@ impl Drop for Stage<'_> {
         if !self.keep
             && let Err(error) = self.remove()
         {
-            tracing::warn!(stage = %self.path().display(), %error, "the stage could not be removed");
+            tracing::warn!(stage = %self.path().display(), %error, "cannot remove the stage");
         }
     }
 }
 
-/// Waits for the command. When `cancel` is set it is told to end, and killed if it does not.
+/// Waits for the command. If `cancel` is set, the command gets SIGTERM, and SIGKILL when it has not ended after
+/// [`GRACE`].
 fn wait(child: &mut Child, cancel: &AtomicBool) -> io::Result<ExitStatus> {
     let mut pause = Duration::from_millis(1);
     let mut told: Option<Instant> = None;

@@ -1,16 +1,17 @@
-//! Contents into blobs: read once, digest and offsets on the way, stored when the library lacks them.
+//! Stores the contents of files as blobs.
 //!
-//! One thread per core takes the files from the largest to the smallest. A small file is kept in memory between
-//! digest and blob; a large one is read twice, and must then have the same digest twice.
+//! One thread per processor takes files, the largest first. A thread reads a file once, and computes its digest and the
+//! offsets of the stage's name. It stores a blob if the library lacks it. A small file is kept in memory between the
+//! two steps. A large file is read again, and must have the same digest.
 //!
-//! A blob that is there is left alone, as rcc does, unless it is plainly none: a raw one of another size, or a gzip
-//! stream whose end says another size, as a machine that lost power may leave them. Neither is a blob anybody can
-//! use, and what is put in its place is what its name says.
+//! An existing blob is not touched, as in rcc, unless it is obviously broken: a raw blob of another size, or a gzip
+//! stream whose trailer has another size. A loss of power can leave such blobs. They are of no use to anybody, so they
+//! are replaced.
 //!
-//! Other users may write to a shared library. So every directory is opened below the one above it, links are not
-//! followed, and only what was made here gets another mode.
+//! Other users may be able to write to a shared library. So each directory is opened below its parent, links are not
+//! followed, and only files and directories made here get other permissions.
 //!
-//! Invariant: under a blob's name there is never less than the whole blob: it is written beside, and renamed.
+//! Invariant: a partial blob never has the blob's name. It is written under a temporary name and renamed.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,14 +30,13 @@ use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::sys::guarded::{Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
 
-/// Files up to this size are kept in memory between digest and blob.
+/// Files up to this size in bytes are kept in memory between digest and blob.
 const KEEP: usize = 8 << 20;
-/// How much is read at once.
+/// How many bytes are read at once.
 const PIECE: usize = 256 << 10;
-/// How often a blob is written anew when `rcc holotree check` removes directories and files as we make them.
+/// How often a blob is written if `rcc holotree check` removes directories and files at the same time.
 const ATTEMPTS: u32 = 10;
 
-/// Where blobs go, and what went there.
 #[derive(Debug)]
 pub(super) struct Store<'a> {
     /// The directory `library`.
@@ -44,7 +44,7 @@ pub(super) struct Store<'a> {
     pub(super) kind: DigestKind,
     /// Whether other users write here too.
     pub(super) shared: bool,
-    /// The contents that were seen, and their sizes.
+    /// The digests that were seen, and the sizes of the contents.
     claimed: Mutex<HashMap<Digest, u64>>,
     pub(super) written: AtomicU64,
     pub(super) written_bytes: AtomicU64,
@@ -56,15 +56,16 @@ impl<'a> Store<'a> {
         Self { library, kind, shared, claimed, written, written_bytes }
     }
 
-    /// The number of distinct digests seen.
+    /// The number of distinct digests that were seen.
     pub(super) fn distinct(&self) -> u64 {
         self.claimed.lock().len() as u64
     }
 
-    /// Whether a blob of every content that was seen is there.
+    /// Whether the library has a blob for every digest that was seen.
     ///
     /// # Errors
-    /// When it cannot be told.
+    ///
+    /// When a blob cannot be opened.
     pub(super) fn is_whole(&self) -> Result<bool, RecordError> {
         let seen = self.claimed.lock().clone();
         for (digest, size) in &seen {
@@ -75,16 +76,17 @@ impl<'a> Store<'a> {
         Ok(true)
     }
 
-    /// Forgets what was seen, so that all of it is looked for and stored again.
+    /// Forgets the digests, so that all blobs are checked and stored again.
     pub(super) fn forget(&self) {
         self.claimed.lock().clear();
     }
 
-    /// Stores every content, and tells what each is; `name` is what is searched for. `done` is called after each
-    /// with its size.
+    /// Stores all files, and returns what was found in each. `name` is the name to search for. `done` is called after
+    /// each file with its size.
     ///
     /// # Errors
-    /// The first of any thread; the others stop soon after.
+    ///
+    /// The first error of any thread. The other threads stop soon after it.
     pub(super) fn store_all(
         &self,
         files: &[StageFile],
@@ -114,7 +116,7 @@ impl<'a> Store<'a> {
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(order.len().max(1));
         let results: Vec<_> = std::thread::scope(|scope| {
-            // One thread fewer is only slower.
+            // Without this thread it takes longer.
             let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
             let handles: Vec<_> = (1..threads).filter_map(start).collect();
             let ours = work();
@@ -133,7 +135,7 @@ impl<'a> Store<'a> {
         facts.into_iter().map(|facts| facts.ok_or(RecordError::Panicked)).collect()
     }
 
-    /// Stores the blob of the empty file, and gives its digest.
+    /// Stores the blob of the empty file, and returns its digest.
     pub(super) fn store_empty(&self) -> Result<Digest, RecordError> {
         let digest = Hasher::digest(self.kind, b"");
         if self.claimed.lock().insert(digest, 0).is_none() {
@@ -142,7 +144,8 @@ impl<'a> Store<'a> {
         Ok(digest)
     }
 
-    /// Writes a blob of `size` bytes unless it is there. `content` writes the bytes and tells their digest.
+    /// Stores a blob for a content of `size` bytes, if there is none. `content` writes the content and returns its
+    /// digest.
     fn blob(&self, digest: Digest, size: u64, content: &mut Fill<'_>) -> Result<(), RecordError> {
         for attempt in 1.. {
             let done = self.try_blob(&digest, size, content);
@@ -183,7 +186,8 @@ impl<'a> Store<'a> {
         Ok(())
     }
 
-    /// Whether a blob of `size` bytes of content is there, as far as its outside tells. What is no regular file is none.
+    /// Whether there is a blob for a content of `size` bytes, without reading all of it. Anything but a regular file is
+    /// not a blob.
     fn is_there(&self, digest: &Digest, size: u64) -> io::Result<bool> {
         let opened = self.open_blob(digest);
         let file = match opened {
@@ -211,7 +215,7 @@ impl<'a> Store<'a> {
         dir.open_file(digest.to_string().as_ref(), Access::Read)
     }
 
-    /// The directory of a blob; `open` opens each directory on the way below the one above it.
+    /// Opens the directory of a blob. `open` opens a directory below its parent.
     fn dir_of(
         &self,
         digest: &Digest,
@@ -229,10 +233,10 @@ impl<'a> Store<'a> {
     }
 }
 
-/// Writes a blob's content, and tells its digest. Called once more when the blob has to be written once more.
+/// Writes the content of a blob, and returns its digest. Called again for each attempt.
 type Fill<'a> = dyn FnMut(&mut dyn Write) -> io::Result<Digest> + 'a;
 
-/// One thread's buffers.
+/// The buffers of one thread.
 struct Worker<'s> {
     store: &'s Store<'s>,
     name: &'s [u8],
@@ -263,7 +267,7 @@ impl Worker<'_> {
         Ok(Facts { digest, size, rewrite })
     }
 
-    /// Reads a file through; what fits is in `kept` afterwards.
+    /// Reads a file. If it is small enough, it is in `kept` afterwards.
     fn read(&mut self, file: &mut File) -> io::Result<(Digest, u64, Vec<u64>)> {
         let mut hasher = Hasher::new(self.store.kind);
         let mut search = Search::new(self.name);
@@ -284,7 +288,7 @@ impl Worker<'_> {
     }
 }
 
-/// Opens what the walk saw, and nothing that took its place.
+/// Opens the file that the walk found, but not another one in its place.
 fn open(content: &StageFile) -> Result<(File, Metadata), RecordError> {
     let path = &content.path;
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -324,7 +328,8 @@ fn copy_and_digest(
     }
 }
 
-/// Replaces a file of a library; everybody may write to it in a shared one. Nothing is waited for: see [`Dir::sync_filesystem`].
+/// Replaces a file of a library. In a shared library everybody may write to it. Does not sync: see
+/// [`Dir::sync_filesystem`].
 pub(super) fn replace(
     dir: &Dir,
     name: &OsStr,
@@ -338,7 +343,8 @@ pub(super) fn replace(
     })
 }
 
-/// Opens a directory of a library, or makes it: open to all users in a shared one, else 0750 as rcc's.
+/// Opens or makes a directory of a library. In a shared library all users may write to it; otherwise the mode is 0750,
+/// as in rcc.
 pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, bool), GuardedError> {
     above.make_dir_with(name, if shared { 0o777 } else { 0o750 }, shared)
 }
@@ -488,7 +494,7 @@ mod tests {
         let error = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap_err();
         assert!(error.to_string().contains("link"), "{error}");
         assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
-        // A link in a blob's place is replaced; what it leads to stays.
+        // A link in the place of a blob is replaced. Its target stays.
         std::fs::remove_file(&first).unwrap();
         let blob = library.join(&fan_out);
         std::fs::create_dir_all(blob.parent().unwrap()).unwrap();

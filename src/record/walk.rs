@@ -1,15 +1,15 @@
-//! Looks at the stage: what is to be recorded, and what every link leads to.
+//! Walks the stage: lists what is to be recorded, and finds the target of every link.
 //!
-//! It reads names, modes and links, never contents. It leaves out what rcc leaves out, and refuses what a catalog
-//! cannot say: names and link texts that are not UTF-8, and FIFOs, sockets and devices (rcc waits for ever on the
-//! first and fails on the others).
+//! The walk reads names, modes and links, but no contents. It skips what rcc skips. It refuses what a catalog cannot
+//! express: names and link targets that are not UTF-8, and FIFOs, sockets and devices. (rcc blocks on a FIFO, and fails
+//! on the others.)
 //!
-//! Links are followed only to learn what they are. A link to something that is itself recorded is a link to that;
-//! anything else (outside the stage, left out, broken, a loop) is *foreign*, and nothing behind it is looked at: it
-//! need not be readable, and it is not the environment's.
+//! A link is followed only to find out what it leads to. If its target is recorded, the link refers to that entry. Any
+//! other link is *foreign*: the target is outside the stage, skipped, missing, or a loop. A foreign target does not
+//! belong to the environment, so it is not examined and need not be readable.
 //!
-//! Invariant: a [`DirId`] or [`FileId`] in a tree is a position in that tree's `dirs` or `files`; entries are
-//! sorted by the bytes of their names.
+//! Invariant: a [`DirId`] or [`FileId`] is a position in `dirs` or `files` of its tree. Entries are sorted by the bytes
+//! of their names.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 use super::RecordError;
 use crate::library::catalog::MAX_DEPTH;
 
-/// Whole names, and extensions, of what rcc never records.
+/// The names and extensions that rcc does not record.
 const LEFT_OUT: [&str; 7] = ["__MACOSX", "__pycache__", ".pyc", ".git", ".hg", ".svn", ".gitignore"];
 
-/// Position in [`Tree::dirs`]; the root is the first.
+/// Position in [`Tree::dirs`]. The root is the first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct DirId(pub(super) usize);
 
@@ -31,29 +31,29 @@ pub(super) struct DirId(pub(super) usize);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct FileId(pub(super) usize);
 
-/// What lies in the stage.
+/// The content of the stage.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     pub(super) dirs: Vec<Dir>,
-    /// Contents: one for each inode, so that hard links are read once.
+    /// One for each inode, so that a file with several hard links is read once.
     pub(super) files: Vec<StageFile>,
 }
 
 #[derive(Debug)]
 pub(super) struct Dir {
-    /// The whole of `st_mode`.
+    /// The whole `st_mode`, with the file type.
     pub(super) mode: u32,
     pub(super) entries: Vec<Entry>,
 }
 
-/// A regular file's inode.
+/// The inode of a regular file.
 #[derive(Debug)]
 pub(super) struct StageFile {
-    /// One of its names.
+    /// One of its paths.
     pub(super) path: PathBuf,
-    /// The whole of `st_mode`.
+    /// The whole `st_mode`, with the file type.
     pub(super) mode: u32,
-    /// As it was seen; used to share the work out, never trusted.
+    /// The size at the time of the walk. Only used to distribute the work.
     pub(super) size: u64,
     pub(super) inode: (u64, u64),
 }
@@ -80,14 +80,15 @@ pub(super) enum Target {
     File(FileId),
     /// A directory that is not recorded.
     ForeignDir,
-    /// Anything else that is not recorded, or nothing.
+    /// Nothing, or anything else that is not recorded.
     Foreign,
 }
 
-/// Looks at everything below `stage`.
+/// Walks everything below `stage`.
 ///
 /// # Errors
-/// What cannot be recorded, or not be looked at; each names its path.
+///
+/// When an entry cannot be recorded or examined. The error has its path.
 pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
     let metadata = std::fs::symlink_metadata(stage).map_err(RecordError::io(stage))?;
     let mut walker = Walker::default();
@@ -104,7 +105,7 @@ pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
     walker.resolve(stage)
 }
 
-/// Whether rcc leaves an entry of this name out: the name itself or its extension is on the list.
+/// Whether rcc skips entries of this name: the name or its extension is in the list.
 fn is_left_out(name: &str) -> bool {
     let extension = name.rfind('.').and_then(|dot| name.get(dot..));
     LEFT_OUT.contains(&name) || extension.is_some_and(|extension| LEFT_OUT.contains(&extension))
@@ -115,15 +116,15 @@ struct Walker {
     tree: Tree,
     dirs: HashMap<(u64, u64), DirId>,
     files: HashMap<(u64, u64), FileId>,
-    /// Told apart into recorded and foreign once everything is known.
+    /// Resolved after the walk, when all directories and files are known.
     links: Vec<Link>,
 }
 
-/// A link, by its place, and what is at its end.
+/// A link, by its position in the tree, and its target.
 struct Link {
     dir: DirId,
     position: usize,
-    /// Whether it is a directory, and its inode; `None` when nothing is there to be seen.
+    /// Whether the target is a directory, and its inode. None if the target cannot be found.
     end: Option<(bool, (u64, u64))>,
 }
 
@@ -148,7 +149,7 @@ impl Walker {
         })
     }
 
-    /// Lists a directory into the tree; its subdirectories are still to be listed.
+    /// Adds the entries of a directory to the tree, and returns its subdirectories.
     fn list(&mut self, id: DirId, path: &Path) -> Result<Vec<(String, DirId)>, RecordError> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(path).map_err(RecordError::io(path))? {
@@ -171,7 +172,7 @@ impl Walker {
                 let text = std::fs::read_link(&path).map_err(RecordError::io(&path))?;
                 let text = text.into_os_string().into_string();
                 let text = text.map_err(|_| RecordError::LinkNotUtf8 { path: path.clone() })?;
-                // A link that leads nowhere, or where this user may not look, is still a link.
+                // The link may be broken, or lead to where this user has no access.
                 let end = std::fs::metadata(&path).ok().map(|end| (end.is_dir(), inode(&end)));
                 self.links.push(Link { dir: id, position: entries.len(), end });
                 Kind::Link { text, target: Target::Foreign }
@@ -186,7 +187,7 @@ impl Walker {
         Ok(subdirs)
     }
 
-    /// Tells every link what it leads to.
+    /// Finds the entry that each link refers to.
     fn resolve(mut self, stage: &Path) -> Result<Tree, RecordError> {
         for Link { dir, position, end } in std::mem::take(&mut self.links) {
             let resolved = match end {
