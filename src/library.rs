@@ -12,6 +12,7 @@ pub mod catalogs;
 pub mod check;
 pub mod digest;
 pub mod dir;
+pub mod environment;
 pub mod index;
 pub mod locate;
 pub(crate) mod look;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use catalog::CatalogError;
 use catalogs::{CatalogName, CatalogStamp, Catalogs};
 use digest::Digest;
+use index::IndexError;
 use index::compile::CompileError;
 use stored::{StoredBlob, StoredBlobs};
 
@@ -131,6 +133,9 @@ pub enum LibraryError {
         /// The reason.
         source: CompileError,
     },
+    /// A compiled index does not hold together.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {

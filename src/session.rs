@@ -22,6 +22,7 @@ mod mounted;
 pub mod plan;
 mod prefetch;
 pub mod registry;
+pub mod request;
 mod reuse;
 mod serve;
 pub mod spaces;

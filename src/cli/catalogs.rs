@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::exit::{Failure, OK};
 use super::{Context, output};
-use crate::library::catalogs::{CatalogEntry, CatalogName, list};
-use crate::library::digest::Digest;
+use crate::library::LibraryError;
+use crate::library::catalogs::{CatalogEntry, list};
+use crate::library::environment::{identity_file, identity_text, largest, last_use};
 use crate::library::index::cache::open_or_compile;
-use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::{Location, locate};
 use crate::session::compose;
 
@@ -33,9 +33,6 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "N")]
     top: Option<usize>,
 }
-
-/// The longest identity.yaml that is shown, in bytes.
-const MAX_IDENTITY: u64 = 1 << 20;
 
 /// One environment; rcc's keys, and `entries`.
 #[derive(Debug, Serialize)]
@@ -120,13 +117,26 @@ fn row(file: &CatalogEntry, library: &Location, args: &Args, context: &Context) 
     let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
     let used =
         last_use(library, &info.blueprint).map_or(-1, |at| i64::try_from(days(at)).unwrap_or(i64::MAX));
+    let identity = identity_file(&index).map_err(LibraryError::from)?;
+    let identity_content = match args.identity {
+        true => {
+            let blobs = compose::blobs(library, compose::blob_cache(&cache)?);
+            identity_text(&index, &blobs).map_err(LibraryError::from)?
+        }
+        false => None,
+    };
+    let mut top = BTreeMap::new();
+    if let Some(n) = args.top {
+        let largest = largest(&index, n).map_err(LibraryError::from)?;
+        top.insert(format!("top{n}"), largest.into_iter().collect());
+    }
     let (holotree, _) = info.path.rsplit_once('/').unwrap_or_default();
     Ok(Row {
         blueprint: info.blueprint.clone(),
         holotree: holotree.to_owned(),
-        identity_yaml: identity_blob(&index).map_or_else(
+        identity_yaml: identity.map_or_else(
             || format!("{}/library/identity.yaml", library.library.name()),
-            |digest| library.library.blob_place(&digest),
+            |(digest, _)| library.library.blob_place(&digest),
         ),
         platform: info.platform.clone(),
         directories: info.rcc_directories,
@@ -136,61 +146,7 @@ fn row(file: &CatalogEntry, library: &Location, args: &Args, context: &Context) 
         age_in_days: days(file.modified),
         days_since_last_use: used,
         entries: index.len(),
-        identity_content: if args.identity { identity_text(&index, library, context)? } else { None },
-        top: args.top.map(|n| (format!("top{n}"), largest(&index, n))).into_iter().collect(),
+        identity_content,
+        top,
     })
-}
-
-/// When anybody on this machine used it last, by the library's usage marks.
-fn last_use(library: &Location, blueprint: &str) -> Option<SystemTime> {
-    let entries = std::fs::read_dir(library.hololib()?.join("used")).ok()?.flatten();
-    let of_it = entries.filter(|entry| {
-        let name = entry.file_name();
-        name.to_str().and_then(|name| name.split_once('.')).is_some_and(|(hash, _)| hash == blueprint)
-    });
-    of_it.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()
-}
-
-/// What tells one environment from another: how its blueprint begins, in one line. None when it cannot be read.
-pub(super) fn first_lines(catalog: &CatalogName, library: &Location, context: &Context) -> Option<String> {
-    let index = open_or_compile(&*library.library, catalog, &context.env.cache_dir().join("index")).ok()?;
-    let text = identity_text(&index, library, context).ok()??;
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
-    Some(lines.join(" ").chars().take(70).collect())
-}
-
-fn identity_blob(index: &Index) -> Option<Digest> {
-    let node = index.lookup(NodeId(0), b"identity.yaml").ok().flatten().and_then(|id| index.node(id).ok());
-    match node.map(|node| node.kind) {
-        Some(NodeKind::File { digest, .. }) => Some(digest),
-        _ => None,
-    }
-}
-
-fn identity_text(index: &Index, library: &Location, context: &Context) -> Result<Option<String>, Failure> {
-    let Some(id) = index.lookup(NodeId(0), b"identity.yaml").ok().flatten() else { return Ok(None) };
-    let Ok(NodeKind::File { digest, size, .. }) = index.node(id).map(|node| node.kind) else {
-        return Ok(None);
-    };
-    if size > MAX_IDENTITY {
-        return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
-    }
-    let blobs = compose::blobs(library, compose::blob_cache(&context.env.cache_dir())?);
-    Ok(match blobs.read_all(&digest, size) {
-        Ok(text) => Some(String::from_utf8_lossy(&text).into_owned()),
-        Err(error) => Some(format!("({error})")),
-    })
-}
-
-/// The largest files, by name of path.
-fn largest(index: &Index, n: usize) -> BTreeMap<String, u64> {
-    let mut files: Vec<(u64, NodeId)> = (0..index.len())
-        .filter_map(|id| match index.node(NodeId(id)).ok()?.kind {
-            NodeKind::File { size, .. } => Some((size, NodeId(id))),
-            NodeKind::Dir { .. } | NodeKind::Symlink { .. } => None,
-        })
-        .collect();
-    files.sort_unstable_by(|a, b| b.cmp(a));
-    files.truncate(n);
-    files.into_iter().map(|(size, id)| (index.path_of(id), size)).collect()
 }

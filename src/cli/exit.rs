@@ -116,6 +116,7 @@ fn of_library(error: &LibraryError) -> Failure {
             what,
             Some("record or import the environment again; `holofs check` looks at the whole library"),
         ),
+        LibraryError::Index(_) => failure(FAILED, what, Some("remove holofs's cache, which loses nothing")),
         // The library is only read: what cannot be written is the cache.
         LibraryError::Io { source, .. } if is_about_writing(source) => {
             failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
@@ -197,8 +198,7 @@ fn of_space(error: &SpaceError) -> Failure {
             failure(MOUNTPOINT, format!("{}: {why}", path.display()), Some(&way_out(path, problem)))
         }
         SpaceError::NoCatalog { candidates, .. } => {
-            let list: Vec<_> = candidates.iter().map(|candidate| (candidate, String::new())).collect();
-            no_catalog(&why, &list)
+            no_catalog(&why, candidates.iter().map(|catalog| (catalog, "")))
         }
         SpaceError::BadCatalog { .. } => {
             let fix = "record or import the environment again; `holofs check` looks at the whole library";
@@ -213,16 +213,17 @@ fn of_space(error: &SpaceError) -> Failure {
 }
 
 /// A choice that was not made, with what there is to choose from and by what one may know it.
-pub(super) fn no_catalog(why: &str, candidates: &[(&CatalogName, String)]) -> Failure {
-    if candidates.is_empty() {
-        let fix = "`holofs record` or rcc to put an environment into the library";
-        return failure(NOT_FOUND, why, Some(fix));
-    }
-    let choices = candidates.iter().map(|(candidate, text)| {
-        format!("{} {}  {text}", candidate.blueprint, candidate.platform).trim_end().to_owned()
+fn no_catalog<'a>(why: &str, candidates: impl Iterator<Item = (&'a CatalogName, &'a str)>) -> Failure {
+    let choices = candidates.map(|(catalog, about)| {
+        format!("{} {}  {about}", catalog.blueprint, catalog.platform).trim_end().to_owned()
     });
-    let fix = "--blueprint with the beginning of one of these:";
-    Failure { choices: choices.collect(), ..failure(NOT_FOUND, why, Some(fix)) }
+    let choices: Vec<String> = choices.collect();
+    let fix = if choices.is_empty() {
+        "`holofs record` or rcc to put an environment into the library"
+    } else {
+        "--blueprint with the beginning of one of these:"
+    };
+    Failure { choices, ..failure(NOT_FOUND, why, Some(fix)) }
 }
 
 /// What to do about a mountpoint.
@@ -291,6 +292,17 @@ pub fn describe(error: &session::Error) -> Failure {
             BUSY,
             what,
             Some("end what uses it; or --force, which ends the daemon and keeps the changes"),
+        ),
+        session::Error::NoCatalog { why, candidates } => {
+            no_catalog(why, candidates.iter().map(|(catalog, about)| (catalog, about.as_str())))
+        }
+        session::Error::MountOption(_) => {
+            failure(USAGE, what, Some("ro, noexec, noatime, sync, dirsync, allow_other"))
+        }
+        session::Error::NoProfile { .. } => failure(
+            NOT_FOUND,
+            what,
+            Some("a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone"),
         ),
         session::Error::NoSpace { .. } => failure(NOT_FOUND, what, Some("`holofs list`")),
         session::Error::OthersMount { .. } => failure(MOUNTPOINT, what, Some("another space name")),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use crate::settings::Strategy;
+use crate::settings::{Prefetch, Strategy};
 
 /// Seconds, with a fraction or without.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -38,6 +39,12 @@ pub(super) fn strategy(text: &str) -> Result<Strategy, String> {
             "possible values: smart, reflink, copy".to_owned()
         }
     })
+}
+
+/// The profile of `--prefetch`. Without one, it is the profile of earlier mounts.
+pub(super) fn prefetch() -> impl TypedValueParser<Value = Prefetch> {
+    OsStringValueParser::new()
+        .map(|path| if path.is_empty() { Prefetch::Own } else { Prefetch::From(path.into()) })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `holofs warm`: pays what the first mount and the first reads of an environment would cost.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -13,15 +13,14 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
 use super::{Context, output};
 use crate::library::blob::{BlobError, Blobs, Prepared};
-use crate::library::catalogs::{self, CatalogName};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, NodeId, NodeKind};
-use crate::library::locate::{Location, locate};
+use crate::library::locate::locate;
 use crate::library::profile::{self, Touched};
 use crate::materialize::SMALL_FILE;
 use crate::session::compose;
-use crate::space::select::{Wanted, select_catalog};
+use crate::space::select::select_environment;
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +70,8 @@ struct Wish {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
-    let catalog = find(&args.environment, &library, context)?;
+    let controller = &context.settings.controller.value;
+    let catalog = select_environment(&library, &args.environment, controller, &context.env)?;
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))
@@ -103,22 +103,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     }
     tell(&warmed, context)?;
     Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
-}
-
-/// The environment: by its blueprint when one begins so, else by a space.
-fn find(typed: &OsStr, library: &Location, context: &Context) -> Result<CatalogName, Failure> {
-    let prefix = typed.to_str().map(str::to_lowercase).filter(|text| text.len() >= 4);
-    let known = catalogs::list(&*library.library)?;
-    let is_blueprint = prefix
-        .as_ref()
-        .is_some_and(|prefix| known.iter().any(|catalog| catalog.name.blueprint.starts_with(prefix)));
-    let wanted = Wanted {
-        space: if is_blueprint { OsStr::new("warm") } else { typed },
-        controller: &context.settings.controller.value,
-        blueprint: prefix.as_deref().filter(|_| is_blueprint),
-        fresh: is_blueprint,
-    };
-    Ok(select_catalog(library, &wanted, &context.env)?)
 }
 
 fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {

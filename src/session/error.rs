@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
 use crate::library::LibraryError;
+use crate::library::catalogs::CatalogName;
 use crate::namespace;
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
-use crate::sys::process;
+use crate::sys::{plain, process};
 
 /// Why there is no mount, or it did not end.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +114,25 @@ pub enum Error {
     /// Nothing of ours is mounted there.
     #[error("{0}: not mounted")]
     NotMounted(PathBuf),
+    /// No catalog fits the request, or several do.
+    #[error("{why}")]
+    NoCatalog {
+        /// Why none was chosen.
+        why: String,
+        /// The catalogs to choose from, each with the beginning of its blueprint.
+        candidates: Vec<(CatalogName, String)>,
+    },
+    /// There is no such mount option.
+    #[error("-o {0}: no such mount option")]
+    MountOption(String),
+    /// The profile to unpack by cannot be read.
+    #[error("{path}: {}", plain(.source))]
+    NoProfile {
+        /// The profile.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No space has this name, identity or path.
     #[error("{given}: no such space ({identity})")]
     NoSpace {

@@ -115,14 +115,39 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
     Ok(Selected { catalog, index, holds, space: SpacePath { identity, mountpoint, label, controller } })
 }
 
-/// Chooses the catalog alone, as [`select`] does.
+/// Chooses the catalog alone: by the first digits of its blueprint, if these are four or more and some catalog has them,
+/// else by a space that has it.
 ///
 /// # Errors
 /// As [`select`].
-pub fn select_catalog(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<CatalogName, SpaceError> {
-    let given = SpaceArg::parse(wanted.space)?;
-    let identity = given.identity(env, wanted.controller)?;
-    choose_from(library, wanted, env, &given, &identity).map(|(catalog, _)| catalog)
+pub fn select_environment(
+    library: &Location,
+    given: &OsStr,
+    controller: &str,
+    env: &Env,
+) -> Result<CatalogName, SpaceError> {
+    let prefix = given.to_str().map(str::to_lowercase).filter(|text| text.len() >= 4);
+    let known = list(library)?;
+    let prefix = prefix.filter(|prefix| known.iter().any(|catalog| catalog.blueprint.starts_with(prefix)));
+    let fresh = prefix.is_some();
+    let wanted = Wanted {
+        // With a blueprint and `fresh`, the space has no say.
+        space: if fresh { OsStr::new("any") } else { given },
+        controller,
+        blueprint: prefix.as_deref(),
+        fresh,
+    };
+    let arg = SpaceArg::parse(wanted.space)?;
+    let identity = arg.identity(env, controller)?;
+    choose_from(library, &wanted, env, &arg, &identity).map(|(catalog, _)| catalog)
+}
+
+fn list(library: &Location) -> Result<Vec<CatalogName>, SpaceError> {
+    let entries = catalogs::list(&*library.library).map_err(|error| SpaceError::Io {
+        path: library.path.join("catalog"),
+        source: std::io::Error::other(error),
+    })?;
+    Ok(entries.into_iter().map(|entry| entry.name).collect())
 }
 
 /// The catalog, and the blueprint of what the space holds with it.
@@ -133,11 +158,7 @@ fn choose_from(
     given: &SpaceArg,
     identity: &Identity,
 ) -> Result<(CatalogName, String), SpaceError> {
-    let entries = catalogs::list(&*library.library).map_err(|error| SpaceError::Io {
-        path: library.path.join("catalog"),
-        source: std::io::Error::other(error),
-    })?;
-    let catalogs: Vec<CatalogName> = entries.into_iter().map(|entry| entry.name).collect();
+    let catalogs = list(library)?;
     let mut known = own_bases(library, env);
     if let SpaceArg::Path(given) = given {
         known.extend(given.parent().map(Path::to_owned));

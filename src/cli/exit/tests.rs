@@ -158,8 +158,8 @@ fn assert_told(failure: &Failure, code: u8, fix: &str, error: &str) {
 
 #[test]
 fn candidates_are_listed_below_what_to_try() {
-    let failure =
-        no_catalog("several", &[(&candidate(), "name: another".into()), (&candidate(), String::new())]);
+    let candidates = vec![(candidate(), "name: another".into()), (candidate(), String::new())];
+    let failure = describe(&session::Error::NoCatalog { why: "several".into(), candidates });
     assert!(failure.fix.unwrap().starts_with("--blueprint"));
     let choices = ["adb8c26db4d86a93 linux_amd64  name: another", "adb8c26db4d86a93 linux_amd64"];
     assert_eq!(failure.choices, choices);

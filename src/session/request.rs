@@ -1,0 +1,150 @@
+//! From a request to mount, as it was typed, to a plan.
+//!
+//! A request names a library and a space; the plan names a catalog, a directory and a value for every option. What is
+//! missing in the request comes from the settings and from what is on disk. Nothing is made or changed here.
+
+use std::ffi::OsString;
+use std::fs::File;
+
+use super::arrival::wait_for_recording;
+use super::compose;
+use super::error::Error;
+use super::plan::{Asked, MountPlan, ServeOptions};
+use crate::library::LibraryError;
+use crate::library::catalogs::CatalogName;
+use crate::library::environment::identity_text;
+use crate::library::index::cache::open_or_compile;
+use crate::library::locate::{Location, locate};
+use crate::settings::{MountSettings, Prefetch, SetBy, Settings};
+use crate::space::SpaceError;
+use crate::space::home::Env;
+use crate::space::select::{Selected, Wanted, select};
+use crate::space::state::check_outside;
+use crate::sys::fuse_mount::check_option;
+
+/// A mount as it was typed.
+#[derive(Clone, Debug, Default)]
+pub struct MountRequest {
+    /// The library: a path, or `auto`.
+    pub library: OsString,
+    /// The space: a name, an identity or a path.
+    pub space: OsString,
+    /// The first digits of the blueprint's hash.
+    pub blueprint: Option<String>,
+    /// What to unpack before it is read.
+    pub prefetch: Prefetch,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Drop the changes of earlier mounts first.
+    pub fresh: bool,
+    /// Drop the changes at unmount.
+    pub ephemeral: bool,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Serve in this process.
+    pub foreground: bool,
+    /// Mount options by name.
+    pub options: Vec<String>,
+}
+
+impl MountRequest {
+    /// Chooses catalog, directory and options.
+    ///
+    /// # Errors
+    /// When the library, the catalog, the space or an option is not what it should be.
+    pub fn plan(&self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
+        if let Some(warning) = &mount.warning {
+            tracing::warn!("{warning}");
+        }
+        let location = locate(&self.library, &env.hololib())?;
+        let selected = self.select(&location, settings, env)?;
+        let serve = self.serve_options(mount)?;
+        check_outside(&env.state_dir(&selected.space.identity), &location.path)?;
+        Ok(MountPlan {
+            holds: selected.holds,
+            catalog: selected.catalog,
+            index: selected.index,
+            space: selected.space,
+            location,
+            env: env.clone(),
+            serve,
+            asked: Asked {
+                strategy: (mount.strategy.source == SetBy::Flag).then_some(mount.strategy.value),
+                io: (mount.io.source == SetBy::Flag).then_some(mount.io.value),
+                cache_size: (mount.cache_size.source == SetBy::Flag).then_some(mount.cache_size.value),
+            },
+            fresh: self.fresh,
+            foreground: self.foreground,
+            mount_helper: mount.mount_helper.value.clone(),
+            lock_timeout: settings.lock_timeout.value,
+        })
+    }
+
+    fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, Error> {
+        let wanted = Wanted {
+            space: &self.space,
+            controller: &settings.controller.value,
+            blueprint: self.blueprint.as_deref(),
+            fresh: self.fresh,
+        };
+        let mut selected = select(location, &wanted, env);
+        // rcc writes a catalog in place, so for a moment it cannot be read.
+        if matches!(selected, Err(SpaceError::BadCatalog { .. }))
+            && wait_for_recording(location, settings.lock_timeout.value)
+        {
+            selected = select(location, &wanted, env);
+        }
+        selected.map_err(|error| match error {
+            SpaceError::NoCatalog { why, candidates } => {
+                let described = candidates.into_iter().map(|catalog| {
+                    let about = first_lines(&catalog, location, env).unwrap_or_else(|error| {
+                        tracing::debug!(%catalog, %error, "the text of its blueprint cannot be read");
+                        String::new()
+                    });
+                    (catalog, about)
+                });
+                Error::NoCatalog { why, candidates: described.collect() }
+            }
+            error => error.into(),
+        })
+    }
+
+    fn serve_options(&self, mount: &MountSettings) -> Result<ServeOptions, Error> {
+        let mut serve = ServeOptions {
+            strategy: mount.strategy.value,
+            io: mount.io.value,
+            prefetch: checked(&self.prefetch)?,
+            cache_size: mount.cache_size.value,
+            read_only: self.read_only,
+            ephemeral: self.ephemeral,
+            allow_other: self.allow_other,
+            options: Vec::new(),
+        };
+        for option in &self.options {
+            match option.as_str() {
+                "ro" => serve.read_only = true,
+                "allow_other" => serve.allow_other = true,
+                known if check_option(known) => serve.options.push(option.clone()),
+                _ => return Err(Error::MountOption(option.clone())),
+            }
+        }
+        Ok(serve)
+    }
+}
+
+/// A profile has to be there, and its path absolute: the daemon has another working directory.
+fn checked(prefetch: &Prefetch) -> Result<Prefetch, Error> {
+    let Prefetch::From(path) = prefetch else { return Ok(prefetch.clone()) };
+    let found = std::path::absolute(path).and_then(|path| File::open(&path).map(|_| path));
+    found.map(Prefetch::From).map_err(|source| Error::NoProfile { path: path.clone(), source })
+}
+
+/// The beginning of an environment's blueprint in one line, by which users tell environments apart.
+fn first_lines(catalog: &CatalogName, location: &Location, env: &Env) -> Result<String, Error> {
+    let cache_dir = env.cache_dir();
+    let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
+    let blobs = compose::blobs(location, compose::blob_cache(&cache_dir)?);
+    let text = identity_text(&index, &blobs).map_err(LibraryError::from)?.unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+    Ok(lines.join(" ").chars().take(70).collect())
+}
