@@ -1,27 +1,56 @@
-//! The merged view: what a space shows is its catalog's tree (the lower) with the space's own changes (the
-//! upper) over it.
+//! The namespace: the tree of files that a mounted space shows.
 //!
-//! It is not the place where bytes are made (`materialize`) nor where a request is understood (`fs`, `fuse`).
+//! A space shows the tree of its catalog, with its own changes over it. This module merges the two. It answers which
+//! entries a directory has, which attributes an entry has and where its bytes are, and it makes every change of the
+//! tree. It reads no blobs (`materialize` does), and it does not know FUSE (`fs` and `fuse` do).
+//!
+//! # Terms
+//!
+//! * The *lower* is the tree of the catalog. It never changes. It is a compiled index, which is mapped into memory, so
+//!   reading it costs no system call. Each of its entries is a *lower node* with a number.
+//! * The *upper* is a directory of real files that holds the changes of this space, under the paths that the space shows.
+//!   `space::upper` describes its format. The file of an entry in the upper is the entry's *backing file*.
+//! * An *inode number* ([`Ino`]) is what the kernel names an entry by. Lower node n has number n + 1, and keeps it
+//!   when it is changed or renamed. An entry that was created in the space takes its number from its backing file.
+//! * A *whiteout* in the upper hides a lower entry: the space has removed or renamed it.
+//! * A *copy-up* gives a lower entry a backing file before its first change. Changing only attributes or the name
+//!   copies no bytes: the backing file then holds the attributes, and the bytes stay those of the lower node.
+//! * The *origin* of an entry is the lower node that it was copied up from.
+//!
+//! # How a name is looked up
+//!
+//! A directory that has nothing in the upper is *pure lower*, and so is everything below it: the index alone answers,
+//! with no system call, no lock but the table's, and no memory. A directory in the upper is read once and then held in
+//! memory ([`dir`]): the names that it mentions, each as a backing file or a whiteout. Names that it does not mention
+//! are those of the lower directory that it merges with. That directory is named by the mark of the upper directory and
+//! not by its path, so renaming a directory of a million files is one rename.
+//!
+//! Entries that have, or are about to get, a backing file are *nodes* in the inode table ([`table`]). Pure lower entries are
+//! not in the table; it only counts how often the kernel has looked each of them up.
 //!
 //! # Invariants
 //!
-//! 1. A directory without a counterpart in the upper is pure lower, and so is everything below it: it costs no
-//!    system call and no memory. The table holds an entry if and only if the upper has (or is about to have) it.
-//! 2. An upper directory merges with the lower one that its mark names, wherever it stands; without a mark with
-//!    none. So renaming a lower directory is one rename.
-//! 3. Every change of the upper becomes visible in ONE system call, which is the last of its operation: whatever
-//!    instant the daemon dies, the next mount shows the state before the operation or after it.
-//! 4. A change that changes nothing leaves the upper as it is.
+//! 1. An operation that only reads never changes the upper. A change that changes nothing leaves the upper as it is.
+//! 2. Each change becomes visible in one system call, the last one of its operation. If the daemon dies at any moment,
+//!    the next mount shows the state before the operation or after it. What an operation needs is prepared in a staging
+//!    directory first. (Where the filesystem has no whiteout devices, a rename takes two; see [`whiteout`].)
+//! 3. Inode numbers stay the same over copy-up, rename and remount.
+//! 4. The table has a node for each entry in the upper that the kernel knows. A node that the kernel may still
+//!    name is never dropped.
 //!
 //! # Lock order
 //!
-//! 1. `Namespace::renames`
-//! 2. a node's `change`, a child's before its directory's
-//! 3. nodes' `dir`, two or more by rising number
-//! 4. a node's `state`
-//! 5. the table, and then the leaf locks (open descriptors)
+//! A thread that holds one of these locks may only take locks that come later in the list:
 //!
-//! No `dir`, `state` or table lock is held while bytes are copied.
+//! 1. `Namespace::renames`: held by each rename and rmdir, so that the shape of the tree does not change under them.
+//! 2. `Node::change`: held while an entry is copied up or its attributes change. A child's comes before its directory's,
+//!    because a copy-up then copies up the directories above.
+//! 3. `Node::dir`: the state of a directory. Several are locked in the order of their inode numbers.
+//! 4. `Node::state`: the small mutable part of a node.
+//! 5. The locks of the table and of the kept descriptors, which are held for one map operation only.
+//!
+//! While bytes are copied, only the `change` lock of the one entry is held, so a large copy-up does not delay anybody
+//! else.
 
 mod apply;
 pub(crate) mod backing;
@@ -50,6 +79,9 @@ use rustix::fs::FileType;
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
+use crate::space::upper::entry::{self, Listed, OnDisk, Present};
+use crate::space::upper::mark::{KeptCtime, Mark};
+use crate::space::upper::types::TOO_MANY_NODES;
 use dir::{DirState, Entry};
 use error::{Error, Result, upper as call};
 use settle::Unsettled;
@@ -57,21 +89,17 @@ use table::{InUpper, Node, Table, let_go};
 use types::{Ino, Kind};
 use whiteout::Whiteouts;
 
-use crate::space::upper::entry::{self, Listed, OnDisk, Present};
-use crate::space::upper::mark::{KeptCtime, Mark};
-use crate::space::upper::types::TOO_MANY_NODES;
-
 /// The longest name, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// Who owns the lower entries, and with which bits their directories appear.
+/// The owner of all lower entries, and the permission bits of their directories. A catalog records neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The mounting user.
+    /// The user who mounts.
     pub uid: u32,
-    /// The mounting user's group.
+    /// The group of that user.
     pub gid: u32,
-    /// Permission bits of lower directories: 0750 less the user's umask, as rcc makes them.
+    /// 0750 without the bits of the user's umask, as rcc creates directories.
     pub dir_mode: u32,
 }
 
@@ -81,41 +109,42 @@ pub struct Namespace {
     index: Arc<Index>,
     materializer: Arc<Materializer>,
     staging: Arc<Staging>,
+    /// The root directory of the upper.
     root: Arc<OwnedFd>,
     owner: Owner,
     table: Table,
-    /// The kind that the upper's filesystem has.
     whiteouts: Whiteouts,
-    /// Reading leaves times of access as they are.
+    /// Reading a file does not change its time of access.
     keeps_atime: bool,
-    /// Held by every rename and rmdir: the first lock in the order.
+    /// First in the lock order: held by each rename and rmdir.
     renames: Mutex<()>,
     unsettled: Unsettled,
-    /// Set when the space's own record survives a loss of power: no change comes before it.
+    /// Set once `state.json` of the space survives a loss of power. Changes wait for it: without the record, nobody
+    /// could tell what they are changes of.
     recorded: OnceLock<()>,
 }
 
-/// What stands at a number.
+/// The entry of an inode number.
 enum View {
     /// A pure lower entry.
     Lower(NodeId),
-    /// An entry that the table holds.
+    /// An entry with a node in the table.
     Node(Arc<Node>),
 }
 
-/// What stands at a name.
+/// The entry of a name in an upper directory.
 enum Found {
-    /// A pure lower entry.
+    /// The upper does not mention the name, and the lower has it.
     Lower(NodeId),
-    /// An entry of the upper.
+    /// The upper has the entry.
     Upper(Present),
 }
 
 impl Namespace {
-    /// Opens the merged view over the upper directory `root`, which may be empty.
+    /// Opens the namespace over the upper whose root directory is `root`. A new upper is an empty directory.
     ///
     /// # Errors
-    /// When the upper cannot be read or cannot hold what it must (no user attributes on its filesystem).
+    /// When the upper cannot be read, or its filesystem has no `user.` extended attributes.
     pub fn open(
         index: Arc<Index>,
         materializer: Arc<Materializer>,
@@ -128,14 +157,14 @@ impl Namespace {
         }
         let table = Table::new(index.len());
         let root = Arc::new(root);
-        // A root without its mark is one that was just made: give it what rcc's root directory has.
+        // A root without a mark is new. It gets the attributes that rcc gives the root directory of a space.
         let parent = root.as_fd();
         if Mark::read(parent, c".", FileType::Directory)?.is_none() {
             backing::write_mode(parent, Kind::Dir, owner.dir_mode, None)?;
             backing::write_times(parent, Some(read::MOTHER), Some(read::MOTHER))?;
             let kept = KeptCtime { ctime: read::MOTHER_AS_TIME, mtime: read::MOTHER_AS_TIME };
             backing::write_ctime(&parent, kept)?;
-            // The mark comes last: it says that the rest is done.
+            // The mark comes last, because it says that the rest is done.
             backing::write_mark(parent, Mark::Dir(NodeId(0)))?;
         }
         let stat = rustix::fs::fstat(&root).map_err(call("stat"))?;
@@ -145,9 +174,6 @@ impl Namespace {
         table.keep_open(Ino::ROOT, &root);
         let whiteouts = Whiteouts::probe(&staging);
         whiteouts.finish_moves(&staging, root.as_fd());
-        let renames = Mutex::new(());
-        let (unsettled, recorded) = (Unsettled::default(), OnceLock::from(()));
-        let keeps_atime = false;
         Ok(Self {
             index,
             materializer,
@@ -156,67 +182,67 @@ impl Namespace {
             owner,
             table,
             whiteouts,
-            keeps_atime,
-            renames,
-            unsettled,
-            recorded,
+            keeps_atime: false,
+            renames: Mutex::new(()),
+            unsettled: Unsettled::default(),
+            recorded: OnceLock::from(()),
         })
     }
 
-    /// Has every change wait until [`Namespace::is_recorded`] is called.
+    /// Makes every change wait until [`Namespace::is_recorded`] is called.
     #[must_use]
     pub fn until_recorded(mut self) -> Self {
         self.recorded = OnceLock::new();
         self
     }
 
-    /// Lets changes go on: the record of what they are changes of is safe, or never will be.
+    /// Lets changes proceed: `state.json` of the space is synced, or syncing it has failed for good.
     pub fn is_recorded(&self) {
         self.recorded.get_or_init(|| ());
     }
 
-    /// As on a filesystem that has no device whiteouts.
+    /// Behaves as on a filesystem without whiteout devices.
     #[cfg(test)]
     pub(crate) fn marking_whiteouts(self) -> Self {
         Self { whiteouts: Whiteouts::Marked, ..self }
     }
 
-    /// From now on reading leaves times of access as they are.
+    /// From now on, reading a file does not change its time of access.
     #[must_use]
     pub fn keeping_atime(self) -> Self {
         Self { keeps_atime: true, ..self }
     }
 
-    /// Whether reading leaves times of access as they are.
+    /// Whether reading a file leaves its time of access as it is.
     #[must_use]
     pub fn keeps_atime(&self) -> bool {
         self.keeps_atime
     }
 
-    /// The compiled index of the lower tree.
+    /// The compiled index of the catalog.
     #[must_use]
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// Entries that the table holds: the changed ones that were looked at.
+    /// The number of nodes in the inode table. Pure lower entries have none.
     #[must_use]
     pub fn table_len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether a number is purely the library's now: nothing of it is in the upper, so looking at it waits for no disk.
+    /// Whether an entry has nothing in the upper, so that reading its attributes waits for no disk.
     #[must_use]
     pub fn is_pure_lower(&self, ino: Ino) -> bool {
         ino.lower().is_some() && self.table.get(ino).is_none()
     }
 
-    /// Closes the descriptors that are kept for speed only.
+    /// Closes the descriptors of backing files that are kept for speed only.
     pub fn close_kept(&self) {
         self.table.close_all();
     }
 
-    /// The kernel gives back lookups.
+    /// Takes back `count` lookups that the kernel had counted for an entry.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.table.forget(ino, count);
     }
@@ -231,7 +257,7 @@ impl Namespace {
         }
     }
 
-    /// The node of a number; a pure lower entry gets one, as the place where its copy-up is agreed on.
+    /// The node of a number. A pure lower entry gets one, so that threads which copy it up can exclude each other.
     fn node(&self, ino: Ino) -> Result<Arc<Node>> {
         let lower = match self.view(ino)? {
             View::Node(node) => return Ok(node),
@@ -243,7 +269,7 @@ impl Namespace {
         Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], InUpper::Nothing, 0)))
     }
 
-    /// Runs `f` with the state of an upper directory, reading it first if need be.
+    /// Calls `f` with the state of a directory. The first call for a directory reads it from the upper.
     fn with_dir<T>(&self, node: &Node, f: impl FnOnce(&DirState) -> Result<T>) -> Result<T> {
         if let Some(state) = &*node.dir.read() {
             return f(state);
@@ -252,7 +278,7 @@ impl Namespace {
         f(self.loaded(node, &mut guard)?)
     }
 
-    /// The state behind a directory's lock, read from the backing directory when it was not yet.
+    /// The state in a directory's lock, read from the upper if it was not read yet.
     fn loaded<'a>(&self, node: &Node, guard: &'a mut Option<DirState>) -> Result<&'a mut DirState> {
         if guard.is_none() {
             let mut state = DirState::default();
@@ -261,12 +287,12 @@ impl Namespace {
                 for listed in entry::list(dir.as_fd())? {
                     let listed = listed?;
                     let entry = match self.read_entry(node, dir.as_fd(), &listed) {
-                        // A whiteout without a lower entry has no effect (a crash can leave one behind), but a create
-                        // must replace it and an rmdir must remove it.
+                        // Also a whiteout without a lower entry, which a crash can leave behind. It has no effect, but
+                        // a create must replace it and an rmdir must remove it.
                         Ok(None) => Entry::Whiteout,
                         Ok(Some(present)) => Entry::Present(present),
                         Err(error @ Error::Damaged { .. }) => {
-                            tracing::error!(%error, "an entry of the upper is left out");
+                            tracing::error!(%error, "a damaged entry of the upper is not shown");
                             Entry::Damaged
                         }
                         Err(error) => return Err(error),
@@ -279,7 +305,7 @@ impl Namespace {
         guard.as_mut().ok_or(Error::NotADirectory)
     }
 
-    /// What an entry of an upper directory is in the space; None for a whiteout.
+    /// The entry that a file of the upper is in the space; None for a whiteout.
     fn read_entry(&self, node: &Node, dir: BorrowedFd<'_>, listed: &Listed) -> Result<Option<Present>> {
         let mut on_disk = OnDisk::read(dir, listed, self.whiteouts == Whiteouts::Marked)?;
         let mut unsettled = None;
@@ -295,12 +321,12 @@ impl Namespace {
         Ok(present)
     }
 
-    /// Whether the lower directory that `node` merges with has the name.
+    /// Whether the lower directory that `node` merges with has an entry of this name.
     fn in_lower(&self, node: &Node, name: &[u8]) -> Result<bool> {
         Ok(self.lower_child(node, name)?.is_some())
     }
 
-    /// The lower entry under a name of `node`, whatever the upper says of it.
+    /// The entry of this name in the lower directory that `node` merges with, whether or not the upper hides it.
     fn lower_child(&self, node: &Node, name: &[u8]) -> Result<Option<NodeId>> {
         match node.lower {
             Some(lower) => Ok(self.index.lookup(lower, name)?),
@@ -308,7 +334,7 @@ impl Namespace {
         }
     }
 
-    /// Sets what the upper says of a name, keeping the count of subdirectories right.
+    /// Notes what the upper has under a name, and updates the count of subdirectories.
     fn set_entry(&self, node: &Node, state: &mut DirState, name: &[u8], entry: Entry) -> Result<()> {
         let lower = self.lower_child(node, name)?;
         let before = self.shows_dir(lower, state.get(name))?;
@@ -318,7 +344,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Takes a name out of the upper: a whiteout where the lower has it, nothing where not.
+    /// Notes that a name was removed: the upper now has a whiteout for it if the lower has the name, else nothing.
     fn clear_entry(&self, node: &Node, state: &mut DirState, name: &[u8]) -> Result<()> {
         if self.in_lower(node, name)? {
             return self.set_entry(node, state, name, Entry::Whiteout);
@@ -329,6 +355,7 @@ impl Namespace {
         Ok(())
     }
 
+    /// Whether a name shows a directory, given what the lower and the upper have under it.
     fn shows_dir(&self, lower: Option<NodeId>, entry: Option<Entry>) -> Result<bool> {
         Ok(match (entry, lower) {
             (Some(Entry::Present(present)), _) => present.kind == Kind::Dir,
@@ -337,7 +364,7 @@ impl Namespace {
         })
     }
 
-    /// What a name of an upper directory leads to.
+    /// The entry that a directory shows under a name.
     fn find(&self, node: &Node, state: &DirState, name: &[u8]) -> Result<Option<Found>> {
         match state.get(name) {
             Some(Entry::Present(present)) => Ok(Some(Found::Upper(present))),
@@ -350,7 +377,7 @@ impl Namespace {
         }
     }
 
-    /// The node of an entry of the upper, reached by this name; `count` lookups are added.
+    /// The node of an entry in the upper that was reached by this name, with `count` lookups added.
     fn entry_node(&self, dir: &Node, name: &CStr, present: Present, count: u32) -> Arc<Node> {
         let node = self.table.acquire(present.ino, count, || {
             let in_upper = if present.meta { InUpper::Metadata } else { InUpper::All };
@@ -360,7 +387,7 @@ impl Namespace {
         let mut state = node.state.lock();
         if !state.gone && !state.places.iter().any(|(at, known)| *at == dir.ino && **known == *name) {
             state.places.push((dir.ino, name.to_owned()));
-            // Reached by another name after the one we knew was unlinked: no descriptor needs to keep it now.
+            // The one name that we knew was unlinked, and this is another hard link. The backing file can be opened by it.
             unpinned = state.pinned.take();
         }
         drop(state);
@@ -370,7 +397,7 @@ impl Namespace {
         node
     }
 
-    /// Whether the merged directory shows nothing.
+    /// Whether a directory shows no entries.
     fn is_empty(&self, node: &Node, state: &DirState) -> Result<bool> {
         if state.iter().any(|(_, entry)| entry != Entry::Whiteout) {
             return Ok(false);
@@ -385,7 +412,7 @@ impl Namespace {
     }
 }
 
-/// The children of a lower node; none for what is no directory.
+/// The children of a lower directory; of any other node, none.
 fn lower_children(node: &LowerNode<'_>) -> impl Iterator<Item = NodeId> + use<> {
     let range = match &node.kind {
         NodeKind::Dir { children, .. } => children.clone(),
@@ -394,7 +421,7 @@ fn lower_children(node: &LowerNode<'_>) -> impl Iterator<Item = NodeId> + use<> 
     range.map(NodeId)
 }
 
-/// A name as the calls on the upper want it.
+/// Checks a name, and turns it into what system calls take.
 fn c_name(name: &[u8]) -> Result<CString> {
     if name.len() > NAME_MAX {
         return Err(Error::NameTooLong);

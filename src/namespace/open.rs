@@ -1,9 +1,12 @@
-//! Descriptors of the files of the upper.
+//! Opening the backing files of entries.
 //!
-//! The namespace finds the file of an entry by the directory and the name that it has noted for it. A rename can move
-//! the file between reading that place and opening it, so the inode number is compared after each open, and whoever
-//! moves, replaces or removes a file *pins* it first: until the change is noted, everybody uses the pinned descriptor and
-//! needs no place. Nobody waits for anybody.
+//! A node notes the directory and name of its backing file, and the file's inode number. Another thread can rename the
+//! file between the moment that the place is read and the open. So the inode number is compared after each open, and the
+//! open is tried again if it differs.
+//!
+//! A thread that is about to rename, replace or remove a backing file *pins* it first: it puts an open descriptor into the
+//! node. Until the node has the new place, all threads use that descriptor and need no name. So nobody ever waits for
+//! a rename, and the retry finds the right place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,11 +21,10 @@ use super::types::{Ino, Kind};
 use crate::space::upper::entry;
 
 impl Namespace {
-    /// A descriptor of an entry's backing: readable and writable for a file that has its bytes here, `O_PATH` for
-    /// everything else.
+    /// A descriptor of an entry's backing file. It can be read and written if the file has its bytes in the upper; for
+    /// any other entry it is an `O_PATH` descriptor.
     pub(super) fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
-        // A rename may move the entry between reading its place and opening it: the inode number tells. Whoever moves an
-        // entry or replaces its backing pins it first (see `pin`), so the place that is read next is the right one.
+        // One retry is enough after one rename. The limit only keeps a damaged upper from causing an endless loop.
         for _ in 0..100 {
             let (place, in_upper, backing_ino) = {
                 let state = node.state.lock();
@@ -64,9 +66,8 @@ impl Namespace {
         Err(Error::Stale(node.ino))
     }
 
-    /// Before an entry is moved, replaced or removed: keeps its backing open while the kernel may use the entry. Until
-    /// [`unpin`], whoever asks for the backing gets this descriptor and needs no name, so the moment between the change
-    /// on disk and our record of it does not show.
+    /// Keeps the backing file of an entry open, before the file is renamed, replaced or removed. Ends with
+    /// [`Node::unpin`]. An entry that the kernel does not know needs no pin.
     pub(super) fn pin(&self, node: &Node) -> Result<()> {
         {
             let state = node.state.lock();

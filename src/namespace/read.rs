@@ -55,6 +55,19 @@ pub(crate) enum Bytes {
     Upper(Arc<OwnedFd>),
 }
 
+/// An entry that an operation has looked up. It counts as one lookup, so the table keeps the entry's node for as long as the
+/// operation needs it.
+pub(super) struct Looked<'a> {
+    pub(super) attr: Attr,
+    namespace: &'a Namespace,
+}
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        self.namespace.forget(self.attr.ino, 1);
+    }
+}
+
 impl Namespace {
     /// Where the bytes of a file are to be read from.
     pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
@@ -140,11 +153,14 @@ impl Namespace {
         }
     }
 
-    /// The attributes of what a name shows, without counting a lookup.
+    /// Looks up a name for an operation of our own.
+    pub(super) fn look(&self, parent: Ino, name: &CString) -> Result<Looked<'_>> {
+        Ok(Looked { attr: self.lookup(parent, name.as_bytes())?, namespace: self })
+    }
+
+    /// The attributes of the entry that a name shows. No lookup is counted.
     pub(super) fn must_show(&self, parent: Ino, name: &CString) -> Result<Attr> {
-        let attr = self.lookup(parent, name.as_bytes())?;
-        self.forget(attr.ino, 1);
-        Ok(attr)
+        Ok(self.look(parent, name)?.attr)
     }
 
     /// The attributes of a number.

@@ -50,12 +50,13 @@ impl Namespace {
             self.write_out_what_replaces((new_parent, &new_name), (parent, &name));
         }
         let _renames = self.renames.lock();
-        let source = self.must_show(parent, &name)?;
-        let target = match self.must_show(new_parent, &new_name) {
+        let source = self.look(parent, &name)?;
+        let target = match self.look(new_parent, &new_name) {
             Ok(target) => Some(target),
             Err(Error::NotFound) => None,
             Err(error) => return Err(error),
         };
+        let (source, target) = (&source.attr, target.as_ref().map(|target| &target.attr));
         if !self.wanted(source, parent, new_parent, target, mode)? {
             return Ok(());
         }
@@ -77,10 +78,10 @@ impl Namespace {
     /// Refuses what rename(2) refuses before anything is changed; false when there is nothing to do.
     fn wanted(
         &self,
-        source: Attr,
+        source: &Attr,
         parent: Ino,
         new_parent: Ino,
-        target: Option<Attr>,
+        target: Option<&Attr>,
         mode: RenameMode,
     ) -> Result<bool> {
         if source.kind == Kind::Dir && self.is_below(new_parent, source.ino)? {
@@ -137,7 +138,7 @@ impl Namespace {
     }
 
     /// Gives an entry its counterpart in the upper, so that there is something to rename.
-    fn bring_up(&self, entry: Attr) -> Result<Arc<Node>> {
+    fn bring_up(&self, entry: &Attr) -> Result<Arc<Node>> {
         match entry.kind {
             Kind::Dir => self.upper_dir(entry.ino),
             _ => self.copy_up(entry.ino, CopyUp::Metadata, &SetAttr::default()),
