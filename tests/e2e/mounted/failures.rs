@@ -72,7 +72,7 @@ fn operations() -> Vec<Operation> {
     let changed = |d: &Path| std::fs::write(d.join("a"), b"changed").unwrap();
     vec![
         Operation {
-            name: "a new directory over a removed name",
+            name: "rename of a new directory to a removed name",
             prepare: |d| {
                 std::fs::remove_file(d.join("a")).unwrap();
                 std::fs::create_dir(d.join("new")).unwrap();
@@ -80,7 +80,7 @@ fn operations() -> Vec<Operation> {
             act: |d| std::fs::rename(d.join("new"), d.join("a")),
         },
         Operation {
-            name: "a new directory over an emptied one",
+            name: "rename of a new directory over an emptied one",
             prepare: |d| {
                 std::fs::remove_file(d.join("sub/x")).unwrap();
                 std::fs::create_dir(d.join("new")).unwrap();

@@ -24,7 +24,7 @@ fn used() -> (World, impl Fn(&str) -> PathBuf) {
 
 /// Mounts despite a trap, which must work, and unmounts, which must end the daemon.
 #[track_caller]
-fn comes_and_goes(world: &World) {
+fn assert_mounts_and_unmounts(world: &World) {
     let mounted: Mounted<'_> = world.mount(SPACE);
     let pid = mounted.pid();
     assert_eq!(std::fs::read(mounted.at("lib/module.py")).unwrap(), LOWER);
@@ -46,7 +46,7 @@ for_both_users! {
             assert!(world.mounts().is_empty());
         }
         clear(&beside(".lck"));
-        comes_and_goes(&world);
+        assert_mounts_and_unmounts(&world);
     }
 
     fn usage_mark_that_is_not_a_file_is_left_alone() {
@@ -54,7 +54,7 @@ for_both_users! {
         let victim = Victim::in_world(&world);
         for trap in TRAPS {
             victim.set(trap, &beside(".use"));
-            comes_and_goes(&world);
+            assert_mounts_and_unmounts(&world);
             for command in ["list", "path", "status"] {
                 let args = [command, SPACE];
                 let done = soon(&world, if command == "list" { &args[..1] } else { &args });
@@ -71,7 +71,7 @@ for_both_users! {
         let mark = world.hololib().join("used").join(format!("{}.{user7}", Library::sample().hash()));
         for trap in TRAPS {
             victim.set(trap, &mark);
-            comes_and_goes(&world);
+            assert_mounts_and_unmounts(&world);
             victim.is_untouched();
         }
         // Here the directory itself is a link.
@@ -80,7 +80,7 @@ for_both_users! {
         std::fs::create_dir(&elsewhere).unwrap();
         clear(&used);
         std::os::unix::fs::symlink(&elsewhere, &used).unwrap();
-        comes_and_goes(&world);
+        assert_mounts_and_unmounts(&world);
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "a mark was created through a link");
     }
 
@@ -122,7 +122,7 @@ fn lock_file_of_another_user_is_used() {
     let done = mount(&world);
     assert_eq!(done.code, 12, "{HOME}: {done:?}");
     drop(held);
-    comes_and_goes(&world);
+    assert_mounts_and_unmounts(&world);
     let found = std::fs::metadata(&lock).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&found), 65534);
 }
