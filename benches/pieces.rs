@@ -1,5 +1,5 @@
-//! The pieces of a mount and of a first read, each alone: `cargo bench --bench pieces`. Compiling stands beside what it
-//! cannot do without: unpacking the text and passing over its JSON. Asserts nothing.
+//! Benchmarks of the parts of a mount and of a first read: `cargo bench --bench pieces`. Compiling a catalog is shown
+//! beside its lower bounds, which are unpacking the text and skipping over its JSON. Asserts nothing.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -28,7 +28,7 @@ fn main() {
     divan::main();
 }
 
-/// One catalog of [`FILES`] files: its text, packed as rcc packs it, on disk, and compiled.
+/// A catalog of [`FILES`] files: as text, compressed as rcc does it, on disk, and compiled.
 struct Sample {
     _dir: tempfile::TempDir,
     text: String,
@@ -37,7 +37,7 @@ struct Sample {
     name: CatalogName,
     cache: PathBuf,
     index: Index,
-    /// Every name, with its directory.
+    /// Every name, with the node of its directory.
     names: Vec<(NodeId, Vec<u8>)>,
 }
 
@@ -72,7 +72,7 @@ fn unpack(packed: &[u8]) -> Vec<u8> {
 mod compile {
     use super::*;
 
-    /// What the others are to be measured against.
+    /// The lower bound of the others.
     #[divan::bench(sample_count = 9)]
     fn bare_unpack_then_json() {
         let _: serde::de::IgnoredAny = serde_json::from_slice(&unpack(&SAMPLE.packed)).unwrap();
@@ -121,7 +121,7 @@ mod hot_path {
     }
 
     #[divan::bench]
-    fn lookup_of_what_is_not_there(bencher: Bencher) {
+    fn lookup_of_a_missing_name(bencher: Bencher) {
         let sample = &*SAMPLE;
         bencher.counter(ItemsCount::new(sample.names.len())).bench_local(|| {
             for (parent, _) in &sample.names {
@@ -130,7 +130,7 @@ mod hot_path {
         });
     }
 
-    /// Every directory's children with what `stat` needs of them.
+    /// Reads every directory, with the attributes of its children.
     #[divan::bench]
     fn readdir(bencher: Bencher) {
         let index = &SAMPLE.index;
@@ -149,7 +149,7 @@ mod hot_path {
 mod first_read {
     use super::*;
 
-    /// Text that packs about as well as Python does.
+    /// Text that compresses about as well as Python source.
     fn content(len: usize) -> Vec<u8> {
         let mut seed = 7_u32;
         let mut out = Vec::with_capacity(len + 80);
@@ -175,14 +175,14 @@ mod first_read {
         (dir, blobs, digest)
     }
 
-    /// Unpacked and verified in memory, as small files are read.
+    /// Unpacks and verifies in memory, as for small files.
     #[divan::bench(args = [2_000, 20_000, 128_000])]
     fn blob_to_memory(bencher: Bencher, len: usize) {
         let (_dir, blobs, digest) = library(len);
         bencher.counter(BytesCount::new(len)).bench_local(|| blobs.read_all(&digest, len as u64).unwrap());
     }
 
-    /// Unpacked and verified into the cache, as large files are read the first time.
+    /// Unpacks and verifies into the cache, as for the first read of a large file.
     #[divan::bench(args = [1_000_000, 30_000_000], sample_count = 20)]
     fn blob_to_cache(bencher: Bencher, len: usize) {
         let (dir, blobs, digest) = library(len);
@@ -193,14 +193,14 @@ mod first_read {
             .bench_local_values(|()| blobs.open_raw(&digest, len as u64).unwrap());
     }
 
-    /// Unpacking alone: what the others cannot be faster than.
+    /// Only unpacks: the lower bound of the others.
     #[divan::bench(args = [2_000, 128_000, 30_000_000], sample_count = 20)]
     fn unpack_alone(bencher: Bencher, len: usize) {
         let packed = gzip(&content(len));
         bencher.counter(BytesCount::new(len)).bench_local(|| unpack(&packed));
     }
 
-    /// A name written over another in a hundred places of a file.
+    /// Writes a name over another one in a hundred places of a file.
     #[divan::bench]
     fn relocation(bencher: Bencher) {
         let from: [u8; 24] = ID.as_bytes().try_into().unwrap();
@@ -215,7 +215,7 @@ mod first_read {
     }
 }
 
-/// A catalog as rcc writes it, indented: packages of 40 files, one file in 20 with relocations.
+/// A catalog with rcc's indentation: packages of 40 files, one file in 20 with relocations.
 fn catalog_text(files: u64) -> String {
     let mut out = format!(
         "{{\n  \"rcc\": \"v18.18.1\",\n  \"identity\": \"{ID}\",\n  \"path\": \"/home/x/holotree/{ID}\",\n  \

@@ -1,8 +1,8 @@
-//! What `scripts/bench.sh` times inside of one process, so that no program has to be started for one operation:
-//! `bench-ops OPERATION DIR|LIST|FILE [NUMBER]`. Prints nanoseconds as one line of JSON.
+//! Times file operations for `scripts/bench.sh`, many of them in one process: `bench-ops OPERATION DIR|LIST|FILE [NUMBER]`.
+//! Prints the nanoseconds of one operation as a line of JSON.
 //!
-//! A LIST is a file of paths, one in each line. Reading operations do their work once before they time it, unless
-//! the operation's name ends in `-cold`.
+//! A LIST is a file with one path in each line. Reading operations run once before they are timed, unless the name of
+//! the operation ends in `-cold`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unsafe_code)]
 
@@ -103,7 +103,7 @@ fn main() {
                     50_000
                 }
                 _ => {
-                    // SAFETY: nobody changes the file meanwhile.
+                    // SAFETY: nobody changes the file while it is mapped.
                     let map = unsafe { memmap2::Mmap::map(&file).unwrap() };
                     black_box(map.iter().step_by(4096).map(|byte| u64::from(*byte)).sum::<u64>());
                     1
@@ -127,7 +127,7 @@ fn main() {
                 }
                 1
             };
-            // The first time allocates; what is timed is the way of the bytes.
+            // The first pass allocates space on disk. The second one is timed.
             work();
             once(operation, &mut work);
             drop(file);
@@ -170,7 +170,7 @@ fn main() {
         }
         "copy-up" => once(operation, &mut || {
             let file = OpenOptions::new().read(true).write(true).open(what).unwrap();
-            // The same byte again: what is changed here is a program that others run.
+            // Writes the same byte again, because the file is a library that other programs map.
             let mut first = [0];
             file.read_exact_at(&mut first, 0).unwrap();
             file.write_all_at(&first, 0).unwrap();

@@ -1,8 +1,8 @@
-//! Restores an environment as rcc does, for the benchmarks: `restore CATALOG DIRECTORY CACHE`. DIRECTORY's name is
-//! what relocation writes.
+//! Restores an environment as rcc does, for the benchmarks: `restore CATALOG DIRECTORY CACHE`. Relocation writes the
+//! name of DIRECTORY into the files.
 //!
-//! Like rcc it gives each file to one of twice as many workers as there are processors; a worker unpacks the blob
-//! into a new file, checks its digest, patches it, renames it into place, and sets its mode and time.
+//! Like rcc it uses two workers for each processor. A worker unpacks a blob into a new file, checks its digest, patches
+//! it, sets its mode and time, and renames it into place.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,7 +1,7 @@
-//! Makes a library with one environment of so many files, for the benchmarks: `synthetic-library HOME FILES`.
+//! Makes a library with one environment of FILES files, for the benchmarks: `synthetic-library HOME FILES`.
 //!
-//! Its catalog is as long as that of a real environment with as many files. Contents repeat, since mounting
-//! reads none of them.
+//! Its catalog has the size of a real one with as many files. There are only a thousand different contents, because
+//! mounting reads none of them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
 
@@ -21,7 +21,7 @@ fn main() {
     let home = Path::new(home);
     let mut library = library::Library::new();
     for n in 0..files {
-        // As in site-packages: some dozens of files in a directory, a few levels deep.
+        // As in site-packages: 25 files in a directory, a few levels deep.
         let path = format!("lib/python3/site-packages/package{}/module{}/file{n}.py", n / 500, n / 25 % 20);
         let mut text = format!("# one of {} contents\n", n % 1000);
         if n % 50 == 0 {

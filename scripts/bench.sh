@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Times holofs beside everything that does the same job, and writes JSON, a Markdown table and plots.
+# Compares the speed of holofs with everything that does the same job; writes JSON, a Markdown table and plots.
 #   scripts/bench.sh [--quick] [--rows A,B] [--peers A,B] [--rounds N] [--work DIR] [--out DIR] [--holofs PROGRAM]
-#   scripts/bench.sh --report RESULTS.json       the table again, put into docs/PERFORMANCE.md
-# It needs root: it makes filesystems on loop devices, mounts, and drops caches. In a virtual machine it sets the kernel's
-# default of guest_halt_poll_ns for the time of the run, and then the old value again. It removes what it mounts; the
-# inputs (some gigabytes: a Python environment from PyPI, recorded; synthetic trees) stay in DIR for the next time.
+#   scripts/bench.sh --report RESULTS.json       writes the table of an earlier run into docs/PERFORMANCE.md
+# It needs root, because it makes filesystems on loop devices, mounts, and drops caches. In a virtual machine it sets
+# guest_halt_poll_ns to the kernel's default during the run, and restores the old value at the end. It unmounts what it
+# mounted. The inputs (some gigabytes: a recorded Python environment from PyPI, and synthetic trees) stay in DIR for the
+# next run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -16,9 +17,7 @@ for argument in "$@"; do
     esac
 done
 [ "$(id -u)" = 0 ] || die "must be root: it makes filesystems on loop devices and drops caches"
-need_package python3 python3
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
-[ -e /etc/ssl/certs/ca-certificates.crt ] || missing_packages+=(ca-certificates)
+need_python
 need_package mkfs.ext4 e2fsprogs
 need_package mkfs.xfs xfsprogs
 need_package mkfs.btrfs btrfs-progs

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a mounted Python environment: builds holofs, records a real venv with real packages, mounts it,
-# runs Python from it in both I/O modes, shows that a change stays private, and unmounts. Leaves nothing but the build
-# behind.
+# Builds holofs, records a Python venv with packages from PyPI, mounts it, runs Python from it in both I/O modes, shows that
+# a change stays private, and unmounts. Leaves only the build behind.
 #   scripts/demo.sh [DIRECTORY]     the demo's files (default: a temporary directory, removed at the end)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,9 +9,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES="numpy requests pyyaml robotframework"
 
-need_package python3 python3
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
-[ -e /etc/ssl/certs/ca-certificates.crt ] || missing_packages+=(ca-certificates)
+need_python
 install_missing
 need_fuse
 need_rust
@@ -37,13 +34,13 @@ finish() {
 }
 trap 'finish "$@"' EXIT
 
-# An ordinary user's passthrough needs the mount helper: in the demo's own directory, gone with it. Root needs none.
+# Without root, passthrough needs the mount helper. It is installed into the demo's own directory.
 if [ "$(id -u)" != 0 ]; then
     install_mount_helper "$(dirname "$holofs")/holofs-mount-helper" "$dir/libexec"
     export HOLOFS_MOUNT_HELPER=$dir/libexec/holofs-mount-helper
 fi
 
-# show COMMAND...: prints it, runs it, and says how long it took.
+# show COMMAND...: prints the command, runs it, and prints how long it took.
 show() {
     local begin end
     local words=${*//$dir/\~}
@@ -66,7 +63,7 @@ show "$holofs" catalogs "$ROBOCORP_HOME"
 touch "$dir/mark"
 sleep 0.05
 
-say "mounting: the whole environment, at once"
+say "mounting the whole environment"
 show "$holofs" mount "$ROBOCORP_HOME" demo
 space=$("$holofs" path demo)
 imports='import numpy, yaml, requests, robot, sys; print("imported from", sys.prefix)'
@@ -75,7 +72,7 @@ show "$space/bin/python" -c "$imports"
 show "$space/bin/pip" --version
 show du -sh --apparent-size "$space"
 
-say "a write stays in its space"
+say "a change is private to its space"
 show "$space/bin/pip" install --quiet --disable-pip-version-check tomlkit
 show "$space/bin/python" -c 'import tomlkit; print("tomlkit", tomlkit.__version__)'
 show "$holofs" mount "$ROBOCORP_HOME" other
@@ -84,21 +81,21 @@ show "$other/bin/python" -c 'import importlib.util as u; print("tomlkit in the o
 show "$holofs" list
 
 if [ "$(printf '6.9\n%s\n' "$(uname -r)" | sort -V | head -1)" = 6.9 ]; then
-    say "or in passthrough mode: the kernel reads and writes by itself"
+    say "passthrough mode: the kernel reads and writes without the daemon"
     show "$holofs" mount --io passthrough "$ROBOCORP_HOME" direct
     direct=$("$holofs" path direct)
     show "$direct/bin/python" -c "$imports"
     show "$holofs" unmount direct
 else
-    say "passthrough mode is not shown: it needs Linux 6.9, and this is $(uname -r)"
+    say "passthrough mode skipped: it needs Linux 6.9, and this is $(uname -r)"
 fi
 
-say "the library is untouched"
+say "the library has not changed"
 changed=$(find "$ROBOCORP_HOME/hololib" -type f -newer "$dir/mark" -not -path '*/used/*' | wc -l)
 printf 'files of the library changed since it was recorded: %d\n' "$changed"
 [ "$changed" = 0 ] || die "the library was changed"
 
-say "unmounting; the change is there at the next mount"
+say "unmounting; the change is still there at the next mount"
 show "$holofs" unmount demo other
 show "$holofs" mount "$ROBOCORP_HOME" demo
 show "$space/bin/python" -c 'import tomlkit; print("tomlkit", tomlkit.__version__)'

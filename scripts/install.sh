@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs holofs and its mount helper, which lets ordinary users have passthrough (docs/SECURITY.md).
+# Builds and installs holofs and its mount helper. The helper gives ordinary users passthrough (docs/SECURITY.md).
 #   scripts/install.sh [PREFIX]     default: /usr/local
-# The helper gets one file capability, cap_sys_admin+ep, and is setuid nothing. GROUP=name lets only that group run it.
+# The helper gets one file capability, cap_sys_admin+ep, and is not setuid. With GROUP=name only that group can run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -18,4 +18,4 @@ as_root install -D -m 0755 "$built/holofs" "$prefix/bin/holofs"
 install_mount_helper "$built/holofs-mount-helper" "$prefix/libexec/holofs"
 printf '%s\n' "$prefix/bin/holofs" "$prefix/libexec/holofs/holofs-mount-helper"
 [ "$prefix" = /usr/local ] || [ "$prefix" = /usr ] ||
-    printf 'holofs looks for the helper below /usr/local and /usr; elsewhere set HOLOFS_MOUNT_HELPER\n'
+    printf 'holofs looks for the helper below /usr/local and /usr; for %s set HOLOFS_MOUNT_HELPER\n' "$prefix"

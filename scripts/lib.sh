@@ -1,4 +1,4 @@
-# What the scripts share: getting what is missing, and saying what happens. Sourced, not run.
+# Functions that the scripts share. Sourced, not run.
 # shellcheck shell=bash
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -14,27 +14,33 @@ as_root() {
     fi
 }
 
-# need_package PROGRAM PACKAGE: installs the Debian package when the program is not there.
+# need_package PROGRAM PACKAGE: has install_missing install the Debian package if the program is missing.
 missing_packages=()
 need_package() {
     command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || missing_packages+=("$2")
 }
+# need_python: Python that can make virtual environments and download packages.
+need_python() {
+    need_package python3 python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing_packages+=(ca-certificates)
+}
 install_missing() {
     [ ${#missing_packages[@]} = 0 ] && return 0
     say "installing ${missing_packages[*]}"
-    command -v apt-get >/dev/null || die "missing: ${missing_packages[*]}; this is no Debian or Ubuntu, install them yourself"
+    command -v apt-get >/dev/null || die "missing: ${missing_packages[*]}; this is not Debian or Ubuntu, install them by hand"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends "${missing_packages[@]}"
     missing_packages=()
 }
 
-# The oldest Rust that builds this, from Cargo.toml.
+# need_rust: installs Rust if it is missing, and checks for the version in Cargo.toml.
 need_rust() {
     local wanted have
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -1)
     [ -x "$HOME/.cargo/bin/cargo" ] && PATH="$HOME/.cargo/bin:$PATH"
     if ! command -v cargo >/dev/null; then
-        say "installing Rust with rustup (cargo is not here, and a distribution's is too old)"
+        say "installing Rust with rustup (there is no cargo, and the distribution's package is too old)"
         need_package curl curl
         need_package cc build-essential
         install_missing
@@ -45,7 +51,7 @@ need_rust() {
     install_missing
     have=$(cargo --version | sed 's/^cargo \([0-9.]*\).*/\1/')
     [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -1)" = "$wanted" ] ||
-        die "cargo is $have and holofs needs $wanted: run 'rustup update', or remove the distribution's cargo and run this again"
+        die "cargo is version $have and holofs needs $wanted: run 'rustup update', or remove the distribution's cargo and try again"
     export PATH
 }
 
@@ -54,33 +60,33 @@ need_fuse() {
     install_missing
     [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
     [ -e /dev/fuse ] || die "/dev/fuse is missing: load the module 'fuse'; in a container use --device /dev/fuse --cap-add SYS_ADMIN"
-    # What the distribution's udev rule does, where there is no udev.
+    # As the distribution's udev rule does. A container has no udev.
     if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
         as_root chmod 666 /dev/fuse
     fi
 }
 
-# install_mount_helper PROGRAM DIRECTORY: with the one capability that it needs, for everybody or for $GROUP.
+# install_mount_helper PROGRAM DIRECTORY: installs it with its capability, executable by everybody or by $GROUP.
 install_mount_helper() {
     local to=$2/holofs-mount-helper
     need_package setcap libcap2-bin
     install_missing
     as_root install -D -m "$([ -n "${GROUP:-}" ] && echo 0750 || echo 0755)" -o root -g "${GROUP:-root}" "$1" "$to"
-    # After the owner: changing that takes capabilities away.
+    # After install: a change of the owner removes capabilities.
     as_root env PATH="$PATH:/usr/sbin:/sbin" setcap cap_sys_admin+ep "$to" ||
         die "no file capabilities below $2: choose a directory on a disk of this machine"
 }
 
-# The middle one of the numbers on stdin.
+# median: prints the median of the numbers on standard input.
 median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
 
-# A run of tests has a directory of its own, below which all its mounts, images and temporary files lie. So what it
-# leaves can be found, whoever made it, and ended without touching anything else.
+# A run of tests has its own directory, which holds all its mounts, images and temporary files. The script finds leftovers
+# by that path, and removes nothing else.
 
-# begin_run: makes it ($run_dir) and lets the tests use it; when the script ends, in whatever way, nothing is left.
+# begin_run: makes the directory ($run_dir) for the tests, and has end_run called when the script ends.
 begin_run() {
     run_dir=$(mktemp -d /var/tmp/holofs-run.XXXXXX)
-    # The tests of ordinary users put their things there too.
+    # The ordinary user of the tests writes there too.
     chmod 1777 "$run_dir"
     export HOLOFS_TEST_DIR=$run_dir TMPDIR=$run_dir
     run_child=
@@ -89,7 +95,7 @@ begin_run() {
     trap 'exit 143' TERM HUP
 }
 
-# in_run SECONDS COMMAND...: runs it, not for longer, and so that a signal to the script ends it at once.
+# in_run SECONDS COMMAND...: runs the command with a timeout. A signal to the script ends it at once.
 in_run() {
     local seconds=$1 status=0
     shift
@@ -97,12 +103,12 @@ in_run() {
     run_child=$!
     wait "$run_child" || status=$?
     run_child=
-    [ "$status" != 124 ] || printf '%s: not done after %s seconds: %s\n' "$(basename "$0")" "$seconds" "$*" >&2
+    [ "$status" != 124 ] || printf '%s: not finished after %s seconds: %s\n' "$(basename "$0")" "$seconds" "$*" >&2
     return "$status"
 }
 
-# end_run STATUS: ends the script with that status, and before that all that its run has left: processes, mounts, loop
-# devices, files. What a run that was not interrupted leaves is a failure.
+# end_run STATUS: removes the run's processes, mounts, loop devices and files, and exits with the status. Leftovers of a run
+# that succeeded make it fail.
 end_run() {
     local status=$1 left='' found round
     trap - EXIT
@@ -111,12 +117,11 @@ end_run() {
         kill "$run_child" 2>/dev/null || true
         wait "$run_child" 2>/dev/null || true
     fi
-    # A process that ends may leave a mount, and one that is gone a loop device.
+    # The end of a process can leave a mount, and the end of a mount a loop device.
     for round in 1 2 3; do
         found=$(run_processes; run_mounts; run_loops)
         [ -n "$found" ] || break
         left+=$found$'\n'
-        # Those of a mount whose process was killed come free when the mount goes.
         run_processes | while read -r _ pid _; do kill -KILL "$pid" 2>/dev/null || true; done
         sleep 0.2
         run_mounts | tac | while read -r _ point; do
@@ -127,27 +132,28 @@ end_run() {
     chmod -R u+rwX "$run_dir" 2>/dev/null || true
     rm -rf --one-file-system "$run_dir" 2>/dev/null || as_root rm -rf --one-file-system "$run_dir" || true
     if [ -n "$left" ] && [ "$round" = 3 ]; then
-        printf '%s: could not end:\n%s\n' "$(basename "$0")" "$(run_processes; run_mounts; run_loops)" >&2
+        printf '%s: could not remove:\n%s\n' "$(basename "$0")" "$(run_processes; run_mounts; run_loops)" >&2
         [ "$status" != 0 ] || status=1
     fi
     if [ -n "$left" ] && [ "$status" = 0 ]; then
-        printf '%s: left behind by the tests, and ended:\n%s' "$(basename "$0")" "$left" >&2
+        printf '%s: left behind by the tests, and removed:\n%s' "$(basename "$0")" "$left" >&2
         status=1
     fi
     exit "$status"
 }
 
-# What is in the run's directory, a line each: by its program, place, arguments or environment.
+# Each prints a line for each leftover. A process belongs to the run if its program, directory, arguments or environment
+# name the run's directory.
 run_processes() {
     local dir pid
     for dir in /proc/[0-9]*; do
         pid=${dir#/proc/}
         [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
-        # This script's own children on their way to the next command have its environment.
+        # A child of this script that has not yet called exec has its environment.
         [ "$(readlink "$dir/exe" 2>/dev/null)" != "$BASH" ] || grep -qzF "$run_dir" "$dir/cmdline" 2>/dev/null || continue
         if [[ $(readlink "$dir/exe" "$dir/cwd" 2>/dev/null) == *"$run_dir"* ]] ||
             grep -qsF "$run_dir" "$dir/cmdline" "$dir/environ" 2>/dev/null; then
-            # One that is gone has no name any more; one that ends by itself is not waited for here.
+            # A zombie is no leftover.
             grep -qs '^State:.[^ZX]' "$dir/status" || continue
             printf 'process %s %s\n' "$pid" "$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null)"
         fi

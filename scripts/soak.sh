@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Looks for what is lost, for as long as is wanted: the daemon killed at random under load, a failure or its death at each
-# system call that changes the disk, power cuts, random operations beside a plain directory. In both I/O modes.
+# Searches for lost data in both I/O modes: kills the daemon at random under load, lets its system calls fail or kills it at
+# them, simulates power cuts, and compares random operations with those on a plain directory.
 #   scripts/soak.sh                                   1,000 kills, 1,000 failures, 100 power cuts, 40 sequences
-#   scripts/soak.sh SECONDS                           rounds of a tenth of that, each with a seed of its own
+#   scripts/soak.sh SECONDS                           rounds with a tenth of those counts, each with a new seed
 #   scripts/soak.sh [--kills N] [--faults N] [--cuts N] [--sequences N] [--seed S]
-# A failure stays where it is: the same seed and counts find it again. The status is 0 if nothing was lost; nothing is left
-# behind. Needs root.
+# The same seed and counts find a failure again. The exit status is 0 if nothing was lost. Removes everything that it makes.
+# Needs root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -51,7 +51,7 @@ program=$(cargo test --test e2e --no-run --message-format=json 2>/dev/null |
 CARGO=$(command -v cargo)
 export CARGO RUST_BACKTRACE=0
 begin_run
-# Copies: a build meanwhile changes nothing.
+# Copies, so that a build during the run has no effect.
 cp "$program" "$run_dir/e2e"
 program=$run_dir/e2e
 if [ -z "${HOLOFS_TEST_BINARY:-}" ]; then
@@ -62,10 +62,10 @@ chmod 755 "$run_dir"/*
 failed=0
 total_kills=0 total_faults=0 total_points=0 total_cuts=0 total_sequences=0 total_operations=0
 
-# sum LOG PATTERN: the sum of the numbers that the pattern finds.
+# sum LOG PATTERN: prints the sum of the numbers that the pattern captures.
 sum() { sed -n "s/.*$2.*/\1/p" "$1" | awk '{ n += $1 } END { print n + 0 }'; }
 
-# part NAME TEST... -- VARIABLE=VALUE...: runs the tests, two at a time, and says what they counted.
+# part NAME TEST... -- VARIABLE=VALUE...: runs the tests, two at a time, and adds up what they report.
 part() {
     local name=$1 log=$run_dir/soak.log tests=() begin=$SECONDS counted
     counted=$((total_kills + total_faults + total_points + total_cuts + total_sequences))
@@ -85,12 +85,12 @@ part() {
     ((total_sequences += $(sum "$log" 'differential: [^:]*: \([0-9]*\) sequences'))) || true
     if ((counted == total_kills + total_faults + total_points + total_cuts + total_sequences)); then
         failed=$((failed + 1))
-        printf 'FAILED: %s: nothing was done\n' "$name"
+        printf 'FAILED: %s: no test did anything\n' "$name"
     fi
     printf '%-34s %4d s\n' "$name" $((SECONDS - begin))
 }
 
-# both TEST: the test in both I/O modes.
+# both TEST: prints the names of the test in both I/O modes.
 both() { printf '%s::here %s::by_passthrough' "$1" "$1"; }
 half() { echo $((($1 + 1) / 2)); }
 
@@ -104,7 +104,7 @@ round() {
     # shellcheck disable=SC2046
     ((faults == 0)) || part "kills at system calls" $(both inject::daemon_killed_at_a_call_leaves_before_or_after) -- \
         HOLOFS_INJECT_POINTS="$(half "$faults")" HOLOFS_INJECT_SEED="$seed"
-    # Five tests make as many cuts as they are told, seven one each.
+    # Five tests make as many cuts as the variable says, and seven tests make one cut each.
     ((cuts == 0)) || part "power cuts" power:: -- HOLOFS_TEST_CUTS=$((cuts > 12 ? (cuts - 3) / 5 : 1))
     # shellcheck disable=SC2046
     ((sequences == 0)) || part "operations beside a directory" \

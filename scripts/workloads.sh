@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What programs do in an environment, done in a mounted space in both I/O modes: git, SQLite with two writers, pip, npm,
-# a cargo build, and fsx where it is installed (`cargo install fsx`). Says for each whether it worked; needs the network.
+# Runs programs in a mounted space, in both I/O modes, and reports which of them worked: git, SQLite with two writers, pip,
+# npm, a cargo build, and fsx if it is installed (`cargo install fsx`). Needs the network.
 #   scripts/workloads.sh [NAME...]      git sqlite pip npm cargo fsx
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,9 +8,8 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_package git git
-need_package python3 python3
 need_package sqlite3 sqlite3
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
+need_python
 install_missing
 need_fuse
 need_rust
@@ -26,7 +25,7 @@ echo "packages: workloads" >"$run_dir/blueprint.yaml"
     cd "$HOLOFS_STAGE" && mkdir lib && head -c 3000000 /dev/urandom >lib/lower.dat && echo text >lib/small' >/dev/null ||
     die "cannot record a library"
 
-# Each runs in a directory of its own in the space.
+# Each function runs in its own directory of the space.
 do_git() {
     git init -q source && cd source && for i in $(seq 300); do echo "$i" >"f$i"; done &&
         git add -A && git -c user.name=n -c user.email=e commit -qm one && cd .. &&

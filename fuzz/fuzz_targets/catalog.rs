@@ -1,4 +1,4 @@
-//! A catalog: unpacked text, packed again so that the mutations reach the parser.
+//! Parses a catalog, as given and as the content of a gzip file, so that mutations reach the JSON parser too.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -8,7 +8,7 @@ fuzz_target!(|data: &[u8]| {
     let _ = holofs::library::catalog::parse_file(&stored(data));
 });
 
-/// A gzip file whose one block is not compressed. Its checksum is right.
+/// A gzip file with one block that is not compressed, and a correct checksum.
 fn stored(data: &[u8]) -> Vec<u8> {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let data = &data[..data.len().min(0xffff)];

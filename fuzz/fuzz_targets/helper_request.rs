@@ -1,4 +1,4 @@
-//! What the mount helper reads with privilege near: requests, and the administrator's files.
+//! Parses what the mount helper reads: requests, and the administrator's files.
 #![no_main]
 
 use holofs_mount_helper::policy::{FuseConf, fuse_mounts};

@@ -1,4 +1,4 @@
-//! A compiled index: whatever lies in the cache. The header's checksum is made right, so that mutations get past it.
+//! Opens a compiled index from arbitrary bytes. The checksum of the header is corrected, so that mutations get past it.
 #![no_main]
 
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The kernel's mount table, which holds other people's names.
+//! Parses the kernel's mount table, which holds names that other users chose.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

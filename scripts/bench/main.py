@@ -1,4 +1,4 @@
-"""The benchmark: sets everything up, runs the rows round by round, writes what came of it."""
+"""The benchmark: prepares the inputs, runs the rows in rounds, and writes the results."""
 
 import argparse
 import datetime
@@ -42,11 +42,11 @@ class Bench:
         return self.only is None or group in self.only
 
     def ops(self, *words):
-        """Runs the compiled program; what it measured, in nanoseconds."""
+        """Runs the compiled program and returns what it measured, in nanoseconds."""
         return json.loads(sh(self.places.example("bench-ops"), *words))
 
     def in_turns(self, peers, rounds=None):
-        """Every peer in every round, each round beginning with another one."""
+        """Every peer in every round. Each round begins with another peer."""
         peers = [peer for peer in peers if peer in self.wanted]
         for turn in range(rounds or self.rounds):
             at = turn % max(len(peers), 1)
@@ -62,7 +62,7 @@ class Bench:
         self.create_one("create, the environment", ext4 / "env", ext4, xfs, btrfs, True)
 
     def create_one(self, row, home, ext4, xfs, btrfs, whole):
-        """Times making a space in each way. `whole` also with those that make every file."""
+        """Times the creation of a space. With `whole`, also by the peers that create every file."""
         add = lambda peer, value: self.add("Create", row, "restore" if whole else "holofs cached", peer, value)
         plains = {"ext4": ext4 / "plain" / (PLAIN if home.name == "env" else home.name.ljust(24, "_"))}
         if whole:
@@ -97,7 +97,7 @@ class Bench:
         for io in holofs.values():
             io.run("mount", home, "first", "--io", io.io)
             io.run("unmount", "first")
-        # What the copies and removals above left to be written out is nobody's of those below.
+        # The peers below must not pay for what the copies and removals above left in the page cache.
         os.sync()
         for peer in self.in_turns([*fast, "holofs cached", "holofs passthrough"], 3 * self.rounds):
             if peer.startswith("holofs"):
@@ -107,7 +107,7 @@ class Bench:
                 begin = time.perf_counter_ns()
                 subprocess.run(list(map(str, words)), env=one.environment, check=True, stdout=subprocess.DEVNULL)
                 add(peer, time.perf_counter_ns() - begin)
-                # The daemon then writes rcc's record of the space, which is as long as the catalog.
+                # After the mount the daemon writes rcc's record of the space, which is as long as the catalog.
                 time.sleep(0.3)
                 one.unmount(name)
                 continue
@@ -127,7 +127,7 @@ class Bench:
     # Import
 
     def python(self, root, code, compiled=True):
-        """Runs Python. Its compiled files lie outside of the environment, where rcc has them put; or nowhere."""
+        """Times a Python program. Compiled files go to a directory outside of the environment, as with rcc, or nowhere."""
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "OPENBLAS_NUM_THREADS": "1",
                        "MPLCONFIGDIR": str(self.places.work / "mpl")}
         flags = ["-X", f"pycache_prefix={self.places.work / 'compiled'}"] if compiled else ["-B"]
@@ -136,7 +136,7 @@ class Bench:
         return time.perf_counter_ns() - begin
 
     def imports(self, site):
-        # One import more than is counted, in every way, so that all is in the caches that there are.
+        # Two imports that are not counted fill the caches.
         for root in site.roots.values():
             self.python(root, IMPORT)
             self.python(root, IMPORT)
@@ -152,7 +152,7 @@ class Bench:
             row = "create and first import" + (", cold" if cold else "")
             peers = [peer for peer in ("restore", "hard links", *site.roots) if peer not in ("ext4", "fuse-overlayfs")]
             if not cold:
-                # Compiled files are found by path, so each way has its own, and once made they stay.
+                # Compiled files are found by path, so each peer has its own. This makes them.
                 for peer in peers:
                     self.first_import(site, peer, None, False)
             for peer in self.in_turns(peers, 2 if cold else 3):
@@ -189,9 +189,9 @@ class Bench:
             sh("rm", "-rf", target)
 
     def first_ever(self, site):
-        """The very first import from a library: no blob has been unpacked."""
+        """The first import from a library of which no blob has been unpacked."""
         for turn in range(3):
-            # A home of its own over the same library, so that its cache is empty.
+            # A new home over the same library has an empty cache.
             home = site.base / "first-ever"
             sh("rm", "-rf", home)
             home.mkdir()
@@ -206,10 +206,10 @@ class Bench:
             one.unmount("s")
 
     def trace(self, site):
-        """What an import asks of the filesystem, as lines for the program that replays it."""
+        """The system calls of an import, as lines for the program that replays them."""
         out = self.places.work / "trace.txt"
         calls = "trace=openat,newfstatat,stat,lstat,access,readlink"
-        # With nothing compiled every module's source is opened and read.
+        # Without compiled files the source of every module is opened and read.
         subprocess.run(["strace", "-f", "-qq", "-e", calls, "-o", str(out), str(site.plain / "bin/python3"), "-I", "-B",
                         "-c", IMPORT], check=True, env={"PATH": os.environ["PATH"]})
         lines = []
@@ -223,7 +223,7 @@ class Bench:
             elif "O_DIRECTORY" in line:
                 lines.append(f"d {path}")
             else:
-                # A shared object is mapped, not read.
+                # Shared objects are mapped, not read.
                 lines.append(f"{'o' if '.so' in path else 'r'} {path}")
         return lines
 
@@ -259,7 +259,7 @@ class Bench:
             for peer in self.in_turns(site.roots, 3):
                 value = self.ops("parallel", lists[peer, "python"], threads)["parallel"]
                 self.add("Read", f"{threads} readers of every .py", "ext4", peer, value)
-        # Last: what memory looks like after everything was dropped from it is not what warm rows are about.
+        # Last, because it drops the caches that the warm rows need.
         for peer in self.in_turns(site.roots, 3):
             if peer.startswith("holofs"):
                 site.holofs[peer[7:]].unmount(site.spaces[peer[7:]])
@@ -283,9 +283,9 @@ class Bench:
         self.programs(site)
 
     def copy_ups(self, site):
-        """The first change of lower files: each is changed once, so each round takes others."""
+        """The first change of lower files. Each file can be used once, so each round takes other files."""
         libs = [path for path in site.plain.rglob("*.so*") if path.is_file() and not path.is_symlink()]
-        # Some thirty megabytes each; every round takes another one.
+        # About 30 MB each, one for each round.
         large = sorted(libs, key=lambda path: abs(path.stat().st_size - (30 << 20)))[: self.rounds]
         small = sorted((path for path in site.plain.rglob("*.py") if 500 < path.stat().st_size < 2000))[:500]
         for turn in range(self.rounds):
@@ -300,15 +300,15 @@ class Bench:
                 values = [self.ops("copy-up", at(path))["copy-up"] for path in share[half:half + 10]]
                 self.add("Write", "copy-up of 1 KB", "overlayfs", peer, sorted(values)[len(values) // 2])
                 if turn < len(large):
-                    # Read before, as it would have been by whoever changes it, and long ago: what was unpacked just now
-                    # has to be on disk before its extents can be shared.
+                    # Read and synced first: extents of a copy that was unpacked a moment ago cannot be shared before they
+                    # are on disk.
                     Path(at(large[turn])).read_bytes()
                     os.sync()
                     name = f"copy-up of {large[0].stat().st_size >> 20} MB"
                     self.add("Write", name, "overlayfs", peer, self.ops("copy-up", at(large[turn]))["copy-up"])
 
     def programs(self, site):
-        """Whole programs that write: each works in every root, and what it made is removed again."""
+        """Programs that write, in every root. Their files are removed afterwards."""
         wheels = self.places.wheels()
         packages = [package.split("==")[0] for package in EXTRA]
         tar = self.places.work / "tree.tar"
@@ -439,7 +439,7 @@ def cached_bytes():
 
 
 def write(results, out, python):
-    """Writes all that came of a run; the plots are drawn by the environment's own Python, which has matplotlib."""
+    """Writes the results. The environment's own Python draws the plots, because it has matplotlib."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(report.markdown(results))
@@ -455,10 +455,10 @@ def main():
     parser.add_argument("--rows", help="groups of rows: create,import,read,write,memory")
     parser.add_argument("--peers", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--work", default="/var/tmp/holofs-bench", help="inputs that are kept (default: %(default)s)")
-    parser.add_argument("--out", help="where the results go (default: WORK/results)")
-    parser.add_argument("--holofs", help="another holofs to measure")
-    parser.add_argument("--report", metavar="RESULTS", help="put the table of these results into docs/PERFORMANCE.md")
+    parser.add_argument("--work", default="/var/tmp/holofs-bench", help="directory of the inputs, which are kept (default: %(default)s)")
+    parser.add_argument("--out", help="directory of the results (default: WORK/results)")
+    parser.add_argument("--holofs", help="another holofs program to measure")
+    parser.add_argument("--report", metavar="RESULTS", help="write the table of these results into docs/PERFORMANCE.md")
     parser.add_argument("--target", help=argparse.SUPPRESS)
     options = parser.parse_args()
     root = Path(__file__).resolve().parents[2]

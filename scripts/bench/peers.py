@@ -1,4 +1,4 @@
-"""The ways to have an environment, side by side: each has a root in which the same tree stands."""
+"""The peers that are compared. Each has a root directory that holds the same tree."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from places import sh
 
-# A name as long as rcc's: relocation writes it over the one that was recorded.
+# As long as rcc's names, because relocation writes it over the recorded name.
 PLAIN = "0000000_0000000_0000bench"[:24]
 
 
 class Holofs:
-    """Spaces of one home in one I/O mode. Each mode has a blob cache of its own: how one mode reads a file decides in
-    what pieces the other one would find it in memory."""
+    """Spaces of one home in one I/O mode. Each mode has its own blob cache, because the reads of one mode decide which
+    page cache folios the other mode finds."""
 
     def __init__(self, places, home, io, recorded_in=None):
         """`recorded_in`: the home in which the library was recorded, if `home` is a copy of that home. The environment
@@ -46,7 +46,7 @@ class Holofs:
 
 
 class Site:
-    """One filesystem with the environment on it in all ways, each mounted: `roots` by peer."""
+    """A filesystem with the environment in every form, all mounted. `roots` holds the root directory of each peer."""
 
     def __init__(self, places, kind, base, home, wanted, recorded_in=None):
         self.places, self.kind, self.base, self.home = places, kind, base, home
@@ -57,7 +57,7 @@ class Site:
         if kind in wanted:
             self.roots[kind] = self.plain
             if kind == "xfs":
-                # It is written to, and what lies under an overlay must not change.
+                # A copy, because the rows write to it and the lower directory of an overlay must not change.
                 self.roots[kind] = base / "written" / PLAIN
                 sh("rm", "-rf", self.roots[kind])
                 self.roots[kind].parent.mkdir(exist_ok=True)
@@ -76,13 +76,8 @@ class Site:
         said = self.holofs[io].mount(self.spaces[io], "--fresh")
         return Path(said["path"])
 
-    def again(self, io, *options):
-        """Ends the space's mount and mounts it anew."""
-        self.holofs[io].unmount(self.spaces[io])
-        self.holofs[io].mount(self.spaces[io], *options)
-
     def close(self):
-        """Ends all its mounts: an environment knows one directory, so two sites cannot be mounted at once."""
+        """Unmounts everything. An environment works in one directory only, so two sites cannot be mounted at once."""
         for io in self.holofs:
             self.holofs[io].unmount(self.spaces[io])
             self.places.mounted.remove(self.roots[f"holofs {io}"])
@@ -117,7 +112,7 @@ def unmount(places, point):
 
 
 def pss_of(pid):
-    """Memory of a process: (resident, its share of what is shared), in bytes."""
+    """Memory of a process in bytes: (resident set size, proportional set size)."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         key, value = line.split(":")

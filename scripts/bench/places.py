@@ -1,7 +1,7 @@
-"""Where the benchmark works: filesystems on loop devices, and the inputs on them.
+"""The filesystems on loop devices that the benchmark uses, and the inputs on them.
 
-What is made once (images, wheels, the recorded environment) stays for the next run. What is mounted is taken down
-at the end, also after an error or an interrupt, and nothing else is.
+Images, wheels and the recorded environment are kept for the next run. Mounts are unmounted at the end, also after an
+error or an interrupt.
 """
 
 import os
@@ -10,19 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-# About 1.3 GB and 40,000 files in site-packages. Pinned, so that two runs mean the same.
+# About 1.3 GB and 40,000 files in site-packages. Pinned, so that runs can be compared.
 PACKAGES = [
     "numpy==2.2.6", "pandas==2.3.3", "scikit-learn==1.7.2", "matplotlib==3.10.7", "scipy==1.15.3",
     "pyarrow==21.0.0", "polars==1.34.0", "opencv-python-headless==4.12.0.88", "jupyterlab==4.4.9",
     "sympy==1.14.0", "statsmodels==0.14.5", "bokeh==3.8.0", "dask==2025.9.1", "networkx==3.5",
     "nltk==3.9.2", "boto3==1.40.50", "sqlalchemy==2.0.44", "babel==2.17.0",
 ]
-# What `pip install` installs: binary and pure, some thousand files; nothing that the environment has.
+# For the `pip install` row: binary and pure packages that the environment does not have, some thousand files.
 EXTRA = ["pymongo==4.15.3", "lxml==6.0.2", "django==5.2.7"]
 
 
 def sh(*words, **options):
-    """Runs a command that must succeed; returns what it printed."""
+    """Runs a command that must succeed, and returns its output."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, **options)
     if done.returncode != 0:
         raise SystemExit(f"bench: {' '.join(map(str, words))}: {done.stderr.strip() or done.returncode}")
@@ -49,13 +49,13 @@ class Places:
         return str(self.target / "examples" / name)
 
     def mount(self, kind, source, point, *options):
-        """Mounts, and remembers to unmount."""
+        """Mounts a filesystem that `close` unmounts."""
         point.mkdir(parents=True, exist_ok=True)
         sh("mount", "-t", kind, *options, source, point)
         self.mounted.append(point)
 
     def fs(self, kind, gigabytes):
-        """A filesystem of its own on a loop device."""
+        """Mounts a new or kept filesystem on a loop device."""
         image, point = self.work / f"{kind}.img", self.work / "fs" / kind
         make = {"ext4": ["mkfs.ext4", "-qF", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
                 "xfs": ["mkfs.xfs", "-qf", "-m", "reflink=1"], "btrfs": ["mkfs.btrfs", "-qf"]}[kind]
@@ -67,7 +67,7 @@ class Places:
         return point
 
     def close(self):
-        """Takes down what is still mounted, the last one first."""
+        """Unmounts what is still mounted, in reverse order."""
         for point in reversed(self.mounted):
             for _ in range(50):
                 if subprocess.run(["umount", str(point)], capture_output=True).returncode == 0:
@@ -94,7 +94,7 @@ class Places:
         return wheels
 
     def environment(self, home, raw):
-        """A home whose library holds the Python environment; rcc's gzip blobs, or raw ones."""
+        """Records the Python environment into the library of a home, as gzip blobs or raw ones."""
         if (home / "hololib" / "catalog").exists() and any((home / "hololib" / "catalog").iterdir()):
             return
         note(f"recording the environment into {home}")
@@ -102,7 +102,7 @@ class Places:
         blueprint = self.work / "blueprint.yaml"
         packages = PACKAGES[:4] if self.quick else PACKAGES
         blueprint.write_text("packages:\n" + "".join(f"  - {package}\n" for package in packages))
-        # Without compiled files: rcc records none.
+        # Without compiled files, because rcc records none.
         script = (f'set -e; {sys.executable} -m venv --copies "$HOLOFS_STAGE"; '
                   f'"$HOLOFS_STAGE/bin/python3" -m pip install -q --disable-pip-version-check --no-compile --no-index '
                   f'--find-links {wheels} {" ".join(packages)}')
@@ -112,13 +112,13 @@ class Places:
            env={**os.environ, "ROBOCORP_HOME": str(home)})
 
     def synthetic(self, home, files):
-        """A home whose library holds an environment of so many small files."""
+        """Makes a library with an environment of that many small files."""
         if not (home / "hololib" / "catalog").exists():
             note(f"making a library of {files:,} files")
             sh(self.example("synthetic-library"), home, files)
 
     def restored(self, home, target):
-        """The plain directory: what rcc's restore makes of the home's environment."""
+        """The plain directory: the environment as rcc's restore would make it."""
         done = target.with_name(target.name + ".done")
         if not done.exists():
             shutil.rmtree(target, ignore_errors=True)

@@ -13,7 +13,7 @@ def summary(values):
 
 
 def amount(value, unit):
-    """A number as people read it."""
+    """A number with a readable unit."""
     if unit == "ns":
         for limit, divisor, name in ((1e3, 1, "ns"), (1e6, 1e3, "us"), (1e9, 1e6, "ms")):
             if value < limit:
@@ -40,7 +40,7 @@ def cell(row, peer):
 
 
 def against(row, peer, base=None):
-    """The ratio of a peer's median to the base's."""
+    """The ratio of the peer's median to the median of the base."""
     base = base or row["base"]
     ours, theirs = row["peers"].get(peer), row["peers"].get(base)
     if not ours or not theirs:
@@ -73,7 +73,7 @@ def markdown(results):
 
 
 def targets(results):
-    """What the project set out to reach, row by row: (what, wanted, measured, verdict)."""
+    """The project's targets as rows: (what, wanted, measured, verdict)."""
     rows = {row["name"]: row for row in results["rows"]}
 
     def median(name, peer):
@@ -129,7 +129,7 @@ def targets(results):
 
 
 def plots(results, out):
-    """Bars of the ratio to the plain directory, one picture for each section. Needs matplotlib."""
+    """Draws a bar chart for each section. Needs matplotlib."""
     import matplotlib
     matplotlib.use("svg")
     import matplotlib.pyplot as plot
@@ -161,7 +161,7 @@ def plots(results, out):
 
 
 def into_document(results, document):
-    """Puts the table between the document's markers."""
+    """Writes the table between the markers of the document."""
     text = document.read_text()
     head, rest = text.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
