@@ -1,6 +1,7 @@
-//! The integrity of a library: every catalog parsed, every blob there and, unless `fast`, verified.
+//! Checks the integrity of a library: parses every catalog, looks for every blob, and verifies the blobs' contents.
 //!
-//! It reports and never deletes: rcc's own check throws away whole environments, and healthy ones in some libraries.
+//! It reports problems and deletes nothing. rcc's own check removes whole environments, in some libraries also intact
+//! ones.
 
 #[cfg(test)]
 mod tests;
@@ -18,65 +19,62 @@ use super::digest::Digest;
 use super::stored::StoredBlobs;
 use super::{Library, LibraryError, NAME_LEN, index};
 
-/// What was found. The keys of `holofs check --json`.
+/// The result of a check, with the keys of `holofs check --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckReport {
-    /// Catalogs looked at.
+    /// The number of catalogs that were checked.
     pub catalogs: usize,
-    /// Blobs looked at.
+    /// The number of blobs that were checked.
     pub blobs: usize,
-    /// Catalogs that are refused, by file name, with the reason.
+    /// The invalid catalogs by file name, with the reason.
     pub bad_catalogs: BTreeMap<String, String>,
-    /// Blobs that a catalog names and the library lacks.
+    /// The digests of blobs that a catalog names and the library lacks.
     pub missing: BTreeSet<String>,
-    /// Blobs that are not what their name or a catalog says.
+    /// The blobs whose content is wrong.
     pub corrupt: Vec<Corrupt>,
-    /// Bytes in the library that no catalog asks for.
+    /// The size of all files in the library that no catalog refers to.
     pub unreferenced_bytes: u64,
-    /// By blueprint, the files that cannot be read for it.
+    /// By blueprint, the paths of the files that cannot be read.
     pub affected: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A blob that is not what its name or a catalog says.
+/// A blob whose content does not match its digest or a catalog.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Corrupt {
-    /// Its name.
     pub digest: String,
-    /// In which way.
     pub why: String,
 }
 
 impl CheckReport {
-    /// Whether nothing is wrong. Blobs that nobody names are no fault.
+    /// Whether there are no problems. Unreferenced blobs are not a problem.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.bad_catalogs.is_empty() && self.missing.is_empty() && self.corrupt.is_empty()
     }
 }
 
-/// What to check.
 #[derive(Clone, Debug)]
 pub struct CheckOptions {
-    /// Only the catalogs whose blueprint begins so; empty for all.
+    /// Only catalogs whose blueprint begins with this are checked. Empty means all.
     pub blueprint: String,
-    /// Existence and size only.
+    /// Whether to check only that blobs exist, and their sizes.
     pub fast: bool,
-    /// Threads.
+    /// The number of threads.
     pub jobs: usize,
 }
 
-/// A catalog that was read.
 struct Catalog {
     blueprint: String,
     tree: Tree,
 }
 
-/// A file of a catalog: which catalog, which entry.
+/// A file that has the content of a blob: the position of its catalog, and of its entry in that catalog.
 type User = (usize, usize);
 
 /// Checks a library.
 ///
 /// # Errors
+///
 /// When its catalogs or blobs cannot be listed.
 pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
     let mut report = CheckReport::default();
@@ -84,7 +82,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     let listed = library.catalogs()?;
     for name in listed.not_files {
         report.catalogs += 1;
-        report.bad_catalogs.insert(name.to_string(), "it is not a regular file".into());
+        report.bad_catalogs.insert(name.to_string(), "not a regular file".into());
     }
     for entry in listed.entries {
         let name = entry.name;
@@ -101,8 +99,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     }
     let users = users(&catalogs);
     let StoredBlobs { mut blobs, strays } = library.blobs()?;
-    // With a choice of catalogs, the blobs of the others are neither wanted nor superfluous, and so they are while a
-    // catalog cannot be read.
+    // If only some catalogs are checked, or a catalog cannot be read, nobody knows which blobs are unreferenced.
     let all_known = options.blueprint.is_empty() && report.bad_catalogs.is_empty();
     if all_known {
         let unused = blobs.iter().filter(|(digest, _)| !users.contains_key(digest)).map(|(_, stored)| stored);
@@ -115,7 +112,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     let there: BTreeSet<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
     let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
     report.missing = bad.iter().map(Digest::to_string).collect();
-    let look = |(digest, stored): &(Digest, u64)| {
+    let check_blob = |(digest, stored): &(Digest, u64)| {
         let users = users.get(digest).map(Vec::as_slice).unwrap_or_default();
         if options.fast {
             sizes(digest, *stored, users, &catalogs)
@@ -123,7 +120,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
             contents(library, digest, users, &catalogs)
         }
     };
-    for (digest, why) in in_parallel(&blobs, options.jobs, look) {
+    for (digest, why) in in_parallel(&blobs, options.jobs, check_blob) {
         bad.insert(digest);
         report.corrupt.push(Corrupt { digest: digest.to_string(), why });
     }
@@ -131,7 +128,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     for (catalog, entry) in bad.iter().filter_map(|digest| users.get(digest)).flatten() {
         if let Some(catalog) = catalogs.get(*catalog) {
             let paths = report.affected.entry(catalog.blueprint.clone()).or_default();
-            paths.insert(path_of(&catalog.tree, *entry));
+            paths.insert(catalog.tree.path_of(*entry));
         }
     }
     Ok(report)
@@ -140,13 +137,13 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
 fn read(library: &dyn Library, name: &CatalogName) -> Result<Tree, String> {
     let (_, bytes) = library.catalog(name).map_err(|error| error.to_string())?;
     let mut tree = parse_file(&bytes).map_err(|error| error.to_string())?;
-    // What only a whole directory shows: a name twice.
+    // Compiling finds duplicate names in a directory.
     index::compile::compile(&tree, [0; 32]).map_err(|error| error.to_string())?;
     name.complete(&mut tree.info)?;
     Ok(tree)
 }
 
-/// Who needs each blob.
+/// The files of each blob.
 fn users(catalogs: &[Catalog]) -> HashMap<Digest, Vec<User>> {
     let mut users: HashMap<Digest, Vec<User>> = HashMap::new();
     for (number, catalog) in catalogs.iter().enumerate() {
@@ -161,30 +158,22 @@ fn users(catalogs: &[Catalog]) -> HashMap<Digest, Vec<User>> {
     users
 }
 
-fn path_of(tree: &Tree, mut position: usize) -> String {
-    let mut names = Vec::new();
-    while let Some(entry) = tree.entries.get(position).filter(|_| position > 0) {
-        names.push(String::from_utf8_lossy(tree.text(entry.name)));
-        position = entry.parent as usize;
-    }
-    names.reverse();
-    names.join("/")
-}
-
-/// What is wrong with a blob as far as its size tells.
+/// What is wrong with a blob, judged by its size.
 fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Catalog]) -> Option<String> {
     if !digest.is_raw() {
-        // Not even the empty file takes no bytes: rcc packs it into 23. Under its own digest it could be plain.
+        // rcc compresses the empty file to 23 bytes. But in the place of the empty file's blob, an empty file is not
+        // wrong.
         return (stored == 0 && files(users, catalogs).any(|file| file.size > 0))
-            .then(|| "it is empty".into());
+            .then(|| "the blob is empty".into());
     }
     let wrong = files(users, catalogs).find(|file| file.size != stored)?;
-    Some(format!("it has {stored} bytes, the catalog says {}", wrong.size))
+    Some(format!("{stored} bytes, but the catalog says {}", wrong.size))
 }
 
 /// What is wrong with a blob's content.
 fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[Catalog]) -> Option<String> {
-    // All offsets of one name at once: many files of a catalog can share a content and differ in their offsets.
+    // Files with the same content can have different offsets in one catalog. All offsets of one stage's name are
+    // checked together.
     let mut offsets: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
     for file in files(users, catalogs).filter(|file| !file.relocations.is_empty()) {
         offsets.entry(file.identity).or_default().extend_from_slice(file.relocations);
@@ -196,7 +185,7 @@ fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[
         searches.push(Search { name, offsets, at: 0, missed: None });
     }
     let read = library.blob(digest).map_err(not_opened).and_then(|mut stored| {
-        // What unpacks to more than any catalog says is stopped there.
+        // Unpacking stops at the largest size that any catalog gives.
         let most = files(users, catalogs).map(|file| file.size).max();
         read_through(&mut stored, digest, most, &mut |bytes| {
             searches.iter_mut().for_each(|search| search.pass(bytes));
@@ -206,16 +195,16 @@ fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[
     let size = match read {
         Ok(size) => size,
         Err(Fault::Corrupt(why)) => return Some(why),
-        Err(Fault::Read(error) | Fault::Taken(error)) => return Some(format!("it cannot be read: {error}")),
+        Err(Fault::Read(error) | Fault::Taken(error)) => return Some(format!("cannot be read: {error}")),
     };
     if let Some(wrong) = files(users, catalogs).find(|file| file.size != size) {
-        return Some(format!("it has {size} bytes, the catalog says {}", wrong.size));
+        return Some(format!("{size} bytes, but the catalog says {}", wrong.size));
     }
     let missed = searches.iter().find_map(|search| search.missed)?;
-    Some(format!("a relocation at {missed}, where the stage's name is not"))
+    Some(format!("a relocation at {missed}, but the stage's name is not there"))
 }
 
-/// What a catalog says of a file.
+/// What a catalog says about a file.
 struct File<'a> {
     size: u64,
     identity: &'a [u8],
@@ -234,14 +223,14 @@ fn files<'a>(users: &'a [User], catalogs: &'a [Catalog]) -> impl Iterator<Item =
     })
 }
 
-/// Looks, in bytes that come in pieces, whether a name stands at each of some offsets.
+/// Checks that a name stands at each of some offsets, in bytes that arrive in pieces.
 struct Search<'a> {
     name: &'a [u8],
-    /// Rising; those that were passed are taken off.
+    /// Ascending. Offsets are removed when the search has passed them.
     offsets: &'a [u64],
-    /// How many bytes came before.
+    /// The number of bytes that were searched.
     at: u64,
-    /// The first offset where the name is not.
+    /// The first offset at which the name does not stand.
     missed: Option<u64>,
 }
 
@@ -263,23 +252,23 @@ impl Search<'_> {
     }
 }
 
-/// What `look` finds wrong with the blobs, looked at by some threads.
+/// Checks the blobs with several threads, and returns the wrong ones.
 fn in_parallel(
     blobs: &[(Digest, u64)],
     jobs: usize,
-    look: impl Fn(&(Digest, u64)) -> Option<String> + Sync,
+    check_blob: impl Fn(&(Digest, u64)) -> Option<String> + Sync,
 ) -> Vec<(Digest, String)> {
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Some(why) = look(blob) {
+            if let Some(why) = check_blob(blob) {
                 found.lock().push((blob.0, why));
             }
         }
     };
     std::thread::scope(|scope| {
         for _ in 1..jobs.clamp(1, 256) {
-            // One thread fewer is only slower.
+            // Without this thread it takes longer.
             drop(std::thread::Builder::new().spawn_scoped(scope, work));
         }
         work();

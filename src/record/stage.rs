@@ -237,7 +237,7 @@ mod tests {
         std::fs::write(stage.path().join("precious"), "x").unwrap();
         let path = stage.path().to_owned();
         let error = stage.finish().unwrap_err();
-        assert!(error.to_string().contains("something else"), "{error}");
+        assert!(error.to_string().contains("another file or directory"), "{error}");
         assert!(path.join("precious").exists());
     }
 

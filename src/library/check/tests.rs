@@ -40,7 +40,7 @@ fn blob_of(hololib: &Path, path: &str) -> (Digest, PathBuf) {
         let tree = read(&library, &entry.name).unwrap();
         for (position, entry) in tree.entries.iter().enumerate() {
             if let EntryKind::File { digest, .. } = entry.kind
-                && path_of(&tree, position) == path
+                && tree.path_of(position) == path
             {
                 let digest = tree.digests[digest as usize];
                 return (digest, hololib.join("library").join(digest.fan_out()));
