@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use crate::library::index::NodeId;
 use crate::library::stream::Outcome;
 use crate::materialize::{FileData, Materializer};
+use crate::metrics::Metrics;
 pub use crate::namespace::change::Make;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Ino, Kind, SetAttr};
@@ -90,6 +91,12 @@ impl Fs {
     #[must_use]
     pub fn materializer(&self) -> &Materializer {
         &self.materializer
+    }
+
+    /// The counters of the mount.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.materializer.metrics()
     }
 
     /// Runs an operation; when no descriptor was left for it, once more without those that are kept for speed only.

@@ -13,6 +13,7 @@
 //! | [`materialize`] | a lower file becomes a private backing file |
 //! | [`record`] | what a command installed becomes a library in rcc's format |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
+//! | [`metrics`] | the counters of one mount |
 //! | [`settings`] | what a user can choose, by flags, variables and files |
 //! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
 //!
@@ -23,6 +24,7 @@ pub mod fs;
 pub mod fuse;
 pub mod library;
 pub mod materialize;
+pub mod metrics;
 pub mod namespace;
 pub mod record;
 pub mod session;

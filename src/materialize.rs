@@ -19,7 +19,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
@@ -33,12 +32,14 @@ use crate::library::index::NodeId;
 use crate::library::profile::Touched;
 use crate::library::stream::Filling;
 use crate::library::unkept::Unkept;
+use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, plain};
 use clone::{Cloned, Method};
 use source::{LowerFile, Source};
 use staging::{Staged, Staging};
 
 pub use crate::library::MOTHER_TIME;
+pub use crate::metrics::Counts;
 pub use error::Error;
 pub use source::SMALL_FILE;
 
@@ -98,30 +99,6 @@ pub struct PrivateCopy {
     pub staged: Staged,
 }
 
-/// What was materialized since the mount, as `holofs status` shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Private copies whose extents are shared with their blob.
-    pub reflink: u64,
-    /// Private copies that were copied.
-    pub copy: u64,
-    /// Relocated files given a private file to read from.
-    pub relocated: u64,
-    /// Bytes of all private copies.
-    pub bytes: u64,
-    /// Bytes of them that are shared.
-    pub bytes_shared: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    reflink: AtomicU64,
-    copy: AtomicU64,
-    relocated: AtomicU64,
-    bytes: AtomicU64,
-    bytes_shared: AtomicU64,
-}
-
 /// Whether a space can share extents with its library.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReflinkProbe {
@@ -147,7 +124,7 @@ pub struct Materializer {
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
     /// Relocated files that [`Materializer::file`] handed out. A leaf lock.
     handed: Mutex<HashSet<NodeId>>,
-    counters: Counters,
+    metrics: Arc<Metrics>,
     on_bad_blob: Arc<OnBadBlob>,
     /// The files that were read, in the order of their first read. A leaf lock.
     touched: Mutex<Touched>,
@@ -170,7 +147,7 @@ struct Memory {
 impl Materializer {
     /// Materializes the files of `source` in a space with these directories.
     #[must_use]
-    pub fn new(source: Source, staging: Arc<Staging>, relocated: OwnedFd) -> Self {
+    pub fn new(source: Source, staging: Arc<Staging>, relocated: OwnedFd, metrics: Arc<Metrics>) -> Self {
         Self {
             source,
             staging,
@@ -180,7 +157,7 @@ impl Materializer {
             unkept: Mutex::default(),
             in_progress: Mutex::new(HashMap::new()),
             handed: Mutex::default(),
-            counters: Counters::default(),
+            metrics,
             on_bad_blob: Arc::default(),
             touched: Mutex::default(),
         }
@@ -204,17 +181,10 @@ impl Materializer {
         self.touched.lock().order().to_vec()
     }
 
-    /// What was materialized since the mount.
+    /// The counters of the mount.
     #[must_use]
-    pub fn counts(&self) -> Counts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            reflink: read(&self.counters.reflink),
-            copy: read(&self.counters.copy),
-            relocated: read(&self.counters.relocated),
-            bytes: read(&self.counters.bytes),
-            bytes_shared: read(&self.counters.bytes_shared),
-        }
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The bytes of a lower file, when no large file has to be fetched for that and no slow library asked. Otherwise
@@ -260,7 +230,7 @@ impl Materializer {
 
     fn fetch_file(&self, lower: &LowerFile<'_>) -> Result<FileData, Error> {
         let node = lower.node;
-        self.touched.lock().add(node);
+        self.touch(node);
         if lower.is_small() {
             let bytes: Arc<[u8]> = self.source.read(lower)?.into();
             self.remember(node, &bytes);
@@ -296,7 +266,7 @@ impl Materializer {
         if let Some(Opened::File(file)) = self.open.lock().get(&node) {
             return Ok(Arc::clone(file));
         }
-        self.touched.lock().add(node);
+        self.touch(node);
         self.opened(&lower)
     }
 
@@ -429,17 +399,22 @@ impl Materializer {
         Ok(copy)
     }
 
+    /// Notes that bytes of a file are asked for.
+    fn touch(&self, node: NodeId) {
+        let mut touched = self.touched.lock();
+        let before = touched.order().len();
+        touched.add(node);
+        self.metrics.add(Counter::FilesTouched, (touched.order().len() - before) as u64);
+    }
+
     fn count(&self, done: Cloned, size: u64) {
-        let add = |counter: &AtomicU64, n| {
-            counter.fetch_add(n, Ordering::Relaxed);
-        };
         match done.method {
             Method::Reflink => {
-                add(&self.counters.reflink, 1);
-                add(&self.counters.bytes_shared, size);
+                self.metrics.add(Counter::Reflinked, 1);
+                self.metrics.add(Counter::SharedBytes, size);
             }
-            Method::CopyRange | Method::Copy => add(&self.counters.copy, 1),
+            Method::CopyRange | Method::Copy => self.metrics.add(Counter::Copied, 1),
         }
-        add(&self.counters.bytes, size);
+        self.metrics.add(Counter::CopiedBytes, size);
     }
 }

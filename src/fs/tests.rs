@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::{Make, Whence};
 use crate::materialize::MOTHER_TIME;
+use crate::metrics::Counter;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Ino, Kind, SetAttr, SetTime, Time};
 use world::{Item, SPACE, World, caller, refused};
@@ -69,7 +70,7 @@ fn relocated_files_name_this_space_whatever_their_size() {
     assert_eq!(text, format!("#!/base/{SPACE}/bin/python\nprint()\n"));
     assert_eq!(&world.read("bin/large-tool")[1000..1024], SPACE.as_bytes());
     assert!(world.upper_files().is_empty(), "reading is no change");
-    assert_eq!(world.fs.materializer().counts().relocated, 1, "the large one got a backing file");
+    assert_eq!(world.fs.metrics().get(Counter::Relocated), 1, "the large one got a backing file");
 }
 
 #[test]

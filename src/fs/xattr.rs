@@ -10,8 +10,8 @@ use crate::namespace::error::{Error, Result};
 use crate::namespace::types::Ino;
 use crate::space::upper::mark::OWN_XATTRS;
 
-/// The attribute of the root by which a live mount tells what it materialized, as JSON of
-/// [`crate::materialize::Counts`]. Asked by `holofs status`; not listed.
+/// The attribute of the root that holds the counters of a live mount, as JSON of
+/// [`Metrics::snapshot`](crate::metrics::Metrics::snapshot). `holofs status` reads it; it is not listed.
 pub const STATUS_XATTR: &str = "user.holofs.status";
 
 impl Fs {
@@ -21,8 +21,9 @@ impl Fs {
     /// `NoAttribute`, and what getxattr(2) may answer.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         if ino == Ino::ROOT && name == STATUS_XATTR.as_bytes() {
-            let counts = self.materializer.counts();
-            return serde_json::to_vec(&counts).map_err(|_| Error::NotSupported("the counts have no text"));
+            let counters = self.metrics().snapshot();
+            return serde_json::to_vec(&counters)
+                .map_err(|_| Error::NotSupported("the counters have no text"));
         }
         let name = checked(name).map_err(|_| Error::NoAttribute)?;
         match self.namespace.existing_fd(ino)? {

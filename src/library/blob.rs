@@ -24,6 +24,7 @@ use super::stamp::Stamp;
 use super::stored::StoredBlob;
 use super::stream::{Failed, Filling, Outcome, abandoned};
 use super::unkept::{Unkept, is_full, memory_limit};
+use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, thread};
 use read::is_content;
 pub(super) use read::{Fault, not_opened, read_through};
@@ -72,6 +73,7 @@ pub struct Blobs {
     distrusted: Mutex<HashSet<Digest>>,
     /// Copies that the cache does not hold. A leaf lock.
     unkept: Mutex<Unkept<Digest>>,
+    metrics: Arc<Metrics>,
     /// Held while a copy is made in memory: one at a time, so that the bound on memory is one.
     in_memory: Mutex<()>,
 }
@@ -145,8 +147,15 @@ impl Blobs {
             streams: Mutex::default(),
             distrusted: Mutex::default(),
             unkept: Mutex::default(),
+            metrics: Arc::default(),
             in_memory: Mutex::default(),
         }
+    }
+
+    /// Counts in the counters of a mount.
+    #[must_use]
+    pub fn counted_by(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// As [`Blobs::open_raw`], without waiting for a blob that has to be unpacked first: a thread does that, once for
@@ -371,13 +380,16 @@ impl Blobs {
         out: &mut dyn Write,
     ) -> Result<(), BlobError> {
         read_through(stored, digest, Some(size), &mut |bytes| out.write_all(bytes))
-            .map(drop)
-            .map_err(|fault| self.fault(digest, fault))
+            .map_err(|fault| self.fault(digest, fault))?;
+        self.metrics.add(Counter::BlobsFetched, 1);
+        self.metrics.add(Counter::FetchedBytes, size);
+        Ok(())
     }
 
     fn fault(&self, digest: &Digest, fault: Fault) -> BlobError {
         match fault {
             Fault::Corrupt(why) => {
+                self.metrics.add(Counter::BlobsRefused, 1);
                 BlobError::Corrupt { digest: *digest, place: self.library.blob_place(digest), why }
             }
             Fault::Read(source) => self.library_error(digest, source),
@@ -388,6 +400,7 @@ impl Blobs {
     fn stored(&self, digest: &Digest) -> Result<StoredBlob, BlobError> {
         self.library.blob(digest).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => {
+                self.metrics.add(Counter::BlobsRefused, 1);
                 BlobError::Missing { digest: *digest, place: self.library.blob_place(digest) }
             }
             _ => self.fault(digest, not_opened(source)),

@@ -8,7 +8,6 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +16,7 @@ use super::{Error, LowerFile, Materializer, PrivateCopy};
 use crate::library::index::NodeId;
 use crate::library::stamp::Stamp;
 use crate::library::unkept::memory_limit;
+use crate::metrics::Counter;
 
 impl Materializer {
     /// The private file of a relocated file that is only read. Made now unless there is one.
@@ -45,7 +45,7 @@ impl Materializer {
         Stamp::ThisBoot.set(&copy.file).map_err(self.source.os_error(lower, "set times"))?;
         let published = copy.staged.publish(self.relocated.as_fd(), name);
         published.map_err(self.source.os_error(lower, "publish a relocated file"))?;
-        self.counters.relocated.fetch_add(1, Ordering::Relaxed);
+        self.metrics.add(Counter::Relocated, 1);
         Ok(copy.file)
     }
 

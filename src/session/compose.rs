@@ -21,6 +21,7 @@ use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
+use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
 
@@ -57,11 +58,12 @@ pub(super) fn filesystem(
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size);
-    let blobs = Arc::new(blobs(&plan.location, cache));
+    let metrics = Arc::<Metrics>::default();
+    let blobs = Arc::new(blobs(&plan.location, cache).counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy);
     let relocated = open_dir(&state_dir.join("reloc"))?;
-    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated));
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated, metrics));
     let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
     if plan.serve.strategy == Strategy::Reflink && !reflink.supported {
         return Err(Error::NoReflink { path: state_dir, reason: reflink.reason });

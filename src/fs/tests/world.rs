@@ -175,7 +175,7 @@ fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
     let names =
         Names { from: STAGE.as_bytes().try_into().unwrap(), to: SPACE.as_bytes().try_into().unwrap() };
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
-    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc")));
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc"), Arc::default()));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
     let names = Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner).unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };
