@@ -1,13 +1,12 @@
 //! Opening a file in passthrough mode: what the bytes are read from and written to, and how the kernel is answered.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 
 use fuser::OpenFlags;
 
-use super::passthrough::{Answer, Change, Passthrough};
+use super::passthrough::{Answer, Passthrough};
 use crate::fs::{Fs, Side};
-use crate::namespace::error::{Error, Result};
+use crate::namespace::error::Result;
 use crate::namespace::types::{Attr, Ino};
 
 /// What an open is for.
@@ -45,11 +44,11 @@ impl Wanted {
     }
 
     /// Opens the file behind an inode and counts it.
-    pub(super) fn open(self, fs: &Fs, modes: &Arc<Passthrough>, ino: Ino) -> Result<Answer> {
+    pub(super) fn open(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
         if !self.write {
             return reading(fs, modes, ino);
         }
-        let _change = changing(modes, ino)?;
+        let _change = modes.change(ino.0)?;
         let file = fs.backing_for_writing(ino, self.truncate)?;
         if self.drop_setid {
             fs.drop_setid(ino)?;
@@ -77,11 +76,6 @@ impl Wanted {
 /// (the kernel leaves it to us), and a read renews the time of access, which some mounts keep.
 fn may_bypass(fs: &Fs, attr: &Attr) -> bool {
     attr.mode & 0o6000 == 0 && !fs.namespace().keeps_atime()
-}
-
-/// Begins a change of an inode's bytes.
-pub(super) fn changing(modes: &Arc<Passthrough>, ino: Ino) -> Result<Change> {
-    modes.change(ino.0).ok_or(Error::InUse)
 }
 
 fn reading(fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {

@@ -25,6 +25,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Side;
+use crate::namespace::error::{Error, Result};
 use crate::sys::backing::{self, Backings};
 
 /// Idle inodes whose way of opening is remembered. A backing number among them holds one open file of the kernel's,
@@ -177,16 +178,16 @@ impl Passthrough {
     }
 
     /// Begins a change of an inode's bytes, once nobody has the library's file open. None when somebody keeps it open.
-    pub(super) fn change(self: &Arc<Self>, ino: u64) -> Option<Change> {
+    pub(super) fn change(&self, ino: u64) -> Result<Change<'_>> {
         let deadline = Instant::now() + PATIENCE;
         let mut inodes = self.inodes.lock();
         while inodes.is_held(ino) {
             if self.idle.wait_until(&mut inodes, deadline).timed_out() && inodes.is_held(ino) {
-                return None;
+                return Err(Error::InUse);
             }
         }
         *inodes.changing.entry(ino).or_default() += 1;
-        Some(Change { modes: Arc::clone(self), ino })
+        Ok(Change { modes: self, ino })
     }
 
     /// Notes that an inode was opened for reading and writing, so that it may be mapped, longer than it is open. A store
@@ -237,12 +238,12 @@ impl Passthrough {
 
 /// A change of an inode's bytes that is under way. Until it is dropped no library file is handed to the kernel for it.
 #[derive(Debug)]
-pub(super) struct Change {
-    modes: Arc<Passthrough>,
+pub(super) struct Change<'p> {
+    modes: &'p Passthrough,
     ino: u64,
 }
 
-impl Drop for Change {
+impl Drop for Change<'_> {
     fn drop(&mut self) {
         let mut inodes = self.modes.inodes.lock();
         match inodes.changing.get_mut(&self.ino) {

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr,
 };
 
+use super::Mount;
 use super::convert;
-use super::passthrough::{Answer, Passthrough};
+use super::passthrough::Answer;
 use super::workers::guarded;
 use crate::fs::error::errno;
 use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
-use crate::namespace::error::{Error, Result};
+use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Attr, Ino};
 
 /// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
@@ -47,119 +49,162 @@ pub(super) const ABSENT: Attr = Attr {
 };
 const EPOCH: crate::namespace::types::Time = crate::namespace::types::Time { sec: 0, nsec: 0 };
 
-/// The one place where an error becomes an answer.
-pub(super) fn fail(operation: &'static str, ino: INodeNo, name: Option<&OsStr>, error: &Error) -> Errno {
+/// A reply of fuser that can be an error.
+pub(super) trait ErrorReply {
+    fn error(self, errno: Errno);
+}
+
+macro_rules! error_replies {
+    ($($reply:ty),*) => {
+        $(impl ErrorReply for $reply {
+            fn error(self, errno: Errno) {
+                <$reply>::error(self, errno);
+            }
+        })*
+    };
+}
+
+error_replies!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyIoctl,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr
+);
+
+/// What a request is about, for the log.
+#[derive(Clone, Copy)]
+pub(super) struct At<'n> {
+    pub(super) operation: &'static str,
+    pub(super) ino: INodeNo,
+    /// A name in the directory `ino`, or of an attribute.
+    pub(super) name: Option<&'n OsStr>,
+}
+
+impl<'n> At<'n> {
+    pub(super) fn inode(operation: &'static str, ino: INodeNo) -> Self {
+        Self { operation, ino, name: None }
+    }
+
+    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n OsStr) -> Self {
+        Self { operation, ino, name: Some(name) }
+    }
+}
+
+/// Answers with an error: the only place that does, but for ENOSYS, which tells the kernel not to ask again.
+pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error) {
     let errno = errno(error);
+    fs.metrics().request_failed(errno);
+    let At { operation, ino: INodeNo(ino), name } = at;
     let name = name.map(OsStr::to_string_lossy);
     let name = name.as_deref().unwrap_or_default();
     match errno {
-        rustix::io::Errno::IO => tracing::error!(operation, ino = ino.0, name, %error, "failed"),
-        // Apart, so that a full disk, which is told again and again, does not keep a bad blob from being told.
+        rustix::io::Errno::IO => tracing::error!(operation, ino, name, %error, "failed"),
+        // A message of its own, because the log is limited by message: a full disk must not hide a bad blob.
         rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {
-            tracing::error!(operation, ino = ino.0, name, %error, "no space");
+            tracing::error!(operation, ino, name, %error, "no space");
         }
-        _ => tracing::debug!(operation, ino = ino.0, name, %error, "refused"),
+        _ => tracing::debug!(operation, ino, name, %error, "refused"),
     }
-    Errno::from_i32(errno.raw_os_error())
+    reply.error(Errno::from_i32(errno.raw_os_error()));
 }
 
-/// The one way in which an entry gets to the kernel, which then holds one reference to its inode.
-pub(super) fn entry(
-    modes: Option<&Arc<Passthrough>>,
-    reply: ReplyEntry,
-    operation: &'static str,
-    at: INodeNo,
-    name: &OsStr,
-    done: Result<Attr>,
-) {
-    let attr = match done {
-        Ok(attr) => attr,
-        Err(error) => return reply.error(fail(operation, at, Some(name), &error)),
-    };
-    let attr_ttl = attr_ttl(modes, attr.ino);
-    reply.entry_with_ttls(attr_ttl, &TTL, &convert::attr(&attr), Generation(attr.generation.into()));
-}
-
-/// How long the kernel may keep an inode's attributes.
-pub(super) fn attr_ttl(modes: Option<&Arc<Passthrough>>, ino: Ino) -> &'static Duration {
-    match modes {
-        Some(modes) if !modes.keeps_attributes(ino.0) => &Duration::ZERO,
-        _ => &TTL,
-    }
-}
-
-pub(super) fn empty(
-    reply: ReplyEmpty,
-    operation: &'static str,
-    at: INodeNo,
-    name: Option<&OsStr>,
-    done: Result<()>,
+/// Answers with the result of an operation: by `send`, or with its error.
+pub(super) fn answer<R: ErrorReply, T>(
+    fs: &Fs,
+    reply: R,
+    at: At<'_>,
+    done: Result<T>,
+    send: impl FnOnce(R, T),
 ) {
     match done {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(fail(operation, at, name, &error)),
+        Ok(value) => send(reply, value),
+        Err(error) => refuse(fs, reply, at, &error),
     }
 }
 
-pub(super) fn attributes(
-    modes: Option<&Arc<Passthrough>>,
-    reply: ReplyAttr,
-    operation: &'static str,
-    at: INodeNo,
-    done: Result<Attr>,
-) {
-    match done {
-        Ok(attr) => reply.attr(attr_ttl(modes, attr.ino), &convert::attr(&attr)),
-        Err(error) => reply.error(fail(operation, at, None, &error)),
-    }
+/// Answers with an entry. The kernel then holds one lookup of its inode.
+pub(super) fn entry(mount: &Mount, reply: ReplyEntry, at: At<'_>, done: Result<Attr>) {
+    answer(mount, reply, at, done, |reply, attr| {
+        let generation = Generation(attr.generation.into());
+        reply.entry_with_ttls(mount.attr_ttl(attr.ino), &TTL, &convert::attr(&attr), generation);
+    });
 }
 
-/// Answers getxattr and listxattr, which ask for the size first.
-pub(super) fn xattr(reply: ReplyXattr, at: INodeNo, size: u32, name: Option<&OsStr>, done: Result<Vec<u8>>) {
-    match done {
-        Err(error) => reply.error(fail("xattr", at, name, &error)),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(len) if size == 0 => reply.size(len),
-            Ok(len) if len <= size => reply.data(&value),
-            _ => reply.error(Errno::ERANGE),
-        },
-    }
+pub(super) fn empty(fs: &Fs, reply: ReplyEmpty, at: At<'_>, done: Result<()>) {
+    answer(fs, reply, at, done, |reply, ()| reply.ok());
+}
+
+pub(super) fn attributes(mount: &Mount, reply: ReplyAttr, at: At<'_>, done: Result<Attr>) {
+    answer(mount, reply, at, done, |reply, attr| {
+        reply.attr(mount.attr_ttl(attr.ino), &convert::attr(&attr));
+    });
+}
+
+/// Answers getxattr and listxattr. With `size` 0 the caller asks for the length.
+pub(super) fn xattr(fs: &Fs, reply: ReplyXattr, at: At<'_>, size: u32, done: Result<Vec<u8>>) {
+    let fits = done.and_then(|value| match u32::try_from(value.len()) {
+        Ok(len) if size == 0 || len <= size => Ok((value, len)),
+        _ => Err(call("getxattr")(rustix::io::Errno::RANGE)),
+    });
+    answer(fs, reply, at, fits, |reply, (value, len)| match size {
+        0 => reply.size(len),
+        _ => reply.data(&value),
+    });
 }
 
 /// Answers a read from data that is at hand, or from a blob once its bytes are unpacked.
-pub(super) fn data(fs: &Arc<Fs>, reply: ReplyData, ino: INodeNo, data: FileData, offset: u64, size: u32) {
-    match data {
+pub(super) fn data(
+    mount: &Arc<Mount>,
+    reply: ReplyData,
+    at: At<'static>,
+    found: Result<FileData>,
+    offset: u64,
+    size: u32,
+) {
+    answer(mount, reply, at, found, |reply, data| match data {
         FileData::Bytes(bytes) => {
             let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let end = start.saturating_add(size as usize).min(bytes.len());
             reply.data(bytes.get(start..end).unwrap_or_default());
         }
-        FileData::File(file) => from_file(reply, ino, Ok(file), offset, size),
-        FileData::Upper(file) => from_file(reply, ino, Ok(file), offset, size),
+        FileData::File(file) => from_file(mount, reply, at, Ok(file), offset, size),
+        FileData::Upper(file) => from_file(mount, reply, at, Ok(file), offset, size),
         FileData::Stream(filling, node) => {
-            let fs = Arc::clone(fs);
-            let answer = move |outcome| {
-                guarded(|| from_file(reply, ino, fs.unpacked(node, outcome), offset, size));
-            };
-            if let Err(answer) = filling.when_there(offset, size as usize, Box::new(answer)) {
-                tracing::debug!(ino = ino.0, "too many reads wait for one blob; waiting on this thread");
-                answer(filling.wait(offset, size as usize));
+            let mount = Arc::clone(mount);
+            let unpacked = Box::new(move |outcome| {
+                guarded(mount.metrics(), || {
+                    from_file(&mount, reply, at, mount.unpacked(node, outcome), offset, size);
+                });
+            });
+            if let Err(unpacked) = filling.when_there(offset, size as usize, unpacked) {
+                tracing::debug!(
+                    ino = at.ino.0,
+                    "too many reads wait for one blob; this one holds its thread"
+                );
+                unpacked(filling.wait(offset, size as usize));
             }
         }
-    }
+    });
 }
 
-fn from_file(reply: ReplyData, ino: INodeNo, file: Result<impl AsFd>, offset: u64, size: u32) {
+fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, offset: u64, size: u32) {
     BUFFER.with_borrow_mut(|buffer| {
         let size = size as usize;
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        let Some(room) = buffer.get_mut(..size) else { return reply.error(Errno::EIO) };
-        match file.and_then(|file| read_file(file, offset, room)) {
-            Ok(n) => reply.data(room.get(..n).unwrap_or_default()),
-            Err(error) => reply.error(fail("read", ino, None, &error)),
-        }
+        let room = buffer.get_mut(..size).unwrap_or_default();
+        let read = file.and_then(|file| Ok((read_file(file, offset, room)?, room)));
+        answer(fs, reply, at, read, |reply, (n, room)| reply.data(room.get(..n).unwrap_or_default()));
     });
 }
 

@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
 
-use crate::fs::Fs;
+use super::Mount;
+use crate::metrics::Metrics;
 use crate::namespace::types::Ino;
 use crate::sys::thread;
 
@@ -27,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Runs the requests of one mount.
 #[derive(Debug)]
 pub(super) struct Workers {
-    fs: Arc<Fs>,
+    mount: Arc<Mount>,
     permits: Permits,
     pool: Arc<Pool>,
 }
@@ -60,43 +62,43 @@ impl Drop for Permit<'_> {
 }
 
 impl Workers {
-    pub(super) fn new(fs: Arc<Fs>, loops: usize) -> Self {
-        Self { fs, permits: Permits::new(loops), pool: Arc::default() }
+    pub(super) fn new(mount: Mount, loops: usize) -> Self {
+        Self { mount: Arc::new(mount), permits: Permits::new(loops), pool: Arc::default() }
     }
 
     /// The operations, for what a loop does by itself.
-    pub(super) fn fs(&self) -> &Fs {
-        &self.fs
+    pub(super) fn mount(&self) -> &Mount {
+        &self.mount
     }
 
     /// Runs a request that may have to wait for a disk. `with` (a name, or the bytes of a write) is copied only when
     /// a thread has to do the work.
-    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Arc<Fs>, &T) + Send + 'static)
+    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
         T::Owned: Send + 'static,
     {
         match self.permits.take() {
             Some(_permit) => {
-                guarded(|| work(&self.fs, with));
+                guarded(self.mount.metrics(), || work(&self.mount, with));
             }
             None => {
                 let with = with.to_owned();
-                self.hand_over(move |fs| work(fs, with.borrow()));
+                self.hand_over(move |mount| work(mount, with.borrow()));
             }
         }
     }
 
     /// Runs a request whose first step finds out whether the rest may take long. That rest, which the first step
     /// returns, is run on a thread of the pool.
-    pub(super) fn run_in_steps<R>(&self, first: impl FnOnce(&Arc<Fs>) -> Option<R> + Send + 'static)
+    pub(super) fn run_in_steps<R>(&self, first: impl FnOnce(&Arc<Mount>) -> Option<R> + Send + 'static)
     where
-        R: FnOnce(&Arc<Fs>) + Send + 'static,
+        R: FnOnce(&Arc<Mount>) + Send + 'static,
     {
         let Some(permit) = self.permits.take() else {
-            return self.hand_over(move |fs| first(fs).into_iter().for_each(|rest| rest(fs)));
+            return self.hand_over(move |mount| first(mount).into_iter().for_each(|rest| rest(mount)));
         };
-        let rest = guarded(|| first(&self.fs)).flatten();
+        let rest = guarded(self.mount.metrics(), || first(&self.mount)).flatten();
         drop(permit);
         if let Some(rest) = rest {
             self.hand_over(rest);
@@ -105,40 +107,41 @@ impl Workers {
 
     /// The same for a request that only reads names or attributes: of an entry that is purely the library's it never
     /// has to wait.
-    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Arc<Fs>, &T) + Send + 'static)
+    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
         T::Owned: Send + 'static,
     {
         match self.permits.take() {
             Some(_permit) => {
-                guarded(|| work(&self.fs, with));
+                guarded(self.mount.metrics(), || work(&self.mount, with));
             }
-            None if self.fs.namespace().is_pure_lower(ino) => {
-                guarded(|| work(&self.fs, with));
+            None if self.mount.namespace().is_pure_lower(ino) => {
+                guarded(self.mount.metrics(), || work(&self.mount, with));
             }
             None => {
                 let with = with.to_owned();
-                self.hand_over(move |fs| work(fs, with.borrow()));
+                self.hand_over(move |mount| work(mount, with.borrow()));
             }
         }
     }
 
     /// Runs a request that takes long on a thread of the pool.
-    pub(super) fn hand_over(&self, work: impl FnOnce(&Arc<Fs>) + Send + 'static) {
-        let fs = Arc::clone(&self.fs);
+    pub(super) fn hand_over(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
+        let mount = Arc::clone(&self.mount);
         self.pool.run(Box::new(move || {
-            guarded(|| work(&fs));
+            guarded(mount.metrics(), || work(&mount));
         }));
     }
 }
 
 /// Runs a request; a bug in it must not end the loop, and with it the mount. None when it panicked.
-pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn guarded<T>(metrics: &Metrics, work: impl FnOnce() -> T) -> Option<T> {
     // Unwinding drops what the request held: its locks (which are not poisoned) and its reply.
     let done = catch_unwind(AssertUnwindSafe(work)).ok();
     if done.is_none() {
         tracing::error!("a request panicked and was answered EIO");
+        metrics.request_failed(Errno::IO);
     }
     done
 }
@@ -247,6 +250,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_here() {
-        assert_eq!(guarded(|| panic!("a test")), None::<()>);
+        let metrics = Metrics::default();
+        assert_eq!(guarded(&metrics, || panic!("a test")), None::<()>);
+        assert_eq!(metrics.snapshot()["errors.EIO"], 1);
     }
 }

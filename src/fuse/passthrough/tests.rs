@@ -81,13 +81,13 @@ fn a_change_waits_for_the_readers_of_a_library_file() {
     let (_, modes) = modes(false);
     open(&modes, 7, Side::Lower);
     assert!(modes.must_wait(7));
-    assert!(modes.change(7).is_none(), "they keep it open");
+    assert!(modes.change(7).is_err(), "they keep it open");
     // Who only reads joins them.
     assert!(matches!(open(&modes, 7, Side::Lower), Answer::Passthrough(_)));
     modes.release(7);
     let waiting = {
         let modes = Arc::clone(&modes);
-        std::thread::spawn(move || modes.change(7).is_some())
+        std::thread::spawn(move || modes.change(7).is_ok())
     };
     std::thread::sleep(Duration::from_millis(20));
     modes.release(7);
