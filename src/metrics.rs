@@ -107,8 +107,9 @@ impl Metrics {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = COUNTERS.iter().zip(&self.counters);
         let counters = counters.map(|(definition, counter)| (definition.name.to_owned(), value(counter)));
-        let errors = (0..).zip(&self.errors).map(|(errno, counter)| (error_name(errno), value(counter)));
-        counters.chain(errors.filter(|(_, n)| *n > 0)).collect()
+        let errors = (0..).zip(&self.errors).map(|(errno, counter)| (errno, value(counter)));
+        let errors = errors.filter(|(_, n)| *n > 0).map(|(errno, n)| (error_name(errno), n));
+        counters.chain(errors).collect()
     }
 }
 

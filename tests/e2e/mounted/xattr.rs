@@ -1,13 +1,15 @@
 //! Extended attributes in the `user.` namespace.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
 use rustix::io::Errno;
 
 use super::ino;
-use crate::common::World;
 use crate::common::library::pattern;
+use crate::common::{Library, World, assert_errno, sh};
 
 fn get(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {
     let mut value = vec![0; 70_000];
@@ -27,6 +29,31 @@ fn list(path: &Path) -> Vec<String> {
 }
 
 for_both_users! {
+    /// The root's attribute with the counters of the mount.
+    fn counters_of_the_mount() {
+        let library = Library::sample();
+        let world = World::with(&library);
+        let mounted = world.mount("s");
+        let counters = || -> BTreeMap<String, u64> {
+            let name = "user.holofs.status";
+            assert_eq!(getxattr(mounted.path(), name, &mut [0; 10][..]), Err(Errno::RANGE));
+            // It asks for the length, and then for the value.
+            let text = sh(Command::new("getfattr").args(["--only-values", "-n", name]).arg(mounted.path()));
+            serde_json::from_str(&text).unwrap()
+        };
+        assert_eq!((counters()["blobs_fetched"], counters().get("errors.EIO")), (0, None));
+        std::fs::write(library.blob(&world.hololib(), "lib/data.bin"), b"no blob").unwrap();
+        std::fs::read(mounted.at("readme.txt")).unwrap();
+        assert_errno(std::fs::read(mounted.at("lib/data.bin")), Errno::IO);
+        std::fs::write(mounted.at("etc/prefix.conf"), b"mine").unwrap();
+        let counted = counters();
+        assert!(counted["blobs_fetched"] >= 1 && counted["blob_bytes_fetched"] > 0, "{counted:?}");
+        assert!(counted["blobs_refused"] >= 1 && counted["errors.EIO"] >= 1, "{counted:?}");
+        assert!(counted["requests_failed"] > counted["errors.EIO"] && counted["errors.ERANGE"] >= 1, "{counted:?}");
+        assert!(counted["files_touched"] >= 2, "{counted:?}");
+        assert_eq!(list(mounted.path()), Vec::<String>::new());
+    }
+
     fn set_get_list_remove() {
         let world = World::sample();
         let mounted = world.mount("s");
