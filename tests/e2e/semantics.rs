@@ -1,4 +1,4 @@
-//! Checks that every test which `docs/SEMANTICS.md` names exists.
+//! Checks that every test that `docs/SEMANTICS.md` names exists, and every function that `docs/ARCHITECTURE.md` names.
 
 use std::path::{Path, PathBuf};
 
@@ -41,4 +41,46 @@ fn every_named_test_exists() {
         }
     }
     assert!(named > 50, "only {named} tests were found in the page");
+}
+
+/// The text of all source files below `src`.
+fn source_text(dir: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            source_text(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// `docs/ARCHITECTURE.md` follows requests through functions and modules by their names.
+#[test]
+fn every_name_of_the_architecture_exists() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut text = String::new();
+    source_text(&src, &mut text);
+    let is_defined = |name: &str| {
+        ["fn", "struct", "enum", "trait", "mod"].iter().any(|kind| {
+            let start = format!("{kind} {name}");
+            text.match_indices(&start).any(|(at, _)| {
+                !text[at + start.len()..].starts_with(|c: char| c == '_' || c.is_alphanumeric())
+            })
+        })
+    };
+    let page = include_str!("../../docs/ARCHITECTURE.md");
+    let mut named = 0;
+    for path in page.split('`').skip(1).step_by(2).filter(|path| path.contains("::")) {
+        for name in path.split("::").filter(|name| !name.is_empty()) {
+            // A variant of an enum has no keyword in front.
+            let is_variant = name.starts_with(char::is_uppercase) && text.contains(&format!("    {name},"));
+            assert!(
+                is_defined(name) || is_variant,
+                "docs/ARCHITECTURE.md names `{path}`; there is no `{name}`"
+            );
+        }
+        named += 1;
+    }
+    assert!(named > 40, "only {named} names were found in the page");
 }
