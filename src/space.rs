@@ -51,7 +51,7 @@ pub enum SpaceError {
         feature: String,
     },
     /// The space has changes that were made over another catalog.
-    #[error("its changes belong to {kept}, not to {wanted}")]
+    #[error("{identity}: its changes belong to {kept}, not to {wanted}")]
     OtherContent {
         /// The space.
         identity: String,
@@ -63,7 +63,7 @@ pub enum SpaceError {
         blueprint: Option<String>,
     },
     /// `--ephemeral` would drop changes of earlier mounts with its own.
-    #[error("it has changes from earlier mounts, which --ephemeral would drop")]
+    #[error("{identity}: it has changes from earlier mounts, which --ephemeral would drop")]
     EphemeralOverChanges {
         /// The space.
         identity: String,
@@ -77,7 +77,7 @@ pub enum SpaceError {
         library: PathBuf,
     },
     /// Another process has the space mounted, or is about to.
-    #[error("it is in use{}", by(*pid))]
+    #[error("{identity}: it is in use{}", by(*pid))]
     Busy {
         /// The space.
         identity: String,
@@ -85,7 +85,7 @@ pub enum SpaceError {
         pid: Option<u32>,
     },
     /// The lock beside the space's directory was not to be had in time.
-    #[error("still locked after {} s{}", waited.as_secs_f64(), by(*pid))]
+    #[error("{path}: still locked after {} s{}", waited.as_secs_f64(), by(*pid))]
     LockTimeout {
         /// The lock file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum SpaceError {
         waited: Duration,
     },
     /// The name given cannot be the name of a space's directory.
-    #[error("{source}")]
+    #[error("{given}: {source}")]
     Name {
         /// What was given.
         given: String,
@@ -103,7 +103,7 @@ pub enum SpaceError {
         source: crate::library::name::NameError,
     },
     /// The path given is not where the environment can be.
-    #[error("the environment can only be used in {base}")]
+    #[error("{given}: the environment can only be used in {base}")]
     BaseMismatch {
         /// What was given.
         given: PathBuf,
@@ -111,7 +111,7 @@ pub enum SpaceError {
         base: PathBuf,
     },
     /// The catalog names a directory that is not its library's, and nobody typed it.
-    #[error("its spaces belong in {base:?}, which is not a directory of this library")]
+    #[error("catalog {catalog}: its spaces belong in {base:?}, which is not a directory of this library")]
     ForeignBase {
         /// The catalog.
         catalog: PathBuf,
@@ -119,7 +119,7 @@ pub enum SpaceError {
         base: PathBuf,
     },
     /// The mountpoint cannot be mounted on.
-    #[error("{problem}")]
+    #[error("{path}: {problem}")]
     Mountpoint {
         /// The directory.
         path: PathBuf,
@@ -135,7 +135,7 @@ pub enum SpaceError {
         candidates: Vec<CatalogName>,
     },
     /// A catalog's header could not be read.
-    #[error("{path}: {why}")]
+    #[error("catalog {path}: {why}")]
     BadCatalog {
         /// The catalog, or a space's `.meta`.
         path: PathBuf,

@@ -3,6 +3,8 @@
 //! The mapping from each layer's errors is here and nowhere else, and exhaustive: a new error does not compile until
 //! somebody has decided what it tells the user.
 
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
@@ -53,77 +55,100 @@ pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure 
     Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
 }
 
-impl From<SettingsError> for Failure {
-    fn from(error: SettingsError) -> Self {
-        Failure::from(&error)
+/// What to try.
+type Fix = Option<Cow<'static, str>>;
+
+/// What the user is told about an error beside its text.
+trait Advice: Display {
+    /// The exit code, and what to try.
+    fn advice(&self) -> (u8, Fix);
+
+    /// What there is to choose from, one line each.
+    fn choices(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
-impl From<&SettingsError> for Failure {
-    fn from(error: &SettingsError) -> Self {
-        let what = error.to_string();
-        match error {
-            SettingsError::NoHome => failure(CONFIG, what, Some("set HOME, or give --home DIRECTORY")),
-            SettingsError::NoCurrentDir(_) => failure(FAILED, what, None),
-            SettingsError::Variable { .. } | SettingsError::File { .. } => failure(CONFIG, what, None),
-            SettingsError::Unreadable(_) => {
-                failure(CONFIG, what, Some("a regular file that you may read, or none"))
-            }
+impl<E: Advice> Advice for &E {
+    fn advice(&self) -> (u8, Fix) {
+        (**self).advice()
+    }
+
+    fn choices(&self) -> Vec<String> {
+        (**self).choices()
+    }
+}
+
+impl<E: Advice> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let (code, fix) = error.advice();
+        Self { what: plain(&error), fix: fix.map(Cow::into_owned), choices: error.choices(), code }
+    }
+}
+
+/// Puts an error of a session into words. The daemon is given this function.
+#[must_use]
+pub fn describe(error: &session::Error) -> Failure {
+    error.into()
+}
+
+fn try_this(code: u8, fix: &'static str) -> (u8, Fix) {
+    (code, Some(fix.into()))
+}
+
+const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
+const CATALOG_AGAIN: &str =
+    "record or import the environment again; `holofs check` looks at the whole library";
+
+impl Advice for SettingsError {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::NoHome => try_this(CONFIG, "set HOME, or give --home DIRECTORY"),
+            Self::NoCurrentDir(_) => (FAILED, None),
+            Self::Variable { .. } | Self::File { .. } => (CONFIG, None),
+            Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or none"),
         }
     }
 }
 
-impl From<&GuardedError> for Failure {
-    fn from(error: &GuardedError) -> Self {
-        let (what, path) = (error.to_string(), error.path.display());
-        match &error.problem {
-            Problem::Os(errno) if is_about_writing(&(*errno).into()) => {
-                failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
-            }
-            Problem::Os(_) => failure(FAILED, what, None),
+impl Advice for GuardedError {
+    fn advice(&self) -> (u8, Fix) {
+        let path = self.path.display();
+        match &self.problem {
+            Problem::Os(errno) if is_about_writing(&(*errno).into()) => try_this(FAILED, MORE_SPACE),
+            Problem::Os(_) => (FAILED, None),
             Problem::NotAFile(_)
             | Problem::Linked(_)
             | Problem::TooLarge(_)
             | Problem::NotADirectory(_)
             | Problem::Exchanged => {
-                failure(FAILED, what, Some(&format!("see who put it there, and remove it: {path}")))
+                (FAILED, Some(format!("see who put it there, and remove it: {path}").into()))
             }
             Problem::Owner { .. } => {
-                failure(CONFIG, what, Some("set HOLOFS_HOME to a directory of your own, or run as that user"))
+                try_this(CONFIG, "set HOLOFS_HOME to a directory of your own, or run as that user")
             }
             Problem::Writable(_) => {
                 let fix = format!("chmod go-w {path}, or set HOLOFS_HOME to a directory of your own");
-                failure(CONFIG, what, Some(&fix))
+                (CONFIG, Some(fix.into()))
             }
         }
     }
 }
 
-impl From<LibraryError> for Failure {
-    fn from(error: LibraryError) -> Self {
-        of_library(&error)
-    }
-}
-
-fn of_library(error: &LibraryError) -> Failure {
-    let what = error.to_string();
-    match error {
-        LibraryError::NotALibrary { .. } => {
-            failure(LIBRARY, what, Some("a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`"))
-        }
-        LibraryError::Catalog { .. } | LibraryError::Compile { .. } => failure(
-            LIBRARY,
-            what,
-            Some("record or import the environment again; `holofs check` looks at the whole library"),
-        ),
-        LibraryError::Index(_) => failure(FAILED, what, Some("remove holofs's cache, which loses nothing")),
-        // The library is only read: what cannot be written is the cache.
-        LibraryError::Io { source, .. } if is_about_writing(source) => {
-            failure(FAILED, what, Some("free some space, or set HOLOFS_HOME to a directory with more"))
-        }
-        LibraryError::Io { .. } => {
-            let fix = "as a user who may use it; holofs's own files can be elsewhere: set HOLOFS_HOME";
-            failure(LIBRARY, what, Some(fix))
+impl Advice for LibraryError {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::NotALibrary { .. } => {
+                try_this(LIBRARY, "a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`")
+            }
+            Self::Catalog { .. } | Self::Compile { .. } => try_this(LIBRARY, CATALOG_AGAIN),
+            Self::Index(_) => try_this(FAILED, "remove holofs's cache, which loses nothing"),
+            // The library is only read, so it is the cache that cannot be written.
+            Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
+            Self::Io { .. } => try_this(
+                LIBRARY,
+                "as a user who may use it; holofs's own files can be elsewhere: set HOLOFS_HOME",
+            ),
         }
     }
 }
@@ -133,232 +158,209 @@ fn is_about_writing(error: &io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
-impl From<SpaceError> for Failure {
-    fn from(error: SpaceError) -> Self {
-        of_space(&error)
+impl Advice for SpaceError {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::DamagedState { path, .. } => {
+                let upper = path.with_file_name("upper");
+                let upper = upper.display();
+                let fix = format!("your changes are in {upper}; copy what you need, then mount with --fresh");
+                (INTEGRITY, Some(fix.into()))
+            }
+            Self::UnknownFeature { .. } => try_this(FAILED, "use the newer holofs that wrote it"),
+            Self::ReadOnlyFeature { .. } => {
+                try_this(FAILED, "--read-only, or use the newer holofs that wrote it")
+            }
+            Self::OtherContent { blueprint: Some(blueprint), .. } => {
+                let fix = format!("--blueprint {blueprint} to keep them, or --fresh to drop them");
+                (MOUNTPOINT, Some(fix.into()))
+            }
+            Self::OtherContent { blueprint: None, .. } => try_this(MOUNTPOINT, "--fresh to drop them"),
+            Self::EphemeralOverChanges { .. } => {
+                try_this(USAGE, "another space name, or --fresh to drop the changes")
+            }
+            Self::StateInsideLibrary { .. } => {
+                try_this(USAGE, "set HOLOFS_HOME to a directory outside of the library")
+            }
+            Self::Busy { .. } => try_this(BUSY, "wait for it, or end it with `holofs unmount`"),
+            Self::LockTimeout { .. } => {
+                try_this(BUSY, "wait until rcc has finished, or give a longer --lock-timeout")
+            }
+            Self::Name { source: NameError::NotUtf8 | NameError::NoDirectory(_), .. } => {
+                try_this(USAGE, "another name for the space")
+            }
+            Self::Name { .. } => {
+                try_this(MOUNTPOINT, "a space name without a slash: holofs then finds the directory itself")
+            }
+            Self::BaseMismatch { base, .. } => {
+                let fix = format!("a directory in {}, or a space name", base.display());
+                (MOUNTPOINT, Some(fix.into()))
+            }
+            Self::ForeignBase { base, .. } => {
+                let base = base.display();
+                let fix =
+                    format!("if you trust it, the path of a directory with a name of 24 bytes in {base}");
+                (MOUNTPOINT, Some(fix.into()))
+            }
+            Self::Mountpoint { path, problem } => (MOUNTPOINT, Some(way_out(path, problem))),
+            Self::NoCatalog { candidates, .. } => no_catalog(candidates.is_empty()),
+            Self::BadCatalog { .. } => try_this(LIBRARY, CATALOG_AGAIN),
+            Self::Guarded(error) => error.advice(),
+            Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
+            Self::Io { .. } => (FAILED, None),
+        }
+    }
+
+    fn choices(&self) -> Vec<String> {
+        match self {
+            Self::NoCatalog { candidates, .. } => {
+                candidates.iter().map(|catalog| choice(catalog, "")).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 
-fn of_space(error: &SpaceError) -> Failure {
-    let why = error.to_string();
-    match error {
-        SpaceError::DamagedState { path, .. } => failure(
-            INTEGRITY,
-            why,
-            Some(&format!(
-                "your changes are in {}; copy what you need, then mount with --fresh",
-                path.with_file_name("upper").display()
-            )),
-        ),
-        SpaceError::UnknownFeature { .. } => failure(FAILED, why, Some("use the newer holofs that wrote it")),
-        SpaceError::ReadOnlyFeature { .. } => {
-            failure(FAILED, why, Some("--read-only, or use the newer holofs that wrote it"))
-        }
-        SpaceError::OtherContent { identity, blueprint, .. } => {
-            let keep = match blueprint {
-                Some(blueprint) => format!("--blueprint {blueprint} to keep them, or --fresh to drop them"),
-                None => "--fresh to drop them".to_owned(),
-            };
-            failure(MOUNTPOINT, format!("{identity}: {why}"), Some(&keep))
-        }
-        SpaceError::EphemeralOverChanges { identity } => {
-            let fix = "another space name, or --fresh to drop the changes";
-            failure(USAGE, format!("{identity}: {why}"), Some(fix))
-        }
-        SpaceError::StateInsideLibrary { .. } => {
-            failure(USAGE, why, Some("set HOLOFS_HOME to a directory outside of the library"))
-        }
-        SpaceError::Busy { identity, .. } => {
-            let fix = "wait for it, or end it with `holofs unmount`";
-            failure(BUSY, format!("{identity}: {why}"), Some(fix))
-        }
-        SpaceError::LockTimeout { path, .. } => {
-            let fix = "wait until rcc has finished, or give a longer --lock-timeout";
-            failure(BUSY, format!("{}: {why}", path.display()), Some(fix))
-        }
-        SpaceError::Name { given, source: NameError::NotUtf8 | NameError::NoDirectory(_) } => {
-            failure(USAGE, format!("{given}: {why}"), Some("another name for the space"))
-        }
-        SpaceError::Name { given, .. } => {
-            let fix = "a space name without a slash: holofs then finds the directory itself";
-            failure(MOUNTPOINT, format!("{given}: {why}"), Some(fix))
-        }
-        SpaceError::BaseMismatch { given, base } => {
-            let fix = format!("a directory in {}, or a space name", base.display());
-            failure(MOUNTPOINT, format!("{}: {why}", given.display()), Some(&fix))
-        }
-        SpaceError::ForeignBase { catalog, base } => {
-            let fix = format!(
-                "if you trust it, the path of a directory with a name of 24 bytes in {}",
-                base.display()
-            );
-            failure(MOUNTPOINT, format!("catalog {}: {why}", catalog.display()), Some(&fix))
-        }
-        SpaceError::Mountpoint { path, problem } => {
-            failure(MOUNTPOINT, format!("{}: {why}", path.display()), Some(&way_out(path, problem)))
-        }
-        SpaceError::NoCatalog { candidates, .. } => {
-            no_catalog(&why, candidates.iter().map(|catalog| (catalog, "")))
-        }
-        SpaceError::BadCatalog { .. } => {
-            let fix = "record or import the environment again; `holofs check` looks at the whole library";
-            failure(LIBRARY, format!("catalog {why}"), Some(fix))
-        }
-        SpaceError::Guarded(error) => error.into(),
-        SpaceError::Io { source, .. } if is_about_writing(source) => {
-            failure(FAILED, why, Some("free some space, or set HOLOFS_HOME to a directory with more"))
-        }
-        SpaceError::Io { .. } => failure(FAILED, why, None),
-    }
+fn no_catalog(is_empty: bool) -> (u8, Fix) {
+    try_this(
+        NOT_FOUND,
+        if is_empty {
+            "`holofs record` or rcc to put an environment into the library"
+        } else {
+            "--blueprint with the beginning of one of these:"
+        },
+    )
 }
 
-/// A choice that was not made, with what there is to choose from and by what one may know it.
-fn no_catalog<'a>(why: &str, candidates: impl Iterator<Item = (&'a CatalogName, &'a str)>) -> Failure {
-    let choices = candidates.map(|(catalog, about)| {
-        format!("{} {}  {about}", catalog.blueprint, catalog.platform).trim_end().to_owned()
-    });
-    let choices: Vec<String> = choices.collect();
-    let fix = if choices.is_empty() {
-        "`holofs record` or rcc to put an environment into the library"
-    } else {
-        "--blueprint with the beginning of one of these:"
-    };
-    Failure { choices, ..failure(NOT_FOUND, why, Some(fix)) }
+fn choice(catalog: &CatalogName, about: &str) -> String {
+    format!("{} {}  {about}", catalog.blueprint, catalog.platform).trim_end().to_owned()
 }
 
 /// What to do about a mountpoint.
-fn way_out(path: &Path, problem: &MountpointProblem) -> String {
+fn way_out(path: &Path, problem: &MountpointProblem) -> Cow<'static, str> {
     match problem {
-        MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()),
+        MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()).into(),
         MountpointProblem::Restored => {
             let identity = path.file_name().unwrap_or_default().to_string_lossy();
             format!("another space name, or `rcc holotree delete {identity}` to have holofs present it")
+                .into()
         }
-        MountpointProblem::Mounted(_) => format!("umount {}", path.display()),
-        MountpointProblem::Owner(_) => "as that user, another space name, or remove the directory".to_owned(),
+        MountpointProblem::Mounted(_) => format!("umount {}", path.display()).into(),
+        MountpointProblem::Owner(_) => "as that user, another space name, or remove the directory".into(),
         MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
-            "another space name, or move away what is there".to_owned()
+            "another space name, or move away what is there".into()
         }
-        MountpointProblem::Refused(_) => "as a user who may write there, or another space".to_owned(),
+        MountpointProblem::Refused(_) => "as a user who may write there, or another space".into(),
     }
 }
 
-/// Puts a session's error into words; the daemon is given this function.
-#[must_use]
-pub fn describe(error: &session::Error) -> Failure {
-    let what = error.to_string();
-    match error {
-        session::Error::Library(error) => of_library(error),
-        session::Error::Space(error) => of_space(error),
-        session::Error::Mount { source, .. } => {
-            let fix = match source {
-                MountError::Device(_) => {
-                    Some("modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN")
-                }
-                MountError::NoFusermount => Some("install the package fuse3"),
-                MountError::Fusermount(said) if said.contains("user_allow_other") => {
-                    Some("put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
-                }
-                MountError::Exchanged => Some("see who may write to the directories above it"),
-                MountError::Fusermount(_) | MountError::Os { .. } | MountError::Io(_) => None,
-            };
-            failure(FUSE, what, fix)
-        }
-        session::Error::OtherBlueprint { .. } => {
-            failure(MOUNTPOINT, what, Some("unmount it first, or use another space name"))
-        }
-        session::Error::OtherOptions { .. } => {
-            failure(MOUNTPOINT, what, Some("ask for what is in force, or unmount it first"))
-        }
-        session::Error::NoReflink { .. } => {
-            failure(STRATEGY, what, Some("--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs"))
-        }
-        session::Error::NoPassthrough { .. } => failure(
-            FUSE,
-            what,
-            Some("--io cached, or install holofs-mount-helper; Linux 6.9 has passthrough"),
-        ),
-        session::Error::InUse { .. } => failure(BUSY, what, Some("end what uses it, or unmount with --lazy")),
-        session::Error::DeletedInUse { .. } => {
-            failure(BUSY, what, Some("end what uses it, or unmount with --lazy; then mount again"))
-        }
-        session::Error::BeingRecorded { .. } => {
-            failure(BUSY, what, Some("wait until rcc has finished, or give a longer --lock-timeout"))
-        }
-        session::Error::MountedElsewhere { .. } => {
-            failure(BUSY, what, Some("unmount those first, or all at once with --force"))
-        }
-        session::Error::StillServed { .. } => failure(
-            BUSY,
-            what,
-            Some("end what uses it; or --force, which ends the daemon and keeps the changes"),
-        ),
-        session::Error::NoCatalog { why, candidates } => {
-            no_catalog(why, candidates.iter().map(|(catalog, about)| (catalog, about.as_str())))
-        }
-        session::Error::MountOption(_) => {
-            failure(USAGE, what, Some("ro, noexec, noatime, sync, dirsync, allow_other"))
-        }
-        session::Error::NoProfile { .. } => failure(
-            NOT_FOUND,
-            what,
-            Some("a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone"),
-        ),
-        session::Error::NoSpace { .. } => failure(NOT_FOUND, what, Some("`holofs list`")),
-        session::Error::OthersMount { .. } => failure(MOUNTPOINT, what, Some("another space name")),
-        session::Error::NotMounted(_) => failure(NOT_FOUND, what, None),
-        session::Error::Upper { .. } | session::Error::Os { .. } => failure(FAILED, what, None),
-        session::Error::NoAnswer { .. } => {
-            failure(BUSY, what, Some("wait for it, or end that process and mount again"))
-        }
-        session::Error::Limits(_) => {
-            failure(FAILED, what, Some("raise that limit in the shell that mounts, or in the container"))
-        }
-        session::Error::Fuse(_) => failure(FUSE, what, None),
-        session::Error::DaemonDied(_) => failure(FAILED, what, None),
-        session::Error::Daemon(failure) => failure.clone(),
-    }
-}
-
-impl From<session::Error> for Failure {
-    fn from(error: session::Error) -> Self {
-        describe(&error)
-    }
-}
-
-impl From<RecordError> for Failure {
-    fn from(error: RecordError) -> Self {
-        let what = error.to_string();
-        match &error {
-            RecordError::Library(error) => of_library(error),
-            RecordError::Kind { .. } => {
-                failure(USAGE, what, Some("leave out the flag, or name another directory for the other kind"))
+impl Advice for MountError {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::Device(_) => {
+                try_this(FUSE, "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN")
             }
-            RecordError::NoBlueprint => failure(ENVIRONMENT, what, Some("a file with a few lines about it")),
-            RecordError::NoCommand => failure(USAGE, what, Some("`holofs record --help`")),
-            RecordError::Busy { .. } => failure(BUSY, what, Some("wait until it has finished")),
-            RecordError::StageInUse { .. } => failure(BUSY, what, None),
-            RecordError::Guarded(GuardedError {
-                path,
-                problem: Problem::Owner { .. } | Problem::Writable(_),
-            }) => {
+            Self::NoFusermount => try_this(FUSE, "install the package fuse3"),
+            Self::Fusermount(output) if output.contains("user_allow_other") => {
+                try_this(FUSE, "put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
+            }
+            Self::Exchanged => try_this(FUSE, "see who may write to the directories above it"),
+            Self::Fusermount(_) | Self::Os { .. } | Self::Io(_) => (FUSE, None),
+        }
+    }
+}
+
+impl Advice for session::Error {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::Library(error) => error.advice(),
+            Self::Space(error) => error.advice(),
+            Self::Mount { source, .. } => source.advice(),
+            Self::OtherBlueprint { .. } => {
+                try_this(MOUNTPOINT, "unmount it first, or use another space name")
+            }
+            Self::OtherOptions { .. } => {
+                try_this(MOUNTPOINT, "ask for what is in force, or unmount it first")
+            }
+            Self::NoReflink { .. } => {
+                try_this(STRATEGY, "--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs")
+            }
+            Self::NoPassthrough { .. } => {
+                try_this(FUSE, "--io cached, or install holofs-mount-helper; Linux 6.9 has passthrough")
+            }
+            Self::InUse { .. } => try_this(BUSY, "end what uses it, or unmount with --lazy"),
+            Self::DeletedInUse { .. } => {
+                try_this(BUSY, "end what uses it, or unmount with --lazy; then mount again")
+            }
+            Self::BeingRecorded { .. } => {
+                try_this(BUSY, "wait until rcc has finished, or give a longer --lock-timeout")
+            }
+            Self::MountedElsewhere { .. } => {
+                try_this(BUSY, "unmount those first, or all at once with --force")
+            }
+            Self::StillServed { .. } => {
+                try_this(BUSY, "end what uses it; or --force, which ends the daemon and keeps the changes")
+            }
+            Self::NoCatalog { candidates, .. } => no_catalog(candidates.is_empty()),
+            Self::MountOption(_) => try_this(USAGE, "ro, noexec, noatime, sync, dirsync, allow_other"),
+            Self::NoProfile { .. } => try_this(
+                NOT_FOUND,
+                "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone",
+            ),
+            Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
+            Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
+            Self::NotMounted(_) => (NOT_FOUND, None),
+            Self::NoAnswer { .. } => try_this(BUSY, "wait for it, or end that process and mount again"),
+            Self::Limits(_) => {
+                try_this(FAILED, "raise that limit in the shell that mounts, or in the container")
+            }
+            Self::Fuse(_) => (FUSE, None),
+            Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => (FAILED, None),
+            Self::Daemon(failure) => (failure.code, failure.fix.clone().map(Cow::Owned)),
+        }
+    }
+
+    fn choices(&self) -> Vec<String> {
+        match self {
+            Self::Space(error) => error.choices(),
+            Self::NoCatalog { candidates, .. } => {
+                candidates.iter().map(|(catalog, about)| choice(catalog, about)).collect()
+            }
+            Self::Daemon(failure) => failure.choices.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Advice for RecordError {
+    fn advice(&self) -> (u8, Fix) {
+        match self {
+            Self::Library(error) => error.advice(),
+            Self::Kind { .. } => {
+                try_this(USAGE, "leave out the flag, or name another directory for the other kind")
+            }
+            Self::NoBlueprint => try_this(ENVIRONMENT, "a file with a few lines about it"),
+            Self::NoCommand => try_this(USAGE, "`holofs record --help`"),
+            Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),
+            Self::StageInUse { .. } => (BUSY, None),
+            Self::Guarded(GuardedError { path, problem: Problem::Owner { .. } | Problem::Writable(_) }) => {
                 let fix = format!("see who put it there, and remove it: {}", path.display());
-                failure(FAILED, what, Some(&fix))
+                (FAILED, Some(fix.into()))
             }
-            RecordError::Guarded(error) => error.into(),
-            RecordError::NotWhole { .. } => {
-                failure(INTEGRITY, what, Some("record it again when nothing else works on the library"))
+            Self::Guarded(error) => error.advice(),
+            Self::NotWhole { .. } => {
+                try_this(INTEGRITY, "record it again when nothing else works on the library")
             }
-            RecordError::Interrupted => failure(INTERRUPTED, what, None),
+            Self::Interrupted => (INTERRUPTED, None),
             // The environment is at fault, or the command that was to make it.
-            RecordError::CommandStart { .. }
-            | RecordError::CommandFailed { .. }
-            | RecordError::Special { .. }
-            | RecordError::NameNotUtf8 { .. }
-            | RecordError::LinkNotUtf8 { .. }
-            | RecordError::TooDeep { .. }
-            | RecordError::Changed { .. } => failure(ENVIRONMENT, what, None),
-            RecordError::Io { .. } | RecordError::Panicked => failure(FAILED, what, None),
+            Self::CommandStart { .. }
+            | Self::CommandFailed { .. }
+            | Self::Special { .. }
+            | Self::NameNotUtf8 { .. }
+            | Self::LinkNotUtf8 { .. }
+            | Self::TooDeep { .. }
+            | Self::Changed { .. } => (ENVIRONMENT, None),
+            Self::Io { .. } | Self::Panicked => (FAILED, None),
         }
     }
 }
