@@ -1,6 +1,7 @@
 //! Extended attributes: on a pure lower entry there are none; setting one gives it its counterpart in the upper.
 
 use std::ffi::CString;
+use std::os::fd::AsFd;
 
 use rustix::fs::XattrFlags;
 
@@ -27,7 +28,7 @@ impl Fs {
         }
         let name = checked(name).map_err(|_| Error::NoAttribute)?;
         match self.namespace.existing_fd(ino)? {
-            Some(fd) => backing::get_xattr(backing::fd(&fd), &name),
+            Some(fd) => backing::get_xattr(fd.as_fd(), &name),
             None => Err(Error::NoAttribute),
         }
     }
@@ -38,7 +39,7 @@ impl Fs {
     /// What listxattr(2) may answer.
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
         match self.namespace.existing_fd(ino)? {
-            Some(fd) => backing::list_xattrs(backing::fd(&fd)),
+            Some(fd) => backing::list_xattrs(fd.as_fd()),
             None => Ok(Vec::new()),
         }
     }
@@ -55,7 +56,7 @@ impl Fs {
             self.get_xattr(ino, name.to_bytes())?;
         }
         let fd = self.namespace.changed_fd(ino)?;
-        backing::set_xattr(backing::fd(&fd), &name, value, flags)?;
+        backing::set_xattr(fd.as_fd(), &name, value, flags)?;
         self.namespace.attribute_changed(ino);
         Ok(())
     }
@@ -68,7 +69,7 @@ impl Fs {
         let name = checked(name)?;
         match self.namespace.existing_fd(ino)? {
             Some(fd) => {
-                backing::remove_xattr(backing::fd(&fd), &name)?;
+                backing::remove_xattr(fd.as_fd(), &name)?;
                 self.namespace.attribute_changed(ino);
                 Ok(())
             }

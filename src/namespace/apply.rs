@@ -1,7 +1,7 @@
-//! Applies a change of attributes to a file of the upper.
+//! Applies a change of attributes to the backing file of an entry.
 //!
-//! Invariant: the answer is the truth. When one part of a change fails, the parts that were applied before it are undone,
-//! so an error means that nothing changed.
+//! Invariant: an error means that nothing changed. When one part of a change fails, the parts that were applied before it
+//! are undone.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::types::SetAttr;
 use super::{Namespace, backing};
 
 impl Namespace {
-    /// Applies a change to an entry whose counterpart is there. The caller holds its `change` lock.
+    /// Applies a change to an entry that has a backing file. The caller holds the `change` lock of the node.
     pub(super) fn apply(&self, node: &Node, change: &SetAttr) -> Result<()> {
         let parts = [
             change.uid.is_some() || change.gid.is_some(),
@@ -39,7 +39,7 @@ impl Namespace {
         done
     }
 
-    /// The size comes last, because it alone cannot be undone.
+    /// Applies the parts one by one. The size comes last, because truncating cannot be undone.
     fn apply_parts(&self, node: &Node, fd: &Arc<OwnedFd>, change: &SetAttr) -> Result<()> {
         if change.uid.is_some() || change.gid.is_some() {
             backing::write_owner(fd.as_fd(), change.uid, change.gid)?;
@@ -59,7 +59,7 @@ impl Namespace {
         if change.mtime.is_some()
             && let Err(error) = backing::write_times(fd.as_fd(), times.0, times.1)
         {
-            tracing::warn!(ino = ?node.ino, %error, "a truncated file shows the time of its truncation");
+            tracing::warn!(ino = ?node.ino, %error, "a truncated file shows the time of the truncation as its mtime");
         }
         Ok(())
     }
@@ -71,15 +71,14 @@ impl Namespace {
         Ok(())
     }
 
-    /// Gives an entry back what a change that failed half-way had set. The answer is an error already, so a failure
-    /// here can only be logged.
+    /// Undoes the parts of a change that failed. The operation answers an error already, so a failure here is logged.
     fn undo(&self, node: &Node, fd: &Arc<OwnedFd>, change: &SetAttr, (before, mode): (&Stat, u32)) {
         let mut undone = Ok(());
         let owner = change.uid.is_some() || change.gid.is_some();
         if owner {
             undone = self.own(fd, before.st_uid, before.st_gid);
         }
-        // A change of owner can take setuid and setgid away, so the mode is written in either case.
+        // The kernel may clear setuid and setgid when the owner changes, so the mode is written again as well.
         if owner || change.mode.is_some() {
             undone = undone.and(self.change_mode(node, fd, mode));
         }
@@ -87,11 +86,12 @@ impl Namespace {
             undone = undone.and(backing::put_times_back(fd, before));
         }
         if let Err(error) = undone {
-            tracing::error!(ino = ?node.ino, %error, "a change that failed is half applied");
+            tracing::error!(ino = ?node.ino, %error, "a change of attributes failed and could not be undone");
         }
     }
 
-    /// Gives a backing entry its owner, unless it has it: only root may ask for another one.
+    /// Sets owner and group of a backing file if they differ. Only root may set others, so a call that changes nothing
+    /// could fail.
     pub(super) fn own(&self, fd: &impl AsFd, uid: u32, gid: u32) -> Result<()> {
         let stat = rustix::fs::fstat(fd).map_err(call("stat"))?;
         if (stat.st_uid, stat.st_gid) != (uid, gid) {

@@ -1,7 +1,7 @@
-//! Calls on the files of the upper: attributes, owners, times, extended attributes.
+//! System calls on backing files: marks, permission bits, owners, times, extended attributes.
 //!
-//! Descriptors of the namespace are often `O_PATH` ones, which several system calls refuse. The functions here accept both
-//! kinds. Which marks a file can have, and their format, is in [`mark`](crate::space::upper::mark).
+//! Many descriptors of the namespace are `O_PATH` descriptors, which several system calls refuse. The functions here accept
+//! both kinds. The format of marks is in [`mark`](crate::space::upper::mark).
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,13 +16,13 @@ use crate::space::upper::mark::{
     BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,
 };
 
-/// The path of an open descriptor itself, `O_PATH` ones included.
+/// The path of an open file in /proc. It works for `O_PATH` descriptors as well.
 fn proc_fd(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Does something to an open entry: by its descriptor, and where that is an `O_PATH` one, which these calls refuse, by its
-/// path, which takes twice as long.
+/// Makes a system call on an open file. If the call refuses the descriptor because it is an `O_PATH` descriptor, the call is made
+/// by path, which takes twice as long.
 fn by_fd_or_path<T>(
     fd: BorrowedFd<'_>,
     by_fd: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
@@ -34,19 +34,19 @@ fn by_fd_or_path<T>(
     }
 }
 
-/// Writes the mark of an open entry.
+/// Writes the mark of a file.
 pub(crate) fn write_mark(fd: BorrowedFd<'_>, mark: Mark) -> Result<()> {
     set_xattr(fd, MARK_XATTR, mark.text().as_bytes(), XattrFlags::empty())
 }
 
-/// The permission bits that the mode attribute holds, if there is one.
+/// The permission bits in the mode attribute; None when there is no such attribute.
 pub(crate) fn read_mode(fd: BorrowedFd<'_>) -> Result<Option<u32>> {
     let mut buffer = [0u8; 8];
     let Some(text) = short_xattr(fd, MODE_XATTR, &mut buffer)? else { return Ok(None) };
     parse_mode(text).map(Some).ok_or(Error::Damaged { name: String::new(), why: BAD_MODE })
 }
 
-/// The value of one of our own attributes, read in one call; None when there is none.
+/// The value of one of our own attributes, read in one system call; None when there is no such attribute.
 pub(crate) fn short_xattr<'b>(
     fd: BorrowedFd<'_>,
     name: &CStr,
@@ -59,7 +59,7 @@ pub(crate) fn short_xattr<'b>(
     }
 }
 
-/// The bits that the daemon itself needs on an entry.
+/// The permission bits that the daemon itself needs on a file.
 fn needed(kind: Kind) -> u32 {
     match kind {
         Kind::Dir => 0o700,
@@ -68,10 +68,11 @@ fn needed(kind: Kind) -> u32 {
     }
 }
 
-/// Gives an entry its permission bits; returns what [`read_mode`] would now say.
+/// Sets the permission bits of a file, and returns what [`read_mode`] returns from now on.
 ///
-/// The attribute, while it is there, is the truth, and the bits of the backing entry do not show. So the last step is
-/// the one that shows, and a failure before it changes nothing.
+/// If the bits lack what the daemon needs, the file gets the needed bits as well, and the real ones go into the mode
+/// attribute. While there is such an attribute, the bits of the file do not count. So the last of the two steps is the one
+/// that becomes visible, and a failure before it changes nothing.
 pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<u32>) -> Result<Option<u32>> {
     let mode = mode & 0o7777;
     let backing = Mode::from_raw_mode(mode | needed(kind));
@@ -92,7 +93,7 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
             hold()?;
             if let Err(error) = chmod() {
                 if let Err(second) = release() {
-                    tracing::error!(%second, "a change of mode that failed is half applied");
+                    tracing::error!(%second, "a change of mode failed and could not be undone");
                 }
                 return Err(error);
             }
@@ -114,14 +115,14 @@ pub(crate) fn write_ctime(fd: &impl AsFd, kept: KeptCtime) -> Result<()> {
     set_xattr(fd.as_fd(), CTIME_XATTR, kept.text().as_bytes(), XattrFlags::empty())
 }
 
-/// Sets owner and group.
+/// Sets owner and group of a file.
 pub(crate) fn write_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let uid = uid.map(rustix::fs::Uid::from_raw);
     let gid = gid.map(rustix::fs::Gid::from_raw);
     rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(upper("chown"))
 }
 
-/// Sets access and modification times.
+/// Sets the times of access and modification of a file.
 pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Option<SetTime>) -> Result<()> {
     let spec = |time: Option<SetTime>| match time {
         None => rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
@@ -137,23 +138,20 @@ pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Opt
     done.map_err(upper("utimensat"))
 }
 
-/// Gives an entry back the times that it had before.
+/// Sets the times of access and modification back to those of an earlier stat(2).
 pub(crate) fn put_times_back(fd: &impl AsFd, before: &Stat) -> Result<()> {
-    let time = |sec, nsec| Some(SetTime::At(Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }));
-    write_times(
-        fd.as_fd(),
-        time(before.st_atime, before.st_atime_nsec),
-        time(before.st_mtime, before.st_mtime_nsec),
-    )
+    let atime = SetTime::At(Time::new(before.st_atime, before.st_atime_nsec));
+    let mtime = SetTime::At(Time::new(before.st_mtime, before.st_mtime_nsec));
+    write_times(fd.as_fd(), Some(atime), Some(mtime))
 }
 
-/// An `O_PATH` descriptor of a name, not following a link.
+/// Opens a name as an `O_PATH` descriptor. A symbolic link is opened itself.
 pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(upper("open"))
 }
 
-/// Reopens an `O_PATH` descriptor of a file or directory for reading.
+/// Opens a file or directory again for reading, from an `O_PATH` descriptor.
 pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -161,9 +159,9 @@ pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
     Ok(File::from(fd))
 }
 
-/// The value of an attribute.
+/// The value of an extended attribute.
 pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
-    // The value may grow between the question for its size and the read; ask again then.
+    // The value may grow between the two calls. The first one is then made again.
     loop {
         let size = by_fd_or_path(
             fd,
@@ -191,7 +189,7 @@ pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     }
 }
 
-/// The names of the attributes that are not ours, each ended by a NUL.
+/// The names of all extended attributes but our own, each with a NUL byte at its end.
 pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let path = proc_fd(fd);
     loop {
@@ -217,7 +215,7 @@ pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     }
 }
 
-/// Sets an attribute.
+/// Sets an extended attribute.
 pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: XattrFlags) -> Result<()> {
     let done = by_fd_or_path(
         fd,
@@ -227,7 +225,7 @@ pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: Xa
     done.map_err(upper("setxattr"))
 }
 
-/// Removes an attribute.
+/// Removes an extended attribute.
 pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let done = by_fd_or_path(
         fd,
@@ -240,7 +238,7 @@ pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     }
 }
 
-/// Copies the attributes that are not ours from one entry to another.
+/// Copies all extended attributes but our own from one file to another.
 pub(crate) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     for name in list_xattrs(from)?.split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
@@ -249,9 +247,8 @@ pub(crate) fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()
     Ok(())
 }
 
-/// The attributes of a backing entry, under the number and kind that it has in the mount.
+/// The attributes of an entry, from stat(2) of its backing file.
 pub(crate) fn attr_of(stat: &Stat, ino: Ino, kind: Kind) -> Attr {
-    let time = |sec: i64, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
     Attr {
         ino,
         kind,
@@ -259,19 +256,14 @@ pub(crate) fn attr_of(stat: &Stat, ino: Ino, kind: Kind) -> Attr {
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        size: stat.st_size.unsigned_abs(),
+        blocks: stat.st_blocks.unsigned_abs(),
         generation: 0,
         device: if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { stat.st_rdev } else { 0 },
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        atime: Time::new(stat.st_atime, stat.st_atime_nsec),
+        mtime: Time::new(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: Time::new(stat.st_ctime, stat.st_ctime_nsec),
     }
-}
-
-/// Borrows the descriptor of an owned one; a name for `.as_fd()` where the type is behind an `Arc`.
-pub(crate) fn fd(owned: &impl AsFd) -> BorrowedFd<'_> {
-    owned.as_fd()
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! The ctime of a directory in which files were copied up.
+//! Keeps the ctime of a directory when a file in it is copied up.
 //!
-//! A copy-up changes the directory on the disk but not the directory that the mount shows. Its times of access and
-//! modification are put back; a ctime cannot be set. So the one to be shown is kept in an attribute
-//! (`user.holofs.ctime`), together with the mtime that the directory has. Invariant: what is kept counts only while
-//! that is still the directory's mtime. Creating, removing and renaming entries moves the mtime, which ends it at
-//! no cost; a change of the directory's own attributes removes the attribute.
+//! A copy-up changes the directory on disk, but not the directory that the space shows: no entry was created or removed.
+//! Programs such as `tar` take a new ctime for a change. The times of access and modification can be set back, but a ctime
+//! cannot. So the ctime to show is kept in the attribute `user.holofs.ctime`, together with the mtime of the directory.
+//!
+//! Invariant: the kept ctime counts only while the directory still has that mtime. Creating, removing and renaming
+//! entries changes the mtime, so they end it without a further system call. A change of the directory's own attributes
+//! removes the attribute.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -17,7 +19,7 @@ use super::{Namespace, backing};
 use crate::space::upper::mark::{CTIME_XATTR, KeptCtime};
 
 impl Namespace {
-    /// Gives a directory's attributes the ctime that it is to show.
+    /// Puts the kept ctime of a directory, if it counts, into the directory's attributes.
     pub(super) fn show_ctime(&self, node: &Node, fd: &impl AsFd, attr: &mut Attr) -> Result<()> {
         if let Some(kept) = self.kept_ctime(node, fd)?
             && kept.mtime == attr.mtime
@@ -27,20 +29,20 @@ impl Namespace {
         Ok(())
     }
 
-    /// What the attribute of a directory holds, asked once.
+    /// The kept ctime of a directory. The attribute is read once.
     fn kept_ctime(&self, node: &Node, fd: &impl AsFd) -> Result<Option<KeptCtime>> {
         if let Some(known) = node.state.lock().ctime {
             return Ok(known);
         }
-        // One that cannot be understood is none: it is about a time only.
+        // An attribute that makes no sense is ignored, because only a time depends on it.
         let kept = backing::short_xattr(fd.as_fd(), CTIME_XATTR, &mut [0; KeptCtime::LONGEST])?
             .and_then(KeptCtime::parse);
         node.state.lock().ctime = Some(kept);
         Ok(kept)
     }
 
-    /// After a copy-up in a directory whose times were put back: it goes on to show the ctime from before. `before`
-    /// is how the backing directory looked.
+    /// Keeps the ctime of a directory in which a file was copied up, and whose other times were set back. `before` is the
+    /// stat(2) of the directory from before.
     pub(super) fn keep_ctime(&self, node: &Node, fd: &OwnedFd, before: &Stat) -> Result<()> {
         let mut shown = backing::attr_of(before, node.ino, Kind::Dir);
         self.show_ctime(node, fd, &mut shown)?;
@@ -52,8 +54,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// After a change of a directory's own: from now on it shows the ctime that it has. The change is done, so a
-    /// failure is only logged.
+    /// Ends the kept ctime of a directory, after its own attributes or its place changed. The change is done, so a failure is
+    /// only logged.
     pub(super) fn release_ctime(&self, node: &Node) {
         if node.kind != Kind::Dir {
             return;

@@ -1,59 +1,61 @@
-//! What one directory of the upper says, held in memory: names that are new, changed or gone.
+//! What the upper has in one directory, held in memory: names that are new, changed or removed.
 //!
-//! Not the merged directory: lower names that the upper does not mention are not here, so that a directory of
-//! ten thousand lower files and one change costs one entry. Invariant: it mirrors the backing directory, which
-//! only this daemon changes while the space is mounted.
+//! It is not the merged directory. Lower names that the upper does not mention are not here, so a directory with ten
+//! thousand lower files and one change takes the memory of one name. Invariant: it equals the directory in the upper,
+//! which only this daemon changes while the space is mounted.
 //!
-//! A directory is read without a handle, so a cookie alone must say where a listing goes on while the directory changes.
-//! The cookie of a name that the lower does not have is a hash of the name, as on ext4: a name that is renamed away
-//! and back has its old place again, behind a listing that was there already. Cookies given out in the order of creation
-//! would let a listing that renames what it meets run after its own tail for ever.
+//! It also gives the *cookies* of names that the lower does not have. A cookie is the position at which a listing goes on.
+//! The kernel lists without an open handle, so the cookie alone must find the position again while the directory
+//! changes. A cookie is therefore a hash of the name, as on ext4: a name that is renamed away and back gets its old
+//! position, behind a listing that has passed it. If cookies were given out in the order of creation, a program that
+//! renames each file it lists would list its own new names for ever.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher;
 
 use crate::space::upper::entry::Present;
 
-/// Cookies from here on belong to names that the lower directory does not have. They end below 2^31, so that 32-bit
-/// programs can read directories.
+/// The first cookie of names that the lower directory does not have. All cookies are below 2^31, so that 32-bit programs
+/// can read directories.
 pub(super) const EXTRA_COOKIES: u64 = 1 << 30;
-/// CopyUp many cookies such names can have.
+/// The number of such cookies.
 const EXTRA_SLOTS: u64 = 1 << 30;
 
-/// What the upper says of one name.
+/// What the upper has under one name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Entry {
-    /// The lower name is gone.
+    /// A whiteout: the space does not show the lower entry of this name.
     Whiteout,
-    /// The backing entry cannot be understood.
+    /// An entry that cannot be understood. Using the name is an error.
     Damaged,
-    /// A backing entry.
+    /// An entry that the space shows.
     Present(Present),
 }
 
 #[derive(Debug)]
 struct Slot {
     entry: Entry,
-    /// Set for names that the lower directory does not have.
+    /// None for a name that the lower directory has: its position there is its cookie.
     cookie: Option<u64>,
 }
 
-/// The upper's word on one directory.
+/// What the upper has in one directory.
 #[derive(Debug, Default)]
 pub(super) struct DirState {
     entries: HashMap<Box<[u8]>, Slot>,
+    /// The names that the lower directory does not have, by cookie.
     extra: BTreeMap<u64, Box<[u8]>>,
-    /// Subdirectories that the upper adds to (or, negative, takes from) the lower's.
+    /// How many more subdirectories (or, if negative, fewer) the space shows than the lower directory has.
     pub(super) subdir_delta: i64,
 }
 
 impl DirState {
-    /// What the upper says of a name; None when it says nothing.
+    /// What the upper has under a name; None when it does not mention the name.
     pub(super) fn get(&self, name: &[u8]) -> Option<Entry> {
         self.entries.get(name).map(|slot| slot.entry)
     }
 
-    /// Sets what the upper says of a name. `in_lower`: the lower directory has the name too.
+    /// Sets what the upper has under a name. `in_lower`: the lower directory has the name as well.
     pub(super) fn set(&mut self, name: &[u8], entry: Entry, in_lower: bool) {
         if let Some(slot) = self.entries.get_mut(name) {
             slot.entry = entry;
@@ -67,7 +69,7 @@ impl DirState {
         self.entries.insert(name.into(), Slot { entry, cookie });
     }
 
-    /// The cookie of a new name: its hash, or the next one that is free.
+    /// The cookie of a new name: the hash of the name, or the next cookie that is free.
     fn free_cookie(&self, name: &[u8]) -> u64 {
         let mut hasher = std::hash::DefaultHasher::new();
         hasher.write(name);
@@ -78,14 +80,14 @@ impl DirState {
         EXTRA_COOKIES + slot
     }
 
-    /// Forgets a name.
+    /// Removes a name.
     pub(super) fn remove(&mut self, name: &[u8]) {
         if let Some(Slot { cookie: Some(cookie), .. }) = self.entries.remove(name) {
             self.extra.remove(&cookie);
         }
     }
 
-    /// The names that the lower does not have, with cookies above `after`, in order.
+    /// The names that the lower directory does not have and whose cookies are above `after`, ordered by cookie.
     pub(super) fn extras(&self, after: u64) -> impl Iterator<Item = (u64, &[u8], Entry)> {
         let from = after.saturating_add(1).max(EXTRA_COOKIES);
         self.extra.range(from..).filter_map(|(cookie, name)| {
@@ -94,12 +96,12 @@ impl DirState {
         })
     }
 
-    /// Every name with what is said of it, in no order.
+    /// Everything that the upper has in the directory, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
         self.entries.iter().map(|(name, slot)| (&**name, slot.entry))
     }
 
-    /// Whether the upper says nothing at all, whiteouts included.
+    /// Whether the directory in the upper is empty, so that it has no whiteouts either.
     pub(super) fn is_silent(&self) -> bool {
         self.entries.is_empty()
     }

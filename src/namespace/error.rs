@@ -1,4 +1,4 @@
-//! What an operation on the merged view can answer. `fs::error` gives each answer its errno.
+//! The errors of operations on the namespace. `fs::error` gives each of them its errno.
 
 use rustix::io::Errno;
 
@@ -7,68 +7,68 @@ use crate::library::index::IndexError;
 use crate::materialize;
 use crate::space::upper::UpperError;
 
-/// Why an operation was refused or failed.
+/// The reason why an operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No entry of that name.
+    /// There is no entry of that name.
     #[error("no such entry")]
     NotFound,
-    /// The name is taken.
+    /// The new name is in use.
     #[error("the name exists")]
     Exists,
-    /// A directory was needed.
+    /// The operation needs a directory.
     #[error("not a directory")]
     NotADirectory,
-    /// A directory stood where none may.
+    /// The operation does not work on directories.
     #[error("is a directory")]
     IsADirectory,
-    /// The directory has entries.
+    /// The directory to be removed or replaced has entries.
     #[error("directory not empty")]
     NotEmpty,
-    /// The kernel asked for a number that nothing has any more.
-    #[error("inode {0:?} is gone")]
+    /// The kernel used an inode number that no entry has any more.
+    #[error("no entry has inode number {0:?} any more")]
     Stale(Ino),
-    /// Others have the library's file open by passthrough and cannot be given another one.
+    /// A library file cannot change while other processes have it open by passthrough.
     #[error("the program or library is in use")]
     InUse,
-    /// Longer than 255 bytes.
+    /// The name is longer than 255 bytes.
     #[error("name too long")]
     NameTooLong,
-    /// The arguments make no sense together.
+    /// The arguments are invalid.
     #[error("{0}")]
     Invalid(&'static str),
-    /// Refused by rule.
+    /// A rule of the filesystem forbids the operation.
     #[error("{0}")]
     NotPermitted(&'static str),
-    /// The kind of entry or request is not supported.
+    /// holofs does not support this kind of entry or request.
     #[error("{0}")]
     NotSupported(&'static str),
-    /// No such extended attribute.
+    /// The entry has no such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
-    /// No data or hole beyond the offset.
+    /// A search for data or a hole started at the end of the file, or found none.
     #[error("offset beyond the end")]
     BeyondEnd,
-    /// An entry of the upper carries a mark that makes no sense.
+    /// An entry of the upper has a mark that makes no sense.
     #[error("the upper entry {name:?} is damaged: {why}")]
     Damaged {
-        /// Its name.
+        /// The name of the entry.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the mark.
         why: &'static str,
     },
-    /// The compiled index does not hold together.
+    /// The compiled index is damaged.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// The bytes of a lower file could not be had.
+    /// The bytes of a lower file could not be read or copied.
     #[error(transparent)]
     Materialize(#[from] materialize::Error),
-    /// A call on the upper failed; its errno passes through.
+    /// A system call on the upper failed. The operation fails with the same errno.
     #[error("{call}: {source}")]
     Upper {
-        /// What was tried.
+        /// The system call, or what it was for.
         call: &'static str,
-        /// The answer.
+        /// The errno of the system call.
         source: Errno,
     },
 }
@@ -85,10 +85,10 @@ impl From<UpperError> for Error {
     }
 }
 
-/// Names the call that failed on the upper: `.map_err(upper("mkdirat"))`.
+/// Makes the error of a system call on the upper: `.map_err(upper("mkdirat"))`.
 pub(crate) fn upper(call: &'static str) -> impl FnOnce(Errno) -> Error {
     move |source| Error::Upper { call, source }
 }
 
-/// The result of an operation on the merged view.
+/// The result of an operation on the namespace.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,9 +1,11 @@
-//! Entries by their number alone: what a file handle (`open_by_handle_at`, NFS) leads to when the kernel has
-//! forgotten the entry.
+//! Finds entries by their inode number alone, for file handles.
 //!
-//! The kernel then looks up `.` and `..` in a number. A number of a lower node says where the node was in the catalog;
-//! one of an entry born in the upper is its number on disk, for which the upper is searched. Invariant: a number
-//! that a later entry has got is not taken for the earlier one, because their generations differ.
+//! A program can keep a file handle (`name_to_handle_at`; NFS does the same) for longer than the kernel keeps the entry. The
+//! kernel then looks up `.` or `..` in the inode number. The number of a lower node says where the node is in the
+//! catalog. Any other entry is searched for in the upper, which takes time in proportion to the upper.
+//!
+//! Invariant: an entry is not mistaken for an earlier one whose inode number it got, because their generations
+//! differ.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -19,7 +21,7 @@ use crate::space::upper::UpperError;
 use crate::space::upper::changes::Changes;
 
 impl Namespace {
-    /// Looks up `.` (or, with `parent`, `..`) in a number, and counts one lookup of what it finds.
+    /// Looks up `.` (or, with `parent`, `..`) in an inode number, and counts one lookup of the entry.
     pub(super) fn lookup_number(&self, ino: Ino, parent: bool) -> Result<Attr> {
         let attr = self.find_number(ino)?;
         if !parent {
@@ -52,7 +54,7 @@ impl Namespace {
         };
         let (dir, name) = place.ok_or(Error::Stale(ino))?;
         let attr = self.lookup(dir, name.as_bytes())?;
-        // Without a generation (on overlayfs) a later entry of the number could not be told from the one that is meant.
+        // Without a generation (on overlayfs), a later entry with the same number would be mistaken for this one.
         let is_certain = ino.lower().is_some() || attr.generation != 0;
         if attr.ino == ino && is_certain {
             return Ok(attr);
@@ -61,17 +63,17 @@ impl Namespace {
         Err(Error::Stale(ino))
     }
 
-    /// Where a lower node shows now: at its own place below its parent, or where the upper has moved it.
+    /// The place at which a lower node shows now: its place in the catalog, or the one to which it was renamed.
     fn place_of_lower(&self, lower: NodeId) -> Result<Option<(Ino, CString)>> {
         let ino = Ino::of_lower(lower);
-        // From the root down, since a directory can only be looked into once it is known where that is.
-        let mut line = vec![lower];
-        while let Some(last) = line.last().copied().filter(|last| *last != NodeId(0)) {
-            line.push(self.index.node(last)?.parent);
+        // From the root down, because a directory can be searched only when its own place is known.
+        let mut ancestors = vec![lower];
+        while let Some(last) = ancestors.last().copied().filter(|last| *last != NodeId(0)) {
+            ancestors.push(self.index.node(last)?.parent);
         }
         let mut whole = true;
         let mut place = None;
-        for node in line.into_iter().rev().skip(1) {
+        for node in ancestors.into_iter().rev().skip(1) {
             let found = self.index.node(node)?;
             let own = (Ino::of_lower(found.parent), c_name(found.name)?);
             place = if whole && self.leads_to(&own, Ino::of_lower(node))? {
@@ -84,6 +86,7 @@ impl Namespace {
         Ok(place.filter(|_| ino != Ino::ROOT))
     }
 
+    /// Whether a place shows the entry with this inode number.
     fn leads_to(&self, (dir, name): &(Ino, CString), ino: Ino) -> Result<bool> {
         match self.must_show(*dir, name) {
             Ok(attr) => Ok(attr.ino == ino),
@@ -92,7 +95,7 @@ impl Namespace {
         }
     }
 
-    /// Where the upper has an entry of this number. The search takes time in proportion to the upper.
+    /// The place at which the upper has an entry with this inode number.
     fn search_upper(&self, ino: Ino) -> Result<Option<(Ino, CString)>> {
         let mut changes = Changes::new(self.root.as_fd(), &self.index)?;
         while let Some(change) = changes.advance() {
@@ -108,13 +111,13 @@ impl Namespace {
         Ok(None)
     }
 
-    /// Looks a path of the upper up step by step, so that its directories are known.
+    /// The place of a path below the root. Each directory on the path is looked up, so that it has a node.
     fn place_at(&self, path: &Path) -> Result<Option<(Ino, CString)>> {
         let mut dir = Ino::ROOT;
         for step in path.parent().into_iter().flatten() {
             dir = match self.must_show(dir, &c_name(step.as_bytes())?) {
                 Ok(attr) => attr.ino,
-                // Moved meanwhile.
+                // It was renamed or removed during the search.
                 Err(Error::NotFound | Error::NotADirectory) => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -122,8 +125,8 @@ impl Namespace {
         path.file_name().map(|name| Ok((dir, c_name(name.as_bytes())?))).transpose()
     }
 
-    /// What tells an entry born in the upper from an earlier one of the same number; asked once. Numbers of lower nodes
-    /// are used once.
+    /// The generation of an entry, computed once. An entry with the number of a lower node needs none, because such a number is
+    /// never used for another entry.
     pub(super) fn generation(&self, node: &Node, backing: &impl AsFd) -> u32 {
         if node.lower.is_some() {
             return 0;

@@ -1,8 +1,6 @@
-//! Changing attributes: mode, owner, times and size of an entry.
+//! Changes mode, owner, times and size of an entry.
 //!
-//! Not the copy-up, which brings a lower entry its counterpart with the change already applied. Invariant: the
-//! answer is the truth. When one part of a change fails, the parts that were applied before it are undone, so that
-//! an error means that nothing changed.
+//! A lower entry is copied up with the change already applied. For any other entry, `apply` changes the backing file.
 
 use std::sync::Arc;
 
@@ -12,10 +10,10 @@ use super::error::{Error, Result};
 use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
 
 impl Namespace {
-    /// Changes attributes; the new ones are returned. What changes nothing leaves the upper alone.
+    /// Changes attributes, and returns the new ones. A change that changes nothing leaves the upper as it is.
     ///
     /// # Errors
-    /// What copying up and the calls on the upper may answer. The attributes are then as before.
+    /// Those of a copy-up and of the system calls on the upper. The attributes are then as they were before.
     pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
         let attr = self.attr(ino)?;
         if change.size.is_some() && attr.kind != Kind::File {
@@ -26,7 +24,7 @@ impl Namespace {
             });
         }
         let mut change = *change;
-        // A file that is given to somebody loses them, be it the one who has it: the kernel leaves that to us.
+        // As on any filesystem, chown clears setuid and setgid, even if the owner stays the same. FUSE leaves that to us.
         let drops = change.drop_setid || change.uid.is_some() || change.gid.is_some();
         if drops && change.mode.is_none() && attr.setid_to_drop() != 0 {
             change.mode = Some(attr.mode & !attr.setid_to_drop());
@@ -46,18 +44,18 @@ impl Namespace {
             (_, Some(size)) => self.copy_up(ino, CopyUp::Data(size), change)?,
             (_, None) => self.copy_up(ino, CopyUp::Metadata, change)?,
         };
-        // The change is made: not being able to look at it is no error.
+        // The change is made, so a failure to read the new attributes is not an error of the operation.
         Ok(self.node_attr(&node).unwrap_or_else(|error| {
-            tracing::warn!(?ino, %error, "attributes are told as they were asked for");
+            tracing::warn!(?ino, %error, "cannot read the attributes after a change; answering those that were asked for");
             as_asked(attr, change)
         }))
     }
 }
 
-/// The attributes that a change leads to.
+/// The attributes that an entry has after a change.
 fn as_asked(attr: Attr, change: &SetAttr) -> Attr {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let now = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
+    let now = Time::new(now.tv_sec, now.tv_nsec);
     let time = |wanted: Option<SetTime>, old: Time| match wanted {
         None => old,
         Some(SetTime::At(time)) => time,
@@ -77,7 +75,8 @@ fn as_asked(attr: Attr, change: &SetAttr) -> Attr {
     }
 }
 
-/// Whether a change asks for what is there already. A size never counts: truncating touches the times.
+/// Whether an entry has all the attributes of a change already. A change of the size always changes something, because it
+/// also sets the times.
 fn changes_nothing(attr: &Attr, change: &SetAttr) -> bool {
     let same_time = |wanted: Option<SetTime>, now: Time| match wanted {
         None => true,

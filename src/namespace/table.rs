@@ -1,9 +1,13 @@
-//! The inode table: the entries that are not simply lower ones, and how often the kernel has looked each up.
+//! The inode table: a node for each entry that is not purely lower, and how often the kernel has looked up each entry.
 //!
-//! A pure lower entry is not in the table: its number is its position in the index, and all it costs is a
-//! counter of four bytes in an array whose untouched pages take no memory. Invariant: an entry that the kernel
-//! may still name is never dropped. Counting a lookup and finding the entry is one step under the table's lock,
-//! and dropping one checks the count under it.
+//! The kernel names entries by inode number. Each lookup that it is told of adds one to the *lookup count* of the
+//! entry, and a FORGET request takes some away. Until the count is 0, the kernel may use the number.
+//!
+//! A pure lower entry has no node. Its number is its position in the index, and its lookup count is one of four bytes in
+//! an array whose untouched parts take no memory.
+//!
+//! Invariant: a node that the kernel may still name is never dropped. Finding a node and counting a lookup are one step under
+//! the table's lock, and a node is dropped only after its count was compared with 0 under that lock.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -22,7 +26,8 @@ use crate::library::index::NodeId;
 use crate::space::upper::mark::KeptCtime;
 use crate::sys::fd;
 
-/// Descriptors of upper entries kept open: so many, and no more than a third of what the process may have.
+/// The most descriptors of backing files that are kept open. They are also at most a third of those that the process may
+/// have.
 const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
@@ -31,7 +36,7 @@ const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
 /// How much of an entry is in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum InUpper {
-    /// Nothing: the lower has it all. A lower file that was unlinked while it was open is like that as well.
+    /// Nothing: attributes and bytes are the lower's. Also a lower file that was unlinked while it was open.
     Nothing,
     /// The attributes. The bytes, or the text of a symbolic link, are still the lower's.
     Metadata,
@@ -42,48 +47,47 @@ pub(super) enum InUpper {
 /// A name of an entry: the directory's number, and the name in it.
 pub(super) type Place = (Ino, CString);
 
-/// An entry that the upper knows, or is about to.
+/// An entry that has a backing file, or is about to get one.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// Its number.
     pub(super) ino: Ino,
-    /// The lower node it came from.
+    /// The origin: the lower node that the entry was copied up from. None for one that was created in the space.
     pub(super) lower: Option<NodeId>,
-    /// Its kind.
     pub(super) kind: Kind,
-    /// Held while the entry is copied up or its attributes change: the one lock under which bytes are copied.
-    /// First in the lock order (see `namespace`).
+    /// Second in the lock order. Held while the entry is copied up or its attributes change. It is the only lock that is
+    /// held while bytes are copied.
     pub(super) change: Mutex<()>,
-    /// A directory's own state, None until it was read. Third in the lock order; two are locked by rising number.
+    /// Third in the lock order. What the upper has in a directory; None until the directory is read.
     pub(super) dir: RwLock<Option<DirState>>,
-    /// Fourth in the lock order; never held across I/O on another entry.
+    /// Fourth in the lock order. Not held during I/O on another entry.
     pub(super) state: Mutex<NodeState>,
-    /// Lookups by the kernel, for entries born in the upper.
+    /// The lookup count of an entry that was created in the space. Other entries have theirs in [`LowerLookups`].
     lookups: AtomicU64,
-    /// As [`Attr::generation`](super::types::Attr::generation), once it was asked for.
+    /// [`Attr::generation`](super::types::Attr::generation), once it was computed.
     pub(super) generation: OnceLock<u32>,
 }
 
-/// The part of a node that changes.
+/// The mutable part of a node.
 #[derive(Debug)]
 pub(super) struct NodeState {
-    /// The names known so far; empty when unlinked (or the root).
+    /// The names by which the entry was reached so far. Empty for the root, and for an entry whose last known name was
+    /// unlinked.
     pub(super) places: Vec<Place>,
     pub(super) in_upper: InUpper,
-    /// The backing inode, to notice that a path leads elsewhere meanwhile. 0 while there is none.
+    /// The inode number of the backing file, by which an open notices that the file was moved. 0 without a file.
     pub(super) backing_ino: u64,
-    /// The mode attribute: unknown, absent, or the bits it holds.
+    /// The permission bits in `user.holofs.mode`: None until it is read, `Some(None)` when there is no such attribute.
     pub(super) mode: Option<Option<u32>>,
-    /// A directory's kept ctime: unknown, absent, or what it is.
+    /// A directory's `user.holofs.ctime`, in the same way.
     pub(super) ctime: Option<Option<KeptCtime>>,
-    /// Keeps the backing entry of an unlinked node alive.
+    /// A descriptor of the backing file: during a change of its name (see `open`), and after the last name was unlinked.
     pub(super) pinned: Option<Arc<OwnedFd>>,
-    /// No name is left.
+    /// The entry has no name any more.
     pub(super) gone: bool,
 }
 
 impl Node {
-    /// A node that is not yet in the table.
+    /// Makes a node. The caller puts it into the table.
     pub(super) fn new(
         ino: Ino,
         lower: Option<NodeId>,
@@ -112,17 +116,17 @@ impl Node {
         }
     }
 
-    /// How much of it is in the upper now.
+    /// How much of the entry is in the upper now.
     pub(super) fn in_upper(&self) -> InUpper {
         self.state.lock().in_upper
     }
 
-    /// Whether no name is left.
+    /// Whether the entry has no name any more.
     pub(super) fn is_gone(&self) -> bool {
         self.state.lock().gone
     }
 
-    /// Ends a [`Namespace::pin`](super::Namespace::pin): the file has a name again by which it is found.
+    /// Ends a [`Namespace::pin`](super::Namespace::pin): the backing file can be found by its name again.
     pub(super) fn unpin(&self) {
         let pinned = self.state.lock().pinned.take();
         if let Some(fd) = pinned {
@@ -131,7 +135,7 @@ impl Node {
     }
 }
 
-/// The write locks of up to three directories, taken by rising number.
+/// The write locks of several directories, taken in the order of their inode numbers.
 pub(super) struct Locked<'a> {
     guards: Vec<(Ino, RwLockWriteGuard<'a, Option<DirState>>)>,
 }
@@ -150,19 +154,18 @@ impl<'a> Locked<'a> {
     }
 }
 
-/// The table.
+/// The inode table.
 #[derive(Debug)]
 pub(super) struct Table {
     /// Fifth in the lock order; held for a map operation only.
     nodes: RwLock<HashMap<Ino, Arc<Node>>>,
-    /// Lookups of entries with a lower number, by node id.
     lower_lookups: LowerLookups,
-    /// Open descriptors of upper entries. A leaf lock.
+    /// Descriptors of backing files, kept for speed. A leaf lock.
     open: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
 }
 
 impl Table {
-    /// A table for an index of `lower_nodes` nodes.
+    /// An empty table over an index of `lower_nodes` nodes.
     pub(super) fn new(lower_nodes: u32) -> Self {
         Self {
             nodes: RwLock::new(HashMap::new()),
@@ -171,12 +174,12 @@ impl Table {
         }
     }
 
-    /// The node of a number.
+    /// The node of an inode number, if it has one.
     pub(super) fn get(&self, ino: Ino) -> Option<Arc<Node>> {
         self.nodes.read().get(&ino).cloned()
     }
 
-    /// The node of a number, with one lookup added in the same step.
+    /// The same, with one lookup added.
     pub(super) fn hold(&self, ino: Ino) -> Option<Arc<Node>> {
         let nodes = self.nodes.read();
         let node = nodes.get(&ino)?;
@@ -184,7 +187,7 @@ impl Table {
         Some(Arc::clone(node))
     }
 
-    /// The node of a number, made if it is not there; `count` lookups are added in the same step.
+    /// The node of an inode number, with `count` lookups added. If it has none, `make` makes it.
     pub(super) fn acquire(&self, ino: Ino, count: u32, make: impl FnOnce() -> Node) -> Arc<Node> {
         if let Some(node) = self.nodes.read().get(&ino) {
             self.add_lookups(node, count);
@@ -210,7 +213,7 @@ impl Table {
         self.lower_lookups.add(lower, count);
     }
 
-    /// CopyUp often the kernel holds a number.
+    /// The lookup count of an inode number.
     pub(super) fn lookups(&self, ino: Ino) -> u64 {
         match ino.lower() {
             Some(lower) => u64::from(self.lower_lookups.read(lower)),
@@ -218,7 +221,7 @@ impl Table {
         }
     }
 
-    /// The kernel gives back `count` lookups of a number.
+    /// Takes `count` lookups of an inode number away, and drops its node if none are left.
     pub(super) fn forget(&self, ino: Ino, count: u64) {
         let left = match ino.lower() {
             Some(lower) => u64::from(self.lower_lookups.take(lower, count)),
@@ -236,8 +239,8 @@ impl Table {
         }
     }
 
-    /// Drops a node that the kernel does not hold, unless it is a directory with a name: those are few, and their
-    /// state would only have to be read again.
+    /// Drops the node of an inode number that the kernel does not know. A directory that has a name keeps its node: there
+    /// are few of them, and a new node would have to read the directory again.
     pub(super) fn drop_unused(&self, ino: Ino) {
         let mut nodes = self.nodes.write();
         let Some(node) = nodes.get(&ino) else { return };
@@ -250,23 +253,23 @@ impl Table {
         }
         let node = nodes.remove(&ino);
         drop(nodes);
-        // The node may hold the last descriptor of an unlinked file. Closing that frees its blocks, which takes half a
-        // second for tens of gigabytes: no lock is held, and `let_go` waits elsewhere for a large one.
+        // The node may hold the last descriptor of an unlinked file. Closing it frees the file's blocks, which takes half a
+        // second for tens of gigabytes. So no lock is held here, and `let_go` closes a large file in another thread.
         if let Some(fd) = self.take_open(ino) {
             let_go(fd);
         }
-        // An operation that still has the node closes the descriptor by dropping the node.
+        // If another thread still uses the node, the descriptor is closed when that thread drops the node.
         if let Some(fd) = node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned) {
             let_go(fd);
         }
     }
 
-    /// The kept descriptor of a number.
+    /// The descriptor that is kept for an inode number.
     pub(super) fn opened(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
         self.open.lock().get(&ino).cloned()
     }
 
-    /// Keeps a descriptor.
+    /// Keeps a descriptor. The one that was not used for longest is closed if there are too many.
     pub(super) fn keep_open(&self, ino: Ino, fd: &Arc<OwnedFd>) {
         let least_used = self.open.lock().push(ino, Arc::clone(fd));
         if let Some((_, fd)) = least_used {
@@ -274,7 +277,7 @@ impl Table {
         }
     }
 
-    /// Drops the kept descriptor of a number.
+    /// Closes the descriptor that is kept for an inode number.
     pub(super) fn close(&self, ino: Ino) {
         if let Some(fd) = self.take_open(ino) {
             let_go(fd);
@@ -285,7 +288,7 @@ impl Table {
         self.open.lock().pop(&ino)
     }
 
-    /// Drops all kept descriptors.
+    /// Closes all descriptors that are kept.
     pub(super) fn close_all(&self) {
         let mut open = self.open.lock();
         let limit = open.cap();
@@ -294,16 +297,16 @@ impl Table {
         drop(closed_later);
     }
 
-    /// CopyUp many nodes the table holds.
+    /// The number of nodes.
     pub(super) fn len(&self) -> usize {
         self.nodes.read().len()
     }
 }
 
-/// Drops a descriptor. The last descriptor of a large unlinked file is closed by a thread of its own, because the
-/// filesystem frees the blocks before close returns. The caller holds no lock.
+/// Drops a descriptor. The last descriptor of a large unlinked file is closed in a thread of its own, because close(2) does
+/// not return before the filesystem has freed the blocks. The caller must hold no lock.
 pub(super) fn let_go(fd: Arc<OwnedFd>) {
-    /// From this many blocks of 512 bytes on (256 MB), freeing them is worth a thread.
+    /// In blocks of 512 bytes: 256 MB. Freeing less takes less time than starting a thread.
     const LARGE: i64 = 1 << 19;
     let Some(fd) = Arc::into_inner(fd) else { return };
     let is_large = rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0 && stat.st_blocks >= LARGE);
@@ -317,8 +320,8 @@ pub(super) fn let_go(fd: Arc<OwnedFd>) {
     }
 }
 
-/// One counter of four bytes per lower node, in chunks that are made when first touched: a mount of a million
-/// files that opens a hundred pays for the hundred.
+/// The lookup counts of all entries that have the number of a lower node: four bytes each. They are in chunks which are
+/// allocated at the first lookup, so a mount of a million files that uses a hundred pays for the hundred.
 #[derive(Debug)]
 struct LowerLookups {
     chunks: Box<[OnceLock<Box<[AtomicU32]>>]>,
@@ -341,24 +344,24 @@ impl LowerLookups {
         chunk.and_then(|chunk| chunk.get(node.0 as usize % CHUNK)).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// A count that would overflow sticks at the top: the entry is then never dropped.
+    /// A count that would overflow stays at the maximum for good, so the entry is never dropped.
     fn add(&self, node: NodeId, count: u32) {
         if let Some(counter) = self.touched(node) {
             update(counter, |n| n.saturating_add(count));
         }
     }
 
-    /// Takes `count` away; returns what is left.
+    /// Takes `count` away, and returns the count that is left.
     fn take(&self, node: NodeId, count: u64) -> u32 {
         let left = |n: u32| match n {
             u32::MAX => n,
-            _ => u32::try_from(u64::from(n).saturating_sub(count)).unwrap_or(0),
+            _ => n.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX)),
         };
         self.touched(node).map_or(0, |counter| left(update(counter, left)))
     }
 }
 
-/// Applies a change to a counter; returns what it was before.
+/// Applies a change to a counter, and returns its value from before.
 fn update(counter: &AtomicU32, change: impl Fn(u32) -> u32) -> u32 {
     match counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(change(n))) {
         Ok(before) | Err(before) => before,
@@ -369,32 +372,35 @@ fn update(counter: &AtomicU32, change: impl Fn(u32) -> u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn born(ino: u64) -> Node {
-        Node::new(Ino::of_created(ino), None, Kind::File, Vec::new(), InUpper::All, ino)
+    fn file(ino: Ino) -> Node {
+        Node::new(ino, ino.lower(), Kind::File, Vec::new(), InUpper::All, 9)
+    }
+
+    /// Forgets the lookups of a node one by one: the node is dropped with the last.
+    fn forget_one_by_one(table: &Table, ino: Ino, lookups: u64) {
+        assert_eq!(table.lookups(ino), lookups);
+        for _ in 0..lookups {
+            assert!(table.get(ino).is_some());
+            table.forget(ino, 1);
+        }
+        assert!(table.get(ino).is_none());
     }
 
     #[test]
-    fn an_entry_goes_with_its_last_lookup() {
+    fn a_node_is_dropped_with_its_last_lookup() {
         let table = Table::new(10);
         let ino = Ino::of_created(5);
-        table.acquire(ino, 2, || born(5));
-        table.forget(ino, 1);
-        assert!(table.get(ino).is_some());
-        table.forget(ino, 1);
-        assert!(table.get(ino).is_none());
+        table.acquire(ino, 2, || file(ino));
+        forget_one_by_one(&table, ino, 2);
     }
 
     #[test]
     fn lookups_from_before_the_copy_up_count() {
         let table = Table::new(10);
-        let (node, ino) = (NodeId(3), Ino::of_lower(NodeId(3)));
-        table.count_lower(node, 2);
-        table.acquire(ino, 1, || Node::new(ino, Some(node), Kind::File, Vec::new(), InUpper::All, 9));
-        assert_eq!(table.lookups(ino), 3);
-        table.forget(ino, 2);
-        assert!(table.get(ino).is_some());
-        table.forget(ino, 1);
-        assert!(table.get(ino).is_none());
+        let ino = Ino::of_lower(NodeId(3));
+        table.count_lower(NodeId(3), 2);
+        table.acquire(ino, 1, || file(ino));
+        forget_one_by_one(&table, ino, 3);
     }
 
     #[test]

@@ -6,43 +6,42 @@ pub use crate::space::upper::types::{Ino, Kind, Time};
 /// The attributes of an entry, as `stat` shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attr {
-    /// Its number.
+    /// Inode number.
     pub ino: Ino,
-    /// Its kind.
+    /// File type.
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky (07777).
     pub mode: u32,
-    /// Links.
+    /// Number of hard links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// 512-byte blocks.
+    /// Size on disk in blocks of 512 bytes.
     pub blocks: u64,
-    /// Tells it from an earlier entry of the same number.
+    /// Distinguishes the entry from an earlier one with the same inode number. 0 if the filesystem of the upper cannot.
     pub generation: u32,
-    /// Which device a device node stands for; 0 for everything else.
+    /// The device number of a device node; 0 for any other entry.
     pub device: u64,
-    /// Last access.
+    /// Time of the last access.
     pub atime: Time,
-    /// Last change of the content.
+    /// Time of the last change of the content.
     pub mtime: Time,
-    /// Last change of the attributes.
+    /// Time of the last change of the content or the attributes.
     pub ctime: Time,
 }
 
 impl Attr {
-    /// What a directory keeps so that it goes on to show its present ctime.
+    /// The attribute with which a directory goes on to show its present ctime (see `ctime`).
     pub(super) fn kept_ctime(&self) -> KeptCtime {
         KeptCtime { ctime: self.ctime, mtime: self.mtime }
     }
 
-    /// The bits that a file loses when it changes hands, or when somebody without the right to keep them writes to it:
-    /// running it would lend its owner's or group's rights. Setgid without the group's execute bit means something
-    /// else (mandatory locks) and stays.
+    /// The setuid and setgid bits that a file loses when its owner or group changes, or when somebody writes to it who may
+    /// not keep them. Setgid without the group's execute bit means mandatory locking, and stays.
     #[must_use]
     pub fn setid_to_drop(&self) -> u32 {
         let setgid = if self.mode & 0o010 == 0 { 0 } else { 0o2000 };
@@ -59,7 +58,7 @@ pub enum SetTime {
     At(Time),
 }
 
-/// Attributes to change; None leaves one alone.
+/// A change of attributes. An attribute that is None stays as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SetAttr {
     /// Permission bits (07777).
@@ -68,21 +67,21 @@ pub struct SetAttr {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Truncate or extend to.
+    /// Size in bytes: the file is truncated or extended.
     pub size: Option<u64>,
-    /// Last access.
+    /// Time of the last access.
     pub atime: Option<SetTime>,
-    /// Last change.
+    /// Time of the last change of the content.
     pub mtime: Option<SetTime>,
-    /// Take setuid and setgid away, because the caller may not keep them (see [`Attr::setid_to_drop`]).
+    /// Clear setuid and setgid, because the caller may not keep them (see [`Attr::setid_to_drop`]).
     pub drop_setid: bool,
 }
 
-/// On whose behalf an entry is made.
+/// The process that creates an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
-    /// Owner of what is made.
+    /// The owner of the new entry.
     pub uid: u32,
-    /// Group of what is made, unless the directory is setgid.
+    /// The group of the new entry, unless the directory is setgid.
     pub gid: u32,
 }

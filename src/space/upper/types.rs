@@ -104,6 +104,14 @@ pub struct Time {
     pub nsec: u32,
 }
 
+impl Time {
+    /// From a time of the kernel, whose nanoseconds have different integer types but always fit.
+    #[must_use]
+    pub fn new(sec: i64, nsec: impl TryInto<u32>) -> Self {
+        Self { sec, nsec: nsec.try_into().unwrap_or(0) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
