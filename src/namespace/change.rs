@@ -1,7 +1,7 @@
-//! New names and removed names: create, mkdir, mknod, symlink, link, unlink, rmdir.
+//! Creates and removes names: create, mkdir, mknod, symlink, link, unlink, rmdir.
 //!
-//! Each works under the lock of the one directory it changes, and ends in the one call that makes its change
-//! visible (invariant 3 of `namespace`). What has to be prepared first is prepared in the staging directory.
+//! Each operation holds the lock of the one directory that it changes (rmdir also that of the directory it removes). What
+//! it needs is prepared in the staging directory, and its last system call makes the change visible.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;
 use crate::space::upper::entry::Present;
 
-/// What is to be made under a new name.
+/// The kind of entry to create.
 #[derive(Clone, Copy, Debug)]
 pub enum Make<'a> {
     /// A regular file with these permission bits.
@@ -32,9 +32,9 @@ pub enum Make<'a> {
     Socket(u32),
     /// A symbolic link with this text.
     Symlink(&'a CStr),
-    /// A character device with these permission bits, and the device that it stands for.
+    /// A character device with these permission bits and this device number.
     CharDevice(u32, u64),
-    /// The same of a block device.
+    /// A block device with these permission bits and this device number.
     BlockDevice(u32, u64),
 }
 
@@ -65,10 +65,10 @@ impl Make<'_> {
 }
 
 impl Namespace {
-    /// Makes an entry under a new name and counts one lookup of it.
+    /// Creates an entry, and counts one lookup of it.
     ///
     /// # Errors
-    /// `Exists`, `NotFound` when the directory itself is gone, and what the calls on the upper may answer.
+    /// `Exists`, `NotFound` when the directory itself was removed, and those of the system calls on the upper.
     pub fn make(&self, parent: Ino, name: &[u8], what: Make<'_>, caller: Caller) -> Result<Attr> {
         let name = c_name(name)?;
         let dir = self.upper_dir(parent)?;
@@ -83,7 +83,7 @@ impl Namespace {
         if dir_setgid && what.kind() == Kind::Dir {
             mode |= 0o2000;
         }
-        // A file that the backing can hold as it is asked for is simply made in place: one call.
+        // A file that can have the wanted owner and mode from the start is created in place, by one system call.
         let plain = !covered
             && (caller.uid, gid) == (self.owner.uid, self.owner.gid)
             && dir_stat.st_mode & 0o2000 == 0
@@ -116,7 +116,8 @@ impl Namespace {
         }
         node.state.lock().mode = Some(held);
         let generation = self.generation(&node, &fd);
-        // Reading by this descriptor renews the time of access; where that must not be, the next use opens another.
+        // This descriptor was opened without O_NOATIME. If reading must not change times of access, it is not kept, and the
+        // next use opens another one.
         if kind != Kind::File || !self.keeps_atime {
             self.table.keep_open(ino, &Arc::new(fd));
         }
@@ -130,7 +131,7 @@ impl Namespace {
         Ok(attr)
     }
 
-    /// Makes an empty file in place, where the backing can hold it as it is asked for.
+    /// Creates an empty file at its place.
     fn create_plain(&self, at: BorrowedFd<'_>, name: &CString, mode: u32) -> Result<(OwnedFd, Stat)> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(mode)).map_err(call("create"))?;
@@ -138,14 +139,15 @@ impl Namespace {
             Ok(stat) => Ok((fd, stat)),
             Err(errno) => {
                 if let Err(second) = rustix::fs::unlinkat(at, name, AtFlags::empty()) {
-                    tracing::error!(?name, %second, "a file stays whose creation failed");
+                    tracing::error!(?name, %second, "cannot remove a file whose creation failed");
                 }
                 Err(call("stat")(errno))
             }
         }
     }
 
-    /// Makes the entry in the staging directory; the descriptor is writable for a file, `O_PATH` for the rest.
+    /// Creates the entry in the staging directory. The descriptor of a file is writable, that of anything else is an
+    /// `O_PATH` descriptor.
     fn stage(&self, what: Make<'_>) -> Result<(OwnedFd, Staged)> {
         let name = match what {
             Make::File(_) => {
@@ -156,7 +158,7 @@ impl Namespace {
             Make::Fifo(_) => self.stage_node(FileType::Fifo, 0)?,
             Make::Socket(_) => self.stage_node(FileType::Socket, 0)?,
             Make::CharDevice(_, 0) => {
-                return Err(Error::NotPermitted("character device 0/0 marks a removed name"));
+                return Err(Error::NotPermitted("a character device 0/0 would be a whiteout"));
             }
             Make::CharDevice(_, device) => self.stage_node(FileType::CharacterDevice, device)?,
             Make::BlockDevice(_, device) => self.stage_node(FileType::BlockDevice, device)?,
@@ -178,7 +180,7 @@ impl Namespace {
         Ok(name)
     }
 
-    /// Refuses a name that shows something; says whether a whiteout stands there.
+    /// Fails if a name shows an entry. Returns whether the upper has a whiteout under the name.
     fn must_be_free(&self, dir: &Node, state: &DirState, name: &CString) -> Result<bool> {
         if dir.is_gone() {
             return Err(Error::NotFound);
@@ -189,15 +191,16 @@ impl Namespace {
         }
     }
 
-    /// Gives a file a further name; its attributes are returned and one lookup is counted.
+    /// Creates a hard link to a file, returns the file's attributes, and counts one lookup of it.
     ///
     /// # Errors
-    /// `NotPermitted` for a directory, `Exists`, and what copying up may answer.
+    /// `NotPermitted` for a directory, `Exists`, and those of a copy-up.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         let name = c_name(name)?;
         let how = match self.attr(ino)?.kind {
             Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
-            // Both names share the backing file, so its bytes must be there before there are two.
+            // Both names are links to one backing file. A later copy-up would replace it under one name only, so the bytes
+            // are copied up now.
             Kind::File => CopyUp::Data(u64::MAX),
             Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
                 CopyUp::Metadata
@@ -230,17 +233,17 @@ impl Namespace {
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         self.entry_node(&dir, &name, present, 1);
         drop(guard);
-        // The link is made: not being able to look at it is no error.
+        // The link is made, so a failure to read the new attributes is not an error of the operation.
         Ok(self.node_attr(&node).unwrap_or(Attr { nlink: before.nlink.saturating_add(1), ..before }))
     }
 
-    /// Removes a name of what is no directory.
+    /// Removes a name of an entry that is not a directory.
     ///
     /// # Errors
-    /// `NotFound`, `IsADirectory`, and what the calls on the upper may answer.
+    /// `NotFound`, `IsADirectory`, and those of the system calls on the upper.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let name = c_name(name)?;
-        // Asked before the directory is copied up, so that a mistake leaves no trace.
+        // Checked before the directory is copied up, so that an operation which fails leaves no trace.
         self.must_show(parent, &name)?;
         let dir = self.upper_dir(parent)?;
         let mut guard = dir.dir.write();
@@ -273,7 +276,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Takes a file of the upper away, and leaves a whiteout where the lower has the name.
+    /// Removes a file from the upper, and leaves a whiteout if the lower has the name.
     fn unlink_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool) -> Result<()> {
         if !in_lower {
             return rustix::fs::unlinkat(at, name, AtFlags::empty()).map_err(call("unlink"));
@@ -284,7 +287,7 @@ impl Namespace {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// `NotFound`, `NotADirectory`, `NotEmpty`, and what the calls on the upper may answer.
+    /// `NotFound`, `NotADirectory`, `NotEmpty`, and those of the system calls on the upper.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let name = c_name(name)?;
         let _renames = self.renames.lock();
@@ -293,8 +296,8 @@ impl Namespace {
             return Err(Error::NotADirectory);
         }
         let child = self.node(attr.ino)?;
-        // Asked before the parent is copied up, so that a mistake leaves no trace. Nobody renames meanwhile, but
-        // somebody may create: asked again below.
+        // Checked before the parent is copied up, so that an operation which fails leaves no trace. Renames are locked out
+        // from here on, but another thread can create an entry, so it is checked again below.
         self.with_dir(&child, |state| self.is_empty(&child, state))?.then_some(()).ok_or(Error::NotEmpty)?;
         let dir = self.upper_dir(parent)?;
         let mut locked = Locked::new(&[&dir, &child]);
@@ -322,7 +325,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// As [`Self::unlink_backing`] for a directory that shows nothing; `silent` when it holds no whiteouts either.
+    /// Removes a directory that shows no entries from the upper, and leaves a whiteout if the lower has the name. `silent`:
+    /// the directory in the upper has no whiteouts either.
     fn rmdir_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool, silent: bool) -> Result<()> {
         if in_lower {
             let mut staged = self.whiteouts.stage(&self.staging)?;
@@ -337,7 +341,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// After a name went: the node no longer has it. The change is done, so nothing here can fail.
+    /// Notes that a name of a node was removed. The change is done, so this cannot fail.
     pub(super) fn unlinked(&self, node: &Node, parent: Ino, name: &CString) {
         let (last, pinned) = {
             let mut state = node.state.lock();
@@ -348,7 +352,7 @@ impl Namespace {
             return node.unpin();
         }
         let links = match pinned {
-            // A count that cannot be had may not be 0: the node then stays until the kernel forgets it.
+            // If the link count cannot be read, it may not be 0. The node then stays until the kernel forgets it.
             Some(fd) if node.kind != Kind::Dir => rustix::fs::fstat(&fd).map_or(1, |stat| stat.st_nlink),
             _ => 0,
         };
@@ -360,7 +364,7 @@ impl Namespace {
     }
 }
 
-/// Renames a staged entry into place: over the whiteout that stands there, or where nothing does.
+/// Renames a staged entry to its place. `covered`: there is a whiteout at the place.
 fn put(
     mut staged: Staged,
     at: std::os::fd::BorrowedFd<'_>,
@@ -370,7 +374,8 @@ fn put(
 ) -> Result<()> {
     let done = match (covered, kind) {
         (false, _) => staged.publish_with(at, name, RenameFlags::NOREPLACE),
-        // A directory cannot be renamed over a device: they change places, and the whiteout goes with `staged`.
+        // rename(2) cannot put a directory over a device. So the two change places, and dropping `staged` removes the
+        // whiteout.
         (true, Kind::Dir) => staged.exchange(at, name, false),
         (true, _) => staged.publish(at, name),
     };

@@ -1,9 +1,11 @@
-//! Copy-up: giving a lower entry its counterpart in the upper.
+//! Copy-up: gives a lower entry its backing file in the upper.
 //!
-//! The bytes are made (by `materialize`) before any directory is locked; only the last rename, which makes the
-//! counterpart visible, happens under the lock of its directory. The directory itself does not change for a
-//! reader when a file in it is copied up, so its times are put back. The library's bytes are out before the copy gets
-//! its name: after a loss of power a file has its old bytes or its new ones (`settle` has the rest of that).
+//! `materialize` makes the bytes of the copy in the staging directory, before any directory is locked. The last step is a rename
+//! into the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is copied
+//! up, so the times of the directory are set back.
+//!
+//! The library's bytes are written out before the copy gets its name. After a loss of power a file therefore has its old
+//! bytes or its new ones. `settle` covers files that a program empties.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use crate::space::upper::entry::Present;
 use crate::space::upper::mark::Mark;
 use crate::sys::{boot, fd};
 
-/// CopyUp much of a file is to be in the upper.
+/// How much of a file is to be in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CopyUp {
     /// The attributes.
@@ -31,10 +33,10 @@ pub(super) enum CopyUp {
 }
 
 impl Namespace {
-    /// The open file with a regular file's bytes, copied up first if need be.
+    /// Opens a regular file for writing. It is copied up first if its bytes are still the lower's.
     ///
     /// # Errors
-    /// `IsADirectory` or `Invalid` for what has no bytes, and what materializing may answer.
+    /// `IsADirectory` or `Invalid` for any other kind of entry, and the errors of a copy-up.
     pub(crate) fn writable(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
         let node = self.for_write(ino)?;
         if node.in_upper() != InUpper::All {
@@ -53,8 +55,8 @@ impl Namespace {
         self.copy_up(ino, CopyUp::Data(u64::MAX), &SetAttr::default())
     }
 
-    /// Gives a file, link or special file its counterpart in the upper, or more of one, with `change` applied in
-    /// the same step; where all is there already, only applies `change`.
+    /// Copies up as much of an entry as `how` says, with `change` applied in the same step. If that much is in the upper
+    /// already, only applies `change`. Not for directories.
     pub(super) fn copy_up(&self, ino: Ino, how: CopyUp, change: &SetAttr) -> Result<Arc<Node>> {
         let node = self.node(ino)?;
         if node.kind == Kind::Dir {
@@ -71,7 +73,7 @@ impl Namespace {
         Ok(node)
     }
 
-    /// The backing of an entry that has one.
+    /// The backing file of an entry; None if it has none.
     pub(crate) fn existing_fd(&self, ino: Ino) -> Result<Option<Arc<OwnedFd>>> {
         match self.view(ino)? {
             View::Node(node) if node.in_upper() != InUpper::Nothing => Ok(Some(self.backing_fd(&node)?)),
@@ -79,7 +81,7 @@ impl Namespace {
         }
     }
 
-    /// The backing of an entry, made now if it has none.
+    /// The backing file of an entry, which is copied up first if it has none.
     pub(crate) fn changed_fd(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
         let node = match self.node(ino)?.kind {
             Kind::Dir => self.upper_dir(ino)?,
@@ -88,7 +90,7 @@ impl Namespace {
         self.backing_fd(&node)
     }
 
-    /// After an extended attribute changed.
+    /// Notes that an extended attribute of an entry has changed.
     pub(crate) fn attribute_changed(&self, ino: Ino) {
         if let Ok(View::Node(node)) = self.view(ino) {
             self.release_ctime(&node);
@@ -103,7 +105,7 @@ impl Namespace {
                 let copy = self.materializer.private_copy(lower, len)?;
                 let emptied = len == 0 && base.size > 0;
                 let mark = if emptied { Mark::Emptied(lower, boot::this()) } else { Mark::Data(lower) };
-                // The device works while the attributes are written. A truncation would have to wait for it.
+                // The device writes while the attributes are set. Not before a truncation, which would wait for the device.
                 if change.size.is_none() {
                     fd::start_writeback(&copy.file);
                 }
@@ -142,13 +144,13 @@ impl Namespace {
         Ok(())
     }
 
-    /// Makes a staged counterpart visible at the node's place: the one step that changes what a reader sees.
+    /// Renames a staged backing file to the place of its node. This is the step that makes the copy-up visible.
     fn publish(&self, node: &Node, fd: OwnedFd, staged: Staged, stat: &Stat, mark: Mark) -> Result<()> {
         let in_upper = if matches!(mark, Mark::Meta(_)) { InUpper::Metadata } else { InUpper::All };
         let mut staged = Some(staged);
         loop {
             let Some((parent, name)) = node.state.lock().places.first().cloned() else {
-                // Unlinked while open: the bytes live as long as the descriptor.
+                // The entry was unlinked while it was open. Its bytes live as long as the descriptor.
                 drop(staged);
                 let mut state = node.state.lock();
                 let before = state.pinned.replace(Arc::new(fd));
@@ -166,7 +168,7 @@ impl Namespace {
             let at = self.backing_fd(&dir)?;
             let before = rustix::fs::fstat(&at).map_err(call("stat"))?;
             let Some(staged) = staged.take() else { return Err(Error::Stale(node.ino)) };
-            // Between the rename and the record of it below, whoever needs the backing gets the one from before.
+            // Until the node has the new file, other threads use the old one.
             self.pin(node)?;
             if let Err(errno) = staged.publish(at.as_fd(), &name) {
                 node.unpin();
@@ -186,23 +188,23 @@ impl Namespace {
             }
             self.table.close(node.ino);
             if in_upper == InUpper::All && !self.keeps_atime {
-                // Opened as `backing_fd` would open it, but for O_NOATIME.
+                // `backing_fd` would open it in the same way, except for O_NOATIME.
                 self.table.keep_open(node.ino, &Arc::new(fd));
             }
             node.unpin();
-            // The copy-up is done, whether or not the directory looks untouched by it.
+            // The copy-up is done, so a failure to set the times of the directory back is only logged.
             let hidden =
                 backing::put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
             if let Err(error) = hidden {
-                tracing::warn!(%error, "a directory shows the time of a copy-up in it");
+                tracing::warn!(%error, "a directory shows the time of a copy-up as its own");
             }
             return Ok(());
         }
     }
 
-    /// Makes sure that a directory has its counterpart in the upper, and so all the directories above it.
+    /// Makes sure that a directory is in the upper, and with it all directories above it.
     pub(super) fn upper_dir(&self, ino: Ino) -> Result<Arc<Node>> {
-        // Every change of the upper comes by here, and is one of what the record says.
+        // Every change of the upper calls this first. It must not come before the record in `state.json`.
         self.recorded.wait();
         let node = self.node(ino)?;
         must_be_dir(&node)?;

@@ -1,8 +1,9 @@
-//! Rename, exchange included: the one operation that changes two directories.
+//! Rename and exchange: the operations that change two directories.
 //!
-//! Everything that must be in the upper for it is brought there first, which no reader can see. The change itself
-//! is one `renameat2`: it moves the entry, replaces the target, and leaves a whiteout where the lower has the old
-//! name, all at once. So there is nothing between "before" and "after", and EXDEV does not exist.
+//! First, everything that the rename needs is copied up, which no reader can see. The change itself is one `renameat2`
+//! system call. It moves the entry, replaces the target, and leaves a whiteout if the lower has the old name. So a reader
+//! sees the state before the rename or after it. A lower directory is renamed in this way as well, so no rename fails
+//! with EXDEV.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -20,14 +21,14 @@ use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::{Staged, Staging};
 use crate::space::upper::entry::Present;
 
-/// CopyUp a target that exists is treated.
+/// What a rename does if there is an entry under the new name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RenameMode {
-    /// It is replaced.
+    /// It replaces that entry.
     Replace,
-    /// It makes the rename fail.
+    /// It fails.
     NoReplace,
-    /// The two change places.
+    /// The two entries change places.
     Exchange,
 }
 
@@ -35,7 +36,7 @@ impl Namespace {
     /// Renames an entry.
     ///
     /// # Errors
-    /// As rename(2) on a local filesystem, less EXDEV.
+    /// Those of rename(2) on a local filesystem, except EXDEV.
     pub fn rename(
         &self,
         parent: Ino,
@@ -75,7 +76,7 @@ impl Namespace {
         }
     }
 
-    /// Refuses what rename(2) refuses before anything is changed; false when there is nothing to do.
+    /// Checks what rename(2) checks, before anything is changed. Returns false when there is nothing to do.
     fn wanted(
         &self,
         source: &Attr,
@@ -118,7 +119,7 @@ impl Namespace {
         }
     }
 
-    /// Whether a directory is another one or lies below it.
+    /// Whether `at` is the directory `above` or is below it.
     fn is_below(&self, mut at: Ino, above: Ino) -> Result<bool> {
         loop {
             if at == above {
@@ -137,7 +138,7 @@ impl Namespace {
         }
     }
 
-    /// Gives an entry its counterpart in the upper, so that there is something to rename.
+    /// Copies up an entry, so that there is a backing file to rename. Its bytes are not copied.
     fn bring_up(&self, entry: &Attr) -> Result<Arc<Node>> {
         match entry.kind {
             Kind::Dir => self.upper_dir(entry.ino),
@@ -162,7 +163,7 @@ impl Namespace {
         }
         let covered = new_state.get(new_name.as_bytes()) == Some(Entry::Whiteout);
         let in_upper = matches!(new_state.get(new_name.as_bytes()), Some(Entry::Present(_)));
-        // Unlink and create need no rename lock: what stood there a moment ago may have changed.
+        // Unlink and create do not take the rename lock, so the target may have changed since it was looked up.
         let now = self.find(new_dir, new_state, new_name.as_bytes())?.map(|found| match found {
             Found::Lower(lower) => Ino::of_lower(lower),
             Found::Upper(present) => present.ino,
@@ -177,7 +178,7 @@ impl Namespace {
             if !self.is_empty(target, state)? {
                 return Err(Error::NotEmpty);
             }
-            // A directory whose lower names are all gone holds their whiteouts; rename(2) wants it truly empty.
+            // A target that shows no entries can still hold whiteouts, but rename(2) replaces only an empty directory.
             if in_upper && !state.is_silent() {
                 stand_in = Some(self.stand_in(target)?);
             }
@@ -191,7 +192,8 @@ impl Namespace {
             whiteouts: self.whiteouts,
             staging: &self.staging,
         };
-        // A file can replace a whiteout, which a rename that leaves one behind does as cheaply.
+        // A file replaces a whiteout by a plain rename. A directory, and a file that has to leave a marked whiteout behind,
+        // change places with it.
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
         let done = match target {
@@ -259,7 +261,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// The upper's word on a name, when it still leads to `node`.
+    /// The entry of the upper under a name, if it is still that of `node`.
     fn present_at(
         &self,
         dir: &Node,
@@ -273,8 +275,8 @@ impl Namespace {
         }
     }
 
-    /// An empty directory that looks like one that holds nothing but whiteouts, to stand in its place for the moment
-    /// before it is replaced.
+    /// Makes an empty directory that looks like `target`, which holds only whiteouts. It takes the place of `target` for the
+    /// moment before the rename replaces it.
     fn stand_in(&self, target: &Node) -> Result<Staged> {
         let old = self.backing_fd(target)?;
         let stat = rustix::fs::fstat(&old).map_err(call("stat"))?;
@@ -288,26 +290,26 @@ impl Namespace {
     }
 }
 
-/// What a rename leaves under the old name in the upper.
+/// What the upper has under the old name after a rename.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Left {
     Whiteout,
     Nothing,
 }
 
-/// The step of a rename that shows. All of it was done or none of it.
+/// The step of a rename that becomes visible. It succeeds as a whole or changes nothing.
 struct Step<'a> {
     change: Move<'a>,
-    /// The entry's number on disk.
+    /// The inode number of the backing file.
     ino: u64,
-    /// Whether a whiteout has to be left behind.
+    /// Whether the lower has the old name, so that a whiteout must be left behind.
     in_lower: bool,
     whiteouts: Whiteouts,
     staging: &'a Staging,
 }
 
 impl Step<'_> {
-    /// Over nothing, or over what rename(2) replaces.
+    /// Renames to a free name, or over an entry that rename(2) can replace.
     fn plain(&self) -> Result<Left> {
         if self.in_lower {
             self.whiteouts.moved(self.staging, &self.change, self.ino)?;
@@ -317,8 +319,8 @@ impl Step<'_> {
         Ok(Left::Nothing)
     }
 
-    /// Over a whiteout: the two change places, which also a directory can. The whiteout is then where it is needed, or
-    /// over nothing: there it hides nothing, and is removed when that can be done.
+    /// Renames over a whiteout: the two change places, which rename(2) allows for a directory as well. If the lower does not
+    /// have the old name, the whiteout is of no use there, and is removed.
     fn over_whiteout(&self) -> Result<Left> {
         self.change.rename(RenameFlags::EXCHANGE)?;
         if self.in_lower {
@@ -327,31 +329,31 @@ impl Step<'_> {
         match rustix::fs::unlinkat(self.change.at, self.change.name, AtFlags::empty()) {
             Ok(()) => Ok(Left::Nothing),
             Err(errno) => {
-                tracing::warn!(name = ?self.change.name, %errno, "a whiteout stays where it hides nothing");
+                tracing::warn!(name = ?self.change.name, %errno, "cannot remove a whiteout that hides nothing; it does no harm");
                 Ok(Left::Whiteout)
             }
         }
     }
 
-    /// A directory over one that holds whiteouts: first the stand-in takes the target's place, which shows the same.
+    /// Renames a directory over one that holds whiteouts. The stand-in takes the target's place first; both look the same.
     fn over_stand_in(&self, mut stand_in: Staged) -> Result<Left> {
         let Move { new_at, new_name, .. } = self.change;
         let before = rustix::fs::fstat(new_at).map_err(call("stat"))?;
         stand_in.exchange(new_at, new_name, true).map_err(call("rename"))?;
         self.plain().inspect_err(|_| {
-            // Nothing of the target is lost: it goes back where it was.
+            // The target goes back to its place.
             if let Err(errno) = stand_in.exchange(new_at, new_name, true) {
-                tracing::error!(name = ?new_name, %errno, "an emptied directory could not be put back");
+                tracing::error!(name = ?new_name, %errno, "a rename failed, and the directory that it would have replaced could not be put back");
                 stand_in.keep();
             }
             if let Err(error) = backing::put_times_back(&new_at, &before) {
-                tracing::warn!(%error, "a directory shows the time of a rename in it that failed");
+                tracing::warn!(%error, "a directory shows the time of a failed rename as its own");
             }
         })
     }
 }
 
-/// Notes an entry's new place.
+/// Notes the new place of an entry.
 fn moved(node: &Node, (from, name): (Ino, &CString), (to, new_name): (Ino, &CString)) {
     let mut state = node.state.lock();
     state.places.retain(|(at, known)| !(*at == from && known == name));

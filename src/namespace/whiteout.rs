@@ -1,10 +1,12 @@
-//! Whiteouts: how the upper says that a lower name is gone.
+//! Creates whiteouts, which hide lower names that the space has removed.
 //!
-//! Where the filesystem has them, a whiteout is a character device 0/0, and the kernel leaves one behind in the rename
-//! that moves an entry away (`RENAME_WHITEOUT`). overlayfs, on which a home in a container image lies, has neither:
-//! there a whiteout is an empty file with the mark `gone`. Which of the two are made is tried at each mount; both
-//! are understood always. Invariant: an entry goes and its whiteout comes in one step, or a crash between the
-//! two steps is made good by the next mount, from a note ([`Whiteouts::moved`]).
+//! A whiteout is a character device 0/0 where the filesystem allows it. A rename with `RENAME_WHITEOUT` then moves an
+//! entry and leaves a whiteout in one system call. On overlayfs, which holds the home directory in a container image, an
+//! ordinary user can do neither. There a whiteout is an empty file with the mark `gone`. Each mount tests which kind the
+//! filesystem allows. Both kinds are understood everywhere.
+//!
+//! With marked files a rename takes two steps: the move, and then the whiteout. Invariant: if the daemon dies between
+//! them, the next mount does the second step. A note in the staging directory tells it to ([`Whiteouts::moved`]).
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +21,7 @@ use crate::materialize::staging::{Staged, Staging};
 use crate::space::upper::mark::Mark;
 use crate::space::upper::walk::find_dir;
 
-/// Which kind of whiteouts is made.
+/// The kind of whiteouts that are created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Whiteouts {
     /// Character devices 0/0.
@@ -28,7 +30,7 @@ pub(super) enum Whiteouts {
     Marked,
 }
 
-/// A rename of one entry in the upper.
+/// A rename of one file in the upper.
 #[derive(Clone, Copy)]
 pub(super) struct Move<'a> {
     pub(super) at: BorrowedFd<'a>,
@@ -45,23 +47,23 @@ impl Move<'_> {
 }
 
 impl Whiteouts {
-    /// Tries what the filesystem of the space has.
+    /// Tests which kind the filesystem of the space allows.
     pub(super) fn probe(staging: &Staging) -> Self {
         match try_devices(staging) {
             Ok(()) => Self::Devices,
             Err(errno @ (Errno::PERM | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::ACCESS)) => {
-                tracing::info!(%errno, "no device whiteouts on the filesystem of the space: they are marked files");
+                tracing::info!(%errno, "the filesystem of the space has no whiteout devices; using marked files");
                 Self::Marked
             }
-            // A full disk, say: it tells nothing of what the filesystem has, and nearly all have devices.
+            // A full disk, for example. That says nothing about the filesystem, and nearly all allow devices.
             Err(errno) => {
-                tracing::warn!(%errno, "cannot try which whiteouts the filesystem of the space has");
+                tracing::warn!(%errno, "cannot test for whiteout devices on the filesystem of the space; assuming that it has them");
                 Self::Devices
             }
         }
     }
 
-    /// A whiteout in the staging directory.
+    /// Creates a whiteout in the staging directory.
     pub(super) fn stage(self, staging: &Staging) -> Result<Staged> {
         match self {
             Self::Devices => {
@@ -77,7 +79,7 @@ impl Whiteouts {
         }
     }
 
-    /// Puts a whiteout where the upper has nothing.
+    /// Creates a whiteout under a name that the upper does not have.
     pub(super) fn put(self, staging: &Staging, at: BorrowedFd<'_>, name: &CString) -> Result<()> {
         match self {
             Self::Devices => make_device(at, name).map_err(call("mknod")),
@@ -87,7 +89,7 @@ impl Whiteouts {
         }
     }
 
-    /// Puts a whiteout in the place of what is no directory.
+    /// Replaces an entry that is not a directory by a whiteout.
     pub(super) fn replace(self, staging: &Staging, at: BorrowedFd<'_>, name: &CString) -> Result<()> {
         match self {
             Self::Devices => {
@@ -101,8 +103,8 @@ impl Whiteouts {
         }
     }
 
-    /// Renames an entry, over what rename(2) replaces, and leaves a whiteout in its place. `ino` is the entry's number on
-    /// disk.
+    /// Renames a file, over an entry that rename(2) can replace, and leaves a whiteout under the old name. `ino` is the
+    /// inode number of the file.
     pub(super) fn moved(self, staging: &Staging, step: &Move<'_>, ino: u64) -> Result<()> {
         if self == Self::Devices {
             return step.rename(RenameFlags::WHITEOUT);
@@ -112,21 +114,23 @@ impl Whiteouts {
         step.rename(RenameFlags::empty()).inspect_err(|_| note.remove(staging))?;
         match whiteout.publish(step.at, step.name) {
             Ok(()) => note.remove(staging),
-            // The entry has moved, so this is done. The note stays, and the next mount puts the whiteout.
+            // The file has moved, so the operation succeeds. The note stays, and the next mount creates the whiteout.
             Err(errno) => {
-                tracing::error!(name = ?step.name, %errno, "a whiteout comes at the next mount only")
+                tracing::error!(name = ?step.name, %errno, "cannot create a whiteout after a rename; the next mount will")
             }
         }
         Ok(())
     }
 
-    /// Makes good what a crash in [`Whiteouts::moved`] has left: puts the whiteouts that are still missing.
+    /// Finishes the renames that a crash in [`Whiteouts::moved`] has cut short: creates the missing whiteouts.
     pub(super) fn finish_moves(self, staging: &Staging, root: BorrowedFd<'_>) {
         for name in staging.take_notes() {
             let note = Note { name };
             match self.finish_move(staging, root, &note) {
                 Ok(()) => note.remove(staging),
-                Err(error) => tracing::error!(note = ?note.name, %error, "a rename stays half done"),
+                Err(error) => {
+                    tracing::error!(note = ?note.name, %error, "cannot finish a rename that a crash cut short")
+                }
             }
         }
     }
@@ -153,8 +157,8 @@ impl Whiteouts {
     }
 }
 
-/// A rename that may be half done, noted in the staging directory. The note is a symbolic link, which is made whole in
-/// one step; its text says what moves.
+/// A note in the staging directory about a rename that may be half done. It is a symbolic link, because that is created with its
+/// content in one step.
 struct Note {
     name: CString,
 }
@@ -177,14 +181,14 @@ impl Note {
     }
 
     fn remove(&self, staging: &Staging) {
-        // A note that stays does no harm: it is followed only where a whiteout is missing.
+        // A note that stays does no harm: the next mount creates a whiteout only if it is missing.
         if let Err(errno) = rustix::fs::unlinkat(staging.dir(), &self.name, AtFlags::empty()) {
-            tracing::warn!(note = ?self.name, %errno, "a note of a rename stays");
+            tracing::warn!(note = ?self.name, %errno, "cannot remove the note of a finished rename; it does no harm");
         }
     }
 }
 
-/// What a [`Note`] says. Directories are named by their numbers on disk, since they can move too.
+/// The content of a [`Note`]. Directories are named by their inode numbers, because they can be renamed as well.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Moved {
     ino: u64,
@@ -222,7 +226,7 @@ fn make_device(dir: impl AsFd, name: &CStr) -> std::result::Result<(), Errno> {
     rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Makes a whiteout, and has a rename leave another one.
+/// Creates a whiteout, and renames it in a way that leaves another one.
 fn try_devices(staging: &Staging) -> std::result::Result<(), Errno> {
     let (one, two) = (staging.fresh_name(), staging.fresh_name());
     make_device(staging.dir(), &one)?;
