@@ -1,4 +1,6 @@
-//! Reading the merged view: lookup, attributes, listing, link texts. Nothing here changes the upper.
+//! Operations that only read: lookup, attributes, listings, texts of links. They never change the upper.
+//!
+//! This is the hot path. For a pure lower entry, all answers come from the index, without a system call.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,51 +14,52 @@ use super::{Found, NAME_MAX, Namespace, View, backing, c_name, lower_children};
 use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::MOTHER_TIME;
 
-/// The time of every lower entry.
+/// All three times of every lower entry.
 pub(super) const MOTHER: SetTime = SetTime::At(MOTHER_AS_TIME);
 pub(super) const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
 
-/// What a directory is said to be long: one block, as on most filesystems.
+/// The size that a directory shows: one block, as on most filesystems.
 pub(super) const DIR_SIZE: u64 = 4096;
 
-/// Cookies of a listing: 1 for `.`, 2 for `..`, then the lower's children by position, then the extra names.
+/// Cookies of a listing: 1 for `.`, 2 for `..`, then the children of the lower directory by position, then the names that the
+/// lower directory does not have (see `dir`).
 const FIRST_LOWER: u64 = 3;
 
 /// One entry of a listing.
 #[derive(Debug)]
 pub struct DirEntry<'a> {
-    /// Its name.
+    /// Name in the directory.
     pub name: &'a [u8],
-    /// Its number.
+    /// Inode number.
     pub ino: Ino,
-    /// Its kind.
+    /// File type.
     pub kind: Kind,
-    /// Where a listing goes on after it.
+    /// The position at which a listing goes on after this entry.
     pub cookie: u64,
-    /// Its attributes, when they were asked for.
+    /// Attributes, for a listing with attributes. None for `.` and `..`.
     pub attr: Option<Attr>,
 }
 
-/// Whether a listing goes on.
+/// The answer of the reader of a listing to an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
     /// The entry was taken.
     Yes,
-    /// There was no room for it: the listing ends before it.
+    /// There was no room for the entry. The listing ends before it.
     Full,
 }
 
 /// Where the bytes of a file are.
 #[derive(Debug)]
 pub(crate) enum Bytes {
-    /// In the lower.
+    /// They are the library's: those of this node.
     Lower(NodeId),
-    /// In the upper, in this open file.
+    /// They are in this backing file.
     Upper(Arc<OwnedFd>),
 }
 
-/// An entry that an operation has looked up. It counts as one lookup, so the table keeps the entry's node for as long as the
-/// operation needs it.
+/// An entry that an operation has looked up. It counts as one lookup, so the table keeps the entry's node until the
+/// operation is done.
 pub(super) struct Looked<'a> {
     pub(super) attr: Attr,
     namespace: &'a Namespace,
@@ -69,7 +72,7 @@ impl Drop for Looked<'_> {
 }
 
 impl Namespace {
-    /// Where the bytes of a file are to be read from.
+    /// Where the bytes of a file are.
     pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
         match self.lower_or_node(ino)? {
             View::Lower(lower) => Ok(Bytes::Lower(lower)),
@@ -77,7 +80,7 @@ impl Namespace {
         }
     }
 
-    /// The lower node whose bytes a file still has; None when its bytes are in the upper. Opens nothing.
+    /// The lower node that has the bytes of a file; None when they are in the upper. Opens nothing.
     pub(crate) fn lower_bytes(&self, ino: Ino) -> Result<Option<NodeId>> {
         match self.lower_or_node(ino)? {
             View::Lower(lower) => Ok(Some(lower)),
@@ -85,7 +88,7 @@ impl Namespace {
         }
     }
 
-    /// The lower node that a file has its bytes from, or else its own.
+    /// The lower node that has the bytes of a file, or the node of a file that has its own.
     fn lower_or_node(&self, ino: Ino) -> Result<View> {
         let node = match self.view(ino)? {
             View::Lower(lower) => {
@@ -101,28 +104,28 @@ impl Namespace {
         }
     }
 
-    /// What has to be synced for an entry: its file or directory in the upper, if it has one.
+    /// The file or directory in the upper that has to be synced for an entry; None if there is nothing to sync.
     pub(crate) fn to_sync(&self, ino: Ino) -> Result<Option<OwnedFd>> {
         let View::Node(node) = self.view(ino)? else { return Ok(None) };
         match (node.in_upper(), node.kind) {
             (InUpper::Nothing, _) | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => {
                 Ok(None)
             }
-            // A born link cannot be opened to be synced; its directory can.
+            // A symbolic link cannot be opened. A sync of its directory makes it durable.
             (InUpper::All, Kind::Symlink) => Ok(None),
             _ => Ok(Some(backing::reopen(&self.backing_fd(&node)?)?.into())),
         }
     }
 
-    /// Finds a name, and counts one lookup of what it finds.
+    /// Looks up a name in a directory, and counts one lookup of the entry.
     ///
     /// # Errors
-    /// `NotFound`, `NotADirectory`, and what reading the upper may answer.
+    /// `NotFound`, `NotADirectory`, and those of reading the upper.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong);
         }
-        // Only a file handle leads here: the kernel knows by itself where these lead in a path.
+        // The kernel looks these up for file handles only. In a path, it resolves them itself.
         if matches!(name, b"." | b"..") {
             return self.lookup_number(parent, name == b"..");
         }
@@ -153,7 +156,7 @@ impl Namespace {
         }
     }
 
-    /// Looks up a name for an operation of our own.
+    /// Looks up a name for an operation that needs the entry's node until it is done.
     pub(super) fn look(&self, parent: Ino, name: &CString) -> Result<Looked<'_>> {
         Ok(Looked { attr: self.lookup(parent, name.as_bytes())?, namespace: self })
     }
@@ -163,10 +166,10 @@ impl Namespace {
         Ok(self.look(parent, name)?.attr)
     }
 
-    /// The attributes of a number.
+    /// The attributes of an entry.
     ///
     /// # Errors
-    /// `Stale` for a number that nothing has, and what reading the upper may answer.
+    /// `Stale` for an inode number that no entry has, and those of reading the upper.
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
         match self.view(ino)? {
             View::Lower(lower) => Ok(self.lower_attr(&self.index.node(lower)?)),
@@ -177,7 +180,7 @@ impl Namespace {
     /// The text of a symbolic link.
     ///
     /// # Errors
-    /// `Invalid` for what is no link.
+    /// `Invalid` for any other kind of entry.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let lower = match self.view(ino)? {
             View::Lower(lower) => lower,
@@ -187,7 +190,7 @@ impl Namespace {
                     let fd = self.backing_fd(&node)?;
                     return match rustix::fs::readlinkat(&fd, c"", Vec::new()) {
                         Ok(text) => Ok(text.into_bytes()),
-                        // What readlinkat says of a descriptor that is no link.
+                        // The answer of readlinkat for a descriptor that is not a symbolic link.
                         Err(rustix::io::Errno::NOENT) => Err(Error::Invalid("not a symbolic link")),
                         Err(errno) => Err(call("readlink")(errno)),
                     };
@@ -200,11 +203,11 @@ impl Namespace {
         }
     }
 
-    /// Lists a directory from after `cookie` (0: from the start) until `take` has no more room. With `plus` each
-    /// entry but `.` and `..` comes with its attributes and counts as looked up.
+    /// Lists a directory, from the entry after `cookie` (0: from the first) until `take` has no more room. With `plus`, each
+    /// entry except `.` and `..` comes with its attributes, and one lookup of it is counted.
     ///
     /// # Errors
-    /// `NotADirectory`, and what reading the upper may answer.
+    /// `NotADirectory`, and those of reading the upper.
     pub fn readdir(
         &self,
         ino: Ino,
@@ -243,7 +246,7 @@ impl Namespace {
         }
     }
 
-    /// The names that the lower has, in the index's order, each as the upper now shows it.
+    /// Lists the names that the lower directory has, in the order of the index, each with the entry that the space shows.
     fn list_lower(
         &self,
         lower: Option<NodeId>,
@@ -287,6 +290,7 @@ impl Namespace {
         Ok(Taken::Yes)
     }
 
+    /// Lists the names that the lower directory does not have.
     fn list_extras(
         &self,
         node: &Node,
@@ -303,6 +307,7 @@ impl Namespace {
         Ok(())
     }
 
+    /// Gives `take` an entry of the upper. A whiteout is not shown.
     fn list_upper(
         &self,
         dir: &Node,
@@ -317,16 +322,16 @@ impl Namespace {
         if !plus {
             return Ok(take(shown));
         }
-        // Counted first, so that the node is held; given back when there was no room.
+        // The lookup is counted first, so that the node is not dropped meanwhile.
         let node = self.entry_node(dir, &c_name(name)?, present, 1);
         let taken = match self.node_attr(&node) {
             Ok(attr) => {
                 shown.attr = Some(attr);
                 take(shown)
             }
-            // One entry that cannot be read must not hide the others; a lookup of it will say why.
+            // An entry that cannot be read must not hide the others. A lookup of it will give the error.
             Err(error) => {
-                tracing::error!(name = %String::from_utf8_lossy(name), %error, "left out of a listing");
+                tracing::error!(name = %String::from_utf8_lossy(name), %error, "an entry that cannot be read is left out of a listing");
                 self.table.forget(node.ino, 1);
                 return Ok(Taken::Yes);
             }
@@ -337,7 +342,7 @@ impl Namespace {
         Ok(taken)
     }
 
-    /// The number of the directory that holds a directory.
+    /// The inode number of the parent of a directory.
     pub(super) fn parent_of(&self, node: &Node) -> Ino {
         node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)
     }
@@ -349,7 +354,7 @@ impl Namespace {
         }
     }
 
-    /// The attributes of a pure lower entry: all from the index.
+    /// The attributes of a pure lower entry.
     pub(super) fn lower_attr(&self, node: &LowerNode<'_>) -> Attr {
         let (kind, mode, nlink, size) = match node.kind {
             NodeKind::Dir { subdirs, .. } => {
@@ -375,7 +380,7 @@ impl Namespace {
         }
     }
 
-    /// The attributes of an entry that the table holds.
+    /// The attributes of an entry that has a node.
     pub(super) fn node_attr(&self, node: &Node) -> Result<Attr> {
         let (in_upper, gone) = {
             let state = node.state.lock();
@@ -426,20 +431,22 @@ impl Namespace {
         Ok(attr)
     }
 
-    /// Two, and one for each subdirectory that shows.
+    /// The link count of a directory: two, and one for each subdirectory that it shows.
     fn dir_nlink(&self, node: &Node, lower: Option<Attr>) -> Result<u32> {
         let own = i64::from(lower.map_or(2, |attr| attr.nlink));
-        self.with_dir(node, |state| Ok(u32::try_from(own + state.subdir_delta).unwrap_or(2)))
+        self.with_dir(node, |state| {
+            u32::try_from(own + state.subdir_delta).map_err(|_| Error::Stale(node.ino))
+        })
     }
 
-    /// What the mode attribute of a node holds, asked once.
+    /// The permission bits in the mode attribute of an entry; None without such an attribute. It is read once.
     pub(super) fn held_mode(&self, node: &Node, fd: &impl AsFd) -> Result<Option<u32>> {
         if let Some(known) = node.state.lock().mode {
             return Ok(known);
         }
         let held = match node.kind {
             Kind::File | Kind::Dir => backing::read_mode(fd.as_fd())?,
-            // These hold no attributes, and their modes need no help.
+            // These cannot have attributes, and their files can have any permission bits.
             Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => None,
         };
         node.state.lock().mode = Some(held);
@@ -447,7 +454,7 @@ impl Namespace {
     }
 }
 
-/// Refuses what has no bytes of its own.
+/// Fails for an entry that is not a regular file.
 pub(super) fn must_be_file(kind: Kind) -> Result<()> {
     match kind {
         Kind::File => Ok(()),
@@ -458,7 +465,7 @@ pub(super) fn must_be_file(kind: Kind) -> Result<()> {
     }
 }
 
-/// Refuses what is no directory.
+/// Fails for an entry that is not a directory.
 pub(super) fn must_be_dir(node: &Node) -> Result<()> {
     if node.kind == Kind::Dir { Ok(()) } else { Err(Error::NotADirectory) }
 }

@@ -1,24 +1,28 @@
-//! Files whose name may survive a loss of power while their bytes do not.
+//! Keeps a loss of power from leaving a file empty that a program was about to write anew.
 //!
-//! A copy-up carries the library's bytes, and they are out before the copy gets its name (`sys::order`). But a file
-//! that a program *empties*, to write it anew, has its name or its length at once and its bytes later. Until these are
-//! out, a loss of power could leave it empty, where it was neither before nor should be after.
+//! A filesystem's journal records names, lengths and attributes within seconds, but the bytes of a file can come much
+//! later. A copy-up writes out the library's bytes before it renames the copy into place (`sys::order`). But a
+//! program that *empties* a file first (`O_TRUNC`), and then writes it, would lose both contents if the power fails
+//! between the two.
 //!
-//! * A library file that is emptied begins as an empty copy, with the boot in its mark
-//!   ([`Mark::Emptied`]). In a later boot, one that is still empty counts as never emptied: it shows the library's bytes.
-//! * Soon after ([`DELAY`]; [`EMPTY`] while there are none) its bytes are written out, and then the mark becomes an ordinary one: from then on an empty
-//!   file was meant to be empty. A sync of the file does the same at once, and so does the end of the mount. A daemon
-//!   that was killed leaves the rest to the next one, which finds the marks when it reads the directory.
-//! * A file of the upper that is emptied has no old bytes to fall back to. Its new ones are written out as soon,
-//!   as ext4 does when such a file is closed, which is not told to us.
-//! * A file that *replaces* a library file by a rename is written out before the rename, as ext4 does where it sees one
-//!   file replace another. In the upper it would not see it: the library's file is not there.
+//! * A library file that is emptied becomes an empty copy whose mark names the boot ([`Mark::Emptied`]). If the file is
+//!   still empty in a later boot, it counts as one that was never emptied, and shows the library's bytes.
+//! * Soon afterwards its new bytes are written out, and then the mark becomes an ordinary one. From then on, an empty
+//!   file is meant to be empty. That happens after [`DELAY`], or after [`EMPTY`] while the file stays empty, and also at
+//!   a sync of the file and at the end of the mount. If the daemon is killed, the next one finds the marks when it reads
+//!   the directory.
+//! * A file that has its bytes in the upper already, and is emptied, has no old bytes to show. Its new bytes are written
+//!   out after the same time. ext4 does that when such a file is closed, but no close is reported to this daemon.
+//! * A file that *replaces* a library file by a rename is written out before the rename. ext4 does that when a rename
+//!   replaces a file, but the library file is not in the upper, so ext4 does not see that there is one.
 //!
-//! Invariant: the order is always bytes, then mark. The files that wait are kept in the table by a lookup of ours.
+//! Invariant: the bytes are always written out before the mark changes. A file that waits has one lookup counted, so the
+//! table keeps its node.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,18 +38,18 @@ use crate::space::upper::mark::Mark;
 use crate::sys::boot::{self, Boot};
 use crate::sys::fd;
 
-/// CopyUp long after it was emptied a file's bytes are written out. Long enough for a program to have written them, short
-/// beside the seconds after which a journal is committed.
+/// The time from emptying a file until its bytes are written out. Most programs have written them by then, and a
+/// journal is committed only after seconds.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// CopyUp long a file has to stay empty to be meant to be. A program that empties a file writes to it at once, but a busy
-/// machine may let it wait.
+/// The time after which a file that is still empty is meant to be empty. A program writes to a file that it has emptied at
+/// once, but a busy machine may delay it.
 const EMPTY: Duration = Duration::from_secs(3);
 
-/// The files that wait.
+/// The files that were emptied and are not written out yet.
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
-    /// CopyUp many there are, to be asked without the lock.
+    /// The number of files, which can be read without the lock.
     count: AtomicUsize,
     /// A leaf lock.
     state: Mutex<Queue>,
@@ -55,7 +59,7 @@ pub(super) struct Unsettled {
 #[derive(Debug, Default)]
 struct Queue {
     files: HashMap<Ino, Waiting>,
-    /// Nobody will wait for more.
+    /// [`Namespace::keep_settling`] is to return.
     ended: bool,
 }
 
@@ -63,7 +67,7 @@ struct Queue {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Waiting {
     since: Instant,
-    /// The node in its mark, if the mark names a boot.
+    /// The origin, if the file's mark is [`Mark::Emptied`].
     marked: Option<NodeId>,
 }
 
@@ -75,7 +79,7 @@ impl Unsettled {
         self.state.lock().files.get(&ino).copied()
     }
 
-    /// Adds a file; false when it was there, and waits anew.
+    /// Adds a file. Returns false if it was there already; its time then starts anew.
     fn add(&self, ino: Ino, marked: Option<NodeId>) -> bool {
         let mut state = self.state.lock();
         let since = Instant::now();
@@ -87,7 +91,7 @@ impl Unsettled {
         is_new
     }
 
-    /// Takes a file out, unless it was emptied again meanwhile.
+    /// Removes a file that was written out. Returns false if it was emptied again meanwhile; it then stays.
     fn remove(&self, ino: Ino, as_it_was: Waiting) -> bool {
         let mut state = self.state.lock();
         let same = state.files.get(&ino).is_some_and(|now| now.since == as_it_was.since);
@@ -100,7 +104,7 @@ impl Unsettled {
         same
     }
 
-    /// Those that have waited so long.
+    /// The files that were emptied at least this long ago.
     fn due(&self, age: Duration) -> Vec<(Ino, Waiting)> {
         let state = self.state.lock();
         let due = state.files.iter().filter(|(_, waiting)| waiting.since.elapsed() >= age);
@@ -109,8 +113,8 @@ impl Unsettled {
 }
 
 impl Namespace {
-    /// Writes out what was emptied, some time after it was, until [`Namespace::end_settling`]. For a thread of its own,
-    /// which sleeps while nothing waits.
+    /// Writes out emptied files when their time has come, until [`Namespace::end_settling`]. For a thread of its own, which
+    /// sleeps while there are none.
     pub fn keep_settling(&self) {
         loop {
             {
@@ -121,7 +125,7 @@ impl Namespace {
                 if state.ended {
                     return;
                 }
-                // Whoever is added meanwhile is not yet due.
+                // A file that is added meanwhile is not due at the end of this wait.
                 let until = Instant::now() + DELAY;
                 while !state.ended && !self.unsettled.changed.wait_until(&mut state, until).timed_out() {}
             }
@@ -135,11 +139,11 @@ impl Namespace {
         self.unsettled.changed.notify_all();
     }
 
-    /// Writes out what was emptied this long ago; with no age, all at once, for nothing more will come. What cannot be
-    /// written out is left as it is, and told in the log.
+    /// Writes out the files that were emptied at least `age` ago. An age of zero is for the end of the mount: no more bytes
+    /// will come, so empty files are meant to be empty. A file that cannot be written out is left as it is, and logged.
     pub fn settle(&self, age: Duration) {
         let due = self.unsettled.due(age);
-        // All are begun before one is waited for.
+        // The writes of all files are started before the first one is waited for.
         for (ino, _) in &due {
             if let Some(node) = self.table.get(*ino).filter(|node| !node.is_gone())
                 && let Ok(file) = self.backing_fd(&node)
@@ -152,7 +156,7 @@ impl Namespace {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {
-                    tracing::warn!(?ino, %error, "a file that was emptied may come back after a loss of power");
+                    tracing::warn!(?ino, %error, "cannot write out a file that was emptied; after a loss of power it may have its old bytes");
                 }
             }
             if self.unsettled.remove(ino, waiting) {
@@ -161,7 +165,7 @@ impl Namespace {
         }
     }
 
-    /// False when its bytes may still come.
+    /// Writes out one file. Returns false if the file is empty and its bytes may still come.
     fn settle_one(&self, ino: Ino, waiting: Waiting, age: Duration) -> Result<bool> {
         let Some(node) = self.table.get(ino).filter(|node| !node.is_gone()) else { return Ok(true) };
         let file = self.backing_fd(&node)?;
@@ -176,27 +180,28 @@ impl Namespace {
         }
     }
 
-    /// Notes that a file was emptied. `marked`: its mark says so.
+    /// Notes that a file was emptied. `marked` is its origin if its mark is [`Mark::Emptied`].
     pub(super) fn was_emptied(&self, node: &Node, marked: Option<NodeId>) {
         if self.unsettled.add(node.ino, marked) {
             self.hold(node);
         }
     }
 
-    /// A file that was emptied has been written to: begins to write it out.
+    /// Starts to write out a file that was written to, if it was emptied before.
     pub(crate) fn was_written(&self, ino: Ino, file: &impl AsFd) {
         if self.unsettled.get(ino).is_some() {
             fd::start_writeback(file);
         }
     }
 
-    /// Syncs a file by `sync`, which is told whether attributes matter, and makes its mark an ordinary one.
+    /// Syncs a file by calling `sync`, and makes its mark an ordinary one. `sync` gets true if it must sync the attributes as
+    /// well.
     pub(crate) fn sync_by(&self, ino: Ino, sync: impl FnOnce(bool) -> Result<()>) -> Result<()> {
         let Some(waiting) = self.unsettled.get(ino) else { return sync(false) };
         let (Some(origin), Some(node)) = (waiting.marked, self.table.get(ino)) else { return sync(false) };
         let file = self.backing_fd(&node)?;
-        // With bytes the file is what it is, whatever its mark says, once they are safe. Without, the mark decides, and
-        // must be safe as well.
+        // If the file has bytes, they are what the next boot shows, whatever the mark says. If it is empty, the mark decides,
+        // so the mark must be durable as well.
         let is_empty = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0;
         if is_empty {
             backing::write_mark(file.as_fd(), Mark::Data(origin))?;
@@ -211,7 +216,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// What the mark of an emptied file means now. The caller holds the directory's lock.
+    /// The ordinary mark of a file whose mark is [`Mark::Emptied`], as it is written to a file of an earlier boot. The caller
+    /// holds the lock of the directory.
     pub(super) fn emptied(
         &self,
         dir: BorrowedFd<'_>,
@@ -226,21 +232,24 @@ impl Namespace {
         let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
         let mark = Mark::Emptied(origin, made_in).in_boot(boot::this(), stat.st_size);
         let lost = matches!(mark, Mark::Meta(_));
-        // At once, or it would be misread when the file is emptied in this boot.
+        // The mark is written at once. Else, emptying the file in this boot would be mistaken for the earlier time.
         let mended = backing::write_mark(file.as_fd(), mark).and_then(|()| match lost {
             true => backing::write_times(file.as_fd(), None, Some(read::MOTHER)),
             false => Ok(()),
         });
         if let Err(error) = mended {
-            tracing::warn!(?name, %error, "the mark of a file that was emptied stays");
+            tracing::warn!(?name, %error, "cannot write the mark of a file that was emptied before the last boot");
         }
         if lost {
-            tracing::warn!(?name, "its new bytes were lost with the power: it shows the library's");
+            tracing::warn!(
+                ?name,
+                "the new bytes of a file were lost with the power; it shows the library's bytes"
+            );
         }
         Ok(mark)
     }
 
-    /// Keeps a node in the table.
+    /// Counts a lookup of a node, so that the table keeps it.
     fn hold(&self, node: &Node) {
         let (places, in_upper, backing_ino) = {
             let state = node.state.lock();
@@ -251,52 +260,51 @@ impl Namespace {
         });
     }
 
-    /// Before a rename: when it replaces bytes of the library, those that replace them are written out. Nothing is
-    /// locked while they are.
+    /// Writes out a file that is about to be renamed, if the rename replaces bytes of the library. Takes no locks while the
+    /// bytes are written.
     pub(super) fn write_out_what_replaces(&self, (parent, name): (Ino, &CStr), (to, new_name): (Ino, &CStr)) {
-        if !self.shows_lower_bytes(to, new_name) {
-            return;
-        }
-        let Some(node) = self.upper_file(parent, name) else { return };
-        let written =
-            self.backing_fd(&node).and_then(|file| self.staging.write_out(&file).map_err(call("write out")));
-        if let Err(error) = written {
-            // As on any filesystem, a rename says nothing of bytes; a sync of the file will.
-            tracing::warn!(?name, %error, "a file that replaces one of the library was not written out");
-        }
-    }
-
-    /// Whether a name leads to a file whose bytes are the library's.
-    fn shows_lower_bytes(&self, dir: Ino, name: &CStr) -> bool {
-        let name = name.to_bytes();
-        let lower_is_file = |dir: NodeId| {
-            let found = self.index.lookup(dir, name).ok().flatten();
-            found
-                .and_then(|child| self.index.node(child).ok())
-                .is_some_and(|n| Kind::of_lower(&n) == Kind::File)
+        let write_out = || -> Result<()> {
+            if self.shows_lower_bytes(to, new_name)?
+                && let Some(node) = self.upper_file(parent, name)?
+            {
+                self.staging.write_out(&self.backing_fd(&node)?).map_err(call("write out"))?;
+            }
+            Ok(())
         };
-        match self.view(dir) {
-            Ok(View::Lower(dir)) => lower_is_file(dir),
-            Ok(View::Node(node)) if node.kind == Kind::Dir => self
-                .with_dir(&node, |state| {
-                    Ok(match state.get(name) {
-                        Some(Entry::Present(present)) => present.kind == Kind::File && present.meta,
-                        Some(Entry::Whiteout | Entry::Damaged) => false,
-                        None => node.lower.is_some_and(lower_is_file),
-                    })
-                })
-                .unwrap_or(false),
-            Ok(View::Node(_)) | Err(_) => false,
+        if let Err(error) = write_out() {
+            // A rename does not fail because of the bytes of a file, as on any filesystem. A sync of the file will.
+            tracing::warn!(?name, %error, "cannot write out a file that replaces one of the library");
         }
     }
 
-    /// The file of a name, when it has its bytes in the upper.
-    fn upper_file(&self, dir: Ino, name: &CStr) -> Option<std::sync::Arc<Node>> {
-        let Ok(View::Node(dir)) = self.view(dir) else { return None };
-        let found = self.with_dir(&dir, |state| Ok(state.get(name.to_bytes()))).ok()?;
-        let Some(Entry::Present(present)) = found else { return None };
-        let is_file = present.kind == Kind::File && !present.meta;
-        let node = is_file.then(|| self.entry_node(&dir, name, present, 0))?;
-        (node.in_upper() == InUpper::All).then_some(node)
+    /// Whether a name shows a file whose bytes are the library's.
+    fn shows_lower_bytes(&self, dir: Ino, name: &CStr) -> Result<bool> {
+        let lower_is_file = |dir: NodeId| match self.index.lookup(dir, name.to_bytes())? {
+            Some(child) => Ok(Kind::of_lower(&self.index.node(child)?) == Kind::File),
+            None => Ok(false),
+        };
+        match self.view(dir)? {
+            View::Lower(dir) => lower_is_file(dir),
+            View::Node(node) if node.kind == Kind::Dir => {
+                self.with_dir(&node, |state| match (state.get(name.to_bytes()), node.lower) {
+                    (Some(Entry::Present(present)), _) => Ok(present.kind == Kind::File && present.meta),
+                    (None, Some(lower)) => lower_is_file(lower),
+                    (Some(Entry::Whiteout | Entry::Damaged), _) | (None, None) => Ok(false),
+                })
+            }
+            View::Node(_) => Ok(false),
+        }
+    }
+
+    /// The node of a file that has its bytes in the upper; None if the name shows anything else.
+    fn upper_file(&self, dir: Ino, name: &CStr) -> Result<Option<Arc<Node>>> {
+        let View::Node(dir) = self.view(dir)? else { return Ok(None) };
+        let found = self.with_dir(&dir, |state| Ok(state.get(name.to_bytes())))?;
+        let Some(Entry::Present(present)) = found else { return Ok(None) };
+        if present.kind != Kind::File || present.meta {
+            return Ok(None);
+        }
+        let node = self.entry_node(&dir, name, present, 0);
+        Ok((node.in_upper() == InUpper::All).then_some(node))
     }
 }
