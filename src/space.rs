@@ -11,6 +11,7 @@ pub mod lock;
 pub mod meta;
 pub mod mountpoint;
 pub mod path;
+pub mod record;
 pub mod run;
 pub mod select;
 pub mod state;

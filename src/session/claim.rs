@@ -9,7 +9,8 @@ use crate::space::aside::set_aside;
 use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
-use crate::space::state::{Content, State, StateDir};
+use crate::space::record::{self, Basis, SpaceRecord};
+use crate::space::state::StateDir;
 use crate::space::{SpaceError, meta, mountpoint};
 use crate::sys::guarded::Dir;
 use crate::sys::process;
@@ -34,7 +35,7 @@ impl MountPlan {
             }
         })?;
         if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.serve.read_only) {
-            let (path, feature) = (self.state_dir().join("state.json"), feature.to_owned());
+            let (path, feature) = (self.state_dir().join(record::FILE), feature.to_owned());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
         let described = Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
@@ -49,26 +50,26 @@ impl MountPlan {
         &self,
         state: &StateDir,
         catalog_sha256: &[u8; 32],
-    ) -> Result<(State, Option<PathBuf>), SpaceError> {
-        let content = self.content(catalog_sha256);
+    ) -> Result<(SpaceRecord, Option<PathBuf>), SpaceError> {
+        let basis = self.basis(catalog_sha256);
         let kept = if self.fresh { None } else { Kept::of(&self.state_dir())? };
         // Changes of a space in another holotree are refused below, whatever became of it.
-        if let Some(kept) = kept.filter(|kept| kept.state.content.base == content.base) {
+        if let Some(kept) = kept.filter(|kept| kept.record.basis.base == basis.base) {
             if kept.held == Held::Deleted {
                 let aside = set_aside(state)?;
-                return Ok((state.adopt(&content, true)?, aside));
+                return Ok((state.adopt(&basis, true)?, aside));
             }
             let holds = kept.blueprint();
             if holds != self.holds {
                 return Err(SpaceError::OtherContent {
-                    identity: content.identity,
+                    identity: basis.identity,
                     kept: format!("blueprint {holds}"),
                     wanted: self.holds.clone(),
                     blueprint: Some(holds.to_owned()),
                 });
             }
         }
-        Ok((state.adopt(&content, self.fresh)?, None))
+        Ok((state.adopt(&basis, self.fresh)?, None))
     }
 
     /// Renews the mark by which rcc tells how long an environment was not used. The daemon does so daily.
@@ -80,8 +81,8 @@ impl MountPlan {
         meta::touch_used(hololib, &self.catalog.blueprint, &self.env.user7(), 0o022)
     }
 
-    fn content(&self, catalog_sha256: &[u8; 32]) -> Content {
-        Content {
+    fn basis(&self, catalog_sha256: &[u8; 32]) -> Basis {
+        Basis {
             identity: self.space.identity.to_string(),
             catalog_sha256: Hex(catalog_sha256).to_string(),
             blueprint: self.catalog.blueprint.clone(),
@@ -99,7 +100,7 @@ impl MountPlan {
 pub struct Claim<'a> {
     plan: &'a MountPlan,
     state: StateDir,
-    recorded: State,
+    recorded: SpaceRecord,
     /// The space's base.
     base: Dir,
     /// The directory to mount on.
@@ -129,7 +130,7 @@ impl Claim<'_> {
 
     /// What is recorded in it now.
     #[must_use]
-    pub fn recorded(&self) -> &State {
+    pub fn recorded(&self) -> &SpaceRecord {
         &self.recorded
     }
 
@@ -143,8 +144,10 @@ impl Claim<'_> {
     ///
     /// # Errors
     /// When the files beside the mountpoint cannot be written. The mount is good without them.
-    pub fn announce(&self, catalog: &CatalogInfo) -> Result<(), SpaceError> {
+    pub fn announce(&mut self, catalog: &CatalogInfo) -> Result<(), SpaceError> {
         if !self.described {
+            // Should the daemon be killed before `publish`, the next mount must not take the stub for the whole.
+            self.state.note_unpublished(&mut self.recorded)?;
             meta::write_stub(&self.base, &self.plan.space, catalog, self.umask)?;
         }
         meta::append_use(&self.base, &self.plan.space, self.umask)
@@ -166,19 +169,18 @@ impl Claim<'_> {
         described
     }
 
-    fn describe(&self) -> Result<(), SpaceError> {
-        let space = &self.plan.space;
+    fn describe(&mut self) -> Result<(), SpaceError> {
         if self.described {
             return Ok(());
         }
+        let space = &self.plan.space;
         let library = &self.plan.location.library;
         let (_, catalog) = library.catalog(&self.plan.catalog).map_err(|error| SpaceError::BadCatalog {
             path: library.catalog_place(&self.plan.catalog).into(),
             why: error.to_string(),
         })?;
         meta::write_meta(&self.base, space, &catalog, self.umask)?;
-        self.state.note_published(&self.recorded, meta::look_of(&space.mountpoint))?;
-        Ok(())
+        self.state.note_published(&mut self.recorded, meta::look_of(&space.mountpoint))
     }
 }
 

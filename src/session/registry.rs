@@ -8,8 +8,8 @@ use std::path::Path;
 use super::error::Error;
 use crate::fs::error::io_errno;
 use crate::space::path::resolved;
+use crate::space::record::recorded_place;
 use crate::space::run::{RunInfo, read_run};
-use crate::space::state::recorded_place;
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The mounts of one home's spaces, as they are at one moment.

@@ -15,8 +15,8 @@ use crate::library::index::Index;
 use crate::settings::IoMode;
 use crate::space::SpaceError;
 use crate::space::held::Held;
+use crate::space::record::{self, SpaceRecord};
 use crate::space::run::{RunInfo, read_run};
-use crate::space::state::read_state;
 use crate::sys::fuse_mount::{self, Liveness};
 use crate::sys::mountinfo::MountEntry;
 
@@ -45,16 +45,16 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
     }
     let Some(run) = record_of(plan, &live)? else { return Ok(None) };
     let state_dir = plan.state_dir();
-    let state = read_state(&state_dir)?.ok_or_else(|| SpaceError::DamagedState {
-        path: state_dir.join("state.json"),
+    let record = SpaceRecord::read(&state_dir)?.ok_or_else(|| SpaceError::DamagedState {
+        path: state_dir.join(record::FILE),
         why: "it is missing, and the space is mounted".to_owned(),
     })?;
-    let held = Held::of(&state_dir, &state, &live.mountpoint)?;
+    let held = Held::of(&state_dir, &record, &live.mountpoint)?;
     if held == Held::Deleted {
         end_deleted(plan, live)?;
         return Ok(None);
     }
-    let mounted = held.blueprint(&state.content.blueprint).to_owned();
+    let mounted = held.blueprint(&record.basis.blueprint).to_owned();
     if mounted != plan.holds {
         let wanted = plan.holds.clone();
         return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });

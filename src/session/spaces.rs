@@ -27,9 +27,10 @@ use crate::materialize::Counts;
 use crate::space::held::Held;
 use crate::space::home::Env;
 use crate::space::path::resolved;
+use crate::space::record::{SpaceRecord, recorded_place};
 use crate::space::run::{RunInfo, read_run};
 use crate::space::select::SpaceArg;
-use crate::space::state::{log_of, read_state, recorded_place};
+use crate::space::state::log_of;
 use crate::space::upper::walk::bytes_below;
 use crate::space::{SpaceError, aside, meta};
 use crate::sys::fuse_mount::is_dead;
@@ -217,7 +218,7 @@ impl<'e> Survey<'e> {
     pub fn detail(&self, given: &OsStr, controller: &str) -> Result<Detail, Error> {
         let space = self.find(given, controller, LOOKED_AT)?;
         let state_dir = self.env.spaces_dir().join(&space.identity);
-        read_state(&state_dir)?;
+        SpaceRecord::read(&state_dir)?;
         let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
         let run = space.run.clone().filter(|_| is_served);
         let copy_up = run.as_ref().and_then(|run| counts(&space.path, run.pid));
@@ -247,7 +248,7 @@ impl<'e> Survey<'e> {
         let run = run.filter(|_| mount.is_some());
         let home = recorded_place(&state_dir, run.as_ref());
         let place = mount.map(|mount| mount.mountpoint.clone()).or_else(|| home.clone());
-        let (record, is_damaged) = match read_state(&state_dir) {
+        let (record, is_damaged) = match SpaceRecord::read(&state_dir) {
             Ok(record) => (record, false),
             Err(error) => {
                 tracing::warn!(%identity, %error, "the record of this space cannot be read");
@@ -264,9 +265,9 @@ impl<'e> Survey<'e> {
             Some(mount) if home.is_some_and(|home| resolved(&home) != mount.mountpoint) => SpaceState::Moved,
             _ if is_damaged => SpaceState::Damaged,
             _ if held == Some(Held::Deleted) => SpaceState::Deleted,
-            _ if record.as_ref().is_some_and(|record| {
-                is_catalog_gone(&record.content.library, &record.content.blueprint)
-            }) =>
+            _ if record
+                .as_ref()
+                .is_some_and(|record| is_catalog_gone(&record.basis.library, &record.basis.blueprint)) =>
             {
                 SpaceState::CatalogGone
             }
@@ -278,16 +279,16 @@ impl<'e> Survey<'e> {
             self.bases.first().map_or_else(|| state_dir.clone(), |base| base.join(identity.as_str()))
         });
         let (upper_bytes, is_all) = bytes_below(&state_dir.join("upper"), entries);
-        let content = record.map(|record| record.content);
-        let catalog = content.as_ref().map(|content| content.blueprint.clone()).unwrap_or_default();
+        let basis = record.map(|record| record.basis);
+        let catalog = basis.as_ref().map(|basis| basis.blueprint.clone()).unwrap_or_default();
         Space {
             is_mounted: mount.is_some() && state != SpaceState::Stale,
             run,
             upper_bytes,
             is_all,
-            library: content.as_ref().map(|content| content.library.clone()),
-            controller: content.as_ref().map(|content| content.controller.clone()).unwrap_or_default(),
-            label: content.map(|content| content.space).unwrap_or_default(),
+            library: basis.as_ref().map(|basis| basis.library.clone()),
+            controller: basis.as_ref().map(|basis| basis.controller.clone()).unwrap_or_default(),
+            label: basis.map(|basis| basis.space).unwrap_or_default(),
             blueprint: held.map_or(catalog.clone(), |held| held.blueprint(&catalog).to_owned()),
             ..Space::bare(identity.as_str(), path, state)
         }

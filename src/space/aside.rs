@@ -14,7 +14,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::space::SpaceError;
-use crate::space::state::{MAX_RECORD, StateDir, make_private_dir, sync_dir};
+use crate::space::record;
+use crate::space::state::{StateDir, make_private_dir, sync_dir, unused};
 use crate::space::upper::entry::{self, OnDisk};
 use crate::space::upper::{self, UpperError};
 use crate::sys::guarded::{self, Durability, Replace, Writers};
@@ -32,12 +33,12 @@ pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     if !has_entries(&upper)? {
         return Ok(None);
     }
-    let dir = unused(state.path());
+    let dir = unused(state.path(), PREFIX);
     make_private_dir(&dir)?;
-    let (from, to) = (state.path().join("state.json"), dir.join("state.json"));
+    let (from, to) = (state.path().join(record::FILE), dir.join(record::FILE));
     // Synced before the changes move: without their record nobody can tell what they are changes of.
     let how = Replace { mode: 0o600, writers: Writers::One, durability: Durability::DataAndName };
-    guarded::read(&from, MAX_RECORD)
+    guarded::read(&from, record::MAX_LEN)
         .map_err(io::Error::from)
         .and_then(|record| guarded::replace(&to, how, &record))
         .map_err(SpaceError::io(&to))?;
@@ -59,17 +60,6 @@ pub fn list(state_dir: &Path) -> Vec<PathBuf> {
             && path.join("upper").is_dir()
     };
     entries.map(|entry| entry.path()).filter(is_aside).collect()
-}
-
-fn unused(state_dir: &Path) -> PathBuf {
-    let mut n = 1_u64;
-    loop {
-        let path = state_dir.join(format!("{PREFIX}{n}"));
-        if std::fs::symlink_metadata(&path).is_err() {
-            return path;
-        }
-        n += 1;
-    }
 }
 
 /// Whether there is anything in the root of the upper but whiteouts.

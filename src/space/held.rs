@@ -17,7 +17,8 @@ use crate::library::catalog::Header;
 use crate::library::name;
 use crate::space::SpaceError;
 use crate::space::meta::{self, Beside};
-use crate::space::state::{State, has_changes, read_state};
+use crate::space::record::SpaceRecord;
+use crate::space::state::has_changes;
 use crate::space::upper::entry::{OnDisk, stat_at};
 use crate::space::upper::mark::Mark;
 use crate::space::upper::{self, UpperError};
@@ -58,14 +59,14 @@ impl Held {
     ///
     /// # Errors
     /// When the upper cannot be read.
-    pub fn of(state_dir: &Path, state: &State, place: &Path) -> Result<Held, SpaceError> {
-        let is_published = state.is_published();
+    pub fn of(state_dir: &Path, record: &SpaceRecord, place: &Path) -> Result<Held, SpaceError> {
+        let is_published = record.is_published();
         // As we wrote it: neither of the two witnesses is needed.
-        if is_published && state.described.is_some() && meta::look_of(place) == state.described {
+        if is_published && record.described.is_some() && meta::look_of(place) == record.described {
             return Ok(Held::Catalog { described: true });
         }
-        let catalog = state.content.blueprint.as_str();
-        let is_right = |header: &Header| header.blueprint == catalog && is_about(header, state, place);
+        let catalog = record.basis.blueprint.as_str();
+        let is_right = |header: &Header| header.blueprint == catalog && is_about(header, record, place);
         if !has_changes(state_dir)? {
             let described =
                 is_published && matches!(meta::beside_of(place), Beside::Says(header) if is_right(&header));
@@ -92,7 +93,7 @@ impl Held {
 #[derive(Debug)]
 pub struct Kept {
     /// The record they belong to.
-    pub state: State,
+    pub record: SpaceRecord,
     /// What they make of the space.
     pub held: Held,
 }
@@ -101,7 +102,7 @@ impl Kept {
     /// The blueprint of what the space holds.
     #[must_use]
     pub fn blueprint(&self) -> &str {
-        self.held.blueprint(&self.state.content.blueprint)
+        self.held.blueprint(&self.record.basis.blueprint)
     }
 
     /// None when there are no changes, when they are an ephemeral mount's, or when the space has no record.
@@ -112,16 +113,16 @@ impl Kept {
         if !has_changes(state_dir)? {
             return Ok(None);
         }
-        let Some(state) = read_state(state_dir)?.filter(|state| !state.content.ephemeral) else {
+        let Some(record) = SpaceRecord::read(state_dir)?.filter(|record| !record.basis.ephemeral) else {
             return Ok(None);
         };
-        let held = Held::of(state_dir, &state, &state.content.place())?;
-        Ok(Some(Kept { state, held }))
+        let held = Held::of(state_dir, &record, &record.basis.place())?;
+        Ok(Some(Kept { record, held }))
     }
 }
 
-fn is_about(header: &Header, state: &State, place: &Path) -> bool {
-    header.identity == state.content.identity && Path::new(&header.path) == place
+fn is_about(header: &Header, record: &SpaceRecord, place: &Path) -> bool {
+    header.identity == record.basis.identity && Path::new(&header.path) == place
 }
 
 /// Which blueprint's text is in the space's root.

@@ -20,7 +20,8 @@ use crate::settings::absolute;
 use crate::space::held::{Held, Kept};
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
-use crate::space::{SpaceError, meta, state};
+use crate::space::record::SpaceRecord;
+use crate::space::{SpaceError, meta};
 
 /// SPACE as typed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -243,8 +244,8 @@ fn called(
     if let SpaceArg::Name(name) = given {
         return (name.clone(), controller);
     }
-    if let Ok(Some(state)) = state::read_state(&env.state_dir(identity)) {
-        return (state.content.space, state.content.controller);
+    if let Ok(Some(record)) = SpaceRecord::read(&env.state_dir(identity)) {
+        return (record.basis.space, record.basis.controller);
     }
     match meta::recorded(mountpoint) {
         Some(recorded) => (recorded.space, recorded.controller),
@@ -279,7 +280,7 @@ fn choose<'a>(
     let kept = if wanted.fresh { None } else { Kept::of(&dir)? };
     let kept = kept.filter(|kept| kept.held != Held::Deleted);
     let with_changes = |kept: &Kept| {
-        let blueprint = &kept.state.content.blueprint;
+        let blueprint = &kept.record.basis.blueprint;
         let catalog = find(blueprint).ok_or_else(|| {
             let why =
                 format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
@@ -315,8 +316,8 @@ fn choose<'a>(
             return Ok(found.into());
         }
     }
-    let earlier = state::read_state(&dir).ok().flatten();
-    if let Some(found) = earlier.and_then(|state| find(&state.content.blueprint)) {
+    let earlier = SpaceRecord::read(&dir).ok().flatten();
+    if let Some(found) = earlier.and_then(|record| find(&record.basis.blueprint)) {
         return Ok(found.into());
     }
     match here.as_slice() {

@@ -126,6 +126,42 @@ fn description_is_written_again_only_for_another_content() {
 }
 
 #[test]
+fn description_of_an_ephemeral_space_is_written_once() {
+    let place = Place::new();
+    let mut plan = place.plan();
+    plan.serve.ephemeral = true;
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    let inode = || std::fs::metadata(place.beside(".meta")).unwrap().ino();
+    let first = inode();
+    std::fs::write(plan.state_dir().join("upper/mine"), "work").unwrap();
+    let mut claim = plan.claim(&[1; 32]).unwrap();
+    assert!(!plan.state_dir().join("upper/mine").exists());
+    claim.announce(&info()).unwrap();
+    claim.publish().unwrap();
+    drop(claim);
+    assert_eq!(inode(), first);
+    // The files beside the mountpoint hold the name.
+    plan.space.label = "another".into();
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().space, "another");
+}
+
+#[test]
+fn stub_of_a_killed_daemon_is_replaced() {
+    let place = Place::new();
+    let plan = place.plan();
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    let length = || std::fs::metadata(place.beside(".meta")).unwrap().len();
+    let whole = length();
+    // `rcc holotree delete`, and a mount whose daemon is killed before it has written the list of files.
+    std::fs::remove_file(place.beside(".meta")).unwrap();
+    plan.claim(&[1; 32]).unwrap().announce(&info()).unwrap();
+    assert!(length() < whole);
+    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    assert_eq!(length(), whole);
+}
+
+#[test]
 fn refused_claim_changes_nothing() {
     let place = Place::new();
     let plan = place.plan();

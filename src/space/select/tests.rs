@@ -2,7 +2,8 @@ use std::io::Write;
 
 use super::*;
 use crate::library::locate::LibraryKind;
-use crate::space::state::{Content, StateDir};
+use crate::space::record::Basis;
+use crate::space::state::StateDir;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -63,7 +64,7 @@ impl Fixture {
 
     fn changed(&self, identity: &str, blueprint: &str) {
         let dir = self.env.state_dir(&Identity::parse(identity).unwrap());
-        let content = Content {
+        let content = Basis {
             identity: identity.into(),
             catalog_sha256: "x".into(),
             blueprint: blueprint.into(),

@@ -2,8 +2,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-fn content(sha: &str, blueprint: &str) -> Content {
-    Content {
+fn content(sha: &str, blueprint: &str) -> Basis {
+    Basis {
         identity: "720c7a8_5a1fac3_700be151".into(),
         catalog_sha256: sha.repeat(32),
         blueprint: blueprint.into(),
@@ -46,11 +46,13 @@ fn new_space_is_private_and_records_its_content() {
     let f = Fixture::new();
     let state = f.open();
     let kept = state.adopt(&content("aa", "b1"), false).unwrap();
-    assert_eq!(kept.content, content("aa", "b1"));
-    for path in [state.path().to_owned(), state.upper(), state.work(), state.reloc()] {
+    assert_eq!(kept.basis, content("aa", "b1"));
+    for path in
+        [state.path().to_owned(), state.upper(), state.path().join("work"), state.path().join("reloc")]
+    {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700, "{path:?}");
     }
-    assert_eq!(read_state(&f.path()).unwrap().unwrap(), kept);
+    assert_eq!(SpaceRecord::read(&f.path()).unwrap().unwrap(), kept);
 }
 
 #[test]
@@ -84,8 +86,8 @@ fn changes_are_kept_for_the_same_catalog() {
     let f = Fixture::new();
     f.open().adopt(&content("aa", "b1"), false).unwrap();
     f.change();
-    let moved = Content { library: "/elsewhere".into(), ..content("aa", "b1") };
-    assert_eq!(f.open().adopt(&moved, false).unwrap().content.library, "/elsewhere");
+    let moved = Basis { library: "/elsewhere".into(), ..content("aa", "b1") };
+    assert_eq!(f.open().adopt(&moved, false).unwrap().basis.library, "/elsewhere");
     assert!(f.has_change());
 }
 
@@ -114,7 +116,7 @@ fn changes_of_another_holotree_are_refused() {
     let f = Fixture::new();
     f.open().adopt(&content("aa", "b1"), false).unwrap();
     f.change();
-    let other = Content { base: "/other".into(), ..content("aa", "b1") };
+    let other = Basis { base: "/other".into(), ..content("aa", "b1") };
     assert!(matches!(f.open().adopt(&other, false), Err(SpaceError::OtherContent { .. })));
 }
 
@@ -123,7 +125,7 @@ fn space_without_changes_switches_silently() {
     let f = Fixture::new();
     f.open().adopt(&content("aa", "b1"), false).unwrap();
     std::fs::write(f.path().join("reloc/17"), "patched for b1").unwrap();
-    assert_eq!(f.open().adopt(&content("bb", "b2"), false).unwrap().content.blueprint, "b2");
+    assert_eq!(f.open().adopt(&content("bb", "b2"), false).unwrap().basis.blueprint, "b2");
     assert!(!f.path().join("reloc/17").exists());
 }
 
@@ -183,7 +185,7 @@ fn damaged_state_without_changes_is_written_anew() {
     f.open().adopt(&content("aa", "b1"), false).unwrap();
     std::fs::write(f.path().join("state.json"), "{").unwrap();
     f.open().adopt(&content("aa", "b1"), false).unwrap();
-    assert!(read_state(&f.path()).unwrap().is_some());
+    assert!(SpaceRecord::read(&f.path()).unwrap().is_some());
 }
 
 #[test]
@@ -198,16 +200,16 @@ fn unknown_feature_is_refused_by_name() {
         other => panic!("{other:?}"),
     }
     std::fs::write(f.path().join("state.json"), "{\"version\":2,\"x\":{}}").unwrap();
-    assert!(matches!(read_state(&f.path()), Err(SpaceError::UnknownFeature { .. })));
+    assert!(matches!(SpaceRecord::read(&f.path()), Err(SpaceError::UnknownFeature { .. })));
 }
 
 #[test]
 fn ephemeral_changes_do_not_outlive_a_crash() {
     let f = Fixture::new();
-    let ephemeral = Content { ephemeral: true, ..content("aa", "b1") };
+    let ephemeral = Basis { ephemeral: true, ..content("aa", "b1") };
     f.open().adopt(&ephemeral, false).unwrap();
     f.change();
-    assert!(!f.open().adopt(&content("aa", "b1"), false).unwrap().content.ephemeral);
+    assert!(!f.open().adopt(&content("aa", "b1"), false).unwrap().basis.ephemeral);
     assert!(!f.has_change());
 }
 
@@ -216,7 +218,7 @@ fn ephemeral_never_takes_earlier_changes_with_it() {
     let f = Fixture::new();
     f.open().adopt(&content("aa", "b1"), false).unwrap();
     f.change();
-    let ephemeral = Content { ephemeral: true, ..content("aa", "b1") };
+    let ephemeral = Basis { ephemeral: true, ..content("aa", "b1") };
     assert!(matches!(f.open().adopt(&ephemeral, false), Err(SpaceError::EphemeralOverChanges { .. })));
     assert!(f.has_change());
 }
@@ -244,7 +246,7 @@ fn what_a_newer_version_keeps_is_written_back() {
     value["compat"] = serde_json::json!(["notes"]);
     value["notes"] = serde_json::json!({"a": [1, 2]});
     std::fs::write(f.path().join("state.json"), value.to_string()).unwrap();
-    let moved = Content { library: "/elsewhere".into(), ..content("aa", "b1") };
+    let moved = Basis { library: "/elsewhere".into(), ..content("aa", "b1") };
     f.open().adopt(&moved, false).unwrap();
     let text = std::fs::read_to_string(f.path().join("state.json")).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
