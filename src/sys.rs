@@ -1,4 +1,5 @@
-//! The system: the only `unsafe`, and the only place that knows mounts, forks, mappings, ioctls and mountinfo.
+//! Wrappers of system calls and of files in `/proc` and `/sys`: mounts, forks, memory mappings, ioctls, checked
+//! directories. It knows nothing of spaces and libraries. All `unsafe` code of the program is here.
 
 pub mod backing;
 pub mod boot;
@@ -15,7 +16,7 @@ pub mod surroundings;
 pub mod thread;
 pub mod tree;
 
-/// An error's text without the ` (os error 2)` that Rust puts behind an errno's: it tells a user nothing more.
+/// The text of an error without the ` (os error 2)` that Rust appends, because the number tells a user nothing more.
 #[must_use]
 pub fn plain(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_errors_are_left_out() {
+    fn error_numbers_are_left_out() {
         assert_eq!(plain(&"a: gone (os error 2): b (os error 13)"), "a: gone: b");
         assert_eq!(plain(&"odd (os error x) (os error 5"), "odd (os error x) (os error 5");
     }

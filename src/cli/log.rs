@@ -81,7 +81,7 @@ impl MakeWriter<'_> for Sink {
     fn make_writer_for(&self, meta: &Metadata<'_>) -> Self::Writer {
         let (pid, level) = self.foreground;
         // Until a daemon has its log, what it says is for who mounts.
-        if *meta.level() > level && (std::process::id() == pid || !log_file::is_taken()) {
+        if *meta.level() > level && (std::process::id() == pid || !log_file::is_open()) {
             return Box::new(io::sink());
         }
         let mut writer = self.writer();

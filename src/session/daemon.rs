@@ -125,7 +125,7 @@ fn child<'p>(
     let served = leave(pipe.as_ref(), plan).and_then(|()| begin()).and_then(|found| match found {
         Found::Mounted(mounted) => Ok(*mounted),
         Found::Free(pending) => {
-            let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::take);
+            let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::open);
             log.map_err(|error| {
                 let source = std::io::Error::from(error);
                 Error::Os {
@@ -148,7 +148,7 @@ fn child<'p>(
         }
         Err(error) => {
             // Who mounts is told by the report; this is for who reads the log.
-            if log_file::is_taken() {
+            if log_file::is_open() {
                 tracing::error!(%error, "the mount failed");
             }
             let failure = describe(&error);

@@ -1,8 +1,8 @@
-//! Backing files of FUSE passthrough: files that the kernel reads, writes and maps in the daemon's stead.
+//! Backing files of FUSE passthrough. The kernel reads, writes and maps them without asking the daemon.
 //!
-//! A number stands for each, valid on one FUSE connection. Registering needs `CAP_SYS_ADMIN` in the initial user
-//! namespace: a daemon that has it asks the kernel itself ([`Direct`]). Invariant: a number that was handed out
-//! is given back at most once.
+//! A registered file has a backing id, which is valid on one FUSE connection. Registering needs `CAP_SYS_ADMIN` in the
+//! initial user namespace. A daemon with that capability makes the ioctls itself ([`Direct`]). Invariant: a backing id
+//! is closed at most once.
 #![allow(unsafe_code)]
 
 use std::fmt::Debug;
@@ -16,42 +16,42 @@ use rustix::fs::{Mode, OFlags};
 
 /// Registers backing files on the connection of one mount.
 pub trait Backings: Send + Sync + Debug {
-    /// The number for an open regular file. The kernel keeps the file open until the number is closed and no
-    /// open file uses it. It opens the file anew for each open through the mount, with the access that this one asks
-    /// for; of a file that was given by a read-only descriptor every open for writing fails.
+    /// Registers an open regular file, and returns its backing id. The kernel keeps the file open until the id is closed
+    /// and no open file uses it. For each open through the mount, the kernel opens the file again with the requested
+    /// access mode. If `file` is read-only, every such open for writing fails.
     ///
     /// # Errors
-    /// EPERM where this may not be done at all, or not with this file; ELOOP when the file lies on a stacked
+    /// EPERM without the privilege, or for a file that cannot be registered; ELOOP when the file lies on a stacked
     /// filesystem; ENOMEM.
     fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32>;
 
-    /// Gives a number back; open files that use it go on.
+    /// Closes a backing id. Open files that use it are not affected.
     ///
     /// # Errors
-    /// ENOENT for a number that was not handed out.
+    /// ENOENT for an id that is not registered.
     fn close(&self, id: u32) -> io::Result<()>;
 }
 
-/// Asks the kernel itself.
+/// Makes the ioctls in this process.
 #[derive(Debug)]
 pub struct Direct {
     fuse: OwnedFd,
-    /// For the files that may only be read. A leaf lock.
+    /// Opens the files that are registered read-only. A leaf lock.
     views: Mutex<Views>,
 }
 
 impl Direct {
-    /// Over a descriptor of `/dev/fuse` that is (or was duplicated from) the mount's own.
+    /// `fuse` is the `/dev/fuse` descriptor of the mount, or a duplicate.
     #[must_use]
     pub fn new(fuse: OwnedFd) -> Self {
         Self { fuse, views: Mutex::new(Views::new(read_only_clone)) }
     }
 }
 
-/// The same file by a descriptor that cannot be written to.
+/// A read-only descriptor of the same file.
 ///
 /// # Errors
-/// What opening it anew may answer.
+/// Those of open(2).
 pub fn read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if is_read_only(file)? {
         return file.try_clone_to_owned();
@@ -78,15 +78,15 @@ impl Backings for Direct {
     }
 }
 
-/// Answers an open with a registered backing file, whose number stays the caller's.
+/// Replies to an open with a registered backing file. The caller still owns the backing id.
 pub fn reply_open(reply: fuser::ReplyOpen, flags: fuser::FopenFlags, id: u32) {
-    // SAFETY: fuser would give the number back when its wrapper goes; `into_raw` takes it out before that.
+    // SAFETY: fuser's wrapper would close the id when it is dropped; `into_raw` prevents that.
     let backing = unsafe { reply.wrap_backing(id) };
     reply.opened_passthrough(fuser::FileHandle(0), flags, &backing);
     backing.into_raw();
 }
 
-/// Answers a create, as [`reply_open`] does an open.
+/// Replies to a create. See [`reply_open`].
 pub fn reply_create(
     reply: fuser::ReplyCreate,
     ttl: &std::time::Duration,
@@ -107,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever may do all cannot write by it; nor is another file opened when the name leads elsewhere by now.
+    /// Root cannot write through the descriptor either, and a file that was put in the name's place is not opened.
     #[test]
     fn a_view_of_a_file_cannot_be_written_to() {
         if !rustix::process::geteuid().is_root() {

@@ -1,31 +1,28 @@
-//! Which boot of the machine this is.
+//! Identifies the current boot of the machine.
 //!
-//! What was written in this boot is in the page cache, whether or not it reached the disk; what was written in an
-//! earlier boot is only what the disk kept. Invariant: two boots have different numbers, as far as 32 bits can tell.
-//! Where the kernel does not say which boot it is, every process has a number of its own, so that less is trusted and
-//! never more.
+//! Bytes that were written during this boot can be read back, even if they have not reached the disk. After a reboot
+//! only those bytes are left that reached the disk. Invariant: two boots have different numbers, except for a collision
+//! of 32-bit numbers. If the kernel does not tell the boot, every process gets a random number, so that holofs trusts
+//! less and never more.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 
-/// A boot.
+/// The number of a boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Boot(pub u32);
 
-/// The present boot. Read once for each process.
+/// The current boot. Read once in each process.
 #[must_use]
 pub fn this() -> Boot {
     static BOOT: OnceLock<Boot> = OnceLock::new();
     *BOOT.get_or_init(|| {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        parse(&id).unwrap_or_else(|| {
-            // No number of 32 bits is taken from more of a hash than that.
-            Boot((RandomState::new().hash_one(std::process::id()) >> 32) as u32)
-        })
+        parse(&id).unwrap_or_else(|| Boot((RandomState::new().hash_one(std::process::id()) >> 32) as u32))
     })
 }
 
-/// The first 32 bits of the random UUID that the kernel gives each boot.
+/// The first 32 bits of the random UUID that the kernel assigns to each boot.
 fn parse(id: &str) -> Option<Boot> {
     let first = id.get(..8).filter(|_| id.trim_end().len() == 36)?;
     u32::from_str_radix(first, 16).ok().map(Boot)

@@ -1,4 +1,4 @@
-//! Descriptors: how many there may be, and calls on one that rustix does not have.
+//! File descriptors: the limit of open ones, and system calls that rustix does not have.
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::process::Resource;
 
-/// How many descriptors a cache may keep open: `most`, or one part in so many of what this process may have open at
-/// once. The limit does not change once a daemon has raised it.
+/// How many descriptors a cache may keep open: at most `most`, and at most the process's limit divided by `part`. The
+/// limit does not change after a daemon has raised it.
 #[must_use]
 pub fn share(most: NonZeroUsize, part: u64) -> NonZeroUsize {
     let Some(limit) = rustix::process::getrlimit(Resource::Nofile).current else { return most };
@@ -15,7 +15,7 @@ pub fn share(most: NonZeroUsize, part: u64) -> NonZeroUsize {
     NonZeroUsize::new(share).unwrap_or(NonZeroUsize::MIN).min(most)
 }
 
-/// Whether a file has a name somewhere. One that has none is gone when it is closed.
+/// Whether a file has a name. A file without one is deleted when it is closed.
 ///
 /// # Errors
 /// The errno of fstat(2).
@@ -23,18 +23,18 @@ pub fn has_name(file: impl AsFd) -> rustix::io::Result<bool> {
     Ok(rustix::fs::fstat(file)?.st_nlink > 0)
 }
 
-/// Begins to write out what was written to a file, and does not wait: who syncs or clones it later waits less. It
-/// is only advice, so nothing is said when the filesystem cannot.
+/// Starts writeback of a file's dirty pages and does not wait for it, so that a later fsync or clone takes less time. An
+/// error is ignored, because the call is only a hint.
 pub fn start_writeback(file: &impl AsFd) {
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is borrowed for the call, and the call takes numbers only.
+    // SAFETY: the descriptor is borrowed for the call, which takes no pointers.
     unsafe { libc::sync_file_range(fd, 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
-/// What tells a file from an earlier one that had its inode number: a digest of the handle that the filesystem gives it. None
-/// where it gives none (overlayfs). Never 0.
+/// Distinguishes a file from an earlier file with the same inode number: a digest of its file handle. None if the
+/// filesystem has no file handles (overlayfs). Never 0.
 pub fn identity(file: &impl AsFd) -> Option<u32> {
-    /// `struct file_handle` of the kernel with the longest handle.
+    /// `struct file_handle` of the kernel, with room for the longest handle.
     #[repr(C)]
     struct Handle {
         len: u32,
@@ -44,8 +44,8 @@ pub fn identity(file: &impl AsFd) -> Option<u32> {
     let mut handle = Handle { len: 128, kind: 0, bytes: [0; 128] };
     let mut mount: libc::c_int = 0;
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the path is a string, and the kernel writes a handle of at most `len` bytes, and a number, into what is
-    // borrowed for the call only.
+    // SAFETY: the path is a C string. The kernel writes at most `len` bytes of handle and one number, into values that
+    // are borrowed for the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,
@@ -57,7 +57,7 @@ pub fn identity(file: &impl AsFd) -> Option<u32> {
         )
     };
     let bytes = handle.bytes.get(..handle.len as usize).filter(|_| done == 0)?;
-    // FNV-1a: a handle must mean the same to the next version of this program.
+    // FNV-1a, because the next version of this program must compute the same number.
     let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     let hash = handle.kind.to_ne_bytes().iter().chain(bytes).fold(0x811c_9dc5, step);
     Some(hash.max(1))

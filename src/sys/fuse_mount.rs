@@ -1,9 +1,9 @@
-//! Mounting and unmounting: by mount(2) where we may, through fusermount3 where not.
+//! Mounts and unmounts FUSE filesystems: with mount(2) and umount(2) for root, with fusermount3 for other users.
 //!
-//! It hands out the `/dev/fuse` descriptor of the mount and knows nothing of what will be served on it.
+//! It returns the `/dev/fuse` descriptor of the mount. It does not know what is served on it.
 //!
-//! Invariant: what is mounted on is the directory that was checked, by its descriptor: [`check_place`] finds the mount
-//! on that very directory, and nowhere else.
+//! Invariant: a mount is on the directory that the caller opened and checked. The directory is passed by descriptor, and
+//! [`check_place`] verifies it afterwards.
 
 use std::ffi::CString;
 use std::io::{Read, Write};
@@ -20,28 +20,25 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::guarded::Dir;
-use super::mountinfo::{self, MountEntry};
+use super::mountinfo::{self, FS_TYPE, MountEntry};
 use super::probe;
 
 /// The device through which the kernel talks to a FUSE daemon.
 pub const DEVICE: &str = "/dev/fuse";
 
-/// The type of our mounts in `/proc/self/mountinfo`.
-pub const FS_TYPE: &str = "fuse.holofs";
-
-/// What to mount.
+/// The options of a mount.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What mountinfo shows as the source.
+    /// The source in mountinfo.
     pub source: String,
-    /// Let other users in.
+    /// Lets other users access the mount.
     pub allow_other: bool,
-    /// Let the daemon decide who may do what, where it can be mounted so: only root's own mount, which lets in nobody
-    /// whom permission bits would stop.
+    /// Leaves out `default_permissions`, so that the daemon checks permissions. Only for a mount of root that no other user
+    /// can access.
     pub unchecked: bool,
-    /// Refuse every change.
+    /// Rejects all changes.
     pub read_only: bool,
-    /// Further options by name; see [`check_option`].
+    /// Names of further options; see [`check_option`].
     pub extra: Vec<String>,
 }
 
@@ -51,29 +48,29 @@ pub enum MountError {
     /// `/dev/fuse` cannot be opened.
     #[error("{DEVICE}: {0}")]
     Device(Errno),
-    /// Neither mount(2) is allowed nor is there a fusermount3.
+    /// This user cannot call mount(2), and fusermount3 is missing.
     #[error("fusermount3 is not installed, and only root can mount without it")]
     NoFusermount,
-    /// fusermount3 refused; its own words.
+    /// fusermount3 failed, with its error message.
     #[error("fusermount3: {0}")]
     Fusermount(String),
     /// mount(2) or umount(2) failed.
     #[error("{call}: {source}")]
     Os {
-        /// The call.
+        /// The name of the call.
         call: &'static str,
-        /// Its answer.
+        /// The errno.
         source: Errno,
     },
-    /// Somebody exchanged the directory, or one above it, after it was checked.
-    #[error("the directory was exchanged while it was mounted on")]
+    /// The directory, or one above it, was replaced after it was checked.
+    #[error("the directory was replaced during the mount")]
     Exchanged,
-    /// fusermount3 could not be run or talked to.
+    /// fusermount3 could not be started, or did not answer.
     #[error("cannot run fusermount3: {0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Whether an `-o` option is one that a mount of ours can have.
+/// Whether holofs supports an `-o` option.
 #[must_use]
 pub fn check_option(option: &str) -> bool {
     flag_of(option).is_some() || matches!(option, "rw" | "exec" | "async" | "default_permissions")
@@ -101,7 +98,7 @@ pub fn mount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError>
         return Err(MountError::Device(Errno::NOENT));
     }
     match mount_directly(mountpoint, options) {
-        // Not allowed to mount, or not even to open the device: fusermount3 is.
+        // This user may not mount, or may not open the device. fusermount3 is setuid root.
         Err(MountError::Os { source: Errno::PERM, .. } | MountError::Device(Errno::ACCESS | Errno::PERM)) => {
             mount_by_fusermount(mountpoint, options)
         }
@@ -134,7 +131,8 @@ fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountE
     for option in &options.extra {
         flags |= flag_of(option).unwrap_or(MountFlags::empty());
     }
-    let data = CString::new(data).unwrap_or_default();
+    let os = |source| MountError::Os { call: "mount", source };
+    let data = CString::new(data).map_err(|_| os(Errno::INVAL))?;
     rustix::mount::mount(
         options.source.as_str(),
         by_descriptor(mountpoint),
@@ -142,17 +140,17 @@ fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountE
         flags,
         Some(data.as_c_str()),
     )
-    .map_err(|source| MountError::Os { call: "mount", source })?;
+    .map_err(os)?;
     Ok(fd)
 }
 
-/// A path that leads to the open directory, whatever its own path leads to.
+/// A path that leads to the open directory, even if the directory was renamed.
 fn by_descriptor(dir: &Dir) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
 }
 
-/// Finds the mount that was just made with this source, and makes sure that it is on this directory and that the
-/// directory's path leads to it. One that went elsewhere is taken away. None when somebody has unmounted it already.
+/// Finds the mount that was just made with this source. Verifies that it is on this directory, and that the directory's
+/// path leads to it. Otherwise unmounts it. None when it was already unmounted.
 ///
 /// # Errors
 /// [`MountError::Exchanged`], and when the mounts cannot be read.
@@ -180,18 +178,18 @@ pub fn check_place(dir: &Dir, source: &str) -> Result<Option<MountEntry>, MountE
             return Ok(None);
         }
     }
-    // Nothing of ours was mounted before, so this is it.
+    // The caller had no other mount with this source.
     unmount_wherever(stray, true)?;
     Err(MountError::Exchanged)
 }
 
-/// Unmounts a mount at the place that it has by now. Whoever may rename the mountpoint, or a directory above it, can move
-/// the mount between the look at the table and the call, so both are retried.
+/// Unmounts a mount at its current path. Somebody can rename a directory of that path between the look-up in the mount
+/// table and the system call, so both are retried.
 ///
 /// # Errors
-/// Those of the last [`unmount`], when the mount is still there after all of them.
+/// Those of the last [`unmount`], if the mount is still in the table.
 pub fn unmount_wherever(mount: &MountEntry, lazily: bool) -> Result<(), MountError> {
-    /// Each retry needs another rename in the moment between two calls.
+    /// Each retry means that another rename happened between the two calls.
     const ATTEMPTS: u32 = 50;
     let mut last = Ok(());
     for _ in 0..ATTEMPTS {
@@ -205,8 +203,7 @@ pub fn unmount_wherever(mount: &MountEntry, lazily: bool) -> Result<(), MountErr
     last
 }
 
-/// The number of the mount that a path leads to, without a word to whoever serves it; None where the kernel tells
-/// none (before Linux 5.8).
+/// The id of the mount that a path leads to, without a request to a FUSE daemon. None before Linux 5.8.
 fn mount_id(dir: impl AsFd, path: &Path, flags: AtFlags) -> Result<Option<u64>, Errno> {
     let flags = flags | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(dir, path, flags, StatxFlags::MNT_ID)?;
@@ -218,7 +215,7 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(os("socketpair"))?;
-    // The child inherits this end, by number, as fusermount3 wants it.
+    // The child inherits this end. fusermount3 gets its number in a variable.
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(os("fcntl"))?;
     let mut list = vec![
         format!("fsname={}", options.source),
@@ -237,7 +234,7 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
             .arg("-o")
             .arg(list.join(","))
             .arg("--")
-            // By its descriptor: the path may lead elsewhere by now.
+            // By descriptor, because the path may lead elsewhere by now.
             .arg(".")
             .current_dir(by_descriptor(mountpoint))
             .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
@@ -247,7 +244,7 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
             .spawn()
     })?;
     drop(theirs);
-    // One byte, with the descriptor; nothing when it has not mounted.
+    // fusermount3 sends one byte with the descriptor, and nothing if the mount failed.
     let received = wire::receive::<1>(&ours);
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
@@ -266,7 +263,7 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
     }
 }
 
-/// Starts fusermount3, or the older fusermount, whichever is found on `PATH`.
+/// Starts the first of fusermount3 and fusermount that is on `PATH`.
 fn start_fusermount<T>(start: impl Fn(Command) -> std::io::Result<T>) -> Result<T, MountError> {
     for program in ["fusermount3", "fusermount"] {
         match start(Command::new(program)) {
@@ -277,10 +274,10 @@ fn start_fusermount<T>(start: impl Fn(Command) -> std::io::Result<T>) -> Result<
     Err(MountError::NoFusermount)
 }
 
-/// Unmounts; `lazy` detaches the tree now and ends the mount when its last user lets go.
+/// Unmounts. With `lazy`, detaches the mount at once, and the kernel ends it when the last process stops using it.
 ///
 /// # Errors
-/// EBUSY in [`MountError::Os`] while processes use it, and what else umount(2) or fusermount3 may say.
+/// EBUSY in [`MountError::Os`] while processes use the mount, and other errors of umount(2) and fusermount3.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     let mut flags = UnmountFlags::NOFOLLOW;
     if lazy {
@@ -311,11 +308,11 @@ fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), MountError
     Err(MountError::Fusermount(said))
 }
 
-/// Cuts the connection of a FUSE filesystem to its daemon, wherever it is mounted: every request of it fails from now
-/// on, and the daemon is told to end. `dev` is its device number as in mountinfo.
+/// Aborts the FUSE connection of a filesystem: all its requests fail from now on, and the session of its daemon ends.
+/// `dev` is the device number as in mountinfo.
 ///
 /// # Errors
-/// When the kernel's list of connections is not mounted, or the mount is another user's.
+/// When fusectl is not mounted, or the filesystem belongs to another user.
 pub fn abort(dev: &str) -> std::io::Result<()> {
     let minor: u32 = dev
         .strip_prefix("0:")
@@ -325,18 +322,18 @@ pub fn abort(dev: &str) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(file)?.write_all(b"1")
 }
 
-/// What comes of asking a mount for its free space.
+/// The result of statfs(2) on a mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Liveness {
-    /// It answers.
+    /// The daemon answered.
     Alive,
-    /// Its daemon is gone.
+    /// The daemon has ended.
     Dead,
-    /// There was no answer in time.
+    /// No answer before the timeout.
     Silent,
 }
 
-/// Asks a mount whether somebody serves it, for as long as `limit`. Only while the process has a single thread.
+/// Whether a daemon serves the mount, with the timeout `limit`. The process must have a single thread.
 #[must_use]
 pub fn liveness(mountpoint: &Path, limit: Duration) -> Liveness {
     const DEAD: u8 = b'd';
@@ -349,13 +346,13 @@ pub fn liveness(mountpoint: &Path, limit: Duration) -> Liveness {
         Ok(Some(_)) => Liveness::Alive,
         Ok(None) => Liveness::Silent,
         Err(error) => {
-            tracing::warn!(path = %mountpoint.display(), %error, "a mount was not asked whether it is served");
+            tracing::warn!(path = %mountpoint.display(), %error, "cannot check a mount; it counts as alive");
             Liveness::Alive
         }
     }
 }
 
-/// Whether a path answers, within a few seconds, as a mount whose daemon is gone.
+/// Whether a path is a mount whose daemon has ended. Waits at most 3 seconds.
 #[must_use]
 pub fn is_dead(mountpoint: &Path) -> bool {
     liveness(mountpoint, Duration::from_secs(3)) == Liveness::Dead

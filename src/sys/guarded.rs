@@ -1,11 +1,10 @@
-//! Files and directories that another user could have put there, linked or exchanged.
+//! Opens files in directories where another user may create, link or replace entries.
 //!
-//! A [`Dir`] is opened once, by descriptor, and checked. Files below it are opened by name under that descriptor:
-//! links are not followed, nothing is waited for (a FIFO), nothing is truncated, and what was opened must be a regular
-//! file. It knows nothing of what the files mean.
+//! A [`Dir`] is a directory that was opened and checked once. Files in it are opened by name relative to its descriptor.
+//! Symbolic links are not followed, a FIFO does not block, nothing is truncated, and only regular files are accepted.
 //!
-//! Invariants: nothing is written to, truncated or chmod'ed that is not a regular file with one name, reached without
-//! following a link below the checked directory; a read takes no more memory than the caller allows.
+//! Invariants: only a regular file with one hard link is ever written to, and it was reached without following a link
+//! below the checked directory. A read takes no more memory than the caller allows.
 
 mod make;
 mod replace;
@@ -23,51 +22,51 @@ use rustix::io::Errno;
 
 pub use replace::{Durability, PART, Replace, Writers, replace};
 
-/// How often a file is looked for and created in turn before we give up: somebody makes and removes it all the time.
+/// How often opening and creating a file are tried in turn. Somebody else may create and remove the file each time.
 const ATTEMPTS: u32 = 100;
-/// As many links as the kernel follows in one path.
+/// As many symbolic links as the kernel follows in a path.
 const MAX_LINKS: u32 = 40;
 
-/// What is wrong with a file or directory that was found.
+/// A file or directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
 pub struct GuardedError {
-    /// Which one.
+    /// Its path.
     pub path: PathBuf,
-    /// What is wrong.
+    /// The reason.
     pub problem: Problem,
 }
 
-/// See [`GuardedError`].
+/// Why a file or directory cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Problem {
     /// A system call failed.
     #[error("{0}")]
     Os(Errno),
-    /// A link, FIFO, device, socket or directory.
+    /// It is a link, FIFO, device, socket or directory.
     #[error("it is {0}, not a regular file")]
     NotAFile(&'static str),
-    /// Writing to it would change a file somewhere else.
-    #[error("it has {0} names (hard links), so it is not written to")]
+    /// It has several hard links, so a write would change a file elsewhere.
+    #[error("it has {0} hard links, so holofs does not write to it")]
     Linked(u64),
-    /// A directory is expected.
+    /// It is not a directory.
     #[error("it is {0}, not a directory")]
     NotADirectory(&'static str),
-    /// The owner could change or exchange what we keep there.
+    /// Its owner, another user, could change or replace entries.
     #[error("it belongs to user {owner}, not to user {wanted}")]
     Owner {
-        /// Whose it is.
+        /// The user id of its owner.
         owner: u32,
-        /// Whose it should be.
+        /// The user id that it should have.
         wanted: u32,
     },
-    /// Others could change or exchange what we keep there.
+    /// Other users could change or replace entries.
     #[error("other users may write to it (mode {0:04o})")]
     Writable(u32),
-    /// It is not what was made under this name a moment ago.
-    #[error("somebody exchanged it while it was made")]
+    /// Somebody replaced the directory between its creation and its opening.
+    #[error("somebody replaced it while it was created")]
     Exchanged,
-    /// There is more in it than anybody but an attacker would put there.
+    /// It is larger than the caller's limit.
     #[error("it is larger than {0} bytes")]
     TooLarge(u64),
 }
@@ -81,14 +80,14 @@ impl GuardedError {
         move |errno| Self::new(path, Problem::Os(errno))
     }
 
-    /// Whether there is nothing of that name.
+    /// Whether the file or directory does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.problem == Problem::Os(Errno::NOENT)
     }
 }
 
-/// Without the path: whoever wants an [`io::Error`] adds the path himself.
+/// Without the path, which the caller adds to an [`io::Error`].
 impl From<GuardedError> for io::Error {
     fn from(error: GuardedError) -> Self {
         match error.problem {
@@ -98,24 +97,24 @@ impl From<GuardedError> for io::Error {
     }
 }
 
-/// Who may write to a directory.
+/// Who may be able to write to a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trust {
-    /// Only this user (the effective one). Neither its group nor others may write to it, and no other user but root
-    /// owns, or may exchange the entries of, a directory above it. Links on the way must belong to this user or root.
+    /// Only this (effective) user. Neither its group nor others can write to it. Every directory above it belongs to this
+    /// user or root, and nobody else can replace its entries. Symbolic links on the way must belong to this user or root.
     Ours,
-    /// Whoever its mode allows, but it belongs to this user: the directory above keeps others out.
+    /// Anybody whom its mode allows. It belongs to this user, and the directory above keeps other users out.
     Owned,
-    /// Anybody, as in rcc's shared directories. Only the descriptor is certain: it stays the same directory.
+    /// Anybody, as in rcc's shared directories. The descriptor only guarantees that it stays the same directory.
     Anybodys,
 }
 
-/// What a file is opened for. Whatever writes needs a file with one name.
+/// How a file is opened. Writing requires a file with one hard link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Reading.
     Read,
-    /// Writing and locking; never truncated.
+    /// Writing and locking, without truncation.
     Write,
     /// Appending.
     Append,
@@ -133,12 +132,12 @@ impl Access {
     }
 }
 
-/// A directory, opened and checked once.
+/// A directory that was opened and checked.
 #[derive(Debug)]
 pub struct Dir {
-    /// An `O_PATH` descriptor: a directory that may be searched and not listed will do.
+    /// Opened with `O_PATH`, so that search permission is sufficient.
     fd: OwnedFd,
-    /// For messages, and for calls that know no descriptors.
+    /// For messages, and for calls that take no descriptor.
     path: PathBuf,
 }
 
@@ -152,7 +151,7 @@ impl Dir {
     /// Opens an existing directory by an absolute path.
     ///
     /// # Errors
-    /// When it is missing or may not be trusted as asked.
+    /// When it is missing, or does not satisfy `trust`.
     pub fn open(path: &Path, trust: Trust) -> Result<Self, GuardedError> {
         match trust {
             Trust::Ours => Self::ours(path, false),
@@ -165,10 +164,10 @@ impl Dir {
         }
     }
 
-    /// As [`Dir::open`] with [`Trust::Ours`]; makes what is missing of the path, with mode 0700.
+    /// Like [`Dir::open`] with [`Trust::Ours`], but creates missing directories with mode 0700.
     ///
     /// # Errors
-    /// As [`Dir::open`], and what keeps a directory from being made.
+    /// As [`Dir::open`], and those of mkdir(2).
     pub fn make_ours(path: &Path) -> Result<Self, GuardedError> {
         Self::ours(path, true)
     }
@@ -180,7 +179,7 @@ impl Dir {
         Ok(dir)
     }
 
-    /// Opens a directory in this one; a link is not followed.
+    /// Opens a directory in this one. Does not follow a symbolic link.
     ///
     /// # Errors
     /// As [`Dir::open`].
@@ -197,12 +196,12 @@ impl Dir {
         Ok(dir)
     }
 
-    /// Opens a directory in this one, and makes it with mode 0700 when it is missing.
+    /// Opens a directory in this one, or creates it with mode 0700.
     ///
     /// # Errors
     /// As [`Dir::open_dir`].
     pub fn make_dir(&self, name: &OsStr, trust: Trust) -> Result<Self, GuardedError> {
-        // Looked for first: making what is there already would wait for a disk that takes no write.
+        // Opened first, because mkdir(2) of an existing directory blocks on a frozen filesystem.
         match self.open_dir(name, trust) {
             Err(error) if error.is_not_found() => {}
             found => return found,
@@ -228,20 +227,20 @@ impl Dir {
         Ok(())
     }
 
-    /// Where it was opened.
+    /// The path by which it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a regular file in this directory, which must be there.
+    /// Opens a regular file in this directory.
     ///
     /// # Errors
-    /// When there is none, or something else.
+    /// When it is missing or not a regular file.
     pub fn open_file(&self, name: &OsStr, access: Access) -> Result<File, GuardedError> {
         let path = self.path.join(name);
         let fd = rustix::fs::openat(&self.fd, name, access.flags(), Mode::empty()).map_err(|errno| {
-            // ELOOP is a link, ENXIO a FIFO or a socket, EISDIR a directory: in words.
+            // ELOOP means a link, ENXIO a FIFO or a socket, EISDIR a directory. The message names the kind.
             let odd = matches!(errno, Errno::LOOP | Errno::NXIO | Errno::ISDIR);
             let found = odd.then(|| self.kind_of(name)).flatten();
             GuardedError::new(&path, found.map_or(Problem::Os(errno), Problem::NotAFile))
@@ -250,18 +249,17 @@ impl Dir {
         Ok(File::from(fd))
     }
 
-    /// Makes a file in this directory; there must be nothing of that name, not even a link to nowhere. `mode` is
-    /// subject to the umask.
+    /// Creates a file in this directory. `mode` is subject to the umask.
     ///
     /// # Errors
-    /// EEXIST, and what else open(2) may say.
+    /// EEXIST when the name exists, also as a dangling symbolic link, and other errors of open(2).
     pub fn create_new(&self, name: &OsStr, access: Access, mode: u32) -> Result<File, GuardedError> {
         let flags = access.flags() | OFlags::CREATE | OFlags::EXCL;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_bits_truncate(mode));
         fd.map(File::from).map_err(|errno| GuardedError::new(&self.path.join(name), Problem::Os(errno)))
     }
 
-    /// Opens a file, and makes it when it is missing. Returns whether it was made: only then its mode is ours to set.
+    /// Opens a file, or creates it if it is missing. Returns whether it was created: only then may the caller set its mode.
     ///
     /// # Errors
     /// As [`Dir::open_file`] and [`Dir::create_new`].
@@ -293,7 +291,7 @@ impl Dir {
         read_at_most(&file, limit).map_err(|problem| GuardedError::new(&self.path.join(name), problem))
     }
 
-    /// What an entry is, without opening it or following a link.
+    /// The attributes of an entry. Does not follow a symbolic link.
     ///
     /// # Errors
     /// Those of stat(2).
@@ -302,10 +300,10 @@ impl Dir {
             .map_err(|errno| GuardedError::new(&self.path.join(name), Problem::Os(errno)))
     }
 
-    /// Removes a file, whatever it is, or finds none.
+    /// Removes an entry that is not a directory. A missing entry is no error.
     ///
     /// # Errors
-    /// Those of unlink(2) but ENOENT.
+    /// Those of unlink(2), except ENOENT.
     pub fn remove_file(&self, name: &OsStr) -> Result<(), GuardedError> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -313,7 +311,7 @@ impl Dir {
         }
     }
 
-    /// Gives an entry another name in this directory, in place of what has that name.
+    /// Renames an entry in this directory, and replaces an entry with the new name.
     ///
     /// # Errors
     /// Those of rename(2).
@@ -322,7 +320,7 @@ impl Dir {
             .map_err(|errno| GuardedError::new(&self.path.join(from), Problem::Os(errno)))
     }
 
-    /// Has the directory's entries survive a loss of power.
+    /// Syncs the names of the entries to the disk.
     ///
     /// # Errors
     /// Those of open(2) and fsync(2).
@@ -340,7 +338,7 @@ impl Dir {
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Opens a regular file by its path, without following a link in the last place.
+/// Opens a regular file by its path. Does not follow a symbolic link in the last component.
 ///
 /// # Errors
 /// As [`Dir::open_file`].
@@ -366,17 +364,17 @@ fn split(path: &Path) -> Result<(Dir, &OsStr), GuardedError> {
     Ok((dir, name))
 }
 
-/// Reads an open file to its end when that is at most `limit` bytes away.
+/// Reads an open file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Problem::TooLarge`], and what read(2) says.
+/// [`Problem::TooLarge`], and those of read(2).
 pub fn read_at_most(file: &File, limit: u64) -> Result<Vec<u8>, Problem> {
     let size = rustix::fs::fstat(file).map_err(Problem::Os)?.st_size.unsigned_abs();
     if size > limit {
         return Err(Problem::TooLarge(limit));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    // It may grow while it is read.
+    // The file may grow while it is read.
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| Problem::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
@@ -391,14 +389,14 @@ fn check_file(fd: &OwnedFd, access: Access) -> Result<(), Problem> {
     if let Some(kind) = odd_kind(&stat) {
         return Err(Problem::NotAFile(kind));
     }
-    // None is one that was removed since; whoever locks it looks for that himself.
+    // A file without a link was removed after the open. A caller that locks the file checks for that.
     if access != Access::Read && stat.st_nlink > 1 {
         return Err(Problem::Linked(stat.st_nlink));
     }
     Ok(())
 }
 
-/// What it is, unless it is a regular file.
+/// What kind of file it is, unless it is a regular file.
 fn odd_kind(stat: &Stat) -> Option<&'static str> {
     Some(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => return None,
@@ -411,13 +409,13 @@ fn odd_kind(stat: &Stat) -> Option<&'static str> {
     })
 }
 
-/// Follows an absolute path from the root, and checks each directory in which something is looked up: nobody but root
-/// and we must be able to put something else there. Members of a directory's group are the choice of whoever set it.
+/// Opens an absolute path component by component, and checks every directory on the way: only root and this user may be
+/// able to replace its entries. A group with write permission is accepted, because the owner chose its members.
 fn walk(path: &Path, make: bool) -> Result<OwnedFd, GuardedError> {
     let root = || rustix::fs::open("/", DIRECTORY, Mode::empty()).map_err(GuardedError::os(Path::new("/")));
     let mut fd = root()?;
     let mut at = PathBuf::from("/");
-    // In a user namespace root's directories have another owner: whoever owns the root directory.
+    // In a user namespace, the owner of the root directory stands for root.
     let roots = rustix::fs::fstat(&fd).map_err(GuardedError::os(&at))?.st_uid;
     let us = rustix::process::geteuid().as_raw();
     let is_trusted = |uid: u32| uid == us || uid == 0 || uid == roots;
@@ -472,7 +470,7 @@ fn walk(path: &Path, make: bool) -> Result<OwnedFd, GuardedError> {
     Ok(fd)
 }
 
-/// A path's steps; `..` is one, which the kernel takes.
+/// The components of a path. `..` is kept, and the kernel resolves it.
 fn names(path: &Path) -> impl Iterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),

@@ -1,10 +1,10 @@
-//! The log of a daemon: a file that stays small, and whose failure harms nobody.
+//! The log file of a daemon, with rotation.
 //!
-//! Once a log has been taken, lines go there and standard error is the same file, for what is said at the end of a
-//! process that dies. Before that, lines go to standard error.
+//! After [`open`], lines go to the file. Standard error becomes the same file, so that the message of a panic or an abort
+//! is logged too. Before that, lines go to standard error.
 //!
-//! Invariants: writing a line never fails for the caller, never panics, and never waits for another line that waits
-//! for its disk; the file and the one before it hold at most [`LIMIT`] bytes each.
+//! Invariants: writing a line never fails for the caller and never panics. It waits at most 100 ms for another writer,
+//! which may hang on its disk. The file and the rotated file have at most [`LIMIT`] bytes each.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,60 +15,60 @@ use parking_lot::Mutex;
 
 use super::guarded::{Access, Dir, GuardedError, Problem};
 
-/// How large a log becomes before it is put aside, in place of the one that was put aside before.
+/// Size in bytes at which the log is rotated. Only one rotated file is kept.
 pub const LIMIT: u64 = 1 << 20;
 
-/// How long a line waits for others that are being written.
+/// How long a line waits for another writer before it is dropped.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The log's name in its directory, and that of the log before it.
+/// The names of the log and of the rotated log.
 const NAME: &str = "log";
 const OLD: &str = "log.old";
 
-/// The process's log, once it has one. A leaf lock.
-static TAKEN: Mutex<Option<LogFile>> = Mutex::new(None);
+/// The log of this process, after [`open`]. A leaf lock.
+static LOG: Mutex<Option<LogFile>> = Mutex::new(None);
 
 #[derive(Debug)]
 struct LogFile {
     dir: Dir,
     file: File,
     len: u64,
-    /// Lines that could not be written since the last one that could.
+    /// Lines that were lost since the last line that was written.
     lost: u64,
-    /// The last line is not whole.
+    /// The last write was short, so the file does not end with a newline.
     torn: bool,
 }
 
-/// Has this process's lines go to the log in `dir` from now on.
+/// Opens the log in `dir`, and sends all further lines of this process to it.
 ///
 /// # Errors
 /// When the file cannot be opened, or is not a file of ours alone.
-pub fn take(dir: Dir) -> Result<(), GuardedError> {
+pub fn open(dir: Dir) -> Result<(), GuardedError> {
     let (file, _) = dir.open_or_create(OsStr::new(NAME), Access::Append, 0o600)?;
     let len = file.metadata().map_or(0, |found| found.len());
     rustix::stdio::dup2_stderr(&file)
         .map_err(|errno| GuardedError { path: dir.path().to_owned(), problem: Problem::Os(errno) })?;
     let mut log = LogFile { dir, file, len, lost: 0, torn: false };
-    // One that cannot be put aside now will be when a line is too much for it.
-    if log.len > LIMIT && log.put_aside().is_err() {
+    // If the rotation fails here, the next line that exceeds the limit tries again.
+    if log.len > LIMIT && log.rotate().is_err() {
         log.lost += 1;
     }
-    *TAKEN.lock() = Some(log);
+    *LOG.lock() = Some(log);
     Ok(())
 }
 
-/// Whether this process has a log.
+/// Whether this process has a log file.
 #[must_use]
-pub fn is_taken() -> bool {
-    TAKEN.try_lock_for(PATIENCE).is_none_or(|taken| taken.is_some())
+pub fn is_open() -> bool {
+    LOG.try_lock_for(PATIENCE).is_none_or(|log| log.is_some())
 }
 
-/// Writes whole lines, or nothing when that cannot be done.
+/// Writes complete lines, or drops them if that is not possible.
 pub fn write(lines: &[u8]) {
-    let Some(mut taken) = TAKEN.try_lock_for(PATIENCE) else { return };
-    match taken.as_mut() {
+    let Some(mut log) = LOG.try_lock_for(PATIENCE) else { return };
+    match log.as_mut() {
         Some(log) => log.write(lines),
-        // There is nobody to tell that nothing can be told.
+        // An error here cannot be reported anywhere.
         None => drop(io::stderr().write_all(lines)),
     }
 }
@@ -83,7 +83,7 @@ impl LogFile {
             text.extend(format!("{} lines could not be written here\n", self.lost).into_bytes());
         }
         text.extend(lines);
-        if self.len + text.len() as u64 > LIMIT && self.put_aside().is_err() {
+        if self.len + text.len() as u64 > LIMIT && self.rotate().is_err() {
             self.lost += 1;
             return;
         }
@@ -97,10 +97,10 @@ impl LogFile {
         }
     }
 
-    /// Begins a new file; when that fails the next line tries again.
-    fn put_aside(&mut self) -> io::Result<()> {
+    /// Renames the log and opens a new one. After an error, the next line tries again.
+    fn rotate(&mut self) -> io::Result<()> {
         match self.dir.rename(OsStr::new(NAME), OsStr::new(OLD)) {
-            // Put aside before, and then no new one could be made.
+            // ENOENT: an earlier call renamed the log and could not open a new one.
             Err(error) if !error.is_not_found() => return Err(error.into()),
             _ => {}
         }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_log_and_the_one_before_it_stay_small() {
-        // In a process of its own, since standard error changes: only what does not change it is tried here.
+        // Rotation replaces standard error, so this test stays below the limit; an e2e test rotates.
         let dir = tempfile::tempdir().unwrap();
         let mut log = log(dir.path());
         let line = vec![b'x'; 10_000];

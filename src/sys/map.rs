@@ -4,19 +4,18 @@
 use std::fs::File;
 use std::ops::Deref;
 
-/// A file mapped read-only.
+/// A read-only mapping of a file.
 #[derive(Debug)]
 pub struct Map(memmap2::Mmap);
 
 impl Map {
-    /// Maps a whole file, which nobody changes while it is mapped: an index file is made under another name and
-    /// only ever replaced by rename.
+    /// Maps a whole file. Nobody may change the file while it is mapped: holofs only replaces index files, by rename.
     ///
     /// # Errors
-    /// What mmap(2) may answer.
+    /// Those of mmap(2).
     pub fn of(file: &File) -> std::io::Result<Self> {
-        // SAFETY: index files are written once, before they get their name, and are owned by the user; a user who
-        // truncates his own file under a mount takes the SIGBUS himself, as with any mapped file.
+        // SAFETY: an index file is complete before it gets its name, and belongs to the user. If the user truncates it
+        // under a mount, the daemon gets SIGBUS, as any program that maps a file.
         unsafe { memmap2::Mmap::map(file) }.map(Self)
     }
 }

@@ -1,101 +1,101 @@
-//! The mounts of this process's namespace, from `/proc/self/mountinfo`.
+//! Reads the mounts of this process's mount namespace from `/proc/self/mountinfo`.
 //!
-//! Reads the table only: it never touches a mountpoint, because one whose daemon died answers ENOTCONN, and one
-//! whose daemon hangs does not answer.
+//! It never accesses a mountpoint. A mountpoint whose daemon died answers ENOTCONN, and one whose daemon hangs blocks the
+//! caller.
 //!
-//! Invariant: paths are unescaped, so that they compare equal to what other code holds.
+//! Invariant: paths are unescaped, so that they can be compared with paths from elsewhere.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// The filesystem type of our mounts.
-pub const FSTYPE: &str = "fuse.holofs";
-/// What our mounts' source begins with; the space's identity follows, then `@` and where its state is kept.
+/// The filesystem type of holofs's mounts.
+pub const FS_TYPE: &str = "fuse.holofs";
+/// The prefix of the source of holofs's mounts. The space's identity follows, then `@` and its directory of spaces.
 const SOURCE_PREFIX: &str = "holofs:";
 
-/// One mount.
+/// A line of the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountEntry {
-    /// Its number in this namespace, which statx(2) tells too.
+    /// The mount id, as in statx(2).
     pub id: u64,
-    /// The number of the mount on which it is.
+    /// The id of the mount that it is mounted on.
     pub parent: u64,
-    /// Which directory of the filesystem is seen: `/`, unless it is a bind mount of a part.
+    /// The directory of the filesystem that is mounted: `/`, except for a bind mount of a subdirectory.
     pub root: PathBuf,
-    /// Where it is now; a mount moves with the directories above it.
+    /// The current path. A mount moves when a directory above it is renamed.
     pub mountpoint: PathBuf,
-    /// What was mounted: `holofs:<identity>@<place>` for ours; see [`source_of`].
+    /// The source: `holofs:<identity>@<place>` for a mount of holofs, see [`source_of`].
     pub source: String,
-    /// `fuse.holofs` for ours.
+    /// The filesystem type: [`FS_TYPE`] for a mount of holofs.
     pub fstype: String,
-    /// The device number as `major:minor`: stays the same for the life of a mount, wherever it moves.
+    /// The device number as `major:minor`. It does not change when the mount moves.
     pub dev: String,
-    /// Who mounted it, in a FUSE mount's options: the kernel sees to that.
+    /// For a FUSE mount, the user who mounted it. The kernel guarantees it.
     pub user_id: Option<u32>,
-    /// The options of the superblock and of the mount hold `ro`.
+    /// Whether the options of the superblock or of the mount contain `ro`.
     pub read_only: bool,
 }
 
 impl MountEntry {
-    /// Whether both show one filesystem. The device number alone does not tell: the kernel gives it to the next mount as
-    /// soon as it is free.
+    /// Whether both are mounts of the same filesystem. The device number alone does not tell, because the kernel reuses it
+    /// after an unmount.
     #[must_use]
     pub fn is_same_filesystem(&self, other: &MountEntry) -> bool {
         self.dev == other.dev && self.fstype == other.fstype && self.source == other.source
     }
 
-    /// The space that its source names, when it is a whole space. Anybody can choose that text.
+    /// The identity of the space in the source, unless this is a bind mount of a part. Any user can choose that text.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
         self.named().map(|(identity, _)| identity)
     }
 
-    /// Whether this user mounted it. Another user can choose the text of a source, and not this.
+    /// Whether this user mounted it. Unlike the source, another user cannot forge that.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.user_id == Some(rustix::process::getuid().as_raw())
     }
 
     fn named(&self) -> Option<(&str, &str)> {
-        if self.fstype != FSTYPE || self.root != Path::new("/") {
+        if self.fstype != FS_TYPE || self.root != Path::new("/") {
             return None;
         }
         let source = self.source.strip_prefix(SOURCE_PREFIX)?;
-        // From behind: a name may hold any character but a slash, a comma and a backslash.
+        // The last `@`, because an identity can contain one.
         Some(source.rsplit_once('@').unwrap_or((source, "")))
     }
 }
 
-/// The source of the mount of a space whose state is in `state_dir`, which must be there.
+/// The source for the mount of a space whose state is in `state_dir`, which must exist.
 ///
-/// An identity names a space of one user in one home only; another home, or a library that was recorded elsewhere,
-/// has spaces of the same identity. So the directory above the state says whose it is, by device and inode: that
-/// holds however the directory is spelt, and when it is renamed.
+/// An identity is unique for one user in one home only. Another home, or a library that was recorded elsewhere, can have
+/// a space with the same identity. The source therefore contains the device and inode of the directory of spaces, which
+/// do not depend on the spelling of its path and do not change when it is renamed.
 ///
 /// # Errors
-/// When the directory cannot be looked at.
+/// Those of stat(2).
 pub fn source_of(state_dir: &Path) -> io::Result<String> {
     let identity = state_dir.file_name().unwrap_or_default().to_string_lossy();
     Ok(format!("{SOURCE_PREFIX}{identity}@{}", place(state_dir.parent().unwrap_or(state_dir))?))
 }
 
-/// What a source says of the directory of spaces.
+/// The part of a source that identifies the directory of spaces.
 fn place(spaces_dir: &Path) -> io::Result<String> {
     let stat = rustix::fs::stat(spaces_dir)?;
     Ok(format!("{:x}.{:x}", stat.st_dev, stat.st_ino))
 }
 
-/// All mounts, oldest first; of mounts on top of each other the last one is seen.
+/// All mounts, oldest first. Of several mounts on one path, the last one is visible.
 ///
 /// # Errors
-/// When `/proc` is not mounted.
+/// When the table cannot be read.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
-/// Every mount of a space, whoever's it is.
+/// All mounts of spaces, of all users.
 ///
 /// # Errors
 /// As [`mounts`].
@@ -103,13 +103,12 @@ pub fn holofs_mounts() -> io::Result<Vec<MountEntry>> {
     Ok(mounts()?.into_iter().filter(|m| m.identity().is_some()).collect())
 }
 
-/// The mounts that this user made of spaces whose states are in this directory. Of one space there can be several:
-/// bind mounts of the whole, and dead ones.
+/// This user's mounts of the spaces in `spaces_dir`. A space can have several: bind mounts of the whole, and dead mounts.
 ///
 /// # Errors
 /// As [`mounts`].
 pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
-    // Without the directory there has been no mount.
+    // Without the directory there is no mount.
     let Ok(place) = place(spaces_dir) else { return Ok(Vec::new()) };
     let is_of = |m: &MountEntry| m.is_ours() && m.named().is_some_and(|(_, its)| its == place);
     Ok(mounts()?.into_iter().filter(is_of).collect())
@@ -123,7 +122,7 @@ pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|m| m.mountpoint == path))
 }
 
-/// Parses the table; a line of another shape is left out, since the kernel may add what we do not know.
+/// Parses the table. Lines that do not match are skipped.
 #[must_use]
 pub fn parse(table: &[u8]) -> Vec<MountEntry> {
     table.split(|&b| b == b'\n').filter_map(parse_line).collect()
@@ -150,7 +149,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     Some(MountEntry { id, parent, root, mountpoint, source, fstype, dev, user_id, read_only })
 }
 
-/// Undoes the kernel's `\ooo` for blank, tab, newline, backslash and `#`.
+/// Decodes `\ooo`, by which the kernel escapes space, tab, newline, backslash and `#`.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

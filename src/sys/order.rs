@@ -1,13 +1,13 @@
-//! Bytes before names: a file's bytes are out before anything that is done to names afterwards can be.
+//! Writes the bytes of a file to the disk before a rename, as cheaply as the filesystem allows.
 //!
-//! A loss of power may keep a rename and lose the bytes of the renamed file: it is then empty. A sync before the
-//! rename prevents that, and waits for the journal, which takes milliseconds. On a filesystem whose journal keeps the
-//! order in which things were done, it is enough that the device was given the bytes: the file's size and extents are
-//! in the journal then, before the rename, and the journal has the device's cache flushed before it counts. That takes
-//! a fortieth. Invariant: where the order is not known to be kept, the file is synced.
+//! After a loss of power, a rename can be on disk while the bytes of the renamed file are lost; the file is then empty. An
+//! fsync before the rename prevents that, but it waits for a journal commit, which takes milliseconds. If the filesystem
+//! journals changes in order, it is enough to write the pages to the device: the size and the extents of the file are
+//! then in the journal before the rename, and the journal flushes the device's cache before it commits. That takes a
+//! fortieth of the time. Invariant: if the filesystem is not known to keep the order, the file is synced.
 //!
-//! Kept by ext4 with a journal (`jbd2` commits in order; a page counts as written when its extent was recorded) and by
-//! XFS (one log; likewise). Not by btrfs: it records extents some time after the pages were written.
+//! ext4 with a journal keeps the order: `jbd2` commits in order, and a page counts as written when its extent is recorded.
+//! So does XFS, with its single log. btrfs does not: it records extents some time after the pages are written.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,17 +18,17 @@ use rustix::io::Errno;
 const EXT4: i64 = 0xef53;
 const XFS: i64 = 0x5846_5342;
 
-/// Whether the journal of one filesystem keeps the order.
+/// Whether a filesystem journals changes in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// What was done first survives first.
+    /// It does.
     Kept,
-    /// Not known.
+    /// It is not known to.
     Unknown,
 }
 
 impl Order {
-    /// That of the filesystem which holds an open file or directory.
+    /// Of the filesystem of an open file or directory.
     #[must_use]
     pub fn of(fd: impl AsFd) -> Self {
         let kept = rustix::fs::fstatfs(&fd).is_ok_and(|found| match found.f_type {
@@ -39,10 +39,10 @@ impl Order {
         if kept { Self::Kept } else { Self::Unknown }
     }
 
-    /// Has the bytes of a file survive before anything that is done afterwards does.
+    /// Makes sure that the bytes of a file survive a loss of power if any later change does.
     ///
     /// # Errors
-    /// Those of writing to the device.
+    /// Those of sync_file_range(2) and fdatasync(2).
     pub fn write_out(self, file: &impl AsFd) -> Result<(), Errno> {
         match self {
             Self::Kept => wait_for_device(file),
@@ -51,22 +51,22 @@ impl Order {
     }
 }
 
-/// An ext4 without a journal has none of the order. The kernel tells by the process that writes the journal.
+/// Whether an ext4 has a journal: its directory in `/sys` then names the process that writes it.
 fn has_journal(fd: impl AsFd) -> bool {
     let Ok(stat) = rustix::fs::fstat(fd) else { return false };
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     let Ok(device) = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")) else { return false };
     let Some(name) = device.file_name() else { return false };
-    let told = std::fs::read_to_string(std::path::Path::new("/sys/fs/ext4").join(name).join("journal_task"));
-    told.is_ok_and(|pid| pid.trim().parse::<u32>().is_ok())
+    let pid = std::fs::read_to_string(std::path::Path::new("/sys/fs/ext4").join(name).join("journal_task"));
+    pid.is_ok_and(|pid| pid.trim().parse::<u32>().is_ok())
 }
 
-/// Writes a file's pages and waits until the device has them.
+/// Writes the dirty pages of a file to the device, and waits until they are written. Does not flush the device's cache.
 fn wait_for_device(file: &impl AsFd) -> Result<(), Errno> {
     let flags =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is borrowed for the call, and the call takes numbers only.
+    // SAFETY: the descriptor is borrowed for the call, which takes no pointers.
     match unsafe { libc::sync_file_range(fd, 0, 0, flags) } {
         0 => Ok(()),
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),

@@ -1,9 +1,10 @@
-//! Asking a mount something without waiting for ever.
+//! Accesses a mount with a timeout.
 //!
-//! A call on a mount whose daemon is stopped, or waits for its disk, does not return; and a process with a thread in
-//! such a call may not even be able to end. So a child asks, and is left behind when it gets no answer.
+//! A system call on a mount whose daemon is stopped, or hangs on its disk, does not return. A process with a thread in such
+//! a call possibly cannot exit. Therefore a child process makes the call, and is abandoned after the timeout.
 //!
-//! Invariant: the child holds none of the standard streams, so nobody waits for it by waiting for our output.
+//! Invariant: the child has none of the standard streams, so whoever reads our output until EOF does not wait for the
+//! child.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -18,11 +19,11 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::process::{self, Forked};
 
-/// Asks `question` in a child; None when there was no answer within `limit`. Only while the process has a single
-/// thread.
+/// Runs `question` in a child process and returns its result; None after the timeout `limit`. The process must have a
+/// single thread.
 ///
 /// # Errors
-/// When there can be no child.
+/// When the child cannot be started.
 pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Option<Vec<u8>>> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     match process::fork()? {
@@ -30,7 +31,7 @@ pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Op
             drop(write);
             let answer = read_until(read, Instant::now() + limit)?;
             let child = Pid::from_raw(child).ok_or(Errno::SRCH)?;
-            // One that has answered ends now; one that has not may be unable to, and goes to init with us.
+            // A child that has answered exits at once. Another one may be unable to, and init reaps it later.
             let how = if answer.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
             if answer.is_none() {
                 rustix::process::kill_process(child, Signal::KILL)?;
@@ -40,16 +41,16 @@ pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Op
         }
         Forked::Child => {
             drop(read);
-            let told = process::detach()
+            let written = process::detach()
                 .map_err(io::Error::from)
                 .and_then(|()| File::from(write).write_all(&question()));
-            // SAFETY: the call ends the process, without what the parent has registered for its own end.
-            unsafe { libc::_exit(i32::from(told.is_err())) }
+            // SAFETY: the call ends the process. It skips the exit handlers, which belong to the parent.
+            unsafe { libc::_exit(i32::from(written.is_err())) }
         }
     }
 }
 
-/// All that comes through a pipe until its other end is closed; None when that takes longer than `deadline`.
+/// Reads a pipe until EOF. None when `deadline` passes first.
 ///
 /// # Errors
 /// Those of poll(2) and read(2).

@@ -1,4 +1,4 @@
-//! Processes: becoming a daemon, limits, and who is alive.
+//! Processes: forking and detaching, memory, priority, and the state of other processes.
 #![allow(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -10,20 +10,20 @@ use rustix::io::Errno;
 /// Which side of a fork this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Forked {
-    /// The caller, with the child's process id.
+    /// The parent, with the process id of the child.
     Parent(i32),
-    /// The new process.
+    /// The child.
     Child,
 }
 
-/// Closes every descriptor but the standard three: what a daemon was started with and would keep open for ever, such
-/// as a pipe on whose end its caller waits. To be called before anything of ours is open.
+/// Closes all inherited descriptors except standard input, output and error. A daemon would keep them open for ever, for
+/// example a pipe whose reader waits for EOF. Must be called before the program opens anything.
 ///
 /// # Errors
-/// The errno of close_range(2), which is as old as Linux 5.9.
+/// The errno of close_range(2), which needs Linux 5.9.
 pub fn close_inherited() -> Result<(), Errno> {
-    // SAFETY: called first thing by a program of one thread that has opened nothing, so no descriptor that it closes
-    // belongs to a value of ours. By number, since older C libraries have no function for it.
+    // SAFETY: called at the start of the program, when no value owns a descriptor. By number, because older C libraries
+    // have no function for it.
     match unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) } {
         0 => Ok(()),
         _ => Err(last_errno()),
@@ -34,21 +34,20 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// Forks. Only while the process has a single thread.
+/// Forks. The process must have a single thread.
 ///
 /// # Errors
-/// EBUSY when there are more threads, and the errno of fork(2).
+/// EBUSY when there are more threads, ENOENT without `/proc`, and the errno of fork(2).
 pub fn fork() -> Result<Forked, Errno> {
-    // A thread that was joined a moment ago can still be listed.
+    // A thread that was just joined can still be in the list.
     let deadline = Instant::now() + Duration::from_secs(1);
-    while threads() > 1 {
+    while threads()? > 1 {
         if Instant::now() > deadline {
             return Err(Errno::BUSY);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    // SAFETY: there is one thread (checked above), so no lock can be held by a thread that the child does not
-    // have, and the child may go on using everything.
+    // SAFETY: there is one thread, so no other thread can hold a lock that the child would wait for.
     match unsafe { libc::fork() } {
         -1 => Err(last_errno()),
         0 => Ok(Forked::Child),
@@ -56,41 +55,42 @@ pub fn fork() -> Result<Forked, Errno> {
     }
 }
 
-/// Threads of this process; one where `/proc` does not tell.
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+/// The number of threads of this process.
+fn threads() -> Result<usize, Errno> {
+    let tasks = std::fs::read_dir("/proc/self/task");
+    tasks.map(Iterator::count).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Whether permission bits stop this process from nothing (`CAP_DAC_OVERRIDE`).
+/// Whether permission bits do not apply to this process (`CAP_DAC_OVERRIDE`).
 #[must_use]
 pub fn overrides_permissions() -> bool {
     let sets = rustix::thread::capabilities(None);
     sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE))
 }
 
-/// Has large blocks of memory come from the system, zeroed and untouched, whatever was freed before.
+/// Makes malloc map every block of 4 MiB or more. Mapped memory is zeroed by the kernel and takes no page before it is used.
 ///
-/// The C library else raises the size from which it does so to that of the largest block that was freed, takes the FUSE
-/// loops' buffers from its heaps, and clears a good part of them: a hundred page faults at every mount.
+/// By default glibc raises that threshold to the size of the largest block that was freed. It then takes the buffers of
+/// the FUSE loops from its heap and clears a large part of them, which costs a hundred page faults for each mount.
 pub fn map_large_blocks() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes two numbers.
+    // SAFETY: the call takes no pointers.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
     }
 }
 
-/// Gives freed memory back to the system: what a catalog took to compile, a daemon would keep for ever. Where the C
-/// library has no such call it does so by itself.
+/// Returns freed memory to the system. A daemon would otherwise keep the memory that compiling a catalog took. Other C
+/// libraries than glibc return it by themselves.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes a number and touches free memory only.
+    // SAFETY: the call takes no pointers and releases free memory only.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Lets everybody else go first from now on: the calling thread gets what is left of processor and disk.
+/// Gives the calling thread the lowest priority for processor and disk.
 ///
 /// # Errors
 /// The errno of the calls.
@@ -98,16 +98,16 @@ pub fn be_idle() -> Result<(), Errno> {
     /// `IOPRIO_WHO_PROCESS`, and `IOPRIO_CLASS_IDLE` shifted by `IOPRIO_CLASS_SHIFT`, of `linux/ioprio.h`.
     const WHO_PROCESS: libc::c_long = 1;
     const IDLE: libc::c_long = 3 << 13;
-    // To the kernel the thread is the process 0.
+    // Process 0 means the calling thread.
     rustix::process::setpriority_process(None, 19)?;
-    // SAFETY: the call takes three numbers.
+    // SAFETY: the call takes no pointers.
     match unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, IDLE) } {
         0 => Ok(()),
         _ => Err(last_errno()),
     }
 }
 
-/// Leaves the terminal, the standard streams and the directory it was started from.
+/// Detaches from the terminal, the standard streams and the current directory.
 ///
 /// # Errors
 /// The errno of the calls.
@@ -126,27 +126,27 @@ pub fn replace_umask(mask: u32) -> u32 {
     rustix::process::umask(Mode::from_raw_mode(mask)).bits()
 }
 
-/// The umask, without changing it even for an instant.
+/// The umask, without changing it. 022 if `/proc` does not tell.
 #[must_use]
 pub fn umask() -> u32 {
-    let told = std::fs::read_to_string("/proc/self/status").ok();
-    let line = told.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("Umask:")));
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let line = status.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("Umask:")));
     line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
-/// Processors that this process may use.
+/// The number of processors that this process can use.
 #[must_use]
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// When a process was started, in clock ticks since the machine's start: with the id it names one process for
-/// good. None when there is no such process, or only its exit status is left: in a container whose first process
-/// reaps late or never, the dead stay listed.
+/// The start time of a process in clock ticks since boot. Together with the process id it identifies a process, because ids
+/// are reused. None when there is no such process, or it is a zombie. Zombies can stay for long in a container whose init
+/// does not reap them.
 #[must_use]
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything, parentheses and blanks included.
+    // The second field is the name in parentheses, which can itself contain parentheses and spaces.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
@@ -155,14 +155,14 @@ pub fn start_time(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Kills a process, which must be the one that was started then.
+/// Kills the process with this id and start time.
 ///
 /// # Errors
-/// ESRCH when it has ended, and EPERM.
+/// ESRCH when that process has ended, and EPERM.
 pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
     let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
     let pid = rustix::process::Pid::from_raw(raw).ok_or(Errno::SRCH)?;
-    // By a descriptor, so that it cannot become another process between the look and the signal.
+    // By a pidfd, so that the id cannot be reused between the check and the signal.
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     if start_time(raw) != Some(started) {
         return Err(Errno::SRCH);
@@ -170,14 +170,14 @@ pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
     rustix::process::pidfd_send_signal(process, rustix::process::Signal::KILL)
 }
 
-/// Why a process may not answer, as far as it can be seen from outside.
+/// Why a process possibly does not answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Condition {
-    /// Somebody has stopped it, by SIGSTOP or a debugger.
+    /// It was stopped by SIGSTOP or a debugger.
     Stopped,
-    /// It waits for a disk, or for another filesystem.
+    /// A thread is in uninterruptible sleep: it waits for a disk or another filesystem.
     WaitsForDisk,
-    /// Nothing shows.
+    /// None of the other conditions.
     Running,
     /// There is no such process.
     Gone,
@@ -186,7 +186,7 @@ pub enum Condition {
 impl std::fmt::Display for Condition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Stopped => "it is stopped; kill -CONT lets it go on",
+            Self::Stopped => "it is stopped; continue it with kill -CONT",
             Self::WaitsForDisk => "it waits for a disk",
             Self::Running => "it is running",
             Self::Gone => "it is gone",
@@ -194,7 +194,7 @@ impl std::fmt::Display for Condition {
     }
 }
 
-/// What keeps a process from answering.
+/// Reads the condition of a process from `/proc`.
 #[must_use]
 pub fn condition(pid: u32) -> Condition {
     let state = |path: std::path::PathBuf| {

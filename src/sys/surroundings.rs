@@ -1,19 +1,19 @@
-//! What a process inherits from whoever started it and a daemon must not live by: signal dispositions, the signal
-//! mask, and resource limits.
+//! Resets what a process inherits from its parent and a daemon should not depend on: signal dispositions, the signal mask,
+//! and resource limits.
 //!
-//! Invariant: after [`reset`] and [`serve_on`] no signal ends the process but those that are meant to, and no limit
-//! that may be raised is left.
+//! Invariant: after [`reset`] and [`serve_on`], only SIGTERM, SIGINT, SIGHUP and the signals of a crash end the process, and
+//! every limit is raised as far as possible.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
 
 use rustix::process::{Resource, Rlimit};
 
-/// For every command: signals arrive, and a child's end is told to whoever waits for it.
+/// Unblocks all signals, and resets SIGCHLD, so that child processes can be waited for. For every command.
 pub fn reset() {
-    // With SIGCHLD ignored the kernel reaps children by itself, and waiting for one fails.
+    // While SIGCHLD is ignored, the kernel reaps children itself and waitpid(2) fails.
     dispose(libc::SIGCHLD, libc::SIG_DFL);
-    // SAFETY: `set` is made before it is used, and the calls touch this thread's mask only.
+    // SAFETY: `set` is initialized before it is used, and the calls only change the mask of this thread.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -21,8 +21,8 @@ pub fn reset() {
     }
 }
 
-/// For a process that serves a mount: signals that end a process by default and are not meant to end a mount are
-/// ignored, and limits are raised as far as they can be.
+/// Ignores signals that end a process by default and should not end a mount, and raises the limits. For a process that
+/// serves a mount.
 pub fn serve_on() {
     let ignored = [
         libc::SIGUSR1,
@@ -35,7 +35,7 @@ pub fn serve_on() {
         libc::SIGPWR,
         libc::SIGSTKFLT,
         libc::SIGQUIT,
-        // Of limits: a write beyond the one of file sizes fails with EFBIG then.
+        // A write beyond the file size limit then fails with EFBIG.
         libc::SIGXFSZ,
         libc::SIGXCPU,
     ];
@@ -53,17 +53,18 @@ pub fn serve_on() {
 }
 
 fn dispose(signal: c_int, how: libc::sighandler_t) {
-    // SAFETY: `how` is one of the two dispositions that run no code of ours.
+    // SAFETY: `how` is SIG_DFL or SIG_IGN, so no handler of this program runs.
     unsafe { libc::signal(signal, how) };
 }
 
-/// Takes a limit away where we may, else raises it to the hard one.
+/// Removes a limit if possible, and otherwise raises it to the hard limit.
 fn raise(resource: Resource) {
     let now = rustix::process::getrlimit(resource);
     if now.current.is_none() {
         return;
     }
-    // Meant for the programs of a shell, not for a service that all programs in a space use. Root may say so.
+    // The limit was meant for the programs of a shell, not for a daemon that serves all programs in a space. Only root can
+    // remove it.
     if rustix::process::setrlimit(resource, Rlimit { current: None, maximum: None }).is_err() {
         set(resource, Rlimit { current: now.maximum, maximum: now.maximum });
     }
@@ -71,11 +72,11 @@ fn raise(resource: Resource) {
 
 fn set(resource: Resource, limit: Rlimit) {
     if let Err(errno) = rustix::process::setrlimit(resource, limit) {
-        tracing::debug!(?resource, %errno, "a limit stays");
+        tracing::debug!(?resource, %errno, "cannot raise a limit");
     }
 }
 
-/// How many more bytes of memory the limits let this process map; None when there is no limit.
+/// How many more bytes of memory the limits let this process map. None without a limit, 0 if the use is not known.
 #[must_use]
 pub fn memory_room() -> Option<u64> {
     let limits = [(Resource::As, 0), (Resource::Data, 5)];
@@ -83,16 +84,15 @@ pub fn memory_room() -> Option<u64> {
     if limited.iter().all(|(limit, _)| limit.is_none()) {
         return None;
     }
-    // In pages: all of it, resident, shared, text, 0, data and stack.
-    let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    // The fields are numbers of pages: total, resident, shared, text, 0, data and stack.
+    let statm = std::fs::read_to_string("/proc/self/statm").ok();
     let page = rustix::param::page_size() as u64;
-    let used = |field| told.split_whitespace().nth(field).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-    let rooms =
-        limited.iter().filter_map(|(limit, field)| Some((*limit)?.saturating_sub(used(*field) * page)));
-    rooms.min()
+    let used = |field| statm.as_deref()?.split_whitespace().nth(field)?.parse::<u64>().ok();
+    let room = |limit: u64, field| used(field).map_or(0, |pages| limit.saturating_sub(pages * page));
+    limited.into_iter().filter_map(|(limit, field)| Some(room(limit?, field))).min()
 }
 
-/// Has all threads allocate from one place: each would else reserve 64 MB of addresses of its own.
+/// Makes all threads use one malloc arena. Each further arena reserves 64 MB of address space.
 pub fn spare_addresses() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call takes two numbers.
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_by_its_limit() {
-        // Nothing is changed here: other tests share the process.
+        // The test sets no limit, because other tests share the process.
         let limit = rustix::process::getrlimit(Resource::As).current;
         assert!(memory_room().is_none_or(|room| limit.is_none_or(|limit| room <= limit)));
     }

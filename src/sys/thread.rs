@@ -1,14 +1,14 @@
-//! Threads where there may be none to be had: a limit of processes (`ulimit -u`) or of a container counts them too.
+//! Starts threads where that can fail: limits of processes (`ulimit -u`) and of containers count threads too.
 
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Runs `work` with `what` on a thread of its own; gives `what` back when there is no thread to be had.
+/// Runs `work` with `what` on a new thread.
 ///
 /// # Errors
-/// Why there is none, mostly EAGAIN, beside `what`.
+/// `what`, and why the thread could not be started: mostly EAGAIN.
 pub fn spawn_with<T: Send + 'static>(
     name: &str,
     what: T,
@@ -24,7 +24,7 @@ pub fn spawn_with<T: Send + 'static>(
     });
     match spawned {
         Ok(_) => Ok(()),
-        // Nobody else has it: the closure is gone.
+        // The closure was dropped, so `what` is still in the slot.
         Err(error) => match slot.lock().take() {
             Some(what) => Err((what, error)),
             None => Ok(()),
@@ -32,7 +32,7 @@ pub fn spawn_with<T: Send + 'static>(
     }
 }
 
-/// How many threads can be started beside this one, up to `wanted`; found by starting them.
+/// How many more threads can be started, up to `wanted`. Starts them to find out.
 #[must_use]
 pub fn obtainable(wanted: usize) -> usize {
     let gate = Arc::new((Mutex::new(false), Condvar::new()));
@@ -48,7 +48,7 @@ pub fn obtainable(wanted: usize) -> usize {
         match std::thread::Builder::new().name("probe".into()).spawn(wait) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                tracing::debug!(%error, had = threads.len(), wanted, "fewer threads than wanted");
+                tracing::debug!(%error, had = threads.len(), wanted, "cannot start as many threads as wanted");
                 break;
             }
         }
@@ -58,7 +58,7 @@ pub fn obtainable(wanted: usize) -> usize {
     let had = threads.len();
     for thread in threads {
         if thread.join().is_err() {
-            tracing::error!("a thread that only waited has panicked");
+            tracing::error!("a waiting thread panicked");
         }
     }
     had

@@ -1,7 +1,6 @@
-//! Directories that are made where others may write: with the mode that was asked for whatever the umask is, listed and
-//! opened up by descriptor.
+//! Creates directories where other users can write, with an exact mode that does not depend on the umask.
 //!
-//! Invariant: the mode of a directory is changed on its descriptor only, and only of one that belongs to this user.
+//! Invariant: the mode of a directory is changed by its descriptor, and only if the directory belongs to this user.
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -16,11 +15,12 @@ use rustix::io::Errno;
 use super::{Dir, GuardedError, Problem, Trust};
 
 impl Dir {
-    /// Opens a directory by its path, or makes it: with `mode` less the umask, or with exactly `mode`. What is missing above
-    /// it is made with 0750 less the umask. A link in the last place is followed when it is ours or root's.
+    /// Opens a directory by its path, or creates it. With `exactly`, the umask does not apply to `mode`. Missing directories
+    /// above it are created with mode 0750 and the umask. A symbolic link in the last component is followed if it belongs to
+    /// this user or root.
     ///
     /// # Errors
-    /// When it can be neither opened nor made.
+    /// When it can neither be opened nor created.
     pub fn open_or_make(path: &Path, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Self::open(path, Trust::Anybodys);
@@ -32,10 +32,10 @@ impl Dir {
         above.open_or_make_at(name, mode, exactly)
     }
 
-    /// The same, of a directory in this one.
+    /// Like [`Dir::open_or_make`], for a directory in this one.
     ///
     /// # Errors
-    /// When it can be neither opened nor made.
+    /// When it can neither be opened nor created.
     pub fn open_or_make_at(&self, name: &OsStr, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
         match self.open_by_own_link(name) {
             Err(error) if error.is_not_found() => {}
@@ -44,8 +44,8 @@ impl Dir {
         self.make_dir_with(name, mode, exactly).map(|(dir, _)| dir)
     }
 
-    /// Opens a directory in this one. A link in its place is followed when it is ours or root's; anybody else's could
-    /// lead anywhere.
+    /// Opens a directory in this one. Follows a symbolic link if it belongs to this user or root. A link of another user
+    /// could lead anywhere.
     fn open_by_own_link(&self, name: &OsStr) -> Result<Self, GuardedError> {
         let path = self.path.join(name);
         let failed = GuardedError::os(&path);
@@ -59,14 +59,14 @@ impl Dir {
         if owner != wanted && owner != 0 {
             return Err(GuardedError::new(&path, Problem::Owner { owner, wanted }));
         }
-        // Of the link that was looked at: its name may be another link's by now.
+        // By descriptor, because another link may have that name by now.
         let target = rustix::fs::readlinkat(&found, "", Vec::new()).map_err(failed)?;
         let fd = rustix::fs::openat(&self.fd, target, super::DIRECTORY, Mode::empty()).map_err(failed)?;
         Ok(Self { fd, path })
     }
 
-    /// Opens a directory in this one, or makes it: with `mode` less the umask, or with exactly `mode`. Returns whether it
-    /// was made.
+    /// Opens a directory in this one, or creates it. With `exactly`, the umask does not apply to `mode`. Returns whether it
+    /// was created.
     ///
     /// # Errors
     /// As [`Dir::open_dir`], and those of mkdir(2).
@@ -88,9 +88,9 @@ impl Dir {
         Ok((dir, made))
     }
 
-    /// Gives a directory that was just made the bits of `mode` that the umask took. mkdir(2) gives no descriptor, so what
-    /// was opened could be another directory that somebody renamed to this place. It is left as it is unless it looks
-    /// as the one that was made: ours, empty, and with no bit that was not asked for.
+    /// Adds the bits of `mode` that the umask removed from a new directory. mkdir(2) returns no descriptor, so somebody may
+    /// have renamed another directory to this name before it was opened. The mode is changed only if the directory belongs
+    /// to this user, is empty, and has no other mode bits than `mode`.
     fn widen(&self, mode: u32) -> Result<(), GuardedError> {
         let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
         let wanted = rustix::process::geteuid().as_raw();
@@ -107,23 +107,23 @@ impl Dir {
         self.set_mode(mode | set_id)
     }
 
-    /// Changes the mode of a directory of ours; the descriptor says which.
+    /// Changes the mode of a directory of this user, by its descriptor.
     ///
     /// # Errors
-    /// When it belongs to somebody else, and those of chmod(2).
+    /// When it belongs to another user, and those of chmod(2).
     pub fn set_mode(&self, mode: u32) -> Result<(), GuardedError> {
         let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
         let wanted = rustix::process::geteuid().as_raw();
         if stat.st_uid != wanted {
             return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
         }
-        // fchmod(2) does not take an O_PATH descriptor, and a directory without any bits cannot be opened otherwise.
+        // By /proc: fchmod(2) takes no O_PATH descriptor, and a directory without permissions cannot be opened without it.
         let by_descriptor = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         std::fs::set_permissions(by_descriptor, Permissions::from_mode(mode))
             .map_err(|error| GuardedError::new(&self.path, Problem::Os(errno_of(&error))))
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the directory is empty.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -137,10 +137,10 @@ impl Dir {
         Ok(true)
     }
 
-    /// Puts everything that was written to its filesystem on the disk.
+    /// Syncs the filesystem of the directory to the disk.
     ///
     /// # Errors
-    /// When it cannot be opened for reading, and what syncfs(2) says.
+    /// When the directory cannot be opened for reading, and those of syncfs(2).
     pub fn sync_filesystem(&self) -> Result<(), GuardedError> {
         let file = self.readable()?;
         #[cfg(target_os = "linux")]
@@ -150,7 +150,7 @@ impl Dir {
         done.map_err(GuardedError::os(&self.path))
     }
 
-    /// Whether `name` in `above` still names this very directory.
+    /// Whether `name` in `above` is still this directory.
     #[must_use]
     pub fn is_still(&self, above: &Self, name: &OsStr) -> bool {
         match (rustix::fs::fstat(&self.fd), above.stat(name)) {
