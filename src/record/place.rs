@@ -98,12 +98,12 @@ impl Place {
     pub(super) fn open(&self) -> Result<Opened, RecordError> {
         // A new library belongs to its user. In an existing one, the catalogs must still be there.
         let hololib = if self.is_there {
-            Dir::open(&self.hololib, Trust::Anybodys)?
+            Dir::open(&self.hololib, Trust::Shared)?
         } else {
             Dir::open_or_make(&self.hololib, 0o750, false)?
         };
         let catalog = if self.is_there {
-            hololib.open_dir("catalog".as_ref(), Trust::Anybodys)?
+            hololib.open_dir("catalog".as_ref(), Trust::Shared)?
         } else {
             make_dir(&hololib, "catalog".as_ref(), false)?.0
         };

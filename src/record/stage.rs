@@ -48,7 +48,7 @@ impl<'h> Stage<'h> {
         let dir = match holotree.make_dir_with(name, 0o755, true) {
             Ok((dir, true)) => dir,
             Ok((dir, false)) if !dir.is_empty()? => return Err(in_use()),
-            Ok((_, false)) => holotree.open_dir(name, Trust::Ours)?,
+            Ok((_, false)) => holotree.open_dir(name, Trust::Private)?,
             Err(error) if matches!(error.problem, Problem::NotADirectory(_)) => return Err(in_use()),
             Err(error) => return Err(error.into()),
         };
@@ -162,7 +162,7 @@ mod tests {
 
     /// A holotree in a directory.
     fn holotree(dir: &tempfile::TempDir) -> Dir {
-        Dir::open(dir.path(), Trust::Anybodys).unwrap()
+        Dir::open(dir.path(), Trust::Shared).unwrap()
     }
 
     fn stage(holotree: &Dir) -> Stage<'_> {

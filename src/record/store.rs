@@ -211,7 +211,7 @@ impl<'a> Store<'a> {
     }
 
     fn open_blob(&self, digest: &Digest) -> Result<File, GuardedError> {
-        let dir = self.dir_of(digest, |above, name| above.open_dir(name, Trust::Anybodys))?;
+        let dir = self.dir_of(digest, |above, name| above.open_dir(name, Trust::Shared))?;
         dir.open_file(digest.to_string().as_ref(), Access::Read)
     }
 

@@ -88,11 +88,11 @@ impl Env {
             Err(error) if error.is_not_found() => Ok(None),
             found => found.map(Some),
         };
-        let Some(home) = there(Dir::open(&self.holofs_home, Trust::Ours))? else { return Ok(()) };
-        there(home.open_dir(OsStr::new("spaces"), Trust::Ours))?;
-        let Some(cache) = there(home.open_dir(OsStr::new("cache"), Trust::Ours))? else { return Ok(()) };
+        let Some(home) = there(Dir::open(&self.holofs_home, Trust::Private))? else { return Ok(()) };
+        there(home.open_dir(OsStr::new("spaces"), Trust::Private))?;
+        let Some(cache) = there(home.open_dir(OsStr::new("cache"), Trust::Private))? else { return Ok(()) };
         for name in ["index", "blobs", "profiles"] {
-            there(cache.open_dir(OsStr::new(name), Trust::Ours))?;
+            there(cache.open_dir(OsStr::new(name), Trust::Private))?;
         }
         Ok(())
     }

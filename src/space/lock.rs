@@ -74,7 +74,7 @@ mod tests {
     fn replaced_file_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let (opened, name) = (Dir::open(dir.path(), Trust::Anybodys).unwrap(), OsStr::new("lock"));
+        let (opened, name) = (Dir::open(dir.path(), Trust::Shared).unwrap(), OsStr::new("lock"));
         let file = File::create(&path).unwrap();
         assert!(is_still_at(&file, &opened, name));
         std::fs::rename(&path, dir.path().join("old")).unwrap();

@@ -244,7 +244,7 @@ pub fn append_use(base: &Dir, space: &SpacePath, umask: u32) -> Result<(), Space
 /// When the library cannot be written, which is no fault: the one who owns it decides about it.
 pub fn touch_used(hololib: &Path, blueprint: &str, user7: &str, umask: u32) -> Result<(), SpaceError> {
     let name = OsString::from(format!("{blueprint}.{user7}"));
-    let used = Dir::open(hololib, Trust::Anybodys)?.open_dir(OsStr::new("used"), Trust::Anybodys)?;
+    let used = Dir::open(hololib, Trust::Shared)?.open_dir(OsStr::new("used"), Trust::Shared)?;
     let (file, _) = used.open_or_create(&name, Access::Append, 0o644 & !umask)?;
     file.set_modified(SystemTime::now())
         .map_err(|source| SpaceError::Io { path: used.path().join(name), source })

@@ -93,9 +93,9 @@ pub fn open_base(space: &SpacePath) -> Result<Dir, SpaceError> {
     let base = space.base();
     let problem = |problem| SpaceError::Mountpoint { path: space.mountpoint.clone(), problem };
     let (Some(above), Some(name)) = (base.parent(), base.file_name()) else {
-        return Ok(Dir::open(base, Trust::Anybodys)?);
+        return Ok(Dir::open(base, Trust::Shared)?);
     };
-    let above = Dir::open(above, Trust::Anybodys).map_err(|error| {
+    let above = Dir::open(above, Trust::Shared).map_err(|error| {
         let is_not_found = error.is_not_found();
         problem(if is_not_found { MountpointProblem::NoParent(base.to_owned()) } else { unfit(error) })
     })?;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     fn prepare(space: &SpacePath) -> Result<bool, SpaceError> {
-        let base = Dir::open(space.base(), Trust::Anybodys)?;
+        let base = Dir::open(space.base(), Trust::Shared)?;
         super::prepare(&base, space).map(|mountpoint| mountpoint.made)
     }
 
@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
         // What a mount of ours leaves beside it does not make a restored space of it.
         let info = CatalogInfo { blueprint: "b".into(), platform: "p".into(), ..CatalogInfo::default() };
-        let base = Dir::open(space.base(), Trust::Anybodys).unwrap();
+        let base = Dir::open(space.base(), Trust::Shared).unwrap();
         meta::write_stub(&base, &space, &info, 0).unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
         std::fs::write(space.mountpoint.join("identity.yaml"), "").unwrap();

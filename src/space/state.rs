@@ -53,7 +53,7 @@ impl StateDir {
     /// [`SpaceError::Busy`] if another process has locked it, and the errors of creating it.
     pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
         let spaces = Dir::make_ours(path.parent().unwrap_or(path))?;
-        let opened = spaces.make_dir(path.file_name().unwrap_or_default(), Trust::Ours)?;
+        let opened = spaces.make_dir(path.file_name().unwrap_or_default(), Trust::Private)?;
         let lock = take_lock(&opened)?;
         let is_new = opened.stat(OsStr::new("upper")).is_err_and(|error| error.is_not_found());
         for sub in ["upper", "work", "reloc"] {

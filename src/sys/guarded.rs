@@ -102,11 +102,11 @@ impl From<GuardedError> for io::Error {
 pub enum Trust {
     /// Only this (effective) user. Neither its group nor others can write to it. Every directory above it belongs to this
     /// user or root, and nobody else can replace its entries. Symbolic links on the way must belong to this user or root.
-    Ours,
+    Private,
     /// Anybody whom its mode allows. It belongs to this user, and the directory above keeps other users out.
     Owned,
     /// Anybody, as in rcc's shared directories. The descriptor only guarantees that it stays the same directory.
-    Anybodys,
+    Shared,
 }
 
 /// How a file is opened. Writing requires a file with one hard link.
@@ -154,8 +154,8 @@ impl Dir {
     /// When it is missing, or does not satisfy `trust`.
     pub fn open(path: &Path, trust: Trust) -> Result<Self, GuardedError> {
         match trust {
-            Trust::Ours => Self::ours(path, false),
-            Trust::Owned | Trust::Anybodys => {
+            Trust::Private => Self::ours(path, false),
+            Trust::Owned | Trust::Shared => {
                 let fd = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(GuardedError::os(path))?;
                 let dir = Self { fd, path: path.to_owned() };
                 dir.check(trust)?;
@@ -164,7 +164,7 @@ impl Dir {
         }
     }
 
-    /// Like [`Dir::open`] with [`Trust::Ours`], but creates missing directories with mode 0700.
+    /// Like [`Dir::open`] with [`Trust::Private`], but creates missing directories with mode 0700.
     ///
     /// # Errors
     /// As [`Dir::open`], and those of mkdir(2).
@@ -175,7 +175,7 @@ impl Dir {
     fn ours(path: &Path, make: bool) -> Result<Self, GuardedError> {
         let fd = walk(path, make)?;
         let dir = Self { fd, path: path.to_owned() };
-        dir.check(Trust::Ours)?;
+        dir.check(Trust::Private)?;
         Ok(dir)
     }
 
@@ -213,7 +213,7 @@ impl Dir {
     }
 
     fn check(&self, trust: Trust) -> Result<(), GuardedError> {
-        if trust == Trust::Anybodys {
+        if trust == Trust::Shared {
             return Ok(());
         }
         let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
@@ -221,7 +221,7 @@ impl Dir {
         if stat.st_uid != wanted {
             return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
         }
-        if trust == Trust::Ours && stat.st_mode & 0o022 != 0 {
+        if trust == Trust::Private && stat.st_mode & 0o022 != 0 {
             return Err(GuardedError::new(&self.path, Problem::Writable(stat.st_mode & 0o7777)));
         }
         Ok(())
@@ -360,7 +360,7 @@ fn split(path: &Path) -> Result<(Dir, &OsStr), GuardedError> {
     let name = path.file_name().ok_or_else(|| GuardedError::new(path, Problem::Os(Errno::INVAL)))?;
     let above = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let dir =
-        Dir::open(above, Trust::Anybodys).map_err(|error| GuardedError { path: path.to_owned(), ..error })?;
+        Dir::open(above, Trust::Shared).map_err(|error| GuardedError { path: path.to_owned(), ..error })?;
     Ok((dir, name))
 }
 

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     fn log(dir: &std::path::Path) -> LogFile {
-        let dir = Dir::open(dir, Trust::Ours).unwrap();
+        let dir = Dir::open(dir, Trust::Private).unwrap();
         let (file, _) = dir.open_or_create(OsStr::new(NAME), Access::Append, 0o600).unwrap();
         LogFile { dir, file, len: 0, lost: 0, torn: false }
     }

@@ -70,7 +70,7 @@ impl Place {
 }
 
 fn take_lock(plan: &MountPlan) -> Result<MetaLock, SpaceError> {
-    let base = Dir::open(plan.space.base(), Trust::Anybodys)?;
+    let base = Dir::open(plan.space.base(), Trust::Shared)?;
     MetaLock::take(&base, &plan.space, Duration::ZERO)
 }
 

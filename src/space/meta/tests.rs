@@ -21,7 +21,7 @@ fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
 }
 
 fn base(dir: &tempfile::TempDir) -> Dir {
-    Dir::open(dir.path(), Trust::Anybodys).unwrap()
+    Dir::open(dir.path(), Trust::Shared).unwrap()
 }
 
 #[test]

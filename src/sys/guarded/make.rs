@@ -23,9 +23,9 @@ impl Dir {
     /// When it can neither be opened nor created.
     pub fn open_or_make(path: &Path, mode: u32, exactly: bool) -> Result<Self, GuardedError> {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-            return Self::open(path, Trust::Anybodys);
+            return Self::open(path, Trust::Shared);
         };
-        let above = match Self::open(above, Trust::Anybodys) {
+        let above = match Self::open(above, Trust::Shared) {
             Err(error) if error.is_not_found() => Self::open_or_make(above, 0o750, false)?,
             found => found?,
         };
@@ -53,7 +53,7 @@ impl Dir {
         let found = rustix::fs::openat(&self.fd, name, flags, Mode::empty()).map_err(failed)?;
         let stat = rustix::fs::fstat(&found).map_err(failed)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            return self.open_dir(name, Trust::Anybodys);
+            return self.open_dir(name, Trust::Shared);
         }
         let (owner, wanted) = (stat.st_uid, rustix::process::geteuid().as_raw());
         if owner != wanted && owner != 0 {
@@ -81,7 +81,7 @@ impl Dir {
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
         };
-        let dir = self.open_dir(name, Trust::Anybodys)?;
+        let dir = self.open_dir(name, Trust::Shared)?;
         if made && exactly {
             dir.widen(mode)?;
         }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn opened(path: &Path) -> Dir {
-        Dir::open(path, Trust::Anybodys).unwrap()
+        Dir::open(path, Trust::Shared).unwrap()
     }
 
     #[test]

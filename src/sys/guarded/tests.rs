@@ -12,7 +12,7 @@ struct World {
 fn world() -> World {
     let keep = tempfile::tempdir().unwrap();
     let path = keep.path().canonicalize().unwrap();
-    let dir = Dir::open(&path, Trust::Anybodys).unwrap();
+    let dir = Dir::open(&path, Trust::Shared).unwrap();
     World { _keep: keep, path, dir }
 }
 
@@ -116,14 +116,14 @@ fn directory_of_ours_is_closed_to_others() {
     assert_eq!(std::fs::metadata(&deep).unwrap().permissions().mode() & 0o7777 & !0o700, 0);
     for mode in [0o720, 0o702, 0o777, 0o1777] {
         chmod(&deep, mode);
-        assert_eq!(problem(Dir::open(&deep, Trust::Ours)), Problem::Writable(mode));
+        assert_eq!(problem(Dir::open(&deep, Trust::Private)), Problem::Writable(mode));
         assert_eq!(problem(Dir::make_ours(&deep)), Problem::Writable(mode));
-        let above = Dir::open(&world.path.join("a"), Trust::Ours).unwrap();
-        assert_eq!(problem(above.make_dir(name("b"), Trust::Ours)), Problem::Writable(mode));
+        let above = Dir::open(&world.path.join("a"), Trust::Private).unwrap();
+        assert_eq!(problem(above.make_dir(name("b"), Trust::Private)), Problem::Writable(mode));
         Dir::open(&deep, Trust::Owned).unwrap();
     }
     chmod(&deep, 0o755);
-    Dir::open(&deep, Trust::Ours).unwrap();
+    Dir::open(&deep, Trust::Private).unwrap();
 }
 
 #[test]
@@ -132,13 +132,13 @@ fn directory_below_one_that_everybody_may_change_is_not_ours() {
     let (open, deep) = (world.path.join("open"), world.path.join("open/deep"));
     Dir::make_ours(&deep).unwrap();
     chmod(&open, 0o777);
-    let error = Dir::open(&deep, Trust::Ours).unwrap_err();
+    let error = Dir::open(&deep, Trust::Private).unwrap_err();
     assert_eq!((error.path, error.problem), (open.clone(), Problem::Writable(0o777)));
     assert_eq!(problem(Dir::make_ours(&open.join("new"))), Problem::Writable(0o777));
     assert!(!open.join("new").exists());
     // With the sticky bit nobody exchanges what is ours.
     chmod(&open, 0o1777);
-    Dir::open(&deep, Trust::Ours).unwrap();
+    Dir::open(&deep, Trust::Private).unwrap();
 }
 
 #[test]
@@ -147,11 +147,11 @@ fn own_links_above_a_directory_are_followed() {
     Dir::make_ours(&world.path.join("real/deep")).unwrap();
     symlink("real/../real", world.path.join("alias")).unwrap();
     symlink(world.path.join("alias"), world.path.join("absolute")).unwrap();
-    Dir::open(&world.path.join("absolute/deep"), Trust::Ours).unwrap();
+    Dir::open(&world.path.join("absolute/deep"), Trust::Private).unwrap();
     symlink("round", world.path.join("round")).unwrap();
-    assert_eq!(problem(Dir::open(&world.path.join("round"), Trust::Ours)), Problem::Os(Errno::LOOP));
+    assert_eq!(problem(Dir::open(&world.path.join("round"), Trust::Private)), Problem::Os(Errno::LOOP));
     std::fs::write(world.path.join("file"), "").unwrap();
-    let error = Dir::open(&world.path.join("file/x"), Trust::Ours).unwrap_err();
+    let error = Dir::open(&world.path.join("file/x"), Trust::Private).unwrap_err();
     assert!(matches!(error.problem, Problem::NotADirectory(_)), "{error}");
 }
 
@@ -165,12 +165,12 @@ fn directory_of_another_user_is_refused() {
     Dir::make_ours(&theirs.join("deep")).unwrap();
     std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
     let refused = Problem::Owner { owner: 65534, wanted: 0 };
-    assert_eq!(problem(Dir::open(&theirs, Trust::Ours)), refused);
-    assert_eq!(problem(Dir::open(&theirs.join("deep"), Trust::Ours)), refused);
+    assert_eq!(problem(Dir::open(&theirs, Trust::Private)), refused);
+    assert_eq!(problem(Dir::open(&theirs.join("deep"), Trust::Private)), refused);
     assert_eq!(problem(world.dir.make_dir(name("theirs"), Trust::Owned)), refused);
     symlink("theirs", world.path.join("alias")).unwrap();
     std::os::unix::fs::lchown(world.path.join("alias"), Some(65534), None).unwrap();
-    assert_eq!(problem(Dir::open(&world.path.join("alias"), Trust::Ours)), refused);
+    assert_eq!(problem(Dir::open(&world.path.join("alias"), Trust::Private)), refused);
 }
 
 #[test]
@@ -178,9 +178,9 @@ fn link_in_place_of_a_directory_is_not_followed() {
     let world = world();
     std::fs::create_dir(world.path.join("real")).unwrap();
     symlink("real", world.path.join("alias")).unwrap();
-    let refused = problem(world.dir.open_dir(name("alias"), Trust::Anybodys));
+    let refused = problem(world.dir.open_dir(name("alias"), Trust::Shared));
     assert_eq!(refused, Problem::NotADirectory("a link"));
-    assert_eq!(problem(world.dir.make_dir(name("alias"), Trust::Anybodys)), Problem::NotADirectory("a link"));
+    assert_eq!(problem(world.dir.make_dir(name("alias"), Trust::Shared)), Problem::NotADirectory("a link"));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn directory_stays_the_same_when_its_path_leads_elsewhere() {
     let world = world();
     let (dir, moved) = (world.path.join("d"), world.path.join("moved"));
     std::fs::create_dir(&dir).unwrap();
-    let opened = Dir::open(&dir, Trust::Anybodys).unwrap();
+    let opened = Dir::open(&dir, Trust::Shared).unwrap();
     std::fs::rename(&dir, &moved).unwrap();
     symlink("/", &dir).unwrap();
     opened.create_new(name("f"), Access::Write, 0o600).unwrap();
