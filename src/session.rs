@@ -26,12 +26,12 @@ pub mod request;
 mod reuse;
 mod serve;
 pub mod spaces;
+pub mod targets;
 mod undo;
 
 use std::time::Instant;
 
-pub use arrival::wait_for_recording;
-pub use end::{Ended, How, end_unseen, unmount};
+pub use end::How;
 pub use error::{Describe, Error, Failure};
 pub use holders::Holder;
 pub use mounted::Mounted;

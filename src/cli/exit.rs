@@ -309,6 +309,9 @@ impl Advice for session::Error {
             ),
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
+            Self::MountedByOther { .. } => try_this(MOUNTPOINT, "as that user"),
+            Self::OtherHome { .. } => try_this(USAGE, "give its --home, or set HOLOFS_HOME"),
+            Self::ChangesInUse { .. } => try_this(BUSY, "a longer --timeout"),
             Self::NotMounted(_) => (NOT_FOUND, None),
             Self::NoAnswer { .. } => try_this(BUSY, "wait for it, or end that process and mount again"),
             Self::Limits(_) => {

@@ -80,7 +80,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
 /// Waits up to `timeout` while somebody records into a library. Returns whether somebody did: a catalog that could not be
 /// read then may be whole now.
 #[must_use]
-pub fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
+pub(super) fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
     let Some(lock) = library.lock() else { return false };
     let was_held = AtWork::of(&lock).is_some();
     wait_while_held(&lock, Instant::now() + timeout);

@@ -25,15 +25,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a daemon may take to end by itself once its connection was cut.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Where it was mounted.
-    pub mountpoint: PathBuf,
-    /// The space.
-    pub identity: String,
-}
-
 /// How a mount is to be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
@@ -45,13 +36,13 @@ pub struct How {
     pub timeout: Duration,
 }
 
-/// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free. `state_dir` is None for a
-/// space of another home, whose daemon is not known here and not waited for.
+/// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free. Returns where it was
+/// mounted. `state_dir` is None for a space of another home, whose daemon is not known here and not waited for.
 ///
 /// # Errors
 /// [`Error::InUse`] with the processes that use it and [`Error::MountedElsewhere`], neither of which has changed
 /// anything; [`Error::StillServed`] when it is unmounted and the daemon lives on; what unmounting may answer.
-pub fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<Ended, Error> {
+pub(super) fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<PathBuf, Error> {
     // Read first: the daemon removes it when it ends.
     let daemon = state_dir.and_then(read_run);
     let path = live.mountpoint.clone();
@@ -72,7 +63,7 @@ pub fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<
     if let Some(daemon) = daemon {
         see_it_end(&path, &daemon, &live.source, how)?;
     }
-    Ok(Ended { mountpoint: path, identity: live.identity().unwrap_or_default().to_owned() })
+    Ok(path)
 }
 
 fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
@@ -105,7 +96,7 @@ fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::StillServed`] when it has not ended.
-pub fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
+pub(super) fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
     let Some(daemon) = read_run(state_dir).filter(RunInfo::is_running) else { return Ok(None) };
     // A process that has the number by chance has not the lock as well.
     if how.lazy || !is_locked(state_dir) || registry::find(state_dir)?.is_some() {

@@ -149,6 +149,26 @@ pub enum Error {
         /// The user's id.
         user: u32,
     },
+    /// The mount to end is another user's.
+    #[error("{path}: mounted by user {user}")]
+    MountedByOther {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The user's id.
+        user: u32,
+    },
+    /// The changes to drop are in another home.
+    #[error("{given}: its changes are not in this home")]
+    OtherHome {
+        /// The space as it was typed.
+        given: String,
+    },
+    /// The changes to drop are still served.
+    #[error("{identity}: its daemon has not ended yet, so the changes stay")]
+    ChangesInUse {
+        /// The name of the space's directory.
+        identity: String,
+    },
     /// The upper could not be opened.
     #[error("{path}: {source}")]
     Upper {
