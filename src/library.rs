@@ -22,6 +22,7 @@ pub mod stamp;
 pub mod stored;
 pub mod stream;
 pub(crate) mod unkept;
+pub mod zip;
 
 use std::io;
 use std::path::PathBuf;
@@ -116,6 +117,14 @@ pub enum LibraryError {
         path: PathBuf,
         /// What is there instead.
         why: &'static str,
+    },
+    /// The zip archive is refused.
+    #[error("archive {path}: {why}")]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// The reason.
+        why: String,
     },
     /// The catalog is refused.
     #[error("catalog {place}: {source}")]

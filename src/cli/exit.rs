@@ -139,8 +139,9 @@ impl Advice for LibraryError {
     fn advice(&self) -> (u8, Fix) {
         match self {
             Self::NotALibrary { .. } => {
-                try_this(LIBRARY, "a hololib, a ROBOCORP_HOME, a shared holotree, or `auto`")
+                try_this(LIBRARY, "a hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto`")
             }
+            Self::Archive { .. } => try_this(LIBRARY, "export the environment again: `rcc holotree export`"),
             Self::Catalog { .. } | Self::Compile { .. } => try_this(LIBRARY, CATALOG_AGAIN),
             Self::Index(_) => try_this(FAILED, "remove holofs's cache, which loses nothing"),
             // The library is only read, so it is the cache that cannot be written.

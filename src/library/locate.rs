@@ -1,11 +1,11 @@
 //! Finds the library that was typed, and opens it.
 
 use std::ffi::OsStr;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::dir::DirLibrary;
+use super::zip::ZipLibrary;
 use super::{Library, LibraryError};
 
 /// What was found at the path that was typed.
@@ -17,12 +17,16 @@ pub enum LibraryKind {
     Home,
     /// A shared holotree: `lib/`.
     Shared,
+    /// A `hololib.zip`.
+    Zip,
+    /// A robot bundle with a `hololib.zip` in it.
+    Bundle,
 }
 
 /// A library, and its place on this machine.
 #[derive(Clone, Debug)]
 pub struct Location {
-    /// The directory that holds `catalog/` and `library/`, absolute.
+    /// The directory that holds `catalog/` and `library/`, or the archive. Absolute.
     pub path: PathBuf,
     /// How it was given.
     pub kind: LibraryKind,
@@ -37,22 +41,34 @@ impl Location {
         Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, kind }
     }
 
+    fn archive(path: &Path) -> Result<Self, LibraryError> {
+        let library = ZipLibrary::open(path)?;
+        let kind = if library.is_nested() { LibraryKind::Bundle } else { LibraryKind::Zip };
+        Ok(Self { library: Arc::new(library), path: path.to_owned(), kind })
+    }
+
     /// The library that an earlier mount recorded by its path.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub fn recorded(path: &Path) -> Result<Self, LibraryError> {
+        if path.is_file() {
+            return Self::archive(path);
+        }
         Ok(Self::directory(path.to_owned(), LibraryKind::Hololib))
     }
 
-    /// The directory in which rcc keeps usage marks and locks. None for a library that rcc does not write to.
+    /// The directory in which rcc keeps usage marks. None for an archive: rcc keeps none for it, and does not lock it.
     #[must_use]
     pub fn hololib(&self) -> Option<&Path> {
-        Some(&self.path)
+        match self.kind {
+            LibraryKind::Hololib | LibraryKind::Home | LibraryKind::Shared => Some(&self.path),
+            LibraryKind::Zip | LibraryKind::Bundle => None,
+        }
     }
 
     /// The directory in which the spaces of this library's own environments are. rcc's shared holotree has its library
-    /// below the spaces.
+    /// below the spaces. None for an archive, which can lie anywhere.
     #[must_use]
     pub fn holotree(&self) -> Option<PathBuf> {
         let hololib = self.hololib()?;
@@ -68,11 +84,11 @@ impl Location {
     }
 }
 
-/// Finds the library: the first of a hololib, a ROBOCORP_HOME and a shared holotree that fits. `auto` and `-` mean
-/// `default`, which is rcc's own.
+/// Finds the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that
+/// fits. `auto` and `-` mean `default`, which is rcc's own.
 ///
 /// # Errors
-/// [`LibraryError::NotALibrary`] with what was found instead.
+/// [`LibraryError::NotALibrary`] with what was found instead, and [`LibraryError::Archive`] when an archive is refused.
 pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     if given == "auto" || given == "-" {
         return hololib_at(default, LibraryKind::Hololib)
@@ -85,7 +101,14 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     if let Some(found) = found {
         return Ok(found);
     }
-    Err(not(&path, why_not(&path)))
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() => Location::archive(&path),
+        Ok(found) if found.is_dir() => {
+            Err(not(&path, "not a library: it holds neither catalog/ and library/, nor hololib/, nor lib/"))
+        }
+        Ok(_) => Err(not(&path, "not a library: it is neither a directory nor a file")),
+        Err(_) => Err(not(&path, "there is no such file or directory")),
+    }
 }
 
 fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
@@ -97,22 +120,6 @@ fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
 
 fn not(path: &Path, why: &'static str) -> LibraryError {
     LibraryError::NotALibrary { path: path.to_owned(), why }
-}
-
-fn why_not(path: &Path) -> &'static str {
-    let Ok(metadata) = std::fs::metadata(path) else { return "there is no such file or directory" };
-    if metadata.is_dir() {
-        return "not a library: it holds neither catalog/ and library/, nor hololib/, nor lib/";
-    }
-    if !metadata.is_file() {
-        return "not a library: it is neither a directory nor a file";
-    }
-    let mut start = [0u8; 4];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
-    if read.is_ok() && start == *b"PK\x03\x04" {
-        return "zip libraries cannot be mounted yet; import it with `rcc holotree import`";
-    }
-    "not a library: it is a file"
 }
 
 #[cfg(test)]

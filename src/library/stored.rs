@@ -35,8 +35,17 @@ impl StoredBlob {
     /// A blob that is a file of its own.
     #[must_use]
     pub fn of_file(file: File) -> Self {
-        let section = Section::whole(Arc::new(file));
+        Self::of_section(Section { file: Arc::new(file), at: 0, end: None })
+    }
+
+    /// A blob that is a part of a file.
+    pub(super) fn of_section(section: Section) -> Self {
         Self { reader: Box::new(section.clone()), section: Some(section) }
+    }
+
+    /// A blob that `reader` unpacks from a part of a file.
+    pub(super) fn unpacked(section: Section, reader: impl Read + Send + 'static) -> Self {
+        Self { reader: Box::new(reader), section: Some(section) }
     }
 
     /// The file whose content, as a whole, is the stored bytes. None when there is no such file: a part of a file
@@ -63,7 +72,7 @@ impl StoredBlob {
 
     fn advise(&self, advice: Advice) -> io::Result<()> {
         let Some(section) = &self.section else { return Ok(()) };
-        let len = section.end.and_then(|end| (end - section.at).try_into().ok());
+        let len = section.range().and_then(|(_, len)| len.try_into().ok());
         Ok(rustix::fs::fadvise(&*section.file, section.at, len, advice)?)
     }
 }
@@ -84,14 +93,26 @@ pub(super) struct Section {
 }
 
 impl Section {
-    pub(super) fn whole(file: Arc<File>) -> Self {
-        Self { file, at: 0, end: None }
+    /// The bytes from `at` up to `end`, which is not before it.
+    pub(super) fn part(file: Arc<File>, at: u64, end: u64) -> Self {
+        Self { file, at, end: Some(end) }
+    }
+
+    /// Where it begins, and how long it is if that is known.
+    pub(super) fn range(&self) -> Option<(u64, u64)> {
+        Some((self.at, self.end?.checked_sub(self.at)?))
     }
 }
 
 impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.at));
+        let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let Some(buffer) = buffer.get_mut(..len).filter(|buffer| !buffer.is_empty()) else { return Ok(0) };
         let n = self.file.read_at(buffer, self.at)?;
+        if n == 0 && self.end.is_some() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut short"));
+        }
         self.at += n as u64;
         Ok(n)
     }

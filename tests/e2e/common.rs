@@ -12,6 +12,7 @@ pub mod random;
 pub mod rcc;
 pub mod see;
 pub mod world;
+pub mod zip;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

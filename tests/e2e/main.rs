@@ -37,3 +37,4 @@ mod settings;
 mod surroundings;
 mod venv;
 mod warm;
+mod zip;

@@ -27,7 +27,7 @@ fn golden(fixture: &str, space: &str) -> Manifest {
 
 /// Asserts that a space equals its golden manifest, has the golden name, and that its directories have rcc's time.
 #[track_caller]
-fn assert_golden(mounted: &Mounted<'_>, fixture: &str, space: &str) {
+pub fn assert_golden(mounted: &Mounted<'_>, fixture: &str, space: &str) {
     let first = std::fs::read_to_string(fixture::golden(fixture, space)).unwrap();
     let header: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
     assert_eq!(mounted.identity(), header["name"].as_str().unwrap());

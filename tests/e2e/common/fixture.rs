@@ -27,7 +27,7 @@ pub fn world(name: &str) -> World {
         let moved = if name.ends_with(".info") {
             serde_json::to_vec_pretty(&rebased(&bytes, &world.base())).expect("JSON")
         } else {
-            gzip(&serde_json::to_vec_pretty(&rebased(&gunzip(&bytes), &world.base())).expect("JSON"))
+            at_base(&bytes, &world.base())
         };
         std::fs::write(&path, moved).expect("write");
     }
@@ -37,6 +37,11 @@ pub fn world(name: &str) -> World {
 /// The path of a golden manifest.
 pub fn golden(fixture: &str, space: &str) -> PathBuf {
     fixtures().join(fixture).join("golden").join(format!("{space}.jsonl"))
+}
+
+/// A catalog that names `base` as the directory of its spaces.
+pub fn at_base(catalog: &[u8], base: &Path) -> Vec<u8> {
+    gzip(&serde_json::to_vec_pretty(&rebased(&gunzip(catalog), base)).expect("JSON"))
 }
 
 fn rebased(json: &[u8], base: &Path) -> Value {
