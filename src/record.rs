@@ -214,9 +214,6 @@ pub enum RecordError {
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    /// A thread of the recorder died. This is a bug.
-    #[error("internal error: a thread of the recorder died")]
-    Panicked,
 }
 
 impl RecordError {
@@ -244,7 +241,6 @@ impl RecordError {
 /// Runs the command in a stage, and records the files that it leaves there.
 ///
 /// # Errors
-///
 /// See [`RecordError`]. After an error, the library has no new catalog. It may have new blobs that no catalog names.
 pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     let blueprint = options.blueprint.trim();
@@ -406,7 +402,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> 
                 }
             }
             Kind::File(id) => {
-                let facts = facts.get(id.0).ok_or(RecordError::Panicked)?;
+                let facts = facts.get(id.0).ok_or_else(|| store::not_hashed(stage))?;
                 let mut offsets = facts.rewrite.clone();
                 offsets.dedup();
                 recorded.files += 1;

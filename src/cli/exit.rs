@@ -364,7 +364,7 @@ impl Advice for RecordError {
             | Self::LinkNotUtf8 { .. }
             | Self::TooDeep { .. }
             | Self::Changed { .. } => (ENVIRONMENT, None),
-            Self::Io { .. } | Self::Panicked => (FAILED, None),
+            Self::Io { .. } => (FAILED, None),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use crate::library::profile::{self, Touched};
 use crate::materialize::SMALL_FILE;
 use crate::session::compose;
 use crate::space::select::select_environment;
-use crate::sys::process;
+use crate::sys::{process, thread};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Compiles the environment's index and unpacks its large files into the cache that all
@@ -139,36 +139,26 @@ fn unpack(
     bar: &ProgressBar,
     warmed: &mut Warmed,
 ) -> Option<BlobError> {
-    let next = AtomicUsize::new(0);
-    let shared = Mutex::new((warmed, None));
-    let work = || {
-        while let Some(wish) = wishes.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancel.load(Ordering::Relaxed) || shared.lock().1.is_some() {
-                return;
-            }
-            let done = blobs.prepare(&wish.digest, wish.size, cancel);
-            bar.inc(wish.size);
-            let mut guard = shared.lock();
-            let (warmed, hard) = &mut *guard;
-            match done {
-                Ok(Prepared::Ready | Prepared::Stopped) => {}
-                Ok(Prepared::Fetched) => {
-                    warmed.fetched += 1;
-                    warmed.bytes_fetched += wish.size;
-                }
-                Err(error @ BlobError::Io { .. }) => *hard = Some(error),
-                Err(error) => warmed.failed.push(format!("{}: {error}", index.path_of(wish.node))),
-            }
+    let warmed = Mutex::new(warmed);
+    let work = |(): &mut (), wish: &Wish| {
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(());
         }
+        let done = blobs.prepare(&wish.digest, wish.size, cancel);
+        bar.inc(wish.size);
+        let mut warmed = warmed.lock();
+        match done {
+            Ok(Prepared::Ready | Prepared::Stopped) => {}
+            Ok(Prepared::Fetched) => {
+                warmed.fetched += 1;
+                warmed.bytes_fetched += wish.size;
+            }
+            Err(error @ BlobError::Io { .. }) => return Err(error),
+            Err(error) => warmed.failed.push(format!("{}: {error}", index.path_of(wish.node))),
+        }
+        Ok(())
     };
-    std::thread::scope(|scope| {
-        for _ in 1..jobs {
-            // One thread fewer is only slower.
-            drop(std::thread::Builder::new().spawn_scoped(scope, work));
-        }
-        work();
-    });
-    shared.into_inner().1
+    thread::for_each(wishes, jobs, || (), work).err()
 }
 
 fn progress(silent: bool, total: u64) -> ProgressBar {

@@ -167,7 +167,6 @@ impl Tree {
 /// Unpacks and parses a catalog file. A large file is unpacked by a second thread.
 ///
 /// # Errors
-///
 /// See [`CatalogError`].
 pub fn parse_file(bytes: &[u8]) -> Result<Tree, CatalogError> {
     let limits = Limits::of(bytes.len() as u64);

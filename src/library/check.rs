@@ -7,7 +7,6 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -18,6 +17,7 @@ use super::catalogs::CatalogName;
 use super::digest::Digest;
 use super::stored::StoredBlobs;
 use super::{Library, LibraryError, NAME_LEN, index};
+use crate::sys::thread;
 
 /// The result of a check, with the keys of `holofs check --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -74,7 +74,6 @@ type User = (usize, usize);
 /// Checks a library.
 ///
 /// # Errors
-///
 /// When its catalogs or blobs cannot be listed.
 pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
     let mut report = CheckReport::default();
@@ -112,15 +111,19 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     let there: BTreeSet<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
     let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
     report.missing = bad.iter().map(Digest::to_string).collect();
-    let check_blob = |(digest, stored): &(Digest, u64)| {
+    let corrupt = Mutex::new(Vec::new());
+    let check_blob = |(): &mut (), (digest, stored): &(Digest, u64)| {
         let users = users.get(digest).map(Vec::as_slice).unwrap_or_default();
-        if options.fast {
+        let wrong = if options.fast {
             sizes(digest, *stored, users, &catalogs)
         } else {
             contents(library, digest, users, &catalogs)
-        }
+        };
+        corrupt.lock().extend(wrong.map(|why| (*digest, why)));
+        Ok::<(), LibraryError>(())
     };
-    for (digest, why) in in_parallel(&blobs, options.jobs, check_blob) {
+    thread::for_each(&blobs, options.jobs.clamp(1, 256), || (), check_blob)?;
+    for (digest, why) in corrupt.into_inner() {
         bad.insert(digest);
         report.corrupt.push(Corrupt { digest: digest.to_string(), why });
     }
@@ -250,28 +253,4 @@ impl Search<'_> {
         self.offsets = self.offsets.get(passed..).unwrap_or_default();
         self.at = end;
     }
-}
-
-/// Checks the blobs with several threads, and returns the wrong ones.
-fn in_parallel(
-    blobs: &[(Digest, u64)],
-    jobs: usize,
-    check_blob: impl Fn(&(Digest, u64)) -> Option<String> + Sync,
-) -> Vec<(Digest, String)> {
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Some(why) = check_blob(blob) {
-                found.lock().push((blob.0, why));
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..jobs.clamp(1, 256) {
-            // Without this thread it takes longer.
-            drop(std::thread::Builder::new().spawn_scoped(scope, work));
-        }
-        work();
-    });
-    found.into_inner()
 }

@@ -40,7 +40,6 @@ impl Digest {
     /// Parses 64 or 32 lower-case hexadecimal digits.
     ///
     /// # Errors
-    ///
     /// When `text` is anything else.
     pub fn parse(text: &[u8]) -> Result<Self, NotADigest> {
         match text.len() {

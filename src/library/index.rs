@@ -123,7 +123,6 @@ impl Index {
     /// Maps an index file and checks its header, in constant time. The body is not checked: see [`Index::verify`].
     ///
     /// # Errors
-    ///
     /// When the file cannot be mapped, or is not an index of this version.
     pub fn open(path: &Path) -> std::io::Result<Result<Self, IndexError>> {
         let file = guarded::open_file(path, Access::Read)?;
@@ -142,7 +141,6 @@ impl Index {
     /// Compares the body with its checksum. Reads all of the file.
     ///
     /// # Errors
-    ///
     /// When they differ.
     pub fn verify(&self) -> Result<(), IndexError> {
         let body = self.map.get(format::HEADER_SIZE..).ok_or(IndexError("shorter than a header"))?;
@@ -203,7 +201,6 @@ impl Index {
     /// Returns a node.
     ///
     /// # Errors
-    ///
     /// When there is no such node, or the index is damaged.
     pub fn node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
         let raw = self.raw(id)?;
@@ -231,7 +228,6 @@ impl Index {
     /// Finds the child of a directory by its name. Other nodes have no children.
     ///
     /// # Errors
-    ///
     /// When the index is damaged.
     pub fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, IndexError> {
         let NodeKind::Dir { children, .. } = self.node(dir)?.kind else { return Ok(None) };

@@ -110,7 +110,6 @@ impl Identity {
     /// Accepts any name that relocation can write over the stage's name, no matter who chose it.
     ///
     /// # Errors
-    ///
     /// See [`NameError`].
     pub fn from_name(name: &[u8]) -> Result<Identity, NameError> {
         let text = std::str::from_utf8(name).map_err(|_| NameError::NotUtf8)?;

@@ -76,7 +76,6 @@ pub enum ProfileError {
 /// Reads the profile of an environment with `nodes` nodes.
 ///
 /// # Errors
-///
 /// See [`ProfileError`].
 pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Touched, ProfileError> {
     let text = text_of(path)?;
@@ -117,7 +116,6 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
 /// Writes a profile in one step: the files that `read` returned, then the new ones.
 ///
 /// # Errors
-///
 /// When the file cannot be written. The old profile stays then.
 pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[NodeId]) -> io::Result<()> {
     let mut all = known;

@@ -48,7 +48,6 @@ pub(super) struct Opened {
 /// Finds the place that the options mean.
 ///
 /// # Errors
-///
 /// When another thing than a library is there.
 pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
@@ -93,7 +92,6 @@ impl Place {
     /// Opens the directories, and makes those that are missing.
     ///
     /// # Errors
-    ///
     /// When a directory cannot be opened or made, or the library no longer exists.
     pub(super) fn open(&self) -> Result<Opened, RecordError> {
         // A new library belongs to its user. In an existing one, the catalogs must still be there.
@@ -123,7 +121,6 @@ impl Opened {
     /// How blobs are stored here. `compress` is the user's choice, and decides if the library is empty.
     ///
     /// # Errors
-    ///
     /// When the library is of the other kind. Its marker applies to all of its blobs.
     pub(super) fn digest_kind(&self, compress: Option<bool>) -> Result<DigestKind, RecordError> {
         let marker = self.catalog.stat(MARKER.as_ref());

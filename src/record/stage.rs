@@ -41,7 +41,6 @@ impl<'h> Stage<'h> {
     /// else may write to it.
     ///
     /// # Errors
-    ///
     /// When the stage is not empty: an interrupted recording left it, or rcc is at work.
     pub(super) fn make(holotree: &'h Dir, name: &OsStr, keep: bool) -> Result<Self, RecordError> {
         let in_use = || RecordError::StageInUse { path: holotree.path().join(name) };
@@ -63,7 +62,6 @@ impl<'h> Stage<'h> {
     /// own result.
     ///
     /// # Errors
-    ///
     /// When the command cannot be started, fails, or is cancelled.
     pub(super) fn run(&self, command: &[OsString], cancel: &AtomicBool) -> Result<(), RecordError> {
         let (program, args) = command.split_first().ok_or(RecordError::NoCommand)?;

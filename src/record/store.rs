@@ -18,7 +18,9 @@ use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,6 +31,7 @@ use super::walk::StageFile;
 use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::sys::guarded::{Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
+use crate::sys::{process, thread};
 
 /// Files up to this size in bytes are kept in memory between digest and blob.
 const KEEP: usize = 8 << 20;
@@ -64,7 +67,6 @@ impl<'a> Store<'a> {
     /// Whether the library has a blob for every digest that was seen.
     ///
     /// # Errors
-    ///
     /// When a blob cannot be opened.
     pub(super) fn is_whole(&self) -> Result<bool, RecordError> {
         let seen = self.claimed.lock().clone();
@@ -85,7 +87,6 @@ impl<'a> Store<'a> {
     /// each file with its size.
     ///
     /// # Errors
-    ///
     /// The first error of any thread. The other threads stop soon after it.
     pub(super) fn store_all(
         &self,
@@ -94,45 +95,21 @@ impl<'a> Store<'a> {
         cancel: &AtomicBool,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Facts>, RecordError> {
-        let mut order: Vec<(usize, &StageFile)> = files.iter().enumerate().collect();
-        order.sort_by_key(|(_, content)| std::cmp::Reverse(content.size));
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let work = || -> Result<Vec<(usize, Facts)>, RecordError> {
-            let mut worker = Worker { store: self, name, kept: Vec::new(), piece: vec![0; PIECE] };
-            let mut found = Vec::new();
-            while let Some((position, content)) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if failed.load(Ordering::Relaxed) {
-                    break;
-                }
-                if cancel.load(Ordering::Relaxed) {
-                    return Err(RecordError::Interrupted);
-                }
-                let facts = worker.content(content).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-                found.push((*position, facts));
-                done(content.size);
+        let facts: Vec<OnceLock<Facts>> = files.iter().map(|_| OnceLock::new()).collect();
+        let mut order: Vec<_> = files.iter().zip(&facts).collect();
+        order.sort_by_key(|(file, _)| std::cmp::Reverse(file.size));
+        let worker = || Worker { store: self, name, kept: Vec::new(), piece: vec![0; PIECE] };
+        thread::for_each(&order, process::processors(), worker, |worker, (file, slot)| {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(RecordError::Interrupted);
             }
-            Ok(found)
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(order.len().max(1));
-        let results: Vec<_> = std::thread::scope(|scope| {
-            // Without this thread it takes longer.
-            let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
-            let handles: Vec<_> = (1..threads).filter_map(start).collect();
-            let ours = work();
-            let joined =
-                handles.into_iter().map(|handle| handle.join().unwrap_or(Err(RecordError::Panicked)));
-            std::iter::once(ours).chain(joined).collect()
-        });
-        let mut facts: Vec<Option<Facts>> = vec![None; files.len()];
-        for result in results {
-            for (position, found) in result? {
-                if let Some(slot) = facts.get_mut(position) {
-                    *slot = Some(found);
-                }
-            }
-        }
-        facts.into_iter().map(|facts| facts.ok_or(RecordError::Panicked)).collect()
+            let found = worker.content(file)?;
+            slot.get_or_init(|| found);
+            done(file.size);
+            Ok(())
+        })?;
+        let facts = facts.into_iter().zip(files);
+        facts.map(|(facts, file)| facts.into_inner().ok_or_else(|| not_hashed(&file.path))).collect()
     }
 
     /// Stores the blob of the empty file, and returns its digest.
@@ -231,6 +208,11 @@ impl<'a> Store<'a> {
         let path = self.library.path().join(digest.fan_out());
         move |source| RecordError::Io { path, source }
     }
+}
+
+/// The error for a file that the threads left out. This is a bug.
+pub(super) fn not_hashed(path: impl AsRef<Path>) -> RecordError {
+    RecordError::io(path)(io::Error::other("internal error: the file was not hashed"))
 }
 
 /// Writes the content of a blob, and returns its digest. Called again for each attempt.
@@ -351,8 +333,6 @@ pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn content(path: &Path) -> StageFile {

@@ -87,7 +87,6 @@ pub(super) enum Target {
 /// Walks everything below `stage`.
 ///
 /// # Errors
-///
 /// When an entry cannot be recorded or examined. The error has its path.
 pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
     let metadata = std::fs::symlink_metadata(stage).map_err(RecordError::io(stage))?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -30,6 +31,39 @@ pub fn spawn_with<T: Send + 'static>(
             None => Ok(()),
         },
     }
+}
+
+/// Calls `work` with each item, on up to `jobs` threads including this one. The items are taken in order. Each thread
+/// makes a state of its own with `state`. After an error, no thread takes another item.
+///
+/// # Errors
+/// The first error of `work`.
+pub fn for_each<T: Sync, S, E: Send>(
+    items: &[T],
+    jobs: usize,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    let run = || {
+        let mut state = state();
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = work(&mut state, item) {
+                next.store(items.len(), Ordering::Relaxed);
+                failed.lock().get_or_insert(error);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs.min(items.len()) {
+            if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, run) {
+                tracing::debug!(%error, jobs, "fewer threads than wanted");
+                break;
+            }
+        }
+        run();
+    });
+    failed.into_inner().map_or(Ok(()), Err)
 }
 
 /// How many more threads can be started, up to `wanted`. Starts them to find out.
@@ -75,6 +109,33 @@ mod tests {
         let (n, thread) = receive.recv().unwrap();
         assert_eq!(n, 7);
         assert_ne!(thread, std::thread::current().id());
+    }
+
+    #[test]
+    fn each_item_is_taken_once_by_one_of_the_threads() {
+        let items: Vec<usize> = (0..1000).collect();
+        for jobs in [0, 1, 4] {
+            let (sum, states) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let state = || states.fetch_add(1, Ordering::Relaxed);
+            let work = |_: &mut usize, item: &usize| {
+                sum.fetch_add(*item, Ordering::Relaxed);
+                Ok::<(), ()>(())
+            };
+            for_each(&items, jobs, state, work).unwrap();
+            assert_eq!((sum.into_inner(), states.into_inner()), (499_500, jobs.max(1)));
+        }
+    }
+
+    #[test]
+    fn no_item_is_taken_after_an_error() {
+        let taken = AtomicUsize::new(0);
+        let work = |(): &mut (), item: &usize| {
+            taken.fetch_add(1, Ordering::Relaxed);
+            if *item == 3 { Err("three") } else { Ok(()) }
+        };
+        let items: Vec<usize> = (0..1000).collect();
+        assert_eq!(for_each(&items, 1, || (), work), Err("three"));
+        assert_eq!(taken.into_inner(), 4);
     }
 
     #[test]

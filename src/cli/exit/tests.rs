@@ -137,7 +137,6 @@ fn every_error_of_a_recording_has_its_code() {
         (RecordError::TooDeep { path: path() }, ENVIRONMENT, ""),
         (RecordError::Changed { path: path() }, ENVIRONMENT, ""),
         (RecordError::Io { path: path(), source: enoent() }, FAILED, ""),
-        (RecordError::Panicked, FAILED, ""),
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");

@@ -83,7 +83,6 @@ fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(
 /// The text is unpacked twice: the first pass finds the values, the second one copies the text around them.
 ///
 /// # Errors
-///
 /// When `packed` is not such a document, or `out` cannot be written.
 pub fn rewrite(packed: &[u8], header: &Header, out: &mut dyn Write) -> io::Result<()> {
     let text = Unpacker::new(packed, PIECE, Limits::of(packed.len() as u64));

@@ -82,7 +82,6 @@ impl Header {
     /// Reads and checks the header of a whole index file.
     ///
     /// # Errors
-    ///
     /// When the file is not an index of this version, or a section does not lie within the file.
     pub fn decode(file: &[u8]) -> Result<Self, IndexError> {
         let mut bytes = Reader(file.get(..HEADER_SIZE).ok_or(IndexError("shorter than a header"))?);
@@ -130,7 +129,6 @@ impl Header {
     /// Returns the bytes of a section.
     ///
     /// # Errors
-    ///
     /// When the section does not lie within the file.
     pub fn section<'a>(&self, file: &'a [u8], (offset, len): Section) -> Result<&'a [u8], IndexError> {
         file.get(offset as usize..(offset + len) as usize)
@@ -176,7 +174,6 @@ impl RawNode {
     /// Reads a node.
     ///
     /// # Errors
-    ///
     /// When `bytes` is too short.
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
         let mut bytes = Reader(bytes);
@@ -204,7 +201,6 @@ pub fn encode_digest(digest: &Digest, out: &mut Vec<u8>) {
 /// Reads a digest.
 ///
 /// # Errors
-///
 /// When its kind is unknown.
 pub fn decode_digest(entry: &[u8]) -> Result<Digest, IndexError> {
     let mut bytes = Reader(entry);
