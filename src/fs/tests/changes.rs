@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
@@ -384,4 +385,35 @@ fn a_file_emptied_before_a_loss_of_power_shows_the_librarys_bytes() {
     assert_eq!(changes_of(&world), ["lib Merged", "lib/a.txt Metadata"]);
     let world = world.remount();
     assert_eq!(world.read("lib/a.txt"), b"hello\n");
+}
+
+/// A look at the upper of a space that is in use: entries come, go and change places meanwhile, and none is an error.
+#[test]
+fn changes_are_read_while_the_space_is_in_use() {
+    let world = World::usual();
+    let (lib, bin) = (world.ino("lib"), world.ino("bin"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let names = world.fs.namespace();
+            for _ in 0..100 {
+                names.make(lib, b"d", Make::Dir(0o755), caller()).unwrap();
+                names.make(world.ino("lib/d"), b"f", Make::File(0o644), caller()).unwrap();
+                names.rename(lib, b"a.txt", bin, b"x", RenameMode::Replace).unwrap();
+                names.rename(lib, b"d", bin, b"x", RenameMode::Exchange).unwrap();
+                names.rename(lib, b"d", lib, b"a.txt", RenameMode::Replace).unwrap();
+                names.unlink(world.ino("bin/x"), b"f").unwrap();
+                names.rmdir(bin, b"x").unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let root = File::open(world.upper("")).unwrap();
+        while !done.load(Ordering::Relaxed) {
+            let mut changes = Changes::new(root.as_fd(), world.fs.namespace().index()).unwrap();
+            while let Some(change) = changes.advance() {
+                change.unwrap();
+            }
+        }
+    });
+    assert_eq!(world.list("lib"), ["a.txt", "b.txt", "large.bin", "link", "sub"]);
 }

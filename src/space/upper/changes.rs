@@ -101,8 +101,7 @@ impl<'a> Changes<'a> {
     /// What the present entry changes; None when that is nothing.
     fn understand(&mut self) -> Result<Option<(Covered, Option<Now>)>, UpperError> {
         let Some(met) = self.walk.met() else { return Ok(None) };
-        let Some(stat) = met.stat()? else { return Ok(None) };
-        let Some(mut on_disk) = met.on_disk(&stat)? else { return Ok(None) };
+        let Some((stat, mut on_disk)) = met.look()? else { return Ok(None) };
         self.merged.truncate(met.depth.saturating_add(1));
         let lower = match self.merged.last() {
             Some(Some(dir)) => self.index.lookup(*dir, met.listed.name.to_bytes())?,

@@ -75,12 +75,22 @@ impl Met<'_> {
         self.unless_vanished(stat_at(self.dir, &self.listed.name))
     }
 
-    /// What the filesystem says of the entry, whose `stat` is known; None when it has vanished.
+    /// stat(2) and mark of the entry, both of one file; None when the entry has vanished.
     ///
     /// # Errors
     /// As those of [`OnDisk::read`].
-    pub fn on_disk(&self, stat: &Stat) -> Result<Option<OnDisk>, UpperError> {
-        self.unless_vanished(OnDisk::of_stat(self.dir, &self.listed.name, stat))
+    pub fn look(&self) -> Result<Option<(Stat, OnDisk)>, UpperError> {
+        let Some(mut stat) = self.stat()? else { return Ok(None) };
+        loop {
+            let on_disk = OnDisk::of_stat(self.dir, &self.listed.name, &stat);
+            let Some(on_disk) = self.unless_vanished(on_disk)? else { return Ok(None) };
+            // In a mounted space, another file can get the name between the two calls.
+            let Some(now) = self.stat()? else { return Ok(None) };
+            if (now.st_ino, now.st_mode) == (stat.st_ino, stat.st_mode) {
+                return Ok(Some((stat, on_disk)));
+            }
+            stat = now;
+        }
     }
 
     fn unless_vanished<T>(&self, done: Result<T, UpperError>) -> Result<Option<T>, UpperError> {
