@@ -1,7 +1,7 @@
 //! Copy-up: gives a lower entry its backing file in the upper.
 //!
-//! `materialize` makes the bytes of the copy in the staging directory, before any directory is locked. The last step is a rename
-//! into the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is copied
+//! `materialize` makes the copy in the staging directory, before any directory is locked. The last step is a rename into
+//! the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is copied
 //! up, so the times of the directory are set back.
 //!
 //! The library's bytes are written out before the copy gets its name. After a loss of power a file therefore has its old

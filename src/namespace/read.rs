@@ -40,7 +40,7 @@ pub struct DirEntry<'a> {
     pub attr: Option<Attr>,
 }
 
-/// The answer of the reader of a listing to an entry.
+/// What the callback of a listing did with an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Taken {
     /// The entry was taken.

@@ -1,10 +1,10 @@
 //! The inode table: a node for each entry that is not purely lower, and how often the kernel has looked up each entry.
 //!
-//! The kernel names entries by inode number. Each lookup that it is told of adds one to the *lookup count* of the
-//! entry, and a FORGET request takes some away. Until the count is 0, the kernel may use the number.
+//! The kernel names entries by inode number. Each answer to a LOOKUP adds one to the *lookup count* of the entry, and a
+//! FORGET request subtracts from it. Until the count is 0, the kernel may use the number.
 //!
-//! A pure lower entry has no node. Its number is its position in the index, and its lookup count is one of four bytes in
-//! an array whose untouched parts take no memory.
+//! A pure lower entry has no node. Its number is its position in the index, and its lookup count is a
+//! counter of four bytes in an array whose unused parts take no memory.
 //!
 //! Invariant: a node that the kernel may still name is never dropped. Finding a node and counting a lookup are one step under
 //! the table's lock, and a node is dropped only after its count was compared with 0 under that lock.

@@ -1,8 +1,8 @@
 //! Creates whiteouts, which hide lower names that the space has removed.
 //!
 //! A whiteout is a character device 0/0 where the filesystem allows it. A rename with `RENAME_WHITEOUT` then moves an
-//! entry and leaves a whiteout in one system call. On overlayfs, which holds the home directory in a container image, an
-//! ordinary user can do neither. There a whiteout is an empty file with the mark `gone`. Each mount tests which kind the
+//! entry and leaves a whiteout in one system call. overlayfs, on which the files of a container image lie,
+//! allows neither. There a whiteout is an empty file with the mark `gone`. Each mount tests which kind the
 //! filesystem allows. Both kinds are understood everywhere.
 //!
 //! With marked files a rename takes two steps: the move, and then the whiteout. Invariant: if the daemon dies between
