@@ -98,7 +98,10 @@ fn changes_over_another_catalog_are_refused_and_kept() {
     f.change();
     match f.open().adopt(&content("bb", "b2"), false) {
         Err(error @ SpaceError::OtherContent { .. }) => {
-            assert_eq!(error.to_string(), "its changes belong to blueprint b1, not to b2");
+            assert_eq!(
+                error.to_string(),
+                "720c7a8_5a1fac3_700be151: its changes belong to blueprint b1, not to b2"
+            );
         }
         other => panic!("{other:?}"),
     }
