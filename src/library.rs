@@ -12,7 +12,6 @@ pub mod catalogs;
 pub mod check;
 pub mod digest;
 pub mod dir;
-pub mod environment;
 pub mod index;
 pub mod locate;
 pub(crate) mod look;

@@ -15,6 +15,7 @@ pub mod compose;
 mod connect;
 mod daemon;
 mod end;
+pub mod environment;
 mod error;
 pub mod helper;
 mod holders;

@@ -8,12 +8,9 @@ use serde::Serialize;
 
 use super::exit::{Failure, OK};
 use super::{Context, output};
-use crate::library::LibraryError;
 use crate::library::catalogs::{CatalogEntry, list};
-use crate::library::environment::{identity_file, identity_text, largest, last_use};
-use crate::library::index::cache::open_or_compile;
 use crate::library::locate::{Location, locate};
-use crate::session::compose;
+use crate::session::environment::Environment;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Files and bytes are counted as rcc counts them: what lies below links to
@@ -110,43 +107,29 @@ fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
-fn row(file: &CatalogEntry, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
-    let cache = context.env.cache_dir();
-    let index = open_or_compile(&*library.library, &file.name, &cache.join("index"))?;
-    let info = index.info();
+fn row(entry: &CatalogEntry, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
+    let environment = Environment::open(library, &entry.name, &context.env)?;
+    let info = environment.info();
     let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
-    let used =
-        last_use(library, &info.blueprint).map_or(-1, |at| i64::try_from(days(at)).unwrap_or(i64::MAX));
-    let identity = identity_file(&index).map_err(LibraryError::from)?;
-    let identity_content = match args.identity {
-        true => {
-            let blobs = compose::blobs(library, compose::blob_cache(&cache)?);
-            identity_text(&index, &blobs).map_err(LibraryError::from)?
-        }
-        false => None,
-    };
+    let used = environment.last_use().map_or(-1, |at| i64::try_from(days(at)).unwrap_or(i64::MAX));
     let mut top = BTreeMap::new();
     if let Some(n) = args.top {
-        let largest = largest(&index, n).map_err(LibraryError::from)?;
-        top.insert(format!("top{n}"), largest.into_iter().collect());
+        top.insert(format!("top{n}"), environment.largest(n)?.into_iter().collect());
     }
     let (holotree, _) = info.path.rsplit_once('/').unwrap_or_default();
     Ok(Row {
         blueprint: info.blueprint.clone(),
         holotree: holotree.to_owned(),
-        identity_yaml: identity.map_or_else(
-            || format!("{}/library/identity.yaml", library.library.name()),
-            |(digest, _)| library.library.blob_place(&digest),
-        ),
+        identity_yaml: environment.identity_place()?,
         platform: info.platform.clone(),
         directories: info.rcc_directories,
         files: info.rcc_files,
         bytes: info.rcc_bytes,
         relocations: info.rcc_relocations,
-        age_in_days: days(file.modified),
+        age_in_days: days(entry.modified),
         days_since_last_use: used,
-        entries: index.len(),
-        identity_content,
+        entries: environment.entries(),
+        identity_content: if args.identity { environment.identity_text()? } else { None },
         top,
     })
 }

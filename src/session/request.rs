@@ -7,13 +7,9 @@ use std::ffi::OsString;
 use std::fs::File;
 
 use super::arrival::wait_for_recording;
-use super::compose;
+use super::environment::Environment;
 use super::error::Error;
 use super::plan::{Asked, MountPlan, ServeOptions};
-use crate::library::LibraryError;
-use crate::library::catalogs::CatalogName;
-use crate::library::environment::identity_text;
-use crate::library::index::cache::open_or_compile;
 use crate::library::locate::{Location, locate};
 use crate::settings::{MountSettings, Prefetch, SetBy, Settings};
 use crate::space::SpaceError;
@@ -97,7 +93,9 @@ impl MountRequest {
         selected.map_err(|error| match error {
             SpaceError::NoCatalog { why, candidates } => {
                 let described = candidates.into_iter().map(|catalog| {
-                    let about = first_lines(&catalog, location, env).unwrap_or_else(|error| {
+                    let about = Environment::open(location, &catalog, env)
+                        .and_then(|environment| environment.first_lines());
+                    let about = about.unwrap_or_else(|error| {
                         tracing::debug!(%catalog, %error, "the text of its blueprint cannot be read");
                         String::new()
                     });
@@ -137,14 +135,4 @@ fn checked(prefetch: &Prefetch) -> Result<Prefetch, Error> {
     let Prefetch::From(path) = prefetch else { return Ok(prefetch.clone()) };
     let found = std::path::absolute(path).and_then(|path| File::open(&path).map(|_| path));
     found.map(Prefetch::From).map_err(|source| Error::NoProfile { path: path.clone(), source })
-}
-
-/// The beginning of an environment's blueprint in one line, by which users tell environments apart.
-fn first_lines(catalog: &CatalogName, location: &Location, env: &Env) -> Result<String, Error> {
-    let cache_dir = env.cache_dir();
-    let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
-    let blobs = compose::blobs(location, compose::blob_cache(&cache_dir)?);
-    let text = identity_text(&index, &blobs).map_err(LibraryError::from)?.unwrap_or_default();
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
-    Ok(lines.join(" ").chars().take(70).collect())
 }

@@ -1,0 +1,140 @@
+//! An environment of a library, opened to be described to people.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::compose;
+use super::error::Error;
+use crate::library::LibraryError;
+use crate::library::catalogs::CatalogName;
+use crate::library::digest::Digest;
+use crate::library::index::cache::open_or_compile;
+use crate::library::index::{CatalogInfo, Index, IndexError, NodeId, NodeKind};
+use crate::library::locate::Location;
+use crate::space::home::Env;
+
+/// The largest blueprint that is read, in bytes.
+const MAX_IDENTITY: u64 = 1 << 20;
+
+/// An environment, by its index.
+#[derive(Debug)]
+pub struct Environment<'l> {
+    location: &'l Location,
+    index: Index,
+    cache_dir: PathBuf,
+}
+
+impl<'l> Environment<'l> {
+    /// Opens the index of a catalog, and compiles it first when necessary.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn open(location: &'l Location, catalog: &CatalogName, env: &Env) -> Result<Self, Error> {
+        let cache_dir = env.cache_dir();
+        let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
+        Ok(Self { location, index, cache_dir })
+    }
+
+    /// What the catalog says about itself, and rcc's counts of it.
+    #[must_use]
+    pub fn info(&self) -> &CatalogInfo {
+        self.index.info()
+    }
+
+    /// The number of files, directories and links that a mount shows.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.index.len()
+    }
+
+    /// Where the library keeps `identity.yaml`, the file with the blueprint's text.
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn identity_place(&self) -> Result<String, Error> {
+        let library = &self.location.library;
+        Ok(match self.identity_file()? {
+            Some((digest, _)) => library.blob_place(&digest),
+            None => format!("{}/library/identity.yaml", library.name()),
+        })
+    }
+
+    /// The text of `identity.yaml`. Where it cannot be read, the reason in brackets stands for it. None when the
+    /// environment lacks the file.
+    ///
+    /// # Errors
+    /// When the index is damaged, or the blob cache cannot be opened.
+    pub fn identity_text(&self) -> Result<Option<String>, Error> {
+        let Some((digest, size)) = self.identity_file()? else { return Ok(None) };
+        if size > MAX_IDENTITY {
+            return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
+        }
+        let blobs = compose::blobs(self.location, compose::blob_cache(&self.cache_dir)?);
+        Ok(Some(match blobs.read_all(&digest, size) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+            Err(error) => format!("({error})"),
+        }))
+    }
+
+    /// The beginning of the blueprint in one line, by which users tell environments apart.
+    ///
+    /// # Errors
+    /// As [`Environment::identity_text`].
+    pub fn first_lines(&self) -> Result<String, Error> {
+        let text = self.identity_text()?.unwrap_or_default();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+        Ok(lines.join(" ").chars().take(70).collect())
+    }
+
+    /// The paths and sizes of the `n` largest files.
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn largest(&self, n: usize) -> Result<Vec<(String, u64)>, Error> {
+        let mut files = Vec::new();
+        for id in (0..self.index.len()).map(NodeId) {
+            if let NodeKind::File { size, .. } = self.index.node(id).map_err(LibraryError::from)?.kind {
+                files.push((size, id));
+            }
+        }
+        files.sort_unstable_by(|a, b| b.cmp(a));
+        files.truncate(n);
+        Ok(files.into_iter().map(|(size, id)| (self.index.path_of(id), size)).collect())
+    }
+
+    /// When somebody on this machine used the environment last, by the library's usage marks.
+    #[must_use]
+    pub fn last_use(&self) -> Option<SystemTime> {
+        let dir = self.location.hololib()?.join("used");
+        let marks = || -> std::io::Result<Option<SystemTime>> {
+            let mut last = None;
+            for entry in std::fs::read_dir(&dir)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let blueprint = name.to_str().and_then(|name| name.split_once('.')).map(|(hash, _)| hash);
+                if blueprint == Some(self.info().blueprint.as_str()) {
+                    last = last.max(Some(entry.metadata()?.modified()?));
+                }
+            }
+            Ok(last)
+        };
+        marks().unwrap_or_else(|error| {
+            if error.kind() != ErrorKind::NotFound {
+                tracing::warn!(path = %dir.display(), %error, "the usage marks of the library cannot be read");
+            }
+            None
+        })
+    }
+
+    fn identity_file(&self) -> Result<Option<(Digest, u64)>, Error> {
+        let find = || -> Result<_, IndexError> {
+            let Some(id) = self.index.lookup(NodeId(0), b"identity.yaml")? else { return Ok(None) };
+            Ok(match self.index.node(id)?.kind {
+                NodeKind::File { digest, size, .. } => Some((digest, size)),
+                NodeKind::Dir { .. } | NodeKind::Symlink { .. } => None,
+            })
+        };
+        Ok(find().map_err(LibraryError::from)?)
+    }
+}
