@@ -39,7 +39,6 @@ use source::{LowerFile, Source};
 use staging::{Staged, Staging};
 
 pub use crate::library::MOTHER_TIME;
-pub use crate::metrics::Counts;
 pub use error::Error;
 pub use source::SMALL_FILE;
 

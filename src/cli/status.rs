@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::exit::{Failure, OK};
 use super::list::Row;
 use super::{Context, output};
-use crate::materialize::{Counts, ReflinkProbe};
+use crate::materialize::ReflinkProbe;
+use crate::metrics::{Counts, Snapshot};
 use crate::session::spaces::{Detail, Survey};
 use crate::space::run::Extra;
 
@@ -55,19 +56,22 @@ struct Status {
     extra: Option<Extra>,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
+    /// All counters of the mount, by name.
+    metrics: Option<Snapshot>,
     log: PathBuf,
     /// The changes of the space before rcc deleted it.
     set_aside: Vec<PathBuf>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let Detail { space, run, copy_up, log, set_aside } =
+    let Detail { space, run, metrics, log, set_aside } =
         Survey::new(&context.env)?.detail(&args.space, &context.settings.controller.value)?;
     let status = Status {
         library: space.library.clone(),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
         extra: run.and_then(|run| run.extra),
-        copy_up,
+        copy_up: metrics.as_ref().map(Counts::of),
+        metrics,
         log,
         set_aside,
         row: space.into(),

@@ -8,8 +8,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use rustix::io::Errno;
 
-use super::{Make, Whence};
-use crate::materialize::MOTHER_TIME;
+use super::{DataLocation, Make, Whence};
+use crate::materialize::{FileData, MOTHER_TIME};
 use crate::metrics::Counter;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Ino, Kind, SetAttr, SetTime, Time};
@@ -490,6 +490,29 @@ fn an_emptied_file_of_an_earlier_run_that_is_still_empty_was_never_emptied() {
         let world = &world;
         assert_eq!(world.read(path), b"");
     }
+}
+
+#[test]
+fn a_read_finds_at_once_what_needs_no_long_wait() {
+    let here = |world: &World, path: &str| match world.fs.find_data(world.ino(path)).unwrap() {
+        DataLocation::Here(data) => Some(data),
+        DataLocation::Fetch(_) => None,
+    };
+    let world = World::usual();
+    assert!(matches!(here(&world, "lib/a.txt"), Some(FileData::Bytes(_))), "small, on a disk");
+    for large in ["lib/large.bin", "bin/large-tool"] {
+        assert!(here(&world, large).is_none(), "{large} is fetched first");
+        // The first reads may come from a stream, which is not held any more once it is whole.
+        while !matches!(here(&world, large), Some(FileData::File(_))) {
+            world.read(large);
+        }
+    }
+    world.fs.write(world.ino("lib/a.txt"), 0, b"J").unwrap();
+    assert!(matches!(here(&world, "lib/a.txt"), Some(FileData::Upper(_))));
+    let world = World::usual().far();
+    assert!(here(&world, "lib/b.txt").is_none(), "small, but the library is slow");
+    assert_eq!(world.read("lib/b.txt"), b"world\n");
+    assert!(matches!(here(&world, "lib/b.txt"), Some(FileData::Bytes(_))), "in memory");
 }
 
 #[test]

@@ -17,13 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Library;
 use super::cache::{BlobCache, Copy, Pending, reopened};
 use super::digest::Digest;
 use super::stamp::Stamp;
 use super::stored::StoredBlob;
 use super::stream::{Failed, Filling, Outcome, abandoned};
 use super::unkept::{Unkept, is_full, memory_limit};
+use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, thread};
 use read::is_content;
@@ -150,6 +150,12 @@ impl Blobs {
             metrics: Arc::default(),
             in_memory: Mutex::default(),
         }
+    }
+
+    /// How long a read of a stored blob may block.
+    #[must_use]
+    pub fn latency(&self) -> Latency {
+        self.library.latency()
     }
 
     /// Counts in the counters of a mount.

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::clone::{self, Cloned, Cloner, Method};
 use super::error::Error;
 use super::relocate::{self, Names, RelocateError};
+use crate::library::Latency;
 use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, NodeId, NodeKind, Relocations};
@@ -85,10 +86,10 @@ impl Source {
         self.index.path_of(node)
     }
 
-    /// Whether a small blob is read without a long wait. Every library is on a local disk so far.
+    /// Whether a small blob is read without a long wait.
     #[must_use]
     pub fn is_near(&self) -> bool {
-        true
+        self.blobs.latency() == Latency::Disk
     }
 
     /// All bytes of a file, in memory.

@@ -23,7 +23,7 @@ use crate::library::LibraryError;
 use crate::library::catalogs;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
-use crate::materialize::Counts;
+use crate::metrics::Snapshot;
 use crate::space::held::Held;
 use crate::space::home::Env;
 use crate::space::path::resolved;
@@ -121,8 +121,8 @@ pub struct Detail {
     pub space: Space,
     /// The record of the mount, when it is where it should be or was moved.
     pub run: Option<RunInfo>,
-    /// The private copies that its mount has made, when the mount answers.
-    pub copy_up: Option<Counts>,
+    /// The counters of its mount, when the mount answers.
+    pub metrics: Option<Snapshot>,
     /// The log of its mounts.
     pub log: PathBuf,
     /// The changes of earlier spaces of this name, which rcc deleted.
@@ -221,9 +221,9 @@ impl<'e> Survey<'e> {
         SpaceRecord::read(&state_dir)?;
         let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
         let run = space.run.clone().filter(|_| is_served);
-        let copy_up = run.as_ref().and_then(|run| counts(&space.path, run.pid));
+        let metrics = run.as_ref().and_then(|run| counters(&space.path, run.pid));
         let set_aside = aside::list(&state_dir);
-        Ok(Detail { space, run, copy_up, log: log_of(&state_dir), set_aside })
+        Ok(Detail { space, run, metrics, log: log_of(&state_dir), set_aside })
     }
 
     /// The directory of a space. Programs are run by what this returns, so one that another user has mounted something
@@ -330,26 +330,28 @@ impl Space {
     }
 }
 
-/// Asks the mount itself what it copied. A mount whose daemon hangs is not waited for.
-fn counts(mountpoint: &Path, daemon: u32) -> Option<Counts> {
+/// Asks the mount itself for its counters. A mount whose daemon hangs is not waited for.
+fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
+    /// The longest value of an attribute that Linux passes on.
+    const LONGEST: usize = 64 * 1024;
     let path = mountpoint.display();
     // Only bytes come back from the process that asks: none stand for an error.
     let question = || {
-        let mut value = [0u8; 1024];
+        let mut value = vec![0; LONGEST];
         let asked = rustix::fs::getxattr(mountpoint, STATUS_XATTR, &mut value[..]);
         asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
     };
     match probe::ask(PATIENCE, question) {
-        Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount does not tell what it copied"),
+        Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount has no counters"),
         Ok(Some(text)) => match serde_json::from_slice(&text) {
-            Ok(counts) => return Some(counts),
+            Ok(counters) => return Some(counters),
             Err(error) => tracing::warn!(%path, %error, "the mount's counters cannot be read"),
         },
         Ok(None) => {
             let why = process::condition(daemon);
             tracing::warn!(%path, daemon, %why, "the mount's daemon does not answer");
         }
-        Err(error) => tracing::warn!(%path, %error, "the mount was not asked what it copied"),
+        Err(error) => tracing::warn!(%path, %error, "cannot ask the mount for its counters"),
     }
     None
 }

@@ -11,10 +11,12 @@ use crate::fs::Fs;
 use crate::fs::error::errno;
 use crate::library::blob::Blobs;
 use crate::library::cache::BlobCache;
-use crate::library::catalogs::CatalogName;
-use crate::library::digest::{DigestKind, Hasher};
+use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
+use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::library::dir::DirLibrary;
 use crate::library::index::cache::open_or_compile;
+use crate::library::stored::{StoredBlob, StoredBlobs};
+use crate::library::{Latency, Library, LibraryError};
 use crate::materialize::Materializer;
 use crate::materialize::relocate::Names;
 use crate::materialize::source::Source;
@@ -95,6 +97,13 @@ impl World {
         files_below(&self.dir.path().join("hololib/library"))
     }
 
+    /// The same library at the other end of a network.
+    pub(crate) fn far(mut self) -> Self {
+        let library = Arc::new(Far(DirLibrary::new(&self.dir.path().join("hololib"))));
+        self.fs = open_library(self.dir.path(), library, &self.catalog, self.marking);
+        self
+    }
+
     /// Looks a path up, step by step.
     pub(crate) fn find(&self, path: &str) -> Result<Attr> {
         let mut attr = self.fs.namespace().attr(Ino::ROOT)?;
@@ -137,6 +146,44 @@ impl World {
     }
 }
 
+/// A directory that answers as slowly as a network.
+#[derive(Debug)]
+struct Far(DirLibrary);
+
+impl Library for Far {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn catalogs(&self) -> std::result::Result<Catalogs, LibraryError> {
+        self.0.catalogs()
+    }
+
+    fn catalog_stamp(&self, name: &CatalogName) -> std::io::Result<CatalogStamp> {
+        self.0.catalog_stamp(name)
+    }
+
+    fn catalog(&self, name: &CatalogName) -> std::result::Result<(CatalogStamp, Vec<u8>), LibraryError> {
+        self.0.catalog(name)
+    }
+
+    fn blob(&self, digest: &Digest) -> std::io::Result<StoredBlob> {
+        self.0.blob(digest)
+    }
+
+    fn has_blob(&self, digest: &Digest) -> std::io::Result<bool> {
+        self.0.has_blob(digest)
+    }
+
+    fn blobs(&self) -> std::result::Result<StoredBlobs, LibraryError> {
+        self.0.blobs()
+    }
+
+    fn latency(&self) -> Latency {
+        Latency::Network
+    }
+}
+
 pub(crate) fn caller() -> Caller {
     Caller { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
 }
@@ -161,17 +208,20 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
+    open_library(dir, Arc::new(DirLibrary::new(&dir.join("hololib"))), catalog, marking)
+}
+
+fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: bool) -> Fs {
     let state = dir.join("state");
     for name in ["upper", "work", "reloc"] {
         std::fs::create_dir_all(state.join(name)).unwrap();
     }
     let fd = |name: &str| std::os::fd::OwnedFd::from(File::open(state.join(name)).unwrap());
-    let library = DirLibrary::new(&dir.join("hololib"));
     let name = CatalogName::parse(catalog.file_name().unwrap().to_str().unwrap()).unwrap();
-    let index = Arc::new(open_or_compile(&library, &name, &dir.join("cache/index")).unwrap());
+    let index = Arc::new(open_or_compile(&*library, &name, &dir.join("cache/index")).unwrap());
     let staging = Arc::new(Staging::new(fd("work")));
     staging.sweep().unwrap();
-    let blobs = Arc::new(Blobs::new(Arc::new(library), BlobCache::open(&dir.join("cache/blobs")).unwrap()));
+    let blobs = Arc::new(Blobs::new(library, BlobCache::open(&dir.join("cache/blobs")).unwrap()));
     let names =
         Names { from: STAGE.as_bytes().try_into().unwrap(), to: SPACE.as_bytes().try_into().unwrap() };
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);

@@ -52,6 +52,11 @@ for_both_users! {
         assert!(counted["requests_failed"] > counted["errors.EIO"] && counted["errors.ERANGE"] >= 1, "{counted:?}");
         assert!(counted["files_touched"] >= 2, "{counted:?}");
         assert_eq!(list(mounted.path()), Vec::<String>::new());
+        let status: serde_json::Value =
+            serde_json::from_str(&world.run(["--json", "status", "s"]).stdout).unwrap();
+        assert_eq!(status["metrics"]["blobs_refused"], counted["blobs_refused"]);
+        let keys: Vec<&String> = status["copy_up"].as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["reflink", "copy", "relocated", "bytes", "bytes_shared"]);
     }
 
     fn set_get_list_remove() {
