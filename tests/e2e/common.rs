@@ -82,3 +82,9 @@ pub fn sh(command: &mut std::process::Command) -> String {
     );
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
+
+/// Runs a Python program, which can use maps, on a file; a failure fails the test.
+#[track_caller]
+pub fn python(program: &str, path: &Path) {
+    sh(std::process::Command::new("python3").args(["-c", program]).arg(path));
+}

@@ -265,106 +265,115 @@ fn report(what: &str, tried: usize, missed: usize, faults: &[String]) {
     assert!(tried > 0, "nothing was injected");
 }
 
+/// Prepares a world and the model of each operation, and runs a test with them.
+fn with_lab(test: impl FnOnce(&mut Lab<'_>, &[(&'static Op, Model)], &mut Random)) {
+    if !may_trace() {
+        return;
+    }
+    let world = world(seed());
+    let mut lab = Lab::new(&world);
+    let models = lab.models();
+    test(&mut lab, &models, &mut Random::new(seed()));
+}
+
+fn fail_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mut Random) {
+    let mut all = Vec::new();
+    for (op, model) in models {
+        for point in model.points.iter().filter(|point| !is_answer(point)) {
+            all.extend(point.errors().iter().map(|error| (*op, model, point, *error)));
+        }
+    }
+    let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
+    let mut expected: Vec<(usize, String, &Model, Tree, bool)> = Vec::new();
+    for (op, model, point, error) in choose(all, random) {
+        let (number, held) = lab.prepare(op);
+        let (answer, injected) = lab.disturbed(op, number, &point.failing(error));
+        let what = format!("{}: {error} at {} #{}: {}", op.name, point.call, point.nth, point.line);
+        if !lab.is_served() {
+            faults.push(format!("{what}\n  answered {answer:?}, and the daemon is dead"));
+            drop(held);
+            lab.heal();
+            continue;
+        }
+        if !injected {
+            missed += 1;
+        } else {
+            tried += 1;
+        }
+        let (name, want) = if answer.is_ok() { ("after", &model.after) } else { ("before", &model.before) };
+        // An operation succeeds even if the time of a directory could not be restored.
+        let loose = answer.is_ok() && point.call == "utimensat";
+        if let Some(text) = differs(name, want, &lab.see(number), loose) {
+            faults.push(format!("{what}\n  answered {answer:?}, but: {text}"));
+        } else if answer.is_err()
+            && random.once_in(2)
+            && let Some(text) = lab.retry(op, number, model, false)
+        {
+            faults.push(format!("{what}\n  answered {answer:?}{text}"));
+        }
+        expected.push((number, what, model, lab.see(number), loose));
+    }
+    let mounted = lab.mounted.take().expect("mounted");
+    lab.mounted = Some(mounted.remount());
+    for (number, what, model, want, loose) in expected {
+        let seen = lab.see(number);
+        if let Some(text) = differs("state before the remount", &want, &seen, loose) {
+            faults.push(format!("{what}\n  the next mount shows another state: {text}"));
+        } else if let Some(text) = unusable(&lab.dir(number), model, &seen) {
+            faults.push(format!("{what}\n  at the next mount {text}"));
+        }
+    }
+    report("failures", tried, missed, &faults);
+}
+
+fn kill_at_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mut Random) {
+    let all = models.iter().flat_map(|(op, model)| model.points.iter().map(move |point| (*op, model, point)));
+    let all = all.collect();
+    let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
+    for (op, model, point) in choose(all, random) {
+        let (number, held) = lab.prepare(op);
+        let (answer, _) = lab.disturbed(op, number, &point.killing());
+        let what = format!("{}: killed at {} #{}: {}", op.name, point.call, point.nth, point.line);
+        drop(held);
+        if lab.is_served() {
+            missed += 1;
+        } else {
+            tried += 1;
+            lab.heal();
+        }
+        let seen = lab.see(number);
+        let after = differs("after", &model.after, &seen, true);
+        let before = differs("before", &model.before, &seen, true);
+        match (before, after) {
+            (_, None) => {
+                if let Some(text) = unusable(&lab.dir(number), model, &seen) {
+                    faults.push(format!("{what}\n  was done, but {text}"));
+                }
+            }
+            (None, Some(text)) if answer.is_ok() => {
+                faults.push(format!("{what}\n  was acknowledged, but: {text}"))
+            }
+            (None, Some(_)) => {
+                if let Some(text) = lab.retry(op, number, model, true) {
+                    faults.push(format!("{what}\n  nothing was done{text}"));
+                }
+            }
+            (Some(before), Some(after)) => {
+                faults.push(format!(
+                    "{what}\n  answered {answer:?}; neither before: {before}\n  nor after: {after}"
+                ));
+            }
+        }
+    }
+    report("kills", tried, missed, &faults);
+}
+
 for_both_users! {
     fn failed_call_leaves_before_or_after() {
-        if !may_trace() {
-            return;
-        }
-        let mut random = Random::new(seed());
-        let world = world(seed());
-        let mut lab = Lab::new(&world);
-        let models = lab.models();
-        let mut all = Vec::new();
-        for (op, model) in &models {
-            for point in model.points.iter().filter(|point| !is_answer(point)) {
-                all.extend(point.errors().iter().map(|error| (*op, model, point, *error)));
-            }
-        }
-        let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
-        let mut expected: Vec<(usize, String, &Model, Tree, bool)> = Vec::new();
-        for (op, model, point, error) in choose(all, &mut random) {
-            let (number, held) = lab.prepare(op);
-            let (answer, injected) = lab.disturbed(op, number, &point.failing(error));
-            let what = format!("{}: {error} at {} #{}: {}", op.name, point.call, point.nth, point.line);
-            if !lab.is_served() {
-                faults.push(format!("{what}\n  answered {answer:?}, and the daemon is dead"));
-                drop(held);
-                lab.heal();
-                continue;
-            }
-            if !injected {
-                missed += 1;
-            } else {
-                tried += 1;
-            }
-            let (name, want) = if answer.is_ok() { ("after", &model.after) } else { ("before", &model.before) };
-            // An operation succeeds even if the time of a directory could not be restored.
-            let loose = answer.is_ok() && point.call == "utimensat";
-            if let Some(text) = differs(name, want, &lab.see(number), loose) {
-                faults.push(format!("{what}\n  answered {answer:?}, but: {text}"));
-            } else if answer.is_err()
-                && random.once_in(2)
-                && let Some(text) = lab.retry(op, number, model, false)
-            {
-                faults.push(format!("{what}\n  answered {answer:?}{text}"));
-            }
-            expected.push((number, what, model, lab.see(number), loose));
-        }
-        let mounted = lab.mounted.take().expect("mounted");
-        lab.mounted = Some(mounted.remount());
-        for (number, what, model, want, loose) in expected {
-            let seen = lab.see(number);
-            if let Some(text) = differs("state before the remount", &want, &seen, loose) {
-                faults.push(format!("{what}\n  the next mount shows another state: {text}"));
-            } else if let Some(text) = unusable(&lab.dir(number), model, &seen) {
-                faults.push(format!("{what}\n  at the next mount {text}"));
-            }
-        }
-        report("failures", tried, missed, &faults);
+        with_lab(fail_calls);
     }
 
     fn daemon_killed_at_a_call_leaves_before_or_after() {
-        if !may_trace() {
-            return;
-        }
-        let mut random = Random::new(seed());
-        let world = world(seed());
-        let mut lab = Lab::new(&world);
-        let models = lab.models();
-        let all = models.iter().flat_map(|(op, model)| model.points.iter().map(move |point| (*op, model, point)));
-        let all = all.collect();
-        let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
-        for (op, model, point) in choose(all, &mut random) {
-            let (number, held) = lab.prepare(op);
-            let (answer, _) = lab.disturbed(op, number, &point.killing());
-            let what = format!("{}: killed at {} #{}: {}", op.name, point.call, point.nth, point.line);
-            drop(held);
-            if lab.is_served() {
-                missed += 1;
-            } else {
-                tried += 1;
-                lab.heal();
-            }
-            let seen = lab.see(number);
-            let after = differs("after", &model.after, &seen, true);
-            let before = differs("before", &model.before, &seen, true);
-            match (before, after) {
-                (_, None) => {
-                    if let Some(text) = unusable(&lab.dir(number), model, &seen) {
-                        faults.push(format!("{what}\n  was done, but {text}"));
-                    }
-                }
-                (None, Some(text)) if answer.is_ok() => faults.push(format!("{what}\n  was acknowledged, but: {text}")),
-                (None, Some(_)) => {
-                    if let Some(text) = lab.retry(op, number, model, true) {
-                        faults.push(format!("{what}\n  nothing was done{text}"));
-                    }
-                }
-                (Some(before), Some(after)) => {
-                    faults.push(format!("{what}\n  answered {answer:?}; neither before: {before}\n  nor after: {after}"));
-                }
-            }
-        }
-        report("kills", tried, missed, &faults);
+        with_lab(kill_at_calls);
     }
 }

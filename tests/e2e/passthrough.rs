@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::common::as_user::{as_user_args, kernel_has_passthrough, root_or_skip};
 use crate::common::library::{STAGE, pattern};
-use crate::common::{Library, World, assert_errno, sh, wait_until};
+use crate::common::{Library, World, assert_errno, python, sh, wait_until};
 
 fn read_all(file: &mut File) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -59,15 +59,13 @@ fn open_program_is_not_written_to() {
         assert_errno(read_write(&path), Errno::TXTBSY);
         assert_errno(File::options().append(true).open(&path), Errno::TXTBSY);
         assert_errno(File::create(&path), Errno::TXTBSY);
-        sh(Command::new("python3")
-            .args([
-                "-c",
-                "import os, sys
+        python(
+            "import os, sys
 try: os.truncate(sys.argv[1], 5)
 except OSError as e: assert e.errno == 26, e
 else: assert 0",
-            ])
-            .arg(&path));
+            &path,
+        );
         // Everything else works: attributes, names, links, reading.
         path.metadata().unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
@@ -101,10 +99,8 @@ fn map_of_a_program_keeps_its_bytes() {
     for name in PROGRAMS {
         let path = mounted.at(name);
         // Python's mmap keeps the file open.
-        sh(Command::new("python3")
-            .args([
-                "-c",
-                "import ctypes, mmap, os, sys
+        python(
+            "import ctypes, mmap, os, sys
 r = os.open(sys.argv[1], os.O_RDONLY)
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
@@ -119,8 +115,8 @@ assert old[:4] == b'\x7fELF' and old[8:12] != b'MMAP', old[:12]
 assert new[:12] == b'WRITTEN' + new[7:8] + b'MMAP', new[:12]
 assert open(sys.argv[1], 'rb').read(7) == b'WRITTEN'
 ",
-            ])
-            .arg(&path));
+            &path,
+        );
     }
 }
 
@@ -169,7 +165,7 @@ os.close(r)
 try: mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)[:4] = b'MMAP'
 except OSError as e: assert e.errno == 26, e
 ";
-        sh(Command::new("python3").args(["-c", program]).arg(mounted.at(name)));
+        python(program, &mounted.at(name));
     }
     for (path, bytes) in before {
         assert!(std::fs::read(&path).unwrap() == bytes, "{} was changed", path.display());

@@ -4,14 +4,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, inotify};
 use rustix::io::Errno;
 
 use super::set_mtime;
 use crate::common::library::{STAGE, pattern};
-use crate::common::{Library, World, sh};
+use crate::common::{Library, World, python};
 
 fn reader(path: &Path) -> File {
     File::open(path).unwrap()
@@ -25,11 +24,6 @@ fn all(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
     file.read_exact_at(&mut bytes, 0).unwrap();
     bytes
-}
-
-/// Runs a Python program, which can use maps, on a file.
-fn python(program: &str, path: &Path) {
-    sh(Command::new("python3").args(["-c", program]).arg(path));
 }
 
 /// A small and a large file, one with relocations of each size, and one that looks like a program.
