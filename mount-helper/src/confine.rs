@@ -1,10 +1,10 @@
-//! Giving up everything that is not needed, before anything is asked.
+//! Drops all privileges that are not needed, before the first request is read.
 //!
-//! The program is meant to be installed with the file capability `cap_sys_admin+ep`. Setuid root works too, where a
-//! filesystem has no capabilities: it becomes the caller at once and keeps the one capability.
+//! The program is installed with the file capability `cap_sys_admin+ep`. On a filesystem without file capabilities it can
+//! be setuid root: it then switches to the caller's ids at once and keeps the one capability.
 //!
-//! Invariant: after [`confine`] the process is the caller in every user and group id, can have no capability but
-//! CAP_SYS_ADMIN, has none in force outside [`privileged`], and has no open files but the socket and `/dev/null`.
+//! Invariant: after [`confine`], all user and group ids are the caller's, CAP_SYS_ADMIN is the only permitted capability,
+//! no capability is effective outside of [`privileged`], and only the socket and `/dev/null` are open.
 
 use holofs_mount_helper::policy::Verdict;
 use holofs_mount_helper::vocabulary::Deny;
@@ -17,20 +17,20 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::sys;
 
-/// The inode of the machine's own user namespace in every kernel: `PROC_USER_INIT_INO`.
+/// The inode of the initial user namespace: `PROC_USER_INIT_INO` of the kernel.
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 
-/// Descriptors that the program can have at once: the socket, `/dev/null` twice, FUSE, and a mount being made.
+/// Limit of open descriptors. In use are the socket, `/dev/null` twice, the FUSE device, and those of a mount in progress.
 const OPEN_FILES: u64 = 32;
 
-/// Why the program does not even begin.
+/// Why the program exits before the first request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Error {
-    /// Privilege could not be given up.
+    /// Privileges could not be dropped.
     Privilege,
-    /// Standard input is not the socket of somebody of the same user.
+    /// Standard input is not a socket that was made by the same user.
     NotStarted,
-    /// Something else.
+    /// Another system call failed.
     Os,
 }
 
@@ -45,16 +45,16 @@ impl Error {
     }
 }
 
-/// What is left.
+/// The result of [`confine`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Confined {
-    /// Who started the program.
+    /// The real user id of the caller.
     pub(crate) caller: u32,
-    /// Whether it can do anything for him.
+    /// Whether the program can mount and register files for the caller.
     pub(crate) able: Verdict,
 }
 
-/// Gives up everything that is not needed.
+/// Drops all privileges that are not needed.
 ///
 /// # Errors
 /// See [`Error`]; the program must end then.
@@ -69,10 +69,11 @@ pub(crate) fn confine() -> Result<Confined, Error> {
     Ok(Confined { caller, able })
 }
 
-/// Becomes the caller, with CAP_SYS_ADMIN permitted and nothing in force. Returns whether it was there.
+/// Switches to the caller's ids, with CAP_SYS_ADMIN permitted and no capability effective. Returns whether the program has
+/// the capability.
 fn drop_privilege() -> Result<bool, Errno> {
     use rustix::{process, thread};
-    // There is one thread; ids belong to threads.
+    // Ids belong to threads, and there is one thread.
     thread::set_keep_capabilities(true)?;
     let (uid, gid) = (process::getuid(), process::getgid());
     thread::set_thread_res_gid(gid, gid, gid)?;
@@ -82,7 +83,7 @@ fn drop_privilege() -> Result<bool, Errno> {
     set(has, false)?;
     thread::clear_ambient_capability_set()?;
     thread::set_no_new_privs(true)?;
-    // Nobody of the same user may look into it or steer it.
+    // Other processes of the same user cannot trace it or read its memory.
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let now = thread::capabilities(None)?;
     let kept = if has { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
@@ -103,10 +104,11 @@ fn set(permitted: bool, effective: bool) -> Result<(), Errno> {
     rustix::thread::set_capabilities(None, sets)
 }
 
-/// Does something with the capability in force.
+/// Runs `action` with the capability effective.
 ///
 /// # Errors
-/// The action's, and EPERM without the capability. If it cannot be put down again the process ends.
+/// The errors of `action`, and EPERM without the capability. If the capability cannot be cleared afterwards, the process
+/// aborts.
 pub(crate) fn privileged<T>(action: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     set(true, true)?;
     let done = action();
@@ -116,9 +118,9 @@ pub(crate) fn privileged<T>(action: impl FnOnce() -> Result<T, Errno>) -> Result
     done
 }
 
-/// Limits below which the caller may have put us already, and that we may not lift.
+/// Lowers resource limits. The caller may have set lower ones, which cannot be raised.
 fn limit() -> Result<(), Errno> {
-    // FSIZE is not for registered files: who writes to them is limited by his own.
+    // FSIZE does not apply to registered files: a write to them counts for the process that writes.
     for (resource, most) in [(Resource::Core, 0), (Resource::Fsize, 0), (Resource::Nofile, OPEN_FILES)] {
         let now = rustix::process::getrlimit(resource).maximum;
         let most = Some(now.map_or(most, |now| now.min(most)));
@@ -127,7 +129,7 @@ fn limit() -> Result<(), Errno> {
     rustix::process::chdir("/")
 }
 
-/// Standard input must be a socket whose other end was made by the caller: a pair is made by one process.
+/// Standard input must be a socket from a socketpair(2) call of the caller.
 fn check_socket(caller: u32) -> Result<(), Error> {
     let is_socket = rustix::net::sockopt::socket_domain(stdin()) == Ok(AddressFamily::UNIX)
         && rustix::net::sockopt::socket_type(stdin()) == Ok(SocketType::SEQPACKET)
@@ -135,7 +137,7 @@ fn check_socket(caller: u32) -> Result<(), Error> {
     if is_socket { Ok(()) } else { Err(Error::NotStarted) }
 }
 
-/// Leaves the socket as descriptor 0, `/dev/null` as 1 and 2, and nothing else.
+/// Keeps the socket as descriptor 0, opens `/dev/null` as 1 and 2, and closes all others.
 fn close_others() -> Result<(), Errno> {
     sys::close_from(3)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;

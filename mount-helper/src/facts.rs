@@ -1,7 +1,7 @@
-//! What the policy wants to know of descriptors and of the machine.
+//! Collects the facts that the policy needs: about descriptors, and about the machine.
 //!
-//! All that is known of a descriptor is asked of the descriptor. Nothing here has privilege in force, so what the
-//! caller cannot reach by a path is not reached.
+//! Facts about a descriptor come from system calls on that descriptor. No capability is effective here, so the program
+//! cannot reach a path that the caller cannot reach.
 
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// No text that is read here is longer.
+/// Limit for the size of a text file, in bytes.
 const LONGEST: u64 = 16 << 20;
 
 fn text_of(path: &str) -> Option<String> {
@@ -24,12 +24,12 @@ fn text_of(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What the administrator allows; what fusermount3 would do where nothing can be read.
+/// Reads `/etc/fuse.conf`. Without the file, the defaults of fusermount3 apply.
 pub(crate) fn fuse_conf() -> FuseConf {
     text_of("/etc/fuse.conf").map_or_else(FuseConf::default, |text| FuseConf::parse(&text))
 }
 
-/// How many FUSE filesystems are mounted.
+/// The number of mounted FUSE filesystems.
 pub(crate) fn mounts() -> Result<usize, Errno> {
     text_of("/proc/self/mounts").map(|table| fuse_mounts(&table)).ok_or(Errno::NOENT)
 }
@@ -39,7 +39,7 @@ fn kind(stat: &Stat) -> FileType {
 }
 
 fn type_of_filesystem(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
-    // A magic number of 32 bits, which some have widened with their sign.
+    // A 32-bit magic number. Some architectures sign-extend it.
     Ok(fstatfs(fd)?.f_type as u64 & u64::from(u32::MAX))
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn of_mountpoint(fd: BorrowedFd<'_>) -> Result<MountpointFacts, Errno
     })
 }
 
-/// Whether the caller reaches the directory by its path, and no mount is on top of it.
+/// Whether the path of the directory leads to it for the caller, without symbolic links and without a mount on top.
 fn is_where_it_says(fd: BorrowedFd<'_>) -> bool {
     let found = || {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -76,9 +76,9 @@ fn is_where_it_says(fd: BorrowedFd<'_>) -> bool {
     found().unwrap_or(false)
 }
 
-/// What tells a directory from every other one, and from itself in another mount.
+/// Identifies a directory in a mount.
 fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u32, u32, u64), Errno> {
-    // What the kernel knows will do: a FUSE filesystem that was mounted on the directory may have nobody to answer.
+    // Without a request to a FUSE daemon: one that mounted on the directory may not answer.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
     let statx = rustix::fs::statx(fd, "", flags, wanted)?;

@@ -1,4 +1,4 @@
-//! The calls that need CAP_SYS_ADMIN. The policy has been asked before.
+//! The system calls that need CAP_SYS_ADMIN. The policy was asked before each of them.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,9 +13,9 @@ use rustix::mount::{
 
 use crate::confine::privileged;
 
-/// Mounts on a directory and returns a descriptor of the mount: as long as it is open the mount is in use.
+/// Mounts on a directory and returns a descriptor of the mount, which keeps the mount busy while it is open.
 ///
-/// No path is looked up: what was looked at is what is mounted on, whatever was put in its place meanwhile.
+/// No path is resolved, so the mount is on the directory that the policy checked, even if another one has its path by now.
 pub(crate) fn mount(
     fuse: BorrowedFd<'_>,
     flags: MountFlags,
@@ -32,7 +32,7 @@ pub(crate) fn mount(
             ("subtype", "holofs"),
             ("fd", &device),
             ("rootmode", "40000"),
-            // Of the caller: no other user gets in, and this one may unmount with fusermount3.
+            // The caller's ids: no other user gets access, and the caller can unmount with fusermount3.
             ("user_id", &uid),
             ("group_id", &gid),
         ] {
@@ -68,7 +68,7 @@ pub(crate) fn mount(
     })
 }
 
-/// Takes back a mount that could not be handed over.
+/// Unmounts a mount whose descriptor could not be sent to the caller.
 pub(crate) fn undo_mount(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
     privileged(|| unmount(path, UnmountFlags::DETACH))

@@ -1,12 +1,12 @@
-//! The protocol of the mount helper and the policy it decides by.
+//! The protocol, the policy and the system calls of the mount helper.
 //!
-//! `holofs-mount-helper` is a small privileged program that does two things for an ordinary user and nothing else:
-//! mount a FUSE filesystem on a directory of the user's, and register files of the user's with the kernel for
-//! passthrough; both need CAP_SYS_ADMIN. `docs/SECURITY.md` has the threat model.
+//! `holofs-mount-helper` is a small privileged program that does two things for an ordinary user: it mounts a FUSE
+//! filesystem on a directory of the user, and registers files of the user with the kernel for passthrough. Both need
+//! CAP_SYS_ADMIN. `docs/SECURITY.md` describes the threat model.
 //!
-//! `policy` and `proto` are pure: no file is opened and no call to the system made, so that every decision can be tested
-//! as a table. The program itself (`main.rs` and what it names) gathers the facts and does what was allowed. `view` is
-//! for it and for root's daemon, which registers files without it.
+//! `policy` and `proto` open no file and make no system call, so that tests can list every decision as a table. The
+//! program (`main.rs` and its modules) collects the facts and carries out what the policy allows. holofs uses `wire`,
+//! `passthrough` and `view` too: to talk to the helper, and to register files itself when it runs as root.
 
 pub mod passthrough;
 pub mod policy;

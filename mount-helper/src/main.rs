@@ -1,11 +1,11 @@
-//! The privileged program: started by holofs with a socket as standard input, answers what comes through it, ends
-//! with it.
+//! The privileged program. holofs starts it with a socket as standard input. It answers the requests from the socket, and
+//! ends when the socket is closed.
 //!
-//! It decides nothing by itself: [`policy`](holofs_mount_helper::policy) does. It takes no arguments, reads no
-//! environment variable, starts no program and writes to no file. `docs/SECURITY.md` has the threat model.
+//! All decisions are in [`policy`](holofs_mount_helper::policy). The program takes no arguments, reads no environment
+//! variable, starts no program and writes to no file. `docs/SECURITY.md` describes the threat model.
 //!
-//! Invariant: nothing is read from the socket before all privilege but CAP_SYS_ADMIN is gone, and that one is in
-//! force only during the calls that need it (`confine`).
+//! Invariant: before it reads from the socket, the program drops all privileges except CAP_SYS_ADMIN. That capability is
+//! effective only during the system calls that need it (`confine`).
 
 mod confine;
 mod facts;

@@ -1,7 +1,7 @@
-//! The system calls by which files are registered with the kernel for FUSE passthrough.
+//! The system calls that register files with the kernel for FUSE passthrough.
 //!
-//! All need CAP_SYS_ADMIN in the initial user namespace. The mount helper makes them for an ordinary user; a daemon
-//! that has the capability makes them itself. This is the only `unsafe` code of the library.
+//! They need CAP_SYS_ADMIN in the initial user namespace. The mount helper makes them for an ordinary user, and a daemon
+//! with the capability makes them itself. This is the only `unsafe` code of the library.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,8 +24,7 @@ const MAGIC: u8 = 229;
 const BACKING_OPEN: Opcode = opcode::write::<BackingMap>(MAGIC, 1);
 const BACKING_CLOSE: Opcode = opcode::write::<u32>(MAGIC, 2);
 
-// SAFETY: the operation only reads the `BackingMap` that `as_ptr` points to, and answers with a number in its return
-// value.
+// SAFETY: the ioctl only reads the `BackingMap` that `as_ptr` points to, and returns a number.
 unsafe impl Ioctl for BackingMap {
     type Output = u32;
     const IS_MUTATING: bool = false;
@@ -50,24 +49,23 @@ unsafe impl Ioctl for BackingMap {
 /// filesystem; ENOMEM.
 pub fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32, Errno> {
     let map = BackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
-    // SAFETY: the opcode belongs to the device and its argument is the structure that it names; the kernel takes its
-    // own reference of `file`.
+    // SAFETY: the argument is the structure that belongs to the opcode. The kernel takes its own reference to `file`.
     unsafe { rustix::ioctl::ioctl(fuse, map) }
 }
 
-/// Gives a backing id back. Open files that use the registered file go on.
+/// Closes a backing id. Open files that use it are not affected.
 ///
 /// # Errors
 /// ENOENT for an id that is not registered.
 pub fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
-    // SAFETY: the operation reads one u32.
+    // SAFETY: the ioctl reads a u32.
     let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(id) };
-    // SAFETY: the opcode belongs to the device, and `close` carries the argument that it names.
+    // SAFETY: `close` has the argument that belongs to the opcode.
     unsafe { rustix::ioctl::ioctl(fuse, close) }
 }
 
-/// Clones the mount, or the part of it, that a descriptor leads to. The clone is read-only, attached nowhere, and
-/// without the mounts below.
+/// Clones the mount that a descriptor is on, from the descriptor's path downwards. The clone is read-only and detached, and
+/// does not contain the mounts below.
 ///
 /// # Errors
 /// Those of open_tree(2) and mount_setattr(2).
@@ -79,7 +77,7 @@ pub fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(clone)
 }
 
-/// Makes a detached mount read-only, and takes it out of the propagation of the mount that it was cloned from.
+/// Makes a detached mount read-only and private.
 fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
@@ -87,7 +85,7 @@ fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the path is a C string, and the structure is valid for reads of the size that is given with it.
+    // SAFETY: the path is a C string, and the structure has the size that is passed with it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

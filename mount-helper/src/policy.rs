@@ -1,29 +1,27 @@
-//! Who may have what: decisions over facts, and over what was asked before.
+//! Decides which requests are allowed, from facts and from the earlier requests of the session.
 //!
-//! The facts are gathered by the program from the descriptors themselves (statx, fstatfs, F_GETFL), never from names
-//! that could mean something else a moment later. Nothing is allowed that a rule here does not allow: each check
-//! ends in the one `Ok` at its end.
+//! The program collects the facts from descriptors (statx, fstatfs, F_GETFL). Paths are not used, because another file can
+//! have the path a moment later. Everything is refused by default: each check has a single `Ok`, at its end.
 //!
-//! Invariant: a caller gains nothing over a file or directory that it could not do itself, but a mount on a directory
-//! of its own and passthrough to files of its own.
+//! Invariant: the caller gains a mount on its own directory and passthrough to its own files, and no other access to a
+//! file or directory.
 
 use std::collections::HashSet;
 
 use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 
-/// How many files may be registered for each slot of a user's that the session holds: each pins an open file in the
-/// kernel, where no limit of the caller's counts it.
+/// How many files a session can register for each slot that it holds. A registered file is open in the kernel, where no
+/// resource limit of the caller counts it.
 pub const FILES_PER_SLOT: usize = 512;
 
-/// How many slots all sessions of one user can hold together.
+/// How many slots all sessions of a user can hold together.
 pub const SLOTS_PER_USER: u32 = 128;
 
-/// `/dev/fuse`: a character device, 10:229 on every Linux.
+/// The device number of `/dev/fuse`.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 
-/// Filesystems (by `f_type` of fstatfs) on which a user's directories and files are what they seem. Not FUSE, whose
-/// owners and modes some other user may invent; not procfs and its like; not network filesystems, whose server may
-/// see another owner than we do.
+/// Filesystems (by `f_type` of fstatfs) whose owners and modes can be trusted. Not FUSE, where another user's daemon can
+/// report any owner and mode. Not procfs and similar ones. Not network filesystems, whose server can map owners.
 const FILESYSTEMS: [(u64, &str); 8] = [
     (0xEF53, "ext4"),
     (0x5846_5342, "xfs"),
@@ -35,32 +33,32 @@ const FILESYSTEMS: [(u64, &str); 8] = [
     (0x794C_7630, "overlay"),
 ];
 
-/// Whether a filesystem is one whose owners and modes can be believed.
-fn is_believed(f_type: u64) -> bool {
+/// Whether the owners and modes of a filesystem can be trusted.
+fn is_trusted(f_type: u64) -> bool {
     FILESYSTEMS.iter().any(|(known, _)| *known == f_type)
 }
 
-/// Allowed, or why not.
+/// Allowed, or the reason for the refusal.
 pub type Verdict = Result<(), Deny>;
 
-/// What the administrator says in `/etc/fuse.conf`.
+/// The administrator's settings in `/etc/fuse.conf`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FuseConf {
-    /// `user_allow_other`: users may let others into their mounts.
+    /// `user_allow_other`: users can mount with `allow_other`.
     pub user_allow_other: bool,
-    /// `mount_max`: how many FUSE filesystems may be mounted before users may mount no more.
+    /// `mount_max`: the limit for the number of mounted FUSE filesystems.
     pub mount_max: usize,
 }
 
 impl Default for FuseConf {
-    /// As fusermount3 has it without the file.
+    /// The defaults of fusermount3.
     fn default() -> Self {
         Self { user_allow_other: false, mount_max: 1000 }
     }
 }
 
 impl FuseConf {
-    /// Reads the file's text as fusermount3 does; what is not understood is left out.
+    /// Parses the file as fusermount3 does, and ignores unknown lines.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut conf = Self::default();
@@ -78,14 +76,14 @@ impl FuseConf {
     }
 }
 
-/// How many FUSE filesystems a mount table (`/proc/self/mounts`) holds.
+/// The number of FUSE filesystems in a mount table (`/proc/self/mounts`).
 #[must_use]
 pub fn fuse_mounts(table: &str) -> usize {
     let types = table.lines().filter_map(|line| line.split(' ').nth(2));
     types.filter(|kind| matches!(*kind, "fuse" | "fuseblk") || kind.starts_with("fuse.")).count()
 }
 
-/// What fstat says of what is at `/dev/fuse`.
+/// Facts about `/dev/fuse`, from fstat.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceFacts {
     /// Whether it is a character device.
@@ -94,18 +92,18 @@ pub struct DeviceFacts {
     pub rdev: (u32, u32),
 }
 
-/// What is known of the directory to mount on.
+/// Facts about the directory to mount on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MountpointFacts {
-    /// fstat: whether it is a directory.
+    /// From fstat: whether it is a directory.
     pub is_dir: bool,
-    /// fstat: its owner.
+    /// From fstat: its owner.
     pub owner: u32,
-    /// fstat: its permission bits.
+    /// From fstat: its permission bits.
     pub mode: u32,
     /// Whether its path in `/proc/self/fd`, resolved with `RESOLVE_NO_SYMLINKS`, leads to the same inode.
     pub resolved_without_symlinks: bool,
-    /// fstatfs: the type of its filesystem.
+    /// From fstatfs: the type of its filesystem.
     pub f_type: u64,
 }
 
@@ -122,20 +120,20 @@ pub enum Access {
     Path,
 }
 
-/// What is known of a file to be registered.
+/// Facts about a file to register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BackingFacts {
-    /// fstat: whether it is a regular file.
+    /// From fstat: whether it is a regular file.
     pub is_regular: bool,
-    /// fstat: its owner.
+    /// From fstat: its owner.
     pub owner: u32,
-    /// fstat: whether it has a name.
+    /// From fstat: whether it has a name.
     pub is_linked: bool,
-    /// statx: whether it is immutable or append-only.
+    /// From statx: whether it is immutable or append-only.
     pub is_immutable: bool,
     /// How it was opened.
     pub access: Access,
-    /// fstatfs: the type of its filesystem.
+    /// From fstatfs: the type of its filesystem.
     pub f_type: u64,
 }
 
@@ -146,25 +144,25 @@ enum Phase {
     Mounted,
 }
 
-/// What one caller has been given so far.
+/// The state of a caller's session.
 #[derive(Debug)]
 pub struct Session {
     caller: u32,
     able: Verdict,
     phase: Phase,
     backings: HashSet<BackingId>,
-    /// Slots of the user's share of files.
+    /// Slots that the session holds.
     slots: usize,
 }
 
 impl Session {
-    /// A session for the real user id that started the program. `able` is whether it can do anything for him at all.
+    /// A session for the real user id that started the program. `able` is whether the program has the privilege it needs.
     #[must_use]
     pub fn new(caller: u32, able: Verdict) -> Self {
         Self { caller, able, phase: Phase::New, backings: HashSet::new(), slots: 0 }
     }
 
-    /// Decides over a hello, and remembers it when it is allowed.
+    /// Decides about a hello, and records it if it is allowed.
     ///
     /// # Errors
     /// The refusal.
@@ -172,7 +170,7 @@ impl Session {
         if self.phase != Phase::New {
             return Err(Deny::NotGreeted);
         }
-        // Whoever speaks a newer version speaks this one as well.
+        // A caller with a newer version also speaks this one.
         if version < VERSION {
             return Err(Deny::Version);
         }
@@ -181,7 +179,7 @@ impl Session {
         Ok(())
     }
 
-    /// Decides over a mount. `mounts` is how many FUSE filesystems are mounted now.
+    /// Decides about a mount. `mounts` is the current number of mounted FUSE filesystems.
     ///
     /// # Errors
     /// The refusal.
@@ -213,11 +211,11 @@ impl Session {
         if !mountpoint.resolved_without_symlinks {
             return Err(Deny::NotWhereItSays);
         }
-        if !is_believed(mountpoint.f_type) {
+        if !is_trusted(mountpoint.f_type) {
             return Err(Deny::Filesystem);
         }
-        // Root as well: it has no need of the helper, and a script of root's should not mount over a user's directory
-        // by mistake.
+        // Also for root, which does not need the helper, so that a script of root cannot mount over a user's directory by
+        // mistake.
         if mountpoint.owner != self.caller {
             return Err(Deny::NotTheOwner);
         }
@@ -227,20 +225,20 @@ impl Session {
         Ok(())
     }
 
-    /// Decides again once the mount is made, counted with it: others may have mounted at the same time.
+    /// Checks the number of mounts again after the mount, because others may have mounted at the same time.
     ///
     /// # Errors
-    /// The refusal; the mount must go then.
+    /// The refusal. The caller must then unmount.
     pub fn may_stay(&self, conf: FuseConf, mounts: usize) -> Verdict {
         if mounts > conf.mount_max { Err(Deny::TooManyMounts) } else { Ok(()) }
     }
 
-    /// Remembers that the mount was made.
+    /// Records that the mount was made.
     pub fn mounted(&mut self) {
         self.phase = Phase::Mounted;
     }
 
-    /// Decides over a file for passthrough.
+    /// Decides about a file to register.
     ///
     /// # Errors
     /// The refusal.
@@ -253,17 +251,17 @@ impl Session {
             Access::Read | Access::ReadWrite => {}
             Access::Write | Access::Path => return Err(Deny::NotReadable),
         }
-        if !is_believed(file.f_type) {
+        if !is_trusted(file.f_type) {
             return Err(Deny::Filesystem);
         }
-        // Whoever may read it. The kernel opens a registered file anew for each open through the mount, and looks at no
-        // permission bits again: they are the daemon's to check. Nor does an open descriptor prove that the caller could
-        // open the file: it may have been handed over. The owner could give himself every access. (A file that comes
-        // by a read-only descriptor is registered so that it cannot be written to, whoever owns it later: see `view`.)
+        // For each open through the mount the kernel opens a registered file again without a check of its permission
+        // bits, so a registered file must be one that the caller could open in every mode. An open descriptor does not prove
+        // that, because another process may have passed it to the caller. Ownership does: the owner can change the mode. (A
+        // file from a read-only descriptor is registered read-only, whoever owns it later: see `view`.)
         if file.owner != self.caller {
             return Err(Deny::NotTheCallersFile);
         }
-        // But not this one, nor is it looked at again.
+        // The owner cannot write to such a file, and the kernel does not check the flags again.
         if file.is_immutable {
             return Err(Deny::Immutable);
         }
@@ -273,23 +271,23 @@ impl Session {
         Ok(())
     }
 
-    /// Whether another slot is needed before one more file is registered.
+    /// Whether the session needs another slot before it registers one more file.
     #[must_use]
     pub fn needs_slot(&self) -> bool {
         self.backings.len() >= self.slots * FILES_PER_SLOT
     }
 
-    /// Remembers that the session holds one more slot.
+    /// Records that the session holds one more slot.
     pub fn slot_taken(&mut self) {
         self.slots += 1;
     }
 
-    /// Remembers that the kernel registered a file.
+    /// Records that the kernel registered a file.
     pub fn backing_opened(&mut self, id: BackingId) {
         self.backings.insert(id);
     }
 
-    /// Decides over forgetting a file, and remembers it when it is allowed.
+    /// Decides about closing a file, and records it if it is allowed.
     ///
     /// # Errors
     /// The refusal.

@@ -1,56 +1,56 @@
 //! The messages between holofs and the helper.
 //!
-//! They travel over a `SOCK_SEQPACKET` socketpair that the helper was started with: one request, one reply, in turn.
-//! A request is [`REQUEST_SIZE`] bytes and a reply [`REPLY_SIZE`], little-endian; what a message does not use is zero.
-//! File descriptors go beside a message as `SCM_RIGHTS`: with a request as many as its opcode says, with the reply
-//! to a mount that was made the one to serve it on, with every other reply none.
+//! They are sent over a `SOCK_SEQPACKET` socketpair, one request and one reply in turn. A request has [`REQUEST_SIZE`]
+//! bytes and a reply [`REPLY_SIZE`], in little-endian order. Unused bytes are zero. File descriptors are sent as
+//! `SCM_RIGHTS`: with a request as many as its opcode says, with the reply to a successful mount the FUSE descriptor, and
+//! with every other reply none.
 //!
 //! | bytes | request | reply |
 //! |---|---|---|
 //! | 0-3 | `HfsQ` | `HfsR` |
 //! | 4-5 | version of the protocol | the same |
-//! | 6-7 | opcode | opcode of the request answered, 0 when it was not understood |
+//! | 6-7 | opcode | opcode of the request, 0 if it was malformed |
 //! | 8-11 | flags (mount) | status |
 //! | 12-15 | version (hello), id (close) | reason (denied), errno (failed), version (hello), id (open) |
 //! | 16-31 | source (mount) | zero |
 //! | 32-319 | source (mount) | |
 //!
-//! Invariant: decoding never panics, and accepts a message only if encoding what it understood gives the same bytes.
-//! So nothing travels in a message that either side does not know of.
+//! Invariant: decoding never panics, and accepts a message only if encoding the result gives the same bytes. So a message
+//! cannot contain data that one side ignores.
 
 use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION, numbered};
 
-/// The size of every request, in bytes.
+/// Size of a request in bytes.
 pub const REQUEST_SIZE: usize = HEAD + SOURCE_SIZE;
-/// The size of every reply, in bytes.
+/// Size of a reply in bytes.
 pub const REPLY_SIZE: usize = 32;
-/// How long a mount's source may be, in bytes.
+/// Longest source of a mount, in bytes.
 pub const SOURCE_SIZE: usize = 304;
-/// The bytes before the source.
+/// Size of the fields before the source.
 const HEAD: usize = 16;
-/// What every source begins with, so that nobody's mount looks like a disk.
+/// Prefix of every source, so that no mount looks like that of a disk.
 const SOURCE_PREFIX: &[u8] = b"holofs:";
 
 const REQUEST: [u8; 4] = *b"HfsQ";
 const REPLY: [u8; 4] = *b"HfsR";
 
 numbered! {
-/// What is asked for, without its arguments.
+/// The kind of a request.
 Opcode: u16 {
-    /// Agree on a version; the first request.
+    /// Agrees on a version. The first request.
     Hello = 1,
-    /// Mount; once.
+    /// Mounts. Allowed once.
     Mount = 2,
-    /// Register a file for passthrough.
+    /// Registers a file for passthrough.
     BackingOpen = 3,
-    /// Forget a registered file.
+    /// Closes a registered file.
     BackingClose = 4,
 }
 }
 
 impl Opcode {
-    /// How many file descriptors go with the request. Mount: the directory (`O_PATH` is enough). BackingOpen: the
-    /// file.
+    /// The number of descriptors that are sent with the request: for a mount the directory (`O_PATH` is sufficient), for
+    /// `BackingOpen` the file.
     #[must_use]
     pub fn fds(self) -> usize {
         match self {
@@ -60,13 +60,13 @@ impl Opcode {
     }
 }
 
-/// What mountinfo shows as a mount's source: `holofs:` and at least one character more, none of them a control
-/// character, at most [`SOURCE_SIZE`] bytes.
+/// The source of a mount in mountinfo: `holofs:` and at least one more character, no control characters, at most
+/// [`SOURCE_SIZE`] bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct MountSource([u8; SOURCE_SIZE]);
 
 impl MountSource {
-    /// None when it may not be shown.
+    /// None for a text that is not allowed.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let mut padded = [0; SOURCE_SIZE];
@@ -78,7 +78,7 @@ impl MountSource {
     #[must_use]
     pub fn as_str(&self) -> &str {
         let text = self.0.split(|byte| *byte == 0).next().unwrap_or_default();
-        // It was looked at when it was made.
+        // `of` has checked that it is UTF-8.
         std::str::from_utf8(text).unwrap_or_default()
     }
 
@@ -101,86 +101,85 @@ impl std::fmt::Debug for MountSource {
 }
 
 /// A request.
-// One at a time, on the stack: nothing is won by allocating.
+// There is one request at a time, on the stack.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
     /// See [`Opcode::Hello`].
     Hello {
-        /// The newest version the asker speaks, not 0.
+        /// The newest version that the caller speaks, not 0.
         version: u16,
     },
     /// See [`Opcode::Mount`].
     Mount {
-        /// How.
         flags: MountFlags,
-        /// What mountinfo is to show.
+        /// The source in mountinfo.
         source: MountSource,
     },
     /// See [`Opcode::BackingOpen`].
     BackingOpen,
     /// See [`Opcode::BackingClose`].
     BackingClose {
-        /// Which one.
+        /// The backing id.
         id: BackingId,
     },
 }
 
-/// An answer.
+/// A reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
-    /// Hello: both speak this version, not 0.
+    /// The version is agreed.
     Hello {
-        /// The version.
+        /// The version that both speak, not 0.
         version: u16,
     },
-    /// It is mounted, and the descriptor to serve it on comes with this.
+    /// The mount was made. Sent with the FUSE descriptor.
     Mounted,
     /// The file is registered.
     BackingOpened {
-        /// Under this id.
+        /// The backing id.
         id: BackingId,
     },
-    /// The file is forgotten.
+    /// The file is closed.
     BackingClosed,
-    /// The policy refuses.
+    /// The policy refused the request.
     Denied {
-        /// What was asked for.
+        /// The opcode of the request.
         opcode: Opcode,
-        /// Why it is refused.
+        /// The reason.
         reason: Deny,
     },
-    /// The kernel refused.
+    /// A system call failed.
     Failed {
-        /// What was asked for.
+        /// The opcode of the request.
         opcode: Opcode,
-        /// Its answer, a positive errno.
+        /// The errno, positive.
         errno: u32,
     },
-    /// The request was not understood. The helper ends after this.
+    /// The request was malformed. The helper ends after this reply.
     NotUnderstood,
 }
 
-/// Why bytes are no message.
+/// Why bytes are not a valid message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProtoError {
-    /// Not as many bytes as a message of this direction has.
+    /// The message does not have the size of its kind.
     Size(usize),
-    /// It does not begin as a message of this direction does.
+    /// The message does not begin with the magic bytes of its kind.
     Magic,
-    /// Another version than [`VERSION`].
+    /// Not [`VERSION`].
     Version(u16),
-    /// No such opcode.
+    /// Unknown opcode.
     Opcode(u16),
-    /// No such status.
+    /// Unknown status.
     Status(u32),
-    /// Unknown flags, an id or errno that cannot be, something where nothing belongs.
+    /// A field has a value that is not allowed.
     Field(&'static str),
-    /// Not as many descriptors as the opcode says.
+    /// The message has the wrong number of descriptors.
     Descriptors {
-        /// How many came.
+        /// Received descriptors.
         got: usize,
-        /// How many belong to it.
+        /// Descriptors that the message should have.
         wanted: usize,
     },
 }
@@ -193,7 +192,7 @@ impl std::fmt::Display for ProtoError {
             Self::Version(version) => write!(f, "protocol version {version} instead of {VERSION}"),
             Self::Opcode(opcode) => write!(f, "unknown opcode {opcode}"),
             Self::Status(status) => write!(f, "unknown status {status}"),
-            Self::Field(field) => write!(f, "a bad value in {field}"),
+            Self::Field(field) => write!(f, "a value that is not allowed in {field}"),
             Self::Descriptors { got, wanted } => write!(f, "{got} file descriptors instead of {wanted}"),
         }
     }
@@ -201,7 +200,7 @@ impl std::fmt::Display for ProtoError {
 
 impl std::error::Error for ProtoError {}
 
-/// The numbers of a message.
+/// The numeric fields of a message.
 #[derive(Clone, Copy, Default)]
 struct Raw {
     opcode: u16,
@@ -210,7 +209,7 @@ struct Raw {
 }
 
 impl Raw {
-    /// A message with `tail` from byte 16 on.
+    /// Encodes a message with `tail` from byte 16 on.
     fn encode<const SIZE: usize>(self, magic: [u8; 4], tail: &[u8]) -> [u8; SIZE] {
         let mut out = [0; SIZE];
         let fields = [
@@ -227,7 +226,7 @@ impl Raw {
         out
     }
 
-    /// The numbers of a message, and what comes after them.
+    /// Decodes the numeric fields of a message, and returns the rest.
     fn decode(bytes: &[u8], size: usize, magic: [u8; 4]) -> Result<(Self, &[u8]), ProtoError> {
         let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, ref tail @ ..] = bytes else {
             return Err(ProtoError::Size(bytes.len()));
@@ -265,7 +264,7 @@ fn backing_id(number: u32) -> Result<BackingId, ProtoError> {
 }
 
 impl Request {
-    /// What is asked for.
+    /// The kind of the request.
     #[must_use]
     pub fn opcode(&self) -> Opcode {
         match self {
@@ -276,7 +275,7 @@ impl Request {
         }
     }
 
-    /// The bytes to send.
+    /// The encoded message.
     #[must_use]
     pub fn encode(&self) -> [u8; REQUEST_SIZE] {
         let (first, second, tail) = match self {
@@ -288,10 +287,10 @@ impl Request {
         Raw { opcode: self.opcode() as u16, first, second }.encode(REQUEST, tail)
     }
 
-    /// The request in received bytes, with which `fds` descriptors came.
+    /// Decodes a request that was received with `fds` descriptors.
     ///
     /// # Errors
-    /// Whatever is not exactly a request of this version.
+    /// When the bytes are not a valid request.
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, ProtoError> {
         let (Raw { opcode, first, second }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
         let opcode = Opcode::of(opcode).ok_or(ProtoError::Opcode(opcode))?;
@@ -325,13 +324,13 @@ const FAILED: u32 = 2;
 const NOT_UNDERSTOOD: u32 = 3;
 
 impl Reply {
-    /// Whether a file descriptor goes with it: the one to serve the mount on.
+    /// The number of descriptors that are sent with the reply.
     #[must_use]
     pub fn fds(&self) -> usize {
         usize::from(*self == Self::Mounted)
     }
 
-    /// The bytes to send.
+    /// The encoded message.
     #[must_use]
     pub fn encode(&self) -> [u8; REPLY_SIZE] {
         let done = |opcode: Opcode, second| Raw { opcode: opcode as u16, first: DONE, second };
@@ -349,10 +348,10 @@ impl Reply {
         raw.encode(REPLY, &[])
     }
 
-    /// The reply in received bytes.
+    /// Decodes a reply.
     ///
     /// # Errors
-    /// Whatever is not exactly a reply of this version.
+    /// When the bytes are not a valid reply.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtoError> {
         let (raw, tail) = Raw::decode(bytes, REPLY_SIZE, REPLY)?;
         let Raw { opcode: number, first: status, second } = raw;
@@ -380,7 +379,7 @@ impl Reply {
                 let reason = Deny::of(second).ok_or(ProtoError::Field("the reason"))?;
                 Ok(Self::Denied { opcode, reason })
             }
-            // The kernel's own range.
+            // The range of errnos in the kernel.
             FAILED if (1..4096).contains(&second) => Ok(Self::Failed { opcode, errno: second }),
             FAILED => Err(ProtoError::Field("the errno")),
             other => Err(ProtoError::Status(other)),

@@ -1,16 +1,16 @@
-//! How many files one user may have registered, in all sessions together.
+//! Limits how many files a user can have registered, in all sessions together.
 //!
-//! A registered file is open in the kernel, where no limit of the user's counts it, until the connection ends. The
-//! connection does not end with the helper or with the mount: a descriptor of it that the user keeps is enough. So what
-//! counts has to live as long as the connection. A lock does, that belongs to a file which is registered on the
-//! connection itself: the kernel keeps that file open, and with it the lock.
+//! The kernel keeps a registered file open until the FUSE connection ends, and no resource limit of the user counts it.
+//! The connection can outlive the helper and the mount, because a `/dev/fuse` descriptor that the user keeps is enough. The
+//! counter must therefore live as long as the connection. An open file description lock does, if its file is itself
+//! registered on the connection: the kernel keeps that file open, and so keeps the lock.
 //!
-//! The file is the helper's own program, since everybody who can run the helper can read it and nobody else can exchange
-//! it. Each user has [`SLOTS_PER_USER`] bytes of it to lock (whether the file is so long does not matter), and each
-//! locked byte is good for [`FILES_PER_SLOT`](holofs_mount_helper::policy::FILES_PER_SLOT) files.
+//! The file is the helper's own program, because everybody who can run the helper can read the file, and only root can
+//! replace it. Each user has a range of [`SLOTS_PER_USER`] bytes to lock, which can lie beyond the end of the file. Each
+//! locked byte is a slot for [`FILES_PER_SLOT`](holofs_mount_helper::policy::FILES_PER_SLOT) files.
 //!
-//! Invariants: no byte is held by two connections; the file is registered by a read-only mount, so nobody can write to
-//! the program through the connection.
+//! Invariants: no two connections hold the same slot. The program file is registered by a read-only mount, so that nobody
+//! can write to it through the connection.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -22,23 +22,23 @@ use rustix::io::Errno;
 
 use crate::{kernel, sys};
 
-/// The program itself, whatever its name is now.
+/// The program file, even after a rename.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// What a session holds of its user's share.
+/// The slots of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
-    /// The locked file, once it is registered.
+    /// The locked file. None before it is registered.
     file: Option<OwnedFd>,
-    /// The slots that are locked.
+    /// The slots that this session has locked.
     held: Vec<u32>,
 }
 
 impl Quota {
-    /// Takes one more slot of the caller's for a connection. Tells whether there was one.
+    /// Locks one more slot of the caller for a connection, or returns [`Deny::TooMany`].
     ///
     /// # Errors
-    /// What opening, registering or locking the file may answer.
+    /// Those of opening, registering and locking the file.
     pub(crate) fn take(
         &mut self,
         caller: u32,
@@ -48,19 +48,19 @@ impl Quota {
         if self.file.is_none() {
             let program = rustix::fs::open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let file = views.open(program.as_fd())?;
-            // Its number is told to nobody and never given back.
+            // The backing id is not sent to the caller and never closed.
             kernel::backing_open(fuse, file.as_fd())?;
             self.file = Some(file);
         }
         let Some(file) = self.file.as_ref().map(AsFd::as_fd) else { return Err(Errno::BADF) };
         for slot in 0..SLOTS_PER_USER {
             let byte = i64::from(caller) * i64::from(SLOTS_PER_USER) + i64::from(slot);
-            // One's own locks are not shown.
+            // F_OFD_GETLK does not report locks of the same open file.
             if self.held.contains(&slot) || sys::is_locked(file, byte)? {
                 continue;
             }
             sys::set_lock(file, byte, true)?;
-            // Two that come at once see each other now, and both give way.
+            // If two sessions lock the same slot at the same time, each sees the other here, and both release it.
             if sys::is_locked(file, byte)? {
                 sys::set_lock(file, byte, false)?;
                 continue;

@@ -1,6 +1,6 @@
-//! The loop: a request, the policy's word over its facts, the call, a reply.
+//! The request loop: for each request collects the facts, asks the policy, makes the system call and replies.
 //!
-//! Invariant: the FUSE descriptor is opened here and mounted once; files are registered on it and on no other.
+//! Invariant: the FUSE device is opened here and mounted once. Files are registered on that connection only.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -22,13 +22,13 @@ const DEVICE: &str = "/dev/fuse";
 /// How a session ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
-    /// The other side is gone.
+    /// The other side closed the socket.
     Closed,
-    /// It was not understood, or could not be answered.
+    /// A request was malformed, or a reply could not be sent.
     Broken,
 }
 
-/// Why there is nothing to give.
+/// Why a request was not carried out.
 enum Refusal {
     Denied(Deny),
     Failed(Errno),
@@ -55,7 +55,7 @@ impl Refusal {
     }
 }
 
-/// Answers requests until the other side is gone.
+/// Answers requests until the other side closes the socket.
 pub(crate) fn serve(caller: u32, session: Session) -> End {
     let views = Views::new(kernel::read_only_clone);
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
@@ -70,7 +70,7 @@ pub(crate) fn serve(caller: u32, session: Session) -> End {
             _ => None,
         };
         let Some(request) = understood else {
-            // Whether the answer arrives or not: this is the end.
+            // The session ends, whether the reply arrives or not.
             return wire::send(stdin(), &Reply::NotUnderstood.encode(), None)
                 .map_or(End::Broken, |()| End::Broken);
         };
@@ -84,7 +84,7 @@ struct Server {
     caller: u32,
     session: Session,
     fuse: Option<OwnedFd>,
-    /// For files that may only be read.
+    /// Opens the files that are registered read-only.
     views: Views,
     quota: Quota,
 }
@@ -104,7 +104,7 @@ impl Server {
                 self.backing_open(file.as_fd()).map(|id| Reply::BackingOpened { id })
             }
             (Request::BackingClose { id }, _) => self.backing_close(id).map(|()| Reply::BackingClosed),
-            // Decoding has counted them.
+            // Not reached: `decode` checks the number of descriptors.
             (_, None) => return Err(Errno::INVAL),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal.reply(opcode));
@@ -132,7 +132,7 @@ impl Server {
         Ok(mount)
     }
 
-    /// Tells of the mount. One that nobody was told of would stay for ever, dead.
+    /// Replies with the FUSE descriptor. If that fails, the mount is unmounted, because it would never be served.
     fn hand_over(&self, mount: &OwnedFd) -> Result<(), Errno> {
         let fuse = self.fuse.as_ref().map(AsFd::as_fd);
         wire::send(stdin(), &Reply::Mounted.encode(), fuse)
@@ -149,7 +149,7 @@ impl Server {
         }
         let id = match facts.access {
             Access::ReadWrite => kernel::backing_open(fuse, file)?,
-            // The kernel must not open it for writing either, also when it is somebody else's by then.
+            // The kernel must not open this file for writing, even if it later belongs to another user.
             Access::Read | Access::Write | Access::Path => {
                 kernel::backing_open(fuse, self.views.open(file)?.as_fd())?
             }

@@ -1,4 +1,4 @@
-//! The only `unsafe` code of the program: calls that rustix has not, or not safely.
+//! System calls that rustix does not have as safe functions.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,31 +7,31 @@ use rustix::io::Errno;
 
 /// Empties the environment.
 pub(crate) fn clear_environment() -> Result<(), Errno> {
-    // SAFETY: there is one thread, and nothing holds a reference to the environment.
+    // SAFETY: there is one thread, and nothing holds a reference to a variable.
     if unsafe { libc::clearenv() } == 0 { Ok(()) } else { Err(Errno::NOMEM) }
 }
 
-/// Closes all descriptors from a number on, whoever opened them.
+/// Closes all descriptors from `first` on.
 pub(crate) fn close_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: called once, at the start, when nothing of ours has a descriptor above 2.
+    // SAFETY: called once at the start, when no value owns a descriptor above 2.
     if unsafe { libc::close_range(first, u32::MAX, 0) } == 0 { Ok(()) } else { Err(Errno::NOSYS) }
 }
 
-/// Whether another open file has a lock on a byte.
+/// Whether another open file description has a lock on a byte.
 pub(crate) fn is_locked(file: BorrowedFd<'_>, byte: i64) -> Result<bool, Errno> {
-    // Every lock is in the way of one for writing.
+    // A write lock conflicts with every other lock.
     Ok(i32::from(lock_call(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?) != libc::F_UNLCK)
 }
 
-/// Locks or unlocks a byte of a file for the open file, which keeps the lock as long as the kernel keeps it open. Any
-/// number of open files may have a lock on one byte.
+/// Sets or clears a shared lock on a byte. The lock belongs to the open file description, and lasts until the kernel closes
+/// it. Several open file descriptions can have a lock on the same byte.
 pub(crate) fn set_lock(file: BorrowedFd<'_>, byte: i64, wanted: bool) -> Result<(), Errno> {
     let kind = if wanted { libc::F_RDLCK } else { libc::F_UNLCK };
     lock_call(file, libc::F_OFD_SETLK, kind, byte).map(drop)
 }
 
 fn lock_call(file: BorrowedFd<'_>, command: i32, kind: i32, byte: i64) -> Result<i16, Errno> {
-    // SAFETY: a structure of numbers only.
+    // SAFETY: all fields are numbers, for which zero is valid.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = i16::try_from(kind).map_err(|_| Errno::INVAL)?;
     lock.l_whence = 0;

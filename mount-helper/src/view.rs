@@ -1,12 +1,12 @@
-//! Files opened again by a mount that cannot be written to.
+//! Opens files through a read-only clone of their mount.
 //!
-//! The kernel opens a registered file anew for each open through the FUSE mount, with the access that this open asks
-//! for, and checks no permission bits. It does check whether the *mount* that the file was opened by may be written to.
-//! So a file that may only be read is registered by a read-only clone of its mount, which is attached nowhere.
+//! For each open through the FUSE mount, the kernel opens a registered file again with the requested access mode. It checks
+//! no permission bits, but it does check whether the *mount* of the registered file is writable. A file that may only be
+//! read is therefore registered through a read-only, detached clone of its mount.
 //!
-//! It makes no mount by itself: that takes CAP_SYS_ADMIN, which the mount helper has in force only where it is needed.
-//! Invariant: what [`Views::open`] returns is the same inode as the file that was given, and no open for writing by its
-//! path can succeed.
+//! The caller passes the function that clones a mount, because that needs CAP_SYS_ADMIN and the mount helper makes the
+//! capability effective only for that call. Invariant: [`Views::open`] returns the same inode as the given file, and every
+//! open for writing through it fails.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
-/// Clones the mount, or the part of it, that a descriptor leads to: detached, read-only, without what is mounted in it.
+/// Makes a read-only, detached clone of a mount. See [`read_only_clone`](crate::passthrough::read_only_clone).
 pub type CloneMount = fn(BorrowedFd<'_>) -> Result<OwnedFd, Errno>;
 
-/// Mounts whose clones are kept. A daemon registers files of one or two.
+/// How many clones are kept. A daemon registers files of one or two mounts.
 const MOST: usize = 4;
 
-/// Opens files by read-only clones of their mounts.
+/// Opens files through read-only clones of their mounts.
 #[derive(Debug)]
 pub struct Views {
     clone: CloneMount,
@@ -30,14 +30,14 @@ pub struct Views {
 /// The read-only clone of one mount.
 #[derive(Debug)]
 struct View {
-    /// The number of the mount that was cloned.
+    /// The id of the original mount.
     mount: u64,
-    /// Where that mount is.
+    /// The mountpoint of the original mount.
     path: PathBuf,
     root: OwnedFd,
 }
 
-/// Which file it is, and by which mount it was opened.
+/// A file, and the mount through which it was opened.
 #[derive(PartialEq, Eq)]
 struct Identity {
     device: (u32, u32),
@@ -46,26 +46,26 @@ struct Identity {
 }
 
 impl Views {
-    /// None yet.
+    /// No clone is made yet.
     #[must_use]
     pub fn new(clone: CloneMount) -> Self {
         Self { clone, views: Vec::new() }
     }
 
-    /// The same file, opened for reading by a mount that cannot be written to.
+    /// Opens the same file for reading, through a read-only clone of its mount.
     ///
     /// # Errors
-    /// What cloning the mount or opening the file may answer.
+    /// Those of cloning the mount and of opening the file.
     pub fn open(&mut self, file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         let wanted = identity(file)?;
         match self.by_path(file, &wanted) {
             Some(opened) => Ok(opened),
-            // It was renamed or removed meanwhile, or something is mounted over it.
+            // The file was renamed or removed, or another mount covers it.
             None => self.alone(file, &wanted),
         }
     }
 
-    /// By its path below the clone of its mount. None when another file is there, or none.
+    /// Opens the file by its path in a clone of its mount. None when the path does not lead to the file.
     fn by_path(&mut self, file: BorrowedFd<'_>, wanted: &Identity) -> Option<OwnedFd> {
         let path = path_of(file)?;
         if !self.views.iter().any(|view| view.mount == wanted.mount) {
@@ -82,7 +82,7 @@ impl Views {
         is_same(&opened, wanted).then_some(opened)
     }
 
-    /// By a clone of the file alone. Giving such a clone up makes the kernel wait, half a millisecond for each file.
+    /// Opens the file through a clone of the file alone. Dropping such a clone takes the kernel half a millisecond.
     fn alone(&self, file: BorrowedFd<'_>, wanted: &Identity) -> Result<OwnedFd, Errno> {
         let clone = (self.clone)(file)?;
         let path = format!("/proc/self/fd/{}", clone.as_raw_fd());
@@ -114,7 +114,7 @@ fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
     })
 }
 
-/// Whether it is the file, by another mount than the one that it was opened by.
+/// Whether `opened` is the wanted file, but on another mount.
 fn is_same(opened: &OwnedFd, wanted: &Identity) -> bool {
     identity(opened.as_fd()).is_ok_and(|found| {
         (found.device, found.inode) == (wanted.device, wanted.inode) && found.mount != wanted.mount
@@ -128,7 +128,7 @@ fn path_of(file: BorrowedFd<'_>) -> Option<PathBuf> {
     Some(std::ffi::OsString::from_vec(path).into()).filter(|path: &PathBuf| path.is_absolute())
 }
 
-/// Where a mount of `/proc/self/mountinfo` is. None when its path holds a character that is escaped there.
+/// The mountpoint of a mount in `/proc/self/mountinfo`. None when its path contains an escaped character.
 fn mount_point(table: &str, mount: u64) -> Option<PathBuf> {
     let wanted = mount.to_string();
     let mut fields = table.lines().map(|line| line.split(' '));

@@ -1,9 +1,9 @@
-//! The words that both the protocol and the policy use.
+//! The types that both the protocol and the policy use.
 
-/// The version of the protocol; there is one.
+/// The version of the protocol.
 pub const VERSION: u16 = 1;
 
-/// Declares an enum whose numbers travel in messages, and a way back from the numbers.
+/// Declares an enum with the numbers that stand for it in messages, and the conversion from a number.
 macro_rules! numbered {
     ($(#[$about:meta])* $name:ident: $number:ty {
         $($(#[$doc:meta])* $variant:ident = $value:literal,)*
@@ -31,49 +31,50 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 numbered! {
-/// Why something is refused. The numbers are the protocol's and never change.
+/// Why the policy refuses a request. The numbers are part of the protocol and never change.
 Deny: u32 {
-    /// There is no common version.
+    /// The caller speaks no version that the helper speaks.
     Version = 1,
-    /// Something else before hello, or hello twice.
+    /// Another request before hello, or a second hello.
     NotGreeted = 2,
     /// A second mount.
     AlreadyMounted = 3,
-    /// Files before the mount.
+    /// A file before the mount.
     NotMounted = 4,
-    /// What is at `/dev/fuse` is something else.
+    /// `/dev/fuse` is another device or file.
     NotFuseDevice = 5,
     /// The mountpoint is not a directory.
     NotADirectory = 6,
-    /// The mountpoint's own path does not lead to it, or only through symbolic links: it was removed or moved about.
+    /// The path of the mountpoint does not lead to it, or only through symbolic links.
     NotWhereItSays = 7,
-    /// The mountpoint belongs to somebody else.
+    /// The mountpoint belongs to another user.
     NotTheOwner = 8,
-    /// The owner may not write to the mountpoint or search it.
+    /// The owner has no write or search permission on the mountpoint.
     NotWritable = 9,
-    /// The filesystem's owners and modes cannot be believed.
+    /// The owners and modes on this type of filesystem cannot be trusted.
     Filesystem = 10,
-    /// `allow_other` without the administrator's leave.
+    /// `allow_other` without `user_allow_other` in `/etc/fuse.conf`.
     AllowOther = 11,
     /// The file is not a regular file.
     NotARegularFile = 12,
-    /// The file is open for writing only, or for its path only.
+    /// The file is open for writing only, or with `O_PATH`.
     NotReadable = 13,
-    /// The file is somebody else's.
+    /// The file belongs to another user.
     NotTheCallersFile = 14,
-    /// The user's slots are all held, and filled.
+    /// The user has registered as many files as allowed.
     TooMany = 15,
-    /// No such file was registered in this session.
+    /// The file was not registered in this session.
     UnknownBacking = 16,
-    /// The program was not given CAP_SYS_ADMIN, or it was taken away: by `no_new_privs`, a `nosuid` mount, a tracer.
+    /// The program has no CAP_SYS_ADMIN: it is not installed with it, or `no_new_privs`, a `nosuid` mount or a tracer
+    /// removed it.
     NoPrivilege = 17,
-    /// The caller is in a user namespace of its own, where the kernel registers nothing.
+    /// The caller is not in the initial user namespace, which the kernel requires.
     UserNamespace = 18,
-    /// As many FUSE filesystems are mounted as `mount_max` of `/etc/fuse.conf` allows.
+    /// `mount_max` of `/etc/fuse.conf` is reached.
     TooManyMounts = 19,
-    /// The file is immutable or may only be appended to, which not even its owner may change.
+    /// The file is immutable or append-only, so that its owner cannot write to it.
     Immutable = 20,
-    /// The file has no name, as a memfd has none.
+    /// The file has no name, like a memfd.
     Unlinked = 21,
 }
 }
@@ -81,25 +82,25 @@ Deny: u32 {
 impl std::fmt::Display for Deny {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Version => "there is no version of the protocol that both speak",
-            Self::NotGreeted => "a session begins with one hello",
-            Self::AlreadyMounted => "one session mounts once",
+            Self::Version => "no common version of the protocol",
+            Self::NotGreeted => "a session must begin with one hello",
+            Self::AlreadyMounted => "a session can mount only once",
             Self::NotMounted => "files can be registered only after the mount",
             Self::NotFuseDevice => "/dev/fuse is not the FUSE device",
             Self::NotADirectory => "the mountpoint is not a directory",
-            Self::NotWhereItSays => "the mountpoint is not where its path says",
+            Self::NotWhereItSays => "the path of the mountpoint does not lead to it",
             Self::NotTheOwner => "the mountpoint belongs to another user",
-            Self::NotWritable => "the owner may not write to the mountpoint",
-            Self::Filesystem => "owners and modes on this filesystem cannot be believed",
+            Self::NotWritable => "the owner cannot write to the mountpoint",
+            Self::Filesystem => "owners and modes on this filesystem cannot be trusted",
             Self::AllowOther => "allow_other needs user_allow_other in /etc/fuse.conf",
             Self::NotARegularFile => "not a regular file",
             Self::NotReadable => "the file is not open for reading",
             Self::NotTheCallersFile => "the file belongs to another user",
-            Self::TooMany => "too many files are registered, in all mounts of this user",
-            Self::UnknownBacking => "no such file was registered",
-            Self::NoPrivilege => "the mount helper has not got the capability CAP_SYS_ADMIN",
-            Self::UserNamespace => "not in the machine's own user namespace",
-            Self::TooManyMounts => "too many FUSE filesystems are mounted (mount_max in /etc/fuse.conf)",
+            Self::TooMany => "too many registered files in all mounts of this user",
+            Self::UnknownBacking => "the file is not registered",
+            Self::NoPrivilege => "the mount helper does not have the capability CAP_SYS_ADMIN",
+            Self::UserNamespace => "not in the initial user namespace",
+            Self::TooManyMounts => "too many mounted FUSE filesystems (mount_max in /etc/fuse.conf)",
             Self::Immutable => "the file is immutable or append-only",
             Self::Unlinked => "the file has no name",
         })
@@ -108,20 +109,20 @@ impl std::fmt::Display for Deny {
 
 impl std::error::Error for Deny {}
 
-/// How to mount. `nosuid`, `nodev` and `default_permissions` are not to be had otherwise, so they have no flag.
+/// Options of a mount. `nosuid`, `nodev` and `default_permissions` are always set, so they have no flag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MountFlags {
-    /// Refuse every change.
+    /// Rejects all changes.
     pub read_only: bool,
-    /// Run no programs from it.
+    /// Runs no programs from the mount.
     pub no_exec: bool,
-    /// Let other users in.
+    /// Lets other users access the mount.
     pub allow_other: bool,
-    /// Never set times of access.
+    /// Does not update access times.
     pub no_atime: bool,
-    /// Write everything through.
+    /// Makes all writes synchronous.
     pub sync: bool,
-    /// Write changes of directories through.
+    /// Makes changes of directories synchronous.
     pub dir_sync: bool,
 }
 
@@ -145,12 +146,12 @@ impl MountFlags {
     }
 }
 
-/// The kernel's name of a registered file: a positive `int`.
+/// The kernel's id of a registered file: a positive `int`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct BackingId(u32);
 
 impl BackingId {
-    /// None when the kernel cannot have given it.
+    /// None for a number that the kernel never assigns.
     #[must_use]
     pub fn new(id: u32) -> Option<Self> {
         (1..=i32::MAX as u32).contains(&id).then_some(Self(id))

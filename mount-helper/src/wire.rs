@@ -1,7 +1,7 @@
 //! Sends and receives messages on a Unix socket, with the file descriptors that belong to them.
 //!
-//! Both sides of the helper's protocol use it, and so does whoever talks to `fusermount3`. Invariant: every received
-//! descriptor is owned at once, so that it is closed whatever becomes of its message.
+//! Both sides of the helper's protocol use it, and holofs also receives the descriptor of `fusermount3` with it. Invariant:
+//! every received descriptor is owned at once, so that it is closed if its message is rejected.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Room for descriptors beside a message. No message has so many, so that too many are noticed.
+/// Room for descriptors in a received message. It is more than any valid message has, so that extra ones are noticed.
 const MOST_FDS: usize = 4;
 
 /// A received message of at most `N` bytes.
@@ -23,7 +23,7 @@ pub struct Received<const N: usize> {
     size: usize,
     /// The descriptors, in the order in which they were sent.
     pub fds: Vec<OwnedFd>,
-    /// Bytes or descriptors were cut off, or something else than descriptors came with the message.
+    /// Whether the message was truncated, or had other ancillary data than descriptors.
     pub is_odd: bool,
 }
 
@@ -61,7 +61,7 @@ pub fn receive<const N: usize>(socket: impl AsFd) -> Result<Option<Received<N>>,
 /// Sends a message, with at most one descriptor.
 ///
 /// # Errors
-/// The errno of sendmsg(2); EIO when only a part was sent.
+/// The errno of sendmsg(2), and EIO after a short write.
 pub fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -1,4 +1,4 @@
-//! Every refusal as a row: the facts that are allowed, with one thing changed.
+//! Tests each refusal with the facts of an allowed request, of which one is changed.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Every message there is, every way to spoil one, and random bytes.
+//! Tests every message, every way to damage a message, and random bytes.
 
 use proptest::prelude::*;
 
