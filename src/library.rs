@@ -21,6 +21,7 @@ pub mod stamp;
 pub mod stored;
 pub mod stream;
 pub(crate) mod unkept;
+pub mod warm;
 pub mod zip;
 
 use std::io;
