@@ -5,7 +5,6 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
@@ -116,11 +115,7 @@ impl Namespace {
         }
         node.state.lock().mode = Some(held);
         let generation = self.generation(&node, &fd);
-        // This descriptor was opened without O_NOATIME. If reading must not change times of access, it is not kept, and the
-        // next use opens another one.
-        if kind != Kind::File || !self.keeps_atime {
-            self.table.keep_open(ino, &Arc::new(fd));
-        }
+        self.keep_created(ino, kind, fd);
         drop(guard);
         let mut attr = backing::attr_of(&stat, ino, kind);
         attr.generation = generation;

@@ -187,9 +187,8 @@ impl Namespace {
                 (state.in_upper, state.backing_ino) = (in_upper, stat.st_ino);
             }
             self.table.close(node.ino);
-            if in_upper == InUpper::All && !self.keeps_atime {
-                // `backing_fd` would open it in the same way, except for O_NOATIME.
-                self.table.keep_open(node.ino, &Arc::new(fd));
+            if in_upper == InUpper::All {
+                self.keep_created(node.ino, node.kind, fd);
             }
             node.unpin();
             // The copy-up is done, so a failure to set the times of the directory back is only logged.

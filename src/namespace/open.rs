@@ -66,6 +66,18 @@ impl Namespace {
         Err(Error::Stale(node.ino))
     }
 
+    /// Keeps the descriptor with which a backing file was made, for the next use. It was opened without `O_NOATIME`.
+    pub(super) fn keep_created(&self, ino: Ino, kind: Kind, fd: OwnedFd) {
+        if kind == Kind::File
+            && self.keeps_atime
+            && let Err(errno) = rustix::fs::fcntl_setfl(&fd, OFlags::NOATIME)
+        {
+            tracing::debug!(?ino, %errno, "reading a new file would change its time of access; not kept open");
+            return;
+        }
+        self.table.keep_open(ino, &Arc::new(fd));
+    }
+
     /// Keeps the backing file of an entry open, before the file is renamed, replaced or removed. Ends with
     /// [`Node::unpin`]. An entry that the kernel does not know needs no pin.
     pub(super) fn pin(&self, node: &Node) -> Result<()> {
