@@ -89,6 +89,14 @@ fn plain_len(bytes: &[u8]) -> usize {
     len + rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len())
 }
 
+/// Moves UTF-16 units to the end of a text. Half a surrogate pair becomes U+FFFD, as in Go.
+fn push_utf16(text: &mut Vec<u8>, units: &mut Vec<u16>) {
+    for character in char::decode_utf16(units.drain(..)) {
+        let character = character.unwrap_or(char::REPLACEMENT_CHARACTER);
+        text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+}
+
 /// The length of the white space at the beginning. Tests eight bytes at a time: rcc indents.
 fn blank_len(bytes: &[u8]) -> usize {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
@@ -271,83 +279,54 @@ impl<P: Pieces> Lexer<P> {
     #[cold]
     fn string_in_pieces(&mut self) -> Result<(), Stop> {
         self.scratch.clear();
+        // The units of adjacent `\uXXXX`. Only together do two of them make a surrogate pair.
+        let mut units = Vec::new();
         loop {
             let rest = self.piece.get(self.at..).unwrap_or_default();
-            let plain = plain_len(rest);
-            self.scratch.extend_from_slice(rest.get(..plain).unwrap_or_default());
-            self.at += plain;
-            if self.scratch.len() > MAX_STRING {
+            let plain = rest.get(..plain_len(rest)).unwrap_or_default();
+            if !plain.is_empty() {
+                push_utf16(&mut self.scratch, &mut units);
+            }
+            self.scratch.extend_from_slice(plain);
+            self.at += plain.len();
+            if self.scratch.len() + units.len() > MAX_STRING {
                 return Err(Stop::Json("a string is too long"));
             }
             if self.at == self.piece.len() {
                 self.peek_any()?;
                 continue;
             }
-            match self.take_any()? {
-                b'"' => return Ok(()),
-                b'\\' => self.escape()?,
-                _ => return Err(Stop::Json("a control character in a string")),
-            }
-        }
-    }
-
-    fn escape(&mut self) -> Result<(), Stop> {
-        let byte = match self.take_any()? {
-            byte @ (b'"' | b'\\' | b'/') => byte,
-            b'b' => 8,
-            b'f' => 12,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'u' => return self.unicode_escape(),
-            _ => return Err(Stop::Json("an unknown escape in a string")),
-        };
-        self.scratch.push(byte);
-        Ok(())
-    }
-
-    /// Reads `\uXXXX`, or a surrogate pair of two. Half a pair becomes U+FFFD, as in Go.
-    fn unicode_escape(&mut self) -> Result<(), Stop> {
-        let mut unit = self.four_digits()?;
-        loop {
-            let mut again = None;
-            let character = match unit {
-                0xd800..=0xdbff if self.peek_any()? == b'\\' => {
-                    self.at += 1;
-                    if self.peek_any()? == b'u' {
-                        self.at += 1;
-                        let low = self.four_digits()?;
-                        if (0xdc00..=0xdfff).contains(&low) {
-                            0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00)
-                        } else {
-                            again = Some(low);
-                            0xfffd
-                        }
-                    } else {
-                        self.push(0xfffd);
-                        return self.escape();
-                    }
+            let escaped = match self.take_any()? {
+                b'"' => {
+                    push_utf16(&mut self.scratch, &mut units);
+                    return Ok(());
                 }
-                other => other,
+                b'\\' => self.take_any()?,
+                _ => return Err(Stop::Json("a control character in a string")),
             };
-            self.push(character);
-            match again {
-                Some(low) => unit = low,
-                None => return Ok(()),
-            }
+            let byte = match escaped {
+                b'u' => {
+                    units.push(self.four_digits()?);
+                    continue;
+                }
+                b'"' | b'\\' | b'/' => escaped,
+                b'b' => 8,
+                b'f' => 12,
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                _ => return Err(Stop::Json("an unknown escape in a string")),
+            };
+            push_utf16(&mut self.scratch, &mut units);
+            self.scratch.push(byte);
         }
     }
 
-    fn push(&mut self, character: u32) {
-        let character = char::from_u32(character).unwrap_or(char::REPLACEMENT_CHARACTER);
-        self.scratch.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-    }
-
-    fn four_digits(&mut self) -> Result<u32, Stop> {
+    fn four_digits(&mut self) -> Result<u16, Stop> {
         let mut unit = 0;
         for _ in 0..4 {
             let digit = char::from(self.take_any()?).to_digit(16);
-            unit = unit << 4 | digit.ok_or(Stop::Json("an unknown escape in a string"))?;
+            unit = unit << 4 | digit.ok_or(Stop::Json("an unknown escape in a string"))? as u16;
         }
         Ok(unit)
     }
