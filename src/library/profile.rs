@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile_comes_back_in_its_order_and_grows() {
+    fn profile_is_read_back_in_order_and_grows() {
         let dir = tempfile::tempdir().unwrap();
         let path = place(dir.path(), &[7; 32]);
         write(&path, &[7; 32], Touched::default(), &[NodeId(5), NodeId(2), NodeId(5)]).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_that_is_not_whole_or_not_of_this_environment_is_refused() {
+    fn incomplete_or_foreign_profile_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = place(dir.path(), &[7; 32]);
         write(&path, &[7; 32], Touched::default(), &[NodeId(5), NodeId(2)]).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_that_is_no_file_or_has_no_end_is_refused() {
+    fn profile_that_is_a_fifo_or_huge_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_profile_is_compared_before_anybody_tires_of_it() {
+    fn largest_profile_is_compared_in_linear_time() {
         let (send, receive) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let nodes: Vec<_> = (0..LIMIT as u32 - 1).rev().map(NodeId).collect();

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn other_things_are_refused() {
+    fn file_or_foreign_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_in_force_may_hold_anything() {
+    fn active_home_may_hold_anything() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         std::fs::create_dir_all(home.join("hololib")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_decides_and_a_conflict_is_an_error() {
+    fn marker_decides_the_kind_and_a_conflict_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (raw, gzip) = (dir.path().join("raw"), dir.path().join("gzip"));
         let (raw, gzip) = (found(&raw).open().unwrap(), found(&gzip).open().unwrap());
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_lock_is_waited_for_and_then_named() {
+    fn held_lock_times_out_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let place = found(&dir.path().join("home")).open().unwrap();
         let never = AtomicBool::new(false);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_a_link_is_refused_and_its_target_left() {
+    fn lock_that_is_a_link_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         std::fs::write(&victim, "precious").unwrap();

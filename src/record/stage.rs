@@ -170,7 +170,7 @@ mod tests {
     static NEVER: AtomicBool = AtomicBool::new(false);
 
     #[test]
-    fn the_command_runs_in_the_stage_and_knows_it() {
+    fn command_runs_in_the_stage_and_gets_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let holotree = holotree(&dir);
         let stage = stage(&holotree);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_the_status_and_leaves_no_stage() {
+    fn failed_command_returns_its_status_and_leaves_no_stage() {
         let dir = tempfile::tempdir().unwrap();
         let holotree = holotree(&dir);
         let stage = stage(&holotree);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_that_holds_something_is_refused_and_left() {
+    fn stage_that_is_not_empty_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stage");
         let holotree = holotree(&dir);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_the_stages_place_is_not_removed() {
+    fn replaced_stage_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let holotree = holotree(&dir);
         let stage = stage(&holotree);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_command_is_ended() {
+    fn cancelled_command_is_terminated() {
         let dir = tempfile::tempdir().unwrap();
         let holotree = holotree(&dir);
         let stage = stage(&holotree);

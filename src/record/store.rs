@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_that_is_plainly_none_is_replaced() {
+    fn obviously_broken_blob_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, b"some content").unwrap();
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_a_files_place_is_refused() {
+    fn exchanged_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (file, library) = (dir.path().join("file"), dir.path().join("library"));
         std::fs::write(&file, b"x").unwrap();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_of_a_blob_that_failed() {
+    fn failed_blob_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let library = opened(dir.path());
         let store = Store::new(&library, DigestKind::Sha256, false);

@@ -1,4 +1,4 @@
-//! Whole recordings: against what real rcc recorded, and through a reader that follows the format strictly.
+//! Whole recordings, compared with rcc's own and restored by a reader that follows the format strictly.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -61,7 +61,7 @@ fn restore(recorded: &Recorded, hololib: &Path, name: &str) -> PathBuf {
     space
 }
 
-/// Puts a tree of a catalog into a directory as it was in the stage, nothing relocated.
+/// Restores a tree of a catalog into a directory, without relocation.
 fn unpack(library: &Path, tree: &Value, stages: (&str, &str), dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     let link = |entry: &Value| Some(entry.get("symlink")?.as_str().unwrap().replace(stages.0, stages.1));
@@ -91,7 +91,7 @@ fn unpack(library: &Path, tree: &Value, stages: (&str, &str), dir: &Path) {
 }
 
 #[test]
-fn what_rcc_recorded_is_recorded_again_to_the_byte() {
+fn recording_equals_rccs_byte_for_byte() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     for (fixture, blueprint, golden, space, compress) in [
         ("basic-gz", "blueprint.yaml", "golden-one", SPACE, None),
@@ -147,7 +147,7 @@ fn what_rcc_recorded_is_recorded_again_to_the_byte() {
     }
 }
 
-/// Compares a restored space with what real rcc restored.
+/// Compares a restored space with one that rcc restored.
 fn check_golden(space: &Path, golden: &Path, stage: &str, there: &str) {
     let golden = fs::read_to_string(golden).unwrap();
     let mut count = 0;
@@ -172,7 +172,7 @@ fn check_golden(space: &Path, golden: &Path, stage: &str, there: &str) {
     assert!(count > 100 && count == list(space).len() + 1, "{count}");
 }
 
-/// A tree of everything that rcc cannot record, or records so that it is of no use.
+/// A tree of everything that rcc cannot record, or records wrongly.
 const ODD: &str = r#"
     stage=${PWD##*/}
     printf '#!/%s/bin/python' "$stage" > shebang
@@ -188,7 +188,7 @@ const ODD: &str = r#"
 "#;
 
 #[test]
-fn a_strict_reader_restores_what_rcc_could_not_record() {
+fn strict_reader_restores_what_rcc_could_not_record() {
     for compress in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
@@ -259,7 +259,7 @@ fn holofs_reads_what_it_recorded() {
 }
 
 #[test]
-fn links_to_links_to_directories_do_not_grow_without_measure() {
+fn nested_directory_links_make_no_huge_catalog() {
     let dir = tempfile::tempdir().unwrap();
     let script = "for i in $(seq 1 30); do mkdir d$i; ln -s ../d$((i+1)) d$i/a; ln -s ../d$((i+1)) d$i/b; done; \
                   mkdir d31; ln -s ../d1 d31/again";
@@ -311,7 +311,7 @@ fn a_failure_leaves_no_catalog_and_no_stage() {
 }
 
 #[test]
-fn what_is_missing_is_said_before_anything_is_made() {
+fn missing_arguments_are_errors_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path().join("home");
     let mut empty = options(&home, "true");

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn links_know_what_they_lead_to() {
+    fn links_are_resolved() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("stage");
         std::fs::create_dir_all(root.join("sub/__pycache__")).unwrap();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_file_by_its_path() {
+    fn refuses_sockets_and_fifos_with_their_path() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("sub").join("sock");
         std::fs::create_dir(dir.path().join("sub")).unwrap();

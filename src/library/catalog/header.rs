@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_full_is_said() {
+    fn full_disk_is_reported() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_never_gets_to_the_header_is_given_up() {
+    fn endless_white_space_before_the_header_is_refused() {
         let packed = packed(&vec![b' '; 64 << 20]);
         let error = read_header(&packed[..], packed.len() as u64).unwrap_err();
         assert!(matches!(error, CatalogError::TooLarge(_)), "{error}");

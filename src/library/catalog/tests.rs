@@ -34,7 +34,7 @@ fn gzip(text: impl AsRef<[u8]>) -> Vec<u8> {
     stream.finish().unwrap()
 }
 
-/// A catalog around a tree.
+/// The text of a catalog with this tree.
 fn catalog(tree: &str) -> String {
     format!(
         r#"{{"rcc":"v18.18.1","identity":"{ID}","path":"/x/holotree/{ID}","controller":"","space":"",
@@ -42,12 +42,12 @@ fn catalog(tree: &str) -> String {
     )
 }
 
-/// A catalog whose root holds these files.
+/// A catalog with these files in the root.
 fn with_files(files: &str) -> String {
     catalog(&format!(r#"{{"name":"","mode":2147484141,"subdirs":{{}},"files":{{{files}}}}}"#))
 }
 
-/// A file of a name, whose fields after the name are these.
+/// A file with a name and other fields.
 fn file(name: &str, fields: &str) -> String {
     format!(r#""{name}":{{"name":"{name}",{fields}}}"#)
 }
@@ -56,7 +56,7 @@ fn plain(name: &str) -> String {
     file(name, &format!(r#""size":5,"mode":420,"digest":"{SHA}","rewrite":[]"#))
 }
 
-/// Every entry as a line: path, kind.
+/// One line for each entry: path and kind.
 fn lines(tree: &Tree) -> Vec<String> {
     let mut paths: Vec<String> = Vec::new();
     let mut lines = Vec::new();
@@ -82,7 +82,7 @@ fn lines(tree: &Tree) -> Vec<String> {
     lines
 }
 
-/// Why an entry of the root is refused.
+/// The path of the refused entry, and why it is refused.
 fn refusal(text: &str) -> (String, String) {
     match parse(text) {
         Err(CatalogError::Entry { path, why }) => (path, why),
@@ -132,7 +132,7 @@ fn fields_in_any_order_make_the_same_tree() {
 }
 
 #[test]
-fn what_real_rcc_reads_from_others_is_read() {
+fn unusual_catalogs_that_rcc_reads_are_read() {
     let good = with_files(&plain("a"));
     let expected = ["/", "/a 5 644 2cf2 []"];
     for (what, text) in [
@@ -155,7 +155,7 @@ fn what_real_rcc_reads_from_others_is_read() {
 }
 
 #[test]
-fn offsets_descending_or_twice_are_put_in_order() {
+fn offsets_are_sorted_and_deduplicated() {
     let fields = format!(r#""size":100,"mode":420,"digest":"{SHA}","rewrite":[76,3,40,40,3]"#);
     assert_eq!(lines(&parse(with_files(&file("a", &fields))).unwrap())[1], "/a 100 644 2cf2 [3, 40, 76]");
 }
@@ -223,7 +223,7 @@ fn an_invalid_name_is_refused() {
 }
 
 #[test]
-fn a_bad_entry_is_refused_and_named() {
+fn invalid_entry_is_refused_with_its_path() {
     let bad = |fields: &str| refusal(&with_files(&file("bad", fields)));
     for (fields, word) in [
         (r#""size":5,"mode":420,"digest":"N/A""#.to_owned(), r#"digest "N/A""#),
@@ -257,7 +257,7 @@ fn a_bad_entry_is_refused_and_named() {
 }
 
 #[test]
-fn what_is_no_catalog_is_refused() {
+fn other_json_is_refused() {
     for text in [
         "",
         "null",
@@ -328,7 +328,7 @@ fn only_gzip_is_unpacked() {
     assert!(parse_file(&gzip(&text)).is_ok());
 }
 
-/// Many members, so that they are unpacked by another thread.
+/// A catalog with 20,000 files, large enough to be unpacked by a second thread.
 fn large() -> String {
     let mut files = String::new();
     for number in 0u64..20_000 {
@@ -342,7 +342,7 @@ fn large() -> String {
 }
 
 #[test]
-fn members_and_a_cut_trailer_are_read_and_a_cut_document_is_not() {
+fn gzip_members_and_missing_trailer_are_accepted_but_not_a_cut_document() {
     for text in [with_files(&plain("a")), large()] {
         let entries = parse(&text).unwrap().entries.len();
         let (head, tail) = text.split_at(text.len() / 2);
@@ -365,7 +365,7 @@ fn members_and_a_cut_trailer_are_read_and_a_cut_document_is_not() {
 }
 
 #[test]
-fn a_refusal_ends_the_unpacking_of_a_large_one() {
+fn refusal_stops_the_unpacking_thread() {
     let text = large().replace("\"f3\":", "\"f/3\":");
     assert!(parse_file(&gzip(&text)).unwrap_err().to_string().contains("slash"));
 }
@@ -378,7 +378,7 @@ proptest! {
         prop_assert_eq!(lines(&build::build(Chopped(text.as_bytes(), size), Limits::of(1 << 20)).unwrap()), whole);
     }
 
-    /// Whatever stands in a name or a link's text, and however it is escaped, it is read as it was written.
+    /// Names and link targets are read unchanged, no matter how they are escaped.
     #[test]
     fn names_are_read_as_serde_json_writes_them(name in "[^/\\x00]{1,60}", ascii in any::<bool>()) {
         prop_assume!(name != "." && name != ".." && name.len() <= 255);

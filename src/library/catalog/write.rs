@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_stays_on_its_line() {
+    fn empty_objects_stay_on_one_line() {
         let value = serde_json::json!({ "a": {}, "b": {}, "c": [1, 2] });
         assert_eq!(json(&value), "{\n  \"a\": {},\n  \"b\": {},\n  \"c\": [\n    1,\n    2\n  ]\n}");
     }

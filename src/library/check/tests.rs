@@ -8,7 +8,7 @@ use crate::library::dir::DirLibrary;
 
 const ID: &str = "hea7ce2c_493f813dad24d3t";
 
-/// A copy of a library that real rcc made.
+/// A copy of a library that rcc made.
 fn library(fixture: &str) -> tempfile::TempDir {
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
@@ -33,7 +33,7 @@ fn run(hololib: &Path, fast: bool) -> CheckReport {
     check(&DirLibrary::new(hololib), &CheckOptions { blueprint: String::new(), fast, jobs: 3 }).unwrap()
 }
 
-/// The blob of a file of the fixtures' root.
+/// The blob of a file in the root of the fixtures' tree.
 fn blob_of(hololib: &Path, path: &str) -> (Digest, PathBuf) {
     let library = DirLibrary::new(hololib);
     for entry in crate::library::catalogs::list(&library).unwrap() {
@@ -72,7 +72,7 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (u64, std::time::SystemTime)> {
 }
 
 #[test]
-fn what_real_rcc_made_is_clean() {
+fn library_made_by_rcc_is_clean() {
     for (fixture, catalogs) in [("basic-gz", 1), ("basic-raw", 1), ("two-catalogs", 2)] {
         let dir = library(fixture);
         for fast in [true, false] {
@@ -85,7 +85,7 @@ fn what_real_rcc_made_is_clean() {
 }
 
 #[test]
-fn a_missing_blob_and_who_needs_it() {
+fn missing_blob_is_reported_with_affected_files() {
     let dir = library("two-catalogs");
     let (digest, path) = blob_of(dir.path(), "identity.yaml");
     fs::remove_file(path).unwrap();
@@ -120,7 +120,7 @@ fn a_changed_blob_is_corrupt_and_nothing_is_touched() {
 }
 
 #[test]
-fn what_nobody_names_is_counted_and_no_fault() {
+fn unreferenced_files_are_counted_but_not_an_error() {
     let dir = library("basic-gz");
     let library = dir.path().join("library");
     let stray = Hasher::digest(DigestKind::Sha256, b"stray");
@@ -137,7 +137,7 @@ fn what_nobody_names_is_counted_and_no_fault() {
 }
 
 #[test]
-fn a_bad_catalog_is_named_and_the_others_are_checked() {
+fn invalid_catalog_is_reported_and_others_are_checked() {
     let dir = library("two-catalogs");
     let name = "4ef4502d7023d413v12.linux_amd64";
     fs::write(dir.path().join("catalog").join(name), b"hello").unwrap();
@@ -152,7 +152,7 @@ fn a_bad_catalog_is_named_and_the_others_are_checked() {
     assert_eq!((report.catalogs, report.blobs), (1, 71));
 }
 
-/// A library of one file, whose catalog says where the identity stands.
+/// A library with one file, and the relocations that its catalog lists.
 fn relocated(content: &[u8], offsets: &str, size: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let digest = Hasher::digest(DigestKind::Sha256, content);
@@ -170,7 +170,7 @@ fn relocated(content: &[u8], offsets: &str, size: usize) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_relocation_where_the_name_is_not_is_found() {
+fn wrong_relocation_is_found() {
     let mut content = vec![b'.'; 400_000];
     let offsets = [0usize, 24, 100, 131_060, 131_072 + 131_071, 399_976];
     for offset in offsets {
@@ -204,7 +204,7 @@ fn the_keys_of_the_json() {
 }
 
 #[test]
-fn no_library_is_an_error() {
+fn missing_library_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     assert!(
         check(&DirLibrary::new(dir.path()), &CheckOptions { blueprint: String::new(), fast: true, jobs: 0 })

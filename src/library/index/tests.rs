@@ -14,7 +14,7 @@ use crate::library::dir::DirLibrary;
 
 const NAME: &str = "adb8c26db4d86a93v12.linux_amd64";
 
-/// What real rcc recorded of a tree with every sort of entry.
+/// A catalog that rcc made of a tree with every kind of entry.
 fn recorded(fixture: &str) -> Vec<u8> {
     let file = format!("tests/fixtures/{fixture}/home/hololib/catalog/{NAME}");
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
@@ -55,7 +55,7 @@ impl World {
         entries.filter(|path| path.extension().is_some_and(|found| found == kind)).collect()
     }
 
-    /// Opens it again and says whether it was compiled anew, and that the tree is the same.
+    /// Opens the index again, checks the tree, and returns whether it was compiled again.
     fn recompiles(&self, expected: &[String]) -> bool {
         let before = fs::metadata(self.only("idx")).unwrap().ino();
         assert_eq!(walk(&self.open()).unwrap(), expected);
@@ -63,7 +63,7 @@ impl World {
     }
 }
 
-/// Every node as a line, in the order of the index; an error where the index does not hold together.
+/// One line for each node in the order of the index, or the first error.
 fn walk(index: &Index) -> Result<Vec<String>, IndexError> {
     let mut lines = Vec::new();
     for id in 0..index.len() {
@@ -137,7 +137,7 @@ fn the_second_opening_reads_neither_file_through() {
     let stamp = fs::read(world.only("stamp")).unwrap();
     assert!(!world.recompiles(&first));
     assert_eq!(fs::read(world.only("stamp")).unwrap(), stamp);
-    // The proof: damage in the body goes unseen while the stamp says that the index looks untouched.
+    // Proof: damage in the body is not noticed while the stamp says that the index has not changed.
     let mut bytes = fs::read(world.only("idx")).unwrap();
     let last_name = bytes.len() - index_info_len(&bytes) - 20;
     bytes[last_name] ^= 1;
@@ -152,7 +152,7 @@ fn the_second_opening_reads_neither_file_through() {
     assert!(world.recompiles(&first), "and is seen without it");
 }
 
-/// Bytes of the description at the end of an index.
+/// The length of the catalog's header at the end of an index.
 fn index_info_len(bytes: &[u8]) -> usize {
     format::Header::decode(bytes).unwrap().info.1 as usize
 }
@@ -234,7 +234,7 @@ fn a_removed_or_copied_index_and_a_lost_or_damaged_stamp_are_no_matter() {
     assert!(!world.recompiles(&first));
     fs::remove_file(world.only("stamp")).unwrap();
     assert!(!world.recompiles(&first));
-    // As a backup restores it: the same bytes with other looks are read through and taken.
+    // A restored backup has the same bytes but other times and inodes, so it is verified and used.
     let bytes = fs::read(world.only("idx")).unwrap();
     fs::remove_file(world.only("idx")).unwrap();
     assert_eq!(walk(&world.open()).unwrap(), first);
@@ -274,7 +274,7 @@ fn many_compile_at_once() {
 }
 
 #[test]
-fn what_is_no_catalog_file_is_refused_by_name() {
+fn invalid_catalog_file_is_refused_with_its_name() {
     let world = World::new();
     let refusal = |name: &str| match world.try_open(name) {
         Err(error @ LibraryError::Catalog { .. }) => error.to_string(),
@@ -303,7 +303,7 @@ fn what_is_no_catalog_file_is_refused_by_name() {
 }
 
 #[test]
-fn a_name_twice_in_one_directory_is_refused() {
+fn duplicate_name_in_a_directory_is_refused() {
     let text = |tree: &str| {
         let id = "hea7ce2c_493f813dad24d3t";
         let text = format!(r#"{{"identity":"{id}","path":"/x/{id}","tree":{tree}}}"#);
@@ -322,12 +322,12 @@ fn a_name_twice_in_one_directory_is_refused() {
     }
 }
 
-/// An index file's bytes, and a place to put changed ones.
+/// The bytes of an index file, and a path for changed ones.
 fn compiled() -> Vec<u8> {
     compile::compile(&parse_file(&recorded("basic-gz")).unwrap(), [7; 32]).unwrap()
 }
 
-/// Opens changed bytes as if they were trusted.
+/// Opens changed bytes without verifying them.
 fn poke(bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.idx");
@@ -361,7 +361,7 @@ proptest! {
         poke(&bytes);
     }
 
-    /// The header is the part that is checked; here it is damaged and its checksum made right again.
+    /// Only the header is checked when an index is opened. Here it is damaged, but its checksum is right.
     #[test]
     fn no_damage_behind_a_good_checksum_panics(
         header in proptest::collection::vec((12usize..format::HEADER_SIZE - 4, any::<u8>()), 0..4),
