@@ -313,7 +313,6 @@ impl Advice for session::Error {
             Self::MountedByOther { .. } => try_this(MOUNTPOINT, "as that user"),
             Self::OtherHome { .. } => try_this(USAGE, "give its --home, or set HOLOFS_HOME"),
             Self::ChangesInUse { .. } => try_this(BUSY, "a longer --timeout"),
-            Self::NotMounted(_) => (NOT_FOUND, None),
             Self::NoAnswer { .. } => try_this(BUSY, "wait for it, or end that process and mount again"),
             Self::Limits(_) => {
                 try_this(FAILED, "raise that limit in the shell that mounts, or in the container")

@@ -1,11 +1,11 @@
-//! An environment that is not whole in its library yet, or no more.
+//! Waits for an environment that is being recorded into its library.
 //!
-//! rcc writes a catalog first and its blobs seconds later, all under `global.lck`. So a catalog that is new or was touched
-//! has its blobs looked for; while some are missing and somebody holds the lock, they are waited for. A catalog whose
-//! blobs were all seen, and which has not been touched since, is not looked at again: that costs nothing.
+//! rcc writes a catalog first and its blobs seconds later, and holds `global.lck` until both are written. So a mount of a
+//! new or changed catalog checks whether each of its blobs exists. If blobs are missing and a process holds the lock, the
+//! mount waits. The index then records that all blobs were seen, and later mounts of the same catalog skip the check.
 //!
-//! Invariant: the lock is never held here, so rcc is not kept waiting; a mount does not start on blobs that are still to
-//! come, nor on missing ones without telling.
+//! Invariants: the lock is never held here, so rcc never waits for a mount. A mount does not start while blobs are still
+//! being written. If blobs are missing and nobody writes them, the mount starts and reports how many.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use crate::library::{Library, LibraryError};
 use crate::space::lock::holder;
 use crate::sys::guarded::{self, Access};
 
-/// How often it is looked whether rcc has finished.
+/// How often to check whether rcc has finished.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Opens the plan's index, and waits up to the plan's lock timeout for an environment that is being recorded. Returns
-/// how many blobs are missing of one that nobody is recording.
+/// Opens the plan's index. Waits up to the plan's lock timeout if the environment is being recorded. Also returns the
+/// number of blobs that are missing although nobody records the environment.
 ///
 /// # Errors
-/// [`Error::BeingRecorded`] when it took too long, and what is wrong with the catalog.
+/// [`Error::BeingRecorded`] after the timeout, and the errors of the catalog.
 pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
     let (library, lock) = (&*plan.location.library, plan.location.lock());
     let mut known = plan.index.clone();
@@ -46,7 +46,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
         let missing = match &opened {
             Ok(index) if index.blobs_seen() => 0,
             Ok(index) => missing_blobs(index, library),
-            // It may be half written. Other errors do not go away.
+            // The catalog may be half written. Other errors are permanent.
             Err(LibraryError::Catalog { .. } | LibraryError::Io { .. }) => 1,
             Err(_) => 0,
         };
@@ -57,7 +57,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
             }
             return Ok((index, missing));
         }
-        // A lock that is free now means that whoever wrote what was seen has finished, so the next look is the truth.
+        // The lock is free, so the writer has finished since the check. The next check is final.
         let at_work = lock.as_ref().and_then(|lock| Some((lock, AtWork::of(lock)?)));
         let Some((lock, at_work)) = at_work else {
             is_last_look = true;
@@ -72,13 +72,13 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
                 waited: plan.lock_timeout,
             });
         }
-        tracing::info!(missing, path = %lock.display(), "waits for the environment to be recorded");
+        tracing::info!(missing, path = %lock.display(), "waiting until the environment is recorded");
         wait_while_held(lock, started + plan.lock_timeout);
     }
 }
 
-/// Waits up to `timeout` while somebody records into a library. Returns whether somebody did: a catalog that could not be
-/// read then may be whole now.
+/// Waits up to `timeout` while a process records into a library. Returns whether one did: a catalog that could not be read
+/// before may be complete now.
 #[must_use]
 pub(super) fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
     let Some(lock) = library.lock() else { return false };
@@ -93,25 +93,25 @@ fn wait_while_held(lock: &Path, deadline: Instant) {
     }
 }
 
-/// Somebody who holds rcc's lock over recording and restoring.
+/// A process that holds rcc's lock for recording and restoring.
 #[derive(Debug)]
 struct AtWork {
     pid: Option<u32>,
 }
 
 impl AtWork {
-    /// None when nobody holds the lock, or when there is none that could be held.
+    /// None if nobody holds the lock, or it does not exist.
     fn of(lock: &Path) -> Option<AtWork> {
         let file = guarded::open_file(lock, Access::Read).ok()?;
-        // Taken for an instant, if at all: closing the file gives it back.
+        // If the lock is free, this takes it until the file is closed at the end of this function.
         let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
         held.then(|| AtWork { pid: holder(&file) })
     }
 }
 
-/// How many of an environment's blobs are not in the library.
+/// The number of the environment's blobs that the library does not have.
 fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
-    // Whatever else is wrong with a blob shows when it is read.
+    // Other errors are reported when the blob is read.
     let is_missing = |digest: &Digest| matches!(library.has_blob(digest), Ok(false));
     let missing = index.digests().flatten().filter(is_missing).count();
     u32::try_from(missing).unwrap_or(u32::MAX)

@@ -16,22 +16,22 @@ use crate::sys::guarded::Dir;
 use crate::sys::process;
 
 impl MountPlan {
-    /// Takes the space for this mount: its own lock, the lock beside its directory, its state made to fit the
-    /// catalog, its mountpoint an empty directory. `catalog_sha256` is the sum of the catalog file.
+    /// Takes the space for this mount: takes its own lock and rcc's, makes its record fit the catalog, and makes sure that
+    /// its mountpoint is an empty directory. `catalog_sha256` is the digest of the catalog file.
     ///
-    /// Hold the claim until the mount answers, then [`Claim::publish`] it.
+    /// Hold the claim until the mount answers, then call [`Claim::publish`].
     ///
     /// # Errors
-    /// Whatever keeps the space from being mounted; nothing of the user's has been changed then.
+    /// When the space cannot be mounted. No change of the user is lost.
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
         let state = StateDir::open_locked(&self.state_dir())?;
-        // From here on the base is this directory, wherever its path may lead later.
+        // Used by descriptor from here on: somebody may replace the directory at this path.
         let base = mountpoint::open_base(&self.space)?;
         let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
         let (recorded, aside) = self.adopt(&state, catalog_sha256).inspect_err(|_| {
             if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
-                tracing::debug!(%error, "the mountpoint stays");
+                tracing::debug!(%error, "the new mountpoint is not removed");
             }
         })?;
         if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.serve.read_only) {
@@ -44,8 +44,8 @@ impl MountPlan {
         Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
     }
 
-    /// Makes the state fit the catalog. What rcc did to the space is looked at under the lock that rcc takes: a space
-    /// that it converted is not taken for what it was, and the changes of one that it deleted are moved aside.
+    /// Makes the record fit the catalog. The caller holds rcc's lock, so rcc does not change the space meanwhile. If rcc
+    /// converted the space, its changes belong to another blueprint now. If rcc deleted it, its changes are moved aside.
     fn adopt(
         &self,
         state: &StateDir,
@@ -53,7 +53,7 @@ impl MountPlan {
     ) -> Result<(SpaceRecord, Option<PathBuf>), SpaceError> {
         let basis = self.basis(catalog_sha256);
         let kept = if self.fresh { None } else { Kept::of(&self.state_dir())? };
-        // Changes of a space in another holotree are refused below, whatever became of it.
+        // `StateDir::adopt` refuses changes of a space in another holotree.
         if let Some(kept) = kept.filter(|kept| kept.record.basis.base == basis.base) {
             if kept.held == Held::Deleted {
                 let aside = set_aside(state)?;
@@ -72,10 +72,10 @@ impl MountPlan {
         Ok((state.adopt(&basis, self.fresh)?, None))
     }
 
-    /// Renews the mark by which rcc tells how long an environment was not used. The daemon does so daily.
+    /// Renews the usage mark in the library, from which rcc computes how long an environment was not used.
     ///
     /// # Errors
-    /// When the mark cannot be written, as in a library of somebody else's.
+    /// When the mark cannot be written, for example because the library belongs to another user.
     pub fn touch_usage(&self) -> Result<(), SpaceError> {
         let Some(hololib) = self.location.hololib() else { return Ok(()) };
         meta::touch_used(hololib, &self.catalog.blueprint, &self.env.user7(), 0o022)
@@ -95,75 +95,74 @@ impl MountPlan {
     }
 }
 
-/// A space taken for a mount that is not there yet.
+/// A space that is taken for a mount.
 #[derive(Debug)]
 pub struct Claim<'a> {
     plan: &'a MountPlan,
     state: StateDir,
     recorded: SpaceRecord,
-    /// The space's base.
+    /// The directory above the mountpoint.
     base: Dir,
-    /// The directory to mount on.
     mountpoint: Dir,
-    /// Where changes were moved to because rcc had deleted the space.
     aside: Option<PathBuf>,
-    /// The files beside the mountpoint need not be written.
+    /// The files beside the mountpoint are right already.
     described: bool,
-    /// Until published.
+    /// None after [`Claim::publish`].
     lock: Option<MetaLock>,
-    /// The user's, when the claim was made: a daemon serves with another.
+    /// The user's umask. The daemon serves with umask 0.
     umask: u32,
 }
 
 impl Claim<'_> {
-    /// The space's own directory, locked for as long as it lives.
+    /// The space's state directory, locked as long as this value lives.
     #[must_use]
     pub fn state(&self) -> &StateDir {
         &self.state
     }
 
-    /// The empty directory that was checked, which is the one to mount on.
+    /// The checked directory to mount on.
     #[must_use]
     pub fn mountpoint(&self) -> &Dir {
         &self.mountpoint
     }
 
-    /// What is recorded in it now.
+    /// The content of the space's `state.json`.
     #[must_use]
     pub fn recorded(&self) -> &SpaceRecord {
         &self.recorded
     }
 
-    /// Where the changes of a space that rcc had deleted were moved to.
+    /// The directory to which the changes of the space were moved, if rcc had deleted the space.
     #[must_use]
     pub fn aside(&self) -> Option<&Path> {
         self.aside.as_deref()
     }
 
-    /// Has `rcc holotree list` show the space, in the same time for every environment; [`Claim::publish`] does the rest.
+    /// Makes `rcc holotree list` show the space. The time does not depend on the size of the environment, since the list of
+    /// its files is left to [`Claim::publish`].
     ///
     /// # Errors
-    /// When the files beside the mountpoint cannot be written. The mount is good without them.
+    /// When the files beside the mountpoint cannot be written. The mount works without them.
     pub fn announce(&mut self, catalog: &CatalogInfo) -> Result<(), SpaceError> {
         if !self.described {
-            // Should the daemon be killed before `publish`, the next mount must not take the stub for the whole.
+            // If the daemon is killed before `publish`, the next mount must not take the stub for the complete file.
             self.state.note_unpublished(&mut self.recorded)?;
             meta::write_stub(&self.base, &self.plan.space, catalog, self.umask)?;
         }
         meta::append_use(&self.base, &self.plan.space, self.umask)
     }
 
-    /// Tells rcc what is mounted, and lets go of the lock that rcc takes too. To be called when the mount answers.
+    /// Writes the complete files beside the mountpoint, and releases rcc's lock. Called when the mount answers.
     ///
     /// # Errors
-    /// When the files beside the mountpoint cannot be written. The mount is good without them, and the lock is gone.
+    /// When the files beside the mountpoint cannot be written. The mount works without them. The lock is released.
     pub fn publish(&mut self) -> Result<(), SpaceError> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let (plan, pid) = (self.plan, std::process::id());
         tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.catalog.blueprint, pid, "mounted");
         let described = self.describe();
         if let Err(error) = self.plan.touch_usage() {
-            tracing::debug!(%error, "the library keeps no usage mark");
+            tracing::debug!(%error, "the usage mark in the library is not renewed");
         }
         lock.release();
         described

@@ -10,11 +10,11 @@ use rustix::fs::{Mode, OFlags};
 use super::error::Error;
 use super::helper::Device;
 use super::plan::MountPlan;
+use super::registry;
 use crate::fs::Fs;
-use crate::fs::error::io_errno;
 use crate::fuse::{Adapter, Offer, Serving};
 use crate::sys::backing::Backings;
-use crate::sys::{fuse_mount, mountinfo, plain, process, surroundings, thread};
+use crate::sys::{fuse_mount, plain, process, surroundings, thread};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
 /// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
@@ -78,13 +78,8 @@ fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
 
 /// The options for mount(2) or fusermount3.
 pub(super) fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
-    let source = mountinfo::source_of(&plan.state_dir()).map_err(|error| Error::Os {
-        path: plan.state_dir(),
-        call: "stat",
-        source: io_errno(&error),
-    })?;
     Ok(fuse_mount::Options {
-        source,
+        source: registry::source_of(&plan.state_dir())?,
         allow_other: plan.serve.allow_other,
         unchecked: unchecked(plan),
         read_only: plan.serve.read_only,

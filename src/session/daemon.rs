@@ -1,8 +1,7 @@
-//! The daemon: a child process that takes the space and serves the mount, and the pipe by which it says how the start
-//! went.
+//! Starts the daemon: a child process that takes the space and serves the mount.
 //!
-//! Invariant: whoever waits here waits no longer than he was told to, whatever the child's disk or the daemon of a
-//! mount that is there do. So everything that may wait for them happens in the child.
+//! The child sends its log lines, and then one answer, through a pipe. Invariant: the parent waits only until its deadline,
+//! so everything that may block (the disk, the daemon of an existing mount) happens in the child.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -23,25 +22,25 @@ use crate::sys::guarded::{Dir, Trust};
 use crate::sys::process::{self, Forked};
 use crate::sys::{log_file, probe};
 
-/// How long a start may take at least, however short the wait for a lock. It takes milliseconds, or seconds where a
-/// large catalog has to be compiled first.
+/// How long a start may take, if the lock timeout is not longer. A start takes milliseconds, or seconds if a large catalog
+/// has to be compiled.
 const STARTING: Duration = Duration::from_secs(20);
 
-/// How long a child that was killed is waited for.
+/// How long to wait for a killed child.
 const DYING: Duration = Duration::from_secs(1);
 
-/// What the child sends last, after [`MARK`].
+/// The last message of the child, after [`MARK`].
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Ready(Box<Mounted>),
     Failed(Failure),
 }
 
-/// Ends what the child says on standard error, until it has a log, and begins its report.
+/// Separates the child's log lines from its answer.
 const MARK: u8 = 0;
 
-/// Forks, runs `begin` and serves what comes of it in the child, and returns in the parent when the child answers,
-/// has failed, or has taken too long.
+/// Forks. The child runs `begin` and serves the mount. The parent returns when the child has answered, has failed, or has
+/// taken too long.
 pub(super) fn start<'p>(
     plan: &'p MountPlan,
     begin: impl FnOnce() -> Result<Found<'p>, Error>,
@@ -62,14 +61,14 @@ pub(super) fn start<'p>(
         }
         Forked::Child => {
             drop(read);
-            // Nothing returns from here: the child must not run on as if it were the caller.
+            // The child must not return to the caller's code.
             std::process::exit(i32::from(child(plan, begin, describe, write)));
         }
     }
 }
 
 fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
-    // A moment longer, so that a child that waited in vain for a lock can say for which.
+    // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
     let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
     let received = probe::read_until(read, deadline)
@@ -94,12 +93,12 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     }
 }
 
-/// Ends a child that did not get so far as to answer, and takes away what it may have mounted.
+/// Kills a child that did not answer, and unmounts what it may have mounted.
 fn clear_away(plan: &MountPlan, child: i32) {
     let Some(pid) = Pid::from_raw(child) else { return };
-    // One that waits for a disk ends when it has its answer.
+    // A child that waits for a disk ends only when the disk answers.
     if let Err(errno) = rustix::process::kill_process(pid, Signal::KILL) {
-        tracing::debug!(child, %errno, "a child cannot be ended");
+        tracing::debug!(child, %errno, "cannot kill the child");
     }
     let deadline = Instant::now() + DYING;
     while matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
@@ -111,7 +110,7 @@ fn clear_away(plan: &MountPlan, child: i32) {
     match super::registry::find(&plan.state_dir()) {
         Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => super::undo::undo_mount(&live),
         Ok(_) => {}
-        Err(error) => tracing::error!(%error, "a dead mount may be left"),
+        Err(error) => tracing::error!(%error, "the child may have left a dead mount"),
     }
 }
 
@@ -135,7 +134,7 @@ fn child<'p>(
                 }
             })?;
             pending.serve(&mut |mounted| {
-                // From now on the mount lives on its own.
+                // From here on the mount does not end with its parent.
                 follow_parent(None);
                 send(&mut pipe, &Answer::Ready(Box::new(mounted.clone())));
             })
@@ -147,7 +146,7 @@ fn child<'p>(
             0
         }
         Err(error) => {
-            // Who mounts is told by the report; this is for who reads the log.
+            // The user gets the answer. This is for the log.
             if log_file::is_open() {
                 tracing::error!(%error, "the mount failed");
             }
@@ -159,7 +158,7 @@ fn child<'p>(
     }
 }
 
-/// Leaves the terminal and the standard streams; what is said until there is a log goes to who mounts.
+/// Leaves the terminal and the standard streams. Log lines go to the parent until the log file is open.
 fn leave(pipe: Option<&std::fs::File>, plan: &MountPlan) -> Result<(), Error> {
     follow_parent(Some(Signal::TERM));
     let pipe = pipe.ok_or(Errno::BADF);
@@ -167,14 +166,14 @@ fn leave(pipe: Option<&std::fs::File>, plan: &MountPlan) -> Result<(), Error> {
     left.map_err(|source| Error::Os { path: plan.state_dir(), call: "detach", source })
 }
 
-/// Has this process told when its parent ends, or not any more.
+/// Sets, or with None clears, the signal that the kernel sends when the parent ends.
 fn follow_parent(signal: Option<Signal>) {
     if let Err(errno) = rustix::process::set_parent_process_death_signal(signal) {
-        tracing::debug!(%errno, "a mount that is not waited for any more goes on");
+        tracing::debug!(%errno, "the mount will not end with its parent");
     }
 }
 
-/// Sends the report, once.
+/// Sends the answer, once.
 fn send(pipe: &mut Option<std::fs::File>, report: &Answer) {
     let Some(mut pipe) = pipe.take() else { return };
     let sent = serde_json::to_vec(report).map_err(std::io::Error::other).and_then(|mut text| {
@@ -182,6 +181,6 @@ fn send(pipe: &mut Option<std::fs::File>, report: &Answer) {
         pipe.write_all(&text)
     });
     if let Err(error) = sent {
-        tracing::error!(%error, "the one who mounted could not be told");
+        tracing::error!(%error, "cannot send the answer to the parent");
     }
 }

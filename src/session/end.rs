@@ -1,7 +1,7 @@
-//! The end of a mount from outside: unmount, and wait until its daemon has let go of the space.
+//! Ends a mount: unmounts it, and waits until its daemon has released the space.
 //!
-//! Invariant: it is said to have ended only when its daemon has, or when nobody wanted to wait for that (`lazy`). What
-//! the daemon has acknowledged is in the space's upper, so its changes stay whatever way it ends.
+//! Invariant: a mount is reported as ended only when its daemon has ended, or with `lazy`. Every change that the daemon
+//! acknowledged is in the space's upper, so no way of ending a mount loses changes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,35 +18,35 @@ use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
 
-/// How long a mount may be in use before that is said: a process that ends, or one between fork and exec, holds what
-/// it had open for a moment longer.
+/// How long to retry while the mount is in use. A process that ends, or is between fork and exec, holds its files for a
+/// moment longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long a daemon may take to end by itself once its connection was cut.
+/// How long a daemon may take to end after its connection was aborted.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How a mount is to be ended.
+/// How to end a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
-    /// Detach it now; it ends when its last user lets go, which is not waited for.
+    /// Detach it, and do not wait. The daemon ends when the last process has closed its files.
     pub lazy: bool,
-    /// End it whoever uses it.
+    /// End it also while processes use it, and kill its daemon if necessary.
     pub force: bool,
     /// How long to wait for the daemon.
     pub timeout: Duration,
 }
 
 /// Unmounts a live mount and waits for its daemon, so that the next mount finds the space free. Returns where it was
-/// mounted. `state_dir` is None for a space of another home, whose daemon is not known here and not waited for.
+/// mounted. `state_dir` is None for a space of another home: its daemon is not known, so nothing waits for it.
 ///
 /// # Errors
-/// [`Error::InUse`] with the processes that use it and [`Error::MountedElsewhere`], neither of which has changed
-/// anything; [`Error::StillServed`] when it is unmounted and the daemon lives on; what unmounting may answer.
+/// [`Error::InUse`] and [`Error::MountedElsewhere`] if it is still mounted; [`Error::StillServed`] if it is unmounted and
+/// its daemon still runs; the errors of unmounting.
 pub(super) fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> Result<PathBuf, Error> {
-    // Read first: the daemon removes it when it ends.
+    // Before the unmount: the daemon removes the record when it ends.
     let daemon = state_dir.and_then(read_run);
     let path = live.mountpoint.clone();
-    // One whose daemon lives is not asked: should it hang, there would be no answer.
+    // `is_dead` accesses the mount, which blocks if a running daemon hangs.
     let is_dead = !daemon.as_ref().is_some_and(RunInfo::is_running) && fuse_mount::is_dead(&path);
     let places = if how.lazy || is_dead { Vec::new() } else { other_places(live)? };
     if how.force {
@@ -79,9 +79,9 @@ fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
             Err(MountError::Os { source: Errno::BUSY, .. }) => {
                 return Err(Error::InUse { pids: that_use(&path), path });
             }
-            // Somebody else was faster: it has ended all the same.
+            // Another process has unmounted it.
             Err(_) if !registry::is_mounted(live)? => return Ok(()),
-            // Or it has, and another mount has come that got its device number: then that one is to end.
+            // It moved, or a new mount got its device number. The retry finds out.
             Err(_) if again > 0 => {
                 again -= 1;
                 std::thread::sleep(Duration::from_millis(20));
@@ -91,19 +91,19 @@ fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
     }
 }
 
-/// Ends the daemon of a space that is not mounted in this mount namespace, but in another one, or was detached. Does
-/// nothing when there is no such daemon.
+/// Ends a daemon whose mount is not in this mount namespace: it is in another one, or was detached. Returns None if there
+/// is no such daemon.
 ///
 /// # Errors
-/// [`Error::StillServed`] when it has not ended.
+/// [`Error::StillServed`] when the daemon has not ended.
 pub(super) fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
     let Some(daemon) = read_run(state_dir).filter(RunInfo::is_running) else { return Ok(None) };
-    // A process that has the number by chance has not the lock as well.
+    // The lock proves that the process with this number is the daemon.
     if how.lazy || !is_locked(state_dir) || registry::find(state_dir)?.is_some() {
         return Ok(None);
     }
     let path = recorded_place(state_dir, Some(&daemon)).unwrap_or_else(|| daemon.mountpoint.clone());
-    let source = mountinfo::source_of(state_dir).unwrap_or_default();
+    let source = registry::source_of(state_dir)?;
     if let Some(dev) = daemon.dev.as_deref().filter(|dev| how.force && !that_see(dev, &source).is_empty()) {
         cut(dev);
     }
@@ -111,7 +111,7 @@ pub(super) fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, 
     Ok(Some(path))
 }
 
-/// Where else in this mount namespace the filesystem is seen.
+/// The other mountpoints of the same filesystem in this mount namespace.
 fn other_places(live: &MountEntry) -> Result<Vec<PathBuf>, Error> {
     let others = registry::places_of(live)?.into_iter().filter(|mount| mount.id != live.id);
     Ok(others.map(|mount| mount.mountpoint).collect())
@@ -119,25 +119,25 @@ fn other_places(live: &MountEntry) -> Result<Vec<PathBuf>, Error> {
 
 fn detach(place: &Path) -> Result<(), Error> {
     let Err(source) = fuse_mount::unmount(place, true) else { return Ok(()) };
-    // It may have gone with another one, or by its daemon, which was told to end.
+    // It may have gone with another mountpoint, or its daemon has ended.
     match mountinfo::mount_at(place) {
         Ok(Some(mount)) if mount.identity().is_some() => Err(Error::Mount { path: place.to_owned(), source }),
         _ => Ok(()),
     }
 }
 
-/// Has the kernel write what it has of mapped files; a daemon that hangs is not waited for.
+/// Makes the kernel write dirty pages of mapped files. Does not wait for a daemon that hangs.
 fn write_out(path: &Path) {
     let sync = || {
         let synced = std::fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.err().map(|error| error.to_string().into_bytes()).unwrap_or_default()
     };
     if !matches!(probe::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty()) {
-        tracing::warn!("the daemon does not answer: what was written to mapped files may be lost");
+        tracing::warn!("the daemon does not answer: data written to mapped files may be lost");
     }
 }
 
-/// Waits for a daemon whose mount is gone from here, and ends it if so asked.
+/// Waits until the daemon of an unmounted mount has ended, and kills it with `force`.
 fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(), Error> {
     if how.lazy {
         return Ok(());
@@ -149,7 +149,7 @@ fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(
     if has_ended(daemon, how.timeout.min(PATIENCE)) {
         return Ok(());
     }
-    // Longer than an end takes: somebody else has it, or the daemon has much to do yet.
+    // The daemon takes longer than usual: another mount namespace has the mount, or much is left to write.
     let holders = daemon.dev.as_deref().map(|dev| that_see(dev, source)).unwrap_or_default();
     if holders.is_empty() && has_ended(daemon, how.timeout.saturating_sub(start.elapsed())) {
         return Ok(());
@@ -157,14 +157,14 @@ fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(
     Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders })
 }
 
-/// Cuts the connection of a mount that is there, upon which the daemon ends in good order.
+/// Aborts the FUSE connection, after which the daemon ends in good order.
 fn cut(dev: &str) {
     if let Err(error) = fuse_mount::abort(dev) {
-        tracing::debug!(%error, "cannot cut the connection: the daemon is killed if it does not end");
+        tracing::debug!(%error, "cannot abort the connection: the daemon is killed if it does not end");
     }
 }
 
-/// Kills a daemon that does not end by itself.
+/// Kills a daemon that has not ended by itself.
 fn end_by_force(path: &Path, daemon: &RunInfo) -> Result<(), Error> {
     if has_ended(daemon, GRACE) {
         return Ok(());

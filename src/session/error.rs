@@ -14,24 +14,24 @@ use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
 use crate::sys::{plain, process};
 
-/// Why there is no mount, or it did not end.
+/// Why a mount was not made, or did not end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The library or its catalog.
+    /// The library or its catalog cannot be used.
     #[error(transparent)]
     Library(#[from] LibraryError),
-    /// The space on disk.
+    /// The space cannot be used.
     #[error(transparent)]
     Space(#[from] SpaceError),
-    /// Mounting or unmounting itself.
+    /// Mounting or unmounting failed.
     #[error("{path}: {source}")]
     Mount {
         /// The mountpoint.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: MountError,
     },
-    /// The space is mounted, with another environment.
+    /// The space is mounted with another environment.
     #[error("{path}: already mounted with blueprint {mounted}, not {wanted}")]
     OtherBlueprint {
         /// The mountpoint.
@@ -41,28 +41,28 @@ pub enum Error {
         /// What was asked for.
         wanted: String,
     },
-    /// The space is mounted, and served otherwise than asked for.
-    #[error("{path}: already mounted, otherwise than with {}", differs.join(", "))]
+    /// The space is mounted with other options.
+    #[error("{path}: already mounted with other options than {}", differs.join(", "))]
     OtherOptions {
         /// The mountpoint.
         path: PathBuf,
-        /// In what it differs.
+        /// Each option that is not in force, with the value in force.
         differs: Vec<String>,
     },
-    /// `--strategy reflink` where it cannot be.
+    /// `--strategy reflink` is impossible.
     #[error("{path}: no reflink here ({reason})")]
     NoReflink {
         /// The space's state directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// `--io passthrough` where it cannot be.
+    /// `--io passthrough` is impossible.
     #[error("{path}: no passthrough here ({reason})")]
     NoPassthrough {
         /// The mountpoint.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
     /// Processes use the mount.
@@ -73,7 +73,7 @@ pub enum Error {
         /// The processes found.
         pids: Vec<u32>,
     },
-    /// rcc deleted the space while it was mounted, and the mount cannot be ended to make a new one.
+    /// rcc deleted the space while it was mounted, and the mount is in use, so no new mount can replace it.
     #[error("{path}: rcc deleted this space, and its mount is in use{}", users(.pids))]
     DeletedInUse {
         /// The mountpoint.
@@ -81,39 +81,36 @@ pub enum Error {
         /// The processes found.
         pids: Vec<u32>,
     },
-    /// The environment is being recorded, and not all of it is in the library yet.
+    /// The environment is still being recorded.
     #[error("{catalog}: still being recorded after {} s: {missing} of its blobs are missing{}", waited.as_secs_f64(), at_work(*pid))]
     BeingRecorded {
         /// The catalog.
         catalog: PathBuf,
-        /// How many are to come; 1 when the catalog itself is not whole.
+        /// How many blobs are missing; 1 if the catalog is incomplete.
         missing: u32,
-        /// Who holds rcc's lock.
+        /// The process that holds rcc's lock.
         pid: Option<u32>,
-        /// How long it was waited for.
+        /// How long the mount waited.
         waited: Duration,
     },
-    /// The mount can be seen at further places, by bind mounts.
-    #[error("{path}: in use: it is mounted on {} as well", list(.places))]
+    /// The mount has bind mounts.
+    #[error("{path}: in use: it is also mounted on {}", list(.places))]
     MountedElsewhere {
         /// The mountpoint.
         path: PathBuf,
-        /// The other places.
+        /// The mountpoints of the bind mounts.
         places: Vec<PathBuf>,
     },
-    /// The mount is gone from here, and its daemon is not.
-    #[error("{path}: not mounted here any more, but {}", lives_on(*.daemon, .holders))]
+    /// The mount is gone from this mount namespace, but its daemon still runs.
+    #[error("{path}: unmounted here, but {}", lives_on(*.daemon, .holders))]
     StillServed {
         /// Where it was mounted.
         path: PathBuf,
-        /// The daemon.
+        /// The daemon's process.
         daemon: u32,
         /// Processes that have the mount in another mount namespace.
         holders: Vec<Holder>,
     },
-    /// Nothing of ours is mounted there.
-    #[error("{0}: not mounted")]
-    NotMounted(PathBuf),
     /// No catalog fits the request, or several do.
     #[error("{why}")]
     NoCatalog {
@@ -130,7 +127,7 @@ pub enum Error {
     NoProfile {
         /// The profile.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// No space has this name, identity or path.
@@ -174,17 +171,17 @@ pub enum Error {
     Upper {
         /// The space's state directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: namespace::error::Error,
     },
-    /// A call failed.
+    /// A system call failed.
     #[error("{path}: {call}: {source}")]
     Os {
-        /// What it was about.
+        /// The file or directory.
         path: PathBuf,
         /// The call.
         call: &'static str,
-        /// Its answer.
+        /// Why it failed.
         source: Errno,
     },
     /// The daemon does not answer.
@@ -195,39 +192,39 @@ pub enum Error {
         /// Which process does not answer, and what it is doing.
         why: String,
     },
-    /// A limit of the process leaves too little.
+    /// A limit of the process is too low.
     #[error("{0}")]
     Limits(String),
     /// The FUSE session ended with an error.
     #[error("the FUSE session failed: {0}")]
     Fuse(std::io::Error),
-    /// The daemon died before it could say why.
+    /// The daemon died without an answer.
     #[error("the daemon ended before the mount was ready; its log is {0}")]
     DaemonDied(PathBuf),
-    /// What the daemon said before it ended.
+    /// The daemon failed, and sent this answer.
     #[error("{}", .0.what)]
     Daemon(Failure),
 }
 
-/// A failure in the words and with the exit code of the command line, which is the one to choose them.
+/// An error as the command line shows it. It can be sent through the daemon's pipe, which an [`Error`] cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What failed, and why: one line.
+    /// What failed, and why, in one line.
     pub what: String,
     /// What to try.
     pub fix: Option<String>,
-    /// What there is to choose from, one line each.
+    /// The candidates to choose from, one line each.
     #[serde(default)]
     pub choices: Vec<String>,
     /// The exit code.
     pub code: u8,
 }
 
-/// Puts an error into words: the daemon has to, since only words pass through the pipe.
+/// Converts an error to what the command line shows.
 pub type Describe = fn(&Error) -> Failure;
 
 fn at_work(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(", and process {pid} is at work")).unwrap_or_default()
+    pid.map(|pid| format!("; process {pid} records it")).unwrap_or_default()
 }
 
 fn users(pids: &[u32]) -> String {
@@ -254,7 +251,7 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
     }
     let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
     format!(
-        "another mount namespace has it, of process {}; its daemon is process {daemon}",
+        "still mounted in the mount namespace of process {}; its daemon is process {daemon}",
         holders.join(", ")
     )
 }

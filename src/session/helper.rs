@@ -1,11 +1,11 @@
-//! How a mount gets its `/dev/fuse` descriptor, and with it, for an ordinary user, the mount helper.
+//! Mounts, and gets the `/dev/fuse` descriptor of the mount. The client of the mount helper.
 //!
-//! Passthrough needs CAP_SYS_ADMIN. Who has it mounts and registers files himself. For who has it not the mount helper
-//! (`mount-helper/`, `docs/SECURITY.md`) does both, over a socket, since it registers files only on a mount that it has
-//! made. Without passthrough the helper is left alone: fusermount3 is as good then.
+//! Passthrough needs CAP_SYS_ADMIN, both to mount and to register backing files. Without CAP_SYS_ADMIN, the mount helper
+//! (`mount-helper/`, `docs/SECURITY.md`) does both, over a socket. It registers files only on a mount that it has made.
+//! Without passthrough the helper is not used, since fusermount3 can mount as well.
 //!
-//! Invariant: the helper lives as long as the [`Client`] and no longer. It holds the mount's descriptor too, so the
-//! kernel would not notice the end of a daemon whose helper lived on.
+//! Invariant: the helper ends with its [`Client`]. It holds the mount's descriptor too, so as long as it ran, the kernel
+//! would not notice the end of the daemon.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,32 +32,32 @@ use crate::sys::guarded::Dir;
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::plain;
 
-/// The program's name, beside holofs and in the directories below.
+/// The program's name. It lies beside holofs, or in one of the directories below.
 pub const PROGRAM: &str = "holofs-mount-helper";
 
-/// Where packages and `scripts/install.sh` put it. Never `PATH`: a privileged program is not looked for.
+/// Where packages and `scripts/install.sh` install it. `PATH` is not searched for a privileged program.
 const DIRECTORIES: [&str; 3] = ["/usr/local/libexec/holofs", "/usr/libexec/holofs", "/usr/lib/holofs"];
 
-/// How long an answer may take. The calls behind it take microseconds.
+/// How long a reply may take. The system calls behind it take microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the program may take to end when its socket is closed.
+/// How long the program may take to end after its socket was closed.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// What a mount is served with.
+/// The descriptors of a new mount.
 #[derive(Debug)]
 pub(super) struct Device {
-    /// The descriptor.
+    /// `/dev/fuse`, connected to the mount.
     pub(super) fd: OwnedFd,
-    /// The mount, as it was just after it was made; None when it was unmounted at once.
+    /// The mount. None if somebody has unmounted it already.
     pub(super) mount: Option<MountEntry>,
-    /// Who registers files on it, in passthrough mode.
+    /// Registers backing files, in passthrough mode.
     pub(super) backings: Option<Arc<dyn Backings>>,
-    /// The mount helper, which registers its own file too, to count by.
+    /// The mount helper's program. The helper registers its own file, too.
     pub(super) program: Option<PathBuf>,
 }
 
-/// Mounts on the directory that was checked, by the means that the caller has.
+/// Mounts on a checked directory: by mount(2) if this process may, else by fusermount3 or the mount helper.
 pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options) -> Result<Device, Error> {
     let path = &plan.space.mountpoint;
     let failed = |source| Error::Mount { path: path.clone(), source };
@@ -85,37 +85,37 @@ fn has_privilege() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-/// Why the helper is of no use.
+/// Why the helper cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
-    /// There is none.
+    /// There is no helper.
     #[error("the mount helper is not installed, and only root can do without it")]
     NotInstalled,
-    /// It was found and could not be started.
+    /// It could not be started.
     #[error("mount helper {path}: {source}", source = plain(.source))]
     Start {
         /// The program.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It refuses.
+    /// It refused the request.
     #[error("mount helper: {0}")]
     Denied(Deny),
-    /// The kernel refused it.
+    /// The kernel refused the request.
     #[error("mount helper: {0}")]
     Failed(Errno),
     /// It has ended, or does not answer.
     #[error("the mount helper does not answer: {0}")]
     Gone(Errno),
-    /// It speaks another language: another version's program.
+    /// It has another protocol: it belongs to another version of holofs.
     #[error("the mount helper does not understand: {0}")]
     Protocol(#[from] ProtoError),
-    /// It answers another question.
-    #[error("the mount helper answers another question")]
+    /// Its reply does not belong to the request.
+    #[error("the mount helper sent a reply to another request")]
     Confused,
-    /// The space's name is too long to be shown.
-    #[error("the name of the space is longer than {SOURCE_SIZE} bytes, or holds a control character")]
+    /// The space's name cannot be the source of a mount.
+    #[error("the name of the space is longer than {SOURCE_SIZE} bytes, or has a control character")]
     Source,
 }
 
@@ -145,14 +145,14 @@ fn programs(wanted: &MountHelper) -> Vec<PathBuf> {
 /// A running mount helper.
 #[derive(Debug)]
 pub struct Client {
-    /// One request and its reply at a time. None when it is of no more use.
+    /// Locked for a request and its reply. None after a request has failed.
     socket: Mutex<Option<OwnedFd>>,
     child: Child,
     program: PathBuf,
 }
 
 impl Client {
-    /// Starts the program and greets it.
+    /// Starts the program, and compares the protocol versions.
     ///
     /// # Errors
     /// See [`HelperError`].
@@ -160,7 +160,7 @@ impl Client {
         let mut result = Err(HelperError::NotInstalled);
         for program in programs(wanted) {
             result = Self::start_program(&program);
-            // One that was just built, beside a holofs that was just built, has no capability.
+            // Without its capability, as after `cargo build`. Try the installed one.
             if !matches!(result, Err(HelperError::Denied(Deny::NoPrivilege))) {
                 break;
             }
@@ -188,10 +188,10 @@ impl Client {
         }
     }
 
-    /// Mounts, and returns the descriptor to serve the mount on.
+    /// Mounts, and returns the mount's `/dev/fuse` descriptor.
     ///
     /// # Errors
-    /// See [`HelperError`]. Nothing is mounted then.
+    /// See [`HelperError`]. In each case nothing is mounted.
     pub fn mount(&self, dir: BorrowedFd<'_>, options: &fuse_mount::Options) -> Result<OwnedFd, HelperError> {
         let has = |name: &str| options.extra.iter().any(|option| option == name);
         let flags = MountFlags {
@@ -209,7 +209,7 @@ impl Client {
         }
     }
 
-    /// One request and its reply, which is to this request and no refusal.
+    /// Sends a request, and returns its reply. A refusal is an error.
     fn ask(
         &self,
         request: Request,
@@ -228,7 +228,7 @@ impl Client {
             reply => Ok((reply, fd)),
         });
         if answered.is_err() {
-            // A late answer would be taken for the next one.
+            // A late reply would be taken for the reply to the next request.
             *socket = None;
         }
         match answered? {
@@ -275,7 +275,7 @@ impl Backings for Client {
 }
 
 impl Drop for Client {
-    /// Ends the program and waits for it, but not for one that somebody has stopped.
+    /// Ends the program and waits for it, but not forever: somebody may have stopped it.
     fn drop(&mut self) {
         drop(self.socket.lock().take());
         let deadline = Instant::now() + ENDING;

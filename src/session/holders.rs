@@ -1,7 +1,7 @@
-//! Who keeps a mount: processes that use it, and other mount namespaces that have a copy of it.
+//! Finds who keeps a mount alive: processes that use it, and other mount namespaces that contain it.
 //!
-//! Invariant: it looks at `/proc` only, never at the mount, and not for longer than [`PATIENCE`]; what it finds may be
-//! old by the time it is said, and what it may not look at is not found.
+//! Invariant: only `/proc` is read, never the mount, and for at most [`PATIENCE`]. The result may be outdated when it is
+//! shown. Processes that this user may not inspect are not found.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use crate::sys::guarded::read_at_most;
 use crate::sys::mountinfo;
 
-/// A machine with many thousands of processes is not searched to the end.
+/// On a machine with many thousands of processes the search stops after this time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Nobody reads more names than that.
+/// How many processes are reported.
 const MOST: usize = 5;
 
-/// No table of mounts that matters is longer.
+/// How much of a process's mountinfo is read.
 const MAX_TABLE: u64 = 8 << 20;
 
-/// A process that has a mount in its own mount namespace.
+/// A process whose mount namespace contains the mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Holder {
     /// The process.
     pub pid: u32,
-    /// Its name.
+    /// Its name, as in `/proc/PID/comm`.
     pub command: String,
 }
 
@@ -34,8 +34,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The processes that see the filesystem with this device number and source, wherever they see it. The number alone
-/// would not do: the kernel gives it to the next filesystem at once.
+/// The processes whose mount namespaces contain the filesystem with this device number and source. The number alone is
+/// not enough, because the kernel reuses it for the next filesystem.
 pub(super) fn that_see(dev: &str, source: &str) -> Vec<Holder> {
     let sees = |pid: &u32| {
         let table = std::fs::File::open(format!("/proc/{pid}/mountinfo")).ok();
@@ -49,7 +49,7 @@ pub(super) fn that_see(dev: &str, source: &str) -> Vec<Holder> {
     processes().filter(sees).take(MOST).map(named).collect()
 }
 
-/// The processes that have their directory, program or an open file below a path, as far as we may look.
+/// The processes that have their directory, their program or an open file below a path.
 pub(super) fn that_use(mountpoint: &Path) -> Vec<u32> {
     processes().filter(|pid| uses(*pid, mountpoint)).collect()
 }

@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use crate::materialize::ReflinkProbe;
 use crate::settings::{IoMode, Strategy};
 
-/// What a mount is, once it answers. The keys of `holofs mount --json`.
+/// A mount that answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounted {
     /// The mountpoint.
     pub path: PathBuf,
-    /// The space's name on disk.
+    /// The name of the space's directory.
     pub identity: String,
-    /// The environment.
+    /// The blueprint of what the space holds.
     pub blueprint: String,
-    /// Its library.
+    /// The path of the library.
     pub library: PathBuf,
     /// The strategy in force. None for a daemon of another version with a strategy that this one does not know.
     pub strategy: Option<Strategy>,
@@ -25,25 +25,25 @@ pub struct Mounted {
     pub io: Option<IoMode>,
     /// Whether extents can be shared with the library.
     pub reflink: Option<ReflinkProbe>,
-    /// Entries of the environment: files, directories and links.
+    /// Number of files, directories and links in the environment.
     pub entries: u32,
-    /// Files with relocations.
+    /// Number of files with relocations.
     pub relocated: u32,
-    /// The daemon.
+    /// The daemon's process.
     pub pid: u32,
-    /// From the call to the answer, in milliseconds.
+    /// Time from the command to the first answer of the mount, in milliseconds.
     pub mounted_ms: u64,
-    /// Contents that the library has not: files with them cannot be read.
-    #[serde(default, skip_serializing_if = "is_none")]
+    /// Number of blobs that the library does not have. Files with these blobs cannot be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub missing_blobs: u32,
-    /// It was mounted already.
+    /// The space was mounted already.
     pub reused: bool,
-    /// Where the changes are that the space had before rcc deleted it; the space is a new one.
+    /// The directory to which the changes of a space were moved that rcc had deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<PathBuf>,
 }
 
-fn is_none(count: &u32) -> bool {
+fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 

@@ -1,4 +1,4 @@
-//! What a mount is to be: everything decided, nothing done.
+//! A mount as it was requested: every decision is made, and nothing is done yet.
 //!
 //! Made from what was typed and what is on disk; [`MountPlan::claim`] takes the space for it. Invariant: a plan's paths
 //! are absolute.
@@ -26,7 +26,7 @@ pub struct MountPlan {
     pub index: Option<Arc<Index>>,
     /// The blueprint of what the space holds. It differs from the catalog's when rcc converted the space.
     pub holds: String,
-    /// Which space, and where.
+    /// The space and its directory.
     pub space: SpacePath,
     /// The directories of this user.
     pub env: Env,
@@ -34,13 +34,13 @@ pub struct MountPlan {
     pub serve: ServeOptions,
     /// The parts of `serve` that the user typed. A mount that exists already must agree with them.
     pub asked: Asked,
-    /// Drop the changes of earlier mounts now.
+    /// Drop the changes of earlier mounts.
     pub fresh: bool,
-    /// Serve in this process.
+    /// Serve in this process instead of a daemon.
     pub foreground: bool,
-    /// The mount helper to start where one is needed.
+    /// The mount helper to use if one is needed.
     pub mount_helper: MountHelper,
-    /// How long to wait for the lock that rcc takes too.
+    /// How long to wait for rcc's locks.
     pub lock_timeout: Duration,
 }
 
@@ -59,7 +59,7 @@ pub struct ServeOptions {
     pub read_only: bool,
     /// Drop the changes at unmount.
     pub ephemeral: bool,
-    /// Let other users in.
+    /// Let other users use the mount.
     pub allow_other: bool,
     /// Further mount options by name.
     pub options: Vec<String>,

@@ -1,15 +1,13 @@
-//! Prefetch: what earlier mounts of an environment read is unpacked before this one asks for it.
+//! Unpacks, in the background, the files that earlier mounts of the environment have read.
 //!
-//! Every mount notes which files were read, and adds them to the environment's profile when it ends; a mount that was
-//! asked to goes through the profile in the background. Invariant: it does nothing that reading would not do, stops
-//! when the mount ends, and whatever goes wrong with it is told in the log and nowhere else.
+//! Each mount records which files were read, and adds them to the environment's profile when it ends. With `--prefetch`, a
+//! thread reads through the profile. Invariants: prefetching has no other effect than reading the same files, it stops
+//! when the mount ends, and its errors go to the log only.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-
-use parking_lot::Mutex;
 
 use super::plan::MountPlan;
 use crate::fs::Fs;
@@ -17,17 +15,17 @@ use crate::library::profile::{self, ProfileError, Touched};
 use crate::settings::Prefetch;
 use crate::sys::process;
 
-/// The profile of one mount, and the thread that goes through it.
+/// Maintains the profile of a mount, and runs the thread that reads through it.
 #[derive(Debug)]
 pub(super) struct Prefetcher {
     fs: Arc<Fs>,
     own: PathBuf,
     stop: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Prefetcher {
-    /// Starts what the plan asks for.
+    /// Starts the thread, if the plan asks for it.
     pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
         let index = fs.namespace().index();
         let own = profile::place(&plan.cache_dir(), &index.catalog_sha256());
@@ -43,25 +41,25 @@ impl Prefetcher {
             match std::thread::Builder::new().name("prefetch".into()).spawn(warm) {
                 Ok(thread) => Some(thread),
                 Err(error) => {
-                    tracing::warn!(%error, "nothing is prefetched");
+                    tracing::warn!(%error, "cannot start the prefetching thread");
                     None
                 }
             }
         });
-        Self { fs: Arc::clone(fs), own, stop, thread: Mutex::new(thread) }
+        Self { fs: Arc::clone(fs), own, stop, thread }
     }
 
-    /// Stops, and adds what was read to the environment's profile.
-    pub(super) fn finish(&self) {
+    /// Stops the thread, and adds the files that were read to the profile.
+    pub(super) fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if self.thread.lock().take().is_some_and(|thread| thread.join().is_err()) {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the prefetching thread panicked");
         }
         self.save();
     }
 
-    /// Adds what was read so far to the environment's profile. Two that do so at once may lose one's additions: it is
-    /// advice.
+    /// Adds the files that were read so far to the profile. Two mounts that do so at once may lose the files of one. That is
+    /// acceptable, since a profile is only a hint.
     pub(super) fn save(&self) {
         let index = self.fs.namespace().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
@@ -70,18 +68,18 @@ impl Prefetcher {
             return;
         }
         if let Err(error) = profile::write(&self.own, &index.catalog_sha256(), known, &new) {
-            tracing::warn!(path = %self.own.display(), %error, "the profile stays as it was");
+            tracing::warn!(path = %self.own.display(), %error, "the profile is not updated");
         }
     }
 }
 
-/// What a profile holds; nothing where it cannot be used.
+/// The content of a profile. Empty if the profile cannot be used.
 fn known(path: &std::path::Path, catalog: [u8; 32], nodes: u32) -> Touched {
     match profile::read(path, &catalog, nodes) {
         Ok(known) => known,
         Err(ProfileError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Touched::default(),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "a profile is left alone");
+            tracing::warn!(path = %path.display(), %error, "cannot read the profile");
             Touched::default()
         }
     }
@@ -89,7 +87,7 @@ fn known(path: &std::path::Path, catalog: [u8; 32], nodes: u32) -> Touched {
 
 fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
     if let Err(errno) = process::be_idle() {
-        tracing::debug!(%errno, "prefetching at the usual priority");
+        tracing::debug!(%errno, "cannot lower the priority of prefetching");
     }
     let index = fs.namespace().index();
     let files = known(path, index.catalog_sha256(), index.len());
@@ -100,7 +98,7 @@ fn warm(fs: &Fs, path: &std::path::Path, stop: &AtomicBool) {
         }
         match fs.materializer().source().warm(*node, stop) {
             Ok(()) => done += 1,
-            // Whoever reads it will be told.
+            // A process that reads the file gets the error.
             Err(error) => tracing::debug!(%error, "not prefetched"),
         }
     }

@@ -1,7 +1,7 @@
-//! Live mounts: found in mountinfo, never by a remembered path, since a mount can move with its directory.
+//! Finds live mounts in mountinfo. A remembered path is not enough: a mount moves when a directory above it is renamed.
 //!
-//! Invariant: what is taken for a space's mount is a whole FUSE mount of our type that this user made, names the space
-//! and the directory of its state, and has the device number that its daemon recorded, if there is such a one.
+//! Invariant: the mount of a space is a complete FUSE mount of our type that this user made, and its source names the
+//! space and the directory of its state. If one of several has the device number in `run.json`, it is the mount.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use crate::space::record::recorded_place;
 use crate::space::run::{RunInfo, read_run};
 use crate::sys::mountinfo::{self, MountEntry};
 
-/// The mounts of one home's spaces, as they are at one moment.
+/// The mounts of the spaces of one home, read once.
 #[derive(Debug)]
 pub struct Registry {
     mounts: Vec<MountEntry>,
 }
 
 impl Registry {
-    /// Reads the table of mounts; `spaces_dir` holds the states of the spaces.
+    /// Reads mountinfo. `spaces_dir` holds the state directories.
     ///
     /// # Errors
     /// When mountinfo cannot be read.
@@ -28,7 +28,7 @@ impl Registry {
         Ok(Self { mounts })
     }
 
-    /// The spaces that may be mounted, each once.
+    /// The identities of the mounted spaces, sorted, each once.
     #[must_use]
     pub fn identities(&self) -> Vec<&str> {
         let mut found: Vec<&str> = self.mounts.iter().filter_map(MountEntry::identity).collect();
@@ -37,8 +37,8 @@ impl Registry {
         found
     }
 
-    /// The mount of the space whose state is in `state_dir`. Of several (bind mounts of the whole space, dead mounts
-    /// of earlier daemons) the one with the recorded device number is meant, then the one at the recorded place.
+    /// The mount of the space whose state is in `state_dir`. There can be several: bind mounts of the space, and dead mounts
+    /// of earlier daemons. The one with the recorded device number is chosen, then the one at the recorded place.
     #[must_use]
     pub fn find(&self, state_dir: &Path, run: Option<&RunInfo>) -> Option<&MountEntry> {
         let identity = state_dir.file_name().and_then(|name| name.to_str());
@@ -52,7 +52,7 @@ impl Registry {
         if fitting.len() == 1 {
             return Some(first);
         }
-        // The one that was there first is the mount, unless another one is where it should be.
+        // The first one is the mount, and later ones are bind mounts of it, unless one of those is at the recorded place.
         let place = recorded_place(state_dir, run).map(|place| resolved(&place));
         Some(fitting.iter().rfind(|mount| Some(&mount.mountpoint) == place.as_ref()).unwrap_or(first))
     }
@@ -80,6 +80,18 @@ pub(super) fn places_of(mount: &MountEntry) -> Result<Vec<MountEntry>, Error> {
     let mut mounts = mountinfo::mounts().map_err(unreadable)?;
     mounts.retain(|other| other.is_same_filesystem(mount));
     Ok(mounts)
+}
+
+/// The mount source of the space whose state is in `state_dir`.
+///
+/// # Errors
+/// When the directory of the spaces cannot be accessed.
+pub(super) fn source_of(state_dir: &Path) -> Result<String, Error> {
+    mountinfo::source_of(state_dir).map_err(|error| Error::Os {
+        path: state_dir.to_owned(),
+        call: "stat",
+        source: io_errno(&error),
+    })
 }
 
 pub(super) fn unreadable(error: std::io::Error) -> Error {

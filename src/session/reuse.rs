@@ -1,4 +1,4 @@
-//! A mount of the space that exists already: it is used if it is what was asked for.
+//! Uses a mount of the space that exists already, if its options are those that were asked for.
 //!
 //! A mount keeps the options that it was made with. A repeated `mount` gets it only if the options that the user typed
 //! are in force. Defaults are not compared, with two exceptions: leaving out `--read-only` or `--ephemeral` asks for
@@ -20,10 +20,11 @@ use crate::space::run::{RunInfo, read_run};
 use crate::sys::fuse_mount::{self, Liveness};
 use crate::sys::mountinfo::MountEntry;
 
-/// How long an ended mount's daemon may take to let go of the space.
+/// How long the daemon of a mount that was ended may take to release the space.
 pub(super) const ENDING: Duration = Duration::from_secs(5);
 
-/// The mount that is there already, when it is the one asked for. A dead one (its daemon was killed) is cleared away.
+/// The existing mount, if its options are those of the plan. Unmounts a dead mount, whose daemon was killed. None if the
+/// space is not mounted, or not any more.
 pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
     let identity = plan.space.identity.as_str();
     let Some(live) = registry::find(&plan.state_dir())? else { return Ok(None) };
@@ -34,10 +35,10 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
             return Err(Error::no_answer(live.mountpoint, daemon));
         }
         Liveness::Dead => {
-            tracing::info!(path = %live.mountpoint.display(), "clearing away a mount whose daemon is gone");
+            tracing::info!(path = %live.mountpoint.display(), "unmounting a dead mount: its daemon was killed");
             return match fuse_mount::unmount(&live.mountpoint, true) {
                 Ok(()) => Ok(None),
-                // It was ending, and has ended.
+                // The mount was ending, and has ended.
                 Err(_) if !registry::is_mounted(&live)? => Ok(None),
                 Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
             };
@@ -84,12 +85,12 @@ pub(super) fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result
     }))
 }
 
-/// The record of a live mount's daemon. It comes just after the mount, and goes just before the daemon does: None when
-/// the mount has gone meanwhile.
+/// The record of a live mount's daemon. The daemon writes it just after mounting, and removes it just before it ends. None
+/// if the mount has ended meanwhile.
 fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Error> {
     let deadline = Instant::now() + Duration::from_secs(2);
     loop {
-        // One that was left by a daemon that was killed is of an earlier mount.
+        // A daemon that was killed leaves its record behind.
         if let Some(run) = read_run(&plan.state_dir()).filter(RunInfo::is_running) {
             return Ok(Some(run));
         }
@@ -98,15 +99,15 @@ fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Err
             _ => return Ok(None),
         }
         if Instant::now() >= deadline {
-            return Err(Error::NotMounted(live.mountpoint.clone()));
+            return Err(Error::no_answer(live.mountpoint.clone(), None));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Ends the mount of a space that rcc deleted, so that a new one can take its place.
+/// Ends the mount of a space that rcc deleted. A new mount of the space follows.
 fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
-    tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: its mount is ended");
+    tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: ending its mount");
     let how = How { lazy: false, force: false, timeout: ENDING };
     match unmount(&live, Some(&plan.state_dir()), how) {
         Ok(_) => Ok(()),
@@ -115,7 +116,7 @@ fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
     }
 }
 
-/// In what a live mount differs from what the plan asks for, each in the words of the command line.
+/// The options of the plan that the mount does not have, as they are typed, with the value in force.
 #[must_use]
 fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     let mut out = Vec::new();
@@ -128,7 +129,7 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         differ(format!("--io {io}"), &in_words(run.io));
     }
     for (name, asked, in_force, otherwise) in [
-        ("--read-only", plan.serve.read_only, run.read_only, "changes are let in"),
+        ("--read-only", plan.serve.read_only, run.read_only, "changes are allowed"),
         ("--ephemeral", plan.serve.ephemeral, run.ephemeral, "changes are kept"),
     ] {
         match (asked, in_force) {
@@ -140,15 +141,15 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     if plan.foreground {
         differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
     }
-    // A daemon of an older version does not say.
+    // The daemon of an older version does not record the rest.
     let Some(extra) = &run.extra else { return out };
     let wanted = plan.serve.extra();
     if wanted.allow_other && !extra.allow_other {
-        differ("--allow-other".to_owned(), "other users are kept out");
+        differ("--allow-other".to_owned(), "other users have no access");
     }
     for option in wanted.options.iter().filter(|option| !extra.options.contains(option)) {
         let in_force = extra.options.join(",");
-        differ(format!("-o {option}"), if in_force.is_empty() { "no such option" } else { &in_force });
+        differ(format!("-o {option}"), if in_force.is_empty() { "no options" } else { &in_force });
     }
     if let Some(prefetch) = wanted.prefetch.filter(|wanted| Some(wanted) != extra.prefetch.as_ref()) {
         let in_force = extra.prefetch.as_ref().map_or("none".to_owned(), |path| path.display().to_string());

@@ -89,7 +89,7 @@ pub fn read_run(dir: &Path) -> Option<RunInfo> {
     };
     read.and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
         .inspect_err(
-            |error| tracing::warn!(path = %path.display(), %error, "the record of the daemon is ignored"),
+            |error| tracing::debug!(path = %path.display(), %error, "the record of the daemon is ignored"),
         )
         .ok()
 }
@@ -98,7 +98,7 @@ fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(value: D) -> Result<Opt
     let word = Option::<String>::deserialize(value)?;
     let known = word.map(|word| T::deserialize(word.into_deserializer())).transpose();
     Ok(known.unwrap_or_else(|error: WordError| {
-        tracing::warn!(%error, "run.json was written by another version of holofs");
+        tracing::debug!(%error, "run.json was written by another version of holofs");
         None
     }))
 }

@@ -109,7 +109,6 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::InUse { path: path(), pids: vec![1, 2] }, BUSY, "--lazy"),
         (session::Error::MountedElsewhere { path: path(), places: vec![path()] }, BUSY, "--force"),
         (session::Error::StillServed { path: path(), daemon: 1, holders: Vec::new() }, BUSY, "--force"),
-        (session::Error::NotMounted(path()), NOT_FOUND, ""),
         (session::Error::Os { path: path(), call: "open", source: Errno::IO }, FAILED, ""),
         (session::Error::Fuse(enoent()), FUSE, ""),
         (session::Error::DaemonDied(path()), FAILED, ""),
