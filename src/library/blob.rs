@@ -1,10 +1,14 @@
-//! Blobs: from a digest to verified bytes.
+//! Turns a digest into verified bytes.
 //!
-//! The store says where the stored bytes are; everything else (unpacking, verifying, caching, doing it once) is
-//! here. Invariant: a bad blob is an error of the one file that needs it, and nobody gets all of its bytes. A file
-//! or bytes in memory are handed out when the whole blob matched its digest and the catalog's size; only a blob that
-//! is streamed ([`Blobs::stream`]) is read before that, all but its end.
+//! A [`Library`] gives the stored bytes of a blob. [`Blobs`] unpacks them, compares the content with the digest and with
+//! the size in the catalog, and keeps a raw copy in the cache. Concurrent requests for one blob share one fetch. The
+//! library's own file is never handed out, because rcc overwrites blobs in place.
+//!
+//! Invariant: nobody reads a bad blob to its end without an error, and a bad blob is an error only of the files that
+//! have it. [`Blobs::open_raw`] and [`Blobs::read_all`] return after the whole blob was verified. [`Blobs::stream`] lets
+//! readers have the beginning of a large blob before that, and holds back its last byte.
 
+mod error;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -17,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::cache::{BlobCache, Copy, Pending, reopened};
+use super::cache::{BlobCache, CachedCopy, Pending, reopened};
 use super::digest::Digest;
 use super::stamp::Stamp;
 use super::stored::StoredBlob;
@@ -26,55 +30,25 @@ use super::unkept::{Unkept, is_full, memory_limit};
 use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, thread};
+pub use error::BlobError;
 use read::is_content;
 pub(super) use read::{Fault, not_opened, read_through};
 
-/// Why a blob's bytes cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    /// The library does not have it.
-    #[error("blob {digest} is missing ({place})")]
-    Missing {
-        /// Which.
-        digest: Digest,
-        /// Where it should be.
-        place: String,
-    },
-    /// It is there and holds something else.
-    #[error("blob {digest} is corrupt: {why} ({place})")]
-    Corrupt {
-        /// Which.
-        digest: Digest,
-        /// Where it is.
-        place: String,
-        /// In which way.
-        why: String,
-    },
-    /// It could not be read, or its cached copy not be written.
-    #[error("{place}: {source}")]
-    Io {
-        /// What could not be read or written.
-        place: String,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// The blobs of one library, with the cache of raw copies that all of a user's spaces share.
+/// The blobs of one library, and the cache of raw copies that all spaces of a user share.
 #[derive(Debug)]
 pub struct Blobs {
     library: Arc<dyn Library>,
     cache: BlobCache,
-    /// One lock for each blob that is being fetched; the map itself is a leaf lock.
+    /// One lock for each blob that is being fetched. The lock on the map is a leaf lock.
     in_progress: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     /// Blobs that are being streamed. A leaf lock.
     streams: Mutex<HashMap<Digest, Arc<Filling>>>,
-    /// Blobs of which a stream had to be taken back: they are handed out as a whole or not at all. A leaf lock.
+    /// Blobs whose stream failed after readers got bytes. They are not streamed again. A leaf lock.
     distrusted: Mutex<HashSet<Digest>>,
-    /// Copies that the cache does not hold. A leaf lock.
+    /// Copies without a name in the cache. A leaf lock.
     unkept: Mutex<Unkept<Digest>>,
     metrics: Arc<Metrics>,
-    /// Held while a copy is made in memory: one at a time, so that the bound on memory is one.
+    /// Held while a copy is made in memory. One copy at a time keeps within the limit on memory.
     in_memory: Mutex<()>,
 }
 
@@ -116,23 +90,23 @@ impl Drop for Unpacking {
     }
 }
 
-/// What came of [`Blobs::prepare`].
+/// The outcome of [`Blobs::prepare`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Prepared {
-    /// It was there already.
+    /// The cache had a copy already, or does not keep one of this size.
     Ready,
-    /// It is there now.
+    /// The cache has a copy now.
     Fetched,
-    /// It was told to stop.
+    /// The flag to stop was set.
     Stopped,
 }
 
-/// How a large blob can be read.
+/// A large blob for reading.
 #[derive(Debug)]
 pub enum Streamed {
-    /// All of it is here, verified.
+    /// The whole blob, verified.
     Whole(File),
-    /// It is being unpacked.
+    /// A blob that another thread unpacks.
     Filling(Arc<Filling>),
 }
 
@@ -158,14 +132,14 @@ impl Blobs {
         self.library.latency()
     }
 
-    /// Counts in the counters of a mount.
+    /// Counts in `metrics`.
     #[must_use]
     pub fn counted_by(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics, ..self }
     }
 
-    /// As [`Blobs::open_raw`], without waiting for a blob that has to be unpacked first: a thread does that, once for
-    /// all who ask, and `failed` is called when it turns out that what was read meanwhile is not to be believed.
+    /// Like [`Blobs::open_raw`], but does not wait until a blob is unpacked. One thread unpacks it for all readers. Calls
+    /// `failed` when readers got bytes and the blob turns out to be bad.
     ///
     /// # Errors
     /// See [`BlobError`].
@@ -203,8 +177,8 @@ impl Blobs {
         Ok(Streamed::Filling(filling))
     }
 
-    /// A verified file with the raw bytes, which is never the library's own: the cache's copy, or one that nobody else
-    /// has where the cache has no room. Those who ask for one blob at once wait for one fetch. `size` is the catalog's.
+    /// A verified file with the content of a blob: the copy in the cache, or a file without a name if the cache has no
+    /// room. Concurrent callers wait for one fetch. `size` is the size in the catalog.
     ///
     /// # Errors
     /// See [`BlobError`].
@@ -215,7 +189,7 @@ impl Blobs {
         self.once(digest, size, |blobs| blobs.fetch(digest, size, None))
     }
 
-    /// Fetches a blob unless somebody else does or did so meanwhile.
+    /// Fetches a blob, unless another thread has fetched it meanwhile.
     fn once(
         &self,
         digest: &Digest,
@@ -232,20 +206,20 @@ impl Blobs {
             }
         };
         let mut in_progress = self.in_progress.lock();
-        // The last one out: the map's and our own. While others wait they must keep meeting at this gate.
+        // Only the map and this thread have the gate, so no other thread waits at it.
         if Arc::strong_count(&gate) <= 2 {
             in_progress.remove(digest);
         }
         fetched
     }
 
-    /// Makes sure that [`Blobs::open_raw`] finds a blob verified, until `stop` is set. For work that nobody waits
-    /// for: whoever needs the blob meanwhile fetches it himself, rather than wait for somebody who may be slow.
+    /// Brings a blob into the cache in the background, until `stop` is set. A reader that needs the blob meanwhile does
+    /// not wait for this, because the background has a low priority: it fetches the blob itself.
     ///
     /// # Errors
     /// See [`BlobError`].
     pub fn prepare(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<Prepared, BlobError> {
-        // One that is not kept is not there for whoever comes later.
+        // A copy that is not kept is of no use to a later reader.
         if !self.cache.keeps(size) || self.ready(digest, size)?.is_some() {
             return Ok(Prepared::Ready);
         }
@@ -256,7 +230,7 @@ impl Blobs {
         }
     }
 
-    /// Has the kernel read a stored blob that somebody will unpack soon.
+    /// Lets the kernel read a stored blob in the background.
     ///
     /// # Errors
     /// See [`BlobError`].
@@ -264,46 +238,46 @@ impl Blobs {
         self.stored(digest)?.read_ahead().map_err(|source| self.library_error(digest, source))
     }
 
-    /// All of a blob's bytes, verified, in memory; nothing is cached.
+    /// Reads the verified content of a blob into memory. The cache gets no copy.
     ///
     /// # Errors
     /// See [`BlobError`].
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
-        // What the catalog says is not believed before as many bytes were there.
+        // The size in the catalog may be a lie, so it does not decide how much is allocated.
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
         self.pour(digest, size, &mut self.stored(digest)?, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// The copy that is there, when it is one to be believed.
+    /// The copy of a blob, if there is one that needs no verification.
     fn ready(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
         if let Some(file) = self.unkept.lock().get(digest) {
             return reopened(&file).map(Some).map_err(cache_error);
         }
         match self.cache.get(digest, size).map_err(cache_error)? {
-            Some(Copy::Believed(file)) => Ok(Some(file)),
-            Some(Copy::Unverified(_)) | None => Ok(None),
+            Some(CachedCopy::Verified(file)) => Ok(Some(file)),
+            Some(CachedCopy::Unverified(_)) | None => Ok(None),
         }
     }
 
-    /// The copy that is there from an earlier boot, if it still is what it was. It is read from the disk
-    /// for that, so it is safe from then on.
+    /// The copy of a blob, verified if it was made before the last boot. Verifying reads it from the disk, so it is safe
+    /// from then on.
     fn confirmed(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
         let file = match self.cache.get(digest, size).map_err(cache_error)? {
-            Some(Copy::Believed(file)) => return Ok(Some(file)),
-            Some(Copy::Unverified(file)) => file,
+            Some(CachedCopy::Verified(file)) => return Ok(Some(file)),
+            Some(CachedCopy::Unverified(file)) => file,
             None => return Ok(None),
         };
         if is_content(&file, digest).map_err(cache_error)? {
             if let Err(error) = Stamp::Safe.set(&file) {
-                // Only costs verifying again.
-                tracing::debug!(%digest, %error, "cannot note that a copy is safe");
+                // Without the stamp the copy is verified again after the next boot.
+                tracing::debug!(%digest, %error, "cannot stamp a verified copy");
             }
             return Ok(Some(file));
         }
-        tracing::warn!(%digest, "a cached blob was lost with the power; fetching it again");
+        tracing::warn!(%digest, "a cached blob lost its content in a power cut; fetching it again");
         self.cache.remove(digest).map_err(cache_error)?;
         Ok(None)
     }
@@ -312,7 +286,7 @@ impl Blobs {
         self.fetch_while(digest, size, readers, &|| true)
     }
 
-    /// Fetches a blob; when `goes_on` says no, with some error.
+    /// Fetches a blob. Fails with any error when `goes_on` returns false.
     fn fetch_while(
         &self,
         digest: &Digest,
@@ -325,11 +299,11 @@ impl Blobs {
         }
         let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));
         match begun.and_then(|pending| self.fetch_into(pending, digest, size, readers, goes_on)) {
-            // Those who read meanwhile have seen the file on the disk: they come again.
+            // Readers of a stream have the file on the disk already, so it cannot be replaced by one in memory.
             Err(BlobError::Io { source, .. })
                 if is_full(&source) && readers.is_none() && size <= memory_limit() =>
             {
-                tracing::debug!(%digest, "the disk is full: a blob is unpacked into memory");
+                tracing::debug!(%digest, "the disk is full; unpacking a blob into memory");
                 let _one_at_a_time = self.in_memory.lock();
                 drop(self.unkept.lock().make_room(size));
                 let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
@@ -352,7 +326,7 @@ impl Blobs {
         if let Some(readers) = readers {
             readers.begin(pending.file().try_clone().map_err(cache_error)?);
         }
-        // What is verified is the copy itself, or what is written into it: the library's file may change meanwhile.
+        // The library's file may change at any time. So the copy is verified, or the bytes that are written to it.
         let cloned = match stored.file() {
             Some(file) if digest.is_raw() => pending.clone_of(file).map_err(cache_error)?,
             _ => false,
@@ -368,7 +342,7 @@ impl Blobs {
         let in_memory = if pending.is_in_memory() { size } else { 0 };
         let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
         if fd::has_name(&file).map_err(|errno| cache_error(errno.into()))? {
-            // Whoever clones the copy must not wait until it is written out.
+            // Cloning a file waits until its bytes are written out.
             fd::start_writeback(&file);
         } else {
             let kept = Arc::new(reopened(&file).map_err(cache_error)?);
@@ -377,7 +351,7 @@ impl Blobs {
         Ok(file)
     }
 
-    /// Reads a blob through, verifying, into `out`, which is of the cache or in memory.
+    /// Writes the content of a blob to `out`, a file of the cache or a buffer, and verifies it.
     fn pour(
         &self,
         digest: &Digest,
@@ -422,18 +396,19 @@ impl Blobs {
     }
 }
 
-/// A cache file that is being written (or nothing, where its bytes are there already), those who read from it meanwhile,
-/// and whether to go on.
+/// A writer that announces the bytes to the readers of a stream.
 struct Announced<'a> {
+    /// None when the bytes are in the file already.
     file: Option<&'a mut File>,
     readers: Option<&'a Filling>,
+    /// The next write fails when this returns false.
     goes_on: &'a dyn Fn() -> bool,
 }
 
 impl Write for Announced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !(self.goes_on)() {
-            return Err(io::Error::other("told to stop"));
+            return Err(io::Error::other("stopped"));
         }
         let n = match &mut self.file {
             Some(file) => file.write(bytes)?,

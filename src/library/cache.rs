@@ -1,9 +1,14 @@
-//! The blob cache: raw, verified copies of blobs, packed ones and plain ones alike.
+//! The blob cache: verified raw copies of blobs.
 //!
-//! It belongs to one user and is shared by all his spaces; it may be deleted at any time. Copies are what spaces read,
-//! map and clone, and never the library's own files: rcc writes over those in place. Invariants: a file gets its name
-//! here only after its bytes were verified *in it*, and is believed later only while it looks untouched and its stamp
-//! says that the bytes are there (see `stamp`); the named copies take no more than the limit.
+//! Spaces read, map and clone these copies. They never use the library's own files, because rcc overwrites those in place.
+//! So plain blobs are copied too. The cache belongs to one user, all spaces of the user share it, and it may be deleted at
+//! any time.
+//!
+//! Invariants:
+//! * A copy gets its name only after its bytes were verified in the file itself.
+//! * A copy is used without verification only while its size, its mode and its stamp are those of a finished copy
+//!   (see [`super::stamp`]).
+//! * The named copies together do not exceed the limit.
 
 mod room;
 
@@ -23,62 +28,60 @@ use super::index::cache::make_dir;
 use super::stamp::Stamp;
 use crate::sys::tree;
 
-/// Leftovers of writers that died are this old, in seconds, before they are swept.
+/// The age in seconds at which a temporary file is removed: its writer has died.
 const OLD: u64 = 3600;
 
-/// The cache's directory.
 #[derive(Debug)]
 pub struct BlobCache {
     dir: PathBuf,
+    /// The number of the next temporary name.
     next: AtomicU64,
+    /// The largest size of all copies together in bytes.
     limit: u64,
 }
 
-/// A copy that was found.
+/// A copy in the cache.
 #[derive(Debug)]
-pub enum Copy {
-    /// It is what it was when it was verified.
-    Believed(File),
-    /// It was verified in an earlier boot, and may since have lost bytes.
+pub enum CachedCopy {
+    /// It was verified in this boot, or is known to be on the disk.
+    Verified(File),
+    /// It was verified in an earlier boot. A power cut may have damaged it since.
     Unverified(File),
 }
 
-/// A copy that is being written and has no name yet.
+/// A copy that is being written and is not in the cache yet.
 #[derive(Debug)]
 pub struct Pending {
     file: File,
-    /// Its temporary name, where the filesystem has no unnamed files.
+    /// The temporary name, if the filesystem has no `O_TMPFILE`.
     name: Option<PathBuf>,
-    /// It lies in memory, and gets no name.
+    /// Whether the file is a memfd, which never gets a name.
     in_memory: bool,
 }
 
 impl Pending {
-    /// A copy in memory, for when the disk is full. Nobody else will find it.
+    /// A copy in memory, for a full disk. Other processes do not find it.
     ///
     /// # Errors
-    /// What `memfd_create` may answer.
+    /// The errno of `memfd_create`.
     pub fn in_memory() -> io::Result<Self> {
         let fd = rustix::fs::memfd_create("holofs-blob", MemfdFlags::CLOEXEC)?;
         Ok(Self { file: fd.into(), name: None, in_memory: true })
     }
 
-    /// Where to write.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
-    /// Whether it lies in memory.
     #[must_use]
     pub fn is_in_memory(&self) -> bool {
         self.in_memory
     }
 
-    /// Takes the bytes of an open file as they are now, sharing them, where the filesystems can. False where not;
-    /// nothing was written then.
+    /// Makes the copy a reflink of `source`. Returns false, and writes nothing, if the filesystem cannot do that.
     ///
     /// # Errors
-    /// When it failed for a reason that copying would not cure.
+    /// A full disk and an I/O error: copying would fail too.
     pub fn clone_of(&mut self, source: &File) -> io::Result<bool> {
         match rustix::fs::ioctl_ficlone(&self.file, source) {
             Ok(()) => Ok(true),
@@ -87,10 +90,10 @@ impl Pending {
         }
     }
 
-    /// Ends the writing of a verified copy without naming it: it lives as long as it is open.
+    /// Finishes a verified copy without a name. It lives as long as it is open.
     ///
     /// # Errors
-    /// What the calls may answer.
+    /// When the file cannot be opened for reading.
     pub fn unnamed(self) -> io::Result<File> {
         reopened(&self.file)
     }
@@ -101,21 +104,21 @@ impl Drop for Pending {
         if let Some(name) = self.name.take()
             && let Err(error) = std::fs::remove_file(&name)
         {
-            tracing::debug!(path = %name.display(), %error, "a temporary copy stays");
+            tracing::debug!(path = %name.display(), %error, "cannot remove a temporary copy");
         }
     }
 }
 
-/// A descriptor of the same file that can only read.
+/// Opens the same file again, read-only.
 pub(super) fn reopened(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 impl BlobCache {
-    /// The cache in a directory, made if need be, without a limit.
+    /// Opens the cache in `dir`, which is created if it is missing. The cache has no limit.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When the directory cannot be created.
     pub fn open(dir: &Path) -> Result<Self, LibraryError> {
         let cache = Self { dir: dir.to_owned(), next: AtomicU64::new(0), limit: u64::MAX };
         make_dir(&cache.tmp())?;
@@ -123,13 +126,13 @@ impl BlobCache {
         Ok(cache)
     }
 
-    /// From now on its copies take no more than so many bytes.
+    /// Sets the largest size of all copies together in bytes.
     #[must_use]
     pub fn with_limit(self, limit: u64) -> Self {
         Self { limit, ..self }
     }
 
-    /// Whether a copy of so many bytes would be kept.
+    /// Whether the cache would keep a copy of `size` bytes.
     #[must_use]
     pub fn keeps(&self, size: u64) -> bool {
         size <= self.limit
@@ -139,15 +142,15 @@ impl BlobCache {
         self.dir.join("tmp")
     }
 
-    /// A name in `tmp` that nobody else uses.
+    /// A temporary name that no other writer uses.
     fn temporary(&self) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // Several caches of one process may share the directory.
+        // One process may have several caches in the same directory.
         let own = std::ptr::from_ref(self) as usize;
         self.tmp().join(format!("copy.{}.{own:x}.{number}", std::process::id()))
     }
 
-    /// Removes what writers that died left half-written.
+    /// Removes the temporary files of writers that died.
     fn sweep(&self) {
         let Ok(entries) = std::fs::read_dir(self.tmp()) else { return };
         for entry in entries.flatten() {
@@ -155,28 +158,28 @@ impl BlobCache {
             if age().is_some_and(|age| age.as_secs() > OLD)
                 && let Err(error) = std::fs::remove_file(entry.path())
             {
-                tracing::debug!(%error, "a temporary copy stays");
+                tracing::debug!(%error, "cannot remove a temporary copy");
             }
         }
     }
 
-    /// Where the copy of a blob is or would be.
+    /// The path of the copy of a blob, whether it exists or not.
     #[must_use]
     pub fn place(&self, digest: &Digest) -> PathBuf {
         self.dir.join(digest.fan_out())
     }
 
-    /// The copy of a blob, when there is one that looks as it was made. One that does not is removed.
+    /// Opens the copy of a blob. A file that does not look like a finished copy is removed.
     ///
     /// # Errors
-    /// What opening may answer.
-    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<Option<Copy>> {
+    /// When opening or removing fails.
+    pub fn get(&self, digest: &Digest, size: u64) -> io::Result<Option<CachedCopy>> {
         let path = self.place(digest);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(fd) => Some(File::from(fd)),
             Err(Errno::NOENT) => return Ok(None),
-            // A link stands in its place, or nobody may read it.
+            // A symbolic link, a file without read permission, or a socket.
             Err(Errno::LOOP | Errno::ACCESS | Errno::NXIO) => None,
             Err(errno) => return Err(errno.into()),
         };
@@ -185,31 +188,31 @@ impl BlobCache {
             let as_made = found.is_file() && found.size() == size && found.mode() & 0o7777 == 0o400;
             let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
             if as_made && Stamp::read(seconds, nanoseconds).is_some() {
-                return Ok(Some(Copy::Believed(file)));
+                return Ok(Some(CachedCopy::Verified(file)));
             }
             if as_made && Stamp::was_one(seconds, nanoseconds) {
-                return Ok(Some(Copy::Unverified(file)));
+                return Ok(Some(CachedCopy::Unverified(file)));
             }
         }
-        tracing::warn!(path = %path.display(), "a cached blob is not as it was made; fetching it again");
+        tracing::warn!(path = %path.display(), "a cached blob was changed; fetching it again");
         self.remove(digest)?;
         Ok(None)
     }
 
-    /// Removes whatever stands in the place of a copy.
+    /// Removes the copy of a blob, or whatever is in its place.
     ///
     /// # Errors
-    /// What removing may answer.
+    /// When removing fails. A missing copy is no error.
     pub fn remove(&self, digest: &Digest) -> io::Result<()> {
         Ok(tree::remove(CWD, self.place(digest).as_path())?)
     }
 
-    /// A new copy to write to, without a name.
+    /// Creates a file for a new copy.
     ///
     /// # Errors
-    /// What making a file may answer.
+    /// When the file cannot be created.
     pub fn begin(&self) -> io::Result<Pending> {
-        // The whole cache may be deleted at any time.
+        // The user may have deleted the cache.
         match self.begin_in_tmp() {
             Err(Errno::NOENT) => {
                 std::fs::create_dir_all(self.tmp())?;
@@ -230,7 +233,7 @@ impl BlobCache {
         }
     }
 
-    /// Where the filesystem has no unnamed files.
+    /// For filesystems without `O_TMPFILE`.
     pub(super) fn begin_named(&self) -> Result<Pending, Errno> {
         let name = self.temporary();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -238,24 +241,24 @@ impl BlobCache {
         Ok(Pending { file: fd.into(), name: Some(name), in_memory: false })
     }
 
-    /// Gives a written and verified copy its name, and returns it open for reading. One that there is no room for
-    /// gets none: it lives as long as it is open.
+    /// Gives a verified copy its name in the cache, and opens it for reading. If the cache has no room for it, it gets no
+    /// name and lives as long as it is open.
     ///
     /// # Errors
-    /// What the calls may answer.
+    /// When a system call fails.
     pub fn commit(&self, mut pending: Pending, digest: &Digest, size: u64) -> io::Result<File> {
         if pending.in_memory || !self.keeps(size) {
             return pending.unnamed();
         }
         let path = self.place(digest);
         rustix::fs::fchmod(&pending.file, Mode::RUSR)?;
-        // Nobody waits for the disk: the bytes are there while the machine runs, and are verified again after that.
+        // No fsync: after the next boot the copy is verified again.
         Stamp::ThisBoot.set(&pending.file)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        // The descriptor that wrote it stays ours alone; the one that is handed out can only read. It is of the
-        // file that was verified, even when another stands under the name by now.
+        // The caller gets a descriptor that cannot write. It is opened by descriptor, so it is the verified file even if
+        // another file takes the name.
         let file = reopened(&pending.file)?;
         let Some(room) = self.make_room(size)? else { return Ok(file) };
         match &pending.name {
@@ -267,12 +270,11 @@ impl BlobCache {
                 let proc = format!("/proc/self/fd/{}", pending.file.as_raw_fd());
                 match rustix::fs::linkat(CWD, &proc, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
                     Ok(()) => {}
-                    // Another process was quicker, with the same bytes: one copy in the page cache is enough, when it
-                    // is one to be believed.
+                    // Another process was faster. Using its copy keeps the bytes in the page cache only once.
                     Err(Errno::EXIST) => {
                         return Ok(match self.get(digest, size)? {
-                            Some(Copy::Believed(theirs)) => theirs,
-                            Some(Copy::Unverified(_)) | None => file,
+                            Some(CachedCopy::Verified(theirs)) => theirs,
+                            Some(CachedCopy::Unverified(_)) | None => file,
                         });
                     }
                     Err(errno) => return Err(errno.into()),
@@ -280,7 +282,7 @@ impl BlobCache {
             }
         }
         if let Err(error) = room.taken() {
-            tracing::warn!(%error, "the blob cache may grow beyond its limit until it is counted anew");
+            tracing::warn!(%error, "cannot record the size of the blob cache; it may exceed its limit");
         }
         Ok(file)
     }

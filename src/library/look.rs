@@ -1,15 +1,13 @@
-//! How a file looked: the cheap question that stands for "are these the bytes that were verified?".
+//! Tells cheaply whether a file has changed: by its device, inode, size and times.
 //!
-//! It is an answer about tampering by accident, restoring and replacing, for files of the user's own cache and of
-//! the library. Invariant: two equal looks are of one inode whose bytes were not written in between, since nobody
-//! can set the change time, which every write moves.
+//! This detects that a file was restored, replaced or changed by accident. Invariant: two equal looks mean the same inode
+//! without a write in between, because each write changes the ctime and no program can set it.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 
-/// How a file looked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Look {
     dev: u64,

@@ -1,9 +1,11 @@
-//! What a file that can be made again says of its bytes, by its modification time.
+//! Marks files that need no verification, by their modification time.
 //!
-//! Nobody waits for the disk to have such a file, so after a loss of power it may be empty, or lack what was written to
-//! it last. Its time costs nothing to write and is lost with any later change. Invariant: a time that is believed was set
-//! after all of the bytes were there, and either in this boot, whose page cache has them, or after they
-//! were read back from the disk in a later one.
+//! A cached copy is not fsynced, because it can be made again. So after a power cut it may be empty or lack its last bytes.
+//! The modification time says in which boot the copy was finished. Writing it costs nothing, and any later change of the
+//! file overwrites it.
+//!
+//! Invariant: a stamp that counts was set after all bytes were written, in this boot or after the bytes were read back from
+//! the disk in a later one.
 
 use std::os::fd::AsFd;
 
@@ -11,18 +13,17 @@ use rustix::io::Errno;
 
 use crate::sys::boot::{self, Boot};
 
-/// Where the times begin that name a boot; they end before 2038, which every filesystem can hold.
+/// The first time that stands for a boot. The last one is before 2038, so every filesystem can store it.
 const BOOTS: i64 = 1_620_000_000;
 
-/// The time of what is safe: a second after rcc's own, which earlier versions gave to every copy.
+/// The time of a file that is safe: a second after rcc's time, which earlier versions gave to every copy.
 const SAFE: i64 = super::MOTHER_TIME + 1;
 
-/// What the bytes of a file are known to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stamp {
-    /// Whole while the machine runs.
+    /// The file is complete in this boot.
     ThisBoot,
-    /// Whole, and on the disk.
+    /// The file is complete on the disk.
     Safe,
 }
 
@@ -34,7 +35,7 @@ impl Stamp {
         }
     }
 
-    /// Stamps a file. Its access time becomes the present.
+    /// Stamps a file, and sets its access time to the current time.
     ///
     /// # Errors
     /// The errno of `futimens`.
@@ -44,14 +45,14 @@ impl Stamp {
         rustix::fs::futimens(file, &rustix::fs::Timestamps { last_access: now, last_modification: time })
     }
 
-    /// The stamp that a modification time is, if it is one to be believed in this boot.
+    /// The stamp that a modification time stands for, if it counts in this boot.
     #[must_use]
     pub fn read(seconds: i64, nanoseconds: i64) -> Option<Self> {
         let at = |stamp: &Self| (stamp.time(), 0) == (seconds, nanoseconds);
         [Self::ThisBoot, Self::Safe].into_iter().find(at)
     }
 
-    /// Whether a modification time was a stamp of any boot, so that the file may be whole.
+    /// Whether a modification time is a stamp of any boot. Then the file may be complete.
     #[must_use]
     pub fn was_one(seconds: i64, nanoseconds: i64) -> bool {
         let boots = BOOTS..=BOOTS + i64::from(u32::MAX >> 4);

@@ -1,8 +1,7 @@
-//! Files that are open and nowhere else: copies larger than the cache may hold, and copies in memory while the disk is
-//! full.
+//! Copies without a name: those that are larger than the cache, and those in memory while the disk is full.
 //!
-//! They would have to be made again for each read, so a few stay open. Invariant: those in memory take no more than
-//! [`memory_limit`] together; a larger one is not made.
+//! Without this table each read would make such a copy again. It keeps a few of them open. Invariant: the copies in memory
+//! together take at most [`memory_limit`] bytes. A larger copy is not made.
 
 use std::fs::File;
 use std::hash::Hash;
@@ -13,17 +12,17 @@ use std::sync::Arc;
 use lru::LruCache;
 use rustix::io::Errno;
 
-/// How many stay open.
+/// The number of files that stay open.
 const LIMIT: NonZeroUsize = match NonZeroUsize::new(8) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
 };
 
-/// The files, by what they are copies of.
+/// Open files, each under the key of its original. The least recently used are closed.
 #[derive(Debug)]
 pub(crate) struct Unkept<K: Hash + Eq> {
     files: LruCache<K, (Arc<File>, u64)>,
-    /// Bytes in memory.
+    /// The size in bytes of the files in memory.
     in_memory: u64,
 }
 
@@ -34,12 +33,12 @@ impl<K: Hash + Eq> Default for Unkept<K> {
 }
 
 impl<K: Hash + Eq> Unkept<K> {
-    /// A file that is open.
     pub(crate) fn get(&mut self, key: &K) -> Option<Arc<File>> {
         self.files.get(key).map(|(file, _)| Arc::clone(file))
     }
 
-    /// Keeps a file open, `in_memory` so many bytes large; others go. They are returned, to be closed without a lock.
+    /// Adds a file, which takes `in_memory` bytes of memory. Returns the files that it replaces, so that the caller can close
+    /// them without holding a lock.
     #[must_use]
     pub(crate) fn put(&mut self, key: K, file: Arc<File>, in_memory: u64) -> Vec<Arc<File>> {
         let mut out = self.make_room(in_memory);
@@ -51,7 +50,7 @@ impl<K: Hash + Eq> Unkept<K> {
         out
     }
 
-    /// Lets go of files until so many bytes fit into memory.
+    /// Removes files until `bytes` more fit into memory. Returns them, as [`Unkept::put`] does.
     #[must_use]
     pub(crate) fn make_room(&mut self, bytes: u64) -> Vec<Arc<File>> {
         let mut out = Vec::new();
@@ -64,7 +63,7 @@ impl<K: Hash + Eq> Unkept<K> {
     }
 }
 
-/// How many bytes of files may lie in memory while the disk is full: a quarter of the machine's, at most 1 GiB.
+/// The largest size in bytes of all copies in memory: a quarter of the machine's memory, at most 1 GiB.
 #[must_use]
 pub(crate) fn memory_limit() -> u64 {
     let found = rustix::system::sysinfo();
@@ -72,7 +71,7 @@ pub(crate) fn memory_limit() -> u64 {
     (total / 4).min(1 << 30)
 }
 
-/// Whether an error says that the disk is full.
+/// Whether an error means that the disk or the quota is full.
 #[must_use]
 pub(crate) fn is_full(error: &io::Error) -> bool {
     [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -1,7 +1,7 @@
-//! Reading a stored blob through: unpacking, bounding, hashing.
+//! Reads a stored blob: unpacks it, limits its size and computes its digest.
 //!
-//! Not where the bytes go. Invariant: more than the catalog's size is never handed on, and whether what was handed on is
-//! the content of the digest is known at the end only.
+//! The caller gets the bytes piece by piece, before the digest is known. Invariant: it never gets more bytes than the size
+//! in the catalog.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
@@ -11,7 +11,7 @@ use flate2::bufread::MultiGzDecoder;
 use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 
-/// Whether a file holds the content of a digest, as it is.
+/// Whether the content of a file has this digest.
 pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::new(digest.kind());
     let mut from = StoredBlob::of_file(file.try_clone()?);
@@ -24,8 +24,8 @@ pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
     }
 }
 
-/// Unpacks stored bytes. Under a SHA-256 digest they are gzip, or plain where they do not begin like gzip, as rcc reads
-/// them. Under a SipHash digest they are always plain: a raw library may hold a `.gz` file.
+/// Unpacks stored bytes as rcc does. With a SHA-256 digest they are gzip, or plain if they do not begin like gzip. With a
+/// SipHash digest they are always plain, because a raw library may hold a `.gz` file.
 fn unpacked<'a>(stored: &'a mut StoredBlob, digest: &Digest) -> io::Result<Box<dyn Read + 'a>> {
     if digest.is_raw() {
         return Ok(Box::new(stored));
@@ -45,18 +45,18 @@ fn wrong_size(found: u64, size: u64) -> String {
     format!("it has {found} bytes, the catalog says {size}")
 }
 
-/// What ends a reading.
+/// Why a blob was not read to its end.
 #[derive(Debug)]
 pub(in crate::library) enum Fault {
-    /// The bytes are not those of the digest.
+    /// The stored bytes are not the blob.
     Corrupt(String),
-    /// They could not be read.
+    /// The stored bytes cannot be read.
     Read(io::Error),
-    /// They were not taken.
+    /// The caller did not take the bytes.
     Taken(io::Error),
 }
 
-/// The system says why a file cannot be read; everything else is the stored bytes' fault.
+/// An error with an errno comes from the system. All other errors come from decoding the stored bytes.
 fn not_read(error: io::Error) -> Fault {
     match error.raw_os_error() {
         Some(_) => Fault::Read(error),
@@ -64,7 +64,7 @@ fn not_read(error: io::Error) -> Fault {
     }
 }
 
-/// What an error of [`crate::library::Library::blob`] says of the blob.
+/// An error of [`crate::library::Library::blob`].
 pub(in crate::library) fn not_opened(error: io::Error) -> Fault {
     match error.kind() {
         io::ErrorKind::InvalidData => Fault::Corrupt(error.to_string()),
@@ -72,13 +72,14 @@ pub(in crate::library) fn not_opened(error: io::Error) -> Fault {
     }
 }
 
-/// How much is unpacked before it is handed on: little at first, since somebody may wait for the beginning, and then
-/// as much as there is already, up to a huge page. The page cache holds a file in folios as large as the writes that
-/// made it *and as their offset is aligned*, and a folio of two megabytes is mapped by one entry of the page table.
+/// The size in bytes of the first piece, for whose bytes a reader may wait.
 const FIRST_PIECE: usize = 128 * 1024;
+/// The size of the largest piece: a huge page. Each piece is as large as everything before it, up to this size. The page
+/// cache uses folios as large as the write, if the offset is aligned to that size. One entry of the page table maps a
+/// folio of two megabytes.
 const LARGEST_PIECE: usize = 2 * 1024 * 1024;
 
-/// Reads until the buffer is full or nothing is left.
+/// Reads until the buffer is full or the reader is at its end.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut n = 0;
     while let Some(room) = buffer.get_mut(n..).filter(|room| !room.is_empty()) {
@@ -92,11 +93,11 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(n)
 }
 
-/// Reads a stored blob through, giving its raw bytes to `take`, and compares it with its digest and, where that is
-/// known, its size. Returns the size.
+/// Gives the content of a stored blob to `take`, and compares it with the digest and, if given, with the size. Returns the
+/// size.
 ///
 /// # Errors
-/// See [`Fault`]; bytes that were taken by then are not to be believed.
+/// See [`Fault`]. Then the bytes that `take` got may be wrong.
 pub(in crate::library) fn read_through(
     stored: &mut StoredBlob,
     digest: &Digest,
@@ -115,14 +116,14 @@ pub(in crate::library) fn read_through(
         };
         let bytes = buffer.get(..n).unwrap_or_default();
         total += n as u64;
-        // A bomb is stopped as soon as it is larger than it may be.
+        // Stops a gzip bomb.
         if let Some(size) = size.filter(|size| total > *size) {
             return Err(Fault::Corrupt(format!("it is larger than the {size} bytes of the catalog")));
         }
         hasher.update(bytes);
         take(bytes).map_err(Fault::Taken)?;
         if n == buffer.len() && n < LARGEST_PIECE {
-            // So every piece begins at a multiple of its size.
+            // Then every piece begins at a multiple of its size.
             let whole = usize::try_from(total).unwrap_or(LARGEST_PIECE);
             buffer.resize(whole.clamp(FIRST_PIECE, LARGEST_PIECE), 0);
         }

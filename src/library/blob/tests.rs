@@ -82,7 +82,7 @@ impl World {
         Self { dir, blobs, opened, faults }
     }
 
-    /// The same library and cache in another process.
+    /// Opens the library and the cache again, as another process would.
     fn again(self) -> Self {
         let cache = BlobCache::open(&self.dir.path().join("cache")).unwrap();
         let inner = DirLibrary::new(self.dir.path());
@@ -91,7 +91,7 @@ impl World {
         Self { blobs: Blobs::new(Arc::new(library), cache), ..self }
     }
 
-    /// Stores bytes under the digest of a content.
+    /// Stores `stored` as the blob of `content`.
     fn put(&self, kind: DigestKind, content: &[u8], stored: &[u8]) -> Digest {
         let digest = Hasher::digest(kind, content);
         let path = self.stored(&digest);
@@ -121,7 +121,7 @@ impl World {
         Ok(bytes)
     }
 
-    /// Why a blob cannot be had, in both ways, and that nothing of it stays in the cache.
+    /// The reason why a blob is corrupt. It must be the same for both ways to read it, and leave nothing in the cache.
     fn corrupt(&self, digest: &Digest, size: usize) -> String {
         let (file, memory) =
             (self.blobs.open_raw(digest, size as u64), self.blobs.read_all(digest, size as u64));
@@ -344,13 +344,13 @@ fn a_changed_copy_is_fetched_again() {
 #[test]
 fn a_raw_blob_is_copied_and_rcc_may_write_over_its_own() {
     let world = World::new();
-    // What begins like gzip is not unpacked: it is somebody's .gz file.
+    // A `.gz` file in a raw library is not unpacked.
     for content in [b"".to_vec(), noise(700_000), gzip(b"a .gz file"), b"\x1f\x8b".to_vec()] {
         let digest = world.put(DigestKind::Sip128, &content, &content);
         assert_eq!(world.read(&digest, content.len()).unwrap(), content);
         let mut file = world.blobs.open_raw(&digest, content.len() as u64).unwrap();
         assert_eq!(file.metadata().unwrap().ino(), fs::metadata(world.cached(&digest)).unwrap().ino());
-        // Truncated and written anew, by rcc; or by somebody who wants other bytes to be run.
+        // Truncated and written again, by rcc or by an attacker.
         fs::write(world.stored(&digest), b"other bytes").unwrap();
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
@@ -381,7 +381,7 @@ fn a_raw_blob_is_copied_and_rcc_may_write_over_its_own() {
     }
 }
 
-/// Gives a copy the time of another boot, or of an earlier version.
+/// Sets the modification time of a copy, to that of another boot or of an earlier version.
 fn age(path: &Path, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     File::open(path).unwrap().set_modified(time).unwrap();
@@ -401,12 +401,12 @@ fn a_copy_of_an_earlier_run_is_verified_once() {
         age(&path, time);
         world.opened.store(0, Ordering::Relaxed);
         let ino = fs::metadata(&path).unwrap().ino();
-        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(Copy::Unverified(_))));
+        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(CachedCopy::Unverified(_))));
         drop(world.blobs.open_raw(&digest, 300_000).unwrap());
-        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(Copy::Believed(_))));
+        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(CachedCopy::Verified(_))));
         assert_eq!(fs::metadata(&path).unwrap().ino(), ino, "the same copy");
         assert_eq!(world.opened.load(Ordering::Relaxed), 0, "the library was not asked");
-        // Zeros, as a loss of power leaves them.
+        // Zeros, as after a power cut.
         fs::remove_file(&path).unwrap();
         fs::write(&path, vec![0; 300_000]).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
@@ -441,7 +441,7 @@ fn the_limit_holds_when_a_copy_is_added_whoever_adds_it() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(world.cached(&digests[11]).exists() && !world.cached(&digests[0]).exists());
-    // A sum that cannot be right, and copies that were removed.
+    // A wrong record of the size, and removed copies.
     for damage in ["", "rubbish", "ffffffff 0", "00000000 00000000000000000000\n"] {
         fs::write(world.dir.path().join("cache/size"), damage).unwrap();
         drop(daemons[0].open_raw(&digests[0], 1000).unwrap());
@@ -451,7 +451,7 @@ fn the_limit_holds_when_a_copy_is_added_whoever_adds_it() {
             fs::remove_file(world.cached(digest)).unwrap();
         }
     }
-    // Larger than all of the cache: it is read, and not kept.
+    // A blob larger than the limit is read, but not kept.
     let large = world.gz(&noise(100_000));
     let before = total();
     for _ in 0..3 {
@@ -560,7 +560,7 @@ fn leftovers_of_dead_writers_are_swept() {
     assert_eq!(left, ["copy.2.a.0"]);
 }
 
-/// Reads a stream to its end in pieces: the bytes, and whether it was given up.
+/// Reads a stream to its end in pieces. Returns the bytes, and whether the stream failed.
 fn drain(filling: &Filling, size: usize) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 * 1024];
@@ -587,7 +587,7 @@ fn a_stream_is_unpacked_once_for_all_its_readers_and_is_whole_afterwards() {
                 assert!(drain(&filling, 5_000_000) == (content.clone(), false));
             });
         }
-        // Somebody who wants all of it at once.
+        // A reader of the whole blob.
         scope.spawn(|| {
             let mut bytes = Vec::new();
             blobs.open_raw(&digest, 5_000_000).unwrap().read_to_end(&mut bytes).unwrap();
@@ -615,7 +615,7 @@ fn the_beginning_of_a_bad_blob_is_taken_back_and_its_end_is_never_read() {
     let failed = move || {
         teller.fetch_add(1, Ordering::Relaxed);
     };
-    // Two files of one content: the pages of both have to go.
+    // Two files have this content. The pages of both must be dropped.
     let Streamed::Filling(filling) = blobs.stream(&digest, 3_000_000, failed.clone()).unwrap() else {
         panic!()
     };
@@ -642,7 +642,7 @@ fn errors_of_the_store_end_a_stream_too() {
     let Streamed::Filling(filling) = blobs.stream(&digest, 1_000_000, || ()).unwrap() else { panic!() };
     assert_eq!(drain(&filling, 1_000_000), (Vec::new(), true));
     world.faults.lock().clear();
-    // It is tried again, not remembered.
+    // The failure is not remembered.
     while blobs.streams.lock().contains_key(&digest) {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -662,7 +662,7 @@ fn preparing_stops_when_told_and_leaves_nothing() {
     assert_eq!(world.blobs.prepare(&digest, 2_000_000, &stop).unwrap(), Prepared::Ready);
 }
 
-/// What happens where there can be no further thread, and when one panics.
+/// The stream ends if no thread can be started, and if the thread panics.
 #[test]
 fn an_unpacking_that_never_ran_ends_its_stream() {
     let world = World::new();

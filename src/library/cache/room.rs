@@ -1,8 +1,11 @@
-//! The limit of the cache: how much its copies take, known without looking at each, and eviction.
+//! Keeps the cache within its limit.
 //!
-//! The sum is in a file of the cache, since several daemons add to it. Invariant: nobody adds a copy but under the
-//! file's lock, after the sum and the new copy fit the limit. A sum that cannot be right (none, damaged, of another boot
-//! of the machine) is counted anew, and so is one by which there would be no room: copies may be removed at any time.
+//! Several daemons add copies, so the size of all copies is recorded in the file `size`, which is locked while a copy is
+//! added. When there is no room, the copies are counted again, because the user may have removed some, and those that
+//! were not read for the longest time are evicted. The same happens when the record is missing, damaged, or of an earlier
+//! boot.
+//!
+//! Invariant: a copy is added only under the lock, and only if all copies then fit the limit.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -17,11 +20,10 @@ use super::BlobCache;
 use crate::sys::boot::{self, Boot};
 use crate::sys::tree;
 
-/// How long another process may hold the sum. Longer than counting and evicting takes; one that is stopped must not
-/// stop us.
+/// How long to wait for the lock. Counting and evicting take less; a process that is stopped must not block others.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Room for one more copy, while the sum is locked.
+/// Room for one more copy. The file `size` is locked as long as this lives.
 #[derive(Debug)]
 pub(super) struct Room {
     sum: Sum,
@@ -29,13 +31,13 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The copy is there.
+    /// Records that the copy was added.
     pub(super) fn taken(mut self) -> io::Result<()> {
         self.sum.write(self.after)
     }
 }
 
-/// The file with the sum, locked.
+/// The file `size`, locked. It holds the boot's number and the sum of the sizes of all copies.
 #[derive(Debug)]
 struct Sum(File);
 
@@ -51,26 +53,27 @@ impl Sum {
 
     fn write(&mut self, sum: u64) -> io::Result<()> {
         let Boot(number) = boot::this();
-        // In place, and never shorter: it is locked, and one that was cut short does not end in a newline.
+        // The record always has the same length. A partial one has no newline at its end, and is ignored.
         self.0.write_all_at(format!("{number:08x} {sum:020}\n").as_bytes(), 0)
     }
 }
 
 impl BlobCache {
-    /// Makes room for a copy, by eviction if need be. None when the sum is not to be had: the copy then cannot be kept.
+    /// Makes room for a copy, evicting others if necessary. None if another process holds the lock for too long.
     pub(super) fn make_room(&self, size: u64) -> io::Result<Option<Room>> {
         let Some(mut sum) = self.locked_sum()? else {
-            tracing::warn!("another process does not let go of the blob cache; a copy is not kept");
+            tracing::warn!("another process holds the lock on the blob cache; not keeping a copy");
             return Ok(None);
         };
         let fits = |total: u64| total.checked_add(size).filter(|after| *after <= self.limit);
+        // A record that cannot be read is a damaged one.
         let known = sum.read().unwrap_or_default();
         let after = match known.and_then(fits) {
             Some(after) => after,
             None => {
                 let (left, freed) = self.evict_locked(self.limit.saturating_sub(size))?;
                 if freed > 0 {
-                    tracing::info!(freed, "removed blobs that were not read for longest from the cache");
+                    tracing::info!(freed, "evicted blobs from the cache");
                 }
                 left.saturating_add(size)
             }
@@ -78,21 +81,21 @@ impl BlobCache {
         Ok(Some(Room { sum, after }))
     }
 
-    /// Removes the copies that were not read for longest, until the cache holds no more than `limit` bytes. What is
-    /// open stays readable. Returns the bytes freed.
+    /// Removes the copies that were not read for the longest time, until the cache holds at most `limit` bytes. Open files
+    /// stay readable. Returns the bytes freed.
     ///
     /// # Errors
-    /// What reading the directories and removing may answer.
+    /// When a directory cannot be read or a file not removed.
     pub fn evict(&self, limit: u64) -> io::Result<u64> {
         let Some(mut sum) = self.locked_sum()? else { return Ok(0) };
         let (left, freed) = self.evict_locked(limit)?;
         sum.write(left)?;
-        // Notes of versions that read blobs where they are.
+        // Earlier versions kept notes here.
         tree::remove(rustix::fs::CWD, self.dir.join("verified").as_path())?;
         Ok(freed)
     }
 
-    /// Returns what is left, and what was freed.
+    /// Returns the bytes that are left and the bytes that were freed.
     fn evict_locked(&self, limit: u64) -> io::Result<(u64, u64)> {
         let mut copies = Vec::new();
         collect(&self.dir, 0, &mut copies)?;
@@ -114,7 +117,7 @@ impl BlobCache {
     }
 
     fn locked_sum(&self) -> io::Result<Option<Sum>> {
-        // The whole cache may have been deleted.
+        // The user may have deleted the cache.
         std::fs::create_dir_all(&self.dir)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -133,7 +136,7 @@ impl BlobCache {
     }
 }
 
-/// The copies below a directory of the fan-out: when last read, bytes, path.
+/// Collects the copies below a directory of the fan-out: time of the last read, size in bytes, path.
 fn collect(dir: &Path, depth: usize, out: &mut Vec<((i64, i64), u64, PathBuf)>) -> io::Result<()> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -143,7 +146,7 @@ fn collect(dir: &Path, depth: usize, out: &mut Vec<((i64, i64), u64, PathBuf)>) 
         let entry = entry?;
         let name = entry.file_name();
         if depth < 3 {
-            // Two digits; `tmp` and `size` are none of it.
+            // The directories of the fan-out have two digits. Skips `tmp` and `size`.
             if name.len() == 2 && entry.file_type()?.is_dir() {
                 collect(&entry.path(), depth + 1, out)?;
             }
