@@ -1,7 +1,5 @@
 //! Unpacking before the first use, by `holofs warm` and by `holofs mount --prefetch`.
 
-use std::path::{Path, PathBuf};
-
 use crate::common::library::pattern;
 use crate::common::{Library, World, assert_errno, files_below, wait_until};
 
@@ -13,20 +11,13 @@ fn library() -> Library {
         .file("lib/small.py", b"VALUE = 1\n")
 }
 
-/// The raw copies in the cache.
-fn unpacked(world: &World) -> Vec<PathBuf> {
-    let mut files = files_below(&world.state().join("cache/blobs"));
-    files.retain(|file| file != Path::new("size"));
-    files
-}
-
 for_both_users! {
     fn warm_unpacks_every_large_blob_once() {
         let world = World::with(&library());
         let output = world.json(["warm", world.home().to_str().unwrap(), "s"]);
         assert_eq!((output["blobs"].as_u64(), output["fetched"].as_u64()), (Some(2), Some(2)), "{output}");
         assert_eq!(output["bytes_fetched"], 2_700_001, "{output}");
-        assert_eq!(unpacked(&world).len(), 2);
+        assert_eq!(world.raw_copies().len(), 2);
         let blueprint = output["blueprint"].as_str().unwrap().to_owned();
         let output = world.json(["warm", world.home().to_str().unwrap(), &blueprint[..8]]);
         assert_eq!((output["blobs"].as_u64(), output["fetched"].as_u64()), (Some(2), Some(0)), "{output}");
@@ -45,7 +36,7 @@ for_both_users! {
         let done = world.run(["warm", world.home().to_str().unwrap(), "s"]);
         assert_eq!(done.code, 11, "{done:?}");
         assert!(done.stderr.contains("lib/") && done.stderr.contains("corrupt"), "{done:?}");
-        assert_eq!(unpacked(&world).len(), 1);
+        assert_eq!(world.raw_copies().len(), 1);
     }
 
     fn warm_refuses_missing_libraries_and_profiles() {
@@ -65,7 +56,7 @@ for_both_users! {
         mounted.unmount();
         std::fs::remove_dir_all(world.state().join("cache/blobs")).unwrap();
         let mounted = world.mount_with("s", &["--prefetch"]);
-        wait_until("the prefetch", || unpacked(&world).len() == 1);
+        wait_until("the prefetch", || world.raw_copies().len() == 1);
         mounted.unmount();
         // A damaged profile is ignored, and the mount works.
         for entry in std::fs::read_dir(world.state().join("cache/profiles")).unwrap() {

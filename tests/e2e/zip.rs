@@ -1,4 +1,4 @@
-//! Libraries in zip archives: exports of rcc, robot bundles, and archives that somebody made to do harm.
+//! Libraries in zip archives: exports of rcc, robot bundles, and hostile archives.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -57,13 +57,6 @@ fn mount<'w>(world: &'w World, archive: &Path, space: &str, args: &[&str]) -> Mo
     Mounted::by(world, space, world.holofs().arg("mount").arg(archive).arg(space).args(args).arg("--json"))
 }
 
-/// The raw copies in the blob cache.
-fn unpacked(world: &World) -> Vec<PathBuf> {
-    let mut files = files_below(&world.state().join("cache/blobs"));
-    files.retain(|file| file != Path::new("size"));
-    files
-}
-
 for_both_users! {
     fn an_export_is_what_rcc_restores_from_it() {
         let (world, archive) = exported("hololib.zip");
@@ -90,16 +83,16 @@ for_both_users! {
         let (world, archive) = large();
         let mounted = mount(&world, &archive, "s", &[]);
         assert_eq!(std::fs::metadata(mounted.at("lib/large.so")).unwrap().len(), 700_000);
-        assert_eq!(unpacked(&world), Vec::<PathBuf>::new());
+        assert_eq!(world.raw_copies(), Vec::<PathBuf>::new());
         assert_eq!(std::fs::read(mounted.at("lib/small.py")).unwrap(), b"VALUE = 1\n");
         assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
-        assert_eq!(unpacked(&world).len(), 1);
-        // Changes, and the second mount, which knows the index.
+        assert_eq!(world.raw_copies().len(), 1);
+        // A change survives a remount, which maps the known index.
         std::fs::write(mounted.at("lib/new"), b"mine").unwrap();
         mounted.unmount();
         let mounted = mount(&world, &archive, "s", &[]);
         assert_eq!(std::fs::read(mounted.at("lib/new")).unwrap(), b"mine");
-        // Nothing was made beside the archive: no usage mark, no lock.
+        // There is nothing new beside the archive: no usage mark and no lock.
         let beside: Vec<_> = std::fs::read_dir(world.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(beside.len(), 2, "{beside:?}");
         assert!(!world.hololib().exists() && !world.base().join("global.lck").exists());
@@ -134,7 +127,7 @@ for_both_users! {
         assert_eq!((report["catalogs"].as_u64(), report["blobs"].as_u64()), (Some(1), Some(3)), "{report}");
         let warmed = world.json(["warm", archive, "s"]);
         assert_eq!((warmed["blobs"].as_u64(), warmed["fetched"].as_u64()), (Some(1), Some(1)), "{warmed}");
-        assert_eq!(unpacked(&world).len(), 1);
+        assert_eq!(world.raw_copies().len(), 1);
         let done = world.run(["record", archive, "--blueprint", "/dev/null", "--", "true"]);
         assert_ne!(done.code, 0, "{done:?}");
     }

@@ -110,6 +110,13 @@ impl World {
         self.home().join("holofs")
     }
 
+    /// The raw copies in the blob cache, relative to it.
+    pub fn raw_copies(&self) -> Vec<PathBuf> {
+        let mut files = super::files_below(&self.state().join("cache/blobs"));
+        files.retain(|file| file != Path::new("size"));
+        files
+    }
+
     /// A command with the environment variables of this world and no others.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut words = self.before.iter().map(OsString::as_os_str).chain([program.as_ref()]);

@@ -1,8 +1,8 @@
-//! Zip archives made by hand, so that a test can make them wrong.
+//! Writes zip archives byte by byte, so that a test can make broken ones.
 
 use std::io::{Read, Write};
 
-/// An entry, with what its headers say of it.
+/// An entry, with the values of its headers.
 #[derive(Clone, Debug)]
 pub struct ZipEntry {
     pub name: String,
@@ -16,7 +16,7 @@ pub struct ZipEntry {
     pub packed_size: u32,
     /// The unpacked size that it declares.
     pub size: u32,
-    /// Where the central directory says that the entry is, instead of where it is.
+    /// The offset that the central directory declares, if it is not the real one.
     pub offset: Option<u32>,
 }
 
@@ -65,8 +65,8 @@ impl ZipEntry {
     }
 }
 
-/// An archive behind `prefix`. Its offsets count from the beginning of the archive, as those of a zip that was appended to
-/// a script.
+/// An archive after `prefix`. Its offsets count from the start of the archive, as in a zip archive that was appended to a
+/// script.
 pub fn zip(prefix: &[u8], entries: &[ZipEntry]) -> Vec<u8> {
     let (mut out, mut directory) = (prefix.to_vec(), Vec::new());
     for entry in entries {
@@ -84,7 +84,7 @@ pub fn zip(prefix: &[u8], entries: &[ZipEntry]) -> Vec<u8> {
     out
 }
 
-/// The entries of a good archive.
+/// The entries of a valid archive.
 pub fn entries(archive: &[u8]) -> Vec<ZipEntry> {
     let at = |from: usize, len: usize| &archive[from..from + len];
     let number =
