@@ -16,6 +16,19 @@ pub mod surroundings;
 pub mod thread;
 pub mod tree;
 
+use rustix::io::Errno;
+
+/// The errno of an I/O error; EIO for an error that did not come from the system.
+#[must_use]
+pub fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// The errno of the last call of the C library.
+fn last_errno() -> Errno {
+    errno_of(&std::io::Error::last_os_error())
+}
+
 /// The text of an error without the ` (os error 2)` that Rust appends, because the number tells a user nothing more.
 #[must_use]
 pub fn plain(error: &dyn std::fmt::Display) -> String {

@@ -21,6 +21,7 @@ use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, NodeId, NodeKind, Relocations};
 use crate::settings::Strategy;
+use crate::sys::errno_of;
 
 /// Files up to this size are decompressed into memory and copied from there. A larger file goes through the blob
 /// cache. Below this size a cache file (an inode, a rename, a verification) costs more than decompressing again.
@@ -135,9 +136,7 @@ impl Source {
         if file.is_small() && self.cloner.strategy() != Strategy::Reflink {
             let bytes = self.read(file)?;
             let written = to.write_all_at(&bytes, 0);
-            written
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-                .map_err(self.os_error(file, "write"))?;
+            written.map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))?;
             return Ok(Cloned { method: Method::Copy, refused: None });
         }
         let blob = self.open_blob(file)?;

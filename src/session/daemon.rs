@@ -17,6 +17,7 @@ use super::error::{Describe, Error, Failure};
 use super::mounted::Mounted;
 use super::plan::MountPlan;
 use crate::space::state::log_of;
+use crate::sys::errno_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::process::{self, Forked};
@@ -71,8 +72,7 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
     let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
-    let received = probe::read_until(read, deadline)
-        .map_err(|error| os("read")(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+    let received = probe::read_until(read, deadline).map_err(|error| os("read")(errno_of(&error)))?;
     let Some(received) = received else {
         let error = Error::no_answer(plan.space.mountpoint.clone(), Some(child.unsigned_abs()));
         clear_away(plan, child);
@@ -127,11 +127,7 @@ fn child<'p>(
             let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::open);
             log.map_err(|error| {
                 let source = std::io::Error::from(error);
-                Error::Os {
-                    path: log_of(&plan.state_dir()),
-                    call: "open",
-                    source: Errno::from_io_error(&source).unwrap_or(Errno::IO),
-                }
+                Error::Os { path: log_of(&plan.state_dir()), call: "open", source: errno_of(&source) }
             })?;
             pending.serve(&mut |mounted| {
                 // From here on the mount does not end with its parent.

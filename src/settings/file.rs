@@ -7,9 +7,9 @@
 use std::path::Path;
 
 use libyaml_safer::{Document, Node, NodeData, Parser, ScalarStyle};
-use rustix::io::Errno;
 
 use super::{RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
+use crate::sys::errno_of;
 use crate::sys::guarded::{self, GuardedError, Problem};
 
 /// The largest file, in bytes: the parser needs quadratic time for nested brackets, seconds for so many. rcc's own
@@ -26,10 +26,9 @@ pub(super) struct Values {
 /// Reads the file; one that does not exist sets nothing.
 pub(super) fn read(path: &Path) -> Result<Values, SettingsError> {
     // The file may be a link, but what it leads to must be a regular file.
-    let read = path.canonicalize().map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        GuardedError { path: path.to_owned(), problem: Problem::Os(errno) }
-    });
+    let read = path
+        .canonicalize()
+        .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) });
     match read.and_then(|real| guarded::read(&real, LIMIT)) {
         Ok(bytes) => parse(path, &bytes),
         Err(error) if error.is_not_found() => Ok(Values::default()),

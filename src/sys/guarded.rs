@@ -20,6 +20,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::errno_of;
 pub use replace::{Durability, PART, Replace, Writers, replace};
 
 /// How often opening and creating a file are tried in turn. Somebody else may create and remove the file each time.
@@ -377,7 +378,7 @@ pub fn read_at_most(file: &File, limit: u64) -> Result<Vec<u8>, Problem> {
     // The file may grow while it is read.
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(|error| Problem::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        .map_err(|error| Problem::Os(errno_of(&error)))?;
     if bytes.len() as u64 > limit {
         return Err(Problem::TooLarge(limit));
     }

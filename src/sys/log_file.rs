@@ -45,9 +45,9 @@ struct LogFile {
 /// When the file cannot be opened, or is not a file of ours alone.
 pub fn open(dir: Dir) -> Result<(), GuardedError> {
     let (file, _) = dir.open_or_create(OsStr::new(NAME), Access::Append, 0o600)?;
-    let len = file.metadata().map_or(0, |found| found.len());
-    rustix::stdio::dup2_stderr(&file)
-        .map_err(|errno| GuardedError { path: dir.path().to_owned(), problem: Problem::Os(errno) })?;
+    let failed = |errno| GuardedError { path: dir.path().join(NAME), problem: Problem::Os(errno) };
+    let len = rustix::fs::fstat(&file).map_err(failed)?.st_size.unsigned_abs();
+    rustix::stdio::dup2_stderr(&file).map_err(failed)?;
     let mut log = LogFile { dir, file, len, lost: 0, torn: false };
     // If the rotation fails here, the next line that exceeds the limit tries again.
     if log.len > LIMIT && log.rotate().is_err() {

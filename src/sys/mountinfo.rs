@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// The filesystem type of holofs's mounts.
 pub const FS_TYPE: &str = "fuse.holofs";
 /// The prefix of the source of holofs's mounts. The space's identity follows, then `@` and its directory of spaces.
@@ -75,10 +77,12 @@ impl MountEntry {
 /// do not depend on the spelling of its path and do not change when it is renamed.
 ///
 /// # Errors
-/// Those of stat(2).
+/// EINVAL for a path without a name, and those of stat(2).
 pub fn source_of(state_dir: &Path) -> io::Result<String> {
-    let identity = state_dir.file_name().unwrap_or_default().to_string_lossy();
-    Ok(format!("{SOURCE_PREFIX}{identity}@{}", place(state_dir.parent().unwrap_or(state_dir))?))
+    let (Some(spaces_dir), Some(identity)) = (state_dir.parent(), state_dir.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    Ok(format!("{SOURCE_PREFIX}{}@{}", identity.to_string_lossy(), place(spaces_dir)?))
 }
 
 /// The part of a source that identifies the directory of spaces.
@@ -106,10 +110,13 @@ pub fn holofs_mounts() -> io::Result<Vec<MountEntry>> {
 /// This user's mounts of the spaces in `spaces_dir`. A space can have several: bind mounts of the whole, and dead mounts.
 ///
 /// # Errors
-/// As [`mounts`].
+/// As [`mounts`], and when the directory cannot be examined.
 pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
-    // Without the directory there is no mount.
-    let Ok(place) = place(spaces_dir) else { return Ok(Vec::new()) };
+    let place = match place(spaces_dir) {
+        // Without the directory there is no mount.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        place => place?,
+    };
     let is_of = |m: &MountEntry| m.is_ours() && m.named().is_some_and(|(_, its)| its == place);
     Ok(mounts()?.into_iter().filter(is_of).collect())
 }

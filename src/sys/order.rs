@@ -69,7 +69,7 @@ fn wait_for_device(file: &impl AsFd) -> Result<(), Errno> {
     // SAFETY: the descriptor is borrowed for the call, which takes no pointers.
     match unsafe { libc::sync_file_range(fd, 0, 0, flags) } {
         0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(super::last_errno()),
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::{errno_of, last_errno};
+
 /// Which side of a fork this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Forked {
@@ -28,10 +30,6 @@ pub fn close_inherited() -> Result<(), Errno> {
         0 => Ok(()),
         _ => Err(last_errno()),
     }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// Forks. The process must have a single thread.
@@ -58,7 +56,7 @@ pub fn fork() -> Result<Forked, Errno> {
 /// The number of threads of this process.
 fn threads() -> Result<usize, Errno> {
     let tasks = std::fs::read_dir("/proc/self/task");
-    tasks.map(Iterator::count).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    tasks.map(Iterator::count).map_err(|error| errno_of(&error))
 }
 
 /// Whether permission bits do not apply to this process (`CAP_DAC_OVERRIDE`).

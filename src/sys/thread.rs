@@ -57,7 +57,7 @@ pub fn for_each<T: Sync, S, E: Send>(
     std::thread::scope(|scope| {
         for _ in 1..jobs.min(items.len()) {
             if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, run) {
-                tracing::debug!(%error, jobs, "fewer threads than wanted");
+                tracing::debug!(%error, jobs, "cannot start as many threads as wanted");
                 break;
             }
         }

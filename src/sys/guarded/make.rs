@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,6 +11,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::super::errno_of;
 use super::{Dir, GuardedError, Problem, Trust};
 
 impl Dir {
@@ -163,10 +163,6 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(GuardedError::os(&self.path))
     }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]
