@@ -21,19 +21,20 @@
 //!
 //! A directory that has nothing in the upper is *pure lower*, and so is everything below it: the index alone answers,
 //! with no system call, no lock but the table's, and no memory. A directory in the upper is read once and then held in
-//! memory ([`dir`]): the names that it mentions, each as a backing file or a whiteout. Names that it does not mention
+//! memory (`dir`): the names that it mentions, each as a backing file or a whiteout. Names that it does not mention
 //! are those of the lower directory that it merges with. That directory is named by the mark of the upper directory and
 //! not by its path, so renaming a directory of a million files is one rename.
 //!
-//! Entries that have, or are about to get, a backing file are *nodes* in the inode table ([`table`]). Pure lower entries are
+//! Entries that have, or are about to get, a backing file are *nodes* in the inode table (`table`). Pure lower entries are
 //! not in the table; it only counts how often the kernel has looked each of them up.
 //!
 //! # Invariants
 //!
-//! 1. An operation that only reads never changes the upper. A change that changes nothing leaves the upper as it is.
+//! 1. An operation that only reads never changes the upper, except that a mark from before a loss of power may be brought up
+//!    to date (`settle`). A change that changes nothing leaves the upper as it is.
 //! 2. Each change becomes visible in one system call, the last one of its operation. If the daemon dies at any moment,
 //!    the next mount shows the state before the operation or after it. What an operation needs is prepared in a staging
-//!    directory first. (Where the filesystem has no whiteout devices, a rename takes two; see [`whiteout`].)
+//!    directory first. (Where the filesystem has no whiteout devices, a rename takes two; see `whiteout`.)
 //! 3. Inode numbers stay the same over copy-up, rename and remount.
 //! 4. The table has a node for each entry in the upper that the kernel knows. A node that the kernel may still
 //!    name is never dropped.

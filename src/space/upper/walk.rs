@@ -6,7 +6,7 @@
 //! vanish while it looks.
 //!
 //! The cost grows with the entries of the upper, not with the catalog. The memory is one listing for each directory
-//! on the path to the present entry, and at most [`KEPT`] of those directories are open at a time. No directory is
+//! on the path to the present entry, and at most 33 of those directories are open at a time. No directory is
 //! followed through a symbolic link. A directory deeper than [`MAX_DEPTH`] is an error.
 
 use std::ffi::{CString, OsStr};
