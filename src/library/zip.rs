@@ -6,7 +6,7 @@
 //!
 //! An archive is hostile until checked. When it is opened, each of these makes it refused: two entries of one name,
 //! entries that overlap, sizes that deflate cannot produce, names with `..`, encryption, other compression methods, and
-//! more entries than [`MAX_ENTRIES`]. The time and memory for this grow with the central directory only. Later reads
+//! more entries than `MAX_ENTRIES`. The time and memory for this grow with the central directory only. Later reads
 //! trust the sizes as upper limits: a stream that yields more or less is an error of that entry.
 //!
 //! Invariant: bytes of an archive that was changed while it was open are never taken for a blob or a catalog. Blobs are

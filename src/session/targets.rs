@@ -57,7 +57,7 @@ impl<'e> Unmounting<'e> {
     /// Ends the mount or the daemon of one space, and returns where it was. None when there is neither.
     ///
     /// # Errors
-    /// As [`unmount`], and when the mount is another user's.
+    /// As `unmount`, and when the mount is another user's.
     pub fn one(&self, typed: &OsStr) -> Result<Option<PathBuf>, Error> {
         let given = SpaceArg::parse(typed)?;
         let identity = match (given.identity(self.env, self.controller), &given) {
