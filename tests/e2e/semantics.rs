@@ -1,4 +1,4 @@
-//! Checks that every test that `docs/SEMANTICS.md` names exists, and every function that `docs/ARCHITECTURE.md` names.
+//! Checks that every test, function and file that the documents name exists.
 
 use std::path::{Path, PathBuf};
 
@@ -55,12 +55,26 @@ fn source_text(dir: &Path, text: &mut String) {
     }
 }
 
-/// `docs/ARCHITECTURE.md` follows requests through functions and modules by their names.
+/// The documents, each with its text.
+const PAGES: [(&str, &str); 7] = [
+    ("README.md", include_str!("../../README.md")),
+    ("docs/ARCHITECTURE.md", include_str!("../../docs/ARCHITECTURE.md")),
+    ("docs/DEPENDENCIES.md", include_str!("../../docs/DEPENDENCIES.md")),
+    ("docs/ON-DISK.md", include_str!("../../docs/ON-DISK.md")),
+    ("docs/PERFORMANCE.md", include_str!("../../docs/PERFORMANCE.md")),
+    ("docs/SECURITY.md", include_str!("../../docs/SECURITY.md")),
+    ("docs/TESTING.md", include_str!("../../docs/TESTING.md")),
+];
+
+/// What a page has between backticks, without code blocks.
+fn code(page: &str) -> impl Iterator<Item = &str> {
+    page.split("```").step_by(2).flat_map(|text| text.split('`').skip(1).step_by(2))
+}
+
 #[test]
-fn every_name_of_the_architecture_exists() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+fn every_named_function_exists() {
     let mut text = String::new();
-    source_text(&src, &mut text);
+    source_text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
     let is_defined = |name: &str| {
         ["fn", "struct", "enum", "trait", "mod"].iter().any(|kind| {
             let start = format!("{kind} {name}");
@@ -69,18 +83,32 @@ fn every_name_of_the_architecture_exists() {
             })
         })
     };
-    let page = include_str!("../../docs/ARCHITECTURE.md");
     let mut named = 0;
-    for path in page.split('`').skip(1).step_by(2).filter(|path| path.contains("::")) {
+    for (page, path) in PAGES.iter().flat_map(|(page, text)| code(text).map(move |path| (page, path))) {
+        // `…::here` stands for the test of any name.
+        if !path.contains("::") || path.contains('…') {
+            continue;
+        }
         for name in path.split("::").filter(|name| !name.is_empty()) {
             // A variant of an enum has no keyword in front.
             let is_variant = name.starts_with(char::is_uppercase) && text.contains(&format!("    {name},"));
-            assert!(
-                is_defined(name) || is_variant,
-                "docs/ARCHITECTURE.md names `{path}`; there is no `{name}`"
-            );
+            assert!(is_defined(name) || is_variant, "{page} names `{path}`; there is no `{name}`");
         }
         named += 1;
     }
-    assert!(named > 40, "only {named} names were found in the page");
+    assert!(named > 40, "only {named} names were found");
+}
+
+#[test]
+fn every_named_file_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = ["src/", "tests/", "docs/", "scripts/", "examples/", "mount-helper/", "fuzz/"];
+    let mut named = 0;
+    for (page, path) in PAGES.iter().flat_map(|(page, text)| code(text).map(move |path| (page, path))) {
+        if places.iter().any(|place| path.starts_with(place)) && !path.contains(' ') {
+            assert!(root.join(path).exists(), "{page} names `{path}`, which does not exist");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "only {named} files were found");
 }
