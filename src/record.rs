@@ -12,6 +12,8 @@
 //! name that readers use.
 
 mod catalog;
+mod error;
+mod options;
 mod place;
 mod search;
 mod stage;
@@ -20,78 +22,24 @@ mod store;
 mod tests;
 mod walk;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub use self::error::RecordError;
+pub use self::options::RecordOptions;
 
 use self::catalog::Facts;
 use self::place::Opened;
 use self::stage::Stage;
 use self::store::{Store, replace};
 use self::walk::{Kind, Tree};
-use crate::library::LibraryError;
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
 use crate::library::name;
-use crate::sys::guarded::GuardedError;
-
-#[derive(Clone, Debug)]
-pub struct RecordOptions {
-    /// LIBRARY as typed: a library in any of its forms, `auto`, or a directory to create.
-    pub library: OsString,
-    /// What `auto` means: rcc's own hololib.
-    pub default_hololib: PathBuf,
-    /// rcc's home, which may become a library no matter what it contains. The default is none.
-    pub robocorp_home: Option<PathBuf>,
-    /// `$HOME`, from which the stage's name is made. The default is none.
-    pub home: Option<OsString>,
-    /// The blueprint's text. It is trimmed, and its hash names the catalog.
-    pub blueprint: String,
-    /// The program that fills the stage, and its arguments.
-    pub command: Vec<OsString>,
-    /// Whether blobs are compressed. The default is what the library has, and compressed for a new one.
-    pub compress: Option<bool>,
-    /// Whether to leave the stage in place, also after a failure. The default is false.
-    pub keep_stage: bool,
-    /// How long to wait for rcc's lock. The default is 30 seconds.
-    pub lock_timeout: Duration,
-    /// Whether to show progress if standard error is a terminal. The default is false.
-    pub progress: bool,
-    /// Set by another thread to cancel the recording: the command is terminated and the stage removed.
-    pub cancel: Arc<AtomicBool>,
-}
-
-impl RecordOptions {
-    /// The required options, and the defaults of the others.
-    #[must_use]
-    pub fn new(
-        library: OsString,
-        default_hololib: PathBuf,
-        blueprint: String,
-        command: Vec<OsString>,
-    ) -> Self {
-        Self {
-            library,
-            default_hololib,
-            robocorp_home: None,
-            home: None,
-            blueprint,
-            command,
-            compress: None,
-            keep_stage: false,
-            lock_timeout: Duration::from_secs(30),
-            progress: false,
-            cancel: Arc::default(),
-        }
-    }
-}
 
 /// What was recorded. Sizes are in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -124,118 +72,6 @@ pub struct Recorded {
     pub bytes_stored: u64,
     /// Messages for the user about entries that will not work in a space.
     pub warnings: Vec<String>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// LIBRARY is not a library and cannot become one.
-    #[error(transparent)]
-    Library(LibraryError),
-    /// The library has blobs of the other kind.
-    #[error(
-        "the library {hololib} is {is} and cannot store {asked} blobs: all blobs of a library are of one kind"
-    )]
-    Kind {
-        /// The library.
-        hololib: PathBuf,
-        /// The kind that it has.
-        is: &'static str,
-        /// The kind that was asked for.
-        asked: &'static str,
-    },
-    #[error("the blueprint is empty")]
-    NoBlueprint,
-    #[error("no command to fill the stage with")]
-    NoCommand,
-    /// rcc or another recorder holds the lock.
-    #[error("{path} is still locked after {seconds} s: rcc or another recording is using the holotree")]
-    Busy {
-        /// The lock file.
-        path: PathBuf,
-        /// How long the recorder waited.
-        seconds: u64,
-    },
-    /// The stage is not empty.
-    #[error("the stage {path} is not empty: an interrupted build left it; remove it if nothing uses it")]
-    StageInUse {
-        /// The stage.
-        path: PathBuf,
-    },
-    #[error("{}: {source}", program.display())]
-    CommandStart { program: OsString, source: io::Error },
-    #[error("{}: {status}", program.display())]
-    CommandFailed { program: OsString, status: ExitStatus },
-    /// [`RecordOptions::cancel`] was set.
-    #[error("interrupted")]
-    Interrupted,
-    /// A file of a type that a catalog cannot list.
-    #[error("{path}: {what} cannot be recorded")]
-    Special {
-        /// The path of the file.
-        path: PathBuf,
-        /// Its type.
-        what: &'static str,
-    },
-    /// A catalog is JSON, so names must be UTF-8.
-    #[error("{path:?}: a name that is not UTF-8 cannot be recorded")]
-    NameNotUtf8 {
-        /// The path of the file.
-        path: PathBuf,
-    },
-    /// A catalog is JSON, so link targets must be UTF-8.
-    #[error("{path}: a link whose text is not UTF-8 cannot be recorded")]
-    LinkNotUtf8 {
-        /// The path of the link.
-        path: PathBuf,
-    },
-    /// Nested deeper than a catalog may be.
-    #[error("{path}: nested too deeply to be recorded")]
-    TooDeep {
-        /// The directory that is too deep.
-        path: PathBuf,
-    },
-    /// A process still changes files of the stage.
-    #[error("{path}: changed while it was recorded")]
-    Changed {
-        /// The path of the file.
-        path: PathBuf,
-    },
-    /// Another process removed the catalog or some of its blobs, again after each attempt.
-    #[error(
-        "{catalog}: another process removed it or some of its blobs while it was recorded, as `rcc holotree check` does"
-    )]
-    NotWhole {
-        /// The catalog.
-        catalog: PathBuf,
-    },
-    /// A file or directory of the library or the holotree could not be opened or made, or is of the wrong type.
-    #[error(transparent)]
-    Guarded(#[from] GuardedError),
-    /// A file or directory could not be read or written.
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-}
-
-impl RecordError {
-    /// For `map_err` on an I/O call about a path.
-    fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { path: path.as_ref().to_owned(), source }
-    }
-
-    /// The exit status that a shell would report, if the command failed.
-    #[must_use]
-    pub fn command_status(&self) -> Option<u8> {
-        use std::os::unix::process::ExitStatusExt;
-        let status = match self {
-            Self::CommandStart { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
-            Self::CommandStart { .. } => 126,
-            Self::CommandFailed { status, .. } => {
-                status.code().or_else(|| status.signal().map(|signal| signal + 128)).unwrap_or(1)
-            }
-            _ => return None,
-        };
-        Some(u8::try_from(status).unwrap_or(1))
-    }
 }
 
 /// Runs the command in a stage, and records the files that it leaves there.

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation};
 
+use super::error::RecordError;
+use super::options::RecordOptions;
 use super::store::make_dir;
-use super::{RecordError, RecordOptions};
 use crate::library::LibraryError;
 use crate::library::digest::DigestKind;
 use crate::library::locate::{Location, locate};
@@ -188,12 +189,6 @@ fn clean(path: &Path) -> Result<PathBuf, RecordError> {
 
 fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
-}
-
-impl From<LibraryError> for RecordError {
-    fn from(error: LibraryError) -> Self {
-        Self::Library(error)
-    }
 }
 
 #[cfg(test)]

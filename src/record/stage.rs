@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::AtFlags;
 
-use super::RecordError;
+use super::error::RecordError;
 use super::store::replace;
 use crate::sys::guarded::{Dir, Problem, Trust};
 use crate::sys::tree;

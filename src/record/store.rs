@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::RecordError;
 use super::catalog::Facts;
+use super::error::RecordError;
 use super::search::Search;
 use super::walk::StageFile;
 use crate::library::catalog::write::gzip;

@@ -1,6 +1,7 @@
 //! Whole recordings, compared with rcc's own and restored by a reader that follows the format strictly.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -17,7 +17,7 @@ use std::fs::{FileType, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::RecordError;
+use super::error::RecordError;
 use crate::library::catalog::MAX_DEPTH;
 
 /// The names and extensions that rcc does not record.
