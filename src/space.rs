@@ -1,8 +1,8 @@
-//! A space on disk: its names and paths, its own state, and what rcc expects beside its directory.
+//! A space on disk: its names and paths, its state directory, and the files that rcc expects beside its directory.
 //!
-//! It knows nothing of FUSE or of what a file holds: it answers which catalog and which directory are meant, who
-//! may use them now, and what is left there for rcc and for the next mount. Invariant: the user's changes are
-//! never dropped unless he asked for it by name.
+//! This layer chooses the catalog and the directory of a space, locks them, and writes what the next mount and rcc need to
+//! know. It knows nothing of FUSE or of the content of files. Invariant: changes of the user are dropped only when the user
+//! asks for that.
 
 pub mod aside;
 pub mod held;
@@ -24,99 +24,99 @@ use std::time::Duration;
 use crate::library::catalogs::CatalogName;
 use crate::sys::guarded::GuardedError;
 
-/// What can be wrong with a space.
+/// Why a space cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpaceError {
-    /// `state.json` cannot be read as what it should be, and there are changes that belong to it.
+    /// `state.json` is damaged, and the space has changes.
     #[error("{path}: {why}")]
     DamagedState {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         why: String,
     },
-    /// The state was written by a newer holofs that keeps something this one must not ignore.
+    /// A newer version of holofs wrote the record, with a feature that this version must not ignore.
     #[error("{path} needs {feature:?}, which this version does not know")]
     UnknownFeature {
         /// The file.
         path: PathBuf,
-        /// The feature's name, or the format's version.
+        /// The feature, or the version of the format.
         feature: String,
     },
-    /// The state was written by a newer holofs that keeps something this one must not write to.
-    #[error("{path} needs {feature:?}, without which it can only be read")]
+    /// A newer version of holofs wrote the record, with a feature with which this version may only read.
+    #[error("{path} needs {feature:?}, which this version can only read")]
     ReadOnlyFeature {
         /// The file.
         path: PathBuf,
-        /// The feature's name.
+        /// The feature.
         feature: String,
     },
-    /// The space has changes that were made over another catalog.
+    /// The space has changes that are based on another catalog.
     #[error("{identity}: its changes belong to {kept}, not to {wanted}")]
     OtherContent {
         /// The space.
         identity: String,
-        /// What the changes were made over.
+        /// What the changes are based on.
         kept: String,
-        /// What was asked for.
+        /// What the user asked for.
         wanted: String,
-        /// The blueprint to ask for to keep the changes; None when that blueprint has another content now.
+        /// The blueprint with which the changes can be used. None if that blueprint has other files now.
         blueprint: Option<String>,
     },
-    /// `--ephemeral` would drop changes of earlier mounts with its own.
+    /// `--ephemeral` would drop the changes of earlier mounts, too.
     #[error("{identity}: it has changes from earlier mounts, which --ephemeral would drop")]
     EphemeralOverChanges {
         /// The space.
         identity: String,
     },
-    /// The space's state would lie inside of the library, which is never written.
+    /// The state directory would be inside the library, which holofs never writes.
     #[error("the state directory {state} is inside the library {library}")]
     StateInsideLibrary {
-        /// Where the state would be.
+        /// The state directory.
         state: PathBuf,
         /// The library.
         library: PathBuf,
     },
-    /// Another process has the space mounted, or is about to.
-    #[error("{identity}: it is in use{}", by(*pid))]
+    /// Another process has locked the space: it is mounted, or a mount starts or ends.
+    #[error("{identity}: in use{}", by(*pid))]
     Busy {
         /// The space.
         identity: String,
-        /// That process.
+        /// The process.
         pid: Option<u32>,
     },
-    /// The lock beside the space's directory was not to be had in time.
+    /// rcc's lock beside the space's directory did not become free in time.
     #[error("{path}: still locked after {} s{}", waited.as_secs_f64(), by(*pid))]
     LockTimeout {
         /// The lock file.
         path: PathBuf,
-        /// Its holder.
+        /// The process that holds it.
         pid: Option<u32>,
-        /// How long it was waited for.
+        /// How long the mount waited.
         waited: Duration,
     },
-    /// The name given cannot be the name of a space's directory.
+    /// The typed name cannot be the name of a space's directory.
     #[error("{given}: {source}")]
     Name {
-        /// What was given.
+        /// What the user typed.
         given: String,
-        /// Why.
+        /// The cause.
         source: crate::library::name::NameError,
     },
-    /// The path given is not where the environment can be.
+    /// The environment does not work in the typed directory.
     #[error("{given}: the environment can only be used in {base}")]
     BaseMismatch {
-        /// What was given.
+        /// What the user typed.
         given: PathBuf,
-        /// The only directory that fits.
+        /// The directory in which it works.
         base: PathBuf,
     },
-    /// The catalog names a directory that is not its library's, and nobody typed it.
+    /// The catalog names a directory that does not belong to its library, and the user did not type it.
     #[error("catalog {catalog}: its spaces belong in {base:?}, which is not a directory of this library")]
     ForeignBase {
         /// The catalog.
         catalog: PathBuf,
-        /// The directory that it names.
+        /// The directory.
         base: PathBuf,
     },
     /// The mountpoint cannot be mounted on.
@@ -124,34 +124,34 @@ pub enum SpaceError {
     Mountpoint {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The problem.
         problem: MountpointProblem,
     },
     /// No catalog fits, or several do.
     #[error("{why}")]
     NoCatalog {
-        /// Why none was chosen.
+        /// Why no catalog was chosen.
         why: String,
-        /// What there is to choose from.
+        /// The catalogs to choose from.
         candidates: Vec<CatalogName>,
     },
-    /// A catalog's header could not be read.
+    /// A catalog cannot be read.
     #[error("catalog {path}: {why}")]
     BadCatalog {
         /// The catalog, or a space's `.meta`.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         why: String,
     },
-    /// A file or directory that somebody else could have put there, or could change.
+    /// A file or directory may have been put there by another user, or be changed by one.
     #[error(transparent)]
     Guarded(#[from] GuardedError),
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -159,25 +159,25 @@ pub enum SpaceError {
 /// Why a directory cannot be mounted on.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MountpointProblem {
-    /// The directory above the space's base does not exist.
+    /// The directory above the holotree does not exist.
     #[error("the directory above it, {0}, does not exist")]
     NoParent(PathBuf),
-    /// It is a file or a link.
+    /// It is a file or a symbolic link.
     #[error("it is not a directory")]
     NotADirectory,
-    /// Another user's, who could exchange it or unmount what is on it.
+    /// It belongs to another user, who could replace it, or unmount the space.
     #[error("it belongs to user {0}")]
     Owner(u32),
-    /// rcc restored an environment there.
-    #[error("it is not empty: rcc restored the space there")]
+    /// rcc has restored an environment there.
+    #[error("it is not empty: rcc has restored the space there")]
     Restored,
-    /// Something is mounted on it.
+    /// A filesystem is mounted on it.
     #[error("{0} is mounted on it")]
     Mounted(String),
-    /// It has entries of its own, which a mount would hide.
+    /// It has entries, which a mount would hide.
     #[error("it is not empty")]
     NotEmpty,
-    /// It cannot be made or read by this user.
+    /// This user cannot create or read it.
     #[error("{0}")]
     Refused(String),
 }
@@ -187,7 +187,7 @@ fn by(pid: Option<u32>) -> String {
 }
 
 impl SpaceError {
-    /// For `map_err` on an I/O call about a path.
+    /// Makes an I/O error of this path, for `map_err`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> SpaceError + use<'_> {
         move |source| SpaceError::Io { path: path.to_owned(), source }
     }

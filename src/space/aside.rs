@@ -1,13 +1,13 @@
-//! Changes that are kept aside: those of a space that rcc deleted.
+//! Keeps the changes of a space that rcc has deleted.
 //!
 //! ```text
 //! $HOLOFS_HOME/spaces/<identity>/aside.<N>/
-//!   state.json  which catalog the changes were made over
+//!   state.json  which catalog the changes are based on
 //!   upper/      the changes
 //! ```
 //!
-//! A mount never looks at them and nothing of ours removes them. Invariant: changes are moved in one step, so they are
-//! in the space or aside, and their record is beside them before they are.
+//! holofs never reads or removes these directories. Invariant: the changes are moved by one rename, after their record
+//! was copied. So at every instant they are complete, in one of the two places, and beside a record.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,12 +22,11 @@ use crate::sys::guarded::{self, Durability, Replace, Writers};
 
 const PREFIX: &str = "aside.";
 
-/// Moves the changes of a space aside, and returns where they are. When they are nothing but removals in the space's
-/// root, as after `rcc holotree delete` of a mounted space, there is nothing to keep; they are left for the caller to
-/// drop.
+/// Moves the changes of a space aside, and returns the directory. Returns None if the upper's root has only whiteouts, as
+/// after `rcc holotree delete` of a mounted space: there is nothing to keep, and the caller may drop the upper.
 ///
 /// # Errors
-/// When they cannot be moved. They are where they were then.
+/// When the changes cannot be moved. They are still in the space.
 pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     let upper = state.upper();
     if !has_entries(&upper)? {
@@ -36,7 +35,7 @@ pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     let dir = unused(state.path(), PREFIX);
     make_private_dir(&dir)?;
     let (from, to) = (state.path().join(record::FILE), dir.join(record::FILE));
-    // Synced before the changes move: without their record nobody can tell what they are changes of.
+    // Synced before the changes move: without a record nobody can tell what the changes are based on.
     let how = Replace { mode: 0o600, writers: Writers::One, durability: Durability::DataAndName };
     guarded::read(&from, record::MAX_LEN)
         .map_err(io::Error::from)
@@ -47,11 +46,11 @@ pub fn set_aside(state: &StateDir) -> Result<Option<PathBuf>, SpaceError> {
     make_private_dir(&upper)?;
     sync_dir(&dir)?;
     sync_dir(state.path())?;
-    tracing::info!(path = %dir.display(), "rcc deleted the space: its changes are kept aside");
+    tracing::info!(path = %dir.display(), "rcc has deleted the space: its changes are kept aside");
     Ok(Some(dir))
 }
 
-/// The changes that are kept aside of a space, in no order.
+/// The directories with changes of this space that were moved aside, in no order.
 #[must_use]
 pub fn list(state_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
@@ -62,14 +61,14 @@ pub fn list(state_dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_aside).collect()
 }
 
-/// Whether there is anything in the root of the upper but whiteouts.
+/// Whether the root of the upper has entries other than whiteouts.
 fn has_entries(upper: &Path) -> Result<bool, SpaceError> {
     let look = || -> Result<bool, UpperError> {
         let Some(root) = upper::open(upper)? else { return Ok(false) };
         for listed in entry::list(root.as_fd())? {
             match OnDisk::read(root.as_fd(), &listed?, false) {
                 Ok(on_disk) if on_disk.is_whiteout() => {}
-                // A damaged entry is somebody's work as well.
+                // A damaged entry may be the user's work, too.
                 Ok(_) | Err(UpperError::Damaged { .. }) => return Ok(true),
                 Err(error) => return Err(error),
             }

@@ -1,11 +1,11 @@
-//! What a space holds: the environment of its catalog, another one to which rcc converted it, or nothing any more.
+//! Finds out what a space holds: the environment of its catalog, another one to which rcc converted it, or nothing.
 //!
-//! rcc converts a space by rewriting its files, `identity.yaml` (the blueprint's text) among them, and names the new
-//! blueprint in `.meta` last. So two witnesses are heard: rcc's record beside the space, and the blueprint's text in the
-//! space's upper. The record alone could tell of files that rcc restored while the space was not mounted.
+//! rcc converts a space by rewriting its files, among them `identity.yaml` with the blueprint's text. It writes the new
+//! blueprint to `.meta` last. Two sources tell of a conversion: `.meta` beside the space, and the blueprint's text in the
+//! upper. `.meta` alone is not enough, because rcc may have restored files there while the space was not mounted.
 //!
-//! It only reads. Invariants: a space is said to hold its catalog's environment only when no record of rcc's about
-//! these very changes says otherwise; the work does not grow with the environment or its changes.
+//! This module only reads. Its work does not grow with the environment or its changes. Invariant: a space with a record of
+//! a conversion of its present changes is never taken for the catalog's environment.
 
 use std::ffi::CStr;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ use crate::space::upper::mark::Mark;
 use crate::space::upper::{self, UpperError};
 use crate::sys::{boot, guarded};
 
-/// The largest blueprint that is read.
+/// How much of a blueprint's text is read.
 const MAX_BLUEPRINT: u64 = 1 << 20;
 
 /// What a space holds.
@@ -32,20 +32,20 @@ const MAX_BLUEPRINT: u64 = 1 << 20;
 pub enum Held {
     /// The environment of its catalog, with the user's changes.
     Catalog {
-        /// The files beside the space's directory say so already.
+        /// The files beside the space's directory are right already.
         described: bool,
     },
     /// Another environment, to which rcc converted it.
     Converted {
-        /// Its blueprint.
+        /// The blueprint of that environment.
         blueprint: String,
     },
-    /// Nothing: rcc deleted it after a mount had described it.
+    /// Nothing: rcc deleted the space after a mount had written the files beside it.
     Deleted,
 }
 
 impl Held {
-    /// The blueprint of what is held; `catalog` is that of the space's catalog.
+    /// The blueprint of what the space holds. `catalog` is the blueprint of the space's catalog.
     #[must_use]
     pub fn blueprint<'a>(&'a self, catalog: &'a str) -> &'a str {
         match self {
@@ -54,14 +54,13 @@ impl Held {
         }
     }
 
-    /// Looks at the space whose state is in `state_dir` and says `state`. `place` is its directory: what lies beside it
-    /// counts.
+    /// Reads what the space holds that has this state directory and record. `place` is the space's directory.
     ///
     /// # Errors
     /// When the upper cannot be read.
     pub fn of(state_dir: &Path, record: &SpaceRecord, place: &Path) -> Result<Held, SpaceError> {
         let is_published = record.is_published();
-        // As we wrote it: neither of the two witnesses is needed.
+        // `.meta` is the file that the last mount wrote, so rcc has changed nothing.
         if is_published && record.described.is_some() && meta::look_of(place) == record.described {
             return Ok(Held::Catalog { described: true });
         }
@@ -77,24 +76,25 @@ impl Held {
             (Beside::Missing, _) => Held::Catalog { described: false },
             (Beside::Unreadable, Text::Other(blueprint)) => Held::Converted { blueprint },
             (Beside::Unreadable, _) => Held::Catalog { described: false },
-            // Not finished by us, or not about this directory. After a conversion that was cut short rcc's record stays.
+            // Not described if our last mount did not finish `.meta`, or if it is about another directory. After an
+            // interrupted conversion the upper has another text. Then `.meta` must stay as it is.
             (Beside::Says(header), text) if header.blueprint == catalog => {
                 let described = is_published && is_right(&header) || matches!(text, Text::Other(_));
                 Held::Catalog { described }
             }
-            // rcc restored something here while the space was not mounted, and that is gone.
+            // rcc restored something here while the space was not mounted, and it was removed.
             (Beside::Says(_), Text::Catalogs) => Held::Catalog { described: false },
             (Beside::Says(header), _) => Held::Converted { blueprint: header.blueprint },
         })
     }
 }
 
-/// Changes of earlier mounts that are to be kept, and what the space holds with them.
+/// Changes of earlier mounts that must be kept, and what the space holds with them.
 #[derive(Debug)]
 pub struct Kept {
-    /// The record they belong to.
+    /// The record of what they are based on.
     pub record: SpaceRecord,
-    /// What they make of the space.
+    /// What the space holds.
     pub held: Held,
 }
 
@@ -105,7 +105,7 @@ impl Kept {
         self.held.blueprint(&self.record.basis.blueprint)
     }
 
-    /// None when there are no changes, when they are an ephemeral mount's, or when the space has no record.
+    /// None if there are no changes, if an ephemeral mount made them, or if the space has no record.
     ///
     /// # Errors
     /// When the record or the upper cannot be read.
@@ -125,13 +125,13 @@ fn is_about(header: &Header, record: &SpaceRecord, place: &Path) -> bool {
     header.identity == record.basis.identity && Path::new(&header.path) == place
 }
 
-/// Which blueprint's text is in the space's root.
+/// The blueprint's text in the space's root.
 enum Text {
-    /// The catalog's: the upper has none, or the same.
+    /// The catalog's text: the upper has no other.
     Catalogs,
     /// The text of the blueprint with this hash.
     Other(String),
-    /// None that can be read: removed, or no regular file.
+    /// The text was removed, or cannot be read.
     Unknown,
 }
 
@@ -140,19 +140,19 @@ fn text_in_upper(state_dir: &Path, catalog: &str) -> Text {
     match is_untouched(&upper, c"identity.yaml") {
         Ok(true) => return Text::Catalogs,
         Ok(false) => {}
-        Err(error) => tracing::debug!(%error, "cannot tell whether the blueprint's text was changed"),
+        Err(error) => tracing::debug!(%error, "cannot read whether the blueprint's text was changed"),
     }
     match guarded::read(&upper.join("identity.yaml"), MAX_BLUEPRINT).map(|text| name::sipit_hex(&text)) {
         Ok(hash) if hash == catalog => Text::Catalogs,
         Ok(hash) => Text::Other(hash),
         Err(error) => {
-            tracing::debug!(%error, "which blueprint the space was converted to is not known from its files");
+            tracing::debug!(%error, "cannot read the blueprint's text in the space");
             Text::Unknown
         }
     }
 }
 
-/// Whether the bytes of a file in the space's root are still the catalog's, as far as its upper says.
+/// Whether the upper leaves the bytes of this file in the space's root as they are in the catalog.
 fn is_untouched(upper: &Path, name: &CStr) -> Result<bool, UpperError> {
     let Some(root) = upper::open(upper)? else { return Ok(true) };
     let stat = match stat_at(root.as_fd(), name) {

@@ -1,6 +1,6 @@
 //! The directories of one user: rcc's home, the shared holotree, holofs's own files.
 //!
-//! It opens nothing but the marker of the shared mode, and holofs's own directories to see who owns them.
+//! It accesses only the marker of the shared mode, and holofs's own directories to check their owners.
 //!
 //! Invariant: every path in an [`Env`] is absolute and lexically clean.
 
@@ -12,7 +12,7 @@ use crate::library::name;
 use crate::settings::Settings;
 use crate::sys::guarded::{Dir, GuardedError, Trust};
 
-/// Where rcc keeps the holotree that users of one machine share. No variable moves it.
+/// The holotree that the users of one machine share. rcc has no variable for it.
 const SHARED_ROOT: &str =
     if cfg!(target_os = "macos") { "/Users/Shared/robocorp/ht" } else { "/opt/robocorp/ht" };
 
@@ -25,7 +25,7 @@ pub struct Env {
     pub robocorp_home: PathBuf,
     /// The directory of holofs's own files.
     pub holofs_home: PathBuf,
-    /// The shared holotree, whether this user shares or not.
+    /// The shared holotree, also if this user has not joined it.
     pub shared_root: PathBuf,
 }
 
@@ -60,29 +60,29 @@ impl Env {
         std::fs::symlink_metadata(marker).is_ok_and(|m| m.is_file())
     }
 
-    /// The library rcc itself would use now.
+    /// The library that rcc uses for this user.
     #[must_use]
     pub fn hololib(&self) -> PathBuf {
         if self.is_shared() { self.shared_root.join("lib") } else { self.robocorp_home.join("hololib") }
     }
 
-    /// The directory of the space's own state.
+    /// The space's state directory.
     #[must_use]
     pub fn state_dir(&self, identity: &name::Identity) -> PathBuf {
         self.spaces_dir().join(identity.as_str())
     }
 
-    /// The directory that holds the state of all spaces.
+    /// The directory of all state directories.
     #[must_use]
     pub fn spaces_dir(&self) -> PathBuf {
         self.holofs_home.join("spaces")
     }
 
-    /// Makes sure that nobody else can put something into holofs's own directories, as far as they are there: who
-    /// could, would choose what runs in a space.
+    /// Makes sure that no other user can write to holofs's own directories, as far as they exist. Another user with such a
+    /// right could replace the programs of a space.
     ///
     /// # Errors
-    /// With the directory that belongs to somebody else, or that others may write to.
+    /// When a directory belongs to another user, or other users may write to it.
     pub fn check_own_dirs(&self) -> Result<(), GuardedError> {
         let there = |found: Result<Dir, GuardedError>| match found {
             Err(error) if error.is_not_found() => Ok(None),
@@ -97,7 +97,7 @@ impl Env {
         Ok(())
     }
 
-    /// The directory of compiled indexes and raw blobs.
+    /// The directory of compiled indexes, unpacked blobs and profiles.
     #[must_use]
     pub fn cache_dir(&self) -> PathBuf {
         self.holofs_home.join("cache")

@@ -1,7 +1,7 @@
-//! Who holds a lock, and whether a lock is still the one at its path.
+//! Finds the holder of a flock, and checks whether a locked file is still the one at its path.
 //!
-//! Invariant: nothing here takes or drops a lock; an answer may be old by the time it is used, so it is good for
-//! messages and for trying again only.
+//! This module takes and releases no lock. Its answers may be outdated at once, so they are for messages and for retries
+//! only.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::sys::guarded::Dir;
 
-/// Whether the name still leads to `file`: a lock on a file that was removed or replaced guards nothing.
+/// Whether `file` is still the file with this name. A lock on a file that was removed or replaced excludes nobody.
 #[must_use]
 pub fn is_still_at(file: &File, dir: &Dir, name: &OsStr) -> bool {
     match (rustix::fs::fstat(file), dir.stat(name)) {
@@ -18,7 +18,7 @@ pub fn is_still_at(file: &File, dir: &Dir, name: &OsStr) -> bool {
     }
 }
 
-/// The process that holds a flock on the file, when the kernel tells.
+/// The process that holds a flock on the file, if `/proc/locks` shows it.
 #[must_use]
 pub fn holder(file: &File) -> Option<u32> {
     let found = file.metadata().ok()?;
@@ -40,7 +40,7 @@ fn holder_in(table: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
             Some((pid, fields.next()?))
         })
     };
-    // Some filesystems show another device here than stat does, so the inode alone has to do then.
+    // On some filesystems this device number differs from stat's. Then compare the inode number only.
     let found = holders()
         .find(|(_, at)| *at == exact)
         .or_else(|| holders().find(|(_, at)| at.ends_with(&same_inode)));

@@ -1,10 +1,10 @@
-//! What rcc keeps beside a space's directory D, so that it knows a mounted space as one of its own:
-//! `D.lck`, `D.meta`, `D.meta.info`, `D.use`, and the library's usage marks.
+//! Writes rcc's files beside a space's directory D, by which rcc knows a mounted space as one of its own: `D.lck`, `D.meta`,
+//! `D.meta.info`, `D.use`, and the library's usage marks.
 //!
-//! These files tell about the space; none of them is needed to mount it, and rcc works without them (it takes names,
-//! sizes and modes then). Invariants: `D.meta` and `D.meta.info` are replaced whole, under `D.lck`; whether they may be is
-//! [`crate::space::held`]'s to say, since rcc believes whatever `D.meta` tells about the files of the space. Other users may
-//! write where these files are, so each is opened through [`guarded`].
+//! No file of these is needed to mount the space, and rcc works without them: it then compares names, sizes and modes. But
+//! rcc trusts the list of files in `D.meta`, so a wrong one is harmful. Invariants: `D.meta` and `D.meta.info` are replaced
+//! by a rename, under `D.lck`, and only if [`crate::space::held`] finds that they are not right. Other users may write to
+//! the directory of these files, so each file is opened through [`guarded`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -22,10 +22,10 @@ use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
 
-/// How often a lock that somebody holds is tried.
+/// How often to retry a busy lock.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The file beside the space's directory with this ending.
+/// The path of the file beside the space's directory with this ending.
 #[must_use]
 pub fn beside(mountpoint: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(mountpoint);
@@ -33,25 +33,25 @@ pub fn beside(mountpoint: &Path, ending: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The name of that file in the space's base.
+/// The name of the file beside the space's directory with this ending.
 fn name_beside(space: &SpacePath, ending: &str) -> OsString {
     let mut name = OsString::from(space.identity.as_str());
     name.push(ending);
     name
 }
 
-/// `D.lck`, held: rcc waits as long as this lives.
+/// Holds `D.lck`. rcc waits for this lock.
 #[derive(Debug)]
 pub struct MetaLock {
-    /// None where this user cannot make the file; then rcc of this user cannot restore there either.
+    /// None if this user cannot create the file. Then rcc cannot restore the space for this user either.
     file: Option<File>,
 }
 
 impl MetaLock {
-    /// Waits for the lock up to `timeout`; `base` is the space's base, opened.
+    /// Waits for the lock up to `timeout`. `base` is the directory above the space's directory.
     ///
     /// # Errors
-    /// [`SpaceError::LockTimeout`] with the holder, and what keeps the file from being opened.
+    /// [`SpaceError::LockTimeout`], and the errors of opening the file.
     pub fn take(base: &Dir, space: &SpacePath, timeout: Duration) -> Result<MetaLock, SpaceError> {
         let name = name_beside(space, ".lck");
         let deadline = Instant::now() + timeout;
@@ -59,7 +59,7 @@ impl MetaLock {
             let file = match base.open_or_create(&name, Access::Write, 0o666) {
                 Ok((file, _)) => file,
                 Err(error) if is_not_allowed(&error) => {
-                    tracing::debug!(%error, "goes without rcc's lock");
+                    tracing::debug!(%error, "cannot create rcc's lock: mounting without it");
                     return Ok(MetaLock { file: None });
                 }
                 Err(error) => return Err(error.into()),
@@ -68,7 +68,7 @@ impl MetaLock {
                 Ok(()) if lock::is_still_at(&file, base, &name) => {
                     return Ok(MetaLock { file: Some(file) });
                 }
-                // `rcc holotree delete` removed it while we waited.
+                // `rcc holotree delete` removed the file meanwhile.
                 Ok(()) => false,
                 Err(Errno::WOULDBLOCK) => true,
                 Err(errno) => {
@@ -87,12 +87,12 @@ impl MetaLock {
         }
     }
 
-    /// Lets go of it, for every process that inherited it.
+    /// Releases the lock, also for processes that inherited it.
     pub fn release(self) {
         if let Some(file) = self.file
             && let Err(error) = rustix::fs::flock(&file, FlockOperation::Unlock)
         {
-            tracing::warn!(%error, "cannot unlock; the lock goes with the process");
+            tracing::warn!(%error, "cannot release rcc's lock before the daemon ends");
         }
     }
 }
@@ -101,18 +101,18 @@ fn is_not_allowed(error: &GuardedError) -> bool {
     matches!(error.problem, Problem::Os(Errno::ACCESS | Errno::PERM | Errno::ROFS))
 }
 
-/// What rcc's record beside a space's directory says.
+/// The state of `D.meta`.
 #[derive(Debug)]
 pub enum Beside {
-    /// There is none.
+    /// The file does not exist.
     Missing,
-    /// There is one that cannot be read, perhaps because rcc is writing it.
+    /// The file cannot be read, perhaps because rcc is writing it.
     Unreadable,
-    /// What it says about itself.
+    /// The header of the file.
     Says(Header),
 }
 
-/// Reads `D.meta`. Never `D.meta.info`: rcc writes that one later, and `rcc holotree delete` leaves it behind.
+/// Reads `D.meta`. `D.meta.info` is less reliable: rcc writes it later, and `rcc holotree delete` does not remove it.
 #[must_use]
 pub fn beside_of(mountpoint: &Path) -> Beside {
     let meta = beside(mountpoint, ".meta");
@@ -123,17 +123,17 @@ pub fn beside_of(mountpoint: &Path) -> Beside {
     }
 }
 
-/// Reads the header of a `.meta`, as a rule from its first block.
+/// Reads the header of a `.meta`, usually from the first block of the file.
 ///
 /// # Errors
-/// When it cannot be read, or is not such a document.
+/// When the file cannot be read, or is not a `.meta`.
 pub fn read_header(path: &Path) -> Result<Header, SpaceError> {
     let file = guarded::open_file(path, Access::Read)?;
     let stored = file.metadata().map_err(|source| SpaceError::Io { path: path.to_owned(), source })?.len();
     header::read_header(file, stored).map_err(|error| bad_catalog(path, &error))
 }
 
-/// What is recorded beside a space's directory; None when nothing is, or nothing that can be read.
+/// The header of `D.meta`. None if the file does not exist or cannot be read.
 #[must_use]
 pub fn recorded(mountpoint: &Path) -> Option<Header> {
     match beside_of(mountpoint) {
@@ -142,14 +142,14 @@ pub fn recorded(mountpoint: &Path) -> Option<Header> {
     }
 }
 
-/// How `D.meta` looks now.
+/// What stat(2) says of `D.meta`.
 pub(crate) fn look_of(mountpoint: &Path) -> Option<Look> {
     std::fs::symlink_metadata(beside(mountpoint, ".meta")).ok().map(|found| Look::from(&found))
 }
 
-/// Writes a `D.meta` and a `D.meta.info` that name the environment and list none of its files: `rcc holotree list` shows
-/// the space, and it takes the same time for every environment. rcc restores by the files that are listed, so `D.lck` has
-/// to be held until [`write_meta`] has written the whole.
+/// Writes a `D.meta` and a `D.meta.info` that name the environment but list none of its files. The time does not depend on
+/// the size of the environment, and `rcc holotree list` shows the space. rcc would restore by the list of files, so the
+/// caller must hold `D.lck` until [`write_meta`] has written the complete files.
 ///
 /// # Errors
 /// When the files cannot be written.
@@ -168,10 +168,11 @@ pub fn write_stub(
     write_info(base, space, &header, umask, Durability::CacheOnly)
 }
 
-/// Writes `D.meta` and `D.meta.info` from the bytes of the catalog. `umask` is the user's, in case the process has another one.
+/// Writes `D.meta` and `D.meta.info` from the bytes of the catalog. `umask` is the user's, which may differ from that of the
+/// process.
 ///
 /// # Errors
-/// When it is no catalog, or the files cannot be written; what was there before is there still.
+/// When `catalog` is not a catalog, or the files cannot be written. The old files are still there.
 pub fn write_meta(base: &Dir, space: &SpacePath, packed: &[u8], umask: u32) -> Result<(), SpaceError> {
     let header = header::read_header(packed, packed.len() as u64);
     let header = of_space(space, header.map_err(|error| bad_catalog(&space.mountpoint, &error))?);
@@ -181,7 +182,7 @@ pub fn write_meta(base: &Dir, space: &SpacePath, packed: &[u8], umask: u32) -> R
     write_info(base, space, &header, umask, Durability::Data)
 }
 
-/// The header of a space's `.meta`: the catalog's, with the strings that name the directory replaced.
+/// The header of a space's `.meta`: the catalog's header with the space's names.
 fn of_space(space: &SpacePath, catalog: Header) -> Header {
     Header {
         identity: space.identity.to_string(),
@@ -228,7 +229,7 @@ fn replace(
     base.replace(name, how, fill).map_err(|source| SpaceError::Io { path: base.path().join(name), source })
 }
 
-/// Counts a use of the space: the file's size is the count, its time the last use.
+/// Counts a use of the space in `D.use`. The size of the file is the count, its mtime the time of the last use.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -238,10 +239,10 @@ pub fn append_use(base: &Dir, space: &SpacePath, umask: u32) -> Result<(), Space
     file.write_all(b".").map_err(|source| SpaceError::Io { path: base.path().join(name), source })
 }
 
-/// Marks the catalog as used by this user now; rcc removes catalogs that nobody used for long.
+/// Sets the time at which this user last used the catalog. rcc removes catalogs that nobody has used for long.
 ///
 /// # Errors
-/// When the library cannot be written, which is no fault: the one who owns it decides about it.
+/// When the library cannot be written, for example because it belongs to another user.
 pub fn touch_used(hololib: &Path, blueprint: &str, user7: &str, umask: u32) -> Result<(), SpaceError> {
     let name = OsString::from(format!("{blueprint}.{user7}"));
     let used = Dir::open(hololib, Trust::Shared)?.open_dir(OsStr::new("used"), Trust::Shared)?;
@@ -250,7 +251,7 @@ pub fn touch_used(hololib: &Path, blueprint: &str, user7: &str, umask: u32) -> R
         .map_err(|source| SpaceError::Io { path: used.path().join(name), source })
 }
 
-/// How often and when a space was used last, from `D.use`.
+/// How often the space was used, and when last, from `D.use`.
 #[must_use]
 pub fn usage(mountpoint: &Path) -> Option<(u64, SystemTime)> {
     let found = std::fs::symlink_metadata(beside(mountpoint, ".use")).ok().filter(|found| found.is_file())?;

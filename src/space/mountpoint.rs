@@ -1,6 +1,6 @@
-//! Whether a directory can be mounted on, and making it so.
+//! Creates and checks the directory on which a space is mounted.
 //!
-//! Invariant: nothing of the user's is hidden under a mount; what is made here is empty and can stay.
+//! Invariants: a mount hides no file of the user. Directories that are created here are empty, so they may stay.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,27 +14,27 @@ use crate::space::{MountpointProblem, SpaceError, meta};
 use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::{mountinfo, plain};
 
-/// The mode rcc gives to directories of spaces, less the umask.
+/// The mode, before the umask, that rcc gives to the directories of spaces.
 const DIR_MODE: u32 = 0o750;
 
 /// A directory that can be mounted on.
 #[derive(Debug)]
 pub struct Mountpoint {
-    /// The directory itself: to be mounted on by its descriptor, since its name may lead elsewhere by then.
+    /// The directory. The mount must use its descriptor, because another directory may get its name.
     pub dir: Dir,
-    /// It was made just now.
+    /// It was created just now.
     pub made: bool,
 }
 
-/// Makes the space's directory in its base when there is none, and checks that it is ours and empty.
+/// Creates the space's directory if necessary, and checks that it belongs to this user and is empty.
 ///
 /// # Errors
-/// [`SpaceError::Mountpoint`] with what is in the way.
+/// [`SpaceError::Mountpoint`] if it cannot be mounted on.
 pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> {
     let path = &space.mountpoint;
     let name = OsStr::new(space.identity.as_str());
     let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
-    // A mount of whoever, dead or alive, is told by the table: asking the directory could hang.
+    // An existing mount is found in mountinfo: to access the directory could block.
     if let Ok(Some(mount)) = mountinfo::mount_at(&resolved(path)) {
         return Err(problem(MountpointProblem::Mounted(mount.source)));
     }
@@ -42,7 +42,7 @@ pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> 
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(errno) => match base.stat(name) {
-            // Not ours to make, but there.
+            // This user may not create it, but it exists.
             Ok(_) => false,
             Err(_) => return Err(problem(refused(&errno.into()))),
         },
@@ -53,7 +53,7 @@ pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> 
     }
     match is_empty(&dir) {
         Ok(true) => Ok(Mountpoint { dir, made }),
-        // Every environment has the text of its blueprint in its root.
+        // Each environment has `identity.yaml`, the blueprint's text, in its root.
         Ok(false) if meta::recorded(path).is_some() && dir.stat(OsStr::new("identity.yaml")).is_ok() => {
             Err(problem(MountpointProblem::Restored))
         }
@@ -84,11 +84,11 @@ fn unfit(error: GuardedError) -> MountpointProblem {
     }
 }
 
-/// Opens the holotree, and makes it on a machine where nothing was restored yet: one directory, and no more than that.
-/// A link that somebody else put in its place is not followed.
+/// Opens the holotree. On a machine where nothing was restored yet it creates this one directory, but not those above it.
+/// It does not follow a symbolic link of another user.
 ///
 /// # Errors
-/// [`SpaceError::Mountpoint`] when there is no place for it.
+/// [`SpaceError::Mountpoint`] if the holotree can be neither opened nor created.
 pub fn open_base(space: &SpacePath) -> Result<Dir, SpaceError> {
     let base = space.base();
     let problem = |problem| SpaceError::Mountpoint { path: space.mountpoint.clone(), problem };

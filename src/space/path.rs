@@ -4,21 +4,21 @@ use std::path::{Path, PathBuf};
 
 use crate::library::name::Identity;
 
-/// A space's name and place.
+/// The names and the directory of a space.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SpacePath {
-    /// The name of its directory: the bytes that relocation writes.
+    /// The name of its directory. Relocation writes these bytes into files.
     pub identity: Identity,
-    /// Its directory.
+    /// Its directory, absolute.
     pub mountpoint: PathBuf,
-    /// The name its user knows it by (`demo`).
+    /// The name by which its user knows it (`demo`).
     pub label: String,
     /// The controller as rcc records it (`rcc.user`).
     pub controller: String,
 }
 
 impl SpacePath {
-    /// The directory above: the only one in which the environment works.
+    /// The directory above the mountpoint. The environment works in this directory only.
     #[must_use]
     pub fn base(&self) -> &Path {
         self.mountpoint.parent().unwrap_or(Path::new("/"))

@@ -1,7 +1,7 @@
-//! Which catalog and which space are meant by what was typed.
+//! Chooses the catalog and the space that the user means.
 //!
-//! It reads the headers of catalogs and what earlier mounts recorded; it makes nothing. Invariant: when more than
-//! one answer fits it is an error that lists them, never a guess.
+//! This module reads the headers of catalogs and the records of earlier mounts. It writes nothing. Invariant: if several
+//! catalogs fit, the result is an error that lists them, and never a guess.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,22 +23,22 @@ use crate::space::path::SpacePath;
 use crate::space::record::SpaceRecord;
 use crate::space::{SpaceError, meta};
 
-/// SPACE as typed.
+/// The argument SPACE.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SpaceArg {
-    /// A mountpoint: it holds a `/`.
+    /// A mountpoint. It has a `/`.
     Path(PathBuf),
     /// The name of a space's directory.
     Identity(Identity),
-    /// What its user calls it.
+    /// The name by which its user knows it.
     Name(String),
 }
 
 impl SpaceArg {
-    /// Tells the three apart.
+    /// Parses the argument.
     ///
     /// # Errors
-    /// When a name is not UTF-8, which rcc cannot be told.
+    /// When a name is not UTF-8, which rcc requires.
     pub fn parse(given: &OsStr) -> Result<SpaceArg, SpaceError> {
         if given.as_bytes().contains(&b'/') {
             let path = absolute(Path::new(given)).map_err(|error| SpaceError::Name {
@@ -60,7 +60,7 @@ impl SpaceArg {
     /// The name of the space's directory.
     ///
     /// # Errors
-    /// When the last part of a path cannot be one.
+    /// When the last part of a path cannot be the name of a space's directory.
     pub fn identity(&self, env: &Env, controller: &str) -> Result<Identity, SpaceError> {
         match self {
             SpaceArg::Identity(identity) => Ok(identity.clone()),
@@ -74,37 +74,37 @@ impl SpaceArg {
     }
 }
 
-/// What was typed.
+/// What the user typed.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// SPACE: a path when it holds a slash, an identity, or a name.
+    /// SPACE: a path, an identity, or a name.
     pub space: &'a OsStr,
     /// The controller's plain name (`user`).
     pub controller: &'a str,
     /// `--blueprint`: the first digits of a hash.
     pub blueprint: Option<&'a str>,
-    /// `--fresh`: the changes of earlier mounts have no say.
+    /// `--fresh`: ignore the changes of earlier mounts.
     pub fresh: bool,
 }
 
-/// What is meant.
+/// What the user means.
 #[derive(Clone, Debug)]
 pub struct Selected {
     /// The catalog.
     pub catalog: CatalogName,
-    /// The catalog's index, if it was compiled already.
+    /// The catalog's index, if it is compiled already.
     pub index: Option<Arc<Index>>,
-    /// The blueprint of what the space holds with it: another one when rcc converted the space.
+    /// The blueprint of what the space holds. It differs from the catalog's if rcc converted the space.
     pub holds: String,
     /// The space.
     pub space: SpacePath,
 }
 
-/// Chooses catalog and directory: the blueprint asked for, else the one that the space has, else the only one for
-/// this platform.
+/// Chooses the catalog and the directory of a space. The catalog is the one with the typed blueprint, else the one that the
+/// space has, else the only one for this platform.
 ///
 /// # Errors
-/// [`SpaceError::NoCatalog`] with the candidates, or what is wrong with the path given.
+/// [`SpaceError::NoCatalog`] with the candidates, and the errors of a typed path.
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
@@ -116,8 +116,7 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
     Ok(Selected { catalog, index, holds, space: SpacePath { identity, mountpoint, label, controller } })
 }
 
-/// Chooses the catalog alone: by the first digits of its blueprint, if these are four or more and some catalog has them,
-/// else by a space that has it.
+/// Chooses the catalog alone. The argument is four or more first digits of a blueprint in the library, or else a space.
 ///
 /// # Errors
 /// As [`select`].
@@ -132,7 +131,7 @@ pub fn select_environment(
     let prefix = prefix.filter(|prefix| known.iter().any(|catalog| catalog.blueprint.starts_with(prefix)));
     let fresh = prefix.is_some();
     let wanted = Wanted {
-        // With a blueprint and `fresh`, the space has no say.
+        // With a blueprint and `fresh`, the name of the space has no effect.
         space: if fresh { OsStr::new("any") } else { given },
         controller,
         blueprint: prefix.as_deref(),
@@ -168,17 +167,17 @@ fn choose_from(
     Ok((catalog.clone(), holds))
 }
 
-/// The directories in which spaces may be made without anybody naming them: the holotree of the library itself, that of
-/// rcc's home, and rcc's shared one. A catalog can name any directory, and files are made beside a space.
+/// The directories in which spaces are created without being named by the user: the holotree of the library, that of rcc's
+/// home, and rcc's shared one. A hostile catalog can name any directory, and a mount creates files beside its space.
 #[must_use]
 pub fn own_bases(library: &Location, env: &Env) -> Vec<PathBuf> {
     let own = library.holotree().map(|own| absolute(&own).unwrap_or(own));
     own.into_iter().chain([env.robocorp_home.join("holotree"), env.shared_root.clone()]).collect()
 }
 
-/// The directory for a space of a catalog: the one that the catalog names, if it is one of the library's own or the one
-/// that was typed. Where the same directory has several paths, a path that the user knows is taken: the catalog's could
-/// lead elsewhere a moment later.
+/// The directory above a space of a catalog: the one that the catalog names, if the user typed it or it is in
+/// [`own_bases`]. If a directory has several paths, the result is not the catalog's path, since that could lead to another
+/// directory a moment later.
 fn base_for(
     catalog: &CatalogName,
     library: &Location,
@@ -205,8 +204,8 @@ fn base_for(
     }
 }
 
-/// The directory in which spaces of a catalog must lie, and the catalog's index where it has one that says so. By the
-/// catalog itself: the `.info` beside it is anybody's.
+/// The directory that the catalog names for its spaces, and the catalog's index if it is compiled. The `.info` file beside
+/// the catalog is not used, because other users may be able to write it.
 fn base_of(
     catalog: &CatalogName,
     location: &Location,
@@ -232,7 +231,7 @@ fn base_of(
     }
 }
 
-/// The space's name and controller: as given, else as recorded by an earlier mount or by rcc.
+/// The space's name and controller: as typed, else as an earlier mount or rcc recorded them.
 fn called(
     env: &Env,
     controller: &str,
@@ -276,7 +275,7 @@ fn choose<'a>(
     let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
     let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
     let dir = env.state_dir(identity);
-    // A record that cannot be read is said now, better than after a choice that the changes may not fit.
+    // Report a damaged record before a catalog is chosen that may not fit the changes.
     let kept = if wanted.fresh { None } else { Kept::of(&dir)? };
     let kept = kept.filter(|kept| kept.held != Held::Deleted);
     let with_changes = |kept: &Kept| {
@@ -293,8 +292,8 @@ fn choose<'a>(
         let fits: Vec<&CatalogName> =
             here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
         return match (fits.as_slice(), prefix.is_empty()) {
-            (_, true) => Err(no_catalog("the blueprint given is empty", &here)),
-            // What rcc made of the space is there as changes of another catalog.
+            (_, true) => Err(no_catalog("the typed blueprint is empty", &here)),
+            // A space that rcc converted to this blueprint is kept as changes of another catalog.
             ([one], _) => match kept.filter(|kept| kept.blueprint() == one.blueprint) {
                 Some(kept) => with_changes(&kept),
                 None => Ok((*one).into()),
@@ -306,7 +305,8 @@ fn choose<'a>(
             (several, _) => Err(no_catalog(&format!("several blueprints begin with {prefix}"), several)),
         };
     }
-    // The changes of earlier mounts say most surely what the space is; then rcc; then an earlier mount without any.
+    // In the order of reliability: the changes of earlier mounts, rcc's files beside the space, the record of an earlier
+    // mount without changes.
     if let Some(kept) = kept {
         return with_changes(&kept);
     }
@@ -336,7 +336,7 @@ fn no_catalog(why: &str, candidates: &[&CatalogName]) -> SpaceError {
     SpaceError::NoCatalog { why: why.to_owned(), candidates }
 }
 
-/// Whether two paths are one directory, also through links.
+/// Whether two paths lead to the same directory.
 fn is_same_dir(a: &Path, b: &Path) -> bool {
     if a == b {
         return true;

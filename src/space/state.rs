@@ -92,7 +92,7 @@ impl StateDir {
             Ok(None) if keeps_changes => {
                 return Err(SpaceError::DamagedState {
                     path: self.path.join(record::FILE),
-                    why: "it is missing, and there are changes beside it".to_owned(),
+                    why: "it is missing, and the space has changes".to_owned(),
                 });
             }
             Ok(recorded) => recorded,
@@ -278,12 +278,12 @@ pub fn is_locked(dir: &Path) -> bool {
     matches!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
 
-/// Refuses a state directory inside of the library: the library is never written.
+/// Refuses a state directory inside the library, because holofs never writes to a library.
 ///
 /// # Errors
 /// [`SpaceError::StateInsideLibrary`].
 pub fn check_outside(state_dir: &Path, library: &Path) -> Result<(), SpaceError> {
-    // Through links: the part that exists decides.
+    // Resolves symbolic links in the part of the path that exists.
     let real = |path: &Path| {
         let mut existing = path;
         let mut rest = Vec::new();
@@ -313,7 +313,7 @@ fn other_basis(kept: &Basis, wanted: &Basis) -> SpaceError {
         (format!("the holotree {}", kept.base), wanted.base.clone())
     } else if same_blueprint {
         let text = |c: &Basis| format!("catalog {:.12} of blueprint {}", c.catalog_sha256, c.blueprint);
-        (format!("an earlier {}", text(kept)), format!("the {} that is there now", text(wanted)))
+        (format!("an earlier {}", text(kept)), format!("the present {}", text(wanted)))
     } else {
         (format!("blueprint {}", kept.blueprint), wanted.blueprint.clone())
     };
@@ -331,10 +331,10 @@ fn take_lock(dir: &Dir) -> Result<File, SpaceError> {
     loop {
         let (file, _) = dir.open_or_create(name, Access::Write, 0o600)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // The directory may have been removed, and made anew, while we waited.
+            // The file may have been replaced meanwhile.
             Ok(()) if lock::is_still_at(&file, dir, name) => return Ok(file),
             Ok(()) => {}
-            // A look by `list` holds the lock for an instant.
+            // `holofs list` holds the lock for an instant.
             Err(Errno::WOULDBLOCK) if start.elapsed() < PROBE_GRACE => {
                 std::thread::sleep(Duration::from_millis(5));
             }
