@@ -1,9 +1,10 @@
-//! The file operations: what a request means, on our own types. FUSE is one caller of it, tests are another.
+//! The file operations of a mounted space, on our own types. The FUSE adapter calls them, and so do tests.
 //!
-//! Names and attributes are the namespace's, bytes are the materializer's; here a request is put together from
-//! both. There is no table of open files: every operation names an inode, so a file may gain its private backing
-//! between two reads of one open file, and nobody notices. Invariant: no operation panics, and each error has
-//! exactly one errno ([`error::errno`]).
+//! The namespace provides names and attributes, the materializer provides bytes, and an operation combines the two. There
+//! is no table of open files: each operation gets an inode number. So a file can be copied up between two reads of one
+//! open file, and the reader does not notice.
+//!
+//! Invariant: no operation panics, and each error has exactly one errno ([`error::errno`]).
 
 pub mod error;
 #[cfg(test)]
@@ -34,16 +35,16 @@ use crate::sys::fd;
 pub struct Fs {
     namespace: Namespace,
     materializer: Arc<Materializer>,
-    /// The upper's root, asked for the filesystem's free space.
+    /// On the filesystem that holds the upper, for statfs.
     space: OwnedFd,
-    /// Whether the space itself survives a loss of power, once that is known.
+    /// Set once the space's own directories are on the disk, or could not be written there.
     settled: OnceLock<std::result::Result<(), Errno>>,
 }
 
-/// On which side the bytes of a file are.
+/// The layer that holds the bytes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
-    /// A blob's, or a relocated file that was only read: it must not be written to.
+    /// A blob, or a relocated file that was only read. Must not be written to.
     Lower,
     /// The space's own file.
     Upper,
@@ -52,13 +53,13 @@ pub enum Side {
 /// Where the bytes of a file are.
 #[derive(Debug)]
 pub enum DataLocation {
-    /// At hand.
+    /// Available now.
     Here(FileData),
-    /// To be fetched with [`Fs::fetch_data`], which may take long.
+    /// Still to be fetched with [`Fs::fetch_data`], which may take long.
     Fetch(NodeId),
 }
 
-/// Where `lseek` looks.
+/// What `lseek` searches for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Whence {
     /// The next data.
@@ -68,13 +69,13 @@ pub enum Whence {
 }
 
 impl Fs {
-    /// Puts the layers together. `space` is any descriptor on the filesystem of the space's state.
+    /// Combines the layers. `space` is any descriptor on the filesystem that holds the upper.
     #[must_use]
     pub fn new(namespace: Namespace, materializer: Arc<Materializer>, space: OwnedFd) -> Self {
         Self { namespace, materializer, space, settled: OnceLock::new() }
     }
 
-    /// Has every change wait until [`Fs::settled`] is called, as every sync does.
+    /// Makes every change wait until [`Fs::settled`] is called. A sync always waits for that.
     #[must_use]
     pub fn until_recorded(mut self) -> Self {
         self.namespace = self.namespace.until_recorded();
@@ -87,7 +88,7 @@ impl Fs {
         &self.namespace
     }
 
-    /// The materializer, for its counts.
+    /// Provides the bytes of library files.
     #[must_use]
     pub fn materializer(&self) -> &Materializer {
         &self.materializer
@@ -99,14 +100,14 @@ impl Fs {
         self.materializer.metrics()
     }
 
-    /// Runs an operation; when no descriptor was left for it, once more without those that are kept for speed only.
+    /// Runs an operation. If the process has no descriptor left, closes those that are only cached and runs it again.
     ///
     /// # Errors
-    /// As the operation.
+    /// Those of the operation.
     pub fn retry<T>(&self, operation: impl Fn() -> Result<T>) -> Result<T> {
         match operation() {
             Err(error) if matches!(error::errno(&error), Errno::MFILE | Errno::NFILE) => {
-                tracing::warn!(%error, "closing the files that are kept open");
+                tracing::warn!(%error, "out of descriptors; closing the cached ones");
                 self.namespace.close_kept();
                 self.materializer.close_kept();
                 operation()
@@ -115,7 +116,7 @@ impl Fs {
         }
     }
 
-    /// Finds the bytes of a file for reading. Never waits long: where that is necessary it says so.
+    /// Finds the bytes of a file for reading, unless that takes long. Then returns what has to be fetched.
     ///
     /// # Errors
     /// `IsADirectory` or `Invalid` for an entry without bytes; EIO when its blob is missing or corrupt.
@@ -129,7 +130,7 @@ impl Fs {
         })
     }
 
-    /// Fetches the bytes of a file that [`Fs::find_data`] did not have at hand.
+    /// Fetches the bytes that [`Fs::find_data`] could not return.
     ///
     /// # Errors
     /// As [`Fs::find_data`].
@@ -137,7 +138,7 @@ impl Fs {
         Ok(self.materializer.fetch(lower)?)
     }
 
-    /// The bytes of a file for reading, fetched first if need be.
+    /// The bytes of a file for reading, fetched first if necessary.
     ///
     /// # Errors
     /// As [`Fs::find_data`].
@@ -148,10 +149,10 @@ impl Fs {
         }
     }
 
-    /// On which side the bytes of a file are now.
+    /// The layer that holds the bytes of a file now.
     ///
     /// # Errors
-    /// `IsADirectory` or `Invalid` for what has no bytes.
+    /// `IsADirectory` or `Invalid` for an entry without bytes.
     pub fn side(&self, ino: Ino) -> Result<Side> {
         Ok(match self.namespace.lower_bytes(ino)? {
             Some(_) => Side::Lower,
@@ -159,12 +160,12 @@ impl Fs {
         })
     }
 
-    /// A file with the bytes of `ino` for the kernel to read by itself, and on which side it is. None when the bytes are
-    /// the library's and the daemon has to serve them.
+    /// The file that the kernel may read instead of asking the daemon, and its layer. No file when the daemon has to
+    /// serve the bytes.
     ///
-    /// The kernel cannot exchange the file behind one that is open. So a library file is handed to it only if programs do
-    /// not write to such files while others have them open: programs and shared libraries, which are replaced, and
-    /// which all spaces then have in memory once.
+    /// The kernel cannot switch an open file to another backing file. So it gets a library file only if no program writes
+    /// to such a file in place while others have it open. That holds for executables and shared libraries: they are
+    /// replaced. All spaces then share their pages in the page cache.
     ///
     /// # Errors
     /// As [`Fs::find_data`].
@@ -173,7 +174,7 @@ impl Fs {
             Bytes::Upper(file) => (Side::Upper, Some(FileData::Upper(file))),
             Bytes::Lower(lower) if self.is_program(ino, lower)? => {
                 let file = self.materializer.file(lower)?;
-                // One without a name would stay, in memory or on the disk, for as long as the kernel has it registered.
+                // The blocks of an unlinked file would be in use for as long as the kernel has the file registered.
                 let kept = fd::has_name(&*file).map_err(call("stat"))?;
                 (Side::Lower, kept.then_some(FileData::File(file)))
             }
@@ -181,7 +182,7 @@ impl Fs {
         })
     }
 
-    /// Whether a library file is an ELF file. A small one that may not be executed is not looked into.
+    /// Whether a library file is an ELF file. A small file without execute permission is not opened to find out.
     fn is_program(&self, ino: Ino, lower: NodeId) -> Result<bool> {
         if !self.materializer.is_large(lower) && self.namespace.attr(ino)?.mode & 0o111 == 0 {
             return Ok(false);
@@ -191,10 +192,10 @@ impl Fs {
         Ok(n == magic.len() && magic == *b"\x7fELF")
     }
 
-    /// The file to write the bytes of `ino` to, copied up first if need be; with `truncate` as an empty one.
+    /// The file to write to, copied up first if necessary. With `truncate` it is emptied.
     ///
     /// # Errors
-    /// What copying up may answer.
+    /// Those of the copy-up.
     pub fn backing_for_writing(&self, ino: Ino, truncate: bool) -> Result<Arc<OwnedFd>> {
         if truncate {
             let empty = SetAttr { size: Some(0), ..SetAttr::default() };
@@ -203,39 +204,37 @@ impl Fs {
         self.writable(ino)
     }
 
-    /// Whether root may access an entry so (`mask`: of `R_OK`, `W_OK`, `X_OK`): all, but running what nobody may run.
-    /// Only asked on mounts whose permission bits the kernel does not check.
+    /// Whether root may access an entry. Root may do everything, except execute a file that nobody may execute. Called
+    /// only on mounts where the kernel does not check permission bits.
     ///
     /// # Errors
-    /// What reading the attributes may answer.
+    /// Those of reading the attributes.
     pub fn may_access(&self, ino: Ino, mask: Access) -> Result<bool> {
         let attr = self.namespace.attr(ino)?;
         Ok(!mask.contains(Access::EXEC_OK) || attr.kind == Kind::Dir || attr.mode & 0o111 != 0)
     }
 
-    /// Takes the bits from a file that running it would lend its owner's or group's rights by: somebody without the
-    /// right to keep them has written to it.
+    /// Clears the setuid and setgid bits, because a writer without `CAP_FSETID` changes the file.
     ///
     /// # Errors
-    /// What changing the mode may answer.
+    /// Those of changing the mode.
     pub fn drop_setid(&self, ino: Ino) -> Result<()> {
         let change = SetAttr { drop_setid: true, ..SetAttr::default() };
         self.namespace.setattr(ino, &change).map(|_| ())
     }
 
-    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    /// Reads until the buffer is full or the file ends.
     ///
     /// # Errors
-    /// As [`Fs::find_data`], and what reading may answer.
+    /// As [`Fs::find_data`], and those of pread(2).
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.read_data(&self.data(ino)?, offset, buffer)
     }
 
-    /// Reads up to `buffer.len()` bytes of data; fewer only at the end of the file. Waits for bytes that are not
-    /// unpacked yet.
+    /// Reads until the buffer is full or the data ends. Waits for bytes that are not unpacked yet.
     ///
     /// # Errors
-    /// What pread(2) may answer, and why a blob could not be unpacked.
+    /// Those of pread(2) and of unpacking a blob.
     pub fn read_data(&self, data: &FileData, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         match data {
             FileData::Bytes(bytes) => {
@@ -263,10 +262,10 @@ impl Fs {
         Ok(outcome.map_err(|error| self.materializer.source().blob_error(node, error))?)
     }
 
-    /// Writes all of `data`.
+    /// Writes `data`, and returns how many bytes were written before an error.
     ///
     /// # Errors
-    /// What copying the file up and writing may answer; ENOSPC leaves a file that was not yet copied up as it was.
+    /// Those of the copy-up, and those of pwrite(2) if nothing was written. A file whose copy-up fails is unchanged.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
         let file = self.writable(ino)?;
         let mut done = 0;
@@ -275,7 +274,7 @@ impl Fs {
                 Ok(0) => return Err(call("write")(Errno::IO)),
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
-                // What was written is written: the next write will meet the error again.
+                // The caller learns how much was written. The next write gets the error.
                 Err(_) if done > 0 => break,
                 Err(errno) => return Err(call("write")(errno)),
             }
@@ -284,27 +283,27 @@ impl Fs {
         Ok(done)
     }
 
-    /// Allocates, punches or zeroes a range, as fallocate(2).
+    /// As fallocate(2): allocates, punches or zeroes a range.
     ///
     /// # Errors
-    /// What copying up and fallocate(2) may answer.
+    /// Those of the copy-up and of fallocate(2).
     pub fn fallocate(&self, ino: Ino, mode: u32, offset: u64, len: u64) -> Result<()> {
         let flags = FallocateFlags::from_bits(mode).ok_or(Error::NotSupported("unknown fallocate mode"))?;
         let file = self.writable(ino)?;
         rustix::fs::fallocate(&file, flags, offset, len).map_err(call("fallocate"))
     }
 
-    /// The next data or hole from `offset` on.
+    /// The offset of the next data or hole at or after `offset`. A library file has no holes.
     ///
     /// # Errors
     /// `BeyondEnd` when there is none.
     pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
-        if let FileData::Upper(file) = self.data(ino)? {
+        if let Bytes::Upper(file) = self.namespace.bytes(ino)? {
             let from = match whence {
                 Whence::Data => SeekFrom::Data(offset),
                 Whence::Hole => SeekFrom::Hole(offset),
             };
-            // The descriptor's own position is nobody's: all reads and writes name theirs.
+            // This moves the descriptor's position, which nothing uses: all reads and writes pass an offset.
             return match rustix::fs::seek(&file, from) {
                 Err(Errno::NXIO) => Err(Error::BeyondEnd),
                 other => other.map_err(call("lseek")),
@@ -318,10 +317,10 @@ impl Fs {
         }
     }
 
-    /// Copies a range between two files inside the kernel, by reflink where the filesystem can.
+    /// As copy_file_range(2): copies a range inside the kernel, by reflink where the filesystem supports it.
     ///
     /// # Errors
-    /// `NotSupported` when the source's bytes are in memory only: the caller then reads and writes.
+    /// `NotSupported` when the source's bytes are only in memory. The caller then reads and writes.
     pub fn copy_range(&self, from: Ino, from_at: u64, to: Ino, to_at: u64, len: u64) -> Result<usize> {
         let target = self.writable(to)?;
         let source = self.data(from)?;
@@ -332,17 +331,17 @@ impl Fs {
             .map_err(call("copy_file_range"))
     }
 
-    /// Tells whether the space itself survives a loss of power from now on; until then [`Fs::sync`] waits.
+    /// Sets whether the space's own directories are safe on the disk, for which [`Fs::sync`] waits. Only the first call
+    /// has an effect.
     pub fn settled(&self, done: std::result::Result<(), Errno>) {
-        // Told twice, the first time stands.
         self.settled.get_or_init(|| done);
         self.namespace.is_recorded();
     }
 
-    /// Makes what was written to an entry survive a loss of power.
+    /// As fsync(2), or fdatasync(2) with `data_only`.
     ///
     /// # Errors
-    /// What fsync(2) may answer.
+    /// Those of fsync(2), and of the sync of the space's own directories.
     pub fn sync(&self, ino: Ino, data_only: bool) -> Result<()> {
         (*self.settled.wait()).map_err(call("fsync"))?;
         let Some(file) = self.namespace.to_sync(ino)? else { return Ok(()) };
@@ -355,10 +354,10 @@ impl Fs {
         })
     }
 
-    /// Space and inodes of the filesystem that changes go to.
+    /// Free space and inodes of the filesystem that holds the upper.
     ///
     /// # Errors
-    /// What statvfs(3) may answer.
+    /// Those of fstatvfs(3).
     pub fn statfs(&self) -> Result<StatVfs> {
         rustix::fs::fstatvfs(&self.space).map_err(call("statvfs"))
     }
@@ -373,7 +372,7 @@ impl Fs {
         }
     }
 
-    /// Whether writing would first have to copy up a file of some size.
+    /// Whether writing has to copy up a large file first.
     #[must_use]
     pub fn must_copy_much(&self, ino: Ino) -> bool {
         match self.namespace.lower_bytes(ino) {
@@ -390,7 +389,7 @@ impl Fs {
 /// Reads until the buffer is full or the file ends.
 ///
 /// # Errors
-/// What pread(2) may answer.
+/// Those of pread(2).
 pub fn read_file(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {

@@ -1,6 +1,6 @@
-//! The one place that decides which errno an error becomes.
+//! Maps each error to its errno.
 //!
-//! The matches are exhaustive: a new error does not compile until somebody decides.
+//! The matches are exhaustive, so a new error does not compile until its errno is decided here.
 
 use rustix::io::Errno;
 
@@ -10,7 +10,7 @@ use crate::materialize::relocate::RelocateError;
 use crate::materialize::{self};
 use crate::namespace::error::Error;
 
-/// What the caller of an operation is told.
+/// The errno that the caller of an operation gets.
 #[must_use]
 pub fn errno(error: &Error) -> Errno {
     match error {
@@ -27,7 +27,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::NotSupported(_) => Errno::OPNOTSUPP,
         Error::NoAttribute => Errno::NODATA,
         Error::BeyondEnd => Errno::NXIO,
-        // Our own files do not hold together: the caller can only be told that reading failed.
+        // holofs's own files are inconsistent. For the caller that is a failed read.
         Error::Damaged { .. } | Error::Index(_) => Errno::IO,
         Error::Materialize(error) => materialize_errno(error),
         Error::Upper { source, .. } => *source,
@@ -44,7 +44,7 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
             RelocateError::Io { source, .. } => io_errno(source),
         },
         materialize::Error::Clone { source, .. } => match source {
-            // The user asked for reflinks or nothing.
+            // `--strategy reflink`: the user does not want a copy.
             CloneError::ReflinkRefused(_) => Errno::OPNOTSUPP,
             CloneError::Os { source, .. } => *source,
             CloneError::ShortSource { .. } => Errno::IO,
@@ -55,13 +55,13 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
 
 fn blob_errno(error: &BlobError) -> Errno {
     match error {
-        // Not ENOENT: the file is there, its bytes cannot be had.
+        // Not ENOENT: the file exists, and only its bytes cannot be read.
         BlobError::Missing { .. } | BlobError::Corrupt { .. } => Errno::IO,
         BlobError::Io { source, .. } => io_errno(source),
     }
 }
 
-/// The errno inside of an I/O error; EIO for one that the standard library made up.
+/// The errno of an I/O error. EIO for an error that no system call returned.
 pub(crate) fn io_errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }

@@ -1,4 +1,4 @@
-//! Extended attributes: on a pure lower entry there are none; setting one gives it its counterpart in the upper.
+//! Extended attributes. An entry that is only in the lower has none; setting one copies its metadata up.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ impl Fs {
     /// The value of an attribute.
     ///
     /// # Errors
-    /// `NoAttribute`, and what getxattr(2) may answer.
+    /// `NoAttribute`, and those of getxattr(2).
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         if ino == Ino::ROOT && name == STATUS_XATTR.as_bytes() {
             let counters = self.metrics().snapshot();
@@ -33,10 +33,10 @@ impl Fs {
         }
     }
 
-    /// The names of the attributes, each ended by a NUL.
+    /// The names of the attributes, each terminated by a NUL.
     ///
     /// # Errors
-    /// What listxattr(2) may answer.
+    /// Those of listxattr(2).
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<u8>> {
         match self.namespace.existing_fd(ino)? {
             Some(fd) => backing::list_xattrs(fd.as_fd()),
@@ -47,11 +47,11 @@ impl Fs {
     /// Sets an attribute.
     ///
     /// # Errors
-    /// `NotPermitted` for our own names, and what copying up and setxattr(2) may answer.
+    /// `NotPermitted` for holofs's own attributes, and those of the copy-up and of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let name = checked(name)?;
         let flags = XattrFlags::from_bits_retain(flags);
-        // Setting what cannot be set must not copy anything up.
+        // A call that fails must not copy anything up.
         if flags.contains(XattrFlags::REPLACE) {
             self.get_xattr(ino, name.to_bytes())?;
         }
@@ -64,7 +64,7 @@ impl Fs {
     /// Removes an attribute.
     ///
     /// # Errors
-    /// `NoAttribute`, `NotPermitted` for our own names, and what removexattr(2) may answer.
+    /// `NoAttribute`, `NotPermitted` for holofs's own attributes, and those of removexattr(2).
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let name = checked(name)?;
         match self.namespace.existing_fd(ino)? {
@@ -78,7 +78,7 @@ impl Fs {
     }
 }
 
-/// Refuses our own attributes, and the ACLs that this filesystem does not enforce.
+/// Refuses holofs's own attributes, and ACLs, which this filesystem does not enforce.
 fn checked(name: &[u8]) -> Result<CString> {
     if name.starts_with(OWN_XATTRS) {
         return Err(Error::NotPermitted("user.holofs.* belongs to holofs"));

@@ -1,4 +1,4 @@
-//! Between fuser's types and ours. Nothing is decided here.
+//! Conversions between fuser's types and ours.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
 use crate::namespace::types::{Attr, Ino, Kind, SetTime, Time};
 
-/// The block size that `stat` recommends for I/O.
+/// Preferred size of I/O that `stat` returns, in bytes.
 const BLOCK_SIZE: u32 = 4096;
 
 pub(super) fn ino(number: INodeNo) -> Ino {
@@ -45,18 +45,18 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// A device's number as the kernel sends it (`new_encode_dev`): twelve bits of major, twenty of minor.
+/// A device number in the kernel's encoding (`new_encode_dev`): 12 bits of major, 20 of minor.
 fn device_number(device: u64) -> u32 {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }
 
-/// The device whose number the kernel sent.
+/// The inverse of [`device_number`].
 pub(super) fn device_of(number: u32) -> u64 {
     rustix::fs::makedev((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
 }
 
-/// A time before the epoch has negative seconds and nanoseconds that count forward from them.
+/// Before the epoch, our seconds are negative and our nanoseconds still count forward.
 fn system_time(time: Time) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nsec));
     let at = match u64::try_from(time.sec) {
@@ -73,9 +73,11 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
-/// The time that the kernel sent. Before the epoch it counts nanoseconds forward from negative seconds, and fuser counts both
-/// backward: {-1 s, 999,999,999 ns} arrives as 1.999999999 s before the epoch. So the parts of that distance are
-/// the kernel's own, and only the sign of the seconds is to be put back.
+/// The time that the kernel sent.
+///
+/// Before the epoch, the kernel's nanoseconds count forward from negative seconds, but fuser counts both backward: it
+/// decodes {-1 s, 999,999,999 ns} as 1.999999999 s before the epoch. So the distance has the kernel's own seconds and
+/// nanoseconds, and only the sign of the seconds is missing.
 fn time_of(at: SystemTime) -> Time {
     let (since, sign) = match at.duration_since(UNIX_EPOCH) {
         Ok(since) => (since, 1),
@@ -89,14 +91,14 @@ fn time_of(at: SystemTime) -> Time {
 mod tests {
     use super::*;
 
-    /// As fuser decodes what the kernel sends.
+    /// Decodes a time of the kernel as fuser does.
     fn decoded(time: Time) -> SystemTime {
         let parts = Duration::new(time.sec.unsigned_abs(), time.nsec);
         if time.sec >= 0 { UNIX_EPOCH + parts } else { UNIX_EPOCH - parts }
     }
 
     #[test]
-    fn times_are_what_the_kernel_sent_also_before_the_epoch() {
+    fn times_of_the_kernel_are_kept_also_before_the_epoch() {
         for (sec, nsec) in [(0, 0), (1_610_000_000, 0), (1, 999_999_999), (-1, 0), (-1, 999_999_999), (-2, 5)]
         {
             assert_eq!(time_of(decoded(Time { sec, nsec })), Time { sec, nsec });
@@ -104,9 +106,9 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_as_distances_from_the_epoch() {
-        let told = system_time(Time { sec: -2, nsec: 500_000_000 });
-        assert_eq!(told, UNIX_EPOCH - Duration::from_millis(1500));
+    fn times_are_sent_as_distances_from_the_epoch() {
+        let sent = system_time(Time { sec: -2, nsec: 500_000_000 });
+        assert_eq!(sent, UNIX_EPOCH - Duration::from_millis(1500));
     }
 
     #[test]

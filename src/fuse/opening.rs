@@ -1,4 +1,4 @@
-//! Opening a file in passthrough mode: what the bytes are read from and written to, and how the kernel is answered.
+//! Opens a file in passthrough mode: finds or makes its backing file, and decides how the kernel reads and writes it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,13 +9,13 @@ use crate::fs::{Fs, Side};
 use crate::namespace::error::Result;
 use crate::namespace::types::{Attr, Ino};
 
-/// What an open is for.
+/// What the caller of an open wants to do.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
     write: bool,
     read_write: bool,
     truncate: bool,
-    /// The caller may not keep setuid and setgid on what is emptied.
+    /// Truncation clears the setuid and setgid bits, because the caller is not root.
     drop_setid: bool,
 }
 
@@ -30,7 +30,7 @@ impl Wanted {
         }
     }
 
-    /// Answers an open that needs nothing to be fetched or copied.
+    /// Answers an open that needs no file to be opened, fetched or copied.
     pub(super) fn at_once(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Option<Answer>> {
         if self.write { Ok(None) } else { Ok(modes.join(ino.0, fs.side(ino)?)) }
     }
@@ -43,7 +43,7 @@ impl Wanted {
         }
     }
 
-    /// Opens the file behind an inode and counts it.
+    /// Opens the backing file of an inode, and counts one more open file.
     pub(super) fn open(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
         if !self.write {
             return reading(fs, modes, ino);
@@ -56,13 +56,13 @@ impl Wanted {
         Ok(self.opened(fs, modes, &fs.namespace().attr(ino)?, file.as_fd()))
     }
 
-    /// Opens a file that was just made.
+    /// As [`Wanted::open`], for a file that was just created.
     pub(super) fn created(self, fs: &Fs, modes: &Passthrough, attr: &Attr) -> Result<Answer> {
         let file = fs.backing_for_writing(attr.ino, false)?;
         Ok(self.opened(fs, modes, attr, file.as_fd()))
     }
 
-    /// Counts an open file of an inode whose bytes are the space's own, in `file`.
+    /// Counts one more open file of an inode whose bytes are in the upper, in `file`.
     fn opened(self, fs: &Fs, modes: &Passthrough, attr: &Attr, file: BorrowedFd<'_>) -> Answer {
         let answer = modes.open(attr.ino.0, Side::Upper, may_bypass(fs, attr).then_some(file));
         if self.read_write && matches!(answer, Answer::Passthrough(_)) {
@@ -72,8 +72,9 @@ impl Wanted {
     }
 }
 
-/// Whether the kernel may read and write a file of the upper by itself: nobody would take setuid and setgid bits away
-/// (the kernel leaves it to us), and a read renews the time of access, which some mounts keep.
+/// Whether the kernel may read and write a file of the upper without the daemon. Not when a write has to clear setuid or
+/// setgid bits, which the kernel leaves to the daemon; and not when the mount keeps access times, which a read by the
+/// kernel would change.
 fn may_bypass(fs: &Fs, attr: &Attr) -> bool {
     attr.mode & 0o6000 == 0 && !fs.namespace().keeps_atime()
 }
@@ -84,8 +85,8 @@ fn reading(fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
         let bypass = side == Side::Lower || may_bypass(fs, &fs.namespace().attr(ino)?);
         let file = content.as_ref().and_then(|content| content.file()).filter(|_| bypass);
         let answer = modes.open(ino.0, side, file);
-        // From here on a change waits for us, or shares the kernel's cache with us. One that was made before this is seen
-        // here.
+        // A change that begins now waits for this open, or uses the same page cache. A change that was made before is
+        // noticed here.
         if fs.side(ino)? == side {
             return Ok(answer);
         }

@@ -1,17 +1,20 @@
-//! How the files of each inode are open, when the kernel reads and writes backing files by itself.
+//! Passthrough mode: how the files of each inode are open.
 //!
-//! It decides and counts; it opens no file and moves no bytes. Which library files may be handed to the kernel is
-//! decided by [`crate::fs::Fs::backing`].
+//! In passthrough mode the kernel reads and writes a *backing file* without the daemon. The daemon registers the backing
+//! file and gets a number for it, and answers an open with that number. An open can also be answered as *cached*: then
+//! reads and writes come to the daemon through the page cache. This module decides between the two and counts open
+//! files. It opens no file and copies no bytes. [`crate::fs::Fs::backing`] decides which library files the kernel may
+//! read.
 //!
-//! Invariants. The first two are the kernel's, which answers EIO to an open that breaks them:
+//! Invariants. The kernel enforces the first two, with EIO for an open that breaks them.
 //!
-//! 1. All open files of an inode are cached, or all are passthrough with one backing number.
-//! 2. A backing number is not given back while a file that was opened with it is open.
-//! 3. While a library file is open by passthrough, nothing changes the inode's bytes: an open for writing and a
-//!    truncation wait for the readers, and then fail with ETXTBSY. The kernel could not move the readers to the private
-//!    copy, and a map made through an open for writing would lead to the library's file.
+//! 1. All open files of an inode are cached, or all are passthrough with the same backing number.
+//! 2. A backing number stays registered while a file that was opened with it is open.
+//! 3. While a library file is open by passthrough, the inode's bytes do not change. An open for writing and a truncation
+//!    wait for the readers, and fail with ETXTBSY if the readers do not close the file. The kernel could not switch the
+//!    readers to the private copy, and a shared mapping by the writer would write to the library's file.
 //!
-//! A library file that is *not* handed to the kernel is cached, and its open files see every change at once.
+//! Open files of a library file that is cached see every change at once.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -28,36 +31,35 @@ use crate::fs::Side;
 use crate::namespace::error::{Error, Result};
 use crate::sys::backing::{self, Backings};
 
-/// Idle inodes whose way of opening is remembered. A backing number among them holds one open file of the kernel's,
-/// about 300 bytes, and spares the next open of that file a system call or a message to the mount helper; a heavy
-/// import opens two thousand files.
+/// Number of idle inodes whose backing number is kept. A kept number costs an open file in the kernel, about 300 bytes.
+/// It saves the next open a system call, or a message to the mount helper. A large Python import opens 2,000 files.
 const IDLE_LIMIT: NonZeroUsize = match NonZeroUsize::new(4096) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
 };
 
-/// How long a change waits for those who have the library's file open. Most only read it once.
+/// How long a change waits for readers of the library's file. Most read it once and close it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How an open is to be answered.
+/// The answer to an open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Answer {
     /// The kernel reads and writes the backing file with this number.
     Passthrough(u32),
     /// Reads and writes come as requests.
     Cached {
-        /// Whether what the kernel has cached is right: nobody has written to the file by passthrough.
+        /// Whether the page cache is valid, because no passthrough write has changed the file.
         keep: bool,
     },
 }
 
-/// How the inodes of one mount are open.
+/// The open files of one mount.
 #[derive(Debug)]
 pub(super) struct Passthrough {
     backings: Arc<dyn Backings>,
-    /// Whether the log knows that a file could not be registered.
+    /// Whether a failure to register a file was logged as a warning.
     told: AtomicBool,
-    /// Makes the kernel ask for attributes again. Not there before the mount is served.
+    /// Makes the kernel ask for attributes again. Set once the mount is served.
     notifier: Arc<OnceLock<Notifier>>,
     /// A leaf lock, held for map operations only.
     inodes: Mutex<Inodes>,
@@ -67,13 +69,13 @@ pub(super) struct Passthrough {
 
 #[derive(Debug)]
 struct Inodes {
-    /// Inodes that somebody has open; all others are idle.
+    /// Inodes with open files. All others are idle.
     open: HashMap<u64, Open>,
-    /// How idle inodes were open last.
+    /// How the open files of idle inodes were last answered.
     idle: LruCache<u64, Way>,
-    /// Inodes whose bytes are being changed, and by how many.
+    /// Inodes whose bytes are being changed, with the number of changes in progress.
     changing: HashMap<u64, u64>,
-    /// Inodes that may be mapped for writing: see [`Passthrough::may_be_mapped`].
+    /// See [`Passthrough::may_be_mapped`].
     mapped: HashSet<u64>,
 }
 
@@ -88,7 +90,7 @@ struct Open {
 #[derive(Clone, Copy, Debug)]
 struct Way {
     side: Side,
-    /// The backing number; None for cached.
+    /// The backing number. None for cached.
     id: Option<u32>,
 }
 
@@ -108,25 +110,25 @@ impl Passthrough {
         }
     }
 
-    /// Counts one more open file of an inode, if how to answer is known already. `side` is where its bytes are.
+    /// Counts one more open file of an inode, if the answer is known already. `side` is the layer of its bytes.
     pub(super) fn join(&self, ino: u64, side: Side) -> Option<Answer> {
         self.inodes.lock().join(ino, side)
     }
 
-    /// Counts one more open file of an inode, and says how to answer. `file` has the inode's bytes; None when they may
-    /// not be handed to the kernel.
+    /// Counts one more open file of an inode, and returns the answer. `file` is the backing file, or None if the kernel
+    /// may not have it.
     pub(super) fn open(&self, ino: u64, side: Side, file: Option<BorrowedFd<'_>>) -> Answer {
         if let Some(answer) = self.join(ino, side) {
             return answer;
         }
-        // Not under the lock: it may be a message to the mount helper.
+        // Without the lock, because this may be a message to the mount helper.
         let id = file.and_then(|file| self.register(side, file));
         let (answer, unused) = {
             let mut inodes = self.inodes.lock();
-            // A change has begun: it must find no backing file of the library's.
+            // During a change, no library file may be open by passthrough.
             let changing = side == Side::Lower && inodes.changing.contains_key(&ino);
             match inodes.join(ino, side) {
-                // Somebody else was as fast.
+                // Another thread registered the file meanwhile.
                 Some(answer) => (answer, [id, None]),
                 None => {
                     let way = Way { side, id: id.filter(|_| !changing) };
@@ -140,7 +142,7 @@ impl Passthrough {
         answer
     }
 
-    /// An open file of an inode is gone.
+    /// Counts one open file of an inode less.
     pub(super) fn release(&self, ino: u64) {
         let unused = {
             let mut inodes = self.inodes.lock();
@@ -151,7 +153,7 @@ impl Passthrough {
             }
             let way = open.way;
             inodes.open.remove(&ino);
-            // A changed file that is cached is so for a reason that may have gone.
+            // Why a file of the upper was cached may not hold for the next open.
             if way.id.is_some() || way.side == Side::Lower {
                 inodes.idle.push(ino, way).and_then(|(_, least_used)| least_used.id)
             } else {
@@ -162,7 +164,7 @@ impl Passthrough {
         unused.into_iter().for_each(|id| self.give_back(id));
     }
 
-    /// The kernel has dropped an inode: its backing file need not be kept, and may be a deleted one.
+    /// Releases the backing file of an inode that the kernel has forgotten: it may be a deleted file.
     pub(super) fn forget(&self, ino: u64) {
         let unused = {
             let mut inodes = self.inodes.lock();
@@ -172,12 +174,15 @@ impl Passthrough {
         unused.into_iter().for_each(|id| self.give_back(id));
     }
 
-    /// Whether a change of an inode's bytes would have to wait.
+    /// Whether a change of an inode's bytes has to wait for readers.
     pub(super) fn must_wait(&self, ino: u64) -> bool {
         self.inodes.lock().is_held(ino)
     }
 
-    /// Begins a change of an inode's bytes, once nobody has the library's file open. None when somebody keeps it open.
+    /// Begins a change of an inode's bytes, after all readers of the library's file have closed it.
+    ///
+    /// # Errors
+    /// `InUse` when a reader keeps the file open.
     pub(super) fn change(&self, ino: u64) -> Result<Change<'_>> {
         let deadline = Instant::now() + PATIENCE;
         let mut inodes = self.inodes.lock();
@@ -190,40 +195,41 @@ impl Passthrough {
         Ok(Change { modes: self, ino })
     }
 
-    /// Notes that an inode was opened for reading and writing, so that it may be mapped, longer than it is open. A store
-    /// to a map moves the backing file's times and tells nobody: from now on the kernel may not keep the attributes.
+    /// Notes that an inode was opened for reading and writing, so that it may have a shared mapping, which can outlive the
+    /// open file. A store to the mapping changes the backing file's times without a request. So from now on the kernel
+    /// may not cache the attributes.
     pub(super) fn may_be_mapped(&self, ino: u64) {
         if !self.inodes.lock().mapped.insert(ino) {
             return;
         }
-        // A negative offset: the attributes only. An inode that was just created is not known yet.
+        // A negative offset drops only the attributes. The kernel does not know an inode that is being created.
         if let Some(notifier) = self.notifier.get()
             && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
         {
-            tracing::debug!(ino, %error, "the kernel had no attributes to drop");
+            tracing::debug!(ino, %error, "the kernel has no attributes to drop");
         }
     }
 
-    /// Whether the kernel may keep an inode's attributes.
+    /// Whether the kernel may cache an inode's attributes.
     pub(super) fn keeps_attributes(&self, ino: u64) -> bool {
         !self.inodes.lock().mapped.contains(&ino)
     }
 
     fn register(&self, side: Side, file: BorrowedFd<'_>) -> Option<u32> {
         let id = match side {
-            // What is registered by a read-only descriptor cannot be written to.
+            // The kernel cannot write to a file that is registered by a read-only descriptor.
             Side::Lower => backing::read_only(file).and_then(|file| self.backings.open(file.as_fd())),
             Side::Upper => self.backings.open(file),
         };
         match id {
             Ok(id) => Some(id),
-            // A library of somebody else's has thousands of files that an ordinary user may not register.
+            // One warning is enough: an ordinary user may not register any file of another user's library.
             Err(error) if self.told.swap(true, Ordering::Relaxed) => {
                 tracing::debug!(%error, "a file is served without passthrough");
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "a file is served without passthrough, and others may be");
+                tracing::warn!(%error, "a file is served without passthrough, and others may follow");
                 None
             }
         }
@@ -231,12 +237,12 @@ impl Passthrough {
 
     fn give_back(&self, id: u32) {
         if let Err(error) = self.backings.close(id) {
-            tracing::warn!(id, %error, "a backing file stays registered");
+            tracing::warn!(id, %error, "cannot unregister a backing file");
         }
     }
 }
 
-/// A change of an inode's bytes that is under way. Until it is dropped no library file is handed to the kernel for it.
+/// A change of an inode's bytes that is in progress. Until it is dropped, the kernel gets no library file for the inode.
 #[derive(Debug)]
 pub(super) struct Change<'p> {
     modes: &'p Passthrough,
@@ -254,10 +260,10 @@ impl Drop for Change<'_> {
 }
 
 impl Inodes {
-    /// Adds an open file to an inode that is open, or that was open before in a way that is still right.
+    /// Counts one more open file of an inode, if it is open or the last answer is still valid.
     fn join(&mut self, ino: u64, side: Side) -> Option<Answer> {
         if let Some(open) = self.open.get_mut(&ino) {
-            // Invariant 3: if the library's file is open the bytes are still the same, wherever they are now.
+            // By invariant 3, the bytes are unchanged while the library's file is open.
             open.files += 1;
             return Some(open.way.answer(side));
         }
@@ -268,7 +274,7 @@ impl Inodes {
         Some(way.answer(side))
     }
 
-    /// Whether the library's file is open by passthrough.
+    /// Whether a library file is open by passthrough.
     fn is_held(&self, ino: u64) -> bool {
         let open = self.open.get(&ino);
         open.is_some_and(|open| open.way.side == Side::Lower && open.way.id.is_some())
@@ -276,7 +282,7 @@ impl Inodes {
 }
 
 impl Way {
-    /// `now` is where the bytes are.
+    /// The answer to an open. `now` is the layer of the bytes.
     fn answer(self, now: Side) -> Answer {
         match self.id {
             Some(id) => Answer::Passthrough(id),

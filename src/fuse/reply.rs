@@ -1,4 +1,4 @@
-//! Answering: our results become fuser's replies, and errors become errnos, here and nowhere else.
+//! Answers requests: converts results to fuser's replies. All errors are logged, counted and answered here.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -22,16 +22,16 @@ use crate::materialize::FileData;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Attr, Ino};
 
-/// How long the kernel may keep names and attributes: in effect for ever, since it learns of every change by
-/// making it.
+/// How long the kernel may cache names and attributes. In effect without limit, because every change goes through the
+/// kernel.
 pub(super) static TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 thread_local! {
-    /// Each loop reads into its own buffer, grown once to the largest request it met.
+    /// Each thread reads into its own buffer, which grows to the size of the largest request.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What stands in where attributes are asked for and mean nothing.
+/// Attributes for an answer that has none.
 pub(super) const ABSENT: Attr = Attr {
     ino: Ino(0),
     kind: crate::namespace::types::Kind::Dir,
@@ -208,7 +208,6 @@ fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, off
     });
 }
 
-/// Answers an open in the way that was decided.
 pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
     match answer {
         Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
@@ -216,7 +215,6 @@ pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
     }
 }
 
-/// Answers a create, as [`opened`] does an open.
 pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Answer) {
     let (attr, generation) = (convert::attr(attr), Generation(attr.generation.into()));
     match answer {
@@ -230,7 +228,7 @@ pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Answer) {
     }
 }
 
-/// What the kernel has cached may be from before somebody wrote by passthrough: then it must not be kept.
+/// Without `keep`, the kernel drops the file's pages: they may be older than a passthrough write.
 fn cache_flags(keep: bool) -> FopenFlags {
     if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
 }

@@ -1,12 +1,11 @@
-//! Who runs a request: the loop that received it, or a thread beside the loops.
+//! Decides which thread runs a request: the loop that received it, or a thread of a pool.
 //!
-//! A loop that waits for a disk answers nobody meanwhile. So all loops but one may run requests that can wait; once
-//! they do, further ones are run by a small pool of threads, and the last loop goes on with what needs no disk. A
-//! request that is known to take long goes to the pool at once. When no thread can be started the loop does the work
-//! itself.
+//! A loop that waits for a disk answers no other request. So all loops but one may run requests that can block. While
+//! they all do, further such requests go to the pool, and the last loop continues with requests that need no disk. A
+//! request that is known to take long goes to the pool at once. When no thread can be started, the loop does the work.
 //!
-//! Invariants: a loop is never blocked by a request while all others are, as long as threads can be started; and no
-//! panic ends a thread here. A request that panics drops its reply, which answers EIO.
+//! Invariants: the last loop never blocks, as long as threads can be started; and a panic does not end a thread. A
+//! request that panics drops its reply, and fuser then answers EIO.
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
@@ -23,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::namespace::types::Ino;
 use crate::sys::thread;
 
-/// How long a thread of the pool stays without work.
+/// After this time without work, a thread of the pool ends.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Runs the requests of one mount.
@@ -34,11 +33,11 @@ pub(super) struct Workers {
     pool: Arc<Pool>,
 }
 
-/// How many more loops may run a request that can wait.
+/// The number of further loops that may run a request that can block.
 #[derive(Debug)]
 struct Permits(AtomicIsize);
 
-/// The right of a loop to run such a request; given back when dropped.
+/// The right of a loop to run such a request, until it is dropped.
 struct Permit<'p>(&'p AtomicIsize);
 
 impl Permits {
@@ -66,13 +65,13 @@ impl Workers {
         Self { mount: Arc::new(mount), permits: Permits::new(loops), pool: Arc::default() }
     }
 
-    /// The operations, for what a loop does by itself.
+    /// The operations, for work that does not block.
     pub(super) fn mount(&self) -> &Mount {
         &self.mount
     }
 
-    /// Runs a request that may have to wait for a disk. `with` (a name, or the bytes of a write) is copied only when
-    /// a thread has to do the work.
+    /// Runs a request that may wait for a disk. `with` (a name, or the bytes of a write) is copied only if the request
+    /// goes to the pool.
     pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
@@ -89,8 +88,8 @@ impl Workers {
         }
     }
 
-    /// Runs a request whose first step finds out whether the rest may take long. That rest, which the first step
-    /// returns, is run on a thread of the pool.
+    /// Runs a request whose first step finds out whether it takes long. If so, the first step returns the second, which
+    /// the pool runs.
     pub(super) fn run_in_steps<R>(&self, first: impl FnOnce(&Arc<Mount>) -> Option<R> + Send + 'static)
     where
         R: FnOnce(&Arc<Mount>) + Send + 'static,
@@ -105,8 +104,8 @@ impl Workers {
         }
     }
 
-    /// The same for a request that only reads names or attributes: of an entry that is purely the library's it never
-    /// has to wait.
+    /// As [`Workers::run`], for a request that only reads names or attributes. For an entry that is only in the library
+    /// it never blocks.
     pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
     where
         T: ToOwned + ?Sized,
@@ -126,7 +125,7 @@ impl Workers {
         }
     }
 
-    /// Runs a request that takes long on a thread of the pool.
+    /// Runs a request that takes long, on a thread of the pool.
     pub(super) fn hand_over(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
         let mount = Arc::clone(&self.mount);
         self.pool.run(Box::new(move || {
@@ -135,12 +134,12 @@ impl Workers {
     }
 }
 
-/// Runs a request; a bug in it must not end the loop, and with it the mount. None when it panicked.
+/// Runs a request, so that a panic does not end the loop and with it the mount. None when the request panicked.
 pub(super) fn guarded<T>(metrics: &Metrics, work: impl FnOnce() -> T) -> Option<T> {
-    // Unwinding drops what the request held: its locks (which are not poisoned) and its reply.
+    // Unwinding releases the request's locks (parking_lot does not poison them) and drops its reply.
     let done = catch_unwind(AssertUnwindSafe(work)).ok();
     if done.is_none() {
-        tracing::error!("a request panicked and was answered EIO");
+        tracing::error!("a request panicked; answered with EIO");
         metrics.request_failed(Errno::IO);
     }
     done
@@ -148,7 +147,7 @@ pub(super) fn guarded<T>(metrics: &Metrics, work: impl FnOnce() -> T) -> Option<
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that wait for work, and end when there is none for a while.
+/// Threads that run jobs. A thread without work waits for [`IDLE`], and then ends.
 #[derive(Default)]
 struct Pool {
     /// A leaf lock.
@@ -159,7 +158,7 @@ struct Pool {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Threads that wait. There are never more jobs than these: each job has its thread.
+    /// Number of waiting threads. There are never more jobs: each job in the queue has a thread.
     idle: usize,
 }
 
@@ -170,7 +169,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Runs a job on a thread that waits or on a new one; here when there can be none.
+    /// Runs a job on a waiting thread or a new one, or here if no thread can be started.
     fn run(self: &Arc<Self>, job: Job) {
         let mut queue = self.queue.lock();
         if queue.idle > queue.jobs.len() {
@@ -181,13 +180,12 @@ impl Pool {
         }
         drop(queue);
         let pool = Arc::clone(self);
-        // The job comes back when there is no thread for it.
         let spawned = thread::spawn_with("worker", job, move |job| {
             job();
             pool.serve();
         });
         if let Err((job, error)) = spawned {
-            tracing::warn!(%error, "no thread to be had: a loop does the work itself");
+            tracing::warn!(%error, "cannot start a thread; a loop does the work");
             job();
         }
     }
@@ -221,7 +219,7 @@ mod tests {
     fn jobs_that_wait_for_each_other_all_run() {
         let pool = Arc::new(Pool::default());
         for _ in 0..3 {
-            // Each waits for the one after it, so each needs a thread of its own.
+            // Each job waits for the next one, so each needs its own thread.
             let (first, second) = (channel::<()>(), channel::<()>());
             let (send, done) = channel();
             pool.run(Box::new(move || {
