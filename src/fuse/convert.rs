@@ -35,7 +35,7 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
         ctime: system_time(attr.ctime),
         crtime: UNIX_EPOCH,
         kind: kind(attr.kind),
-        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
+        perm: (attr.mode & 0o7777) as u16,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,

@@ -1,8 +1,10 @@
 //! The clone ladder: FICLONE, then `copy_file_range`, then read and write.
 //!
-//! Not a policy about *what* is copied: it moves the bytes of one open file into another, empty one, says which
-//! way it took, and why a better one was refused. Invariant: only an answer that means "this pair of filesystems
-//! cannot" leads one step down; ENOSPC, EDQUOT, EIO and the like are errors, since a fallback would hide them.
+//! [`Cloner::clone_file`] copies the bytes of one open file into an empty one. It returns the method that worked, and the
+//! errno of a refused FICLONE. A refusal is remembered for each pair of filesystems.
+//!
+//! Invariant: the next method is tried only after an errno that means "not between these filesystems". ENOSPC, EDQUOT,
+//! EIO and the like are errors: a fallback would hide them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,15 +16,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::Strategy;
 
-/// The way the bytes went.
+/// How the bytes were copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Extents are shared; no byte was copied.
+    /// By FICLONE: the extents are shared.
     Reflink,
-    /// `copy_file_range` inside the kernel.
+    /// By `copy_file_range`, inside the kernel.
     CopyRange,
-    /// Read and written through this process.
+    /// By reads and writes of this process.
     Copy,
 }
 
@@ -39,41 +41,41 @@ impl fmt::Display for Method {
 /// Why cloning failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// `--strategy reflink`, and the filesystems cannot.
+    /// The strategy is reflink, and the filesystems do not support it.
     #[error("the filesystems cannot share extents (FICLONE: {0})")]
     ReflinkRefused(Errno),
-    /// A read, write or clone failed for a reason that no other way would cure.
+    /// A system call failed, and another method would fail too.
     #[error("{call} failed: {source}")]
     Os {
         /// The system call.
         call: &'static str,
-        /// Its answer.
+        /// Its errno.
         source: Errno,
     },
     /// The source ended before the promised length.
     #[error("the source ended at byte {at} of {len}")]
     ShortSource {
-        /// Where it ended.
+        /// Its length in bytes.
         at: u64,
-        /// What was expected.
+        /// The expected length in bytes.
         len: u64,
     },
 }
 
-/// One clone done.
+/// A finished clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cloned {
-    /// The way taken.
+    /// How the bytes were copied.
     pub method: Method,
-    /// The errno with which FICLONE refused, when a lower rung was taken for that.
+    /// The errno of FICLONE, when it refused and another method was used.
     pub refused: Option<Errno>,
 }
 
-/// Performs clones and remembers, per pair of devices, which rungs were refused.
+/// Clones files, and remembers for each pair of devices which methods were refused.
 #[derive(Debug)]
 pub struct Cloner {
     strategy: Strategy,
-    /// (source device, target device) -> what is known. A leaf lock: nothing is locked while it is held.
+    /// By source and target device. A leaf lock: no other lock is taken while it is held.
     refusals: Mutex<HashMap<(u64, u64), Refusals>>,
 }
 
@@ -83,7 +85,7 @@ struct Refusals {
     copy_range: Option<Errno>,
 }
 
-/// The answers that mean "not between these two files", as against "failed".
+/// Whether the errno means "not between these files" and not "failed".
 fn means_unsupported(errno: Errno) -> bool {
     matches!(
         errno,
@@ -104,7 +106,7 @@ impl Cloner {
         Self { strategy, refusals: Mutex::new(HashMap::new()) }
     }
 
-    /// The strategy it follows.
+    /// The strategy of the mount.
     #[must_use]
     pub fn strategy(&self) -> Strategy {
         self.strategy
@@ -113,7 +115,7 @@ impl Cloner {
     /// Makes the empty file `to` hold the `len` bytes of `from`.
     ///
     /// # Errors
-    /// See [`CloneError`]. On an error `to` holds rubbish: the caller drops it.
+    /// See [`CloneError`]. After an error the content of `to` is undefined.
     pub fn clone_file(&self, from: &File, to: &File, len: u64) -> Result<Cloned, CloneError> {
         let pair = (device(from)?, device(to)?);
         let known = self.refusals.lock().get(&pair).copied().unwrap_or_default();
@@ -166,7 +168,7 @@ fn copy_range(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
     Ok(())
 }
 
-/// Copies by offset, so that a `copy_file_range` that stopped half-way is simply written over.
+/// Copies all bytes by offset, and so overwrites what an interrupted `copy_file_range` has left.
 pub(super) fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
     let mut buffer = vec![0u8; usize::try_from(len.clamp(1, 256 * 1024)).unwrap_or(256 * 1024)];
     let mut at = 0u64;

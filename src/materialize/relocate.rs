@@ -1,18 +1,19 @@
-//! Relocation: the space's name written over the stage's name, at the offsets that the catalog lists.
+//! Relocation: writes the space's name over the stage's name, at the offsets that the catalog lists.
 //!
-//! Not a search (the recorder does that) and not a decision about which file: it works on bytes, or on a file
-//! that is already private. Invariant: the size never changes, since both names are [`NAME_LEN`] bytes, and an
-//! offset at which the stage's name does not stand is an error, since then catalog and blob disagree.
+//! The recorder has searched for these offsets. Here they are applied, to bytes in memory or to a private file.
+//!
+//! Invariants: the size never changes, because both names are [`NAME_LEN`] bytes long. An offset at which the stage's name
+//! is missing is an error, because then the catalog and the blob do not belong together.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 pub use crate::library::NAME_LEN;
 
-/// The pair of names of one space.
+/// The two names of a relocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
-    /// The stage's name, as recorded.
+    /// The stage's name, which the library's files contain.
     pub from: [u8; NAME_LEN],
     /// The space's name.
     pub to: [u8; NAME_LEN],
@@ -21,32 +22,32 @@ pub struct Names {
 /// Why a file could not be relocated.
 #[derive(Debug, thiserror::Error)]
 pub enum RelocateError {
-    /// The offset lies beyond the content.
+    /// The offset is beyond the end of the file.
     #[error("relocation at byte {offset} lies beyond the end of the file")]
     OutOfBounds {
-        /// The offset.
+        /// In bytes.
         offset: u64,
     },
-    /// Something else stands there.
+    /// The file has other bytes at the offset.
     #[error("relocation at byte {offset}: the recorded name is not there")]
     NameNotThere {
-        /// The offset.
+        /// In bytes.
         offset: u64,
     },
     /// Reading or writing the private file failed.
     #[error("relocation at byte {offset}: {source}")]
     Io {
-        /// The offset.
+        /// In bytes.
         offset: u64,
-        /// The reason.
+        /// The error.
         source: std::io::Error,
     },
 }
 
-/// Patches content in memory.
+/// Relocates content in memory.
 ///
 /// # Errors
-/// When an offset is out of bounds or does not hold the recorded name.
+/// When an offset is out of bounds, or the stage's name is not there.
 pub fn patch_bytes(
     content: &mut [u8],
     offsets: impl Iterator<Item = u64>,
@@ -65,7 +66,7 @@ pub fn patch_bytes(
     Ok(())
 }
 
-/// Patches a private file.
+/// Relocates a private file.
 ///
 /// # Errors
 /// As [`patch_bytes`], and when the file cannot be read or written.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::staging::name_of;
 use super::{Error, LowerFile, Materializer, PrivateCopy};
 use crate::library::index::NodeId;
 use crate::library::stamp::Stamp;
@@ -95,5 +96,5 @@ impl Materializer {
 }
 
 fn relocated_name(node: NodeId) -> CString {
-    CString::new(node.0.to_string()).unwrap_or_default()
+    name_of(&node.0.to_string())
 }

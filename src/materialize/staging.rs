@@ -1,11 +1,14 @@
-//! Staging: a file or directory is made under a name of its own in the space's `work` directory, and becomes
-//! visible in one rename.
+//! Staging: a file or directory is made under a temporary name in the space's `work` directory, and becomes visible by one
+//! rename.
 //!
-//! Not a cache: what lies here has no meaning for a reader, and whatever a crash leaves is swept at the next
-//! mount. Invariant: an entry is published whole or not at all; a dropped [`Staged`] removes itself.
+//! What a crash leaves in `work` is removed at the next mount, except for *notes*: entries whose name says what an earlier
+//! mount was about to do, so that the next mount can finish it.
+//!
+//! Invariant: an entry is published as a whole or not at all. Dropping a [`Staged`] removes the entry.
 
 use std::ffi::CString;
 use std::fs::File;
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,14 +26,14 @@ pub struct Staging {
     dir: Arc<OwnedFd>,
     next: AtomicU64,
     order: OnceLock<Order>,
-    /// Notes that an earlier mount has left. A leaf lock.
+    /// The notes of earlier mounts. A leaf lock.
     notes: Mutex<Vec<CString>>,
 }
 
-/// With this begins the name of a note: what an earlier mount was about to do, for the next one to finish.
+/// Prefix of the name of a note.
 pub const NOTE: &str = "moved.";
 
-/// Something staged and not yet visible.
+/// A staged entry that is not visible yet.
 #[derive(Debug)]
 pub struct Staged {
     dir: Arc<OwnedFd>,
@@ -40,30 +43,30 @@ pub struct Staged {
 }
 
 impl Staging {
-    /// Takes the directory; the caller holds the space's lock, so that nobody else stages here.
+    /// Stages in `dir`. The caller holds the space's lock, so no other process does.
     #[must_use]
     pub fn new(dir: OwnedFd) -> Self {
         Self { dir: Arc::new(dir), next: AtomicU64::new(0), order: OnceLock::new(), notes: Mutex::default() }
     }
 
-    /// Has the bytes of a file on this filesystem survive before the name that it is given next.
+    /// Writes the bytes of a file to the disk, so that the file's next name never survives a crash without them.
     ///
     /// # Errors
-    /// Those of writing to the disk.
+    /// The errno of the sync.
     pub fn write_out(&self, file: &impl AsFd) -> Result<(), Errno> {
         self.order.get_or_init(|| Order::of(&self.dir)).write_out(file)
     }
 
-    /// The directory itself, as a source or target of renames.
+    /// The directory, as source or target of renames.
     #[must_use]
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Removes what an earlier mount left behind, but for its notes. Returns how many entries went.
+    /// Removes what an earlier mount has left, except for notes. Returns the number of removed entries.
     ///
     /// # Errors
-    /// When the directory cannot be read, or an entry not be removed.
+    /// When the directory cannot be read, or an entry cannot be removed.
     pub fn sweep(&self) -> Result<usize, Errno> {
         let mut swept = 0;
         let dir = rustix::fs::Dir::read_from(&*self.dir)?;
@@ -82,31 +85,31 @@ impl Staging {
         Ok(swept)
     }
 
-    /// The notes that an earlier mount has left.
+    /// The names of the notes that [`Staging::sweep`] found.
     #[must_use]
     pub fn take_notes(&self) -> Vec<CString> {
         std::mem::take(&mut *self.notes.lock())
     }
 
-    /// A name for a note. No earlier mount has used it: a note may outlive a mount.
+    /// A name for a note. It is unique also among mounts, because a note can outlive a mount.
     #[must_use]
     pub fn fresh_note(&self) -> CString {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        CString::new(format!("{NOTE}{}.{:09}.{number}", now.tv_sec, now.tv_nsec)).unwrap_or_default()
+        name_of(&format!("{NOTE}{}.{:09}.{number}", now.tv_sec, now.tv_nsec))
     }
 
-    /// A name that nothing staged by this mount has.
+    /// A name that is unique within this mount.
     #[must_use]
     pub fn fresh_name(&self) -> CString {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        CString::new(number.to_string()).unwrap_or_default()
+        name_of(&number.to_string())
     }
 
     /// A new empty regular file, open for reading and writing, mode 0600.
     ///
     /// # Errors
-    /// The errno of the open.
+    /// The errno of open(2).
     pub fn file(&self) -> Result<(File, Staged), Errno> {
         let name = self.fresh_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -114,10 +117,10 @@ impl Staging {
         Ok((File::from(fd), self.adopt(name, false)))
     }
 
-    /// A new empty directory, mode 0700, with an `O_PATH` descriptor for it.
+    /// A new empty directory with mode 0700, and an `O_PATH` descriptor of it.
     ///
     /// # Errors
-    /// The errno of the calls.
+    /// The errno of mkdir(2) or open(2).
     pub fn directory(&self) -> Result<(OwnedFd, Staged), Errno> {
         let name = self.fresh_name();
         rustix::fs::mkdirat(&*self.dir, &name, Mode::RWXU)?;
@@ -131,7 +134,7 @@ impl Staging {
         Ok((fd, staged))
     }
 
-    /// Takes responsibility for an entry of `work` that was made by other means (a symlink, a fifo, a link).
+    /// Stages an entry that the caller has made in `work`: a symbolic link, a FIFO, a hard link.
     #[must_use]
     pub fn adopt(&self, name: CString, is_dir: bool) -> Staged {
         Staged { dir: Arc::clone(&self.dir), name: Some(name), is_dir }
@@ -139,26 +142,26 @@ impl Staging {
 }
 
 impl Staged {
-    /// Its name inside `work`.
+    /// The entry's name in `work`.
     ///
     /// # Errors
-    /// ENOENT when it was published already, which no caller does.
+    /// ENOENT when the entry is published already.
     pub fn name(&self) -> Result<&CString, Errno> {
         self.name.as_ref().ok_or(Errno::NOENT)
     }
 
-    /// Renames it to its place, over whatever stands there.
+    /// Renames the entry to its final place, and replaces what is there.
     ///
     /// # Errors
-    /// The errno of the rename; the staged entry is then removed.
+    /// The errno of the rename. The staged entry is then removed.
     pub fn publish(self, dir: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> {
         self.publish_with(dir, name, RenameFlags::empty())
     }
 
-    /// Renames it to its place with flags.
+    /// As [`Staged::publish`], with flags.
     ///
     /// # Errors
-    /// The errno of the rename; the staged entry is then removed.
+    /// As [`Staged::publish`].
     pub fn publish_with(
         mut self,
         dir: BorrowedFd<'_>,
@@ -175,7 +178,7 @@ impl Staged {
         self.name = None;
     }
 
-    /// Changes places with what stands at `name`; what stood there is then staged, and goes when this is dropped.
+    /// Exchanges the entry with the one at `name`, which is then staged in its place, and removed when this is dropped.
     ///
     /// # Errors
     /// The errno of the rename.
@@ -195,8 +198,13 @@ impl Drop for Staged {
             rustix::fs::unlinkat(&*self.dir, &name, AtFlags::empty())
         };
         if let Err(errno) = removed {
-            // Nothing is lost: the next mount sweeps.
-            tracing::warn!(name = ?name, %errno, "a staging entry stays until the next mount");
+            // The next mount removes it.
+            tracing::warn!(name = ?name, %errno, "cannot remove a staged entry; the next mount does");
         }
     }
+}
+
+/// A file name without a NUL byte.
+pub(super) fn name_of(text: &str) -> CString {
+    text.bytes().filter_map(NonZero::new).collect::<Vec<NonZero<u8>>>().into()
 }
