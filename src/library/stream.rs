@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::blob::BlobError;
+use super::blob::error::BlobError;
 
 /// The file to read a range from, or why the blob cannot be read.
 pub type Outcome = Result<Arc<File>, Arc<BlobError>>;

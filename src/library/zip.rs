@@ -1,16 +1,19 @@
-//! A library in a zip archive, read in place: what `rcc holotree export` writes, or the `hololib/hololib.zip` of a robot
-//! bundle, which is a script with a zip archive behind it.
+//! A library in a zip archive, read in place.
 //!
-//! The central directory is read once, when the archive is opened, and gives the place of each blob. Nothing is
-//! unpacked until it is read. The archive stays open, so a mount survives that it is renamed, replaced or removed.
+//! This is what `rcc holotree export` writes, or the `hololib/hololib.zip` in a robot bundle, which is a script followed by
+//! a zip archive. The central directory is read once, when the archive is opened, and gives the place of each blob. Nothing
+//! is unpacked before it is read. The archive stays open, so a mount survives that the file is renamed, replaced or removed.
 //!
-//! An archive is hostile until checked. When it is opened, each of these makes it refused: two entries of one name,
-//! entries that overlap, sizes that deflate cannot produce, names with `..`, encryption, other compression methods, and
-//! more entries than `MAX_ENTRIES`. The time and memory for this grow with the central directory only. Later reads
-//! trust the sizes as upper limits: a stream that yields more or less is an error of that entry.
+//! Limits: a bundle must store its `hololib.zip` without compression, because deflate has no random access. A reflink to a
+//! blob is not possible. Opening takes time and memory that grow with the central directory.
 //!
-//! Invariant: bytes of an archive that was changed while it was open are never taken for a blob or a catalog. Blobs are
-//! compared with their digests, as those of every library, and catalogs with the checksum in the central directory.
+//! Anybody may have written the archive. It is refused when two entries have one name, when entries overlap, when deflate
+//! cannot produce a declared size, when a name contains `..`, when an entry is encrypted or uses another compression method,
+//! and when there are more than two million entries. A declared size is an upper limit for each later read: a stream of
+//! another length is an error of that entry.
+//!
+//! Invariant: an archive that changes while it is open yields errors, and never wrong bytes. Blobs are compared with their
+//! digests, and catalogs with the checksum in the central directory.
 
 #[cfg(test)]
 mod tests;
@@ -209,8 +212,8 @@ impl ZipLibrary {
             let Some(below) = name.strip_prefix(b"library/") else {
                 if let Some(catalog) = name.strip_prefix(b"catalog/").and_then(catalog_name) {
                     self.catalogs.push((catalog, member(&entry, name)?));
-                } else if name == NESTED.as_bytes() {
-                    nested = Some(member(&entry, name)?);
+                } else if name == NESTED.as_bytes() && nested.replace(member(&entry, name)?).is_some() {
+                    return Err(refused(name, "it has two entries of this name"));
                 }
                 continue;
             };

@@ -93,6 +93,8 @@ fn stored_entries_a_script_in_front_and_an_archive_inside_of_another() {
             assert_eq!(content(&library, &digest).unwrap(), content(&plain, &digest).unwrap());
         }
     }
+    let twice = [nested[1].clone(), nested[1].clone()];
+    assert!(opened(&zip(script, &twice)).unwrap_err().to_string().contains("two entries"));
     let packed = [ZipEntry::deflated(NESTED, &zip(b"", &inner))];
     let why = opened(&zip(script, &packed)).unwrap_err().to_string();
     assert!(why.contains("is compressed") && why.contains("extract"), "{why}");
