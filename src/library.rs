@@ -1,9 +1,11 @@
-//! A library of environments that rcc recorded: catalogs, and the blobs that they name.
+//! Reads libraries of environments: catalogs, and the blobs that they name.
 //!
-//! [`Library`] is where catalogs and stored bytes come from: a directory ([`dir`]) or a zip archive. Everything else in
-//! this room works on that trait: it compiles catalogs into mapped indexes ([`index`]), unpacks and verifies blobs
-//! ([`blob`]) and keeps raw copies of them ([`cache`]). A library is only read, and nothing in it is trusted: catalogs
-//! are parsed strictly, and a blob is compared with its digest before its bytes are used.
+//! A [`Library`] gives catalogs and stored bytes. It is a directory ([`dir`]) or a zip archive ([`zip`]). The other modules
+//! work with every library: they compile catalogs into mapped indexes ([`index`]), unpack and verify blobs ([`blob`]), and
+//! keep raw copies of them ([`cache`]).
+//!
+//! Invariants: a library is never written. Nothing in it is trusted: catalogs are parsed strictly, and the bytes of a blob
+//! are compared with its digest.
 
 pub mod blob;
 pub mod cache;
@@ -42,10 +44,10 @@ pub const NAME_LEN: usize = 24;
 
 /// Where catalogs and blobs come from.
 ///
-/// An implementation says where the bytes are. It does not unpack, verify or cache them: [`index::cache`] and
-/// [`blob::Blobs`] do, for every library in the same way.
+/// An implementation finds and reads the stored bytes. Unpacking, verifying and caching are the same for every library:
+/// see [`index::cache`] and [`blob::Blobs`].
 pub trait Library: Send + Sync + std::fmt::Debug {
-    /// Identifies the library on this machine: used in messages, in records and in cache keys.
+    /// Identifies the library on this machine, in messages and as a part of cache keys.
     fn name(&self) -> &str;
 
     /// Lists the catalogs.
@@ -75,7 +77,7 @@ pub trait Library: Send + Sync + std::fmt::Debug {
     /// Whether the library has something in the place of a blob.
     ///
     /// # Errors
-    /// When that cannot be told.
+    /// When the library cannot be asked.
     fn has_blob(&self, digest: &Digest) -> io::Result<bool>;
 
     /// Lists all blobs.
@@ -101,9 +103,9 @@ pub trait Library: Send + Sync + std::fmt::Debug {
 /// How long a read from a library may block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Latency {
-    /// As long as a disk takes.
+    /// As long as a disk needs.
     Disk,
-    /// As long as a network takes: such a read must not occupy a thread that others wait for.
+    /// As long as a network needs. Such a read must not occupy a thread that other requests need.
     Network,
 }
 

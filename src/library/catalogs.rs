@@ -1,4 +1,4 @@
-//! The catalogs of a library: their names, and what each name says.
+//! The names of catalogs, and the list of the catalogs of a library.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -58,7 +58,7 @@ impl CatalogName {
     }
 }
 
-/// A value that changes whenever a catalog does; compared, and never interpreted.
+/// A value that changes whenever a catalog does. It is only compared.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CatalogStamp(String);
 
@@ -71,7 +71,6 @@ impl From<Look> for CatalogStamp {
 /// A catalog as a library lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CatalogEntry {
-    /// Its name.
     pub name: CatalogName,
     /// When it was last restored or recorded.
     pub modified: SystemTime,
@@ -80,7 +79,7 @@ pub struct CatalogEntry {
 /// The catalogs of a library.
 #[derive(Debug, Default)]
 pub struct Catalogs {
-    /// By name.
+    /// Sorted by name.
     pub entries: Vec<CatalogEntry>,
     /// Entries that have the name of a catalog and are no regular files.
     pub not_files: Vec<CatalogName>,

@@ -1,4 +1,4 @@
-//! Finds the library that was typed, and opens it.
+//! Finds and opens the library that the user named.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::dir::DirLibrary;
 use super::zip::ZipLibrary;
 use super::{Library, LibraryError};
 
-/// What was found at the path that was typed.
+/// How the path that the user named leads to the library.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LibraryKind {
     /// A hololib: `catalog/` and `library/`.
@@ -28,9 +28,7 @@ pub enum LibraryKind {
 pub struct Location {
     /// The directory that holds `catalog/` and `library/`, or the archive. Absolute.
     pub path: PathBuf,
-    /// How it was given.
     pub kind: LibraryKind,
-    /// The library itself.
     pub library: Arc<dyn Library>,
 }
 
@@ -47,7 +45,7 @@ impl Location {
         Ok(Self { library: Arc::new(library), path: path.to_owned(), kind })
     }
 
-    /// The library that an earlier mount recorded by its path.
+    /// The library at a path that an earlier mount recorded.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -58,7 +56,7 @@ impl Location {
         Ok(Self::directory(path.to_owned(), LibraryKind::Hololib))
     }
 
-    /// The directory in which rcc keeps usage marks. None for an archive: rcc keeps none for it, and does not lock it.
+    /// The directory in which rcc keeps usage marks. None for an archive, for which rcc keeps none.
     #[must_use]
     pub fn hololib(&self) -> Option<&Path> {
         match self.kind {
@@ -67,8 +65,8 @@ impl Location {
         }
     }
 
-    /// The directory in which the spaces of this library's own environments are. rcc's shared holotree has its library
-    /// below the spaces. None for an archive, which can lie anywhere.
+    /// The directory in which rcc keeps the spaces of this library. In a shared holotree it is above the library. None for an
+    /// archive, which does not belong to a holotree.
     #[must_use]
     pub fn holotree(&self) -> Option<PathBuf> {
         let hololib = self.hololib()?;
@@ -77,14 +75,14 @@ impl Location {
         Some(if below { above.to_owned() } else { above.join("holotree") })
     }
 
-    /// The lock that rcc holds while it records into this library.
+    /// The lock that rcc holds while it records into this library. None for an archive.
     #[must_use]
     pub fn lock(&self) -> Option<PathBuf> {
         self.holotree().map(|holotree| holotree.join("global.lck"))
     }
 }
 
-/// Finds the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that
+/// Opens the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that
 /// fits. `auto` and `-` mean `default`, which is rcc's own.
 ///
 /// # Errors
@@ -112,7 +110,7 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
 }
 
 fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
-    // Within a home the place says what it is; only a directory of any name must show both.
+    // A new home may have no `library/` yet. There the name `hololib` or `lib` tells enough.
     let is_one =
         path.join("catalog").is_dir() && (kind != LibraryKind::Hololib || path.join("library").is_dir());
     is_one.then(|| Location::directory(path.to_owned(), kind))

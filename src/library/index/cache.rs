@@ -1,9 +1,12 @@
-//! The cache of compiled indexes: a catalog is compiled when it is first seen, and mapped from then on.
+//! The cache of compiled indexes: a catalog is compiled when it is first used, and its index is mapped from then on.
 //!
-//! An index file is named by the SHA-256 of its catalog. A small note beside it says which catalog, with which stamp,
-//! has which sum, and how the index file looked when it was put in place. So opening an index reads neither the catalog
-//! nor the index through. Invariant: an index is trusted without being read only while both look exactly as they did.
-//! Otherwise the sums are computed again, and a bad or old index is compiled again.
+//! The name of an index file is the SHA-256 of its catalog. Computing that sum, or verifying the index, takes time that
+//! grows with the environment. So a small note in the cache records the stamp of each catalog, its sum, and the look of its
+//! index file.
+//!
+//! Invariant: an index is used without verification only while the catalog has the same stamp and the index file the same
+//! look as in the note. Otherwise the sums are computed again. A damaged index, and one of another version, is compiled
+//! again.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -21,13 +24,13 @@ use crate::library::look::Look;
 use crate::library::{Library, LibraryError};
 use crate::sys::guarded::{self, Durability, PART, Replace, Writers};
 
-/// What is remembered of one catalog.
+/// The note about one catalog.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Note {
     stamp: CatalogStamp,
     catalog_sha256: String,
     index: Look,
-    /// All blobs that the catalog names were in its library.
+    /// Whether all blobs that the catalog names were in its library.
     blobs_seen: bool,
 }
 
@@ -50,8 +53,8 @@ pub fn open_or_compile(
     }
 }
 
-/// Opens the index of a catalog that has not changed since it was compiled; reads neither of them through. None when
-/// the catalog has to be read.
+/// Opens the index of a catalog that has not changed since it was compiled, without reading either. None if the catalog
+/// must be read.
 ///
 /// # Errors
 /// When the catalog contradicts its name.
@@ -73,7 +76,8 @@ pub fn open_known(
     Some(checked_name(library, name, index))
 }
 
-/// An index is found by the catalog's content, whatever its name. So the name is compared here, not by the compiler.
+/// Compares an index with the name of its catalog. The compiler cannot: catalogs with equal content share an index,
+/// whatever their names.
 fn checked_name(library: &dyn Library, name: &CatalogName, mut index: Index) -> Result<Index, LibraryError> {
     match name.complete(&mut index.info) {
         Ok(()) => Ok(index),
@@ -94,7 +98,7 @@ fn open_or_compile_unknown(
     let sum_text = Hex(&sum).to_string();
     let path = index_path(cache_dir, &sum_text);
     let note_path = note_path(library, name, cache_dir);
-    // The same content, touched or copied: rcc touches a catalog at every restore.
+    // The catalog was touched or copied. rcc touches a catalog at every restore.
     if let Some(index) = open_checked(&path, &sum_text, true) {
         write_note(&note_path, stamp, &sum_text, &path, false);
         return Ok(index);
@@ -111,7 +115,7 @@ fn open_or_compile_unknown(
     opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
 }
 
-/// Notes that all blobs of a catalog were seen in its library, unless the catalog has changed since `index` was opened.
+/// Records that the library has all blobs of a catalog, unless the catalog has changed since `index` was opened.
 pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Path, index: &Index) {
     let note_path = note_path(library, name, cache_dir);
     let sum = Hex(&index.catalog_sha256()).to_string();
@@ -135,7 +139,7 @@ fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
     cache_dir.join(format!("{sum}.v{VERSION}.idx"))
 }
 
-/// The index of a catalog content that is there and good; with `whole`, its checksum is computed.
+/// Opens the index of the catalog with this sum. None if it is missing or damaged. Verifies the body only with `whole`.
 fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
     let opened = match Index::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -155,27 +159,27 @@ fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
     opened.inspect_err(|why| tracing::warn!(path = %path.display(), %why, "compiling the catalog again")).ok()
 }
 
-/// Largest size of a note in bytes: it holds a sum and a few numbers.
+/// The largest size of a note in bytes. It holds a sum and a few numbers.
 const MAX_NOTE: u64 = 64 << 10;
 
 fn read_note(path: &Path) -> Option<Note> {
     let text = guarded::read(path, MAX_NOTE).ok()?;
     let note: Note = serde_json::from_slice(&text).ok()?;
-    // It becomes a part of a path.
+    // The sum becomes a part of a path.
     let is_sum =
         note.catalog_sha256.len() == 64 && note.catalog_sha256.bytes().all(|b| b.is_ascii_hexdigit());
     is_sum.then_some(note)
 }
 
-/// Notes how catalog and index look. Without the note, the next mount reads both through.
+/// Writes the note about a catalog. Without the note, the next mount reads the catalog and the index.
 fn write_note(path: &Path, stamp: CatalogStamp, sum: &str, index: &Path, blobs_seen: bool) {
     let written = look_of(index).and_then(|index| {
         let note = Note { stamp, catalog_sha256: sum.to_owned(), index, blobs_seen };
-        // A note that lost a part in a power cut cannot be parsed, and counts as none.
+        // A power cut may truncate the note. Then it cannot be parsed, and counts as missing.
         guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&note)?)
     });
     if let Err(error) = written {
-        tracing::warn!(path = %path.display(), %error, "cannot note that a catalog was compiled");
+        tracing::warn!(path = %path.display(), %error, "cannot record that a catalog was compiled");
     }
 }
 
@@ -184,7 +188,7 @@ pub(crate) fn cached(durability: Durability) -> Replace {
     Replace { mode: 0o600, writers: Writers::Many, durability }
 }
 
-/// Removes what writers that died left half-written.
+/// Removes the temporary files of writers that died.
 fn sweep(cache_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(cache_dir) else { return };
     for entry in entries.flatten() {
@@ -193,14 +197,14 @@ fn sweep(cache_dir: &Path) {
             && is_old() == Some(true)
             && let Err(error) = std::fs::remove_file(entry.path())
         {
-            tracing::debug!(%error, "a half-written cache file stays");
+            tracing::debug!(%error, "cannot remove a temporary file of the cache");
         }
     }
 }
 
-/// Makes a directory of the cache, for its owner alone.
+/// Creates a directory of the cache with mode 0700, unless it exists.
 pub(crate) fn make_dir(path: &Path) -> Result<(), LibraryError> {
-    // Making what is there already would wait for a disk that takes no write.
+    // On a frozen filesystem, mkdir blocks even if the directory exists.
     if path.is_dir() {
         return Ok(());
     }
