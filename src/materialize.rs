@@ -1,12 +1,11 @@
 //! Provides the bytes of lower files to one mounted space: for reading, or as private copies.
 //!
-//! [`source`] knows blobs, relocations and the clone ladder. [`Materializer`] adds what belongs to a mounted space: the
-//! staging directory, the relocated files that were only read, the caches of open files and small contents, and the
-//! rule that concurrent readers of one relocated file materialize it once. Who may see a file, under which name, and
-//! whether it was changed is the namespace's business.
+//! [`source`] combines blobs, relocations and the clone ladder. [`Materializer`] adds what belongs to a mounted space: the
+//! staging directory, the relocated files that were only read, and caches of open files and small contents. The
+//! namespace decides who may see a file, under which name, and whether its bytes are still the library's.
 //!
-//! Invariants: the library is only read; a relocated file is never shown without its relocations; nothing here runs
-//! under the namespace's locks.
+//! Invariants: the library is only read. A relocated file is never shown without its relocations. Concurrent readers of a
+//! relocated file materialize it once. Nothing here runs under the namespace's locks.
 
 pub mod clone;
 mod error;
@@ -42,31 +41,32 @@ pub use crate::library::MOTHER_TIME;
 pub use error::Error;
 pub use source::SMALL_FILE;
 
-/// Bytes of small files kept in memory. The kernel caches what it read, so this only has to span the few read
+/// Bytes of small files kept in memory. The kernel caches what it has read, so this only has to last for the few read
 /// requests of one file.
 const MEMORY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// Descriptors of blobs and relocated files kept open: so many, and no more than a sixth of what the process may have.
+/// Limit of blobs and relocated files that are kept open. The limit is lower if this is more than a sixth of the
+/// descriptors that the process may have.
 const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(256) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
 };
 
-/// The bytes of a lower file, for reading.
+/// The bytes of a file, for reading.
 #[derive(Clone, Debug)]
 pub enum FileData {
-    /// A blob, its cached copy, or a relocated file, to read from by offset.
+    /// The cached copy of a blob, or a relocated file.
     File(Arc<File>),
     /// The space's own file.
     Upper(Arc<OwnedFd>),
-    /// All of it, in memory.
+    /// The whole content, in memory.
     Bytes(Arc<[u8]>),
     /// A blob that is being unpacked, and the node that it was opened for.
     Stream(Arc<Filling>, NodeId),
 }
 
 impl FileData {
-    /// The file behind it, when there is one.
+    /// The file, unless the bytes are in memory or still being unpacked.
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match self {
@@ -89,7 +89,7 @@ impl std::fmt::Debug for OnBadBlob {
     }
 }
 
-/// A private, not yet visible copy of a lower file.
+/// A private copy of a lower file that is not visible yet.
 #[derive(Debug)]
 pub struct PrivateCopy {
     /// Open for reading and writing; mode 0600.
@@ -133,7 +133,7 @@ pub struct Materializer {
 #[derive(Debug)]
 enum Opened {
     File(Arc<File>),
-    /// Unpacked by a thread that holds it. Gone once the blob is whole.
+    /// A blob that is being unpacked. The thread that unpacks it holds it.
     Stream(Weak<Filling>),
 }
 
@@ -186,8 +186,8 @@ impl Materializer {
         &self.metrics
     }
 
-    /// The bytes of a lower file, when no large file has to be fetched for that and no slow library asked. Otherwise
-    /// None, and [`Materializer::fetch`] provides them.
+    /// The bytes of a lower file, unless a large file has to be fetched first, or a slow library has to be asked. Then
+    /// None: [`Materializer::fetch`] provides the bytes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -216,7 +216,7 @@ impl Materializer {
         self.fetch_file(&self.source.file(node)?)
     }
 
-    /// The bytes of a lower file: at once, or else fetched.
+    /// The bytes of a lower file, fetched first if necessary.
     ///
     /// # Errors
     /// See [`Error`].
@@ -246,14 +246,15 @@ impl Materializer {
         };
         Ok(match self.source.stream(lower, failed)? {
             Streamed::Filling(filling) => {
-                drop(self.open.lock().push(node, Opened::Stream(Arc::downgrade(&filling))));
+                let closed_later = self.open.lock().push(node, Opened::Stream(Arc::downgrade(&filling)));
+                drop(closed_later);
                 FileData::Stream(filling, node)
             }
             Streamed::Whole(file) => FileData::File(self.keep(node, Arc::new(file))),
         })
     }
 
-    /// A file with the bytes of a lower file, whatever its size, for the kernel to read by itself.
+    /// A file with the bytes of a lower file of any size, for the kernel to read without the daemon.
     ///
     /// # Errors
     /// See [`Error`].
@@ -304,7 +305,7 @@ impl Materializer {
         file
     }
 
-    /// Whether a lower file is larger than what is served from memory.
+    /// Whether a lower file is too large to be served from memory.
     #[must_use]
     pub fn is_large(&self, node: NodeId) -> bool {
         self.source.file(node).is_ok_and(|lower| !lower.is_small())

@@ -1,4 +1,4 @@
-//! The operations without FUSE: outcomes, errors, what lies in the upper afterwards, and what a remount shows.
+//! File operations without FUSE: results, errors, the content of the upper afterwards, and what a remount shows.
 
 mod changes;
 mod whiteouts;
@@ -36,7 +36,7 @@ fn a_fresh_space_shows_the_catalog_and_holds_nothing() {
 }
 
 #[test]
-fn nothing_is_said_to_be_safe_before_the_space_is() {
+fn no_sync_succeeds_before_the_space_is_safe() {
     let world = World::usual();
     let made = world.fs.namespace().make(Ino::ROOT, b"new", Make::File(0o644), caller()).unwrap();
     std::thread::scope(|scope| {
@@ -190,7 +190,7 @@ fn unlink_leaves_a_whiteout_and_the_open_file_lives() {
     names.unlink(world.ino("lib"), b"a.txt").unwrap();
     assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT);
     assert!(is_whiteout(&world.upper("lib/a.txt")));
-    // Still open: readable, writable, without a name.
+    // The file is still open: it can be read and written, and has no name.
     let mut buffer = [0; 10];
     assert_eq!(world.fs.read(ino, 0, &mut buffer).unwrap(), 6);
     assert_eq!(names.attr(ino).unwrap().nlink, 0);
@@ -369,7 +369,7 @@ fn eio_for_one_corrupt_or_missing_blob_and_the_rest_works() {
     }
     assert!(world.upper_files().is_empty(), "a failed write leaves nothing");
     assert_eq!(world.read("lib/sub/deep.txt"), b"deep");
-    // Nothing of the old bytes is needed to replace them.
+    // Replacing all bytes does not read the old ones.
     let ino = world.ino("lib/a.txt");
     world.fs.namespace().setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
     world.fs.write(ino, 0, b"new").unwrap();
@@ -441,19 +441,19 @@ fn empty(world: &World, path: &str) {
 }
 
 #[test]
-fn an_emptied_file_says_in_which_run_until_it_is_settled() {
+fn an_emptied_file_records_its_boot_until_it_is_settled() {
     let world = World::usual();
     empty(&world, "lib/a.txt");
     let path = world.upper("lib/a.txt");
     let plain = mark_of(&path).split('@').next().unwrap().to_owned();
     assert!(mark_of(&path).contains('@'), "{}", mark_of(&path));
     assert_eq!(world.read("lib/a.txt"), b"");
-    // The daemon was killed, the machine was not: it was emptied.
+    // The daemon was killed and the machine kept running, so the file stays empty.
     let world = world.remount();
     assert_eq!(world.read("lib/a.txt"), b"");
     world.fs.namespace().settle(std::time::Duration::ZERO);
     assert_eq!(mark_of(&path), plain);
-    // A sync settles as well.
+    // A sync makes the file safe too.
     empty(&world, "lib/b.txt");
     assert!(mark_of(&world.upper("lib/b.txt")).contains('@'));
     world.fs.settled(Ok(()));
@@ -462,7 +462,7 @@ fn an_emptied_file_says_in_which_run_until_it_is_settled() {
 }
 
 #[test]
-fn an_emptied_file_of_an_earlier_run_that_is_still_empty_was_never_emptied() {
+fn an_emptied_file_of_an_earlier_boot_that_is_still_empty_has_its_old_bytes() {
     let world = World::usual();
     let another_run = |path: &std::path::Path| {
         let mark = mark_of(path);
@@ -485,7 +485,7 @@ fn an_emptied_file_of_an_earlier_run_that_is_still_empty_was_never_emptied() {
     assert_eq!(world.read("lib/b.txt"), b"new\n", "bytes that are there are believed");
     for path in ["lib/a.txt", "lib/b.txt"] {
         assert!(!mark_of(&world.upper(path)).contains('@'), "{path}");
-        // It is an ordinary entry from then on.
+        // From then on it is an ordinary entry.
         empty(&world, path);
         let world = &world;
         assert_eq!(world.read(path), b"");

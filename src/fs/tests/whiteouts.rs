@@ -1,4 +1,4 @@
-//! Names that are gone: whiteouts of both kinds, where one is needed and where a crash has left one.
+//! Removed names: both kinds of whiteouts, where one is needed and where a crash has left one.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -9,7 +9,7 @@ use super::world::{World, caller, refused};
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::Ino;
 
-/// A whiteout over nothing, as a crash between two steps leaves one: it hides nothing, and its name can be used.
+/// A whiteout without a lower entry, as a crash between two steps leaves one, has no effect: its name can be used.
 #[test]
 fn whiteout_without_a_lower_entry_has_no_effect() {
     let stray = |world: &World, path: &str| {
@@ -57,9 +57,9 @@ fn a_directory_is_removed_in_which_a_crash_left_a_whiteout() {
     assert_eq!(refused(world.find("source")), Errno::NOENT);
 }
 
-/// On overlayfs there are no device whiteouts: names go all the same, in every way in which they can.
+/// Without device whiteouts (as on overlayfs), all operations that remove names work.
 #[test]
-fn names_go_where_there_are_no_device_whiteouts() {
+fn names_are_removed_without_device_whiteouts() {
     let world = World::marking();
     let names = world.fs.namespace();
     let (root, lib, bin) = (Ino::ROOT, world.ino("lib"), world.ino("bin"));
@@ -71,7 +71,7 @@ fn names_go_where_there_are_no_device_whiteouts() {
     names.unlink(world.ino("lib/sub"), b"deep.txt").unwrap();
     names.rmdir(lib, b"sub").unwrap();
     names.rmdir(root, b"empty").unwrap();
-    // A library file over nothing, over another, over a removed name; a directory over nothing and a removed name.
+    // Targets of the rename of a library file: no entry, another file, a removed name. Of a directory: no entry, a removed name.
     names.rename(lib, b"a.txt", lib, b"moved", replace).unwrap();
     names.rename(bin, b"tool", bin, b"large-tool", replace).unwrap();
     names.rename(root, b"identity.yaml", lib, b"link", replace).unwrap();
@@ -98,7 +98,7 @@ fn names_go_where_there_are_no_device_whiteouts() {
     );
 }
 
-/// There a rename takes two steps. What a crash between them leaves is finished at the next mount.
+/// Without device whiteouts a rename takes two steps. The next mount finishes what a crash between them has left.
 #[test]
 fn a_rename_that_a_crash_cut_short_is_finished() {
     let world = World::marking();
@@ -113,7 +113,7 @@ fn a_rename_that_a_crash_cut_short_is_finished() {
     let world = world.remount();
     assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT);
     assert_eq!(world.read("lib/b.txt"), b"hello\n");
-    // A note of a rename that was not done, or was done and undone, changes nothing.
+    // A note of a rename that was not done, or was undone, has no effect.
     let number = |path: &str| world.upper(path).symlink_metadata().unwrap().ino();
     std::os::unix::fs::symlink(format!("{}/{dir}/large.bin/{dir}/c", number("lib/b.txt")), &note).unwrap();
     let world = world.remount();

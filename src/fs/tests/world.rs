@@ -1,4 +1,4 @@
-//! A small library and a space over it, without FUSE.
+//! A small library and a space of it, without FUSE.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,7 +29,7 @@ use crate::settings::Strategy;
 pub(crate) const STAGE: &str = "h720c7a8_493f813dad24d3t";
 pub(crate) const SPACE: &str = "720c7a8_5a1fac3_9fcd2534";
 
-/// What a library is made of: path -> content, or a link's text.
+/// An entry of a library: a file's content, a link's target, or an empty directory.
 #[derive(Clone)]
 pub(crate) enum Item {
     File(Vec<u8>),
@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) fs: Fs,
     catalog: PathBuf,
-    /// As on a filesystem that has no device whiteouts.
+    /// Simulates a filesystem without device whiteouts.
     marking: bool,
 }
 
@@ -76,14 +76,14 @@ impl World {
         Self::new(&usual(), false)
     }
 
-    /// The usual one where there are no device whiteouts.
+    /// The usual world on a filesystem without device whiteouts.
     pub(crate) fn marking() -> Self {
         let mut world = Self::usual();
         world.marking = true;
         world.remount()
     }
 
-    /// As after the death of the daemon and a new mount.
+    /// Simulates the death of the daemon and a new mount.
     pub(crate) fn remount(mut self) -> Self {
         self.fs = open(self.dir.path(), &self.catalog, self.marking);
         self
@@ -97,14 +97,14 @@ impl World {
         files_below(&self.dir.path().join("hololib/library"))
     }
 
-    /// The same library at the other end of a network.
+    /// The same library, as slow as a network.
     pub(crate) fn far(mut self) -> Self {
         let library = Arc::new(Far(DirLibrary::new(&self.dir.path().join("hololib"))));
         self.fs = open_library(self.dir.path(), library, &self.catalog, self.marking);
         self
     }
 
-    /// Looks a path up, step by step.
+    /// Looks up a path, component by component.
     pub(crate) fn find(&self, path: &str) -> Result<Attr> {
         let mut attr = self.fs.namespace().attr(Ino::ROOT)?;
         for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -140,13 +140,13 @@ impl World {
         names
     }
 
-    /// Every file of the upper, whiteouts included.
+    /// All files of the upper, including whiteouts.
     pub(crate) fn upper_files(&self) -> Vec<PathBuf> {
         files_below(&self.upper(""))
     }
 }
 
-/// A directory that answers as slowly as a network.
+/// A library in a directory that claims to be as slow as a network.
 #[derive(Debug)]
 struct Far(DirLibrary);
 
@@ -188,7 +188,7 @@ pub(crate) fn caller() -> Caller {
     Caller { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
 }
 
-/// The name of the errno that an operation answered.
+/// The errno of an operation that must fail.
 pub(crate) fn refused<T: std::fmt::Debug>(done: Result<T>) -> rustix::io::Errno {
     errno(&done.unwrap_err())
 }
@@ -232,7 +232,7 @@ fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: 
     Fs::new(names, materializer, fd("."))
 }
 
-/// Writes a hololib of one catalog, as rcc would; returns the catalog file.
+/// Writes a hololib with one catalog in rcc's format. Returns the path of the catalog.
 pub(crate) fn write_library(hololib: &Path, items: &[(&str, Item)], raw: bool) -> PathBuf {
     let kind = if raw { DigestKind::Sip128 } else { DigestKind::Sha256 };
     let mut root = Tree::default();

@@ -2,7 +2,7 @@ use std::io;
 
 use super::*;
 
-/// Hands out numbers and remembers which are out.
+/// Assigns backing numbers, and checks that each is released once.
 #[derive(Debug, Default)]
 struct Fake {
     out: Mutex<(u32, HashSet<u32>)>,
@@ -82,7 +82,7 @@ fn a_change_waits_for_the_readers_of_a_library_file() {
     open(&modes, 7, Side::Lower);
     assert!(modes.must_wait(7));
     assert!(modes.change(7).is_err(), "they keep it open");
-    // Who only reads joins them.
+    // Further readers share the number.
     assert!(matches!(open(&modes, 7, Side::Lower), Answer::Passthrough(_)));
     modes.release(7);
     let waiting = {
@@ -137,7 +137,7 @@ fn more_idle_files_than_are_remembered_give_their_numbers_back() {
 }
 
 #[test]
-fn a_release_that_nobody_opened_is_harmless() {
+fn a_release_without_an_open_has_no_effect() {
     let (_, modes) = modes(false);
     modes.release(7);
     modes.forget(7);
