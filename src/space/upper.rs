@@ -5,13 +5,13 @@
 //! mounted. What a plain file cannot say is in *marks*: extended attributes that begin with `user.holofs.`, and
 //! whiteouts.
 //!
-//! * [`types`] has the words for entries: inode numbers, kinds, times.
-//! * [`mark`] reads and writes the marks. No other module knows their format.
-//! * [`entry`] says what one entry of the upper is in the space.
-//! * [`walk`] goes through an upper, mounted or not, and [`changes`] says what each entry changes.
+//! * [`types`] has inode numbers, kinds and times.
+//! * [`mark`] has the format of the marks. No other module knows it.
+//! * [`entry`] tells what one entry of the upper is in the space.
+//! * [`walk`] visits all entries of an upper, and [`changes`] tells what each of them changes.
 //!
-//! `docs/ON-DISK.md` describes the format for users. Everything that is read here is bounded, because anything can have
-//! happened to the files while the space was not mounted: a mark that makes no sense is an error of its own entry.
+//! Other programs can change the files while the space is not mounted. So marks are read with a bounded length, and a mark
+//! that makes no sense is an error of its own entry only. `docs/ON-DISK.md` describes the format for users.
 
 pub mod changes;
 pub mod entry;
@@ -30,7 +30,7 @@ use rustix::io::Errno;
 
 use crate::library::index::IndexError;
 
-/// What can go wrong when an upper is read.
+/// An error of reading an upper.
 #[derive(Debug, thiserror::Error)]
 pub enum UpperError {
     /// An entry has a mark that makes no sense. The other entries are not affected.
@@ -51,7 +51,7 @@ pub enum UpperError {
         /// Why it failed.
         source: Errno,
     },
-    /// The compiled index does not hold together.
+    /// The compiled index is damaged.
     #[error(transparent)]
     Index(#[from] IndexError),
 }
@@ -89,7 +89,7 @@ impl UpperError {
         move |source| Self::Os { path: path_of(name), call, source }
     }
 
-    /// Puts a path in the place of the name: below the root of a walk, a name alone says little.
+    /// Replaces the name by a path. In a tree, the name alone does not tell which entry it is.
     fn at(self, path: &Path) -> Self {
         let path = path.to_owned();
         match self {

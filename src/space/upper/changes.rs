@@ -1,12 +1,15 @@
-//! The changes of a space, read from its upper without a mount.
+//! The changes that a space has made to its catalog, read from its upper without a mount.
 //!
-//! [`Changes`] goes through an upper and says of each entry what it changes of the catalog's tree, and which inode number
-//! it has in the space. Applied to the tree of the index, in the order in which they come, the changes give the tree that a
-//! mount shows: an entry that no change mentions is the catalog's, and a directory that merges with a lower one, or
-//! that the upper does not mention, shows whatever is left of the lower one.
+//! [`Changes`] visits the entries of an upper and says what each one changes, and which inode number it has in the space.
+//! The changes, applied to the tree of the catalog, give the tree that a mount shows. The rules are:
 //!
-//! On filesystems without whiteout devices a rename takes two steps. One that a crash has cut short is finished by the
-//! next mount; until then the old name shows here as if it had never been renamed.
+//! * A name that no change mentions shows the catalog's entry, with everything below it.
+//! * A directory that is [`What::Merged`] shows the names of its origin that no change in it mentions. Its origin is not
+//!   always the catalog's directory at this path, because a directory can be renamed.
+//! * A directory that is [`What::Created`] shows nothing but what the changes in it mention.
+//!
+//! Where the filesystem has no whiteout devices, a rename takes two steps, and the next mount finishes one that a crash
+//! has cut short. Until then, the entry shows here under both names.
 
 use std::os::fd::BorrowedFd;
 
@@ -16,7 +19,7 @@ use super::UpperError;
 use super::entry::Present;
 use super::mark;
 use super::types::Kind;
-use super::walk::{Met, Walk};
+use super::walk::{Visited, Walk};
 use crate::library::index::{Index, NodeId};
 use crate::sys::boot;
 
@@ -25,44 +28,44 @@ use crate::sys::boot;
 pub struct Changes<'a> {
     walk: Walk<'a>,
     index: &'a Index,
-    /// For each directory from the root to the present entry, the lower directory that it merges with.
+    /// The origin of each directory on the path to the current entry.
     merged: Vec<Option<NodeId>>,
 }
 
 /// One change.
 #[derive(Clone, Copy, Debug)]
 pub struct Change<'w> {
-    /// Where the entry is, and a descriptor by which it can be opened.
-    pub at: Met<'w>,
-    /// The lower node that the catalog has under this name in the lower directory that the entry's directory merges with.
-    /// The entry hides it, unless it is the entry's own origin.
+    /// The path of the entry, and the descriptor of its directory, by which it can be opened.
+    pub at: Visited<'w>,
+    /// The lower node of this name in the origin of the entry's directory. The entry hides that node, unless the node is its
+    /// own origin.
     pub lower: Option<NodeId>,
-    /// What the space shows under the name; None when the name was removed.
+    /// The entry that the space shows; None if it has removed the catalog's.
     pub now: Option<Now>,
 }
 
-/// What the space shows under a name that its upper mentions.
+/// An entry that the space shows and that has a file in the upper.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// Kind, inode number in the space, and origin. Names of one file have one inode number.
+    /// Kind, origin, and inode number in the space. All hard links of a file have the same inode number.
     pub present: Present,
-    /// stat(2) of the file in the upper. Its permission bits can be more than those of the entry (see
-    /// [`Change::mode`]), and the bytes that it counts are not those of a [`What::Metadata`] entry.
+    /// stat(2) of the file in the upper. It can have more permission bits than the entry (see [`Change::mode`]), and its size is
+    /// not that of a [`What::Metadata`] entry.
     pub stat: Stat,
 }
 
-/// What a change does to the name.
+/// The kind of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     /// The space has removed the catalog's entry.
     Removed,
-    /// The entry was created in the space. A directory is opaque: everything in it was created or moved there.
+    /// The entry was created in the space. Such a directory is opaque: it hides what the catalog has at its path.
     Created,
-    /// A file of the catalog whose bytes have changed.
+    /// A file of the catalog with bytes of its own.
     Bytes,
     /// A file or link of the catalog with other attributes or another name. Its bytes are still the catalog's.
     Metadata,
-    /// A directory of the catalog, which merges with it. Its attributes may differ, and something below it may.
+    /// A directory of the catalog. Its attributes or its place may have changed, or something below it.
     Merged,
 }
 
@@ -70,7 +73,7 @@ pub enum What {
 type Covered = Option<NodeId>;
 
 impl<'a> Changes<'a> {
-    /// The changes in the upper whose root directory is `root`, over the catalog of `index`.
+    /// Starts reading the changes at the root directory of an upper, which were made over the catalog of `index`.
     ///
     /// # Errors
     /// [`UpperError::Os`] when the root cannot be read.
@@ -78,40 +81,40 @@ impl<'a> Changes<'a> {
         Ok(Self { walk: Walk::new(root)?, index, merged: vec![Some(NodeId(0))] })
     }
 
-    /// Goes to the next change; None at the end. After an error of one entry the changes go on: what is below that entry
-    /// is left out.
+    /// Goes to the next change; None at the end. After an error the caller can go on. What is below the entry that could not
+    /// be read is skipped.
     pub fn advance(&mut self) -> Option<Result<Change<'_>, UpperError>> {
         let (lower, now) = loop {
             if let Err(error) = self.walk.step()? {
                 return Some(Err(error));
             }
-            match self.understand() {
+            let understood = self.understand();
+            if !matches!(&understood, Ok(Some((_, Some(now)))) if now.present.kind == Kind::Dir) {
+                self.walk.skip_below();
+            }
+            match understood {
                 Ok(Some(understood)) => break understood,
                 Ok(None) => {}
-                Err(error) => {
-                    self.walk.skip_below();
-                    return Some(Err(error));
-                }
+                Err(error) => return Some(Err(error)),
             }
         };
-        let at = self.walk.met()?;
+        let at = self.walk.current()?;
         Some(Ok(Change { at, lower, now }))
     }
 
-    /// What the present entry changes; None when that is nothing.
+    /// What the current entry changes; None if it changes nothing.
     fn understand(&mut self) -> Result<Option<(Covered, Option<Now>)>, UpperError> {
-        let Some(met) = self.walk.met() else { return Ok(None) };
-        let Some((stat, mut on_disk)) = met.look()? else { return Ok(None) };
-        self.merged.truncate(met.depth.saturating_add(1));
+        let Some(visited) = self.walk.current() else { return Ok(None) };
+        let Some((stat, mut on_disk)) = visited.look()? else { return Ok(None) };
+        self.merged.truncate(visited.depth.saturating_add(1));
         let lower = match self.merged.last() {
-            Some(Some(dir)) => self.index.lookup(*dir, met.listed.name.to_bytes())?,
+            Some(Some(dir)) => self.index.lookup(*dir, visited.listed.name.to_bytes())?,
             _ => None,
         };
         on_disk.mark = on_disk.mark.map(|mark| mark.in_boot(boot::this(), stat.st_size));
-        let present = Present::of(self.index, &met.listed.name, &on_disk);
-        let Some(present) = present.map_err(|error| error.at(met.path))? else {
+        let present = Present::of(self.index, &visited.listed.name, &on_disk);
+        let Some(present) = present.map_err(|error| error.at(visited.path))? else {
             // A whiteout without a lower entry has no effect. A crash can leave one behind.
-            self.walk.skip_below();
             return Ok(lower.map(|lower| (Some(lower), None)));
         };
         if present.kind == Kind::Dir {
@@ -122,7 +125,7 @@ impl<'a> Changes<'a> {
 }
 
 impl Change<'_> {
-    /// What the change does to the name.
+    /// The kind of the change.
     #[must_use]
     pub fn what(&self) -> What {
         match self.now.map(|now| now.present) {
@@ -134,14 +137,14 @@ impl Change<'_> {
         }
     }
 
-    /// The lower node that the entry was renamed from, when it is not the one that the catalog has under this name. A
-    /// further hard link of a library file counts as well.
+    /// The origin of the entry, if it is not the node that the catalog has under this name. The entry was renamed to here, or
+    /// is a further hard link.
     #[must_use]
     pub fn renamed_from(&self) -> Option<NodeId> {
         self.now?.present.origin.filter(|origin| Some(*origin) != self.lower)
     }
 
-    /// The permission bits of an entry that is there (07777).
+    /// The permission bits that the entry shows (07777); None for a removed entry.
     ///
     /// # Errors
     /// [`UpperError`] when the attribute that holds them cannot be read.

@@ -1,8 +1,8 @@
 //! What one entry of the upper is in the space.
 //!
-//! An entry is understood in two steps. [`OnDisk`] is what the filesystem says: type, inode number, mark. [`Present`] is
-//! what that means over a catalog: kind, inode number in the space, and which lower node has the bytes. A mark that does
-//! not fit the catalog is an error, so a damaged upper never shows one file as another.
+//! An entry is read in two steps. [`OnDisk`] is what the filesystem says: type, inode number, mark. [`Present`] is what
+//! that means over a catalog: kind, inode number in the space, origin. A mark that does not fit the catalog is an error,
+//! so a damaged upper never shows one file in the place of another.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -70,7 +70,7 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, UpperError> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(UpperError::os(name, "stat"))
 }
 
-/// What the filesystem says of an entry.
+/// What the filesystem says about an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OnDisk {
     /// The type on disk. A changed symbolic link of the catalog is a regular file here.
@@ -82,8 +82,8 @@ pub struct OnDisk {
 }
 
 impl OnDisk {
-    /// Reads type, number and mark of an entry. With `exact` the inode number is that of stat(2), which costs a call;
-    /// without it the number is that of the listing, which is the same except on overlayfs.
+    /// Reads type, inode number and mark of an entry. With `exact`, the inode number comes from stat(2). Without it, the
+    /// number comes from the listing, which saves a system call and is right except on overlayfs.
     ///
     /// # Errors
     /// [`UpperError::Damaged`] for a mark that makes no sense, [`UpperError::Os`] when the entry cannot be read.
@@ -95,10 +95,10 @@ impl OnDisk {
         Ok(Self { file_type: *file_type, ino: *ino, mark: Mark::read(dir, name, *file_type)? })
     }
 
-    /// The same, for an entry whose stat(2) is known.
+    /// The same, from the result of stat(2).
     ///
     /// # Errors
-    /// As those of [`OnDisk::read`].
+    /// Those of [`OnDisk::read`].
     pub fn of_stat(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<Self, UpperError> {
         let file_type = FileType::from_raw_mode(stat.st_mode);
         let mark =
@@ -135,7 +135,7 @@ impl Present {
         Self { ino: Ino::of_created(backing_ino), kind, origin: None, meta: false, backing_ino }
     }
 
-    /// What an entry is over the catalog of `index`; None for a whiteout. `name` is for the error.
+    /// The entry that a file is over the catalog of `index`; None for a whiteout. `name` is for the error.
     ///
     /// # Errors
     /// [`UpperError::Damaged`] when the mark names a node that the catalog does not have, or one of another kind.

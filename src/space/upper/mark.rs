@@ -1,4 +1,4 @@
-//! Marks: what an entry of the upper says about itself beyond what a plain file can.
+//! The format of marks, which say what a plain file in the upper cannot say about itself.
 //!
 //! | mark | meaning |
 //! |---|---|
@@ -28,11 +28,11 @@ use crate::sys::boot::Boot;
 
 /// The attribute that holds a [`Mark`].
 pub const MARK_XATTR: &CStr = c"user.holofs.entry";
-/// The attribute that holds permission bits which the file itself cannot have (see [`parse_mode`]).
+/// The attribute that holds the permission bits of an entry whose file needs more bits, so that the daemon can open it.
 pub const MODE_XATTR: &CStr = c"user.holofs.mode";
 /// The attribute that holds a [`KeptCtime`].
 pub const CTIME_XATTR: &CStr = c"user.holofs.ctime";
-/// How our own attributes begin. Users of the mount neither see nor set them.
+/// The prefix of our own attributes. Programs in the mount can neither see nor set them.
 pub const OWN_XATTRS: &[u8] = b"user.holofs.";
 
 /// The longest mark: `data:4294967295@ffffffff`, and some room.
@@ -134,7 +134,7 @@ pub fn is_whiteout_device(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// The permission bits of an entry of a directory, whose bits on disk are `stored`.
+/// The permission bits of the entry `name` of a directory. `stored` is the mode of its file.
 ///
 /// # Errors
 /// [`UpperError::Damaged`] for an attribute that makes no sense, [`UpperError::Os`] when it cannot be read.

@@ -1,4 +1,4 @@
-//! The words for entries of a space: inode numbers, kinds, times.
+//! Inode numbers, kinds and times of the entries of a space.
 
 use rustix::fs::FileType;
 

@@ -1,13 +1,13 @@
-//! A walk through an upper.
+//! Visits every entry of an upper.
 //!
-//! It goes through the directories of an upper by descriptors, and gives every entry before what is below it. It needs
-//! neither a mount nor a catalog: [`changes`](super::changes) adds what the entries mean. It only reads, so it may look at the
-//! upper of a mounted space as well. It then gives each entry as it was at some moment, and leaves out those that
-//! vanish while it looks.
+//! The walk needs neither a mount nor a catalog; [`changes`](super::changes) adds what the entries mean. It visits an
+//! entry before the entries below it. It only reads, so it may run over the upper of a mounted space. It then sees
+//! each entry as it was at some moment, and skips entries that vanish meanwhile.
 //!
-//! The cost grows with the entries of the upper, not with the catalog. The memory is one listing for each directory
-//! on the path to the present entry, and at most 33 of those directories are open at a time. No directory is
-//! followed through a symbolic link. A directory deeper than [`MAX_DEPTH`] is an error.
+//! Everything is opened by descriptor and name, and no symbolic link is followed. The time grows with the entries of the
+//! upper, not with the catalog. The memory is one listing for each directory on the path to the current entry. At most 33
+//! of these directories are open at a time, and a directory deeper than [`MAX_DEPTH`] is an error, so a hostile
+//! tree exhausts neither the stack nor the descriptors.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,53 +20,54 @@ use rustix::io::Errno;
 use super::UpperError;
 use super::entry::{Listed, OnDisk, list, open, stat_at};
 
-/// The deepest directory that is read. A path of the kernel has at most 2,047 steps, so only a program that moves its
-/// working directory on and on can make a deeper one.
+/// The deepest directory that is read. A path that the kernel accepts has at most 2,047 names, so only a program that changes
+/// its working directory again and again can make a deeper one.
 pub const MAX_DEPTH: usize = 2048;
 
-/// The most directories that are open at a time. One that was closed is opened again by its path.
+/// The number of directories above the deepest one that stay open. One that was closed is opened again by its path.
 const KEPT: usize = 32;
 
 /// A walk through an upper.
 #[derive(Debug)]
 pub struct Walk<'r> {
     root: BorrowedFd<'r>,
-    /// The most entries that are read of one directory.
+    /// The number of entries of one directory after which the rest is not read.
     most: usize,
-    /// The directories from the root to the present entry.
+    /// The directories from the root to the current entry.
     levels: Vec<Level>,
-    /// The path of the present entry.
+    /// The path of the current entry.
     path: Vec<u8>,
-    /// The present entry, before the first step and after an error none.
+    /// The current entry; None before the first step and after an error.
     here: Option<Listed>,
-    /// The present entry may be a directory that is yet to be entered.
+    /// The next step goes into the current entry, if it is a directory.
     enter: bool,
 }
 
+/// A directory on the path to the current entry.
 #[derive(Debug)]
 struct Level {
-    /// None while it is closed.
+    /// None while the directory is closed.
     dir: Option<OwnedFd>,
-    /// The entries that are still to come, the next one last.
+    /// The entries that are not visited yet, the next one last.
     left: Vec<Listed>,
     /// The length of the directory's own path.
     path_len: usize,
 }
 
-/// An entry that the walk has come to.
+/// An entry that the walk visits.
 #[derive(Clone, Copy, Debug)]
-pub struct Met<'w> {
+pub struct Visited<'w> {
     /// The directory of the entry.
     pub dir: BorrowedFd<'w>,
-    /// Name, type and number as the directory's listing has them.
+    /// Name, type and inode number, as the listing of the directory has them.
     pub listed: &'w Listed,
     /// The path below the root of the upper.
     pub path: &'w Path,
-    /// How many directories are above it: 0 for an entry of the root.
+    /// The number of directories on the path: 0 for an entry of the root.
     pub depth: usize,
 }
 
-impl Met<'_> {
+impl Visited<'_> {
     /// stat(2) of the entry; None when it has vanished.
     ///
     /// # Errors
@@ -75,10 +76,10 @@ impl Met<'_> {
         self.unless_vanished(stat_at(self.dir, &self.listed.name))
     }
 
-    /// stat(2) and mark of the entry, both of one file; None when the entry has vanished.
+    /// stat(2) and mark of the entry, both of the same file; None when the entry has vanished.
     ///
     /// # Errors
-    /// As those of [`OnDisk::read`].
+    /// Those of [`OnDisk::read`].
     pub fn look(&self) -> Result<Option<(Stat, OnDisk)>, UpperError> {
         let Some(mut stat) = self.stat()? else { return Ok(None) };
         loop {
@@ -99,7 +100,7 @@ impl Met<'_> {
 }
 
 impl<'r> Walk<'r> {
-    /// A walk through the upper whose root directory is `root`.
+    /// Starts a walk at the root directory of an upper.
     ///
     /// # Errors
     /// [`UpperError::Os`] when the root cannot be read.
@@ -107,30 +108,30 @@ impl<'r> Walk<'r> {
         Self::of_at_most(root, usize::MAX)
     }
 
-    /// A walk that reads at most `most` entries of each directory, for a caller that does not want more in all.
+    /// Starts a walk that reads at most `most` entries of each directory.
     fn of_at_most(root: BorrowedFd<'r>, most: usize) -> Result<Self, UpperError> {
         let mut walk = Self { root, most, levels: Vec::new(), path: Vec::new(), here: None, enter: false };
         walk.push(open_dir(root, c".")?)?;
         Ok(walk)
     }
 
-    /// Goes to the next entry; None at the end. After an error the walk can go on: what is below the entry that could
-    /// not be read is left out.
-    pub fn advance(&mut self) -> Option<Result<Met<'_>, UpperError>> {
+    /// Goes to the next entry; None at the end. After an error the walk can go on. It skips what is below the entry that
+    /// could not be read.
+    pub fn advance(&mut self) -> Option<Result<Visited<'_>, UpperError>> {
         match self.step()? {
-            Ok(()) => self.met().map(Ok),
+            Ok(()) => self.current().map(Ok),
             Err(error) => Some(Err(error)),
         }
     }
 
-    /// Leaves out what is below the present entry.
+    /// Skips what is below the current entry.
     pub fn skip_below(&mut self) {
         self.enter = false;
     }
 
-    /// The present entry.
-    pub(super) fn met(&self) -> Option<Met<'_>> {
-        Some(Met {
+    /// The current entry.
+    pub(super) fn current(&self) -> Option<Visited<'_>> {
+        Some(Visited {
             dir: self.levels.last()?.dir.as_ref()?.as_fd(),
             listed: self.here.as_ref()?,
             path: Path::new(OsStr::from_bytes(&self.path)),
@@ -138,7 +139,7 @@ impl<'r> Walk<'r> {
         })
     }
 
-    /// As [`Walk::advance`], for a caller that asks for the entry by [`Walk::met`].
+    /// Does what [`Walk::advance`] does, for a caller that gets the entry from [`Walk::current`].
     pub(super) fn step(&mut self) -> Option<Result<(), UpperError>> {
         if let Err(error) = self.enter() {
             return Some(Err(error.at(Path::new(OsStr::from_bytes(&self.path)))));
@@ -171,7 +172,7 @@ impl<'r> Walk<'r> {
         }
     }
 
-    /// Enters the present entry if it is a directory that is still to be entered.
+    /// Goes into the current entry, unless it is not a directory or is to be skipped.
     fn enter(&mut self) -> Result<(), UpperError> {
         let Some(listed) = self.here.take().filter(|_| std::mem::take(&mut self.enter)) else {
             return Ok(());
@@ -197,8 +198,8 @@ impl<'r> Walk<'r> {
         Ok(())
     }
 
-    /// Opens the last directory again if it was closed, and so the ones above it that are kept; false when one has
-    /// vanished. One step at a time, since the path can be longer than the kernel takes at once.
+    /// Opens the deepest directory again if it was closed, and the directories above it that stay open. Returns false when one has
+    /// vanished. The directories are opened name by name, because the kernel accepts no path of more than 4,095 bytes.
     fn reopen(&mut self) -> Result<bool, UpperError> {
         if self.levels.last().is_none_or(|level| level.dir.is_some()) {
             return Ok(true);
@@ -226,8 +227,8 @@ impl<'r> Walk<'r> {
     }
 }
 
-/// The bytes that an upper takes on disk without its directories, as `du` counts them, and whether that is all. At most
-/// `most` entries are looked at; one that cannot be read is not counted.
+/// The bytes that the files of an upper take on disk, as `du` counts them without directories, and whether all of them
+/// were counted. Counting ends after `most` entries, and an entry that cannot be read is not counted.
 #[must_use]
 pub fn bytes_below(upper: &Path, most: usize) -> (u64, bool) {
     let mut total = 0;
@@ -235,18 +236,18 @@ pub fn bytes_below(upper: &Path, most: usize) -> (u64, bool) {
         let Some(root) = super::open(upper)? else { return Ok(true) };
         let mut walk = Walk::of_at_most(root.as_fd(), most.saturating_add(1))?;
         let (mut looked, mut is_all) = (0, true);
-        while let Some(met) = walk.advance() {
+        while let Some(visited) = walk.advance() {
             if looked == most {
                 return Ok(false);
             }
             looked += 1;
-            match met.and_then(|met| met.stat()) {
+            match visited.and_then(|visited| visited.stat()) {
                 Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
                     total += stat.st_blocks.unsigned_abs() * 512;
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(upper = %upper.display(), %error, "not counted");
+                    tracing::debug!(upper = %upper.display(), %error, "cannot read an entry of the upper; its size is not counted");
                     is_all = false;
                 }
             }
@@ -256,7 +257,7 @@ pub fn bytes_below(upper: &Path, most: usize) -> (u64, bool) {
     match count() {
         Ok(is_all) => (total, is_all),
         Err(error) => {
-            tracing::debug!(upper = %upper.display(), %error, "not counted");
+            tracing::debug!(upper = %upper.display(), %error, "cannot read the upper; its size is not known");
             (total, false)
         }
     }
@@ -271,12 +272,12 @@ pub fn find_dir(root: BorrowedFd<'_>, ino: u64) -> Result<Option<OwnedFd>, Upper
         return open_dir(root, c".").map(Some);
     }
     let mut walk = Walk::new(root)?;
-    while let Some(met) = walk.advance() {
-        let met = met?;
-        if matches!(met.listed.file_type, FileType::Directory | FileType::Unknown)
-            && met.stat()?.is_some_and(|stat| stat.st_ino == ino)
+    while let Some(visited) = walk.advance() {
+        let visited = visited?;
+        if matches!(visited.listed.file_type, FileType::Directory | FileType::Unknown)
+            && visited.stat()?.is_some_and(|stat| stat.st_ino == ino)
         {
-            return unless_vanished(open_dir(met.dir, &met.listed.name));
+            return unless_vanished(open_dir(visited.dir, &visited.listed.name));
         }
     }
     Ok(None)
@@ -287,7 +288,7 @@ fn open_dir(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Upper
         .map_err(UpperError::os(name, "open a directory"))
 }
 
-/// None for an entry that was removed, or replaced by one of another type, while it was looked at.
+/// Turns the error of an entry that was removed, or replaced by one of another type, into None.
 fn unless_vanished<T>(done: Result<T, UpperError>) -> Result<Option<T>, UpperError> {
     match done {
         Ok(done) => Ok(Some(done)),
@@ -307,9 +308,9 @@ mod tests {
         let root = File::open(root).unwrap();
         let mut walk = Walk::new(root.as_fd()).unwrap();
         let mut out = Vec::new();
-        while let Some(met) = walk.advance() {
-            out.push(match met {
-                Ok(met) => met.path.to_str().unwrap().to_owned(),
+        while let Some(visited) = walk.advance() {
+            out.push(match visited {
+                Ok(visited) => visited.path.to_str().unwrap().to_owned(),
                 Err(error) => error.to_string(),
             });
         }
@@ -343,10 +344,10 @@ mod tests {
         std::fs::write(dir.path().join("b"), "a file now").unwrap();
         assert_eq!(walk.advance().unwrap().unwrap().path, Path::new("c"));
         std::fs::remove_dir_all(dir.path().join("c")).unwrap();
-        let met = walk.advance().unwrap().unwrap();
-        assert_eq!(met.path, Path::new("d"));
+        let visited = walk.advance().unwrap().unwrap();
+        assert_eq!(visited.path, Path::new("d"));
         std::fs::remove_dir_all(dir.path().join("d")).unwrap();
-        assert!(met.stat().unwrap().is_none());
+        assert!(visited.stat().unwrap().is_none());
         assert!(walk.advance().is_none());
     }
 
@@ -366,8 +367,8 @@ mod tests {
         }
         let mut walk = Walk::new(root.as_fd()).unwrap();
         let (mut entries, mut errors) = (0, Vec::new());
-        while let Some(met) = walk.advance() {
-            match met {
+        while let Some(visited) = walk.advance() {
+            match visited {
                 Ok(_) => entries += 1,
                 Err(error) => errors.push(error),
             }
