@@ -6,10 +6,10 @@
 //!
 //! # Terms
 //!
-//! * The *lower* is the tree of the catalog. It never changes. It is a compiled index, which is mapped into memory, so
-//!   reading it costs no system call. Each of its entries is a *lower node* with a number.
-//! * The *upper* is a directory of real files that holds the changes of this space, under the paths that the space shows.
-//!   `space::upper` describes its format. The file of an entry in the upper is the entry's *backing file*.
+//! * The *lower* is the tree of the catalog. It never changes. It is a compiled index, which is mapped into memory,
+//!   so reading it costs no system call. Each of its entries is a *lower node* with a number.
+//! * The *upper* is a directory of real files that holds the changes of this space, under the paths that the space
+//!   shows. `space::upper` describes its format. The file of an entry in the upper is the entry's *backing file*.
 //! * An *inode number* ([`Ino`]) is what the kernel names an entry by. Lower node n has number n + 1, and keeps it
 //!   when it is changed or renamed. An entry that was created in the space takes its number from its backing file.
 //! * A *whiteout* in the upper hides a lower entry: the space has removed or renamed it.
@@ -20,21 +20,21 @@
 //! # How a name is looked up
 //!
 //! A directory that has nothing in the upper is *pure lower*, and so is everything below it: the index alone answers,
-//! with no system call, no lock but the table's, and no memory. A directory in the upper is read once and then held in
-//! memory (`dir`): the names that it mentions, each as a backing file or a whiteout. Names that it does not mention
-//! are those of the lower directory that it merges with. That directory is named by the mark of the upper directory and
-//! not by its path, so renaming a directory of a million files is one rename.
+//! with no system call, no lock but the table's, and no memory. A directory in the upper is read once and then held
+//! in memory (`dir`): the names that it mentions, each as a backing file or a whiteout. Names that it does not
+//! mention are those of the lower directory that it merges with. That directory is named by the mark of the upper
+//! directory and not by its path, so renaming a directory of a million files is one rename.
 //!
-//! Entries that have, or are about to get, a backing file are *nodes* in the inode table (`table`). Pure lower entries are
-//! not in the table; it only counts how often the kernel has looked each of them up.
+//! Entries that have, or are about to get, a backing file are *nodes* in the inode table (`table`). Pure lower
+//! entries are not in the table; it only counts how often the kernel has looked each of them up.
 //!
 //! # Invariants
 //!
-//! 1. An operation that only reads never changes the upper, except that a mark from before a loss of power may be brought up
-//!    to date (`settle`). A change that changes nothing leaves the upper as it is.
-//! 2. Each change becomes visible in one system call, the last one of its operation. If the daemon dies at any moment,
-//!    the next mount shows the state before the operation or after it. What an operation needs is prepared in a staging
-//!    directory first. (Where the filesystem has no whiteout devices, a rename takes two; see `whiteout`.)
+//! 1. An operation that only reads never changes the upper, except that a mark from before a loss of power may be
+//!    brought up to date (`settle`). A change that changes nothing leaves the upper as it is.
+//! 2. Each change becomes visible in one system call, the last one of its operation. If the daemon dies at any
+//!    moment, the next mount shows the state before the operation or after it. What an operation needs is prepared in
+//!    a staging directory first. (Where the filesystem has no whiteout devices, a rename takes two; see `whiteout`.)
 //! 3. Inode numbers stay the same over copy-up, rename and remount.
 //! 4. The table has a node for each entry in the upper that the kernel knows. A node that the kernel may still
 //!    name is never dropped.
@@ -44,8 +44,8 @@
 //! A thread that holds one of these locks may only take locks that come later in the list:
 //!
 //! 1. `Namespace::renames`: held by each rename and rmdir, so that the shape of the tree does not change under them.
-//! 2. `Node::change`: held while an entry is copied up or its attributes change. A child's comes before its directory's,
-//!    because a copy-up then copies up the directories above.
+//! 2. `Node::change`: held while an entry is copied up or its attributes change. A child's comes before its
+//!    directory's, because a copy-up then copies up the directories above.
 //! 3. `Node::dir`: the state of a directory. Several are locked in the order of their inode numbers.
 //! 4. `Node::state`: the small mutable part of a node.
 //! 5. The locks of the table and of the kept descriptors, which are held for one map operation only.
@@ -288,8 +288,8 @@ impl Namespace {
                 for listed in entry::list(dir.as_fd())? {
                     let listed = listed?;
                     let entry = match self.read_entry(node, dir.as_fd(), &listed) {
-                        // Also a whiteout without a lower entry, which a crash can leave behind. It has no effect, but
-                        // a create must replace it and an rmdir must remove it.
+                        // Also a whiteout without a lower entry, which a crash can leave behind. It has no effect,
+                        // but a create must replace it and an rmdir must remove it.
                         Ok(None) => Entry::Whiteout,
                         Ok(Some(present)) => Entry::Present(present),
                         Err(error @ Error::Damaged { .. }) => {
@@ -388,7 +388,8 @@ impl Namespace {
         let mut state = node.state.lock();
         if !state.gone && !state.places.iter().any(|(at, known)| *at == dir.ino && **known == *name) {
             state.places.push((dir.ino, name.to_owned()));
-            // The one name that we knew was unlinked, and this is another hard link. The backing file can be opened by it.
+            // The one name that we knew was unlinked, and this is another hard link. The backing file can be opened
+            // by it.
             unpinned = state.pinned.take();
         }
         drop(state);

@@ -1,7 +1,7 @@
 //! Applies a change of attributes to the backing file of an entry.
 //!
-//! Invariant: an error means that nothing changed. When one part of a change fails, the parts that were applied before it
-//! are undone.
+//! Invariant: an error means that nothing changed. When one part of a change fails, the parts that were applied
+//! before it are undone.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -90,8 +90,8 @@ impl Namespace {
         }
     }
 
-    /// Sets owner and group of a backing file if they differ. Only root may set others, so a call that changes nothing
-    /// could fail.
+    /// Sets owner and group of a backing file if they differ. Only root may set others, so a call that changes
+    /// nothing could fail.
     pub(super) fn own(&self, fd: &impl AsFd, uid: u32, gid: u32) -> Result<()> {
         let stat = rustix::fs::fstat(fd).map_err(call("stat"))?;
         if (stat.st_uid, stat.st_gid) != (uid, gid) {

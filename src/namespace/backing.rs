@@ -1,7 +1,7 @@
 //! System calls on backing files: marks, permission bits, owners, times, extended attributes.
 //!
-//! Many descriptors of the namespace are `O_PATH` descriptors, which several system calls refuse. The functions here accept
-//! both kinds. The format of marks is in [`mark`](crate::space::upper::mark).
+//! Many descriptors of the namespace are `O_PATH` descriptors, which several system calls refuse. The functions here
+//! accept both kinds. The format of marks is in [`mark`](crate::space::upper::mark).
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -21,8 +21,8 @@ fn proc_fd(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Makes a system call on an open file. If the call refuses the descriptor because it is an `O_PATH` descriptor, the call is made
-/// by path, which takes twice as long.
+/// Makes a system call on an open file. If the call refuses the descriptor because it is an `O_PATH` descriptor, the
+/// call is made by path, which takes twice as long.
 fn by_fd_or_path<T>(
     fd: BorrowedFd<'_>,
     by_fd: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<T>,
@@ -71,8 +71,8 @@ fn needed(kind: Kind) -> u32 {
 /// Sets the permission bits of a file, and returns what [`read_mode`] returns from now on.
 ///
 /// If the bits lack what the daemon needs, the file gets the needed bits as well, and the real ones go into the mode
-/// attribute. While there is such an attribute, the bits of the file do not count. So the last of the two steps is the one
-/// that becomes visible, and a failure before it changes nothing.
+/// attribute. While there is such an attribute, the bits of the file do not count. So the last of the two steps is
+/// the one that becomes visible, and a failure before it changes nothing.
 pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<u32>) -> Result<Option<u32>> {
     let mode = mode & 0o7777;
     let backing = Mode::from_raw_mode(mode | needed(kind));

@@ -1,7 +1,7 @@
 //! Creates and removes names: create, mkdir, mknod, symlink, link, unlink, rmdir.
 //!
-//! Each operation holds the lock of the one directory that it changes (rmdir also that of the directory it removes). What
-//! it needs is prepared in the staging directory, and its last system call makes the change visible.
+//! Each operation holds the lock of the one directory that it changes (rmdir also that of the directory it removes).
+//! What it needs is prepared in the staging directory, and its last system call makes the change visible.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -194,8 +194,8 @@ impl Namespace {
         let name = c_name(name)?;
         let how = match self.attr(ino)?.kind {
             Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
-            // Both names are links to one backing file. A later copy-up would replace it under one name only, so the bytes
-            // are copied up now.
+            // Both names are links to one backing file. A later copy-up would replace it under one name only, so the
+            // bytes are copied up now.
             Kind::File => CopyUp::Data(u64::MAX),
             Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {
                 CopyUp::Metadata
@@ -291,8 +291,8 @@ impl Namespace {
             return Err(Error::NotADirectory);
         }
         let child = self.node(attr.ino)?;
-        // Checked before the parent is copied up, so that an operation which fails leaves no trace. Renames are locked out
-        // from here on, but another thread can create an entry, so it is checked again below.
+        // Checked before the parent is copied up, so that an operation which fails leaves no trace. Renames are
+        // locked out from here on, but another thread can create an entry, so it is checked again below.
         self.with_dir(&child, |state| self.is_empty(&child, state))?.then_some(()).ok_or(Error::NotEmpty)?;
         let dir = self.upper_dir(parent)?;
         let mut locked = Locked::new(&[&dir, &child]);
@@ -320,8 +320,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// Removes a directory that shows no entries from the upper, and leaves a whiteout if the lower has the name. `silent`:
-    /// the directory in the upper has no whiteouts either.
+    /// Removes a directory that shows no entries from the upper, and leaves a whiteout if the lower has the name.
+    /// `silent`: the directory in the upper has no whiteouts either.
     fn rmdir_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool, silent: bool) -> Result<()> {
         if in_lower {
             let mut staged = self.whiteouts.stage(&self.staging)?;

@@ -1,11 +1,11 @@
 //! Copy-up: gives a lower entry its backing file in the upper.
 //!
-//! `materialize` makes the copy in the staging directory, before any directory is locked. The last step is a rename into
-//! the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is copied
-//! up, so the times of the directory are set back.
+//! `materialize` makes the copy in the staging directory, before any directory is locked. The last step is a rename
+//! into the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is
+//! copied up, so the times of the directory are set back.
 //!
-//! The library's bytes are written out before the copy gets its name. After a loss of power a file therefore has its old
-//! bytes or its new ones. `settle` covers files that a program empties.
+//! The library's bytes are written out before the copy gets its name. After a loss of power a file therefore has its
+//! old bytes or its new ones. `settle` covers files that a program empties.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -55,8 +55,8 @@ impl Namespace {
         self.copy_up(ino, CopyUp::Data(u64::MAX), &SetAttr::default())
     }
 
-    /// Copies up as much of an entry as `how` says, with `change` applied in the same step. If that much is in the upper
-    /// already, only applies `change`. Not for directories.
+    /// Copies up as much of an entry as `how` says, with `change` applied in the same step. If that much is in the
+    /// upper already, only applies `change`. Not for directories.
     pub(super) fn copy_up(&self, ino: Ino, how: CopyUp, change: &SetAttr) -> Result<Arc<Node>> {
         let node = self.node(ino)?;
         if node.kind == Kind::Dir {
@@ -105,7 +105,8 @@ impl Namespace {
                 let copy = self.materializer.private_copy(lower, len)?;
                 let emptied = len == 0 && base.size > 0;
                 let mark = if emptied { Mark::Emptied(lower, boot::this()) } else { Mark::Data(lower) };
-                // The device writes while the attributes are set. Not before a truncation, which would wait for the device.
+                // The device writes while the attributes are set. Not before a truncation, which would wait for the
+                // device.
                 if change.size.is_none() {
                     fd::start_writeback(&copy.file);
                 }

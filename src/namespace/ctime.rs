@@ -1,12 +1,13 @@
 //! Keeps the ctime of a directory when a file in it is copied up.
 //!
-//! A copy-up changes the directory on disk, but not the directory that the space shows: no entry was created or removed.
-//! Programs such as `tar` take a new ctime for a change. The times of access and modification can be set back, but a ctime
-//! cannot. So the ctime to show is kept in the attribute `user.holofs.ctime`, together with the mtime of the directory.
+//! A copy-up changes the directory on disk, but not the directory that the space shows: no entry was created or
+//! removed. Programs such as `tar` take a new ctime for a change. The times of access and modification can be set
+//! back, but a ctime cannot. So the ctime to show is kept in the attribute `user.holofs.ctime`, together with the
+//! mtime of the directory.
 //!
 //! Invariant: the kept ctime counts only while the directory still has that mtime. Creating, removing and renaming
-//! entries changes the mtime, so they end it without a further system call. A change of the directory's own attributes
-//! removes the attribute.
+//! entries changes the mtime, so they end it without a further system call. A change of the directory's own
+//! attributes removes the attribute.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -41,8 +42,8 @@ impl Namespace {
         Ok(kept)
     }
 
-    /// Keeps the ctime of a directory in which a file was copied up, and whose other times were set back. `before` is the
-    /// stat(2) of the directory from before.
+    /// Keeps the ctime of a directory in which a file was copied up, and whose other times were set back. `before` is
+    /// the stat(2) of the directory from before.
     pub(super) fn keep_ctime(&self, node: &Node, fd: &OwnedFd, before: &Stat) -> Result<()> {
         let mut shown = backing::attr_of(before, node.ino, Kind::Dir);
         self.show_ctime(node, fd, &mut shown)?;
@@ -54,8 +55,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// Ends the kept ctime of a directory, after its own attributes or its place changed. The change is done, so a failure is
-    /// only logged.
+    /// Ends the kept ctime of a directory, after its own attributes or its place changed. The change is done, so a
+    /// failure is only logged.
     pub(super) fn release_ctime(&self, node: &Node) {
         if node.kind != Kind::Dir {
             return;

@@ -4,19 +4,19 @@
 //! thousand lower files and one change takes the memory of one name. Invariant: it equals the directory in the upper,
 //! which only this daemon changes while the space is mounted.
 //!
-//! It also gives the *cookies* of names that the lower does not have. A cookie is the position at which a listing goes on.
-//! The kernel lists without an open handle, so the cookie alone must find the position again while the directory
-//! changes. A cookie is therefore a hash of the name, as on ext4: a name that is renamed away and back gets its old
-//! position, behind a listing that has passed it. If cookies were given out in the order of creation, a program that
-//! renames each file it lists would list its own new names for ever.
+//! It also gives the *cookies* of names that the lower does not have. A cookie is the position at which a listing
+//! goes on. The kernel lists without an open handle, so the cookie alone must find the position again while the
+//! directory changes. A cookie is therefore a hash of the name, as on ext4: a name that is renamed away and back gets
+//! its old position, behind a listing that has passed it. If cookies were given out in the order of creation, a
+//! program that renames each file it lists would list its own new names for ever.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher;
 
 use crate::space::upper::entry::Present;
 
-/// The first cookie of names that the lower directory does not have. All cookies are below 2^31, so that 32-bit programs
-/// can read directories.
+/// The first cookie of names that the lower directory does not have. All cookies are below 2^31, so that 32-bit
+/// programs can read directories.
 pub(super) const EXTRA_COOKIES: u64 = 1 << 30;
 /// The number of such cookies.
 const EXTRA_SLOTS: u64 = 1 << 30;

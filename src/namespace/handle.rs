@@ -1,8 +1,8 @@
 //! Finds entries by their inode number alone, for file handles.
 //!
-//! A program can keep a file handle (`name_to_handle_at`; NFS does the same) for longer than the kernel keeps the entry. The
-//! kernel then looks up `.` or `..` in the inode number. The number of a lower node says where the node is in the
-//! catalog. Any other entry is searched for in the upper, which takes time in proportion to the upper.
+//! A program can keep a file handle (`name_to_handle_at`; NFS does the same) for longer than the kernel keeps the
+//! entry. The kernel then looks up `.` or `..` in the inode number. The number of a lower node says where the node is
+//! in the catalog. Any other entry is searched for in the upper, which takes time in proportion to the upper.
 //!
 //! Invariant: an entry is not mistaken for an earlier one whose inode number it got, because their generations
 //! differ.
@@ -125,8 +125,8 @@ impl Namespace {
         path.file_name().map(|name| Ok((dir, c_name(name.as_bytes())?))).transpose()
     }
 
-    /// The generation of an entry, computed once. An entry with the number of a lower node needs none, because such a number is
-    /// never used for another entry.
+    /// The generation of an entry, computed once. An entry with the number of a lower node needs none, because such a
+    /// number is never used for another entry.
     pub(super) fn generation(&self, node: &Node, backing: &impl AsFd) -> u32 {
         if node.lower.is_some() {
             return 0;

@@ -1,12 +1,12 @@
 //! Opening the backing files of entries.
 //!
-//! A node notes the directory and name of its backing file, and the file's inode number. Another thread can rename the
-//! file between the moment that the place is read and the open. So the inode number is compared after each open, and the
-//! open is tried again if it differs.
+//! A node notes the directory and name of its backing file, and the file's inode number. Another thread can rename
+//! the file between the moment that the place is read and the open. So the inode number is compared after each open,
+//! and the open is tried again if it differs.
 //!
-//! A thread that is about to rename, replace or remove a backing file *pins* it first: it puts an open descriptor into the
-//! node. Until the node has the new place, all threads use that descriptor and need no name. So nobody ever waits for
-//! a rename, and the retry finds the right place.
+//! A thread that is about to rename, replace or remove a backing file *pins* it first: it puts an open descriptor
+//! into the node. Until the node has the new place, all threads use that descriptor and need no name. No thread ever
+//! waits for a rename, and the retry finds the right place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use super::types::{Ino, Kind};
 use crate::space::upper::entry;
 
 impl Namespace {
-    /// A descriptor of an entry's backing file. It can be read and written if the file has its bytes in the upper; for
-    /// any other entry it is an `O_PATH` descriptor.
+    /// A descriptor of an entry's backing file. It can be read and written if the file has its bytes in the upper;
+    /// for any other entry it is an `O_PATH` descriptor.
     pub(super) fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
         // One retry is enough after one rename. The limit only keeps a damaged upper from causing an endless loop.
         for _ in 0..100 {

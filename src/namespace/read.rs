@@ -21,8 +21,8 @@ pub(super) const MOTHER_AS_TIME: Time = Time { sec: MOTHER_TIME, nsec: 0 };
 /// The size that a directory shows: one block, as on most filesystems.
 pub(super) const DIR_SIZE: u64 = 4096;
 
-/// Cookies of a listing: 1 for `.`, 2 for `..`, then the children of the lower directory by position, then the names that the
-/// lower directory does not have (see `dir`).
+/// Cookies of a listing: 1 for `.`, 2 for `..`, then the children of the lower directory by position, then the names
+/// that the lower directory does not have (see `dir`).
 const FIRST_LOWER: u64 = 3;
 
 /// One entry of a listing.
@@ -203,8 +203,8 @@ impl Namespace {
         }
     }
 
-    /// Lists a directory, from the entry after `cookie` (0: from the first) until `take` has no more room. With `plus`, each
-    /// entry except `.` and `..` comes with its attributes, and one lookup of it is counted.
+    /// Lists a directory, from the entry after `cookie` (0: from the first) until `take` has no more room. With
+    /// `plus`, each entry except `.` and `..` comes with its attributes, and one lookup of it is counted.
     ///
     /// # Errors
     /// `NotADirectory`, and those of reading the upper.
@@ -246,7 +246,8 @@ impl Namespace {
         }
     }
 
-    /// Lists the names that the lower directory has, in the order of the index, each with the entry that the space shows.
+    /// Lists the names that the lower directory has, in the order of the index, each with the entry that the space
+    /// shows.
     fn list_lower(
         &self,
         lower: Option<NodeId>,

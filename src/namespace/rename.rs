@@ -1,9 +1,9 @@
 //! Rename and exchange: the operations that change two directories.
 //!
-//! First, everything that the rename needs is copied up, which no reader can see. The change itself is one `renameat2`
-//! system call. It moves the entry, replaces the target, and leaves a whiteout if the lower has the old name. So a reader
-//! sees the state before the rename or after it. A lower directory is renamed in this way as well, so no rename fails
-//! with EXDEV.
+//! First, everything that the rename needs is copied up, which no reader can see. The change itself is one
+//! `renameat2` system call. It moves the entry, replaces the target, and leaves a whiteout if the lower has the old
+//! name. So a reader sees the state before the rename or after it. A lower directory is renamed in this way as well,
+//! so no rename fails with EXDEV.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -178,7 +178,8 @@ impl Namespace {
             if !self.is_empty(target, state)? {
                 return Err(Error::NotEmpty);
             }
-            // A target that shows no entries can still hold whiteouts, but rename(2) replaces only an empty directory.
+            // A target that shows no entries can still hold whiteouts, but rename(2) replaces only an empty
+            // directory.
             if in_upper && !state.is_silent() {
                 stand_in = Some(self.stand_in(target)?);
             }
@@ -192,8 +193,8 @@ impl Namespace {
             whiteouts: self.whiteouts,
             staging: &self.staging,
         };
-        // A file replaces a whiteout by a plain rename. A directory, and a file that has to leave a marked whiteout behind,
-        // change places with it.
+        // A file replaces a whiteout by a plain rename. A directory, and a file that has to leave a marked whiteout
+        // behind, change places with it.
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
         let done = match target {
@@ -275,8 +276,8 @@ impl Namespace {
         }
     }
 
-    /// Makes an empty directory that looks like `target`, which holds only whiteouts. It takes the place of `target` for the
-    /// moment before the rename replaces it.
+    /// Makes an empty directory that looks like `target`, which holds only whiteouts. It takes the place of `target`
+    /// for the moment before the rename replaces it.
     fn stand_in(&self, target: &Node) -> Result<Staged> {
         let old = self.backing_fd(target)?;
         let stat = rustix::fs::fstat(&old).map_err(call("stat"))?;
@@ -319,8 +320,8 @@ impl Step<'_> {
         Ok(Left::Nothing)
     }
 
-    /// Renames over a whiteout: the two change places, which rename(2) allows for a directory as well. If the lower does not
-    /// have the old name, the whiteout is of no use there, and is removed.
+    /// Renames over a whiteout: the two change places, which rename(2) allows for a directory as well. If the lower
+    /// does not have the old name, the whiteout is of no use there, and is removed.
     fn over_whiteout(&self) -> Result<Left> {
         self.change.rename(RenameFlags::EXCHANGE)?;
         if self.in_lower {
@@ -335,7 +336,8 @@ impl Step<'_> {
         }
     }
 
-    /// Renames a directory over one that holds whiteouts. The stand-in takes the target's place first; both look the same.
+    /// Renames a directory over one that holds whiteouts. The stand-in takes the target's place first; both look the
+    /// same.
     fn over_stand_in(&self, mut stand_in: Staged) -> Result<Left> {
         let Move { new_at, new_name, .. } = self.change;
         let before = rustix::fs::fstat(new_at).map_err(call("stat"))?;

@@ -24,7 +24,8 @@ impl Namespace {
             });
         }
         let mut change = *change;
-        // As on any filesystem, chown clears setuid and setgid, even if the owner stays the same. FUSE leaves that to us.
+        // As on any filesystem, chown clears setuid and setgid, even if the owner stays the same. FUSE leaves that to
+        // us.
         let drops = change.drop_setid || change.uid.is_some() || change.gid.is_some();
         if drops && change.mode.is_none() && attr.setid_to_drop() != 0 {
             change.mode = Some(attr.mode & !attr.setid_to_drop());
@@ -75,8 +76,8 @@ fn as_asked(attr: Attr, change: &SetAttr) -> Attr {
     }
 }
 
-/// Whether an entry has all the attributes of a change already. A change of the size always changes something, because it
-/// also sets the times.
+/// Whether an entry has all the attributes of a change already. A change of the size always changes something,
+/// because it also sets the times.
 fn changes_nothing(attr: &Attr, change: &SetAttr) -> bool {
     let same_time = |wanted: Option<SetTime>, now: Time| match wanted {
         None => true,

@@ -5,19 +5,20 @@
 //! program that *empties* a file first (`O_TRUNC`), and then writes it, would lose both contents if the power fails
 //! between the two.
 //!
-//! * A library file that is emptied becomes an empty copy whose mark names the boot ([`Mark::Emptied`]). If the file is
-//!   still empty in a later boot, it counts as one that was never emptied, and shows the library's bytes.
+//! * A library file that is emptied becomes an empty copy whose mark names the boot ([`Mark::Emptied`]). If the file
+//!   is still empty in a later boot, it counts as one that was never emptied, and shows the library's bytes.
 //! * Soon afterwards its new bytes are written out, and then the mark becomes an ordinary one. From then on, an empty
-//!   file is meant to be empty. That happens after [`DELAY`], or after [`EMPTY`] while the file stays empty, and also at
-//!   a sync of the file and at the end of the mount. If the daemon is killed, the next one finds the marks when it reads
-//!   the directory.
-//! * A file that has its bytes in the upper already, and is emptied, has no old bytes to show. Its new bytes are written
-//!   out after the same time. ext4 does that when such a file is closed, but no close is reported to this daemon.
+//!   file is meant to be empty. That happens after [`DELAY`], or after [`EMPTY`] while the file stays empty, and also
+//!   at a sync of the file and at the end of the mount. If the daemon is killed, the next one finds the marks when it
+//!   reads the directory.
+//! * A file that has its bytes in the upper already, and is emptied, has no old bytes to show. Its new bytes are
+//!   written out after the same time. ext4 does that when such a file is closed, but no close is reported to this
+//!   daemon.
 //! * A file that *replaces* a library file by a rename is written out before the rename. ext4 does that when a rename
 //!   replaces a file, but the library file is not in the upper, so ext4 does not see that there is one.
 //!
-//! Invariant: the bytes are always written out before the mark changes. A file that waits has one lookup counted, so the
-//! table keeps its node.
+//! Invariant: the bytes are always written out before the mark changes. A file that waits has one lookup counted, so
+//! the table keeps its node.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -42,8 +43,8 @@ use crate::sys::fd;
 /// journal is committed only after seconds.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// The time after which a file that is still empty is meant to be empty. A program writes to a file that it has emptied at
-/// once, but a busy machine may delay it.
+/// The time after which a file that is still empty is meant to be empty. A program writes to a file that it has
+/// emptied at once, but a busy machine may delay it.
 const EMPTY: Duration = Duration::from_secs(3);
 
 /// The files that were emptied and are not written out yet.
@@ -113,8 +114,8 @@ impl Unsettled {
 }
 
 impl Namespace {
-    /// Writes out emptied files when their time has come, until [`Namespace::end_settling`]. For a thread of its own, which
-    /// sleeps while there are none.
+    /// Writes out emptied files when their time has come, until [`Namespace::end_settling`]. For a thread of its own,
+    /// which sleeps while there are none.
     pub fn keep_settling(&self) {
         loop {
             {
@@ -139,8 +140,9 @@ impl Namespace {
         self.unsettled.changed.notify_all();
     }
 
-    /// Writes out the files that were emptied at least `age` ago. An age of zero is for the end of the mount: no more bytes
-    /// will come, so empty files are meant to be empty. A file that cannot be written out is left as it is, and logged.
+    /// Writes out the files that were emptied at least `age` ago. An age of zero is for the end of the mount: no more
+    /// bytes will come, so empty files are meant to be empty. A file that cannot be written out is left as it is, and
+    /// logged.
     pub fn settle(&self, age: Duration) {
         let due = self.unsettled.due(age);
         // The writes of all files are started before the first one is waited for.
@@ -194,14 +196,14 @@ impl Namespace {
         }
     }
 
-    /// Syncs a file by calling `sync`, and makes its mark an ordinary one. `sync` gets true if it must sync the attributes as
-    /// well.
+    /// Syncs a file by calling `sync`, and makes its mark an ordinary one. `sync` gets true if it must sync the
+    /// attributes as well.
     pub(crate) fn sync_by(&self, ino: Ino, sync: impl FnOnce(bool) -> Result<()>) -> Result<()> {
         let Some(waiting) = self.unsettled.get(ino) else { return sync(false) };
         let (Some(origin), Some(node)) = (waiting.marked, self.table.get(ino)) else { return sync(false) };
         let file = self.backing_fd(&node)?;
-        // If the file has bytes, they are what the next boot shows, whatever the mark says. If it is empty, the mark decides,
-        // so the mark must be durable as well.
+        // If the file has bytes, they are what the next boot shows, whatever the mark says. If it is empty, the mark
+        // decides, so the mark must be durable as well.
         let is_empty = rustix::fs::fstat(&file).map_err(call("stat"))?.st_size == 0;
         if is_empty {
             backing::write_mark(file.as_fd(), Mark::Data(origin))?;
@@ -216,8 +218,8 @@ impl Namespace {
         Ok(())
     }
 
-    /// The ordinary mark of a file whose mark is [`Mark::Emptied`], as it is written to a file of an earlier boot. The caller
-    /// holds the lock of the directory.
+    /// The ordinary mark of a file whose mark is [`Mark::Emptied`], as it is written to a file of an earlier boot.
+    /// The caller holds the lock of the directory.
     pub(super) fn emptied(
         &self,
         dir: BorrowedFd<'_>,
@@ -260,8 +262,8 @@ impl Namespace {
         });
     }
 
-    /// Writes out a file that is about to be renamed, if the rename replaces bytes of the library. Takes no locks while the
-    /// bytes are written.
+    /// Writes out a file that is about to be renamed, if the rename replaces bytes of the library. Takes no locks
+    /// while the bytes are written.
     pub(super) fn write_out_what_replaces(&self, (parent, name): (Ino, &CStr), (to, new_name): (Ino, &CStr)) {
         let write_out = || -> Result<()> {
             if self.shows_lower_bytes(to, new_name)?

@@ -1,13 +1,14 @@
-//! The inode table: a node for each entry that is not purely lower, and how often the kernel has looked up each entry.
+//! The inode table: a node for each entry that is not purely lower, and how often the kernel has looked up each
+//! entry.
 //!
-//! The kernel names entries by inode number. Each answer to a LOOKUP adds one to the *lookup count* of the entry, and a
-//! FORGET request subtracts from it. Until the count is 0, the kernel may use the number.
+//! The kernel names entries by inode number. Each answer to a LOOKUP adds one to the *lookup count* of the entry, and
+//! a FORGET request subtracts from it. Until the count is 0, the kernel may use the number.
 //!
 //! A pure lower entry has no node. Its number is its position in the index, and its lookup count is a
 //! counter of four bytes in an array whose unused parts take no memory.
 //!
-//! Invariant: a node that the kernel may still name is never dropped. Finding a node and counting a lookup are one step under
-//! the table's lock, and a node is dropped only after its count was compared with 0 under that lock.
+//! Invariant: a node that the kernel may still name is never dropped. Finding a node and counting a lookup are one
+//! step under the table's lock, and a node is dropped only after its count was compared with 0 under that lock.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -26,8 +27,8 @@ use crate::library::index::NodeId;
 use crate::space::upper::mark::KeptCtime;
 use crate::sys::fd;
 
-/// The most descriptors of backing files that are kept open. They are also at most a third of those that the process may
-/// have.
+/// The most descriptors of backing files that are kept open. They are also at most a third of those that the process
+/// may have.
 const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
     Some(limit) => limit,
     None => NonZeroUsize::MIN,
@@ -54,8 +55,8 @@ pub(super) struct Node {
     /// The origin: the lower node that the entry was copied up from. None for one that was created in the space.
     pub(super) lower: Option<NodeId>,
     pub(super) kind: Kind,
-    /// Second in the lock order. Held while the entry is copied up or its attributes change. It is the only lock that is
-    /// held while bytes are copied.
+    /// Second in the lock order. Held while the entry is copied up or its attributes change. It is the only lock that
+    /// is held while bytes are copied.
     pub(super) change: Mutex<()>,
     /// Third in the lock order. What the upper has in a directory; None until the directory is read.
     pub(super) dir: RwLock<Option<DirState>>,
@@ -70,17 +71,19 @@ pub(super) struct Node {
 /// The mutable part of a node.
 #[derive(Debug)]
 pub(super) struct NodeState {
-    /// The names by which the entry was reached so far. Empty for the root, and for an entry whose last known name was
-    /// unlinked.
+    /// The names by which the entry was reached so far. Empty for the root, and for an entry whose last known name
+    /// was unlinked.
     pub(super) places: Vec<Place>,
     pub(super) in_upper: InUpper,
     /// The inode number of the backing file, by which an open notices that the file was moved. 0 without a file.
     pub(super) backing_ino: u64,
-    /// The permission bits in `user.holofs.mode`: None until it is read, `Some(None)` when there is no such attribute.
+    /// The permission bits in `user.holofs.mode`: None until it is read, `Some(None)` when there is no such
+    /// attribute.
     pub(super) mode: Option<Option<u32>>,
     /// A directory's `user.holofs.ctime`, in the same way.
     pub(super) ctime: Option<Option<KeptCtime>>,
-    /// A descriptor of the backing file: during a change of its name (see `open`), and after the last name was unlinked.
+    /// A descriptor of the backing file: during a change of its name (see `open`), and after the last name was
+    /// unlinked.
     pub(super) pinned: Option<Arc<OwnedFd>>,
     /// The entry has no name any more.
     pub(super) gone: bool,
@@ -239,8 +242,8 @@ impl Table {
         }
     }
 
-    /// Drops the node of an inode number that the kernel does not know. A directory that has a name keeps its node: there
-    /// are few of them, and a new node would have to read the directory again.
+    /// Drops the node of an inode number that the kernel does not know. A directory that has a name keeps its node:
+    /// there are few of them, and a new node would have to read the directory again.
     pub(super) fn drop_unused(&self, ino: Ino) {
         let mut nodes = self.nodes.write();
         let Some(node) = nodes.get(&ino) else { return };
@@ -253,8 +256,9 @@ impl Table {
         }
         let node = nodes.remove(&ino);
         drop(nodes);
-        // The node may hold the last descriptor of an unlinked file. Closing it frees the file's blocks, which takes half a
-        // second for tens of gigabytes. So no lock is held here, and `let_go` closes a large file in another thread.
+        // The node may hold the last descriptor of an unlinked file. Closing it frees the file's blocks, which takes
+        // half a second for tens of gigabytes. So no lock is held here, and `let_go` closes a large file in another
+        // thread.
         if let Some(fd) = self.take_open(ino) {
             let_go(fd);
         }
@@ -303,8 +307,8 @@ impl Table {
     }
 }
 
-/// Drops a descriptor. The last descriptor of a large unlinked file is closed in a thread of its own, because close(2) does
-/// not return before the filesystem has freed the blocks. The caller must hold no lock.
+/// Drops a descriptor. The last descriptor of a large unlinked file is closed in a thread of its own, because
+/// close(2) does not return before the filesystem has freed the blocks. The caller must hold no lock.
 pub(super) fn let_go(fd: Arc<OwnedFd>) {
     /// In blocks of 512 bytes: 256 MB. Freeing less takes less time than starting a thread.
     const LARGE: i64 = 1 << 19;
@@ -320,8 +324,8 @@ pub(super) fn let_go(fd: Arc<OwnedFd>) {
     }
 }
 
-/// The lookup counts of all entries that have the number of a lower node: four bytes each. They are in chunks which are
-/// allocated at the first lookup, so a mount of a million files that uses a hundred pays for the hundred.
+/// The lookup counts of all entries that have the number of a lower node: four bytes each. They are in chunks which
+/// are allocated at the first lookup, so a mount of a million files that uses a hundred pays for the hundred.
 #[derive(Debug)]
 struct LowerLookups {
     chunks: Box<[OnceLock<Box<[AtomicU32]>>]>,

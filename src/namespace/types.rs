@@ -22,7 +22,8 @@ pub struct Attr {
     pub size: u64,
     /// Size on disk in blocks of 512 bytes.
     pub blocks: u64,
-    /// Distinguishes the entry from an earlier one with the same inode number. 0 if the filesystem of the upper cannot.
+    /// Distinguishes the entry from an earlier one with the same inode number. 0 if the filesystem of the upper
+    /// cannot.
     pub generation: u32,
     /// The device number of a device node; 0 for any other entry.
     pub device: u64,
@@ -40,8 +41,8 @@ impl Attr {
         KeptCtime { ctime: self.ctime, mtime: self.mtime }
     }
 
-    /// The setuid and setgid bits that a file loses when its owner or group changes, or when somebody writes to it who may
-    /// not keep them. Setgid without the group's execute bit means mandatory locking, and stays.
+    /// The setuid and setgid bits that a file loses when its owner or group changes, or when somebody writes to it
+    /// who may not keep them. Setgid without the group's execute bit means mandatory locking, and stays.
     #[must_use]
     pub fn setid_to_drop(&self) -> u32 {
         let setgid = if self.mode & 0o010 == 0 { 0 } else { 0o2000 };

@@ -103,8 +103,8 @@ impl Whiteouts {
         }
     }
 
-    /// Renames a file, over an entry that rename(2) can replace, and leaves a whiteout under the old name. `ino` is the
-    /// inode number of the file.
+    /// Renames a file, over an entry that rename(2) can replace, and leaves a whiteout under the old name. `ino` is
+    /// the inode number of the file.
     pub(super) fn moved(self, staging: &Staging, step: &Move<'_>, ino: u64) -> Result<()> {
         if self == Self::Devices {
             return step.rename(RenameFlags::WHITEOUT);
@@ -157,8 +157,8 @@ impl Whiteouts {
     }
 }
 
-/// A note in the staging directory about a rename that may be half done. It is a symbolic link, because that is created with its
-/// content in one step.
+/// A note in the staging directory about a rename that may be half done. It is a symbolic link, because that is
+/// created with its content in one step.
 struct Note {
     name: CString,
 }

@@ -1,7 +1,7 @@
 //! The upper: the directory that holds a space's changes.
 //!
-//! A space shows its catalog's tree (the *lower*) with its own changes over it. The changes lie in a directory of real
-//! files with the names and paths that the space shows, so that plain tools can read them while the space is not
+//! A space shows its catalog's tree (the *lower*) with its own changes over it. The changes lie in a directory of
+//! real files with the names and paths that the space shows, so that plain tools can read them while the space is not
 //! mounted. What a plain file cannot say is in *marks*: extended attributes that begin with `user.holofs.`, and
 //! whiteouts.
 //!
@@ -10,8 +10,8 @@
 //! * [`entry`] tells what one entry of the upper is in the space.
 //! * [`walk`] visits all entries of an upper, and [`changes`] tells what each of them changes.
 //!
-//! Other programs can change the files while the space is not mounted. So marks are read with a bounded length, and a mark
-//! that makes no sense is an error of its own entry only. `docs/ON-DISK.md` describes the format for users.
+//! Other programs can change the files while the space is not mounted. So marks are read with a bounded length, and a
+//! mark that makes no sense is an error of its own entry only. `docs/ON-DISK.md` describes the format for users.
 
 pub mod changes;
 pub mod entry;

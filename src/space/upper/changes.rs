@@ -1,15 +1,15 @@
 //! The changes that a space has made to its catalog, read from its upper without a mount.
 //!
-//! [`Changes`] visits the entries of an upper and says what each one changes, and which inode number it has in the space.
-//! The changes, applied to the tree of the catalog, give the tree that a mount shows. The rules are:
+//! [`Changes`] visits the entries of an upper and says what each one changes, and which inode number it has in the
+//! space. The changes, applied to the tree of the catalog, give the tree that a mount shows. The rules are:
 //!
 //! * A name that no change mentions shows the catalog's entry, with everything below it.
-//! * A directory that is [`What::Merged`] shows the names of its origin that no change in it mentions. Its origin is not
-//!   always the catalog's directory at this path, because a directory can be renamed.
+//! * A directory that is [`What::Merged`] shows the names of its origin that no change in it mentions. Its origin is
+//!   not always the catalog's directory at this path, because a directory can be renamed.
 //! * A directory that is [`What::Created`] shows nothing but what the changes in it mention.
 //!
-//! Where the filesystem has no whiteout devices, a rename takes two steps, and the next mount finishes one that a crash
-//! has cut short. Until then, the entry shows here under both names.
+//! Where the filesystem has no whiteout devices, a rename takes two steps, and the next mount finishes one that a
+//! crash has cut short. Until then, the entry shows here under both names.
 
 use std::os::fd::BorrowedFd;
 
@@ -37,8 +37,8 @@ pub struct Changes<'a> {
 pub struct Change<'w> {
     /// The path of the entry, and the descriptor of its directory, by which it can be opened.
     pub at: Visited<'w>,
-    /// The lower node of this name in the origin of the entry's directory. The entry hides that node, unless the node is its
-    /// own origin.
+    /// The lower node of this name in the origin of the entry's directory. The entry hides that node, unless the node
+    /// is its own origin.
     pub lower: Option<NodeId>,
     /// The entry that the space shows; None if it has removed the catalog's.
     pub now: Option<Now>,
@@ -49,8 +49,8 @@ pub struct Change<'w> {
 pub struct Now {
     /// Kind, origin, and inode number in the space. All hard links of a file have the same inode number.
     pub present: Present,
-    /// stat(2) of the file in the upper. It can have more permission bits than the entry (see [`Change::mode`]), and its size is
-    /// not that of a [`What::Metadata`] entry.
+    /// stat(2) of the file in the upper. It can have more permission bits than the entry (see [`Change::mode`]), and
+    /// its size is not that of a [`What::Metadata`] entry.
     pub stat: Stat,
 }
 
@@ -81,8 +81,8 @@ impl<'a> Changes<'a> {
         Ok(Self { walk: Walk::new(root)?, index, merged: vec![Some(NodeId(0))] })
     }
 
-    /// Goes to the next change; None at the end. After an error the caller can go on. What is below the entry that could not
-    /// be read is skipped.
+    /// Goes to the next change; None at the end. After an error the caller can go on. What is below the entry that
+    /// could not be read is skipped.
     pub fn advance(&mut self) -> Option<Result<Change<'_>, UpperError>> {
         let (lower, now) = loop {
             if let Err(error) = self.walk.step()? {
@@ -137,8 +137,8 @@ impl Change<'_> {
         }
     }
 
-    /// The origin of the entry, if it is not the node that the catalog has under this name. The entry was renamed to here, or
-    /// is a further hard link.
+    /// The origin of the entry, if it is not the node that the catalog has under this name. The entry was renamed to
+    /// here, or is a further hard link.
     #[must_use]
     pub fn renamed_from(&self) -> Option<NodeId> {
         self.now?.present.origin.filter(|origin| Some(*origin) != self.lower)

@@ -1,8 +1,8 @@
 //! What one entry of the upper is in the space.
 //!
-//! An entry is read in two steps. [`OnDisk`] is what the filesystem says: type, inode number, mark. [`Present`] is what
-//! that means over a catalog: kind, inode number in the space, origin. A mark that does not fit the catalog is an error,
-//! so a damaged upper never shows one file in the place of another.
+//! An entry is read in two steps. [`OnDisk`] is what the filesystem says: type, inode number, mark. [`Present`] is
+//! what that means over a catalog: kind, inode number in the space, origin. A mark that does not fit the catalog is
+//! an error, so a damaged upper never shows one file in the place of another.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -82,8 +82,8 @@ pub struct OnDisk {
 }
 
 impl OnDisk {
-    /// Reads type, inode number and mark of an entry. With `exact`, the inode number comes from stat(2). Without it, the
-    /// number comes from the listing, which saves a system call and is right except on overlayfs.
+    /// Reads type, inode number and mark of an entry. With `exact`, the inode number comes from stat(2). Without it,
+    /// the number comes from the listing, which saves a system call and is right except on overlayfs.
     ///
     /// # Errors
     /// [`UpperError::Damaged`] for a mark that makes no sense, [`UpperError::Os`] when the entry cannot be read.

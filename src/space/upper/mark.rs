@@ -11,9 +11,9 @@
 //! | `user.holofs.mode` | the permission bits in octal, when the daemon needs bits on the file that they lack |
 //! | `user.holofs.ctime` | a directory shows the first time as its ctime while the second is its mtime |
 //!
-//! An entry without `user.holofs.entry` was created in the space. Such a directory is opaque: it hides what the catalog
-//! has under its name. Only regular files and directories can carry these attributes, so a changed symbolic link of
-//! the catalog is a regular file in the upper.
+//! An entry without `user.holofs.entry` was created in the space. Such a directory is opaque: it hides what the
+//! catalog has under its name. Only regular files and directories can carry these attributes, so a changed symbolic
+//! link of the catalog is a regular file in the upper.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -28,7 +28,8 @@ use crate::sys::boot::Boot;
 
 /// The attribute that holds a [`Mark`].
 pub const MARK_XATTR: &CStr = c"user.holofs.entry";
-/// The attribute that holds the permission bits of an entry whose file needs more bits, so that the daemon can open it.
+/// The attribute that holds the permission bits of an entry whose file needs more bits, so that the daemon can open
+/// it.
 pub const MODE_XATTR: &CStr = c"user.holofs.mode";
 /// The attribute that holds a [`KeptCtime`].
 pub const CTIME_XATTR: &CStr = c"user.holofs.ctime";
@@ -63,8 +64,8 @@ impl Mark {
         }
     }
 
-    /// What the mark of a file of `size` bytes means in boot `now`. A library file that was emptied in an earlier boot
-    /// and is still empty lost its new bytes with the power, so it counts as one that was never emptied.
+    /// What the mark of a file of `size` bytes means in boot `now`. A library file that was emptied in an earlier
+    /// boot and is still empty lost its new bytes with the power, so it counts as one that was never emptied.
     #[must_use]
     pub fn in_boot(self, now: Boot, size: i64) -> Self {
         match self {

@@ -7,9 +7,9 @@ use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
 /// The inode number that an entry has in the space. It stays the same over changes, renames and mounts.
 ///
 /// * Below 2^31: lower node n has number n + 1, so the root has number 1. The number survives copy-up and rename.
-/// * From 2^31 on: an entry that was created in the space has 2^31 + the inode number of its file in the upper. Programs
-///   of 32 bits can stat such a file. The file is kept while the kernel may hold the number, so two entries never share
-///   one.
+/// * From 2^31 on: an entry that was created in the space has 2^31 + the inode number of its file in the upper.
+///   Programs of 32 bits can stat such a file. The file is kept while the kernel may hold the number, so two entries
+///   never share one.
 /// * From 2^48 on: the same, for files whose own inode number is 2^31 or more: 2^48 + that number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ino(pub u64);

@@ -4,10 +4,10 @@
 //! entry before the entries below it. It only reads, so it may run over the upper of a mounted space. It then sees
 //! each entry as it was at some moment, and skips entries that vanish meanwhile.
 //!
-//! Everything is opened by descriptor and name, and no symbolic link is followed. The time grows with the entries of the
-//! upper, not with the catalog. The memory is one listing for each directory on the path to the current entry. At most 33
-//! of these directories are open at a time, and a directory deeper than [`MAX_DEPTH`] is an error, so a hostile
-//! tree exhausts neither the stack nor the descriptors.
+//! Everything is opened by descriptor and name, and no symbolic link is followed. The time grows with the entries of
+//! the upper, not with the catalog. The memory is one listing for each directory on the path to the current entry. At
+//! most 33 of these directories are open at a time, and a directory deeper than [`MAX_DEPTH`] is an error, so a
+//! hostile tree exhausts neither the stack nor the descriptors.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,8 +20,8 @@ use rustix::io::Errno;
 use super::UpperError;
 use super::entry::{Listed, OnDisk, list, open, stat_at};
 
-/// The deepest directory that is read. A path that the kernel accepts has at most 2,047 names, so only a program that changes
-/// its working directory again and again can make a deeper one.
+/// The deepest directory that is read. A path that the kernel accepts has at most 2,047 names, so only a program that
+/// changes its working directory again and again can make a deeper one.
 pub const MAX_DEPTH: usize = 2048;
 
 /// The number of directories above the deepest one that stay open. One that was closed is opened again by its path.
@@ -115,8 +115,8 @@ impl<'r> Walk<'r> {
         Ok(walk)
     }
 
-    /// Goes to the next entry; None at the end. After an error the walk can go on. It skips what is below the entry that
-    /// could not be read.
+    /// Goes to the next entry; None at the end. After an error the walk can go on. It skips what is below the entry
+    /// that could not be read.
     pub fn advance(&mut self) -> Option<Result<Visited<'_>, UpperError>> {
         match self.step()? {
             Ok(()) => self.current().map(Ok),
@@ -198,8 +198,9 @@ impl<'r> Walk<'r> {
         Ok(())
     }
 
-    /// Opens the deepest directory again if it was closed, and the directories above it that stay open. Returns false when one has
-    /// vanished. The directories are opened name by name, because the kernel accepts no path of more than 4,095 bytes.
+    /// Opens the deepest directory again if it was closed, and the directories above it that stay open. Returns false
+    /// when one has vanished. The directories are opened name by name, because the kernel accepts no path of more
+    /// than 4,095 bytes.
     fn reopen(&mut self) -> Result<bool, UpperError> {
         if self.levels.last().is_none_or(|level| level.dir.is_some()) {
             return Ok(true);
@@ -227,8 +228,8 @@ impl<'r> Walk<'r> {
     }
 }
 
-/// The bytes that the files of an upper take on disk, as `du` counts them without directories, and whether all of them
-/// were counted. Counting ends after `most` entries, and an entry that cannot be read is not counted.
+/// The bytes that the files of an upper take on disk, as `du` counts them without directories, and whether all of
+/// them were counted. Counting ends after `most` entries, and an entry that cannot be read is not counted.
 #[must_use]
 pub fn bytes_below(upper: &Path, most: usize) -> (u64, bool) {
     let mut total = 0;
