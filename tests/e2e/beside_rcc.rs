@@ -48,6 +48,8 @@ fn described(space: &Path) {
                 .as_object()
                 .is_some_and(|dirs| !dirs.is_empty())
     });
+    // The mount releases this lock when the space's record says so, too.
+    drop(rcc::lock(&rcc::beside(space, ".lck")));
 }
 
 for_both_users! {
