@@ -1,4 +1,5 @@
-//! The environment of a daemon must not end its mount: limits, signal dispositions, signals, threads, descriptors.
+//! A mount survives what its daemon inherits from a shell (limits, signal dispositions, closed streams), signals, and a
+//! lack of threads, descriptors or disk space.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -22,14 +23,14 @@ fn world() -> World {
 }
 
 /// `holofs`, started by a shell that first changes what holofs inherits.
-fn after(world: &World, shell: &str) -> Command {
+fn holofs_after(world: &World, shell: &str) -> Command {
     let mut command = world.command("bash");
     command.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).arg(holofs_binary());
     command
 }
 
 fn mount_after<'w>(world: &'w World, shell: &str) -> Mounted<'w> {
-    let mut command = after(world, shell);
+    let mut command = holofs_after(world, shell);
     Mounted::by(world, "s", command.args(["--json", "mount"]).arg(world.home()).arg("s"))
 }
 
@@ -80,7 +81,7 @@ for_both_users! {
     fn memory_limit_is_respected_or_refused() {
         for limit in ["ulimit -v 300000;", "ulimit -S -v 120000;", "ulimit -d 200000;", "ulimit -v 60000;"] {
             let world = world();
-            let done = finish(after(&world, limit).args(["mount"]).arg(world.home()).arg("s"));
+            let done = finish(holofs_after(&world, limit).args(["mount"]).arg(world.home()).arg("s"));
             if done.code == 0 {
                 let mounted = Mounted::adopt(&world, "s");
                 assert_works(&mounted);
@@ -99,7 +100,7 @@ for_both_users! {
             return;
         }
         let world = world();
-        let done: Done = finish(after(&world, "ulimit -u 1;").args(["mount"]).arg(world.home()).arg("s"));
+        let done: Done = finish(holofs_after(&world, "ulimit -u 1;").args(["mount"]).arg(world.home()).arg("s"));
         assert_eq!(done.code, 1, "{done:?}");
         assert!(done.stderr.contains("ulimit -u"), "{done:?}");
         assert!(world.mounts().is_empty());
@@ -111,7 +112,7 @@ for_both_users! {
         let mounted =
             mount_after(&world, "exec env --ignore-signal=CHLD --block-signal=TERM,HUP,USR1 -- \"$0\" \"$@\";");
         assert_works(&mounted);
-        let mut unmount = after(&world, "exec env --ignore-signal=CHLD -- \"$0\" \"$@\";");
+        let mut unmount = holofs_after(&world, "exec env --ignore-signal=CHLD -- \"$0\" \"$@\";");
         let done = finish(unmount.arg("unmount").arg(mounted.path()));
         assert_eq!(done.code, 0, "{done:?}");
         mounted.has_ended();
@@ -212,7 +213,7 @@ for_both_users! {
             fs::remove_file(image.path().join("ballast")).unwrap();
             for n in 0..300 {
                 if let Err(error) = fs::remove_file(mounted.at(format!("many/{n}"))) {
-                    assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "never made");
+                    assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "a file was not removed");
                 }
             }
             assert_works(&mounted);
@@ -225,7 +226,7 @@ for_both_users! {
         let library = Library::sample();
         let world = World::with(&library);
         for stderr in ["exec 2>/dev/full;", "exec 2>&-;", "exec 2> >(true); sleep 0.1;"] {
-            let mut command = after(&world, stderr);
+            let mut command = holofs_after(&world, stderr);
             let mut child =
                 command.args(["mount", "-f"]).arg(world.home()).arg("s").stdout(Stdio::piped()).spawn().unwrap();
             wait_until("the mount", || !world.mounts().is_empty());

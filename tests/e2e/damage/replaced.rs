@@ -32,7 +32,7 @@ fn kinds(index: usize) -> [Instead; 2] {
 /// The content of the link's target: nothing that could be mistaken for a record or a lock.
 const INNOCENT: &[u8] = b"a file of somebody else\n";
 
-/// A command that takes longer hangs. The limit of its locks is shorter.
+/// A command that takes longer hangs. No command waits this long for a lock.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// The targets of the links, beside the world.
@@ -74,7 +74,7 @@ impl Victim {
 
 /// Runs a command that may fail with one clear line, but may not hang.
 #[track_caller]
-fn ends(world: &World, args: &[&str], what: &str) -> i32 {
+fn assert_ends(world: &World, args: &[&str], what: &str) -> i32 {
     let begin = Instant::now();
     let done = finish(world.holofs().args(args));
     assert!(begin.elapsed() < LONGEST, "{what}: {args:?} took {:?}", begin.elapsed());
@@ -114,7 +114,7 @@ for_both_users! {
                     mounted.unmount();
                 }
                 for args in [["list"].as_slice(), &["status", "s"], &["path", "s"]] {
-                    ends(&world, args, &what);
+                    assert_ends(&world, args, &what);
                 }
                 victim.assert_untouched(&what);
                 copy_back(&kept, &world.state());
@@ -130,7 +130,7 @@ for_both_users! {
                     assert_sound(&mounted, &want, Path::new("beside"), &what);
                     mounted.unmount();
                 }
-                ends(&world, &["list"], &what);
+                assert_ends(&world, &["list"], &what);
                 victim.assert_untouched(&what);
                 sh(std::process::Command::new("rm").arg("-rf").arg(&path));
                 std::fs::write(&path, saved).unwrap();
@@ -154,7 +154,7 @@ for_both_users! {
                 let mounted = world.mount("s");
                 victim.replace(&world.state().join(&file), how);
                 for args in [["list"].as_slice(), &["status", "s"], &["path", "s"]] {
-                    ends(&world, args, &what);
+                    assert_ends(&world, args, &what);
                 }
                 assert_sound(&mounted, &want, &file, &what);
                 // If the record of a space cannot be synced, the space may refuse changes, but it may not hang.
@@ -162,7 +162,7 @@ for_both_users! {
                     assert!(file.ends_with("state.json"), "{what}: {error}");
                 }
                 // Unmounts without holofs if holofs cannot recognise its mount any more.
-                if ends(&world, &["unmount", "s"], &what) == 0 {
+                if assert_ends(&world, &["unmount", "s"], &what) == 0 {
                     mounted.has_ended();
                 } else {
                     sh(world.command("fusermount3").arg("-u").arg(mounted.path()));
@@ -198,8 +198,8 @@ for_both_users! {
                 let output = format!("{}{}", done.stdout, done.stderr);
                 assert!(done.code != 0 && output.contains(name), "{what}: {done:?}");
                 assert!(!output.contains("panicked"), "{what}: {done:?}");
-                ends(&world, &["list"], &what);
-                ends(&world, &["catalogs", world.home().to_str().unwrap()], &what);
+                assert_ends(&world, &["list"], &what);
+                assert_ends(&world, &["catalogs", world.home().to_str().unwrap()], &what);
                 if let Some(mounted) = try_mount(&world, &what) {
                     // EIO for this file only.
                     assert!(std::fs::read(mounted.at("lib/data.bin")).is_err(), "{what}");
