@@ -126,12 +126,6 @@ impl Claim<'_> {
         &self.mountpoint
     }
 
-    /// The content of the space's `state.json`.
-    #[must_use]
-    pub fn recorded(&self) -> &SpaceRecord {
-        &self.recorded
-    }
-
     /// The directory to which the changes of the space were moved, if rcc had deleted the space.
     #[must_use]
     pub fn aside(&self) -> Option<&Path> {

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_one_is_made_with_its_holotree() {
+    fn missing_directory_and_its_holotree_are_created() {
         let dir = tempfile::tempdir().unwrap();
         let space = space(dir.path().join("holotree"));
         open_base(&space).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_place_for_the_holotree_is_an_error() {
+    fn missing_directory_above_the_holotree_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("no/holotree");
         let made = open_base(&space(base.clone())).map(|_| true);
@@ -196,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn full_directory_is_told_from_a_restored_space() {
+    fn directory_with_entries_is_not_a_restored_space() {
         let dir = tempfile::tempdir().unwrap();
         let space = space(dir.path().to_owned());
         std::fs::create_dir(&space.mountpoint).unwrap();
         std::fs::write(space.mountpoint.join("mine"), "").unwrap();
         assert_eq!(problem(prepare(&space)), MountpointProblem::NotEmpty);
-        // What a mount of ours leaves beside it does not make a restored space of it.
+        // The files beside the space can also be from a mount.
         let info = CatalogInfo { blueprint: "b".into(), platform: "p".into(), ..CatalogInfo::default() };
         let base = Dir::open(space.base(), Trust::Shared).unwrap();
         meta::write_stub(&base, &space, &info, 0).unwrap();

@@ -88,7 +88,7 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     claim.announce(&info()).unwrap();
     let told = meta::recorded(&plan.space.mountpoint).unwrap();
     assert_eq!((told.blueprint.as_str(), told.space.as_str()), (BLUEPRINT, "golden-one"));
-    // rcc may not restore by a record that lists no files.
+    // rcc must not restore by a `.meta` that lists no files.
     assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
     claim.publish().unwrap();
     take_lock(&plan).unwrap();
@@ -96,7 +96,7 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     assert_eq!(info.space, "golden-one");
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
     assert!(plan.location.path.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
-    // The space itself stays taken.
+    // The claim still holds the space's own lock.
     assert!(matches!(plan.claim(&[1; 32]), Err(SpaceError::Busy { .. })));
     claim.publish().unwrap();
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
@@ -111,15 +111,15 @@ fn description_is_written_again_only_for_another_content() {
     let first = inode();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
     assert_eq!(inode(), first);
-    // rcc restored the same and wrote its own record of it.
+    // rcc restored the same environment and wrote `.meta` itself.
     let text = std::fs::read(place.beside(".meta")).unwrap();
     std::fs::write(place.beside(".meta"), &text).unwrap();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
     assert_eq!(inode(), first);
-    // Recorded anew under the same blueprint.
+    // The environment was recorded again with the same blueprint.
     plan.claim(&[2; 32]).unwrap().publish().unwrap();
     assert_ne!(inode(), first);
-    // The space has no changes, so what its record says else is wrong.
+    // The space has no changes, so another `.meta` is wrong.
     std::fs::write(place.beside(".meta"), "mark").unwrap();
     plan.claim(&[2; 32]).unwrap().publish().unwrap();
     assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().blueprint, BLUEPRINT);
@@ -140,7 +140,7 @@ fn description_of_an_ephemeral_space_is_written_once() {
     claim.publish().unwrap();
     drop(claim);
     assert_eq!(inode(), first);
-    // The files beside the mountpoint hold the name.
+    // `.meta` has the name of the space.
     plan.space.label = "another".into();
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
     assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().space, "another");
@@ -171,7 +171,7 @@ fn refused_claim_changes_nothing() {
     std::fs::remove_dir(&plan.space.mountpoint).unwrap();
     assert!(matches!(plan.claim(&[2; 32]), Err(SpaceError::OtherContent { .. })));
     assert!(change.exists() && !plan.space.mountpoint.exists());
-    // Also --fresh drops nothing while something else is in the way.
+    // `--fresh` drops nothing if the mount is impossible for another reason.
     std::fs::create_dir(&plan.space.mountpoint).unwrap();
     std::fs::write(plan.space.mountpoint.join("precious"), "").unwrap();
     let fresh = MountPlan { fresh: true, ..plan.clone() };
@@ -186,7 +186,8 @@ fn refused_claim_changes_nothing() {
 fn feature_that_must_not_be_written_allows_reading() {
     let place = Place::new();
     let plan = place.plan();
-    let mut recorded = plan.claim(&[1; 32]).unwrap().recorded().clone();
+    drop(plan.claim(&[1; 32]).unwrap());
+    let mut recorded = SpaceRecord::read(&plan.state_dir()).unwrap().unwrap();
     recorded.ro_compat.push("packed".into());
     let text = serde_json::to_vec(&recorded).unwrap();
     std::fs::write(plan.state_dir().join("state.json"), text).unwrap();

@@ -39,7 +39,7 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         let space = space_in(dir.path(), name, label);
         write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
 
-        // The golden lies where the fixture was made.
+        // The expected file has the directory in which the fixture was made.
         let real_base = read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
         let here = dir.path().to_str().unwrap().to_owned();
         let meta = beside(&space.mountpoint, ".meta");
@@ -115,7 +115,7 @@ fn lock_times_out_with_its_holder_and_is_free_after_release() {
     let held = MetaLock::take(&base(&dir), &space, Duration::ZERO).unwrap();
     match MetaLock::take(&base(&dir), &space, Duration::from_millis(60)) {
         Err(SpaceError::LockTimeout { pid, .. }) => {
-            // Some kernels in sandboxes do not list locks.
+            // In some sandboxes the kernel lists no locks.
             assert!(pid.is_none_or(|pid| pid == std::process::id()));
         }
         other => panic!("{other:?}"),
@@ -143,7 +143,7 @@ fn links_in_place_of_our_files_are_neither_followed_nor_waited_for() {
         assert!(touch_used(dir.path(), "b", "u", 0o022).is_err());
         assert!(recorded(&space.mountpoint).is_none() && usage(&space.mountpoint).is_none());
         assert!(matches!(beside_of(&space.mountpoint), Beside::Unreadable));
-        // These are ours to replace.
+        // Files of this user are replaced.
         write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
         assert!(!dir.path().join("missing").exists());

@@ -207,7 +207,7 @@ fn name_that_is_not_text_is_refused() {
 #[test]
 fn a_base_that_nobody_named_is_refused() {
     let mut f = Fixture::new(&[(A, &this_platform())]);
-    // A hololib elsewhere, whose catalogs name the holotree of the home in force.
+    // A library in another directory, whose catalogs name the holotree of this home.
     let copy = f.dir.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::rename(f.hololib(), copy.join("hololib")).unwrap();
@@ -217,14 +217,14 @@ fn a_base_that_nobody_named_is_refused() {
         super::select(&library, &wanted, &f.env)
     };
     assert_eq!(select(&f, "demo").unwrap().space.mountpoint, f.base().join(DEMO));
-    // Another home is in force.
+    // The user has another home.
     f.env.robocorp_home = f.dir.path().join("other");
     match select(&f, "demo") {
         Err(SpaceError::ForeignBase { base, .. }) => assert_eq!(base, f.base()),
         other => panic!("{other:?}"),
     }
     assert!(matches!(select(&f, DEMO), Err(SpaceError::ForeignBase { .. })));
-    // Whoever types the path has named it.
+    // The user may type the path.
     let typed = f.base().join(DEMO);
     assert_eq!(select(&f, typed.to_str().unwrap()).unwrap().space.mountpoint, typed);
     f.env.shared_root = f.base();
@@ -234,7 +234,7 @@ fn a_base_that_nobody_named_is_refused() {
 #[test]
 fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
     let f = Fixture::new(&[(A, &this_platform())]);
-    // The library is reached through a link, and the catalog names its directory otherwise.
+    // The library is given by a path with a symbolic link, and the catalog names the directory without it.
     let link = f.dir.path().with_extension("link");
     std::os::unix::fs::symlink(f.dir.path(), &link).unwrap();
     let library = Location::directory(link.join("hololib"), LibraryKind::Home);

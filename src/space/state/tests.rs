@@ -74,7 +74,7 @@ fn ebusy_while_locked_and_free_after() {
 fn a_run_record_of_an_older_version_is_read() {
     let f = Fixture::new();
     let _state = f.open();
-    // `busy_poll` was a field once.
+    // Older versions wrote `busy_poll`.
     let text = r#"{"pid": 4711, "start_time": 1, "mountpoint": "/m", "io": "cached", "busy_poll": true}"#;
     std::fs::write(f.path().join("run.json"), text).unwrap();
     let run = read_run(&f.path()).unwrap();
@@ -105,7 +105,7 @@ fn changes_over_another_catalog_are_refused_and_kept() {
         }
         other => panic!("{other:?}"),
     }
-    // Recorded again under the same blueprint: another tree all the same.
+    // Recorded again with the same blueprint: the tree may differ.
     match f.open().adopt(&content("cc", "b1"), false) {
         Err(SpaceError::OtherContent { blueprint: None, .. }) => {}
         other => panic!("{other:?}"),
