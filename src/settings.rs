@@ -53,7 +53,7 @@ pub enum SetBy {
         /// Its path.
         path: PathBuf,
         /// The line of the value, from 1.
-        line: u64,
+        line: usize,
     },
     /// Nothing: the value is built in.
     Default,
@@ -170,7 +170,7 @@ pub enum SettingsError {
         /// Its path.
         path: PathBuf,
         /// The line, from 1.
-        line: u64,
+        line: usize,
         /// What is wrong.
         why: String,
     },
@@ -289,7 +289,8 @@ fn strategy(
     })
 }
 
-/// A strategy as variables and files name it, which rcc's restores share with mounts.
+/// A strategy as variables and files name it: mounts share them with rcc's restores.
+#[derive(Debug)]
 enum RestoreStrategy {
     Of(Strategy),
     Hardlink,

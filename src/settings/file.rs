@@ -1,31 +1,33 @@
 //! `settings.yaml` in rcc's home: the section `holotree`.
 //!
-//! rcc reads the file with go-yaml, a port of libyaml, and stops when it is broken; so it is parsed here by another port
-//! of libyaml, and a broken file is an error too. Other sections are rcc's own and are not looked at. Of several
-//! documents in the file only the first counts, as in rcc.
+//! rcc stops when the file is broken, so a broken file is an error here too. The other sections are rcc's own and are
+//! not looked at. If the file holds several documents, only the first one counts, as in rcc.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use libyaml_safer::{Document, Node, NodeData, Parser, ScalarStyle};
+use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::{RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
 use crate::sys::errno_of;
 use crate::sys::guarded::{self, GuardedError, Problem};
 
-/// The largest file, in bytes: the parser needs quadratic time for nested brackets, seconds for so many. rcc's own
-/// template has 3,000 bytes.
-const LIMIT: u64 = 64 << 10;
+/// The largest file, in bytes. rcc's own template has 3,000.
+const LIMIT: u64 = 1 << 20;
+
+/// How deep values may nest.
+const MAX_DEPTH: usize = 100;
 
 /// The values that the file sets.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Values {
     pub(super) strategy: Option<Setting<RestoreStrategy>>,
     pub(super) hardlink_excludes: Option<Setting<Vec<String>>>,
 }
 
-/// Reads the file; one that does not exist sets nothing.
+/// Reads the file. A file that does not exist sets nothing.
 pub(super) fn read(path: &Path) -> Result<Values, SettingsError> {
-    // The file may be a link, but what it leads to must be a regular file.
+    // The file may be a link, but what the link leads to must be a regular file.
     let read = path
         .canonicalize()
         .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) });
@@ -37,18 +39,9 @@ pub(super) fn read(path: &Path) -> Result<Values, SettingsError> {
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> {
-    let mut parser = Parser::new();
-    parser.set_input(bytes);
-    let document = Document::load(&mut parser).map_err(|error| SettingsError::File {
-        path: path.to_owned(),
-        line: error.problem_mark().map_or_else(|| first_bad_line(bytes), |mark| mark.line + 1),
-        why: error.problem().to_owned(),
-    })?;
-    let yaml = Yaml { path, nodes: &document.nodes };
-    let Some(section) = yaml.nodes.first().map(|root| yaml.entry(root, "holotree")).transpose()?.flatten()
-    else {
-        return Ok(Values::default());
-    };
+    let yaml = Yaml { path, nodes: nodes(path, bytes)? };
+    let Some(root) = yaml.nodes.first() else { return Ok(Values::default()) };
+    let Some(section) = yaml.entry(root, "holotree")? else { return Ok(Values::default()) };
     let strategy = match yaml.entry(section, "restoration-strategy")? {
         Some(node) => {
             let named = restore_strategy(yaml.text(node)?).map_err(|why| yaml.error(node, &why))?;
@@ -63,75 +56,135 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
     Ok(Values { strategy, hardlink_excludes })
 }
 
-/// The line of the first character that no YAML file may hold; the parser tells its place only in words.
-fn first_bad_line(bytes: &[u8]) -> u64 {
-    let is_bad = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{85}') || c == '\u{fffd}';
-    let text = String::from_utf8_lossy(bytes);
-    let lines = text.split(is_bad).next().unwrap_or_default().matches('\n').count();
-    lines as u64 + 1
+/// A value in the document.
+struct Node {
+    /// From 1.
+    line: usize,
+    content: Content,
+}
+
+enum Content {
+    Scalar {
+        text: String,
+        is_plain: bool,
+    },
+    /// Positions in the list of nodes.
+    Sequence(Vec<usize>),
+    /// Positions in the list of nodes: key, value, key, value.
+    Mapping(Vec<usize>),
+}
+
+/// The nodes of the first document; the first one is its root. An alias is the position of the node that it stands for,
+/// so a document does not grow by its aliases.
+fn nodes(path: &Path, bytes: &[u8]) -> Result<Vec<Node>, SettingsError> {
+    let bad =
+        |line: usize, why: &str| SettingsError::File { path: path.to_owned(), line, why: why.to_owned() };
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes.iter().take(error.valid_up_to());
+        bad(before.filter(|byte| **byte == b'\n').count() + 1, "it is not UTF-8 text")
+    })?;
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    let mut anchors = HashMap::new();
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|error| bad(error.marker().line(), error.info()))?;
+        let line = span.start.line();
+        let (anchor, content) = match event {
+            Event::Scalar(text, style, anchor, _) => {
+                (anchor, Content::Scalar { text: text.into_owned(), is_plain: style == ScalarStyle::Plain })
+            }
+            Event::SequenceStart(anchor, _) => (anchor, Content::Sequence(Vec::new())),
+            Event::MappingStart(anchor, _) => (anchor, Content::Mapping(Vec::new())),
+            Event::SequenceEnd | Event::MappingEnd => {
+                open.pop();
+                continue;
+            }
+            Event::Alias(anchor) => {
+                let node = anchors.get(&anchor).ok_or_else(|| bad(line, "unknown alias"))?;
+                add(&mut nodes, &open, *node);
+                continue;
+            }
+            Event::DocumentEnd => break,
+            _ => continue,
+        };
+        let node = nodes.len();
+        add(&mut nodes, &open, node);
+        if !matches!(content, Content::Scalar { .. }) {
+            open.push(node);
+        }
+        if open.len() > MAX_DEPTH {
+            return Err(bad(line, "too many nested values"));
+        }
+        anchors.insert(anchor, node);
+        nodes.push(Node { line, content });
+    }
+    Ok(nodes)
+}
+
+/// Makes a node part of the innermost open one.
+fn add(nodes: &mut [Node], open: &[usize], node: usize) {
+    let parent = open.last().and_then(|parent| nodes.get_mut(*parent));
+    if let Some(Content::Sequence(parts) | Content::Mapping(parts)) = parent.map(|parent| &mut parent.content)
+    {
+        parts.push(node);
+    }
 }
 
 /// A parsed document.
 struct Yaml<'a> {
     path: &'a Path,
-    nodes: &'a [Node],
+    nodes: Vec<Node>,
 }
 
-impl<'a> Yaml<'a> {
+impl Yaml<'_> {
     /// The value of a key in a mapping. None when the mapping or the value is null, or there is no such key.
-    fn entry(&self, mapping: &Node, key: &str) -> Result<Option<&'a Node>, SettingsError> {
-        let pairs = match &mapping.data {
-            NodeData::Mapping { pairs, .. } => pairs,
+    fn entry(&self, mapping: &Node, key: &str) -> Result<Option<&Node>, SettingsError> {
+        let parts = match &mapping.content {
+            Content::Mapping(parts) => parts,
             _ if is_null(mapping) => return Ok(None),
             _ => return Err(self.error(mapping, "expected a mapping")),
         };
+        let is_key = |node: &Node| matches!(&node.content, Content::Scalar { text, .. } if text == key);
         let mut found = None;
-        for pair in pairs {
-            let is_it = self
-                .node(pair.key)
-                .is_some_and(|node| matches!(&node.data, NodeData::Scalar { value, .. } if value == key));
-            if is_it && found.replace(pair.value).is_some() {
+        for pair in parts.chunks(2) {
+            let [name, value] = pair else { continue };
+            if self.nodes.get(*name).is_some_and(is_key) && found.replace(*value).is_some() {
                 return Err(self.error(mapping, &format!("{key} is given twice")));
             }
         }
-        Ok(found.and_then(|value| self.node(value)).filter(|value| !is_null(value)))
+        Ok(found.and_then(|value| self.nodes.get(value)).filter(|value| !is_null(value)))
     }
 
-    fn node(&self, index: i32) -> Option<&'a Node> {
-        // The parser counts nodes from 1.
-        self.nodes.get(usize::try_from(index).ok()?.checked_sub(1)?)
-    }
-
-    fn text(&self, node: &'a Node) -> Result<&'a str, SettingsError> {
-        match &node.data {
-            NodeData::Scalar { value, .. } => Ok(value),
+    fn text<'n>(&self, node: &'n Node) -> Result<&'n str, SettingsError> {
+        match &node.content {
+            Content::Scalar { text, .. } => Ok(text),
             _ => Err(self.error(node, "expected a text")),
         }
     }
 
     fn list(&self, node: &Node) -> Result<Vec<String>, SettingsError> {
-        let NodeData::Sequence { items, .. } = &node.data else {
+        let Content::Sequence(parts) = &node.content else {
             return Err(self.error(node, "expected a list"));
         };
-        let items = items.iter().filter_map(|item| self.node(*item));
-        items.map(|item| self.text(item).map(str::to_owned)).collect()
+        let parts = parts.iter().filter_map(|part| self.nodes.get(*part));
+        parts.map(|part| self.text(part).map(str::to_owned)).collect()
     }
 
     fn setting<T>(&self, node: &Node, value: T) -> Setting<T> {
-        Setting { value, source: SetBy::File { path: self.path.to_owned(), line: node.start_mark.line + 1 } }
+        Setting { value, source: SetBy::File { path: self.path.to_owned(), line: node.line } }
     }
 
     fn error(&self, node: &Node, why: &str) -> SettingsError {
-        let why = match &node.data {
-            NodeData::Scalar { value, .. } => format!("{value}: {why}"),
+        let why = match &node.content {
+            Content::Scalar { text, .. } => format!("{text}: {why}"),
             _ => why.to_owned(),
         };
-        SettingsError::File { path: self.path.to_owned(), line: node.start_mark.line + 1, why }
+        SettingsError::File { path: self.path.to_owned(), line: node.line, why }
     }
 }
 
-/// Whether a node is YAML's null, as go-yaml resolves it.
+/// Whether a node is YAML's null.
 fn is_null(node: &Node) -> bool {
-    matches!(&node.data, NodeData::Scalar { value, style: ScalarStyle::Plain }
-        if matches!(value.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    matches!(&node.content, Content::Scalar { text, is_plain: true }
+        if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
 }
