@@ -103,11 +103,7 @@ impl ServeOptions {
         Extra {
             allow_other: self.allow_other,
             options: self.options.clone(),
-            prefetch: match &self.prefetch {
-                Prefetch::No => None,
-                Prefetch::Own => Some("own".into()),
-                Prefetch::From(path) => Some(path.clone()),
-            },
+            prefetch: self.prefetch.clone(),
             cache_size: self.cache_size,
         }
     }

@@ -4,6 +4,7 @@
 //! are in force. Defaults are not compared, with two exceptions: leaving out `--read-only` or `--ephemeral` asks for
 //! changes to be allowed, or kept.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::end::{How, unmount};
@@ -12,7 +13,7 @@ use super::mounted::{Mounted, millis};
 use super::plan::MountPlan;
 use super::registry;
 use crate::library::index::Index;
-use crate::settings::IoMode;
+use crate::settings::{IoMode, Prefetch};
 use crate::space::SpaceError;
 use crate::space::held::Held;
 use crate::space::record::{self, SpaceRecord};
@@ -151,9 +152,12 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         let in_force = extra.options.join(",");
         differ(format!("-o {option}"), if in_force.is_empty() { "no options" } else { &in_force });
     }
-    if let Some(prefetch) = wanted.prefetch.filter(|wanted| Some(wanted) != extra.prefetch.as_ref()) {
-        let in_force = extra.prefetch.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
-        differ(format!("--prefetch {}", prefetch.display()), &in_force);
+    if wanted.prefetch != Prefetch::No && wanted.prefetch != extra.prefetch {
+        let name = |prefetch: &Prefetch| match Option::<PathBuf>::from(prefetch.clone()) {
+            Some(name) => name.display().to_string(),
+            None => "none".to_owned(),
+        };
+        differ(format!("--prefetch {}", name(&wanted.prefetch)), &name(&extra.prefetch));
     }
     if let Some(size) = asked.cache_size.filter(|size| *size != extra.cache_size) {
         differ(format!("--cache-size {size}"), &extra.cache_size.to_string());

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -68,8 +68,9 @@ impl fmt::Display for IoMode {
     }
 }
 
-/// What is unpacked before it is read (`--prefetch`).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What is unpacked before it is read (`--prefetch`). In JSON: null, `own`, or the path of a profile.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Option<PathBuf>", into = "Option<PathBuf>")]
 pub enum Prefetch {
     /// Nothing.
     #[default]
@@ -79,6 +80,29 @@ pub enum Prefetch {
     /// The files that this profile of the environment names.
     From(PathBuf),
 }
+
+impl From<Option<PathBuf>> for Prefetch {
+    fn from(name: Option<PathBuf>) -> Self {
+        match name {
+            None => Self::No,
+            Some(name) if name == Path::new(OWN) => Self::Own,
+            Some(path) => Self::From(path),
+        }
+    }
+}
+
+impl From<Prefetch> for Option<PathBuf> {
+    fn from(prefetch: Prefetch) -> Self {
+        match prefetch {
+            Prefetch::No => None,
+            Prefetch::Own => Some(OWN.into()),
+            Prefetch::From(path) => Some(path),
+        }
+    }
+}
+
+/// The JSON word of [`Prefetch::Own`]. Paths of profiles are absolute.
+const OWN: &str = "own";
 
 /// The mount helper that a mount starts when it needs one.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

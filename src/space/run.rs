@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::materialize::ReflinkProbe;
-use crate::settings::{IoMode, Strategy};
+use crate::settings::{IoMode, Prefetch, Strategy};
 use crate::sys::guarded;
 use crate::sys::process;
 
@@ -65,8 +65,8 @@ pub struct Extra {
     pub allow_other: bool,
     /// Mount options by name.
     pub options: Vec<String>,
-    /// What is unpacked in the background: `own`, or the path of a profile.
-    pub prefetch: Option<PathBuf>,
+    /// What is unpacked in the background.
+    pub prefetch: Prefetch,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
 }
@@ -120,6 +120,20 @@ mod tests {
         assert_eq!(read(r#", "strategy": "copy", "io": """#), (Some(Strategy::Copy), None));
         // The daemon of an older version.
         assert_eq!(read(r#", "materialized": {"copy": 1}"#), (None, None));
+    }
+
+    #[test]
+    fn prefetch_is_a_word_or_a_path() {
+        for (text, prefetch) in [
+            ("null", Prefetch::No),
+            (r#""own""#, Prefetch::Own),
+            (r#""/a/profile""#, Prefetch::From("/a/profile".into())),
+        ] {
+            let text = format!(r#"{{"allow_other":false,"options":[],"prefetch":{text},"cache_size":0}}"#);
+            let extra: Extra = serde_json::from_str(&text).unwrap();
+            assert_eq!(extra.prefetch, prefetch);
+            assert_eq!(serde_json::to_string(&extra).unwrap(), text);
+        }
     }
 
     #[test]
