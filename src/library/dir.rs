@@ -1,7 +1,7 @@
-//! A library in a directory, as rcc keeps it: `catalog/` and `library/`.
+//! A library in a directory, in rcc's layout: `catalog/` and `library/`.
 //!
-//! Other users may write to it. A catalog is opened as a regular file and never through a symbolic link. A blob may be
-//! reached through a link, as in rcc, because its content is compared with its digest.
+//! Other users may be able to write to the directory. So a catalog must be a regular file, and not a symbolic link, which
+//! could lead to any file. A blob may be a link, as in rcc: its content is compared with its digest.
 
 use std::fs::File;
 use std::io;
@@ -20,9 +20,9 @@ use super::stored::{StoredBlob, StoredBlobs};
 use super::{Latency, Library, LibraryError};
 use crate::sys::guarded::{self, Access, Problem};
 
-/// How often a catalog is read again when it changed meanwhile, and how long to wait before that: rcc writes catalogs
-/// in place.
+/// How often to read a catalog that changes while it is read: rcc writes catalogs in place.
 const READS: u32 = 3;
+/// How long to wait before the next read.
 const BETWEEN_READS: Duration = Duration::from_millis(50);
 
 /// A hololib: a directory with `catalog/` and `library/`.
@@ -33,10 +33,10 @@ pub struct DirLibrary {
 }
 
 impl DirLibrary {
-    /// The library in `hololib`. Nothing is read yet.
+    /// The library in `hololib`. Reads nothing.
     #[must_use]
     pub fn new(hololib: &Path) -> Self {
-        // Cache entries are keyed by the name, which therefore does not depend on the working directory.
+        // The name is a part of cache keys, so it must not depend on the working directory.
         let path = std::path::absolute(hololib).unwrap_or_else(|_| hololib.to_owned());
         Self { name: path.to_string_lossy().into_owned(), path }
     }

@@ -1,7 +1,8 @@
-//! Blobs as a library stores them: packed or plain, and not verified.
+//! Blobs as a library stores them: compressed or plain, and not verified.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -14,14 +15,14 @@ use super::digest::Digest;
 pub struct StoredBlobs {
     /// Each blob with its stored size in bytes, sorted by digest.
     pub blobs: Vec<(Digest, u64)>,
-    /// Bytes of what is stored among the blobs and is no blob.
+    /// The size in bytes of everything that is stored among the blobs and is no blob.
     pub strays: u64,
 }
 
-/// The stored bytes of one blob, to be read once from their beginning.
+/// The stored bytes of one blob. They can be read once, from the beginning.
 pub struct StoredBlob {
     reader: Box<dyn Read + Send>,
-    /// The part of a file that the reader reads.
+    /// The part of a file that holds the bytes, if a file does.
     section: Option<Section>,
 }
 
@@ -32,6 +33,12 @@ impl std::fmt::Debug for StoredBlob {
 }
 
 impl StoredBlob {
+    /// A blob that is in no file of this machine.
+    #[must_use]
+    pub fn of_reader(reader: impl Read + Send + 'static) -> Self {
+        Self { reader: Box::new(reader), section: None }
+    }
+
     /// A blob that is a file of its own.
     #[must_use]
     pub fn of_file(file: File) -> Self {
@@ -43,13 +50,12 @@ impl StoredBlob {
         Self { reader: Box::new(section.clone()), section: Some(section) }
     }
 
-    /// A blob that `reader` unpacks from a part of a file.
+    /// A blob that `reader` decompresses from a part of a file.
     pub(super) fn unpacked(section: Section, reader: impl Read + Send + 'static) -> Self {
         Self { reader: Box::new(reader), section: Some(section) }
     }
 
-    /// The file whose content, as a whole, is the stored bytes. None when there is no such file: a part of a file
-    /// cannot be cloned, for it does not begin at a block.
+    /// The file whose whole content is the stored bytes. None for a part of a file: a reflink must begin at a block.
     #[must_use]
     pub fn file(&self) -> Option<&File> {
         self.section.as_ref().filter(|section| section.end.is_none()).map(|section| &*section.file)
@@ -63,16 +69,23 @@ impl StoredBlob {
         self.advise(Advice::WillNeed)
     }
 
-    /// Lets the kernel drop the stored bytes from the page cache: they will not be read again.
+    /// Lets the kernel drop the stored bytes from the page cache.
     pub fn drop_pages(&self) {
         if let Err(error) = self.advise(Advice::DontNeed) {
-            tracing::debug!(%error, "stored bytes stay in the page cache");
+            tracing::debug!(%error, "cannot drop stored bytes from the page cache");
         }
     }
 
     fn advise(&self, advice: Advice) -> io::Result<()> {
         let Some(section) = &self.section else { return Ok(()) };
-        let len = section.range().and_then(|(_, len)| len.try_into().ok());
+        let len = match section.range() {
+            Some((_, len)) => match NonZeroU64::new(len) {
+                // A length of zero would mean the rest of the file.
+                None => return Ok(()),
+                len => len,
+            },
+            None => None,
+        };
         Ok(rustix::fs::fadvise(&*section.file, section.at, len, advice)?)
     }
 }
@@ -83,7 +96,7 @@ impl Read for StoredBlob {
     }
 }
 
-/// A part of a file. Reads by offset, so that one descriptor serves several readers.
+/// A part of a file. It is read by offset, so that several readers can share a descriptor.
 #[derive(Clone, Debug)]
 pub(super) struct Section {
     file: Arc<File>,
@@ -98,7 +111,7 @@ impl Section {
         Self { file, at, end: Some(end) }
     }
 
-    /// Where it begins, and how long it is if that is known.
+    /// The offset and the length in bytes. None for a part that reaches to the end of the file.
     pub(super) fn range(&self) -> Option<(u64, u64)> {
         Some((self.at, self.end?.checked_sub(self.at)?))
     }
@@ -111,7 +124,7 @@ impl Read for Section {
         let Some(buffer) = buffer.get_mut(..len).filter(|buffer| !buffer.is_empty()) else { return Ok(0) };
         let n = self.file.read_at(buffer, self.at)?;
         if n == 0 && self.end.is_some() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut short"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was truncated"));
         }
         self.at += n as u64;
         Ok(n)

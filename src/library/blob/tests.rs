@@ -20,6 +20,8 @@ struct FaultyLibrary {
     opened: Arc<AtomicUsize>,
     faults: Arc<Mutex<HashMap<Digest, i32>>>,
     slow: Duration,
+    /// Whether blobs come without a file behind them.
+    has_no_files: bool,
 }
 
 impl Library for FaultyLibrary {
@@ -56,6 +58,11 @@ impl Library for FaultyLibrary {
         std::thread::sleep(self.slow);
         match self.faults.lock().get(digest) {
             Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
+            None if self.has_no_files => {
+                let mut bytes = Vec::new();
+                self.inner.blob(digest)?.read_to_end(&mut bytes)?;
+                Ok(StoredBlob::of_reader(io::Cursor::new(bytes)))
+            }
             None => self.inner.blob(digest),
         }
     }
@@ -74,10 +81,15 @@ impl World {
     }
 
     fn slow(slow: Duration) -> Self {
+        Self::with(slow, false)
+    }
+
+    fn with(slow: Duration, has_no_files: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (opened, faults) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<HashMap<_, _>>>::default());
         let inner = DirLibrary::new(dir.path());
-        let library = FaultyLibrary { inner, opened: opened.clone(), faults: faults.clone(), slow };
+        let (ours, theirs) = (opened.clone(), faults.clone());
+        let library = FaultyLibrary { inner, opened: ours, faults: theirs, slow, has_no_files };
         let blobs = Blobs::new(Arc::new(library), BlobCache::open(&dir.path().join("cache")).unwrap());
         Self { dir, blobs, opened, faults }
     }
@@ -87,7 +99,7 @@ impl World {
         let cache = BlobCache::open(&self.dir.path().join("cache")).unwrap();
         let inner = DirLibrary::new(self.dir.path());
         let (opened, faults) = (self.opened.clone(), self.faults.clone());
-        let library = FaultyLibrary { inner, opened, faults, slow: Duration::ZERO };
+        let library = FaultyLibrary { inner, opened, faults, slow: Duration::ZERO, has_no_files: false };
         Self { blobs: Blobs::new(Arc::new(library), cache), ..self }
     }
 
@@ -339,6 +351,20 @@ fn a_changed_copy_is_fetched_again() {
         assert_eq!(world.read(&digest, 1000).unwrap(), content, "{what}");
         assert_eq!(fs::symlink_metadata(&path).unwrap().mode(), 0o100_400, "{what}");
     }
+}
+
+#[test]
+fn a_library_without_files_serves_both_kinds_of_blobs() {
+    let world = World::with(Duration::ZERO, true);
+    for content in [b"".to_vec(), b"hello\n".to_vec(), noise(700_000)] {
+        let digests = [world.gz(&content), world.put(DigestKind::Sip128, &content, &content)];
+        for digest in digests {
+            world.blobs.read_ahead(&digest).unwrap();
+            assert_eq!(world.read(&digest, content.len()).unwrap(), content);
+        }
+    }
+    let bad = world.put(DigestKind::Sip128, b"good", b"bad!");
+    assert!(world.corrupt(&bad, 4).contains("digest"));
 }
 
 #[test]
