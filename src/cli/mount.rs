@@ -22,7 +22,7 @@ Examples:
   holofs mount /opt/robocorp/ht ci-job --ephemeral
   holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only")]
 pub(super) struct Args {
-    /// A hololib, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
+    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     library: OsString,
     /// A name, an identity, or the path of a directory where the environment works
     space: OsString,

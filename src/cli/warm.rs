@@ -29,7 +29,7 @@ Examples:
   holofs warm auto demo
   holofs warm ~/.robocorp adb8c26d --profile")]
 pub(super) struct Args {
-    /// A hololib, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
+    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     library: OsString,
     /// The environment by the beginning of its blueprint's hash, or a space that has it
     #[arg(value_name = "SPACE|CATALOG")]

@@ -45,10 +45,10 @@ const NESTED: &str = "hololib/hololib.zip";
 /// The maximum number of entries. Real libraries have up to some hundred thousand.
 const MAX_ENTRIES: u64 = 1 << 21;
 
-/// Bytes of a local header before its name.
+/// The size in bytes of a local header without its name.
 const LOCAL_HEADER: u64 = 30;
 
-/// How much longer than its packed form deflate can make a stream, at most.
+/// The largest ratio of the sizes of a stream and its deflated form.
 const MAX_RATIO: u64 = 1032;
 
 /// A library in a zip archive.
@@ -62,7 +62,7 @@ pub struct ZipLibrary {
     catalogs: Vec<(CatalogName, Member)>,
     /// Sorted by digest.
     blobs: Vec<(Digest, Member)>,
-    /// Bytes of the entries below `library/` that are no blobs.
+    /// The size in bytes of the entries below `library/` that are no blobs.
     strays: u64,
     is_nested: bool,
 }
@@ -75,7 +75,7 @@ struct Member {
     is_deflated: bool,
 }
 
-/// A part of a file that is an archive.
+/// The part of a file that is the archive.
 #[derive(Clone, Debug)]
 struct Window {
     file: Arc<File>,
@@ -97,7 +97,7 @@ impl ReaderAt for Window {
 /// Why a file is not read as a library.
 #[derive(Debug)]
 enum Refusal {
-    /// It is no zip archive, or one of something else.
+    /// It is no zip archive, or an archive of something else.
     NotALibrary(&'static str),
     Archive(String),
     Io(io::Error),
@@ -107,7 +107,7 @@ impl From<rawzip::Error> for Refusal {
     fn from(error: rawzip::Error) -> Self {
         match error.into_kind() {
             rawzip::ErrorKind::IO(error) if error.raw_os_error().is_some() => Self::Io(error),
-            rawzip::ErrorKind::IO(_) | rawzip::ErrorKind::Eof => Self::Archive("it is cut short".into()),
+            rawzip::ErrorKind::IO(_) | rawzip::ErrorKind::Eof => Self::Archive("it is truncated".into()),
             rawzip::ErrorKind::MissingEndOfCentralDirectory => {
                 Self::NotALibrary("not a library: it is a file and no zip archive")
             }
@@ -122,7 +122,7 @@ impl ZipLibrary {
     /// # Errors
     /// [`LibraryError::NotALibrary`] when the file is something else, and [`LibraryError::Archive`] when it is refused.
     pub fn open(path: &Path) -> Result<Self, LibraryError> {
-        // A FIFO in its place must not block.
+        // A FIFO must not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|errno| LibraryError::io(path)(errno.into()))?;
@@ -164,7 +164,7 @@ impl ZipLibrary {
                 return Err(Refusal::Archive(why));
             }
             let section = library.section(&nested).map_err(|error| Refusal::Archive(error.to_string()))?;
-            let (start, len) = section.range().ok_or_else(|| Refusal::Archive("it is cut short".into()))?;
+            let (start, len) = section.range().ok_or_else(|| Refusal::Archive("it is truncated".into()))?;
             library.archive = locate(Window { start, len, ..whole.clone() })?;
             library.name.push('/');
             library.name.push_str(NESTED);
@@ -175,14 +175,14 @@ impl ZipLibrary {
             let why = "not a library: the zip archive holds neither catalog/ nor hololib/hololib.zip";
             return Err(Refusal::NotALibrary(why));
         }
-        // What was scanned is what the stamp stands for.
+        // The stamp must belong to the bytes that were scanned.
         if Look::from(&whole.file.metadata().map_err(Refusal::Io)?) != Look::from(&found) {
             return Err(Refusal::Archive("it changes while it is read".into()));
         }
         Ok(library)
     }
 
-    /// Reads the central directory into the library's tables. Returns the archive that is nested in this one.
+    /// Reads the central directory into the tables of the library. Returns the entry of a nested archive.
     fn scan(&mut self) -> Result<Option<Member>, Refusal> {
         let declared = self.archive.entries_hint();
         if declared > MAX_ENTRIES {
@@ -253,7 +253,7 @@ impl ZipLibrary {
         Some(&self.blobs.get(at)?.1)
     }
 
-    /// Where an entry's packed bytes are in the file. Reads its local header.
+    /// The compressed bytes of an entry. Reads its local header to find them.
     fn section(&self, member: &Member) -> io::Result<Section> {
         let entry = self.archive.get_entry(member.place).map_err(|error| match error.into_kind() {
             rawzip::ErrorKind::IO(error) if error.raw_os_error().is_some() => error,
@@ -337,7 +337,7 @@ fn locate(window: Window) -> Result<ZipArchive<Window>, Refusal> {
     Ok(ZipLocator::new().locate_in_reader(window, &mut buffer, end).map_err(|(_, error)| error)?)
 }
 
-/// An entry that can be read: plain or deflated, not encrypted, of a size that is possible.
+/// Checks that an entry can be read: it is stored or deflated, not encrypted, and its sizes are possible.
 fn member(entry: &ZipFileHeaderRecord<'_>, name: &[u8]) -> Result<Member, Refusal> {
     if entry.flags().is_encrypted() {
         return Err(refused(name, "it is encrypted"));
@@ -363,7 +363,7 @@ fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Whether an archive with this name was made to write elsewhere than where it is unpacked.
+/// Whether a name is meant to be unpacked outside of the directory.
 fn is_unsafe(name: &[u8]) -> bool {
     name.starts_with(b"/")
         || name.contains(&0)
@@ -385,7 +385,7 @@ fn blob_digest(path: &[u8]) -> Option<Digest> {
     name.starts_with(&[*a, *b, *c, *d, *e, *f]).then(|| Digest::parse(name).ok()).flatten()
 }
 
-/// A deflated entry, as long as the archive says and no longer.
+/// Decompresses an entry. A stream that is not as long as the archive declares is an error.
 struct Inflated<R> {
     from: DeflateDecoder<R>,
     left: u64,
