@@ -42,7 +42,7 @@ struct LogFile {
 /// Opens the log in `dir`, and sends all further lines of this process to it.
 ///
 /// # Errors
-/// When the file cannot be opened, or is not a file of ours alone.
+/// When the file cannot be opened, or is not a regular file with one hard link.
 pub fn open(dir: Dir) -> Result<(), GuardedError> {
     let (file, _) = dir.open_or_create(OsStr::new(NAME), Access::Append, 0o600)?;
     let failed = |errno| GuardedError { path: dir.path().join(NAME), problem: Problem::Os(errno) };

@@ -250,7 +250,7 @@ garbage
     }
 
     #[test]
-    fn device_number_that_was_given_again_is_another_filesystem() {
+    fn reused_device_number_is_another_filesystem() {
         let line =
             |source: &str| format!("36 35 0:50 / /m rw - fuse.holofs holofs:{source}@1.2 rw,user_id=0");
         let of = |source: &str| parse(line(source).as_bytes()).remove(0);

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_written_out_whatever_is_known() {
+    fn every_order_writes_a_file_out() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"bytes").unwrap();
         for order in [Order::of(&file), Order::Kept, Order::Unknown] {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_of_a_filesystem_without_a_journal() {
+    fn a_filesystem_without_a_journal_has_no_known_order() {
         let proc = std::fs::File::open("/proc").unwrap();
         assert_eq!(Order::of(&proc), Order::Unknown);
     }

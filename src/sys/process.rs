@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_but_not_reaped_is_gone() {
+    fn a_zombie_has_no_start_time() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         while start_time(pid).is_some() {

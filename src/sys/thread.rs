@@ -34,7 +34,7 @@ pub fn spawn_with<T: Send + 'static>(
 }
 
 /// Calls `work` with each item, on up to `jobs` threads including this one. The items are taken in order. Each thread
-/// makes a state of its own with `state`. After an error, no thread takes another item.
+/// makes its own state with `state`. After an error, no thread takes another item.
 ///
 /// # Errors
 /// The first error of `work`.

@@ -1,7 +1,7 @@
 //! Removes directories with everything in them.
 //!
-//! The tree is walked by descriptors, so a symbolic link is removed and never followed, also when somebody exchanges a
-//! directory for a link meanwhile. Each level of the tree takes one descriptor and one stack frame.
+//! The tree is walked by descriptors. A symbolic link is removed and never followed, even if somebody replaces a directory
+//! by a link during the walk. Each level of the tree takes one descriptor and one stack frame.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 

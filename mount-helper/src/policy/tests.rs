@@ -110,7 +110,7 @@ fn every_other_file_is_refused() {
         (BackingFacts { f_type: FUSE, ..OWN }, Deny::Filesystem),
         (BackingFacts { f_type: PROC, ..OWN }, Deny::Filesystem),
         (BackingFacts { owner: OTHER, ..OWN }, Deny::NotTheCallersFile),
-        // Reading it is not enough: it may have been handed over.
+        // An open descriptor is not enough, because another process may have passed it.
         (BackingFacts { owner: 0, access: Access::Read, ..OWN }, Deny::NotTheCallersFile),
         (BackingFacts { is_immutable: true, ..OWN }, Deny::Immutable),
         (BackingFacts { is_linked: false, ..OWN }, Deny::Unlinked),
@@ -120,7 +120,7 @@ fn every_other_file_is_refused() {
 }
 
 #[test]
-fn there_are_as_many_mounts_as_the_administrator_allows() {
+fn mounts_beyond_mount_max_are_refused() {
     let plain = MountFlags::default();
     let may =
         |mount_max, mounts| greeted().may_mount(plain, FuseConf { mount_max, ..CONF }, mounts, &DEVICE, &DIR);
@@ -128,13 +128,13 @@ fn there_are_as_many_mounts_as_the_administrator_allows() {
     for (most, mounts) in [(3, 3), (3, 4), (0, 0)] {
         assert_eq!(may(most, mounts), Err(Deny::TooManyMounts));
     }
-    // Counted with the mount that was made.
+    // Includes the new mount.
     let stays = |mount_max, mounts| greeted().may_stay(FuseConf { mount_max, ..CONF }, mounts);
     assert_eq!((stays(3, 3), stays(3, 4)), (Ok(()), Err(Deny::TooManyMounts)));
 }
 
 #[test]
-fn nothing_is_had_of_a_program_that_can_do_nothing() {
+fn a_program_without_privilege_refuses_every_session() {
     for reason in [Deny::NoPrivilege, Deny::UserNamespace] {
         let mut session = Session::new(CALLER, Err(reason));
         assert_eq!(session.hello(VERSION), Err(reason));
@@ -171,7 +171,7 @@ proptest! {
 }
 
 #[test]
-fn everything_has_its_turn() {
+fn requests_out_of_order_are_refused() {
     let plain = MountFlags::default();
     let mut session = Session::new(CALLER, Ok(()));
     assert_eq!(session.may_mount(plain, CONF, 0, &DEVICE, &DIR), Err(Deny::NotGreeted));
@@ -187,7 +187,7 @@ fn everything_has_its_turn() {
 }
 
 #[test]
-fn only_what_was_registered_here_can_be_forgotten_and_once() {
+fn only_a_file_of_this_session_can_be_closed_and_only_once() {
     let mut session = mounted();
     session.backing_opened(id(5));
     assert_eq!(session.close_backing(id(6)), Err(Deny::UnknownBacking));
@@ -196,7 +196,7 @@ fn only_what_was_registered_here_can_be_forgotten_and_once() {
 }
 
 #[test]
-fn each_slot_is_good_for_so_many_files() {
+fn each_slot_holds_a_fixed_number_of_files() {
     let mut session = mounted();
     assert!(session.needs_slot());
     session.slot_taken();
@@ -213,7 +213,7 @@ fn each_slot_is_good_for_so_many_files() {
 }
 
 #[test]
-fn reasons_have_their_numbers_and_words() {
+fn reasons_have_fixed_numbers_and_texts() {
     for (position, deny) in Deny::ALL.iter().copied().enumerate() {
         assert_eq!(deny as usize, position + 1);
         assert_eq!(Deny::of(deny as u32), Some(deny));

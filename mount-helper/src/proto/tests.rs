@@ -37,7 +37,7 @@ fn replies() -> Vec<Reply> {
     all
 }
 
-/// `bytes` with other ones at an offset.
+/// `bytes`, overwritten with `new` at an offset.
 fn with<const SIZE: usize>(mut bytes: [u8; SIZE], at: usize, new: &[u8]) -> [u8; SIZE] {
     bytes[at..at + new.len()].copy_from_slice(new);
     bytes
@@ -54,7 +54,7 @@ fn every_message_comes_back() {
 }
 
 #[test]
-fn the_bytes_are_these_for_ever() {
+fn the_encoding_never_changes() {
     let close = Request::BackingClose { id: BackingId::new(0x0102_0304).unwrap() };
     let wanted = *b"HfsQ\x01\0\x04\0\0\0\0\0\x04\x03\x02\x01";
     assert_eq!(close.encode(), with([0; REQUEST_SIZE], 0, &wanted));
@@ -164,7 +164,7 @@ fn each_field_of_a_reply_is_checked() {
     }
 }
 
-/// Bytes that get past the first checks often enough to reach the others.
+/// Nearly valid messages, so that many reach the later checks.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let small = prop_oneof![3 => Just(0u8), 2 => 0..6u8, 1 => any::<u8>()];
     let fields = prop::collection::vec(small, 10..=10);
@@ -192,7 +192,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn what_is_accepted_is_what_would_be_sent(
+    fn an_accepted_message_encodes_to_the_same_bytes(
         bytes in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..400)],
         fds in 0..4usize,
     ) {

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_made_with_the_very_mode_and_one_that_is_there_is_left() {
+    fn a_new_directory_has_the_exact_mode_and_an_existing_one_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         let here = opened(dir.path());
         let (made, is_new) = here.make_dir_with("a".as_ref(), 0o777, true).unwrap();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_neither_made_into_a_directory_nor_followed() {
+    fn a_link_is_neither_replaced_nor_followed() {
         let dir = tempfile::tempdir().unwrap();
         let private = dir.path().join("private");
         std::fs::create_dir(&private).unwrap();
@@ -225,9 +225,9 @@ mod tests {
         assert!(Dir::open_or_make(&dir.path().join("broken"), 0o700, false).is_err());
     }
 
-    /// The window between mkdir and chmod: what was made is exchanged all the time.
+    /// Tests the race between mkdir and chmod: another thread keeps swapping the new directory.
     #[test]
-    fn a_directory_that_was_exchanged_keeps_its_mode() {
+    fn a_directory_that_was_swapped_in_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         let (base, private) = (dir.path().join("base"), dir.path().join("private"));
         for path in [&base, &private] {
@@ -241,7 +241,7 @@ mod tests {
                 while !stop.load(Ordering::Relaxed) {
                     let name = base.join("a");
                     if std::fs::rename(&name, base.join("away")).is_ok() {
-                        // A directory may have been made there meanwhile.
+                        // The other thread may have made a directory there.
                         drop(symlink(&private, &name));
                         drop(std::fs::remove_file(&name));
                         drop(std::fs::remove_dir(base.join("away")));
@@ -252,7 +252,7 @@ mod tests {
             });
             for _ in 0..200 {
                 let done = opened(&base).make_dir_with("a".as_ref(), 0o777, true);
-                // What it says does not matter here.
+                // Success and failure are both possible.
                 drop(done);
                 drop(std::fs::remove_dir(base.join("a")));
             }

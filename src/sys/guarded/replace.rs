@@ -30,7 +30,7 @@ pub enum Writers {
     /// Only the caller, who holds a lock. The temporary file always has the same name, so that the next call removes what
     /// a killed process left.
     One,
-    /// Anybody. The temporary file has a name of its own, and the caller sweeps what killed processes left.
+    /// Anybody. Every temporary file has a unique name. The file of a killed process stays until something sweeps it.
     Many,
 }
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_the_temporary_name_is_not_followed() {
+    fn a_link_with_the_temporary_name_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let victim = dir.path().join("victim");
         std::fs::write(&victim, "precious").unwrap();

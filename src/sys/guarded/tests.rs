@@ -28,7 +28,7 @@ fn chmod(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// One file of each odd kind, and what a message calls it.
+/// One file of each kind that is not regular, and its name in messages.
 fn odd_files(world: &World) -> Vec<(&'static str, &'static str)> {
     std::fs::write(world.path.join("victim"), "precious").unwrap();
     symlink("victim", world.path.join("link")).unwrap();
@@ -53,7 +53,7 @@ fn odd_files(world: &World) -> Vec<(&'static str, &'static str)> {
 }
 
 #[test]
-fn odd_files_are_neither_read_nor_written_nor_waited_for() {
+fn irregular_files_are_neither_read_nor_written_and_do_not_block() {
     let world = world();
     for (file, kind) in odd_files(&world) {
         for access in [Access::Read, Access::Write, Access::Append] {
@@ -104,12 +104,12 @@ fn huge_file_is_refused_by_its_size() {
     std::fs::write(world.path.join("fits"), "1234").unwrap();
     assert_eq!(world.dir.read(name("fits"), 4).unwrap(), b"1234");
     assert_eq!(problem(world.dir.read(name("fits"), 3)), Problem::TooLarge(3));
-    // A file that tells no size.
+    // A file in /proc has size 0.
     assert!(matches!(problem(read(Path::new("/proc/self/smaps"), 10)), Problem::TooLarge(10)));
 }
 
 #[test]
-fn directory_of_ours_is_closed_to_others() {
+fn private_directory_is_not_writable_for_others() {
     let world = world();
     let deep = world.path.join("a/b");
     Dir::make_ours(&deep).unwrap();
@@ -127,7 +127,7 @@ fn directory_of_ours_is_closed_to_others() {
 }
 
 #[test]
-fn directory_below_one_that_everybody_may_change_is_not_ours() {
+fn directory_below_a_world_writable_one_is_not_private() {
     let world = world();
     let (open, deep) = (world.path.join("open"), world.path.join("open/deep"));
     Dir::make_ours(&deep).unwrap();
@@ -136,7 +136,7 @@ fn directory_below_one_that_everybody_may_change_is_not_ours() {
     assert_eq!((error.path, error.problem), (open.clone(), Problem::Writable(0o777)));
     assert_eq!(problem(Dir::make_ours(&open.join("new"))), Problem::Writable(0o777));
     assert!(!open.join("new").exists());
-    // With the sticky bit nobody exchanges what is ours.
+    // With the sticky bit, other users cannot replace our entries.
     chmod(&open, 0o1777);
     Dir::open(&deep, Trust::Private).unwrap();
 }
