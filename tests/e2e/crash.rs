@@ -122,7 +122,7 @@ for_both_users! {
                 mounted.kill();
                 kills += 1;
                 mounted = world.mount(&space);
-                // Checks everything that this space was ever told, not only the latest round.
+                // Checks everything that was reported as done in this space, not only the latest round.
                 for n in 0..next.load(Ordering::SeqCst).min(SETS) {
                     check(mounted.path(), n, acknowledged[usize::try_from(n).unwrap()].load(Ordering::SeqCst));
                 }
