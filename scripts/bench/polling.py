@@ -21,7 +21,7 @@ DEFAULT = "200000"
 def polling():
     """Sets the default, and puts back what was there, also after an error or a signal. Yields a note for the report."""
     if not PARAMETER.exists() or not GOVERNOR.exists() or GOVERNOR.read_text().strip() != "haltpoll":
-        yield "idle processors as the machine sets them (its idle governor is not haltpoll)"
+        yield "as configured on this machine (its idle governor is not haltpoll)"
         return
     with PARAMETER.open() as parameter:
         # A second benchmark would read our value as the machine's own, and put that back at its end.
