@@ -10,34 +10,22 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use serde::Serialize;
-
-/// The unit of a counter.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unit {
-    /// Files.
-    Files,
-    /// Blobs.
-    Blobs,
-    /// Bytes.
-    Bytes,
-    /// Requests of the kernel.
-    Requests,
-}
+use serde::de::value::MapDeserializer;
+use serde::{Deserialize, Serialize};
 
 /// What is known of a counter.
 #[derive(Debug)]
 pub struct Definition {
     /// Key in the JSON of the attribute. Stable between versions.
     pub name: &'static str,
-    /// What one is.
-    pub unit: Unit,
+    /// What is counted, in the plural.
+    pub unit: &'static str,
     /// What it counts, for documentation.
     pub meaning: &'static str,
 }
 
 macro_rules! counters {
-    ($($counter:ident = $name:literal, $unit:ident, $meaning:literal;)*) => {
+    ($($counter:ident = $name:literal, $unit:literal, $meaning:literal;)*) => {
         /// A counter.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Counter {
@@ -46,21 +34,21 @@ macro_rules! counters {
 
         /// All counters, in the order of [`Counter`].
         pub const COUNTERS: &[Definition] =
-            &[$(Definition { name: $name, unit: Unit::$unit, meaning: $meaning },)*];
+            &[$(Definition { name: $name, unit: $unit, meaning: $meaning },)*];
     };
 }
 
 counters! {
-    Reflinked = "reflink", Files, "Private copies that share the extents of their blob.";
-    Copied = "copy", Files, "Private copies whose bytes were copied.";
-    Relocated = "relocated", Files, "Relocated files that were given a private file to read from.";
-    CopiedBytes = "bytes", Bytes, "Size of all private copies.";
-    SharedBytes = "bytes_shared", Bytes, "Size of the private copies that share extents.";
-    FilesTouched = "files_touched", Files, "Library files of which bytes were asked for.";
-    BlobsFetched = "blobs_fetched", Blobs, "Blobs that were read from the library and verified.";
-    FetchedBytes = "blob_bytes_fetched", Bytes, "Unpacked size of the blobs that were read from the library.";
-    BlobsRefused = "blobs_refused", Blobs, "Blobs of the library that were missing or corrupt when they were needed.";
-    RequestsFailed = "requests_failed", Requests, "Requests that were answered with an error. `errors.NAME` counts those of one errno.";
+    Reflinked = "reflink", "files", "Private copies that share the extents of their blob.";
+    Copied = "copy", "files", "Private copies whose bytes were copied.";
+    Relocated = "relocated", "files", "Relocated files that were given a private file to read from.";
+    CopiedBytes = "bytes", "bytes", "Size of all private copies.";
+    SharedBytes = "bytes_shared", "bytes", "Size of the private copies that share extents.";
+    FilesTouched = "files_touched", "files", "Library files of which bytes were asked for.";
+    BlobsFetched = "blobs_fetched", "blobs", "Blobs that were read from the library and verified.";
+    FetchedBytes = "blob_bytes_fetched", "bytes", "Unpacked size of the blobs that were read from the library.";
+    BlobsRefused = "blobs_refused", "blobs", "Blobs of the library that were missing or corrupt when they were needed.";
+    RequestsFailed = "requests_failed", "requests", "Requests that were answered with an error. `errors.NAME` counts those of one errno.";
 }
 
 /// One more than the largest errno of Linux.
@@ -116,46 +104,24 @@ impl Metrics {
 /// Counters by name.
 pub type Snapshot = BTreeMap<String, u64>;
 
+/// The names of the errnos from 1 on.
+const ERRNO_NAMES: &str = "EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT \
+    ENOTBLK EBUSY EEXIST EXDEV ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK \
+    EPIPE EDOM ERANGE EDEADLK ENAMETOOLONG ENOLCK ENOSYS ENOTEMPTY ELOOP";
+
+/// The names of larger errnos that a filesystem returns.
+const LARGE_ERRNOS: [(usize, &str); 4] =
+    [(61, "ENODATA"), (95, "EOPNOTSUPP"), (116, "ESTALE"), (122, "EDQUOT")];
+
 /// The key of the errors with one errno.
-fn error_name(errno: i32) -> String {
-    let name = match Errno::from_raw_os_error(errno) {
-        Errno::PERM => "EPERM",
-        Errno::NOENT => "ENOENT",
-        Errno::INTR => "EINTR",
-        Errno::IO => "EIO",
-        Errno::NXIO => "ENXIO",
-        Errno::BADF => "EBADF",
-        Errno::AGAIN => "EAGAIN",
-        Errno::NOMEM => "ENOMEM",
-        Errno::ACCESS => "EACCES",
-        Errno::BUSY => "EBUSY",
-        Errno::EXIST => "EEXIST",
-        Errno::XDEV => "EXDEV",
-        Errno::NOTDIR => "ENOTDIR",
-        Errno::ISDIR => "EISDIR",
-        Errno::INVAL => "EINVAL",
-        Errno::NFILE => "ENFILE",
-        Errno::MFILE => "EMFILE",
-        Errno::NOTTY => "ENOTTY",
-        Errno::TXTBSY => "ETXTBSY",
-        Errno::FBIG => "EFBIG",
-        Errno::NOSPC => "ENOSPC",
-        Errno::ROFS => "EROFS",
-        Errno::MLINK => "EMLINK",
-        Errno::RANGE => "ERANGE",
-        Errno::NAMETOOLONG => "ENAMETOOLONG",
-        Errno::NOTEMPTY => "ENOTEMPTY",
-        Errno::NODATA => "ENODATA",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::STALE => "ESTALE",
-        Errno::DQUOT => "EDQUOT",
-        _ => return format!("errors.{errno}"),
-    };
-    format!("errors.{name}")
+fn error_name(errno: usize) -> String {
+    let large = || LARGE_ERRNOS.iter().find(|(number, _)| *number == errno).map(|(_, name)| *name);
+    let small = errno.checked_sub(1).and_then(|n| ERRNO_NAMES.split(' ').nth(n));
+    small.or_else(large).map_or_else(|| format!("errors.{errno}"), |name| format!("errors.{name}"))
 }
 
 /// The counters of private copies, as `holofs status` shows them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// [`Counter::Reflinked`].
     pub reflink: u64,
@@ -170,20 +136,11 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The counters of private copies among all. A counter that the mount's version does not have is 0.
+    /// The counters of private copies among all. None when the mount does not have them.
     #[must_use]
-    pub fn of(all: &Snapshot) -> Self {
-        let value = |counter: Counter| {
-            COUNTERS.get(counter as usize).and_then(|counter| all.get(counter.name)).copied()
-        };
-        let value = |counter| value(counter).unwrap_or(0);
-        Self {
-            reflink: value(Counter::Reflinked),
-            copy: value(Counter::Copied),
-            relocated: value(Counter::Relocated),
-            bytes: value(Counter::CopiedBytes),
-            bytes_shared: value(Counter::SharedBytes),
-        }
+    pub fn of(all: &Snapshot) -> Option<Self> {
+        let pairs = all.iter().map(|(name, value)| (name.as_str(), *value));
+        Self::deserialize(MapDeserializer::<_, serde::de::value::Error>::new(pairs)).ok()
     }
 }
 
@@ -209,7 +166,11 @@ mod tests {
         assert_eq!(all.len(), COUNTERS.len() + 2);
         // What `holofs status` reads of it.
         metrics.add(Counter::Copied, 2);
-        assert_eq!(Counts::of(&metrics.snapshot()), Counts { copy: 2, ..Counts::default() });
+        assert_eq!(Counts::of(&metrics.snapshot()), Some(Counts { copy: 2, ..Counts::default() }));
+        for (errno, name) in [(Errno::LOOP, "ELOOP"), (Errno::NOSPC, "ENOSPC"), (Errno::DQUOT, "EDQUOT")] {
+            metrics.request_failed(errno);
+            assert_eq!(metrics.snapshot()[&format!("errors.{name}")], 1);
+        }
     }
 
     #[test]

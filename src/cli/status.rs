@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         library: space.library.clone(),
         reflink: run.as_ref().and_then(|run| run.reflink.clone()),
         extra: run.and_then(|run| run.extra),
-        copy_up: metrics.as_ref().map(Counts::of),
+        copy_up: metrics.as_ref().and_then(Counts::of),
         metrics,
         log,
         set_aside,

@@ -21,7 +21,7 @@ use super::reply::{self, At};
 use super::{Adapter, Mount};
 use crate::fs::{DataLocation, Make, Whence};
 use crate::namespace::NAME_MAX;
-use crate::namespace::error::{Error, upper as call};
+use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
@@ -33,6 +33,20 @@ impl Adapter {
         self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
             let made = mount.retry(|| mount.namespace().make(number(parent), name.as_bytes(), what, caller));
             reply::entry(mount, reply, At::name(operation, parent, name), made);
+        });
+    }
+
+    /// Runs a change of a name, or of a named attribute, and answers.
+    fn change(
+        &self,
+        at: At<'_>,
+        reply: ReplyEmpty,
+        change: impl Fn(&Mount, &[u8]) -> Result<()> + Send + 'static,
+    ) {
+        let At { operation, ino, .. } = at;
+        self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
+            let done = mount.retry(|| change(mount, name.as_bytes()));
+            reply::empty(mount, reply, At::name(operation, ino, name), done);
         });
     }
 
@@ -193,17 +207,13 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.workers.run(name, move |mount, name| {
-            let done = mount.retry(|| mount.namespace().unlink(number(parent), name.as_bytes()));
-            reply::empty(mount, reply, At::name("unlink", parent, name), done);
-        });
+        let at = At::name("unlink", parent, name);
+        self.change(at, reply, move |mount, name| mount.namespace().unlink(number(parent), name));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.workers.run(name, move |mount, name| {
-            let done = mount.retry(|| mount.namespace().rmdir(number(parent), name.as_bytes()));
-            reply::empty(mount, reply, At::name("rmdir", parent, name), done);
-        });
+        let at = At::name("rmdir", parent, name);
+        self.change(at, reply, move |mount, name| mount.namespace().rmdir(number(parent), name));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -229,20 +239,16 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let at = At::name("rename", parent, name);
         let mode = match flags {
             _ if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
-            _ => {
-                let error = Error::Invalid("unknown flags of rename");
-                return self.refuse(reply, At::name("rename", parent, name), &error);
-            }
+            _ => return self.refuse(reply, at, &Error::Invalid("unknown flags of rename")),
         };
         let (dir, new_dir, new_name) = (number(parent), number(newparent), newname.to_owned());
-        self.workers.run(name, move |mount, name| {
-            let (from, to) = (name.as_bytes(), new_name.as_bytes());
-            let done = mount.retry(|| mount.namespace().rename(dir, from, new_dir, to, mode));
-            reply::empty(mount, reply, At::name("rename", parent, name), done);
+        self.change(at, reply, move |mount, name| {
+            mount.namespace().rename(dir, name, new_dir, new_name.as_bytes(), mode)
         });
     }
 
@@ -444,9 +450,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let value = value.to_owned();
-        self.workers.run(name, move |mount, name| {
-            let set = || mount.set_xattr(number(ino), name.as_bytes(), &value, flags.cast_unsigned());
-            reply::empty(mount, reply, At::name("setxattr", ino, name), mount.retry(set));
+        self.change(At::name("setxattr", ino, name), reply, move |mount, name| {
+            mount.set_xattr(number(ino), name, &value, flags.cast_unsigned())
         });
     }
 
@@ -465,10 +470,8 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.workers.run(name, move |mount, name| {
-            let done = mount.retry(|| mount.remove_xattr(number(ino), name.as_bytes()));
-            reply::empty(mount, reply, At::name("removexattr", ino, name), done);
-        });
+        let at = At::name("removexattr", ino, name);
+        self.change(at, reply, move |mount, name| mount.remove_xattr(number(ino), name));
     }
 
     fn create(
