@@ -4,7 +4,6 @@
 //! field in an object is an error: readers differ in which one they take.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::json::{Lexer, Pieces, Stop};
 use super::{
@@ -23,7 +22,7 @@ pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, Catalog
         json: Lexer::new(pieces),
         tree: Tree::default(),
         limits,
-        known_digests: HashMap::with_hasher(Keyed::new()),
+        known_digests: HashMap::new(),
         path: Vec::new(),
         hidden: false,
         has_tree: false,
@@ -45,7 +44,7 @@ struct Builder<P> {
     json: Lexer<P>,
     tree: Tree,
     limits: Limits,
-    known_digests: HashMap<Digest, u32, Keyed>,
+    known_digests: HashMap<Digest, u32>,
     /// The names of the directories on the way to the current entry, and of the entry.
     path: Vec<Text>,
     /// Whether the current entry lies below a link to a directory, and so is not part of the tree.
@@ -60,61 +59,12 @@ struct Lengths {
     relocations: usize,
 }
 
-/// A fast hash for digests. The keys are random, since an attacker can choose digests that collide under known keys.
-#[derive(Clone)]
-struct Keyed(u64, u64);
-
-impl Keyed {
-    fn new() -> Self {
-        let random = RandomState::new();
-        // An odd multiplier loses no bits.
-        Self(random.hash_one(1), random.hash_one(2) | 1)
-    }
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Hasher for Keyed {
-    fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        for word in words {
-            self.write_u64(u64::from_le_bytes(*word));
-        }
-        for byte in rest {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        let product = u128::from(self.0 ^ word) * u128::from(self.1);
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn write_usize(&mut self, word: usize) {
-        self.write_u64(word as u64);
-    }
-
-    fn write_isize(&mut self, word: isize) {
-        self.write_u64(word as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 impl<P: Pieces> Builder<P> {
     fn document(&mut self) -> Result<(), Stop> {
-        const FIELDS: [&str; 6] = ["tree", "rcc", "identity", "path", "platform", "blueprint"];
+        const FIELDS: [&str; 6] = ["rcc", "identity", "path", "platform", "blueprint", "tree"];
         let mut object = self.json.object()?;
         while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
-            if field == 0 {
+            if field == "tree" {
                 self.has_tree = true;
                 let root = self.text("")?;
                 self.dir(root, 0)?;
@@ -123,10 +73,10 @@ impl<P: Pieces> Builder<P> {
             let value = self.json.string()?.to_owned();
             let info = &mut self.tree.info;
             match field {
-                1 => info.rcc = value,
-                2 => info.identity = value,
-                3 => info.path = value,
-                4 => info.platform = value,
+                "rcc" => info.rcc = value,
+                "identity" => info.identity = value,
+                "path" => info.path = value,
+                "platform" => info.platform = value,
                 _ => info.blueprint = value,
             }
         }
@@ -143,14 +93,14 @@ impl<P: Pieces> Builder<P> {
         const FIELDS: [&str; 5] = ["name", "symlink", "subdirs", "files", "shadow"];
         while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
             match field {
-                0 => self.same_name(name)?,
-                1 => {
+                "name" => self.same_name(name)?,
+                "symlink" => {
                     link = self.link_text()?;
                     // rcc writes the link before the content. So the content need not be kept.
                     self.hidden |= link.is_some();
                 }
-                2 => self.children(own, true)?,
-                3 => self.children(own, false)?,
+                "subdirs" => self.children(own, true)?,
+                "files" => self.children(own, false)?,
                 _ => shadow = self.json.boolean()?,
             }
         }
@@ -206,15 +156,15 @@ impl<P: Pieces> Builder<P> {
         const FIELDS: [&str; 6] = ["name", "symlink", "size", "mode", "digest", "rewrite"];
         while let Some(field) = self.json.next_field(&mut object, &FIELDS)? {
             match field {
-                0 => self.same_name(name)?,
-                1 => link = self.link_text()?,
-                2 => size = self.json.natural()?,
-                3 => {
+                "name" => self.same_name(name)?,
+                "symlink" => link = self.link_text()?,
+                "size" => size = self.json.natural()?,
+                "mode" => {
                     let found = self.json.natural()?;
                     mode =
                         u32::try_from(found).map_err(|_| Stop::Entry(format!("an invalid mode {found}")))?;
                 }
-                4 => {
+                "digest" => {
                     let said = self.json.bytes()?;
                     digest = Digest::parse(said)
                         .map_err(|_| String::from_utf8_lossy(said).chars().take(80).collect::<String>());

@@ -54,22 +54,22 @@ fn header(pieces: impl Pieces) -> Result<Header, CatalogError> {
 
 fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(), Stop> {
     const FIELDS: [&str; 8] =
-        ["tree", "rcc", "identity", "path", "controller", "space", "platform", "blueprint"];
+        ["rcc", "identity", "path", "controller", "space", "platform", "blueprint", "tree"];
     let mut object = json.object()?;
     while let Some(field) = json.next_field(&mut object, &FIELDS)? {
         let value = match field {
             // rcc writes the tree last, so nothing of interest follows.
-            0 if header.is_complete() => return Ok(()),
-            0 => {
+            "tree" if header.is_complete() => return Ok(()),
+            "tree" => {
                 json.skip()?;
                 continue;
             }
-            1 => &mut header.rcc,
-            2 => &mut header.identity,
-            3 => &mut header.path,
-            4 => &mut header.controller,
-            5 => &mut header.space,
-            6 => &mut header.platform,
+            "rcc" => &mut header.rcc,
+            "identity" => &mut header.identity,
+            "path" => &mut header.path,
+            "controller" => &mut header.controller,
+            "space" => &mut header.space,
+            "platform" => &mut header.platform,
             _ => &mut header.blueprint,
         };
         json.string()?.clone_into(value);

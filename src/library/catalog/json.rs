@@ -201,10 +201,14 @@ impl<P: Pieces> Lexer<P> {
         self.next_of(first, b'}')
     }
 
-    /// Moves to the value of the next known field of an object whose `{` was consumed, and returns the position of its
-    /// name in `names`. Skips unknown fields and fields that are `null`. Consumes the `}` and returns None if there is
+    /// Moves to the value of the next field of an object whose `{` was consumed, if its name is one of `names`, and
+    /// returns that name. Skips other fields and fields that are `null`. Consumes the `}` and returns None if there is
     /// no such field.
-    pub(super) fn next_field(&mut self, object: &mut Object, names: &[&str]) -> Result<Option<usize>, Stop> {
+    pub(super) fn next_field(
+        &mut self,
+        object: &mut Object,
+        names: &[&'static str],
+    ) -> Result<Option<&'static str>, Stop> {
         while self.next_member(&mut object.first)? {
             let name = self.bytes()?;
             let field = names.iter().position(|known| known.as_bytes() == name);
@@ -218,7 +222,7 @@ impl<P: Pieces> Lexer<P> {
             }
             object.seen |= 1 << field;
             if !self.null()? {
-                return Ok(Some(field));
+                return Ok(names.get(field).copied());
             }
         }
         Ok(None)
