@@ -1,4 +1,4 @@
-//! The recorder makes a library in rcc's format without rcc. rcc restores environments from it.
+//! The recorder makes a library in rcc's format without rcc. rcc can restore environments from that library.
 //!
 //! A command installs an environment in the *stage*, a directory in the holotree whose name depends on the user. The
 //! recorder then stores every file of the stage as a blob, and lists them in a catalog. It holds rcc's lock all the

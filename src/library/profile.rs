@@ -15,7 +15,7 @@ use super::index::NodeId;
 use super::index::cache::{cached, make_dir};
 use crate::sys::guarded::{self, Durability};
 
-/// The maximum number of files in a profile. An import of the largest environments reads a tenth of it.
+/// The maximum number of files in a profile. Importing all of the largest environments reads a tenth of this.
 const LIMIT: usize = 65_536;
 
 /// The first line of a profile in the current format.

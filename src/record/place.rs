@@ -49,7 +49,7 @@ pub(super) struct Opened {
 /// Finds the place that the options mean.
 ///
 /// # Errors
-/// When another thing than a library is there.
+/// When something other than a library is there.
 pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
     let refused = match locate(library, default) {

@@ -1,12 +1,12 @@
 //! Reads the header of a catalog, and copies a catalog with another header.
 //!
-//! A catalog is one JSON object of a few strings, the header, and a tree of up to a gigabyte of text. The header is needed
-//! without the tree: to know in which directory a catalog's spaces lie, and to make a space's `.meta`, which is the catalog
-//! with other strings. So the text is read as a stream, and what is kept does not grow with the tree. The members may come
-//! in any order.
+//! A catalog is one JSON object of a few strings, the header, and a tree of up to a gigabyte of text. The header is
+//! needed without the tree: to know in which directory a catalog's spaces lie, and to make a space's `.meta`, which is
+//! the catalog with other strings. So the text is read as a stream, and what is kept does not grow with the tree. The
+//! members may come in any order.
 //!
-//! Invariant: every byte of a copied document is the original's, except for the replaced values and the members that were
-//! missing.
+//! Invariant: every byte of a copied document is the original's, except for the replaced values and the members that
+//! were missing.
 
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;

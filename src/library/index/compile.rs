@@ -1,8 +1,8 @@
 //! Compiles a checked tree into the bytes of an index.
 //!
-//! The tree is in the order of the catalog's text. The index is in breadth-first order with the children of each directory
-//! sorted by name. So the entries are grouped by directory and sorted, then walked breadth first, and each gets its place
-//! in that walk as its number.
+//! The tree is in the order of the catalog's text. The index is in breadth-first order with the children of each
+//! directory sorted by name. So the entries are grouped by directory and sorted, then walked breadth first, and each
+//! gets its place in that walk as its number.
 
 use super::format::{self, HEADER_SIZE, Header, RawNode};
 use crate::library::catalog::{Entry, EntryKind, Tree};

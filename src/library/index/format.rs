@@ -1,12 +1,12 @@
 //! The bytes of an index file. Little-endian throughout; every offset is from the start of its section.
 //!
 //! ```text
-//! header       256 bytes: see `Header`; its last four are the CRC-32 of those before
+//! header       256 bytes: see `Header`; its last 4 bytes are the CRC-32 of the others
 //! nodes        40 bytes each, breadth first
 //! digests      40 bytes each: kind (1 = SHA-256, 2 = SipHash-128), 7 zero bytes, 32 bytes
-//! relocations  8 bytes each: offsets, per file rising
-//! strings      names and link texts
-//! info         JSON: what the catalog says about itself
+//! relocations  8 bytes each: offsets, ascending for each file
+//! strings      names and link targets
+//! info         JSON: the catalog's header
 //! ```
 
 use super::IndexError;
@@ -140,9 +140,9 @@ impl Header {
 ///
 /// | kind | a | b | c |
 /// |---|---|---|---|
-/// | directory | first child, and how many << 32 | subdirectories | |
-/// | file | size | digest, and relocations << 32 | first relocation |
-/// | link | text offset, and length << 32 | | |
+/// | directory | first child, number of children << 32 | number of subdirectories | |
+/// | file | size | digest, number of relocations << 32 | first relocation |
+/// | link | offset of the target, length << 32 | | |
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RawNode {
     /// The offset of the name in the strings.
