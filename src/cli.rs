@@ -1,7 +1,8 @@
-//! The command line: what was typed becomes a call of the layers below, and their answer becomes text or JSON.
+//! The command line: parses the arguments, calls the layers below, and prints what they return as text or JSON.
 //!
-//! It decides nothing about spaces, libraries or mounts. Results go to standard output, everything else to standard
-//! error; a failure is one line of what and why, and one of what to try. A closed output is no failure.
+//! It makes no decision about spaces, libraries or mounts. Results go to standard output, everything else to standard
+//! error. A failure is one line with what failed and why, and one line with what to try. A closed standard output is not
+//! a failure.
 
 mod catalogs;
 mod check;
@@ -39,15 +40,15 @@ use tracing::level_filters::LevelFilter;
     about,
     long_about = None,
     after_help = "Examples:
-  holofs mount auto demo           # rcc's own library; prints the directory
-  holofs list                      # what there is, and what is mounted
-  holofs unmount demo              # changes stay, and are there at the next mount
+  holofs mount auto demo      # mount an environment of rcc's library; prints the directory
+  holofs list                 # list all spaces
+  holofs unmount demo         # unmount; the changes are kept for the next mount
   holofs help mount
 
 Exit codes:
-  0 ok, 1 other failure, 2 usage, 3 library, 4 configuration, 5 environment,
+  0 success, 1 other failure, 2 usage, 3 library, 4 configuration, 5 environment,
   6 blueprint or space not found, 7 mountpoint, 8 FUSE not available,
-  9 strategy impossible here, 11 integrity, 12 busy or lock timeout, 130 interrupted"
+  9 strategy not possible, 11 integrity, 12 busy or lock timeout, 130 interrupted"
 )]
 struct Cli {
     #[command(flatten)]
@@ -59,43 +60,43 @@ struct Cli {
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// rcc's home, instead of $ROBOCORP_HOME or ~/.robocorp
+    /// rcc's home [default: $ROBOCORP_HOME, or ~/.robocorp]
     #[arg(long, value_name = "DIR", global = true, help_heading = "Global options")]
     home: Option<OsString>,
-    /// Whose spaces are meant, as rcc's --controller
+    /// The controller that owns the spaces, as in rcc [default: user]
     #[arg(long, value_name = "NAME", global = true, help_heading = "Global options")]
     controller: Option<String>,
-    /// Answer with JSON
+    /// Print JSON
     #[arg(short, long, global = true, help_heading = "Global options")]
     json: bool,
-    /// Say nothing but the result
+    /// Print only results and errors
     #[arg(short = 'q', long, global = true, help_heading = "Global options")]
     silent: bool,
-    /// Say what is done
+    /// Log what is done
     #[arg(long, global = true, help_heading = "Global options")]
     debug: bool,
-    /// Say every step
+    /// Log every step
     #[arg(long, global = true, help_heading = "Global options")]
     trace: bool,
-    /// Write what would be said to this file
+    /// Write the log to this file instead of standard error
     #[arg(long, value_name = "FILE", global = true, help_heading = "Global options")]
     log_file: Option<PathBuf>,
-    /// No colours
+    /// Print no colours
     #[arg(long, global = true, action = ArgAction::SetTrue, help_heading = "Global options")]
     colorless: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Present an environment as a directory, at once
+    /// Mount an environment as a directory
     Mount(mount::Args),
-    /// End a mount; changes stay
+    /// Unmount spaces; their changes are kept
     #[command(visible_alias = "umount")]
     Unmount(unmount::Args),
     /// List the spaces on this machine
     #[command(visible_aliases = ["ls", "ps"])]
     List(list::Args),
-    /// Tell all about one space
+    /// Show one space in detail
     Status(status::Args),
     /// Print the directory of a space
     Path(status::PathArgs),
@@ -104,24 +105,24 @@ enum Command {
     /// Check the integrity of a library
     #[command(visible_alias = "chk")]
     Check(check::Args),
-    /// Unpack an environment before its first use
+    /// Unpack an environment before it is used
     Warm(warm::Args),
-    /// Record what a command installs as an environment of a library
+    /// Record what a command installs as an environment in a library
     Record(record::Args),
     /// Print each setting and where it was set
     Config(config::Args),
 }
 
-/// What every command works with.
+/// The values that every command gets.
 #[derive(Debug)]
 pub(crate) struct Context {
     /// The directories of this user.
     pub(crate) env: Env,
-    /// Each value in force, and where it was set.
+    /// The settings in force.
     pub(crate) settings: Settings,
-    /// Whether to answer with JSON.
+    /// Print JSON.
     pub(crate) json: bool,
-    /// Whether to say nothing but the result.
+    /// Print only results and errors.
     pub(crate) silent: bool,
 }
 
@@ -130,9 +131,9 @@ pub(crate) struct Context {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // --help and --version are errors to clap, and go to standard output.
+        // For clap, --help and --version are errors. They go to standard output.
         Err(error) if !error.use_stderr() => return output::print_help(&error),
-        // Nothing but the program's name: the help says what could follow.
+        // No command was given: the help lists the commands.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             for line in error.render().to_string().trim_end().lines() {
                 output::note(false, line);
@@ -146,7 +147,7 @@ pub fn main() -> ExitCode {
         }
     };
     surroundings::reset();
-    // The recorder's command may need what it inherits (make's jobs, for one); a daemon must not keep it.
+    // A daemon must not keep inherited descriptors open. The command of `record` may need them, such as make's jobserver.
     let inherited =
         if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };
     let settings = read_settings(&cli);
@@ -156,7 +157,7 @@ pub fn main() -> ExitCode {
         Ok(settings)
     });
     if let Err(errno) = inherited {
-        tracing::debug!(%errno, "what was inherited stays open");
+        tracing::debug!(%errno, "cannot close inherited descriptors");
     }
     match started.and_then(|settings| run(cli, settings)) {
         Ok(code) => ExitCode::from(code),
@@ -167,7 +168,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The settings that this command line, the environment and the files make.
+/// Reads the settings, with the flags of this command line.
 fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
     let global = &cli.global;
     let log_level = match (global.trace, global.debug, global.silent) {
@@ -193,9 +194,9 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
 fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     let Global { json, silent, .. } = cli.global;
     let context = Context { env: Env::new(&settings), settings, json, silent };
-    // The recorder keeps nothing there.
+    // `record` does not use these directories.
     if !matches!(cli.command, Command::Record(_)) {
-        context.env.check_own_dirs().map_err(|error| Failure::from(&error))?;
+        context.env.check_own_dirs()?;
     }
     match cli.command {
         Command::Mount(args) => mount::run(args, &context),
@@ -211,7 +212,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     }
 }
 
-/// What clap says over a paragraph or two, in one line, and where to read on.
+/// Shortens clap's message to one line, and adds the help to read.
 fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failure {
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or_default();

@@ -13,25 +13,25 @@ use crate::library::locate::{Location, locate};
 use crate::session::environment::Environment;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Files and bytes are counted as rcc counts them: what lies below links to
-directories counts again. `entries` (JSON) counts what a mount shows.
+#[command(after_help = "Files and bytes are counted as rcc counts them: files below a link to a directory
+count again. With --json, `entries` counts each file, directory and link once.
 
 Examples:
   holofs catalogs
   holofs catalogs ~/.robocorp --identity --json")]
 pub(super) struct Args {
-    /// The library
+    /// The library, as for mount
     #[arg(default_value = "auto")]
     library: OsString,
-    /// Show the text of each identity.yaml
+    /// Show the blueprint of each environment
     #[arg(short, long)]
     identity: bool,
-    /// Show the N largest files of each
+    /// Show the N largest files of each environment
     #[arg(short, long, value_name = "N")]
     top: Option<usize>,
 }
 
-/// One environment; rcc's keys, and `entries`.
+/// One environment. The keys are rcc's, except `entries`.
 #[derive(Debug, Serialize)]
 struct Row {
     blueprint: String,
@@ -44,7 +44,7 @@ struct Row {
     bytes: u64,
     relocations: u64,
     age_in_days: u64,
-    /// -1 when nobody ever used it, as in rcc.
+    /// -1 if it was never used, as in rcc.
     days_since_last_use: i64,
     entries: u32,
     #[serde(rename = "identity-content", skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
             Ok(row) => {
                 rows.insert(row.blueprint.clone(), row);
             }
-            // One bad catalog must not hide the others.
+            // A bad catalog must not hide the others.
             Err(failure) => output::complain(&failure),
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     for row in rows.values() {
         if let Some(content) = &row.identity_content {
             output::print_lines(&["", &format!("{}:", row.blueprint)])?;
-            // Indented: a line of somebody's text must not look like one of ours.
+            // Indented, so that a line of a blueprint cannot look like a line of holofs.
             output::print_lines(&content.lines().map(|line| format!("  {line}")).collect::<Vec<_>>())?;
         }
         let mut top: Vec<_> = row.top.values().flatten().collect();

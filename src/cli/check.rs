@@ -9,22 +9,22 @@ use crate::library::locate::locate;
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Reads only; nothing is ever deleted.
+#[command(after_help = "Reads every blob and compares it with its digest. Nothing is changed or deleted.
 
 Examples:
   holofs check auto
   holofs check ~/.robocorp --blueprint adb8 --json")]
 pub(super) struct Args {
-    /// The library
+    /// The library, as for mount
     #[arg(default_value = "auto")]
     library: OsString,
-    /// Only the environments whose blueprint begins so
+    /// Check only environments whose blueprint's hash begins with these digits
     #[arg(long, visible_alias = "catalog", value_name = "HASH", default_value = "")]
     blueprint: String,
-    /// Only look whether each blob is there and has its size
+    /// Check only whether each blob exists and has the right size
     #[arg(long)]
     fast: bool,
-    /// Threads
+    /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
 }

@@ -1,4 +1,4 @@
-//! `holofs config`: each setting in force, and where it was set.
+//! `holofs config`: the settings in force, and where each was set.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,21 @@ use super::{Context, output};
 use crate::settings::{SetBy, Setting};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A flag overrides a variable of holofs, which overrides a variable of rcc, then
-settings.yaml in rcc's home, then the default. The section of settings.yaml:
+#[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
+(HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_MOUNT_HELPER), a variable
+of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
 
+settings.yaml:
   holotree:
-    restoration-strategy: smart      # or reflink, copy, hardlink
-    hardlink-excludes: []            # kept for restores
+    restoration-strategy: smart    # or reflink, copy, hardlink
+    hardlink-excludes: []          # not used by mounts
 
 Examples:
   holofs config
   RCC_HOLOTREE_STRATEGY=copy holofs config --json")]
 pub(super) struct Args {}
 
-/// A setting as it is printed.
+/// A setting, as printed.
 #[derive(Serialize)]
 struct Row {
     #[serde(skip)]

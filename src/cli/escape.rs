@@ -1,23 +1,22 @@
-//! Text from elsewhere, made harmless for a terminal and for a log.
+//! Escapes text that others wrote, for terminals and logs.
 //!
-//! Names, paths and texts of a library are anybody's. A terminal obeys the control characters in them, and a newline in
-//! them begins a line that looks like ours. So everything that is written for people goes through [`one_line`]:
-//! `cli::output` applies it to each line and each cell of a table, `cli::log` to each event. Nothing else writes for
-//! people. JSON has escapes of its own; [`json`] adds the few that it does not ask for.
+//! Anybody can have chosen the names, paths and texts in a library. A terminal obeys control characters in them, and a
+//! newline in them starts a line that looks like a line of holofs. So all text for people goes through [`one_line`]:
+//! `cli::output` applies it to each line and each cell of a table, `cli::log` to each event. JSON has its own escapes;
+//! [`json`] adds those that JSON does not require.
 //!
-//! Invariant: what [`one_line`] returns holds no newline and nothing that a terminal acts on.
+//! Invariant: the result of [`one_line`] contains no newline and no character that a terminal obeys.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal acts on the character, or shows what follows out of its order.
+/// Whether a terminal obeys the character, or reorders the text after it.
 fn is_active(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The text without a newline and without what a terminal acts on: these characters are written as Rust writes them
-/// in a string.
+/// Replaces newlines and characters that a terminal obeys by Rust's escapes.
 pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_active) {
         return Cow::Borrowed(text);
@@ -33,8 +32,8 @@ pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// JSON in which strings hold nothing that a terminal acts on. It has the same value: in JSON such characters can stand
-/// in strings only, but for the newlines between the values.
+/// Escapes the characters that a terminal obeys in a JSON text. The value stays the same, because in JSON these
+/// characters occur only inside strings, except for the newlines between values.
 pub(super) fn json(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| c != '\n' && is_active(c);
     if !text.chars().any(is_bad) {
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_acts_on_is_shown_and_not_sent() {
+    fn characters_that_a_terminal_obeys_are_escaped() {
         for (text, shown) in [
             ("plain, äöü 日本 \\n", "plain, äöü 日本 \\n"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),

@@ -1,7 +1,7 @@
-//! Failures as the user meets them: one line of what and why, one of what to try, and the exit code.
+//! Failures as users see them: what failed and why, what to try, and the exit code.
 //!
-//! The mapping from each layer's errors is here and nowhere else, and exhaustive: a new error does not compile until
-//! somebody has decided what it tells the user.
+//! The errors of all layers are mapped here and nowhere else. The mapping is exhaustive: a new error does not compile
+//! until it has an exit code and advice.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -19,37 +19,37 @@ use crate::sys::fuse_mount::MountError;
 use crate::sys::guarded::{GuardedError, Problem};
 use crate::sys::plain;
 
-/// A failure in words, and its exit code. The same value passes through the daemon's pipe.
+/// A failure in words, and its exit code. The daemon sends the same value through its pipe.
 pub use crate::session::Failure;
 
-/// Everything went well.
+/// Success.
 pub const OK: u8 = 0;
-/// A failure of no other kind.
+/// Any other failure.
 pub const FAILED: u8 = 1;
-/// What was typed makes no sense.
+/// The arguments are wrong.
 pub const USAGE: u8 = 2;
-/// The library is missing, unreadable, or something else.
+/// The library is missing, not readable, or not a library.
 pub const LIBRARY: u8 = 3;
-/// Bad configuration.
+/// A setting is wrong.
 pub const CONFIG: u8 = 4;
-/// The environment cannot be built or described.
+/// The environment cannot be recorded.
 pub const ENVIRONMENT: u8 = 5;
-/// No such blueprint or space.
+/// There is no such blueprint or space.
 pub const NOT_FOUND: u8 = 6;
-/// The mountpoint will not do.
+/// The mountpoint cannot be used.
 pub const MOUNTPOINT: u8 = 7;
 /// FUSE is not available.
 pub const FUSE: u8 = 8;
-/// The strategy is impossible here.
+/// The strategy is not possible on these filesystems.
 pub const STRATEGY: u8 = 9;
-/// Something does not match its digest or form.
+/// Data is damaged.
 pub const INTEGRITY: u8 = 11;
-/// In use, or still locked.
+/// In use, or locked for too long.
 pub const BUSY: u8 = 12;
 /// Interrupted by the user.
 pub const INTERRUPTED: u8 = 130;
 
-/// Makes a failure.
+/// A failure that no error type stands for.
 #[must_use]
 pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
     Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
@@ -58,12 +58,12 @@ pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure 
 /// What to try.
 type Fix = Option<Cow<'static, str>>;
 
-/// What the user is told about an error beside its text.
+/// What the user is told about an error in addition to its text.
 trait Advice: Display {
     /// The exit code, and what to try.
     fn advice(&self) -> (u8, Fix);
 
-    /// What there is to choose from, one line each.
+    /// The choices that the user has, one line each.
     fn choices(&self) -> Vec<String> {
         Vec::new()
     }
@@ -86,7 +86,7 @@ impl<E: Advice> From<E> for Failure {
     }
 }
 
-/// Puts an error of a session into words. The daemon is given this function.
+/// Converts an error of a session. The daemon calls this function.
 #[must_use]
 pub fn describe(error: &session::Error) -> Failure {
     error.into()
@@ -106,7 +106,7 @@ impl Advice for SettingsError {
             Self::NoHome => try_this(CONFIG, "set HOME, or give --home DIRECTORY"),
             Self::NoCurrentDir(_) => (FAILED, None),
             Self::Variable { .. } | Self::File { .. } => (CONFIG, None),
-            Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or none"),
+            Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or no file"),
         }
     }
 }
@@ -122,7 +122,7 @@ impl Advice for GuardedError {
             | Problem::TooLarge(_)
             | Problem::NotADirectory(_)
             | Problem::Exchanged => {
-                (FAILED, Some(format!("see who put it there, and remove it: {path}").into()))
+                (FAILED, Some(format!("find out who put it there, and remove it: {path}").into()))
             }
             Problem::Owner { .. } => {
                 try_this(CONFIG, "set HOLOFS_HOME to a directory of your own, or run as that user")
@@ -143,13 +143,12 @@ impl Advice for LibraryError {
             }
             Self::Archive { .. } => try_this(LIBRARY, "export the environment again: `rcc holotree export`"),
             Self::Catalog { .. } | Self::Compile { .. } => try_this(LIBRARY, CATALOG_AGAIN),
-            Self::Index(_) => try_this(FAILED, "remove holofs's cache, which loses nothing"),
+            Self::Index(_) => try_this(FAILED, "remove the cache of holofs; nothing is lost"),
             // The library is only read, so it is the cache that cannot be written.
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
-            Self::Io { .. } => try_this(
-                LIBRARY,
-                "as a user who may use it; holofs's own files can be elsewhere: set HOLOFS_HOME",
-            ),
+            Self::Io { .. } => {
+                try_this(LIBRARY, "run as a user who may read it; if it is a file of holofs, set HOLOFS_HOME")
+            }
         }
     }
 }
@@ -168,9 +167,9 @@ impl Advice for SpaceError {
                 let fix = format!("your changes are in {upper}; copy what you need, then mount with --fresh");
                 (INTEGRITY, Some(fix.into()))
             }
-            Self::UnknownFeature { .. } => try_this(FAILED, "use the newer holofs that wrote it"),
+            Self::UnknownFeature { .. } => try_this(FAILED, "use the newer version of holofs that wrote it"),
             Self::ReadOnlyFeature { .. } => {
-                try_this(FAILED, "--read-only, or use the newer holofs that wrote it")
+                try_this(FAILED, "--read-only, or use the newer version of holofs that wrote it")
             }
             Self::OtherContent { blueprint: Some(blueprint), .. } => {
                 let fix = format!("--blueprint {blueprint} to keep them, or --fresh to drop them");
@@ -181,20 +180,21 @@ impl Advice for SpaceError {
                 try_this(USAGE, "another space name, or --fresh to drop the changes")
             }
             Self::StateInsideLibrary { .. } => {
-                try_this(USAGE, "set HOLOFS_HOME to a directory outside of the library")
+                try_this(USAGE, "set HOLOFS_HOME to a directory outside the library")
             }
-            Self::Busy { .. } => try_this(BUSY, "wait for it, or end it with `holofs unmount`"),
+            Self::Busy { .. } => try_this(BUSY, "wait, or unmount it with `holofs unmount`"),
             Self::LockTimeout { .. } => {
                 try_this(BUSY, "wait until rcc has finished, or give a longer --lock-timeout")
             }
             Self::Name { source: NameError::NotUtf8 | NameError::NoDirectory(_), .. } => {
                 try_this(USAGE, "another name for the space")
             }
-            Self::Name { .. } => {
-                try_this(MOUNTPOINT, "a space name without a slash: holofs then finds the directory itself")
-            }
+            Self::Name { .. } => try_this(
+                MOUNTPOINT,
+                "the name of a space, without a slash: holofs then chooses the directory",
+            ),
             Self::BaseMismatch { base, .. } => {
-                let fix = format!("a directory in {}, or a space name", base.display());
+                let fix = format!("a directory in {}, or the name of a space", base.display());
                 (MOUNTPOINT, Some(fix.into()))
             }
             Self::ForeignBase { base, .. } => {
@@ -226,9 +226,9 @@ fn no_catalog(is_empty: bool) -> (u8, Fix) {
     try_this(
         NOT_FOUND,
         if is_empty {
-            "`holofs record` or rcc to put an environment into the library"
+            "add an environment to the library with `holofs record` or rcc"
         } else {
-            "--blueprint with the beginning of one of these:"
+            "--blueprint with the first digits of one of these:"
         },
     )
 }
@@ -237,21 +237,24 @@ fn choice(catalog: &CatalogName, about: &str) -> String {
     format!("{} {}  {about}", catalog.blueprint, catalog.platform).trim_end().to_owned()
 }
 
-/// What to do about a mountpoint.
+/// What to do about a mountpoint that cannot be used.
 fn way_out(path: &Path, problem: &MountpointProblem) -> Cow<'static, str> {
     match problem {
         MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()).into(),
         MountpointProblem::Restored => {
             let identity = path.file_name().unwrap_or_default().to_string_lossy();
-            format!("another space name, or `rcc holotree delete {identity}` to have holofs present it")
-                .into()
+            format!("another space name, or `rcc holotree delete {identity}` and mount it again").into()
         }
         MountpointProblem::Mounted(_) => format!("umount {}", path.display()).into(),
-        MountpointProblem::Owner(_) => "as that user, another space name, or remove the directory".into(),
-        MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
-            "another space name, or move away what is there".into()
+        MountpointProblem::Owner(_) => {
+            "run as that user, use another space name, or remove the directory".into()
         }
-        MountpointProblem::Refused(_) => "as a user who may write there, or another space".into(),
+        MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
+            "another space name, or move the files away".into()
+        }
+        MountpointProblem::Refused(_) => {
+            "run as a user who may write there, or use another space name".into()
+        }
     }
 }
 
@@ -265,7 +268,7 @@ impl Advice for MountError {
             Self::Fusermount(output) if output.contains("user_allow_other") => {
                 try_this(FUSE, "put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
             }
-            Self::Exchanged => try_this(FUSE, "see who may write to the directories above it"),
+            Self::Exchanged => try_this(FUSE, "check who may write to the directories above it"),
             Self::Fusermount(_) | Self::Os { .. } | Self::Io(_) => (FUSE, None),
         }
     }
@@ -280,43 +283,40 @@ impl Advice for session::Error {
             Self::OtherBlueprint { .. } => {
                 try_this(MOUNTPOINT, "unmount it first, or use another space name")
             }
-            Self::OtherOptions { .. } => {
-                try_this(MOUNTPOINT, "ask for what is in force, or unmount it first")
-            }
+            Self::OtherOptions { .. } => try_this(MOUNTPOINT, "leave out these options, or unmount it first"),
             Self::NoReflink { .. } => {
                 try_this(STRATEGY, "--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs")
             }
             Self::NoPassthrough { .. } => {
-                try_this(FUSE, "--io cached, or install holofs-mount-helper; Linux 6.9 has passthrough")
+                try_this(FUSE, "--io cached; passthrough needs Linux 6.9, and root or holofs-mount-helper")
             }
-            Self::InUse { .. } => try_this(BUSY, "end what uses it, or unmount with --lazy"),
+            Self::InUse { .. } => try_this(BUSY, "end the processes that use it, or unmount with --lazy"),
             Self::DeletedInUse { .. } => {
-                try_this(BUSY, "end what uses it, or unmount with --lazy; then mount again")
+                try_this(BUSY, "end the processes that use it, or unmount with --lazy; then mount again")
             }
             Self::BeingRecorded { .. } => {
                 try_this(BUSY, "wait until rcc has finished, or give a longer --lock-timeout")
             }
             Self::MountedElsewhere { .. } => {
-                try_this(BUSY, "unmount those first, or all at once with --force")
+                try_this(BUSY, "unmount these first, or all of them with --force")
             }
-            Self::StillServed { .. } => {
-                try_this(BUSY, "end what uses it; or --force, which ends the daemon and keeps the changes")
-            }
+            Self::StillServed { .. } => try_this(
+                BUSY,
+                "end the processes that use it, or unmount with --force, which keeps the changes",
+            ),
             Self::NoCatalog { candidates, .. } => no_catalog(candidates.is_empty()),
-            Self::MountOption(_) => try_this(USAGE, "ro, noexec, noatime, sync, dirsync, allow_other"),
+            Self::MountOption(_) => try_this(USAGE, "one of ro, noexec, noatime, sync, dirsync, allow_other"),
             Self::NoProfile { .. } => try_this(
                 NOT_FOUND,
                 "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone",
             ),
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
-            Self::MountedByOther { .. } => try_this(MOUNTPOINT, "as that user"),
-            Self::OtherHome { .. } => try_this(USAGE, "give its --home, or set HOLOFS_HOME"),
+            Self::MountedByOther { .. } => try_this(MOUNTPOINT, "run as that user"),
+            Self::OtherHome { .. } => try_this(USAGE, "give its home with --home, or set HOLOFS_HOME"),
             Self::ChangesInUse { .. } => try_this(BUSY, "a longer --timeout"),
-            Self::NoAnswer { .. } => try_this(BUSY, "wait for it, or end that process and mount again"),
-            Self::Limits(_) => {
-                try_this(FAILED, "raise that limit in the shell that mounts, or in the container")
-            }
+            Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
+            Self::Limits(_) => try_this(FAILED, "raise this limit in your shell or container"),
             Self::Fuse(_) => (FUSE, None),
             Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => (FAILED, None),
             Self::Daemon(failure) => (failure.code, failure.fix.clone().map(Cow::Owned)),
@@ -339,23 +339,21 @@ impl Advice for RecordError {
     fn advice(&self) -> (u8, Fix) {
         match self {
             Self::Library(error) => error.advice(),
-            Self::Kind { .. } => {
-                try_this(USAGE, "leave out the flag, or name another directory for the other kind")
-            }
-            Self::NoBlueprint => try_this(ENVIRONMENT, "a file with a few lines about it"),
+            Self::Kind { .. } => try_this(USAGE, "leave out the flag, or use another directory"),
+            Self::NoBlueprint => try_this(ENVIRONMENT, "a file with some text"),
             Self::NoCommand => try_this(USAGE, "`holofs record --help`"),
             Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),
             Self::StageInUse { .. } => (BUSY, None),
             Self::Guarded(GuardedError { path, problem: Problem::Owner { .. } | Problem::Writable(_) }) => {
-                let fix = format!("see who put it there, and remove it: {}", path.display());
+                let fix = format!("find out who put it there, and remove it: {}", path.display());
                 (FAILED, Some(fix.into()))
             }
             Self::Guarded(error) => error.advice(),
             Self::NotWhole { .. } => {
-                try_this(INTEGRITY, "record it again when nothing else works on the library")
+                try_this(INTEGRITY, "record it again while nothing else uses the library")
             }
             Self::Interrupted => (INTERRUPTED, None),
-            // The environment is at fault, or the command that was to make it.
+            // The environment is wrong, or the command that should have made it.
             Self::CommandStart { .. }
             | Self::CommandFailed { .. }
             | Self::Special { .. }

@@ -1,4 +1,4 @@
-//! `holofs list`: the spaces that holofs or rcc have on this machine.
+//! `holofs list`: the spaces of holofs and of rcc on this machine.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::space::meta::beside;
   holofs list
   holofs list --mounted --json")]
 pub(super) struct Args {
-    /// Only what is mounted now
+    /// List only mounted spaces
     #[arg(long)]
     mounted: bool,
 }
@@ -50,12 +50,12 @@ pub(super) struct Row {
     pub(super) started: Option<u64>,
 }
 
-/// How many changed entries of each space a list looks at: a space may have hundreds of thousands.
+/// How many changed files of each space are counted. A space may have hundreds of thousands.
 const LISTED: usize = 1_000;
 
 impl From<Space> for Row {
     fn from(space: Space) -> Self {
-        // In rcc's words, and with rcc's rounding.
+        // Worded and rounded as rcc does.
         let (last_used, use_count, idle_days) = match space.usage {
             None => ("N/A".to_owned(), "N/A".to_owned(), 0),
             Some((uses, used)) => {
@@ -91,7 +91,7 @@ impl From<Space> for Row {
 }
 
 impl Row {
-    /// How much was changed, for people.
+    /// The size of the changes, with `>` when not all were counted.
     pub(super) fn changed(&self) -> String {
         let more = if self.upper_bytes_at_least { ">" } else { "" };
         format!("{more}{}", output::human_bytes(self.upper_bytes))

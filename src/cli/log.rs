@@ -1,9 +1,8 @@
-//! What is said while working: on standard error, which is the log file of a daemon, or in `--log-file`.
+//! The log: standard error, which a daemon replaces by its log file, or the file of `--log-file`.
 //!
-//! Invariant: a daemon tells its log when it began and how it ended even when the one who started it wanted silence,
-//! since that is what is read when something went wrong. An event is one line, whatever its fields hold. No event
-//! harms who tells it: what cannot be written is left out, and so is most of what one place in the code tells again
-//! and again.
+//! Invariants: a daemon logs events of level INFO and above even with `--silent`, because its log is read when something
+//! has gone wrong. An event is one line, whatever its fields hold. Logging never fails: an event that cannot be written is
+//! dropped, and events that one place in the code repeats are rate-limited.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,10 +21,10 @@ use super::escape::one_line;
 use super::exit::{CONFIG, Failure, failure};
 use crate::sys::log_file;
 
-/// What a daemon's log holds at least.
+/// The lowest level at which a daemon logs.
 const DAEMON: LevelFilter = LevelFilter::INFO;
 
-/// Writes each event as one line without what a terminal acts on. The formatter hands over an event at a time.
+/// Writes each event as one escaped line. The formatter passes one event at a time.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {
@@ -55,10 +54,10 @@ impl Write for Log {
 }
 
 struct Sink {
-    /// Of the process that was started by the user.
+    /// The process that the user started, and its level.
     foreground: (u32, LevelFilter),
     file: Option<Arc<File>>,
-    /// Where one place in the code may have much to tell: a mount's process.
+    /// Only in the process of a mount, which can repeat an event many times.
     limiter: Option<Limiter>,
 }
 
@@ -80,12 +79,12 @@ impl MakeWriter<'_> for Sink {
 
     fn make_writer_for(&self, meta: &Metadata<'_>) -> Self::Writer {
         let (pid, level) = self.foreground;
-        // Until a daemon has its log, what it says is for who mounts.
+        // Until a daemon has opened its log, its events go to the user who mounts.
         if *meta.level() > level && (std::process::id() == pid || !log_file::is_open()) {
             return Box::new(io::sink());
         }
         let mut writer = self.writer();
-        // What was asked for in detail is told in detail.
+        // Debug events were asked for, so they are not limited.
         let Some(limiter) = self.limiter.as_ref().filter(|_| *meta.level() <= Level::INFO) else {
             return writer;
         };
@@ -93,15 +92,15 @@ impl MakeWriter<'_> for Sink {
             None => Box::new(io::sink()),
             Some(0) => writer,
             Some(left_out) => {
-                // Whatever keeps it from being written keeps the event from it too.
-                drop(writeln!(writer, "{left_out} more like the following were left out"));
+                // If this line cannot be written, neither can the event.
+                drop(writeln!(writer, "dropped {left_out} more events like the next one"));
                 writer
             }
         }
     }
 }
 
-/// Keeps each place in the code from telling more than so much in a while.
+/// A token bucket for each place in the code that logs.
 #[derive(Default)]
 struct Limiter {
     /// A leaf lock.
@@ -109,18 +108,18 @@ struct Limiter {
 }
 
 struct Place {
-    /// How many more events it may tell now.
+    /// How many events may be logged now.
     tokens: u32,
     filled: Instant,
     left_out: u64,
 }
 
 impl Limiter {
-    /// So much may be told at once, and then one event each [`Limiter::PERIOD`].
+    /// This many events may be logged at once, and then one in each [`Limiter::PERIOD`].
     const BURST: u32 = 100;
     const PERIOD: Duration = Duration::from_millis(500);
 
-    /// Whether an event is told, and how many before it were not.
+    /// Whether to log an event. Returns how many events before it were dropped, or None to drop this one.
     fn admit(&self, place: &Identifier, now: Instant) -> Option<u64> {
         let mut places = self.places.lock();
         let first = || Place { tokens: Self::BURST, filled: now, left_out: 0 };
@@ -140,7 +139,7 @@ impl Limiter {
     }
 }
 
-/// Starts logging. `serves` says that this may become the process of a mount.
+/// Starts logging. `serves` is true if this process may become the daemon of a mount.
 ///
 /// # Errors
 /// When the file cannot be opened.
@@ -160,7 +159,7 @@ pub(crate) fn start(level: LevelFilter, file: Option<&Path>, serves: bool) -> Re
         .with_target(false)
         .with_ansi(false)
         .with_writer(sink)
-        // It would be told on standard error, by a call that panics when that cannot be written either.
+        // It would use `eprintln!`, which panics when standard error cannot be written.
         .log_internal_errors(false)
         .init();
     if serves {
@@ -174,12 +173,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_cut_short_and_counted() {
+    fn repeated_events_are_limited_and_counted() {
         static PLACE: Quiet = Quiet;
         let (limiter, place) = (Limiter::default(), Identifier(&PLACE));
         let start = Instant::now();
-        let told = (0..1000).filter(|_| limiter.admit(&place, start).is_some()).count();
-        assert_eq!(told, Limiter::BURST as usize);
+        let admitted = (0..1000).filter(|_| limiter.admit(&place, start).is_some()).count();
+        assert_eq!(admitted, Limiter::BURST as usize);
         assert_eq!(limiter.admit(&place, start + Limiter::PERIOD), Some(900));
         assert_eq!(limiter.admit(&place, start + Limiter::PERIOD), None);
         assert_eq!(limiter.admit(&place, start + 1000 * Limiter::PERIOD), Some(1));

@@ -11,10 +11,12 @@ use crate::session::request::MountRequest;
 use crate::settings::{Flags, IoMode, Prefetch, Strategy};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The mountpoint is the directory to which rcc would restore the space. It is
-printed when the mount answers. `fusermount3 -u`, umount, `holofs unmount`, SIGTERM
-and SIGINT end the mount; changes stay. The same space mounted again, as it is, is
-success.
+#[command(after_help = "The space is mounted on the directory to which rcc would restore it. The command
+prints this directory when the mount is ready. If the space is already mounted with
+the same options, it succeeds too.
+
+`holofs unmount`, `fusermount3 -u`, umount, SIGTERM and SIGINT end the mount. The
+changes are kept, and are there at the next mount.
 
 Examples:
   holofs mount auto demo
@@ -24,24 +26,24 @@ Examples:
 pub(super) struct Args {
     /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     library: OsString,
-    /// A name, an identity, or the path of a directory where the environment works
+    /// The space: a name, an identity, or the path of its directory
     space: OsString,
-    /// The environment, by the beginning of its blueprint's hash
+    /// The environment, by the first digits of its blueprint's hash
     #[arg(long, value_name = "HASH")]
     blueprint: Option<String>,
-    /// How private copies are made
+    /// How to make private copies of files [default: smart]
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
     strategy: Option<Strategy>,
-    /// Who reads and writes files: the daemon through the page cache, or the kernel on the backing files
+    /// Serve reads and writes through the page cache, or let the kernel use the backing files [default: auto]
     #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
     io: Option<IoMode>,
-    /// Unpack in the background what earlier mounts of the environment read, or what a profile names
+    /// Unpack files in the background: those that earlier mounts read, or those of a profile
     #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = prefetch())]
     prefetch: Option<Prefetch>,
     /// Refuse every change
     #[arg(long)]
     read_only: bool,
-    /// Drop the changes of earlier mounts first
+    /// Drop the changes of earlier mounts
     #[arg(long)]
     fresh: bool,
     /// Drop the changes at unmount
@@ -53,19 +55,19 @@ pub(super) struct Args {
     /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
     #[arg(short, value_name = "OPTS", value_delimiter = ',')]
     options: Vec<String>,
-    /// Let other users in
+    /// Allow other users to access the mount
     #[arg(long)]
     allow_other: bool,
-    /// How long to wait for a lock that rcc holds, in seconds [default: 30]
+    /// Seconds to wait for rcc's locks [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
-    /// How much the cache of unpacked blobs may keep, with K, M, G or T [default: 10G]
+    /// Size limit of the cache of unpacked blobs, with a unit K, M, G or T [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     cache_size: Option<u64>,
 }
 
 impl Args {
-    /// Adds what was typed to the flags.
+    /// Adds these arguments to the flags.
     pub(super) fn set(&self, flags: &mut Flags) {
         flags.lock_timeout = self.lock_timeout;
         flags.strategy = self.strategy;
@@ -88,7 +90,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         options: args.options,
     };
     let plan = request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
-    let mut told = Ok(());
+    let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
         if mounted.reused {
             output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
@@ -96,18 +98,18 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if mounted.missing_blobs > 0 {
             let count = mounted.missing_blobs;
             let note = format!(
-                "holofs: {count} of its blobs are not in the library, so files cannot be read: `holofs check`"
+                "holofs: {count} blobs are missing in the library, so some files cannot be read: see `holofs check`"
             );
             output::note(context.silent, &note);
         }
         if let Some(aside) = &mounted.set_aside {
             let note = format!(
-                "holofs: rcc deleted this space: it is a new one; its changes are in {}",
+                "holofs: rcc deleted this space, so a new one was made; the old changes are in {}",
                 aside.display()
             );
             output::note(context.silent, &note);
         }
-        told = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
+        printed = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
     })?;
-    told.map(|()| OK)
+    printed.map(|()| OK)
 }

@@ -1,4 +1,4 @@
-//! Output: a value as text or as JSON, tables, and failures. The reader may go away at any time.
+//! Output: values as text or JSON, tables, and failures. The reader may close its end at any time.
 //!
 //! Invariant: text for people is written line by line, and each line is escaped here; see [`super::escape`].
 
@@ -17,7 +17,7 @@ pub(crate) fn print_line(line: &str) -> Result<(), Failure> {
     print_lines(&[line])
 }
 
-/// Prints lines to standard output, each without its newline.
+/// Prints lines to standard output, and adds the newlines.
 pub(crate) fn print_lines<T: AsRef<str>>(lines: &[T]) -> Result<(), Failure> {
     let mut text = String::new();
     for line in lines {
@@ -27,7 +27,7 @@ pub(crate) fn print_lines<T: AsRef<str>>(lines: &[T]) -> Result<(), Failure> {
     print(text.as_bytes())
 }
 
-/// Prints a path as the result of a command. A program gets its bytes as they are, a terminal a line of text.
+/// Prints a path to standard output: its bytes to a program, escaped text to a terminal.
 pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
     if io::stdout().is_terminal() {
         return print_line(&path.to_string_lossy());
@@ -42,12 +42,12 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
 /// Prints a value as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| failure(FAILED, format!("the answer cannot be written as JSON: {error}"), None))?;
+        .map_err(|error| failure(FAILED, format!("cannot write the result as JSON: {error}"), None))?;
     text.push('\n');
     print(escape::json(&text).as_bytes())
 }
 
-/// A reader that has enough is no failure.
+/// Flushes standard output. A reader that has closed its end is not an error.
 fn written(done: io::Result<()>) -> Result<(), Failure> {
     match done.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -57,7 +57,7 @@ fn written(done: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Prints what was asked for with --help or --version.
+/// Prints the text of --help or --version.
 pub(crate) fn print_help(help: &clap::Error) -> ExitCode {
     match written(help.print()) {
         Ok(()) => ExitCode::from(OK),
@@ -68,7 +68,7 @@ pub(crate) fn print_help(help: &clap::Error) -> ExitCode {
     }
 }
 
-/// Says what failed, why, and what to try.
+/// Prints a failure to standard error: what failed and why, what to try, and the choices.
 pub(crate) fn complain(failure: &Failure) {
     let mut text = format!("holofs: {}\n", one_line(&failure.what));
     if let Some(fix) = &failure.fix {
@@ -77,11 +77,11 @@ pub(crate) fn complain(failure: &Failure) {
     for choice in &failure.choices {
         text.push_str(&format!("    {}\n", one_line(choice)));
     }
-    // When nobody listens there is nobody to tell; the exit code says it too.
+    // An error here cannot be reported. The exit code reports the failure too.
     io::stderr().lock().write_all(text.as_bytes()).ok();
 }
 
-/// Says something by the way, in one line.
+/// Prints a note to standard error, in one line.
 pub(crate) fn note(silent: bool, text: &str) {
     if !silent {
         io::stderr().lock().write_all(format!("{}\n", one_line(text)).as_bytes()).ok();
@@ -90,7 +90,7 @@ pub(crate) fn note(silent: bool, text: &str) {
 
 /// The lines of a table: headings first, columns as wide as their widest cell.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
-    // Before the widths are known, and again (to no effect) when a line is printed.
+    // Escaped here because escaping changes the width. Escaping a line again, when it is printed, has no effect.
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| one_line(cell).into_owned()).collect()).collect();
     let width = |column: usize| {
@@ -111,7 +111,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     lines
 }
 
-/// Bytes for people.
+/// A number of bytes with a unit.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {

@@ -22,25 +22,25 @@ use crate::settings::Flags;
 pub(super) struct Args {
     /// The library: a hololib, a ROBOCORP_HOME, a shared holotree, `auto`, or a directory to be made
     library: OsString,
-    /// The file whose text names the environment
+    /// The blueprint: a text file; its hash becomes the name of the environment
     #[arg(long, value_name = "FILE")]
     blueprint: PathBuf,
-    /// Store blobs as they are (a new library only): no gzip, and reflinks need no cache
+    /// Store blobs without compression, in a new library only; reflinks then need no cache
     #[arg(long)]
     no_compress: bool,
-    /// Leave the stage in place
+    /// Keep the stage directory
     #[arg(long)]
     keep_stage: bool,
-    /// How long to wait for rcc's lock, in seconds [default: 30]
+    /// Seconds to wait for rcc's lock [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
-    /// The command that fills $HOLOFS_STAGE, which is also its directory
+    /// The command that fills the directory $HOLOFS_STAGE; it runs in that directory
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 impl Args {
-    /// Adds what was typed to the flags.
+    /// Adds these arguments to the flags.
     pub(super) fn set(&self, flags: &mut Flags) {
         flags.lock_timeout = self.lock_timeout;
     }
@@ -69,7 +69,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     options.cancel = Arc::clone(&cancel);
     let done = record(&options);
     if cancel.load(Ordering::Relaxed) && done.is_ok() {
-        output::note(context.silent, "the signal came when all was recorded");
+        output::note(context.silent, "the signal came after everything was recorded");
     }
     let recorded = done?;
     for warning in &recorded.warnings {

@@ -18,18 +18,18 @@ use crate::space::run::Extra;
 #[command(after_help = "States:
   mounted
   unmounted
-  stale         its daemon is gone: mount it again
-  moved         a directory above the mount was renamed
-  catalog-gone  the library has lost the environment
-  damaged       the space's record cannot be read
-  deleted       by rcc: the next mount begins anew
-  restored      by rcc
+  stale         the daemon has died; mount the space again
+  moved         mounted, but a directory above the mountpoint was renamed
+  catalog-gone  the library no longer has the environment
+  damaged       the record of the space cannot be read
+  deleted       rcc deleted the space; the next mount makes a new one
+  restored      rcc restored the space
 
 Examples:
   holofs status demo
   holofs status demo --json")]
 pub(super) struct Args {
-    /// The space by name, identity or path
+    /// The space, by name, identity or path
     #[arg(value_name = "SPACE|PATH")]
     space: OsString,
 }
@@ -39,19 +39,17 @@ pub(super) struct Args {
   ls $(holofs path demo)
   fusermount3 -u $(holofs path demo)")]
 pub(super) struct PathArgs {
-    /// The space by name or identity
+    /// The space, by name or identity
     space: OsString,
 }
 
-/// All about one space: what `list` shows, and what only its mount knows.
+/// One space: the keys of `list`, and what only its mount knows.
 #[derive(Debug, Serialize)]
 struct Status {
     #[serde(flatten)]
     row: Row,
     library: Option<String>,
-    /// Whether private copies share extents with the library, and why not.
     reflink: Option<ReflinkProbe>,
-    /// What else is in force.
     #[serde(flatten)]
     extra: Option<Extra>,
     /// Private copies made since the mount, by method.
@@ -59,7 +57,7 @@ struct Status {
     /// All counters of the mount, by name.
     metrics: Option<Snapshot>,
     log: PathBuf,
-    /// The changes of the space before rcc deleted it.
+    /// The directories with the changes of spaces that rcc deleted.
     set_aside: Vec<PathBuf>,
 }
 
@@ -94,7 +92,7 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
     Ok(OK)
 }
 
-/// One screen, with a line for all that is known.
+/// The lines of text. A value that is not known has no line.
 fn text(status: &Status) -> Vec<String> {
     let row = &status.row;
     let yes = |flag: Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
@@ -143,7 +141,7 @@ fn copied(counts: &Counts) -> String {
     )
 }
 
-/// How long ago, in the largest unit that says something.
+/// The time since a mount started, for people.
 fn since(started: Option<u64>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seconds = now.saturating_sub(started.unwrap_or(now));

@@ -33,7 +33,7 @@ fn usage_is_one_line_and_where_to_read_on() {
         (&["holofs", "mount", "a", "b", "c"], "unexpected argument 'c'", "`holofs mount --help`"),
         (&["holofs", "mont"], "unrecognized subcommand 'mont'", "'mount'"),
         (&["holofs", "mount", "a", "b", "--lock-timeout=-1"], "invalid value '-1'", ""),
-        (&["holofs", "mount", "a", "b", "--lock-timeout", "x"], "not a number of seconds", ""),
+        (&["holofs", "mount", "a", "b", "--lock-timeout", "x"], "expected a number of seconds", ""),
     ] {
         let failure = refused(args);
         assert_eq!(failure.code, USAGE, "{args:?}");

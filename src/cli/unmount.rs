@@ -10,7 +10,7 @@ use crate::session::How;
 use crate::session::targets::Unmounting;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "fusermount3 -u and umount end a mount just as well.
+#[command(after_help = "`fusermount3 -u` and umount do the same.
 
 Examples:
   holofs unmount demo
@@ -18,25 +18,25 @@ Examples:
   holofs unmount demo --force
   holofs unmount --all")]
 pub(super) struct Args {
-    /// Spaces by name, identity or path
+    /// The spaces, by name, identity or path
     #[arg(value_name = "SPACE|PATH", required_unless_present = "all")]
     spaces: Vec<OsString>,
-    /// Every mount of this home's spaces
+    /// Unmount all spaces of this home
     #[arg(long)]
     all: bool,
-    /// Detach now, end when the last user lets go
+    /// Detach the mount now; it ends when no process uses it any more
     #[arg(short = 'z', long)]
     lazy: bool,
-    /// End it whoever uses it, and its daemon; the changes stay
+    /// Unmount even if processes use the mount, and end its daemon
     #[arg(short, long, conflicts_with = "lazy")]
     force: bool,
-    /// Drop the space's changes
+    /// Drop the changes of the spaces
     #[arg(long)]
     discard: bool,
-    /// How long to wait for the daemon to end, in seconds
+    /// Seconds to wait for the daemon to end
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     timeout: Duration,
-    /// Fail when it is not mounted
+    /// Fail if a space is not mounted
     #[arg(long)]
     strict: bool,
 }

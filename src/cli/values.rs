@@ -7,15 +7,15 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::settings::{Prefetch, Strategy};
 
-/// Seconds, with a fraction or without.
+/// A number of seconds, which may have a fraction.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    let value: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let value: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
 }
 
-/// A number of bytes, or of K, M, G or T.
+/// A number of bytes, with an optional unit K, M, G or T (powers of 1024).
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let no_size = || "a number of bytes, or of K, M, G or T".to_owned();
+    let no_size = || "expected a number of bytes, or a number with a unit K, M, G or T".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits);
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -30,7 +30,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(no_size)
 }
 
-/// A strategy of mounts. `hardlink`, which is one of rcc's restores, gets a reason of its own.
+/// A strategy of mounts. `hardlink`, which only restores can use, has an error message of its own.
 pub(super) fn strategy(text: &str) -> Result<Strategy, String> {
     Strategy::from_str(text, true).map_err(|_| {
         if text.eq_ignore_ascii_case("hardlink") {
@@ -41,7 +41,7 @@ pub(super) fn strategy(text: &str) -> Result<Strategy, String> {
     })
 }
 
-/// The profile of `--prefetch`. Without one, it is the profile of earlier mounts.
+/// The value of `--prefetch`: the path of a profile, or nothing for the files that earlier mounts read.
 pub(super) fn prefetch() -> impl TypedValueParser<Value = Prefetch> {
     OsStringValueParser::new()
         .map(|path| if path.is_empty() { Prefetch::Own } else { Prefetch::From(path.into()) })

@@ -1,4 +1,4 @@
-//! `holofs warm`: pays what the first mount and the first reads of an environment would cost.
+//! `holofs warm`: compiles the index of an environment and unpacks its large files, before a mount needs them.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -21,23 +21,25 @@ use crate::space::select::select_environment;
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Compiles the environment's index and unpacks its large files into the cache that all
-mounts share; small files are unpacked when they are read. It may be interrupted: what
-was unpacked stays.
+#[command(
+    after_help = "Compiles the index of the environment and unpacks its large files into the cache that
+all mounts share. Small files are unpacked when they are read. If the command is
+interrupted, it keeps what it has unpacked.
 
 Examples:
   holofs warm auto demo
-  holofs warm ~/.robocorp adb8c26d --profile")]
+  holofs warm ~/.robocorp adb8c26d --profile"
+)]
 pub(super) struct Args {
     /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     library: OsString,
-    /// The environment by the beginning of its blueprint's hash, or a space that has it
+    /// The environment: the first digits of its blueprint's hash, or a space that has it
     #[arg(value_name = "SPACE|CATALOG")]
     environment: OsString,
-    /// Only what earlier mounts read
+    /// Unpack only files that earlier mounts read
     #[arg(long)]
     profile: bool,
-    /// Threads
+    /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
 }
@@ -82,12 +84,12 @@ fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {
 }
 
 fn progress(silent: bool, total: u64) -> ProgressBar {
-    // Draws nothing where standard error is no terminal.
+    // Draws nothing if standard error is not a terminal.
     let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(total), target);
     match ProgressStyle::with_template("warming {wide_bar} {bytes}/{total_bytes}") {
         Ok(style) => bar.with_style(style),
-        // The plain bar does as well.
+        // A plain bar will do.
         Err(_) => bar,
     }
 }

@@ -55,10 +55,10 @@ fn every_error_of_a_space_has_its_code() {
         (SpaceError::BaseMismatch { given: path(), base: "/base".into() }, MOUNTPOINT, "/base"),
         (SpaceError::ForeignBase { catalog: path(), base: "/base".into() }, MOUNTPOINT, "24 bytes in /base"),
         (mountpoint(MountpointProblem::NoParent("/base".into())), MOUNTPOINT, "mkdir -p /base"),
-        (mountpoint(MountpointProblem::NotADirectory), MOUNTPOINT, "move away"),
+        (mountpoint(MountpointProblem::NotADirectory), MOUNTPOINT, "move the files away"),
         (mountpoint(MountpointProblem::Restored), MOUNTPOINT, "rcc holotree delete where"),
         (mountpoint(MountpointProblem::Mounted("tmpfs".into())), MOUNTPOINT, "umount /some/where"),
-        (mountpoint(MountpointProblem::NotEmpty), MOUNTPOINT, "move away"),
+        (mountpoint(MountpointProblem::NotEmpty), MOUNTPOINT, "move the files away"),
         (mountpoint(MountpointProblem::Refused("no".into())), MOUNTPOINT, "as a user"),
         (SpaceError::NoCatalog { why: "none".into(), candidates: Vec::new() }, NOT_FOUND, "record"),
         (SpaceError::NoCatalog { why: "many".into(), candidates: vec![candidate()] }, NOT_FOUND, "adb8c26d"),
@@ -123,7 +123,7 @@ fn every_error_of_a_session_has_its_code() {
 fn every_error_of_a_recording_has_its_code() {
     let table = [
         (RecordError::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
-        (RecordError::Kind { hololib: path(), is: "raw", asked: "compressed" }, USAGE, "other kind"),
+        (RecordError::Kind { hololib: path(), is: "raw", asked: "compressed" }, USAGE, "another directory"),
         (RecordError::NoBlueprint, ENVIRONMENT, "file"),
         (RecordError::NoCommand, USAGE, "--help"),
         (RecordError::Busy { path: path(), seconds: 3 }, BUSY, "wait"),
