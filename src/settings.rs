@@ -1,11 +1,11 @@
 //! The settings of one invocation: each value, and where it was set.
 //!
-//! The same value can be set by a flag, a variable or a file. [`Settings::read`] decides once, at the start of the program,
-//! and the values are passed down from there: no other module reads the process environment. The order is flag,
-//! variable of holofs (`HOLOFS_*`), variable of rcc, `settings.yaml` in rcc's home, default. An empty variable counts as
-//! unset.
+//! A flag, a variable or a file can set the same value. [`Settings::read`] resolves them once, when the program starts,
+//! and passes the values down: no other module reads the process environment. The first of these that sets a value is
+//! used: a flag, a variable of holofs (`HOLOFS_*`), a variable of rcc, `settings.yaml` in rcc's home, the default. An empty
+//! variable counts as unset.
 //!
-//! A bad value is an error that names its place. holofs never falls back to the next place instead.
+//! A bad value is an error that names the place that set it. It never makes a later place apply.
 //!
 //! Invariant: the directories are absolute and lexically clean.
 
@@ -28,12 +28,11 @@ pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
 pub use places::absolute;
 
 /// A value, and where it was set.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Setting<T> {
     /// The value in force.
     pub value: T,
     /// The place that set it.
-    #[serde(flatten)]
     pub source: SetBy,
 }
 
@@ -45,17 +44,17 @@ pub enum SetBy {
     Flag,
     /// A variable of the process environment.
     Variable {
-        /// Its name.
+        /// The variable.
         name: &'static str,
     },
     /// A file.
     File {
-        /// Its path.
+        /// The file.
         path: PathBuf,
-        /// The line of the value, from 1.
+        /// The line of the value, counted from 1.
         line: usize,
     },
-    /// Nothing: the value is built in.
+    /// No place: the value is built in.
     Default,
 }
 
@@ -117,13 +116,13 @@ pub struct Settings {
     pub robocorp_home: Setting<PathBuf>,
     /// The directory of holofs's own files.
     pub holofs_home: Setting<PathBuf>,
-    /// Whose spaces are meant, as rcc's `--controller`.
+    /// The controller that owns the spaces, as in rcc.
     pub controller: Setting<String>,
     /// The level of the log.
     pub log_level: Setting<LevelFilter>,
     /// The longest wait for a lock that rcc takes too.
     pub lock_timeout: Setting<Duration>,
-    /// The settings of mounts. An error here stops the commands that use them, and no other: a space can still be
+    /// The settings of mounts. An error in them stops only the commands that use them, so that a space can still be
     /// unmounted.
     pub mount: Result<MountSettings, SettingsError>,
 }
@@ -139,9 +138,9 @@ pub struct MountSettings {
     pub cache_size: Setting<u64>,
     /// The mount helper to start.
     pub mount_helper: Setting<MountHelper>,
-    /// The paths that a classic restore must not share by hard links. Mounts have no use for them.
+    /// The patterns of paths that a restore must not share by hard links. Mounts do not use them.
     pub hardlink_excludes: Setting<Vec<String>>,
-    /// What the user should know about the values.
+    /// A warning about these values, for the user.
     pub warning: Option<String>,
 }
 
@@ -154,24 +153,24 @@ pub enum SettingsError {
     /// A relative path, and no current directory to resolve it in.
     #[error("the current directory: {}", plain(.0))]
     NoCurrentDir(std::io::Error),
-    /// A variable has a value that it cannot have.
+    /// A variable has a bad value.
     #[error("{name}={value}: {why}")]
     Variable {
-        /// Its name.
+        /// The variable.
         name: &'static str,
-        /// Its value.
+        /// The bad value.
         value: String,
-        /// What is expected.
+        /// The values that are expected.
         why: String,
     },
-    /// `settings.yaml` holds something that it cannot hold.
+    /// `settings.yaml` is not YAML, or has a bad value.
     #[error("{}:{line}: {why}", path.display())]
     File {
-        /// Its path.
+        /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, counted from 1.
         line: usize,
-        /// What is wrong.
+        /// What is wrong there.
         why: String,
     },
     /// `settings.yaml` cannot be read.
@@ -182,22 +181,22 @@ pub enum SettingsError {
 /// Looks up a variable of the process environment.
 type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// The limit of the blob cache where nobody sets one, in bytes.
+/// The default limit of the blob cache, in bytes.
 const CACHE_SIZE: u64 = 10 << 30;
 
-/// The longest wait for a lock where nobody sets one.
+/// The default for the longest wait for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Settings {
     /// Reads flags, the process environment and files.
     ///
     /// # Errors
-    /// When there is no home, or the log level is not one. What is wrong with the rest is in [`Settings::mount`].
+    /// When no home is set, or the log level is bad. Errors in the settings of mounts are in [`Settings::mount`].
     pub fn read(flags: Flags) -> Result<Self, SettingsError> {
         Self::from_variables(flags, &|name| std::env::var_os(name))
     }
 
-    /// As [`Settings::read`], with these variables instead of the environment's.
+    /// As [`Settings::read`], with these variables instead of the process environment.
     ///
     /// # Errors
     /// As [`Settings::read`].
@@ -261,7 +260,7 @@ impl MountSettings {
     }
 }
 
-/// The strategy, and a warning where it is not the one that was set: `hardlink` is right for rcc's own restores.
+/// The strategy, and a warning if it is not the one that was set: `hardlink` is valid, but only restores can use it.
 fn strategy(
     flag: Option<Strategy>,
     variables: Variables<'_>,
@@ -282,14 +281,13 @@ fn strategy(
     Ok(match value {
         RestoreStrategy::Of(value) => (Setting { value, source }, None),
         RestoreStrategy::Hardlink => {
-            let warning =
-                format!("{source}: hardlink is for restores, a mount never shares an inode; using smart");
+            let warning = format!("{source}: hardlink is only for restores; this mount uses smart");
             (Setting { value: Strategy::Smart, source }, Some(warning))
         }
     })
 }
 
-/// A strategy as variables and files name it: mounts share them with rcc's restores.
+/// A strategy in a variable or a file, which apply to restores too.
 #[derive(Debug)]
 enum RestoreStrategy {
     Of(Strategy),
@@ -303,7 +301,7 @@ fn restore_strategy(text: &str) -> Result<RestoreStrategy, String> {
     choice(text).map(RestoreStrategy::Of).map_err(|expected| format!("{expected}, hardlink"))
 }
 
-/// A choice by its name, in upper or lower case.
+/// Parses the name of a choice, in upper or lower case.
 fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
     T::from_str(text, true).map_err(|_| {
         let names: Vec<String> = T::value_variants()
@@ -314,7 +312,7 @@ fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
     })
 }
 
-/// A variable that is not empty.
+/// The value of a variable that is set and not empty.
 fn set(variables: Variables<'_>, name: &str) -> Option<OsString> {
     variables(name).filter(|value| !value.is_empty())
 }

@@ -1,4 +1,4 @@
-//! An environment of a library, opened to be described to people.
+//! Describes an environment of a library to users: counts, blueprint, largest files, last use.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::space::home::Env;
 /// The largest blueprint that is read, in bytes.
 const MAX_IDENTITY: u64 = 1 << 20;
 
-/// An environment, by its index.
+/// An environment with an open index.
 #[derive(Debug)]
 pub struct Environment<'l> {
     location: &'l Location,
@@ -26,7 +26,7 @@ pub struct Environment<'l> {
 }
 
 impl<'l> Environment<'l> {
-    /// Opens the index of a catalog, and compiles it first when necessary.
+    /// Opens the index of a catalog. Compiles it first if necessary.
     ///
     /// # Errors
     /// When the catalog cannot be read.
@@ -36,7 +36,7 @@ impl<'l> Environment<'l> {
         Ok(Self { location, index, cache_dir })
     }
 
-    /// What the catalog says about itself, and rcc's counts of it.
+    /// The fields of the catalog, and rcc's counts of its files.
     #[must_use]
     pub fn info(&self) -> &CatalogInfo {
         self.index.info()
@@ -48,7 +48,7 @@ impl<'l> Environment<'l> {
         self.index.len()
     }
 
-    /// Where the library keeps `identity.yaml`, the file with the blueprint's text.
+    /// The place in the library of `identity.yaml`, the file with the blueprint's text.
     ///
     /// # Errors
     /// When the index is damaged.
@@ -60,8 +60,8 @@ impl<'l> Environment<'l> {
         })
     }
 
-    /// The text of `identity.yaml`. Where it cannot be read, the reason in brackets stands for it. None when the
-    /// environment lacks the file.
+    /// The text of `identity.yaml`, or the reason in brackets when the text cannot be read. None when the environment does
+    /// not have the file.
     ///
     /// # Errors
     /// When the index is damaged, or the blob cache cannot be opened.
@@ -77,7 +77,7 @@ impl<'l> Environment<'l> {
         }))
     }
 
-    /// The beginning of the blueprint in one line, by which users tell environments apart.
+    /// The beginning of the blueprint in one line. Users tell environments apart by it.
     ///
     /// # Errors
     /// As [`Environment::identity_text`].
@@ -103,7 +103,7 @@ impl<'l> Environment<'l> {
         Ok(files.into_iter().map(|(size, id)| (self.index.path_of(id), size)).collect())
     }
 
-    /// When somebody on this machine used the environment last, by the library's usage marks.
+    /// The time of the last use of the environment on this machine, from the usage marks of the library.
     #[must_use]
     pub fn last_use(&self) -> Option<SystemTime> {
         let dir = self.location.hololib()?.join("used");
@@ -121,7 +121,7 @@ impl<'l> Environment<'l> {
         };
         marks().unwrap_or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
-                tracing::warn!(path = %dir.display(), %error, "the usage marks of the library cannot be read");
+                tracing::warn!(path = %dir.display(), %error, "cannot read the usage marks of the library");
             }
             None
         })

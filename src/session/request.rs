@@ -1,7 +1,7 @@
-//! From a request to mount, as it was typed, to a plan.
+//! Turns a request to mount into a plan.
 //!
-//! A request names a library and a space; the plan names a catalog, a directory and a value for every option. What is
-//! missing in the request comes from the settings and from what is on disk. Nothing is made or changed here.
+//! A request is what the user typed: a library, a space and some options. A plan has a catalog, a directory and a value for
+//! every option. The missing values come from the settings and from the records on disk. Nothing on disk is changed here.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::space::select::{Selected, Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
 
-/// A mount as it was typed.
+/// A mount, as the user typed it.
 #[derive(Clone, Debug, Default)]
 pub struct MountRequest {
     /// The library: a path, or `auto`.
@@ -27,7 +27,7 @@ pub struct MountRequest {
     pub space: OsString,
     /// The first digits of the blueprint's hash.
     pub blueprint: Option<String>,
-    /// What to unpack before it is read.
+    /// The files to unpack in the background.
     pub prefetch: Prefetch,
     /// Refuse every change.
     pub read_only: bool,
@@ -35,7 +35,7 @@ pub struct MountRequest {
     pub fresh: bool,
     /// Drop the changes at unmount.
     pub ephemeral: bool,
-    /// Let other users in.
+    /// Allow other users to access the mount.
     pub allow_other: bool,
     /// Serve in this process.
     pub foreground: bool,
@@ -47,7 +47,7 @@ impl MountRequest {
     /// Chooses catalog, directory and options.
     ///
     /// # Errors
-    /// When the library, the catalog, the space or an option is not what it should be.
+    /// When there is no such library, catalog or option, or the space cannot be mounted.
     pub fn plan(&self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
         if let Some(warning) = &mount.warning {
             tracing::warn!("{warning}");
@@ -84,7 +84,7 @@ impl MountRequest {
             fresh: self.fresh,
         };
         let mut selected = select(location, &wanted, env);
-        // rcc writes a catalog in place, so for a moment it cannot be read.
+        // rcc writes catalogs in place, so a catalog that cannot be read may be complete a moment later.
         if matches!(selected, Err(SpaceError::BadCatalog { .. }))
             && wait_for_recording(location, settings.lock_timeout.value)
         {
@@ -96,7 +96,7 @@ impl MountRequest {
                     let about = Environment::open(location, &catalog, env)
                         .and_then(|environment| environment.first_lines());
                     let about = about.unwrap_or_else(|error| {
-                        tracing::debug!(%catalog, %error, "the text of its blueprint cannot be read");
+                        tracing::debug!(%catalog, %error, "cannot read the text of the blueprint");
                         String::new()
                     });
                     (catalog, about)
@@ -130,7 +130,7 @@ impl MountRequest {
     }
 }
 
-/// A profile has to be there, and its path absolute: the daemon has another working directory.
+/// Checks that a profile can be opened, and makes its path absolute, because the daemon has another working directory.
 fn checked(prefetch: &Prefetch) -> Result<Prefetch, Error> {
     let Prefetch::From(path) = prefetch else { return Ok(prefetch.clone()) };
     let found = std::path::absolute(path).and_then(|path| File::open(&path).map(|_| path));

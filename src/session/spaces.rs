@@ -1,11 +1,11 @@
-//! A survey of the spaces on this machine: which there are, and what state each is in.
+//! A survey of the spaces on this machine: which spaces exist, and what state each is in.
 //!
-//! Two things make a space known: the state directory that holofs keeps for it, and the `.meta` file that rcc (and a
-//! mount) writes beside its directory. The state is decided from mountinfo, `state.json`, `run.json` and the library. A
-//! mount that somebody serves is not asked anything here: it might not answer.
+//! A space is known by its state directory, which holofs keeps, or by the `.meta` file beside its directory, which rcc and
+//! mounts write. Its state follows from mountinfo, `state.json`, `run.json` and the library. To find the state, a mount
+//! with a live daemon is not accessed, because the daemon might hang.
 //!
-//! A space whose records cannot be read is part of the survey, with a warning in the log. Only what concerns all spaces is
-//! an error.
+//! If the records of one space cannot be read, the survey logs a warning and still contains the space. It fails only
+//! when the table of mounts or the directory of all state directories cannot be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -37,28 +37,28 @@ use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
 
-/// How many changes of a space are looked at to tell all about it.
+/// How many changed files are counted for [`Survey::detail`].
 const LOOKED_AT: usize = 200_000;
 
-/// How long a mount may take to answer.
+/// How long a mount may take to return its counters.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a space is.
+/// The state of a space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SpaceState {
     /// A daemon serves it.
     Mounted,
     /// Nothing is mounted.
     Unmounted,
-    /// It is mounted and its daemon is gone. The next mount clears the dead mount away.
+    /// It is mounted, but its daemon has died. The next mount removes the dead mount.
     Stale,
-    /// It is mounted, and a directory above it was renamed since.
+    /// It is mounted, and a directory above it was renamed after the mount.
     Moved,
     /// `state.json` cannot be read.
     Damaged,
     /// rcc deleted it. The next mount makes a new one.
     Deleted,
-    /// Its library has lost the catalog.
+    /// The library no longer has its catalog.
     CatalogGone,
     /// rcc restored it.
     Restored,
@@ -92,25 +92,25 @@ pub struct Space {
     pub identity: String,
     /// The controller as rcc records it; empty when no record can be read.
     pub controller: String,
-    /// The name its user knows it by; empty when no record can be read.
+    /// The name that the user gave it; empty when no record can be read.
     pub label: String,
-    /// The blueprint of what it holds; empty when no record can be read.
+    /// The blueprint of its content; empty when no record can be read.
     pub blueprint: String,
-    /// The library of its environment, where holofs has a record.
+    /// The library of its environment. None when holofs has no record of it.
     pub library: Option<String>,
-    /// Its directory: where it is mounted, or would be.
+    /// The directory on which it is mounted, or would be.
     pub path: PathBuf,
-    /// The state it is in.
+    /// Its state.
     pub state: SpaceState,
-    /// Whether something of holofs serves it.
+    /// Whether it is mounted, with a daemon that is not known to be dead.
     pub is_mounted: bool,
     /// The record of its mount's daemon.
     pub run: Option<RunInfo>,
-    /// The size of the changes that were looked at, in bytes on disk.
+    /// The size of the changes that were counted, in bytes on disk.
     pub upper_bytes: u64,
-    /// Whether those were all changes.
+    /// Whether all changes were counted.
     pub is_all: bool,
-    /// How often and when it was used last, by rcc's record.
+    /// The number of uses and the time of the last one, from rcc's record.
     pub usage: Option<(u64, SystemTime)>,
 }
 
@@ -119,7 +119,7 @@ pub struct Space {
 pub struct Detail {
     /// The space.
     pub space: Space,
-    /// The record of the mount, when it is where it should be or was moved.
+    /// The record of the mount's daemon, when the state is mounted or moved.
     pub run: Option<RunInfo>,
     /// The counters of its mount, when the mount answers.
     pub metrics: Option<Snapshot>,
@@ -129,14 +129,15 @@ pub struct Detail {
     pub set_aside: Vec<PathBuf>,
 }
 
-/// What is known of the machine before any space is looked at.
+/// The mounts of the machine, and where to look for spaces.
 #[derive(Debug)]
 pub struct Survey<'e> {
     env: &'e Env,
     registry: Registry,
     /// The mounts of all users and homes.
     all_mounts: Vec<MountEntry>,
-    /// The directories in which spaces of rcc's own library are. Not those that catalogs name: a catalog can name any.
+    /// The directories with the spaces of rcc's own library. Catalogs name directories too, but any directory, so those
+    /// are not used.
     bases: Vec<PathBuf>,
 }
 
@@ -158,7 +159,7 @@ impl<'e> Survey<'e> {
         })
     }
 
-    /// Every space, by identity. At most `entries` changes of each are looked at.
+    /// All spaces, sorted by identity. Counts at most `entries` changed files of each.
     ///
     /// # Errors
     /// When the directory of the spaces' states cannot be read.
@@ -174,7 +175,7 @@ impl<'e> Survey<'e> {
         let ours = spaces.values().filter_map(|space| space.path.parent().map(Path::to_owned));
         for base in ours.chain(self.bases.iter().cloned()).collect::<BTreeSet<PathBuf>>() {
             let names = names_in(&base).unwrap_or_else(|error| {
-                tracing::warn!(path = %base.display(), %error, "spaces in this directory are not listed");
+                tracing::warn!(path = %base.display(), %error, "cannot list the spaces in this directory");
                 Vec::new()
             });
             for name in &names {
@@ -191,10 +192,10 @@ impl<'e> Survey<'e> {
         Ok(spaces.into_values().collect())
     }
 
-    /// The space that is meant by a name, an identity or a path. At most `entries` of its changes are looked at.
+    /// The space with this name, identity or path. Counts at most `entries` of its changed files.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], or what is wrong with the name.
+    /// [`Error::NoSpace`], and when the name is not valid.
     pub fn find(&self, given: &OsStr, controller: &str, entries: usize) -> Result<Space, Error> {
         let arg = SpaceArg::parse(given)?;
         let identity = arg.identity(self.env, controller)?;
@@ -211,7 +212,7 @@ impl<'e> Survey<'e> {
         found.ok_or_else(|| Error::NoSpace { given, identity: identity.to_string() })
     }
 
-    /// All about one space.
+    /// One space in detail.
     ///
     /// # Errors
     /// As [`Survey::find`], and when the space's record is damaged.
@@ -226,8 +227,8 @@ impl<'e> Survey<'e> {
         Ok(Detail { space, run, metrics, log: log_of(&state_dir), set_aside })
     }
 
-    /// The directory of a space. Programs are run by what this returns, so one that another user has mounted something
-    /// on is refused.
+    /// The directory of a space. Users run programs from it, so a directory on which another user has mounted something is
+    /// refused.
     ///
     /// # Errors
     /// As [`Survey::find`], and [`Error::OthersMount`].
@@ -251,14 +252,16 @@ impl<'e> Survey<'e> {
         let (record, is_damaged) = match SpaceRecord::read(&state_dir) {
             Ok(record) => (record, false),
             Err(error) => {
-                tracing::warn!(%identity, %error, "the record of this space cannot be read");
+                tracing::warn!(%identity, %error, "cannot read the record of this space");
                 (None, true)
             }
         };
         let held = record.as_ref().zip(place.as_ref()).and_then(|(record, place)| {
             let held = Held::of(&state_dir, record, place);
-            held.inspect_err(|error| tracing::warn!(%identity, %error, "what this space holds is not known"))
-                .ok()
+            held.inspect_err(
+                |error| tracing::warn!(%identity, %error, "cannot tell what this space contains"),
+            )
+            .ok()
         });
         let state = match mount {
             Some(mount) if is_stale(mount, run.as_ref()) => SpaceState::Stale,
@@ -275,7 +278,7 @@ impl<'e> Survey<'e> {
             None => SpaceState::Unmounted,
         };
         let path = place.unwrap_or_else(|| {
-            // Nothing tells where it was: where it would be.
+            // No record has its directory, so take the one that the next mount would use.
             self.bases.first().map_or_else(|| state_dir.clone(), |base| base.join(identity.as_str()))
         });
         let (upper_bytes, is_all) = bytes_below(&state_dir.join("upper"), entries);
@@ -294,7 +297,7 @@ impl<'e> Survey<'e> {
         }
     }
 
-    /// A space of which holofs, in this home, has no record.
+    /// A space without a state directory in this home.
     fn restored(&self, identity: &str, base: &Path) -> Option<Space> {
         let path = base.join(identity);
         let header = meta::recorded(&path)?;
@@ -335,7 +338,7 @@ fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
     /// The longest value of an attribute that Linux passes on.
     const LONGEST: usize = 64 * 1024;
     let path = mountpoint.display();
-    // Only bytes come back from the process that asks: none stand for an error.
+    // The process that reads can return only bytes. No bytes stand for an error.
     let question = || {
         let mut value = vec![0; LONGEST];
         let asked = rustix::fs::getxattr(mountpoint, STATUS_XATTR, &mut value[..]);
@@ -345,11 +348,11 @@ fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
         Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount has no counters"),
         Ok(Some(text)) => match serde_json::from_slice(&text) {
             Ok(counters) => return Some(counters),
-            Err(error) => tracing::warn!(%path, %error, "the mount's counters cannot be read"),
+            Err(error) => tracing::warn!(%path, %error, "cannot parse the counters of the mount"),
         },
         Ok(None) => {
             let why = process::condition(daemon);
-            tracing::warn!(%path, daemon, %why, "the mount's daemon does not answer");
+            tracing::warn!(%path, daemon, %why, "the daemon of the mount does not answer");
         }
         Err(error) => tracing::warn!(%path, %error, "cannot ask the mount for its counters"),
     }
@@ -364,12 +367,12 @@ fn names_in(dir: &Path) -> std::io::Result<Vec<OsString>> {
     }
 }
 
-/// Whether nobody serves a mount any more.
+/// Whether the daemon of a mount has died.
 fn is_stale(mount: &MountEntry, run: Option<&RunInfo>) -> bool {
     !run.is_some_and(RunInfo::is_running) && is_dead(&mount.mountpoint)
 }
 
-/// Whether the library has lost a space's catalog. Of one that cannot be read that is not known.
+/// Whether the library no longer has a space's catalog. False when the library cannot be read.
 fn is_catalog_gone(library: &str, blueprint: &str) -> bool {
     let catalogs =
         Location::recorded(Path::new(library)).and_then(|library| catalogs::list(&*library.library));
@@ -381,7 +384,7 @@ fn is_catalog_gone(library: &str, blueprint: &str) -> bool {
             true
         }
         Err(error) => {
-            tracing::warn!(library, %error, "whether the library still has the space's catalog is not known");
+            tracing::warn!(library, %error, "cannot tell whether the library has the catalog");
             false
         }
     }

@@ -1,7 +1,7 @@
-//! Which mounts `holofs unmount` means by a name, an identity or a path, and what becomes of the changes.
+//! Finds and ends the mounts that `holofs unmount` names, and drops their changes on request.
 //!
-//! Three places are looked at in turn: the mounts of this home's spaces, the mounts of other homes (by their path only),
-//! and daemons without a mount in this mount namespace.
+//! A name, an identity or a path is looked up in this order: the mounts of this home's spaces; the mounts of other homes,
+//! by path only; daemons of this home that have no mount in this mount namespace.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub struct Unmounting<'e> {
     how: How,
     /// Drop the changes of the spaces.
     discard: bool,
-    /// The mounts of this home's spaces, one of each space.
+    /// The mounts of this home's spaces, one for each space.
     live: Vec<MountEntry>,
 }
 
@@ -46,22 +46,22 @@ impl<'e> Unmounting<'e> {
         Ok(Self { env, controller, how, discard, live: live.collect() })
     }
 
-    /// Ends every mount of this home's spaces, and returns where they were.
+    /// Ends all mounts of this home's spaces, and returns their mountpoints.
     ///
     /// # Errors
-    /// At the first one that cannot be ended.
+    /// When a mount cannot be ended; the later ones are then not tried.
     pub fn all(&self) -> Result<Vec<PathBuf>, Error> {
         self.live.iter().map(|mount| self.end(mount)).collect()
     }
 
-    /// Ends the mount or the daemon of one space, and returns where it was. None when there is neither.
+    /// Ends the mount or the daemon of one space, and returns its mountpoint. None when there is neither.
     ///
     /// # Errors
     /// As `unmount`, and when the mount is another user's.
     pub fn one(&self, typed: &OsStr) -> Result<Option<PathBuf>, Error> {
         let given = SpaceArg::parse(typed)?;
         let identity = match (given.identity(self.env, self.controller), &given) {
-            // Nothing of ours is mounted on a path that cannot be a space's.
+            // The path cannot be the mountpoint of a space, so nothing of ours is mounted there.
             (Err(_), SpaceArg::Path(_)) => None,
             (identity, _) => Some(identity?),
         };
@@ -72,7 +72,7 @@ impl<'e> Unmounting<'e> {
             if self.discard {
                 return Err(Error::OtherHome { given: typed.to_string_lossy().into_owned() });
             }
-            // Its record cannot be read from here, so there is nothing to wait for.
+            // Its record is in another home, so its daemon is not known and not waited for.
             let how = How { timeout: Duration::ZERO, ..self.how };
             return unmount(&mount, None, how).map(Some);
         }
@@ -82,7 +82,7 @@ impl<'e> Unmounting<'e> {
         Ok(ended)
     }
 
-    /// The mount at the very path that was typed, else the space's, which may have moved.
+    /// The mount at the path that was typed, else the mount of the space, which may have moved.
     fn find(&self, given: &SpaceArg, identity: Option<&Identity>) -> Option<&MountEntry> {
         if let SpaceArg::Path(path) = given {
             let path = resolved(path);
@@ -115,7 +115,7 @@ impl<'e> Unmounting<'e> {
     }
 }
 
-/// The mount at a path, of a space whose state is in another home than this one. Root may end another user's.
+/// The mount at a path whose space belongs to another home. Only root may end a mount of another user.
 fn of_another_home(given: &SpaceArg) -> Result<Option<MountEntry>, Error> {
     let SpaceArg::Path(path) = given else { return Ok(None) };
     let path = resolved(path);

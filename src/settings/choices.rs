@@ -1,4 +1,4 @@
-//! What a user can choose: names that the command line, variables and files share.
+//! The values that a user can choose from.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -34,13 +34,13 @@ impl fmt::Display for Strategy {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum IoMode {
-    /// The mode that is best for most uses, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
+    /// The best mode for most uses, which is [`IoMode::Cached`]: see `docs/PERFORMANCE.md`.
     #[default]
     Auto,
-    /// The kernel opens files without a request. It asks the daemon for pages that it has not cached for this mount.
+    /// The kernel opens files without a request to the daemon. It reads pages from the daemon and caches them per mount.
     Cached,
-    /// The kernel sends a request for each open, and then reads, writes and maps the backing file itself. All mounts
-    /// share the pages of that file.
+    /// The kernel sends a request for each open, and then reads, writes and maps the backing file by itself. All mounts
+    /// share the cached pages of a backing file.
     Passthrough,
 }
 
@@ -72,12 +72,12 @@ impl fmt::Display for IoMode {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Option<PathBuf>", into = "Option<PathBuf>")]
 pub enum Prefetch {
-    /// Nothing.
+    /// None.
     #[default]
     No,
     /// The files that earlier mounts of the environment read.
     Own,
-    /// The files that this profile of the environment names.
+    /// The files in this profile.
     From(PathBuf),
 }
 
@@ -104,10 +104,10 @@ impl From<Prefetch> for Option<PathBuf> {
 /// The JSON word of [`Prefetch::Own`]. Paths of profiles are absolute.
 const OWN: &str = "own";
 
-/// The mount helper that a mount starts when it needs one.
+/// The mount helper to start, when a mount needs one.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum MountHelper {
-    /// The one beside the program, or below /usr.
+    /// The helper beside the program, or below /usr.
     #[default]
     Installed,
     /// None.
@@ -117,10 +117,10 @@ pub enum MountHelper {
 }
 
 impl MountHelper {
-    /// The variable that names the program.
+    /// The variable with the path of the helper.
     pub const VARIABLE: &str = "HOLOFS_MOUNT_HELPER";
 
-    /// The helper that the variable names: an empty one asks for none.
+    /// The helper at the path in the variable; an empty value turns the helper off.
     pub(super) fn named(path: OsString) -> Self {
         if path.is_empty() { Self::Off } else { Self::At(path.into()) }
     }

@@ -1,7 +1,7 @@
-//! `settings.yaml` in rcc's home: the section `holotree`.
+//! Reads the section `holotree` of `settings.yaml` in rcc's home.
 //!
-//! rcc stops when the file is broken, so a broken file is an error here too. The other sections are rcc's own and are
-//! not looked at. If the file holds several documents, only the first one counts, as in rcc.
+//! rcc refuses to run with a broken file, so a broken file is an error here too. The other sections belong to rcc and are
+//! ignored. If the file has several documents, only the first one is used, as in rcc.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use super::{RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
 use crate::sys::errno_of;
 use crate::sys::guarded::{self, GuardedError, Problem};
 
-/// The largest file, in bytes. rcc's own template has 3,000.
+/// The largest file that is read, in bytes. rcc's template has 3,000 bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// How deep values may nest.
+/// The deepest nesting of values.
 const MAX_DEPTH: usize = 100;
 
 /// The values that the file sets.
@@ -58,7 +58,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
 
 /// A value in the document.
 struct Node {
-    /// From 1.
+    /// Counted from 1.
     line: usize,
     content: Content,
 }
@@ -74,8 +74,8 @@ enum Content {
     Mapping(Vec<usize>),
 }
 
-/// The nodes of the first document; the first one is its root. An alias is the position of the node that it stands for,
-/// so a document does not grow by its aliases.
+/// The nodes of the first document, the root first. An alias is stored as the position of its node, so aliases do not make
+/// the list longer.
 fn nodes(path: &Path, bytes: &[u8]) -> Result<Vec<Node>, SettingsError> {
     let bad =
         |line: usize, why: &str| SettingsError::File { path: path.to_owned(), line, why: why.to_owned() };
@@ -121,7 +121,7 @@ fn nodes(path: &Path, bytes: &[u8]) -> Result<Vec<Node>, SettingsError> {
     Ok(nodes)
 }
 
-/// Makes a node part of the innermost open one.
+/// Adds a node to the innermost open sequence or mapping.
 fn add(nodes: &mut [Node], open: &[usize], node: usize) {
     let parent = open.last().and_then(|parent| nodes.get_mut(*parent));
     if let Some(Content::Sequence(parts) | Content::Mapping(parts)) = parent.map(|parent| &mut parent.content)

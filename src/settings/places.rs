@@ -1,4 +1,4 @@
-//! Directories as users write them, made into absolute paths.
+//! Converts directories, as users write them, to absolute paths.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{SettingsError, Variables};
 
-/// Replaces `$NAME` and `${NAME}` as Go's `os.ExpandEnv` does, which rcc uses: an unset name becomes nothing.
+/// Replaces `$NAME` and `${NAME}` as rcc does, with Go's `os.ExpandEnv`: an unset variable is replaced by nothing.
 pub(super) fn expand(text: &OsStr, variables: Variables<'_>) -> PathBuf {
     let mut rest = text.as_bytes();
     let mut out = Vec::with_capacity(rest.len());
@@ -26,7 +26,7 @@ pub(super) fn expand(text: &OsStr, variables: Variables<'_>) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
-/// The variable's name at the start of `text`, and how many bytes it takes with its braces.
+/// The name of the variable at the start of `text`, and its length in bytes with braces.
 fn variable_name(text: &[u8]) -> (&[u8], usize) {
     if let Some(inner) = text.strip_prefix(b"{") {
         return match inner.iter().position(|&b| b == b'}') {
@@ -38,10 +38,10 @@ fn variable_name(text: &[u8]) -> (&[u8], usize) {
     (text.get(..end).unwrap_or_default(), end)
 }
 
-/// Makes a path absolute and clean without asking the filesystem: `.` and `..` are resolved by their text, as in rcc.
+/// Makes a path absolute and removes `.` and `..` from it without reading the filesystem, as rcc does.
 ///
 /// # Errors
-/// When the path is relative and the current directory is gone.
+/// When the path is relative and the current directory cannot be read.
 pub fn absolute(path: &Path) -> Result<PathBuf, SettingsError> {
     let full = if path.is_absolute() {
         path.to_owned()
