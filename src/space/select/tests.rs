@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::library::index::cache::open_or_compile;
 use crate::library::locate::LibraryKind;
 use crate::space::record::Basis;
 use crate::space::state::StateDir;
@@ -244,4 +245,25 @@ fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
     let selected = select(&library, &wanted, &env).unwrap();
     std::fs::remove_file(&link).unwrap();
     assert_eq!(selected.space.mountpoint, link.join("holotree").join(DEMO));
+}
+
+#[test]
+fn a_catalog_with_a_known_index_is_not_read() {
+    let f = Fixture::new(&[(A, &this_platform())]);
+    let location = Location::directory(f.hololib(), LibraryKind::Hololib);
+    let name = CatalogName { blueprint: A.into(), platform: this_platform() };
+    let cache = f.env.cache_dir().join("index");
+    assert!(f.select("demo", None).unwrap().index.is_none());
+    open_or_compile(&*location.library, &name, &cache).unwrap();
+    // Proof: the catalog is garbage now, and the note says that it has not changed.
+    std::fs::write(f.hololib().join("catalog").join(name.to_string()), "garbage").unwrap();
+    assert!(matches!(f.select("demo", None), Err(SpaceError::BadCatalog { .. })));
+    let mut entries = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let note = entries.find(|path| path.extension().is_some_and(|kind| kind == "stamp")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&note).unwrap()).unwrap();
+    json["stamp"] = serde_json::to_value(location.library.catalog_stamp(&name).unwrap()).unwrap();
+    std::fs::write(note, json.to_string()).unwrap();
+    let selected = f.select("demo", None).unwrap();
+    assert_eq!(selected.space.mountpoint, f.base().join(DEMO));
+    assert!(selected.index.is_some());
 }
