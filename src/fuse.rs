@@ -7,21 +7,20 @@
 //! link texts and listings without a time limit. It opens directories, and in cached mode files, without a request.
 
 mod convert;
+mod mount;
 mod opening;
 mod passthrough;
 mod reply;
 mod requests;
 mod workers;
 
-use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use fuser::{InitFlags, KernelConfig, Notifier};
 
 use crate::fs::Fs;
-use crate::namespace::types::Ino;
 use crate::sys::backing::Backings;
+use mount::Mount;
 use passthrough::Passthrough;
 use workers::Workers;
 
@@ -51,32 +50,6 @@ pub struct Offer {
     pub stack_depth: u32,
     /// Set once the session exists.
     pub notifier: Arc<OnceLock<Notifier>>,
-}
-
-/// What all threads of a mount share: the operations, and how files are open.
-#[derive(Debug)]
-struct Mount {
-    fs: Arc<Fs>,
-    /// None in cached mode.
-    passthrough: Option<Passthrough>,
-}
-
-impl Deref for Mount {
-    type Target = Fs;
-
-    fn deref(&self) -> &Fs {
-        &self.fs
-    }
-}
-
-impl Mount {
-    /// How long the kernel may keep an inode's attributes.
-    fn attr_ttl(&self, ino: Ino) -> &'static Duration {
-        match &self.passthrough {
-            Some(modes) if !modes.keeps_attributes(ino.0) => &Duration::ZERO,
-            _ => &reply::TTL,
-        }
-    }
 }
 
 impl Adapter {

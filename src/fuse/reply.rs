@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -12,8 +11,8 @@ use fuser::{
     ReplyXattr,
 };
 
-use super::Mount;
 use super::convert;
+use super::mount::{Mount, TTL};
 use super::passthrough::Answer;
 use super::workers::guarded;
 use crate::fs::error::errno;
@@ -21,10 +20,6 @@ use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::types::{Attr, Ino};
-
-/// How long the kernel may cache names and attributes. In effect without limit, because every change goes through the
-/// kernel.
-pub(super) static TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 thread_local! {
     /// Each thread reads into its own buffer, which grows to the size of the largest request.
@@ -202,8 +197,10 @@ fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, off
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        let room = buffer.get_mut(..size).unwrap_or_default();
-        let read = file.and_then(|file| Ok((read_file(file, offset, room)?, room)));
+        let read = file.and_then(|file| {
+            let room = buffer.get_mut(..size).ok_or_else(|| call("read")(rustix::io::Errno::NOMEM))?;
+            Ok((read_file(file, offset, room)?, room))
+        });
         answer(fs, reply, at, read, |reply, (n, room)| reply.data(room.get(..n).unwrap_or_default()));
     });
 }

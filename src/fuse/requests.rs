@@ -14,11 +14,12 @@ use fuser::{
 };
 use rustix::fs::Access;
 
+use super::Adapter;
 use super::convert::{self, ino as number};
+use super::mount::{Mount, TTL};
 use super::opening::Wanted;
 use super::passthrough::Answer;
 use super::reply::{self, At};
-use super::{Adapter, Mount};
 use crate::fs::{DataLocation, Make, Whence};
 use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result, upper as call};
@@ -96,7 +97,7 @@ impl Filesystem for Adapter {
                 Err(Error::NotFound) => {
                     // With number 0 the kernel caches that there is no such name; with an error it would not.
                     let absent = Attr { ino: Ino(0), ..reply::ABSENT };
-                    reply.entry(&reply::TTL, &convert::attr(&absent), Generation(0));
+                    reply.entry(&TTL, &convert::attr(&absent), Generation(0));
                 }
                 done => reply::entry(mount, reply, At::name("lookup", parent, name), done),
             }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use super::Mount;
+use super::mount::Mount;
 use crate::metrics::Metrics;
 use crate::namespace::types::Ino;
 use crate::sys::thread;
