@@ -153,7 +153,7 @@ impl Passthrough {
             }
             let way = open.way;
             inodes.open.remove(&ino);
-            // Why a file of the upper was cached may not hold for the next open.
+            // The reason for which a file of the upper was cached may be gone at the next open.
             if way.id.is_some() || way.side == Side::Lower {
                 inodes.idle.push(ino, way).and_then(|(_, least_used)| least_used.id)
             } else {
@@ -223,7 +223,7 @@ impl Passthrough {
         };
         match id {
             Ok(id) => Some(id),
-            // One warning is enough: an ordinary user may not register any file of another user's library.
+            // Only the first failure is a warning: an ordinary user can register no file of another user's library.
             Err(error) if self.told.swap(true, Ordering::Relaxed) => {
                 tracing::debug!(%error, "a file is served without passthrough");
                 None

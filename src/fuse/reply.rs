@@ -26,7 +26,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Attributes for an answer that has none.
+/// Placeholder attributes of an entry that does not exist.
 pub(super) const ABSENT: Attr = Attr {
     ino: Ino(0),
     kind: crate::namespace::types::Kind::Dir,
@@ -94,7 +94,7 @@ impl<'n> At<'n> {
     }
 }
 
-/// Answers with an error: the only place that does, but for ENOSYS, which tells the kernel not to ask again.
+/// Answers with an error: the only place that does, except for ENOSYS, which tells the kernel not to send such requests.
 pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error) {
     let errno = errno(error);
     fs.metrics().request_failed(errno);

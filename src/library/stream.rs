@@ -5,8 +5,8 @@
 //! needs no thread of its own.
 //!
 //! Invariant: the last byte is handed out only after the whole blob matched its digest and size, so nobody reads a bad
-//! blob to its end without an error. Bytes that were handed out before a failure have to be dropped by whoever keeps
-//! them: each reader also registers a callback for that.
+//! blob to its end without an error. Bytes that were handed out before a failure have to be dropped from the kernel's page
+//! cache: each file that is read registers a callback for that.
 
 use std::fs::File;
 use std::io;
@@ -21,13 +21,13 @@ use super::blob::error::BlobError;
 pub type Outcome = Result<Arc<File>, Arc<BlobError>>;
 
 /// Called once with the outcome. It must not block for long: other readers wait for the same thread.
-pub type Answer = Box<dyn FnOnce(Outcome) + Send>;
+pub type Callback = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Called when bytes that were handed out turn out to be bad.
 pub(super) type Failed = Box<dyn FnOnce() + Send>;
 
-/// Readers that may wait for one blob. The kernel sends few reads ahead of the readers, so in effect this bounds the
-/// processes that read one file.
+/// The number of reads that may wait for one blob. The kernel has few reads in flight for each process, so only several
+/// hundred processes that read one file reach the limit.
 const WAITING_LIMIT: usize = 4096;
 
 /// A blob on its way into the cache.
@@ -44,7 +44,7 @@ struct Progress {
     unpacked: u64,
     /// Bytes were announced that turned out to be bad.
     taken_back: bool,
-    /// Set when the blob is verified, or given up.
+    /// Set when the blob is verified or has failed.
     ended: Option<Outcome>,
     waiting: Vec<Waiting>,
     on_failure: Vec<Failed>,
@@ -53,7 +53,7 @@ struct Progress {
 /// A reader, and how many bytes of the blob have to be there for it.
 struct Waiting {
     end: u64,
-    answer: Answer,
+    answer: Callback,
 }
 
 impl std::fmt::Debug for Filling {
@@ -126,7 +126,7 @@ impl Filling {
             (std::mem::take(&mut progress.waiting), if progress.taken_back { to_tell } else { Vec::new() })
         };
         waiting.into_iter().for_each(|reader| (reader.answer)(outcome.clone()));
-        // Only now: dropping the kernel's pages waits for the reads that lock them, and those were waiting for us.
+        // Last, because dropping the kernel's pages waits for reads that lock them, and these reads wait for this thread.
         to_tell.into_iter().for_each(|tell| tell());
     }
 
@@ -134,7 +134,7 @@ impl Filling {
     ///
     /// # Errors
     /// Gives `answer` back when too many readers wait already. [`Filling::wait`] still works then.
-    pub fn when_there(&self, offset: u64, len: usize, answer: Answer) -> Result<(), Answer> {
+    pub fn when_there(&self, offset: u64, len: usize, answer: Callback) -> Result<(), Callback> {
         self.register(offset, len, answer, WAITING_LIMIT)
     }
 
@@ -144,13 +144,13 @@ impl Filling {
     /// Why the blob cannot be read.
     pub fn wait(&self, offset: u64, len: usize) -> Outcome {
         let (send, receive) = sync_channel(1);
-        // The receiver cannot be gone: it waits below.
+        // The receiver exists until it has the outcome.
         let answer = move |outcome| drop(send.send(outcome));
         drop(self.register(offset, len, Box::new(answer), usize::MAX));
         receive.recv().unwrap_or_else(|_| Err(Arc::new(abandoned())))
     }
 
-    fn register(&self, offset: u64, len: usize, answer: Answer, limit: usize) -> Result<(), Answer> {
+    fn register(&self, offset: u64, len: usize, answer: Callback, limit: usize) -> Result<(), Callback> {
         let end = if offset < self.size { offset.saturating_add(len as u64).min(self.size) } else { 0 };
         let mut progress = self.progress.lock();
         let outcome = match (&progress.ended, self.file.get()) {
@@ -173,7 +173,7 @@ impl Filling {
     }
 }
 
-/// The error of readers whose blob nobody unpacks any more.
+/// The error for readers when the thread that unpacks has panicked.
 pub(super) fn abandoned() -> BlobError {
     BlobError::Io {
         place: "unpacking".into(),
