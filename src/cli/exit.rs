@@ -96,7 +96,7 @@ fn try_this(code: u8, fix: &'static str) -> (u8, Fix) {
     (code, Some(fix.into()))
 }
 
-const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
+pub(super) const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
 const CATALOG_AGAIN: &str =
     "record or import the environment again; `holofs check` looks at the whole library";
 
@@ -310,6 +310,9 @@ impl Advice for session::Error {
                 NOT_FOUND,
                 "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone",
             ),
+            Self::NeverRead { .. } => {
+                try_this(NOT_FOUND, "mount the environment and use it once, or leave out --profile")
+            }
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
             Self::MountedByOther { .. } => try_this(MOUNTPOINT, "run as that user"),

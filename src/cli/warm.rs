@@ -7,16 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, NOT_FOUND, OK, failure};
+use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, failure};
 use super::{Context, output};
-use crate::library::LibraryError;
-use crate::library::index::cache::open_or_compile;
-use crate::library::index::{Index, NodeId};
 use crate::library::locate::locate;
-use crate::library::profile::{self, Touched};
-use crate::library::warm::{Warmed, Warming};
-use crate::materialize::SMALL_FILE;
-use crate::session::compose;
+use crate::library::warm::Warmed;
+use crate::session::environment::Environment;
 use crate::space::select::select_environment;
 use crate::sys::process;
 
@@ -53,34 +48,19 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         signal_hook::flag::register(signal, Arc::clone(&cancel))
             .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
     }
-    let cache_dir = context.env.cache_dir();
-    let index = open_or_compile(&*library.library, &catalog, &cache_dir.join("index"))?;
-    let files = if args.profile { touched(&index, context)? } else { (0..index.len()).map(NodeId).collect() };
-    let warming = Warming::new(&index, files, SMALL_FILE).map_err(LibraryError::from)?;
-    let blobs = compose::blobs(&library, compose::blob_cache(&cache_dir)?);
+    let environment = Environment::open(&library, &catalog, &context.env)?;
+    let (warming, blobs) = (environment.warming(args.profile)?, environment.blobs()?);
     let bar = progress(context.silent, warming.bytes());
     let jobs = args.jobs.unwrap_or_else(process::processors);
     let warmed = warming.run(&blobs, jobs, &cancel, &|size| bar.inc(size));
     bar.finish_and_clear();
-    let warmed = warmed.map_err(|error| {
-        let fix = "free some space, or set HOLOFS_HOME to a directory with more";
-        failure(FAILED, error.to_string(), Some(fix))
-    })?;
+    let warmed = warmed.map_err(|error| failure(FAILED, error.to_string(), Some(MORE_SPACE)))?;
     if cancel.load(Ordering::Relaxed) {
         let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
         return Err(failure(INTERRUPTED, what, None));
     }
     tell(&warmed, context)?;
     Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
-}
-
-fn touched(index: &Index, context: &Context) -> Result<Vec<NodeId>, Failure> {
-    let catalog = index.catalog_sha256();
-    let path = profile::place(&context.env.cache_dir(), &catalog);
-    profile::read(&path, &catalog, index.len()).map(Touched::into_order).map_err(|error| {
-        let fix = "mount the environment and use it once, or leave out --profile";
-        failure(NOT_FOUND, format!("{}: {error}", path.display()), Some(fix))
-    })
 }
 
 fn progress(silent: bool, total: u64) -> ProgressBar {

@@ -1,4 +1,4 @@
-//! Describes an environment of a library to users: counts, blueprint, largest files, last use.
+//! An environment of a library: counts, blueprint, largest files and last use, and the files to unpack.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -7,11 +7,15 @@ use std::time::SystemTime;
 use super::compose;
 use super::error::Error;
 use crate::library::LibraryError;
+use crate::library::blob::Blobs;
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{CatalogInfo, Index, IndexError, NodeId, NodeKind};
 use crate::library::locate::Location;
+use crate::library::profile;
+use crate::library::warm::Warming;
+use crate::materialize::SMALL_FILE;
 use crate::space::home::Env;
 
 /// The largest blueprint that is read, in bytes.
@@ -70,11 +74,35 @@ impl<'l> Environment<'l> {
         if size > MAX_IDENTITY {
             return Ok(Some(format!("(it is longer than {MAX_IDENTITY} bytes)")));
         }
-        let blobs = compose::blobs(self.location, compose::blob_cache(&self.cache_dir)?);
+        let blobs = self.blobs()?;
         Ok(Some(match blobs.read_all(&digest, size) {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) => format!("({error})"),
         }))
+    }
+
+    /// The large files to unpack: all, or those that earlier mounts read.
+    ///
+    /// # Errors
+    /// When the index is damaged, or no earlier mount has recorded what it read.
+    pub fn warming(&self, only_touched: bool) -> Result<Warming<'_>, Error> {
+        let catalog = self.index.catalog_sha256();
+        let files = if only_touched {
+            let path = profile::place(&self.cache_dir, &catalog);
+            let touched = profile::read(&path, &catalog, self.index.len());
+            touched.map_err(|source| Error::NeverRead { path, source })?.into_order()
+        } else {
+            (0..self.index.len()).map(NodeId).collect()
+        };
+        Ok(Warming::new(&self.index, files, SMALL_FILE).map_err(LibraryError::from)?)
+    }
+
+    /// The blobs of the library, unpacked in the blob cache.
+    ///
+    /// # Errors
+    /// When the blob cache cannot be opened.
+    pub fn blobs(&self) -> Result<Blobs, Error> {
+        Ok(compose::blobs(self.location, compose::blob_cache(&self.cache_dir)?))
     }
 
     /// The beginning of the blueprint in one line. Users tell environments apart by it.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::holders::Holder;
 use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
+use crate::library::profile::ProfileError;
 use crate::namespace;
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
@@ -129,6 +130,14 @@ pub enum Error {
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
+    },
+    /// No earlier mount has recorded which files it read.
+    #[error("{path}: {source}")]
+    NeverRead {
+        /// The profile that such a mount would have written.
+        path: PathBuf,
+        /// The cause.
+        source: ProfileError,
     },
     /// No space has this name, identity or path.
     #[error("{given}: no such space ({identity})")]
