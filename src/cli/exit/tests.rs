@@ -27,7 +27,7 @@ fn candidate() -> CatalogName {
     CatalogName { blueprint: "adb8c26db4d86a93".into(), platform: "linux_amd64".into() }
 }
 
-/// One of each, with the code that scripts rely on and a word of what the user is told to try.
+/// One of each, with its exit code, which scripts rely on, and a word of the advice.
 #[test]
 fn every_error_of_a_space_has_its_code() {
     let identity = || "720c7a8_5a1fac3_700be151".to_owned();
@@ -68,7 +68,7 @@ fn every_error_of_a_space_has_its_code() {
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");
-        assert_told(&Failure::from(error), code, fix, &shown);
+        assert_advice(&Failure::from(error), code, fix, &shown);
     }
 }
 
@@ -84,7 +84,7 @@ fn every_error_of_a_library_has_its_code() {
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");
-        assert_told(&Failure::from(error), code, fix, &shown);
+        assert_advice(&Failure::from(error), code, fix, &shown);
     }
 }
 
@@ -111,11 +111,19 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::StillServed { path: path(), daemon: 1, holders: Vec::new() }, BUSY, "--force"),
         (session::Error::Os { path: path(), call: "open", source: Errno::IO }, FAILED, ""),
         (session::Error::Fuse(enoent()), FUSE, ""),
+        (session::Error::NoCatalog { why: "none".into(), candidates: Vec::new() }, NOT_FOUND, "record"),
+        (session::Error::MountOption("x".into()), USAGE, "noexec"),
+        (session::Error::NoProfile { path: path(), source: enoent() }, NOT_FOUND, "--prefetch"),
+        (session::Error::NoSpace { given: "x".into(), identity: "y".into() }, NOT_FOUND, "list"),
+        (session::Error::OthersMount { path: path(), user: 1 }, MOUNTPOINT, "another space name"),
+        (session::Error::MountedByOther { path: path(), user: 1 }, MOUNTPOINT, "that user"),
+        (session::Error::OtherHome { given: "x".into() }, USAGE, "--home"),
+        (session::Error::ChangesInUse { identity: "x".into() }, BUSY, "--timeout"),
         (session::Error::DaemonDied(path()), FAILED, ""),
         (session::Error::Daemon(report), STRATEGY, ""),
     ];
     for (error, code, fix) in table {
-        assert_told(&describe(&error), code, fix, &format!("{error:?}"));
+        assert_advice(&describe(&error), code, fix, &format!("{error:?}"));
     }
 }
 
@@ -139,14 +147,14 @@ fn every_error_of_a_recording_has_its_code() {
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");
-        assert_told(&Failure::from(error), code, fix, &shown);
+        assert_advice(&Failure::from(error), code, fix, &shown);
     }
-    assert_told(&Failure::from(SettingsError::NoHome), CONFIG, "HOME", "NoHome");
-    assert_told(&Failure::from(SettingsError::NoCurrentDir(enoent())), FAILED, "", "NoCurrentDir");
+    assert_advice(&Failure::from(SettingsError::NoHome), CONFIG, "HOME", "NoHome");
+    assert_advice(&Failure::from(SettingsError::NoCurrentDir(enoent())), FAILED, "", "NoCurrentDir");
 }
 
 #[track_caller]
-fn assert_told(failure: &Failure, code: u8, fix: &str, error: &str) {
+fn assert_advice(failure: &Failure, code: u8, fix: &str, error: &str) {
     assert_eq!(failure.code, code, "{error}: {failure:?}");
     let told = format!("{} {}", failure.fix.as_deref().unwrap_or_default(), failure.choices.join(" "));
     assert!(told.contains(fix), "{error}: {failure:?}");
