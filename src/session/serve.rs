@@ -63,9 +63,17 @@ impl<'p> PendingMount<'p> {
         let device = helper::acquire(plan, self.claim.mountpoint(), &connect::mount_options(plan)?)?;
         let undo = UnmountOnDrop::new(device.mount.clone());
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
-        let session = connect::start_session(plan, Arc::clone(&fs), loops, stop_waiting, device)?;
-        drop_pages_of_bad_blobs(&fs, &session);
         let mounted = self.mounted(reflink);
+        let session = match connect::start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
+            // Somebody has unmounted it already. A mount that has ended is not a failure.
+            Err(Error::Fuse(error)) if !undo.mount().map_or(Ok(false), registry::is_mounted)? => {
+                tracing::info!(%error, "unmounted before the first request");
+                ready(&mounted);
+                return Ok(mounted);
+            }
+            session => session?,
+        };
+        drop_pages_of_bad_blobs(&fs, &session);
         self.run(session, &fs, signals, undo, &mounted, ready)?;
         Ok(mounted)
     }
