@@ -16,8 +16,8 @@ use crate::sys::guarded::Dir;
 use crate::sys::process;
 
 impl MountPlan {
-    /// Takes the space for this mount: takes its own lock and rcc's, makes its record fit the catalog, and makes sure that
-    /// its mountpoint is an empty directory. `catalog_sha256` is the digest of the catalog file.
+    /// Takes the space for this mount: locks it with its own lock and rcc's, makes its record fit the catalog, and makes
+    /// sure that its mountpoint is an empty directory. `catalog_sha256` is the digest of the catalog file.
     ///
     /// Hold the claim until the mount answers, then call [`Claim::publish`].
     ///

@@ -1,7 +1,7 @@
 //! Writes rcc's files beside a space's directory D, by which rcc knows a mounted space as one of its own: `D.lck`, `D.meta`,
 //! `D.meta.info`, `D.use`, and the library's usage marks.
 //!
-//! No file of these is needed to mount the space, and rcc works without them: it then compares names, sizes and modes. But
+//! A mount needs none of these files, and rcc works without them: it then compares names, sizes and modes. But
 //! rcc trusts the list of files in `D.meta`, so a wrong one is harmful. Invariants: `D.meta` and `D.meta.info` are replaced
 //! by a rename, under `D.lck`, and only if [`crate::space::held`] finds that they are not right. Other users may write to
 //! the directory of these files, so each file is opened through [`guarded`].
