@@ -23,26 +23,15 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 /// Limit of open descriptors. In use are the socket, `/dev/null` twice, the FUSE device, and those of a mount in progress.
 const OPEN_FILES: u64 = 32;
 
-/// Why the program exits before the first request.
+/// Why the program exits before the first request. The numbers are exit statuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Error {
     /// Privileges could not be dropped.
-    Privilege,
+    Privilege = 3,
     /// Standard input is not a socket that was made by the same user.
-    NotStarted,
+    NotStarted = 2,
     /// Another system call failed.
-    Os,
-}
-
-impl Error {
-    /// The exit status.
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Self::Privilege => 3,
-            Self::NotStarted => 2,
-            Self::Os => 4,
-        }
-    }
+    Os = 4,
 }
 
 /// The result of [`confine`].

@@ -21,10 +21,8 @@ use holofs_mount_helper::policy::Session;
 fn main() -> ExitCode {
     let confined = match confine::confine() {
         Ok(confined) => confined,
-        Err(error) => return ExitCode::from(error.code()),
+        Err(error) => return ExitCode::from(error as u8),
     };
-    match serve::serve(confined.caller, Session::new(confined.caller, confined.able)) {
-        serve::End::Closed => ExitCode::SUCCESS,
-        serve::End::Broken => ExitCode::FAILURE,
-    }
+    let served = serve::serve(confined.caller, Session::new(confined.caller, confined.able));
+    served.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }

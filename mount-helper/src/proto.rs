@@ -18,7 +18,7 @@
 //! Invariant: decoding never panics, and accepts a message only if encoding the result gives the same bytes. So a message
 //! cannot contain data that one side ignores.
 
-use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION, numbered};
+use crate::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 
 /// Size of a request in bytes.
 pub const REQUEST_SIZE: usize = HEAD + SOURCE_SIZE;
@@ -34,9 +34,10 @@ const SOURCE_PREFIX: &[u8] = b"holofs:";
 const REQUEST: [u8; 4] = *b"HfsQ";
 const REPLY: [u8; 4] = *b"HfsR";
 
-numbered! {
 /// The kind of a request.
-Opcode: u16 {
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u16)]
+pub enum Opcode {
     /// Agrees on a version. The first request.
     Hello = 1,
     /// Mounts. Allowed once.
@@ -46,9 +47,14 @@ Opcode: u16 {
     /// Closes a registered file.
     BackingClose = 4,
 }
-}
 
 impl Opcode {
+    const ALL: [Self; 4] = [Self::Hello, Self::Mount, Self::BackingOpen, Self::BackingClose];
+
+    fn of(number: u16) -> Result<Self, ProtoError> {
+        Self::ALL.into_iter().find(|opcode| *opcode as u16 == number).ok_or(ProtoError::Opcode(number))
+    }
+
     /// The number of descriptors that are sent with the request: for a mount the directory (`O_PATH` is sufficient), for
     /// `BackingOpen` the file.
     #[must_use]
@@ -293,7 +299,7 @@ impl Request {
     /// When the bytes are not a valid request.
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, ProtoError> {
         let (Raw { opcode, first, second }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
-        let opcode = Opcode::of(opcode).ok_or(ProtoError::Opcode(opcode))?;
+        let opcode = Opcode::of(opcode)?;
         if fds != opcode.fds() {
             return Err(ProtoError::Descriptors { got: fds, wanted: opcode.fds() });
         }
@@ -361,7 +367,7 @@ impl Reply {
             zero(second, "the detail")?;
             return Ok(Self::NotUnderstood);
         }
-        let opcode = Opcode::of(number).ok_or(ProtoError::Opcode(number))?;
+        let opcode = Opcode::of(number)?;
         match status {
             DONE => Ok(match opcode {
                 Opcode::Hello => Self::Hello { version: version(second)? },

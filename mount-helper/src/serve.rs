@@ -19,15 +19,6 @@ use crate::{facts, kernel};
 /// The device through which the kernel talks to a FUSE daemon.
 const DEVICE: &str = "/dev/fuse";
 
-/// How a session ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum End {
-    /// The other side closed the socket.
-    Closed,
-    /// A request was malformed, or a reply could not be sent.
-    Broken,
-}
-
 /// Why a request was not carried out.
 enum Refusal {
     Denied(Deny),
@@ -56,28 +47,22 @@ impl Refusal {
 }
 
 /// Answers requests until the other side closes the socket.
-pub(crate) fn serve(caller: u32, session: Session) -> End {
+///
+/// # Errors
+/// When a request is malformed, or a message cannot be received or sent.
+pub(crate) fn serve(caller: u32, session: Session) -> Result<(), Errno> {
     let views = Views::new(kernel::read_only_clone);
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
-    loop {
-        let received = match wire::receive::<{ REQUEST_SIZE + 1 }>(stdin()) {
-            Ok(Some(received)) => received,
-            Ok(None) => return End::Closed,
-            Err(_) => return End::Broken,
-        };
-        let understood = match Request::decode(received.bytes(), received.fds.len()) {
-            Ok(request) if !received.is_odd => Some(request),
-            _ => None,
-        };
-        let Some(request) = understood else {
-            // The session ends, whether the reply arrives or not.
-            return wire::send(stdin(), &Reply::NotUnderstood.encode(), None)
-                .map_or(End::Broken, |()| End::Broken);
-        };
-        if server.answer(request, received.fds).is_err() {
-            return End::Broken;
+    while let Some(received) = wire::receive::<{ REQUEST_SIZE + 1 }>(stdin())? {
+        match Request::decode(received.bytes(), received.fds.len()) {
+            Ok(request) if !received.is_odd => server.answer(request, received.fds)?,
+            _ => {
+                wire::send(stdin(), &Reply::NotUnderstood.encode(), None)?;
+                return Err(Errno::BADMSG);
+            }
         }
     }
+    Ok(())
 }
 
 struct Server {

@@ -3,108 +3,82 @@
 /// The version of the protocol.
 pub const VERSION: u16 = 1;
 
-/// Declares an enum with the numbers that stand for it in messages, and the conversion from a number.
-macro_rules! numbered {
-    ($(#[$about:meta])* $name:ident: $number:ty {
-        $($(#[$doc:meta])* $variant:ident = $value:literal,)*
-    }) => {
-        $(#[$about])*
+/// Declares [`Deny`] with the number that stands for each reason in messages, and with its text.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $value:literal => $text:literal,)*) => {
+        /// Why the policy refuses a request. The numbers are part of the protocol and never change.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        #[repr($number)]
-        pub enum $name {
+        #[repr(u32)]
+        pub enum Deny {
             $($(#[$doc])* $variant = $value,)*
         }
 
-        impl $name {
+        impl Deny {
             #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
 
-            pub(crate) fn of(number: $number) -> Option<Self> {
+            pub(crate) fn of(number: u32) -> Option<Self> {
                 match number {
                     $($value => Some(Self::$variant),)*
                     _ => None,
                 }
             }
         }
+
+        impl std::fmt::Display for Deny {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $text,)*
+                })
+            }
+        }
     };
 }
-pub(crate) use numbered;
 
-numbered! {
-/// Why the policy refuses a request. The numbers are part of the protocol and never change.
-Deny: u32 {
+reasons! {
     /// The caller speaks no version that the helper speaks.
-    Version = 1,
+    Version = 1 => "no common version of the protocol",
     /// Another request before hello, or a second hello.
-    NotGreeted = 2,
+    NotGreeted = 2 => "a session must begin with one hello",
     /// A second mount.
-    AlreadyMounted = 3,
+    AlreadyMounted = 3 => "a session can mount only once",
     /// A file before the mount.
-    NotMounted = 4,
+    NotMounted = 4 => "files can be registered only after the mount",
     /// `/dev/fuse` is another device or file.
-    NotFuseDevice = 5,
+    NotFuseDevice = 5 => "/dev/fuse is not the FUSE device",
     /// The mountpoint is not a directory.
-    NotADirectory = 6,
+    NotADirectory = 6 => "the mountpoint is not a directory",
     /// The path of the mountpoint does not lead to it, or only through symbolic links.
-    NotWhereItSays = 7,
+    NotWhereItSays = 7 => "the path of the mountpoint does not lead to it",
     /// The mountpoint belongs to another user.
-    NotTheOwner = 8,
+    NotTheOwner = 8 => "the mountpoint belongs to another user",
     /// The owner has no write or search permission on the mountpoint.
-    NotWritable = 9,
+    NotWritable = 9 => "the owner cannot write to the mountpoint",
     /// The owners and modes on this type of filesystem cannot be trusted.
-    Filesystem = 10,
+    Filesystem = 10 => "owners and modes on this filesystem cannot be trusted",
     /// `allow_other` without `user_allow_other` in `/etc/fuse.conf`.
-    AllowOther = 11,
+    AllowOther = 11 => "allow_other needs user_allow_other in /etc/fuse.conf",
     /// The file is not a regular file.
-    NotARegularFile = 12,
+    NotARegularFile = 12 => "not a regular file",
     /// The file is open for writing only, or with `O_PATH`.
-    NotReadable = 13,
+    NotReadable = 13 => "the file is not open for reading",
     /// The file belongs to another user.
-    NotTheCallersFile = 14,
+    NotTheCallersFile = 14 => "the file belongs to another user",
     /// The user has registered as many files as allowed.
-    TooMany = 15,
+    TooMany = 15 => "too many registered files in all mounts of this user",
     /// The file was not registered in this session.
-    UnknownBacking = 16,
+    UnknownBacking = 16 => "the file is not registered",
     /// The program has no CAP_SYS_ADMIN: it is not installed with it, or `no_new_privs`, a `nosuid` mount or a tracer
     /// removed it.
-    NoPrivilege = 17,
+    NoPrivilege = 17 => "the mount helper does not have the capability CAP_SYS_ADMIN",
     /// The caller is not in the initial user namespace, which the kernel requires.
-    UserNamespace = 18,
+    UserNamespace = 18 => "not in the initial user namespace",
     /// `mount_max` of `/etc/fuse.conf` is reached.
-    TooManyMounts = 19,
+    TooManyMounts = 19 => "too many mounted FUSE filesystems (mount_max in /etc/fuse.conf)",
     /// The file is immutable or append-only, so that its owner cannot write to it.
-    Immutable = 20,
+    Immutable = 20 => "the file is immutable or append-only",
     /// The file has no name, like a memfd.
-    Unlinked = 21,
-}
-}
-
-impl std::fmt::Display for Deny {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Version => "no common version of the protocol",
-            Self::NotGreeted => "a session must begin with one hello",
-            Self::AlreadyMounted => "a session can mount only once",
-            Self::NotMounted => "files can be registered only after the mount",
-            Self::NotFuseDevice => "/dev/fuse is not the FUSE device",
-            Self::NotADirectory => "the mountpoint is not a directory",
-            Self::NotWhereItSays => "the path of the mountpoint does not lead to it",
-            Self::NotTheOwner => "the mountpoint belongs to another user",
-            Self::NotWritable => "the owner cannot write to the mountpoint",
-            Self::Filesystem => "owners and modes on this filesystem cannot be trusted",
-            Self::AllowOther => "allow_other needs user_allow_other in /etc/fuse.conf",
-            Self::NotARegularFile => "not a regular file",
-            Self::NotReadable => "the file is not open for reading",
-            Self::NotTheCallersFile => "the file belongs to another user",
-            Self::TooMany => "too many registered files in all mounts of this user",
-            Self::UnknownBacking => "the file is not registered",
-            Self::NoPrivilege => "the mount helper does not have the capability CAP_SYS_ADMIN",
-            Self::UserNamespace => "not in the initial user namespace",
-            Self::TooManyMounts => "too many mounted FUSE filesystems (mount_max in /etc/fuse.conf)",
-            Self::Immutable => "the file is immutable or append-only",
-            Self::Unlinked => "the file has no name",
-        })
-    }
+    Unlinked = 21 => "the file has no name",
 }
 
 impl std::error::Error for Deny {}

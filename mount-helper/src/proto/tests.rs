@@ -29,7 +29,7 @@ fn replies() -> Vec<Reply> {
         Reply::BackingClosed,
         Reply::NotUnderstood,
     ];
-    for opcode in Opcode::ALL.iter().copied() {
+    for opcode in Opcode::ALL {
         all.push(Reply::Failed { opcode, errno: 1 });
         all.push(Reply::Failed { opcode, errno: 4095 });
         all.extend(Deny::ALL.iter().copied().map(|reason| Reply::Denied { opcode, reason }));
