@@ -17,11 +17,12 @@ mod tests;
 use std::ops::Range;
 use std::path::Path;
 
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use crate::sys::guarded::{self, Access};
-use crate::sys::map::Map;
+use crate::sys::map;
 use format::{DIGEST_SIZE, Header, NODE_SIZE, RawNode};
 
 /// A node, by its position in the index.
@@ -112,7 +113,7 @@ impl<'a> Relocations<'a> {
 
 #[derive(Debug)]
 pub struct Index {
-    map: Map,
+    map: Mmap,
     header: Header,
     info: CatalogInfo,
     /// The library had all blobs at the last check, and the catalog file has not changed since. Set by `cache`.
@@ -129,7 +130,7 @@ impl Index {
         if file.metadata()?.len() < format::HEADER_SIZE as u64 {
             return Ok(Err(IndexError("shorter than a header")));
         }
-        let map = Map::of(&file)?;
+        let map = map::of(&file)?;
         Ok(Header::decode(&map).and_then(|header| {
             let info = header.section(&map, header.info)?;
             let info = serde_json::from_slice(info)

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use super::digest::Hex;
 use super::index::NodeId;
@@ -17,9 +18,6 @@ use crate::sys::guarded::{self, Durability};
 
 /// The maximum number of files in a profile. Importing all of the largest environments reads a tenth of this.
 const LIMIT: usize = 65_536;
-
-/// The first line of a profile in the current format.
-const HEADER: &str = "holofs profile 1";
 
 /// Files in the order in which they were first read.
 #[derive(Debug, Default)]
@@ -73,36 +71,20 @@ pub enum ProfileError {
     Other,
 }
 
-/// Reads the profile of an environment with `nodes` nodes.
+/// The content of the file.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    /// The SHA-256 of the catalog.
+    catalog: String,
+    nodes: Vec<u32>,
+}
+
+/// Reads the profile of an environment with `nodes` nodes. The file may be a symbolic link, but not a FIFO.
 ///
 /// # Errors
 /// See [`ProfileError`].
 pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Touched, ProfileError> {
-    let text = text_of(path)?;
-    let mut lines = text.lines();
-    if lines.next() != Some(HEADER) {
-        return Err(ProfileError::Damaged);
-    }
-    if lines.next() != Some(&catalog_line(catalog_sha256)) {
-        return Err(ProfileError::Other);
-    }
-    let mut touched = Touched::default();
-    for line in lines {
-        if let Some(count) = line.strip_prefix("end ") {
-            let whole = count.parse() == Ok(touched.order.len());
-            return if whole { Ok(touched) } else { Err(ProfileError::Damaged) };
-        }
-        match line.parse() {
-            Ok(node) if node < nodes => touched.add(NodeId(node)),
-            _ => return Err(ProfileError::Damaged),
-        }
-    }
-    Err(ProfileError::Damaged)
-}
-
-/// Reads the file as far as a profile can be long. It may be a symbolic link, but not a FIFO.
-fn text_of(path: &Path) -> Result<String, ProfileError> {
-    /// A line has at most ten digits. The first two lines and the last one are short.
+    /// A number has at most ten digits and a comma.
     const LARGEST: u64 = 11 * LIMIT as u64 + 1024;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?);
@@ -110,7 +92,16 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
         return Err(ProfileError::Damaged);
     }
     let bytes = guarded::read_at_most(&file, LARGEST).map_err(|_| ProfileError::Damaged)?;
-    String::from_utf8(bytes).map_err(|_| ProfileError::Damaged)
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| ProfileError::Damaged)?;
+    if stored.catalog != Hex(catalog_sha256).to_string() {
+        return Err(ProfileError::Other);
+    }
+    if stored.nodes.iter().any(|node| *node >= nodes) {
+        return Err(ProfileError::Damaged);
+    }
+    let mut touched = Touched::default();
+    stored.nodes.into_iter().for_each(|node| touched.add(NodeId(node)));
+    Ok(touched)
 }
 
 /// Writes a profile in one step: the files that `read` returned, then the new ones.
@@ -120,19 +111,12 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
 pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[NodeId]) -> io::Result<()> {
     let mut all = known;
     new.iter().for_each(|node| all.add(*node));
-    let mut text = format!("{HEADER}\n{}\n", catalog_line(catalog_sha256));
-    for node in all.order() {
-        text.push_str(&format!("{}\n", node.0));
-    }
-    text.push_str(&format!("end {}\n", all.order.len()));
+    let nodes = all.order().iter().map(|node| node.0).collect();
+    let stored = Stored { catalog: Hex(catalog_sha256).to_string(), nodes };
     if let Some(parent) = path.parent() {
         make_dir(parent).map_err(io::Error::other)?;
     }
-    guarded::replace(path, cached(Durability::CacheOnly), text.as_bytes())
-}
-
-fn catalog_line(catalog_sha256: &[u8; 32]) -> String {
-    format!("catalog {}", Hex(catalog_sha256))
+    guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&stored)?)
 }
 
 #[cfg(test)]
@@ -165,7 +149,7 @@ mod tests {
             &text[..text.len() - 3],
             "",
             "something else\n",
-            &text.replace("\n2\n", "\n"),
+            &text.replace("5,2", "52"),
             &text.replace('5', "x"),
         ] {
             std::fs::write(&path, bad).unwrap();

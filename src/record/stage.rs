@@ -104,7 +104,7 @@ impl<'h> Stage<'h> {
 
     /// Removes the tree, with directories that their owner may not write to.
     fn remove(&self) -> io::Result<()> {
-        if !self.dir.is_still(self.holotree, &self.name) {
+        if !self.holotree.still_has(&self.name, &self.dir) {
             return match std::fs::symlink_metadata(self.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 _ => Err(io::Error::other(

@@ -13,12 +13,13 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{FileType, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::RecordError;
 use crate::library::catalog::MAX_DEPTH;
+use crate::sys::guarded::odd_kind;
 
 /// The names and extensions that rcc does not record.
 const LEFT_OUT: [&str; 7] = ["__MACOSX", "__pycache__", ".pyc", ".git", ".hg", ".svn", ".gitignore"];
@@ -176,7 +177,8 @@ impl Walker {
                 self.links.push(Link { dir: id, position: entries.len(), end });
                 Kind::Link { text, target: Target::Foreign }
             } else {
-                return Err(RecordError::Special { path, what: what_is(metadata.file_type()) });
+                let what = odd_kind(metadata.mode()).unwrap_or("a file");
+                return Err(RecordError::Special { path, what });
             };
             entries.push(Entry { name, kind });
         }
@@ -212,16 +214,6 @@ impl Walker {
 
 fn utf8(dir: &Path, name: OsString) -> Result<String, RecordError> {
     name.into_string().map_err(|name| RecordError::NameNotUtf8 { path: dir.join(name) })
-}
-
-fn what_is(kind: FileType) -> &'static str {
-    if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
-    }
 }
 
 #[cfg(test)]

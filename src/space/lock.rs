@@ -1,22 +1,9 @@
-//! Finds the holder of a flock, and checks whether a locked file is still the one at its path.
+//! Finds the holder of a flock.
 //!
-//! This module takes and releases no lock. Its answers may be outdated at once, so they are for messages and for retries
-//! only.
+//! This module takes and releases no lock. Its answers may be outdated at once, so they are for messages only.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-
-use crate::sys::guarded::Dir;
-
-/// Whether `file` is still the file with this name. A lock on a file that was removed or replaced excludes nobody.
-#[must_use]
-pub fn is_still_at(file: &File, dir: &Dir, name: &OsStr) -> bool {
-    match (rustix::fs::fstat(file), dir.stat(name)) {
-        (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
-        _ => false,
-    }
-}
 
 /// The process that holds a flock on the file, if `/proc/locks` shows it.
 #[must_use]
@@ -50,7 +37,6 @@ fn holder_in(table: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::guarded::Trust;
 
     const TABLE: &str = "\
 1: POSIX  ADVISORY  WRITE 11 fd:01:77 0 EOF
@@ -68,18 +54,5 @@ mod tests {
     fn another_device_number_is_forgiven() {
         assert_eq!(holder_in(TABLE, 1, 1, 78), Some(99));
         assert_eq!(holder_in(TABLE, 1, 1, 79), None);
-    }
-
-    #[test]
-    fn replaced_file_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let (opened, name) = (Dir::open(dir.path(), Trust::Shared).unwrap(), OsStr::new("lock"));
-        let file = File::create(&path).unwrap();
-        assert!(is_still_at(&file, &opened, name));
-        std::fs::rename(&path, dir.path().join("old")).unwrap();
-        assert!(!is_still_at(&file, &opened, name));
-        File::create(&path).unwrap();
-        assert!(!is_still_at(&file, &opened, name));
     }
 }

@@ -65,7 +65,7 @@ impl MetaLock {
                 Err(error) => return Err(error.into()),
             };
             let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if lock::is_still_at(&file, base, &name) => {
+                Ok(()) if base.still_has(&name, &file) => {
                     return Ok(MetaLock { file: Some(file) });
                 }
                 // `rcc holotree delete` removed the file meanwhile.

@@ -332,7 +332,7 @@ fn take_lock(dir: &Dir) -> Result<File, SpaceError> {
         let (file, _) = dir.open_or_create(name, Access::Write, 0o600)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             // The file may have been replaced meanwhile.
-            Ok(()) if lock::is_still_at(&file, dir, name) => return Ok(file),
+            Ok(()) if dir.still_has(name, &file) => return Ok(file),
             Ok(()) => {}
             // `holofs list` holds the lock for an instant.
             Err(Errno::WOULDBLOCK) if start.elapsed() < PROBE_GRACE => {

@@ -154,15 +154,13 @@ impl Dir {
     /// # Errors
     /// When it is missing, or does not satisfy `trust`.
     pub fn open(path: &Path, trust: Trust) -> Result<Self, GuardedError> {
-        match trust {
-            Trust::Private => Self::ours(path, false),
+        let fd = match trust {
+            Trust::Private => walk(path, false)?,
             Trust::Owned | Trust::Shared => {
-                let fd = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(GuardedError::os(path))?;
-                let dir = Self { fd, path: path.to_owned() };
-                dir.check(trust)?;
-                Ok(dir)
+                rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(GuardedError::os(path))?
             }
-        }
+        };
+        Self { fd, path: path.to_owned() }.checked(trust)
     }
 
     /// Like [`Dir::open`] with [`Trust::Private`], but creates missing directories with mode 0700.
@@ -170,14 +168,7 @@ impl Dir {
     /// # Errors
     /// As [`Dir::open`], and those of mkdir(2).
     pub fn make_ours(path: &Path) -> Result<Self, GuardedError> {
-        Self::ours(path, true)
-    }
-
-    fn ours(path: &Path, make: bool) -> Result<Self, GuardedError> {
-        let fd = walk(path, make)?;
-        let dir = Self { fd, path: path.to_owned() };
-        dir.check(Trust::Private)?;
-        Ok(dir)
+        Self { fd: walk(path, true)?, path: path.to_owned() }.checked(Trust::Private)
     }
 
     /// Opens a directory in this one. Does not follow a symbolic link.
@@ -192,9 +183,7 @@ impl Dir {
                 (errno == Errno::NOTDIR || errno == Errno::LOOP).then(|| self.kind_of(name)).flatten();
             GuardedError::new(&path, found.map_or(Problem::Os(errno), Problem::NotADirectory))
         })?;
-        let dir = Self { fd, path };
-        dir.check(trust)?;
-        Ok(dir)
+        Self { fd, path }.checked(trust)
     }
 
     /// Opens a directory in this one, or creates it with mode 0700.
@@ -209,23 +198,34 @@ impl Dir {
         }
         match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => self.open_dir(name, trust),
-            Err(errno) => Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
+            Err(errno) => Err(self.failed(name)(errno)),
         }
     }
 
-    fn check(&self, trust: Trust) -> Result<(), GuardedError> {
+    fn checked(self, trust: Trust) -> Result<Self, GuardedError> {
         if trust == Trust::Shared {
-            return Ok(());
+            return Ok(self);
         }
+        let mode = self.own_mode()?;
+        if trust == Trust::Private && mode & 0o022 != 0 {
+            return Err(GuardedError::new(&self.path, Problem::Writable(mode & 0o7777)));
+        }
+        Ok(self)
+    }
+
+    /// The mode of the directory, if it belongs to this user.
+    fn own_mode(&self) -> Result<u32, GuardedError> {
         let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
         let wanted = rustix::process::geteuid().as_raw();
         if stat.st_uid != wanted {
             return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
         }
-        if trust == Trust::Private && stat.st_mode & 0o022 != 0 {
-            return Err(GuardedError::new(&self.path, Problem::Writable(stat.st_mode & 0o7777)));
-        }
-        Ok(())
+        Ok(stat.st_mode)
+    }
+
+    /// Makes the error for an entry.
+    fn failed(&self, name: &OsStr) -> impl Fn(Errno) -> GuardedError {
+        move |errno| GuardedError::new(&self.path.join(name), Problem::Os(errno))
     }
 
     /// The path by which it was opened.
@@ -257,7 +257,7 @@ impl Dir {
     pub fn create_new(&self, name: &OsStr, access: Access, mode: u32) -> Result<File, GuardedError> {
         let flags = access.flags() | OFlags::CREATE | OFlags::EXCL;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_bits_truncate(mode));
-        fd.map(File::from).map_err(|errno| GuardedError::new(&self.path.join(name), Problem::Os(errno)))
+        fd.map(File::from).map_err(self.failed(name))
     }
 
     /// Opens a file, or creates it if it is missing. Returns whether it was created: only then may the caller set its mode.
@@ -297,8 +297,7 @@ impl Dir {
     /// # Errors
     /// Those of stat(2).
     pub fn stat(&self, name: &OsStr) -> Result<Stat, GuardedError> {
-        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| GuardedError::new(&self.path.join(name), Problem::Os(errno)))
+        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed(name))
     }
 
     /// Removes an entry that is not a directory. A missing entry is no error.
@@ -308,7 +307,7 @@ impl Dir {
     pub fn remove_file(&self, name: &OsStr) -> Result<(), GuardedError> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
+            Err(errno) => Err(self.failed(name)(errno)),
         }
     }
 
@@ -317,8 +316,7 @@ impl Dir {
     /// # Errors
     /// Those of rename(2).
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> Result<(), GuardedError> {
-        rustix::fs::renameat(&self.fd, from, &self.fd, to)
-            .map_err(|errno| GuardedError::new(&self.path.join(from), Problem::Os(errno)))
+        rustix::fs::renameat(&self.fd, from, &self.fd, to).map_err(self.failed(from))
     }
 
     /// Syncs the names of the entries to the disk.
@@ -326,14 +324,11 @@ impl Dir {
     /// # Errors
     /// Those of open(2) and fsync(2).
     pub fn sync(&self) -> Result<(), GuardedError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.fd, ".", flags, Mode::empty())
-            .and_then(rustix::fs::fsync)
-            .map_err(GuardedError::os(&self.path))
+        rustix::fs::fsync(self.readable()?).map_err(GuardedError::os(&self.path))
     }
 
     fn kind_of(&self, name: &OsStr) -> Option<&'static str> {
-        self.stat(name).ok().and_then(|stat| odd_kind(&stat))
+        self.stat(name).ok().and_then(|stat| odd_kind(stat.st_mode))
     }
 }
 
@@ -387,7 +382,7 @@ pub fn read_at_most(file: &File, limit: u64) -> Result<Vec<u8>, Problem> {
 
 fn check_file(fd: &OwnedFd, access: Access) -> Result<(), Problem> {
     let stat = rustix::fs::fstat(fd).map_err(Problem::Os)?;
-    if let Some(kind) = odd_kind(&stat) {
+    if let Some(kind) = odd_kind(stat.st_mode) {
         return Err(Problem::NotAFile(kind));
     }
     // A file without a link was removed after the open. A caller that locks the file checks for that.
@@ -398,8 +393,10 @@ fn check_file(fd: &OwnedFd, access: Access) -> Result<(), Problem> {
 }
 
 /// What kind of file it is, unless it is a regular file.
-fn odd_kind(stat: &Stat) -> Option<&'static str> {
-    Some(match FileType::from_raw_mode(stat.st_mode) {
+/// What a file of this `st_mode` is. None for a regular file.
+#[must_use]
+pub fn odd_kind(mode: u32) -> Option<&'static str> {
+    Some(match FileType::from_raw_mode(mode) {
         FileType::RegularFile => return None,
         FileType::Directory => "a directory",
         FileType::Symlink => "a link",
@@ -463,7 +460,7 @@ fn walk(path: &Path, make: bool) -> Result<OwnedFd, GuardedError> {
                 }
             }
             _ => {
-                let kind = odd_kind(&stat).unwrap_or("a file");
+                let kind = odd_kind(stat.st_mode).unwrap_or("a file");
                 return Err(GuardedError::new(&here, Problem::NotADirectory(kind)));
             }
         }

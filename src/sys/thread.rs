@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 /// Runs `work` with `what` on a new thread.
 ///
@@ -69,33 +69,19 @@ pub fn for_each<T: Sync, S, E: Send>(
 /// How many more threads can be started, up to `wanted`. Starts them to find out.
 #[must_use]
 pub fn obtainable(wanted: usize) -> usize {
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let mut threads = Vec::with_capacity(wanted);
-    for _ in 0..wanted {
-        let gate = Arc::clone(&gate);
-        let wait = move || {
-            let mut open = gate.0.lock();
-            while !*open {
-                gate.1.wait(&mut open);
-            }
-        };
-        match std::thread::Builder::new().name("probe".into()).spawn(wait) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                tracing::debug!(%error, had = threads.len(), wanted, "cannot start as many threads as wanted");
-                break;
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // The threads wait for the lock until all are started.
+        let _shut = gate.lock();
+        for had in 0..wanted {
+            let thread = std::thread::Builder::new().name("probe".into());
+            if let Err(error) = thread.spawn_scoped(scope, || drop(gate.lock())) {
+                tracing::debug!(%error, had, wanted, "cannot start as many threads as wanted");
+                return had;
             }
         }
-    }
-    *gate.0.lock() = true;
-    gate.1.notify_all();
-    let had = threads.len();
-    for thread in threads {
-        if thread.join().is_err() {
-            tracing::error!("a waiting thread panicked");
-        }
-    }
-    had
+        wanted
+    })
 }
 
 #[cfg(test)]

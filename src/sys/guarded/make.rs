@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -79,7 +79,7 @@ impl Dir {
         let made = match rustix::fs::mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
-            Err(errno) => return Err(GuardedError::new(&self.path.join(name), Problem::Os(errno))),
+            Err(errno) => return Err(self.failed(name)(errno)),
         };
         let dir = self.open_dir(name, Trust::Shared)?;
         if made && exactly {
@@ -92,12 +92,8 @@ impl Dir {
     /// have renamed another directory to this name before it was opened. The mode is changed only if the directory belongs
     /// to this user, is empty, and has no other mode bits than `mode`.
     fn widen(&self, mode: u32) -> Result<(), GuardedError> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
-        let wanted = rustix::process::geteuid().as_raw();
-        if stat.st_uid != wanted {
-            return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
-        }
-        let (bits, set_id) = (stat.st_mode & 0o1777, stat.st_mode & 0o6000);
+        let found = self.own_mode()?;
+        let (bits, set_id) = (found & 0o1777, found & 0o6000);
         if bits == mode {
             return Ok(());
         }
@@ -112,11 +108,7 @@ impl Dir {
     /// # Errors
     /// When it belongs to another user, and those of chmod(2).
     pub fn set_mode(&self, mode: u32) -> Result<(), GuardedError> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(GuardedError::os(&self.path))?;
-        let wanted = rustix::process::geteuid().as_raw();
-        if stat.st_uid != wanted {
-            return Err(GuardedError::new(&self.path, Problem::Owner { owner: stat.st_uid, wanted }));
-        }
+        self.own_mode()?;
         // By /proc: fchmod(2) takes no O_PATH descriptor, and a directory without permissions cannot be opened without it.
         let by_descriptor = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         std::fs::set_permissions(by_descriptor, Permissions::from_mode(mode))
@@ -150,16 +142,17 @@ impl Dir {
         done.map_err(GuardedError::os(&self.path))
     }
 
-    /// Whether `name` in `above` is still this directory.
+    /// Whether `name` is the entry of this open file or directory. A file that was locked may have been removed or
+    /// replaced in the meantime.
     #[must_use]
-    pub fn is_still(&self, above: &Self, name: &OsStr) -> bool {
-        match (rustix::fs::fstat(&self.fd), above.stat(name)) {
+    pub fn still_has(&self, name: &OsStr, opened: impl AsFd) -> bool {
+        match (rustix::fs::fstat(opened), self.stat(name)) {
             (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
             _ => false,
         }
     }
 
-    fn readable(&self) -> Result<OwnedFd, GuardedError> {
+    pub(super) fn readable(&self) -> Result<OwnedFd, GuardedError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(GuardedError::os(&self.path))
     }
@@ -260,5 +253,18 @@ mod tests {
         });
         let found = if private.exists() { private } else { base.join("a") };
         assert_eq!(mode(&found), 0o700);
+    }
+
+    #[test]
+    fn a_replaced_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let (opened, name) = (opened(dir.path()), OsStr::new("lock"));
+        let file = std::fs::File::create(&path).unwrap();
+        assert!(opened.still_has(name, &file));
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        assert!(!opened.still_has(name, &file));
+        std::fs::File::create(&path).unwrap();
+        assert!(!opened.still_has(name, &file));
     }
 }
