@@ -13,7 +13,6 @@
 
 mod catalog;
 mod error;
-mod options;
 mod place;
 mod search;
 mod stage;
@@ -22,15 +21,17 @@ mod store;
 mod tests;
 mod walk;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub use self::error::RecordError;
-pub use self::options::RecordOptions;
 
 use self::catalog::Facts;
 use self::place::Opened;
@@ -40,6 +41,33 @@ use self::walk::{Kind, Tree};
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
 use crate::library::name;
+
+/// What is recorded, and where.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// LIBRARY as typed: a library in any of its forms, `auto`, or a directory to create.
+    pub library: OsString,
+    /// What `auto` means: rcc's own hololib.
+    pub default_hololib: PathBuf,
+    /// rcc's home, which may become a library no matter what it contains.
+    pub robocorp_home: Option<PathBuf>,
+    /// `$HOME`, from which the stage's name is made.
+    pub home: Option<OsString>,
+    /// The blueprint's text. It is trimmed, and its hash names the catalog.
+    pub blueprint: String,
+    /// The program that fills the stage, and its arguments.
+    pub command: Vec<OsString>,
+    /// Whether blobs are compressed. None means as in the library, and compressed in a new one.
+    pub compress: Option<bool>,
+    /// Whether to leave the stage in place, also after a failure.
+    pub keep_stage: bool,
+    /// How long to wait for rcc's lock.
+    pub lock_timeout: Duration,
+    /// Whether to show progress if standard error is a terminal.
+    pub progress: bool,
+    /// Set by another thread to cancel the recording: the command is terminated and the stage removed.
+    pub cancel: Arc<AtomicBool>,
+}
 
 /// What was recorded. Sizes are in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -150,9 +178,9 @@ impl Recording<'_> {
             stage: self.stage.to_owned(),
             replaced,
             dirs: tree.dirs.len().saturating_sub(1) as u64,
-            blobs_new: self.store.written.load(std::sync::atomic::Ordering::Relaxed),
+            blobs_new: self.store.written.load(Ordering::Relaxed),
             blobs_total: self.store.distinct(),
-            bytes_stored: self.store.written_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            bytes_stored: self.store.written_bytes.load(Ordering::Relaxed),
             ..Recorded::default()
         };
         count(&tree, &facts, path, &mut recorded)?;

@@ -16,6 +16,8 @@ pub mod surroundings;
 pub mod thread;
 pub mod tree;
 
+use std::path::{Component, Path, PathBuf};
+
 use rustix::io::Errno;
 
 /// The errno of an I/O error; EIO for an error that did not come from the system.
@@ -27,6 +29,22 @@ pub fn errno_of(error: &std::io::Error) -> Errno {
 /// The errno of the last call of the C library.
 fn last_errno() -> Errno {
     errno_of(&std::io::Error::last_os_error())
+}
+
+/// Removes `.`, `..` and double slashes from the text of a path. Does not look at the filesystem.
+#[must_use]
+pub fn lexically_clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir => {}
+            other => clean.push(other),
+        }
+    }
+    clean
 }
 
 /// The text of an error without the ` (os error 2)` that Rust appends, because the number tells a user nothing more.

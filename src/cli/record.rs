@@ -59,15 +59,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         signal_hook::flag::register(signal, Arc::clone(&cancel))
             .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
     }
-    let mut options = RecordOptions::new(args.library, context.env.hololib(), blueprint, args.command);
-    options.robocorp_home = Some(context.env.robocorp_home.clone());
-    options.home = context.env.home.clone();
-    options.compress = args.no_compress.then_some(false);
-    options.keep_stage = args.keep_stage;
-    options.lock_timeout = context.settings.lock_timeout.value;
-    options.progress = !context.silent;
-    options.cancel = Arc::clone(&cancel);
-    let done = record(&options);
+    let done = record(&RecordOptions {
+        library: args.library,
+        default_hololib: context.env.hololib(),
+        robocorp_home: Some(context.env.robocorp_home.clone()),
+        home: context.env.home.clone(),
+        blueprint,
+        command: args.command,
+        compress: args.no_compress.then_some(false),
+        keep_stage: args.keep_stage,
+        lock_timeout: context.settings.lock_timeout.value,
+        progress: !context.silent,
+        cancel: Arc::clone(&cancel),
+    });
     if cancel.load(Ordering::Relaxed) && done.is_ok() {
         output::note(context.silent, "the signal came after everything was recorded");
     }

@@ -181,22 +181,10 @@ impl Index {
         self.header.catalog_sha256
     }
 
-    /// The number of regular files.
-    #[must_use]
-    pub fn files(&self) -> u32 {
-        self.header.files
-    }
-
     /// The number of regular files with relocations.
     #[must_use]
     pub fn relocated_files(&self) -> u32 {
         self.header.relocated
-    }
-
-    /// The sum of the sizes of all regular files.
-    #[must_use]
-    pub fn total_bytes(&self) -> u64 {
-        self.header.total_bytes
     }
 
     /// Returns a node.

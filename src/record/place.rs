@@ -8,19 +8,20 @@ use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, FlockOperation};
 
+use super::RecordOptions;
 use super::error::RecordError;
-use super::options::RecordOptions;
 use super::store::make_dir;
 use crate::library::LibraryError;
 use crate::library::digest::DigestKind;
 use crate::library::locate::{Location, locate};
 use crate::sys::guarded::{Access, Dir, Trust};
+use crate::sys::lexically_clean;
 
 /// rcc's mark of a library with raw blobs.
 const MARKER: &str = "compress.no";
@@ -169,22 +170,13 @@ impl Opened {
     }
 }
 
-/// Removes `.`, `..` and double slashes from the text of a path. rcc compares the paths of catalogs in this form.
+/// Makes a path lexically clean, the form in which rcc compares the paths of catalogs.
 fn clean(path: &Path) -> Result<PathBuf, RecordError> {
-    let mut out = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                out.pop();
-            }
-            Component::CurDir => {}
-            other => out.push(other),
-        }
+    let path = lexically_clean(path);
+    if path.to_str().is_none() {
+        return Err(RecordError::NameNotUtf8 { path });
     }
-    if out.to_str().is_none() {
-        return Err(RecordError::NameNotUtf8 { path: out });
-    }
-    Ok(out)
+    Ok(path)
 }
 
 fn parent(path: &Path) -> &Path {
@@ -196,7 +188,7 @@ mod tests {
     use super::*;
 
     fn options(library: &Path) -> RecordOptions {
-        RecordOptions::new(library.into(), "/nowhere".into(), "a: b".into(), Vec::new())
+        crate::record::tests::options(library, "")
     }
 
     fn found(library: &Path) -> Place {

@@ -243,7 +243,12 @@ impl Worker<'_> {
                     return out.write_all(kept).map(|()| digest);
                 }
                 file.rewind()?;
-                copy_and_digest(&mut file, out, piece, digest.kind())
+                let mut hasher = Hasher::new(digest.kind());
+                each_piece(&mut file, piece, |bytes| {
+                    hasher.update(bytes);
+                    out.write_all(bytes)
+                })?;
+                Ok(hasher.finish())
             })?;
         }
         Ok(Facts { digest, size, rewrite })
@@ -255,18 +260,16 @@ impl Worker<'_> {
         let mut search = Search::new(self.name);
         let mut size = 0u64;
         self.kept.clear();
-        loop {
-            let read = read_some(file, &mut self.piece)?;
-            if read.is_empty() {
-                return Ok((hasher.finish(), size, search.finish()));
-            }
+        each_piece(file, &mut self.piece, |read| {
             hasher.update(read);
             search.update(read);
             if size == self.kept.len() as u64 && self.kept.len() + read.len() <= KEEP {
                 self.kept.extend_from_slice(read);
             }
             size += read.len() as u64;
-        }
+            Ok(())
+        })?;
+        Ok((hasher.finish(), size, search.finish()))
     }
 }
 
@@ -283,30 +286,19 @@ fn open(content: &StageFile) -> Result<(File, Metadata), RecordError> {
     Ok((file, metadata))
 }
 
-fn read_some<'b>(file: &mut File, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+/// Reads a file to its end, and passes each piece to `take`.
+fn each_piece(
+    file: &mut File,
+    buffer: &mut [u8],
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     loop {
         match file.read(buffer) {
-            Ok(n) => return Ok(buffer.get(..n).unwrap_or_default()),
+            Ok(0) => return Ok(()),
+            Ok(n) => take(buffer.get(..n).unwrap_or_default())?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-fn copy_and_digest(
-    file: &mut File,
-    out: &mut dyn Write,
-    piece: &mut [u8],
-    kind: DigestKind,
-) -> io::Result<Digest> {
-    let mut hasher = Hasher::new(kind);
-    loop {
-        let read = read_some(file, piece)?;
-        if read.is_empty() {
-            return Ok(hasher.finish());
-        }
-        hasher.update(read);
-        out.write_all(read)?;
     }
 }
 

@@ -7,6 +7,8 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -18,11 +20,20 @@ const HOME: &str = "/tmp/rcchome/home";
 const STAGE: &str = "hea7ce2c_493f813dad24d3t";
 const SPACE: &str = "ea7ce2c_5a1fac3_ca793c28";
 
-fn options(library: &Path, script: &str) -> RecordOptions {
-    let command = ["sh", "-euc", script].map(OsString::from).to_vec();
-    let mut options = RecordOptions::new(library.into(), "/nowhere".into(), "a: blueprint\n".into(), command);
-    options.home = Some(HOME.into());
-    options
+pub(super) fn options(library: &Path, script: &str) -> RecordOptions {
+    RecordOptions {
+        library: library.into(),
+        default_hololib: "/nowhere".into(),
+        robocorp_home: None,
+        home: Some(HOME.into()),
+        blueprint: "a: blueprint\n".into(),
+        command: ["sh", "-euc", script].map(OsString::from).to_vec(),
+        compress: None,
+        keep_stage: false,
+        lock_timeout: Duration::from_secs(30),
+        progress: false,
+        cancel: Arc::default(),
+    }
 }
 
 fn text_of(catalog: &Path) -> String {

@@ -2,9 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{SettingsError, Variables};
+use crate::sys::lexically_clean;
 
 /// Replaces `$NAME` and `${NAME}` as rcc does, with Go's `os.ExpandEnv`: an unset variable is replaced by nothing.
 pub(super) fn expand(text: &OsStr, variables: Variables<'_>) -> PathBuf {
@@ -48,15 +49,5 @@ pub fn absolute(path: &Path) -> Result<PathBuf, SettingsError> {
     } else {
         std::env::current_dir().map_err(SettingsError::NoCurrentDir)?.join(path)
     };
-    let mut clean = PathBuf::from("/");
-    for part in full.components() {
-        match part {
-            Component::Normal(name) => clean.push(name),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    Ok(clean)
+    Ok(lexically_clean(&full))
 }

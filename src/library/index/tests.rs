@@ -122,7 +122,10 @@ fn children_are_neighbours_in_the_order_of_their_names() {
             }
         }
         assert_eq!(seen, index.len(), "every node is some directory's child");
-        assert_eq!((files, relocated, bytes), (index.files(), index.relocated_files(), index.total_bytes()));
+        assert_eq!(
+            (files, relocated, bytes),
+            (index.header.files, index.relocated_files(), index.header.total_bytes)
+        );
         assert_eq!(index.info().identity, "hea7ce2c_493f813dad24d3t");
         assert!(index.node(NodeId(index.len())).is_err());
         assert!(index.node(NodeId(u32::MAX)).is_err());
