@@ -21,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
 use crate::sys::guarded::GuardedError;
 
@@ -132,9 +133,12 @@ pub enum SpaceError {
     NoCatalog {
         /// Why no catalog was chosen.
         why: String,
-        /// The catalogs to choose from.
-        candidates: Vec<CatalogName>,
+        /// The catalogs to choose from, each with the beginning of its blueprint, which may be empty.
+        candidates: Vec<(CatalogName, String)>,
     },
+    /// The library cannot be read.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
     /// A catalog cannot be read.
     #[error("catalog {path}: {why}")]
     BadCatalog {

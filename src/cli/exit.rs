@@ -92,7 +92,7 @@ pub fn describe(error: &session::Error) -> Failure {
     error.into()
 }
 
-fn try_this(code: u8, fix: &'static str) -> (u8, Fix) {
+fn try_this(code: u8, fix: impl Into<Cow<'static, str>>) -> (u8, Fix) {
     (code, Some(fix.into()))
 }
 
@@ -122,14 +122,13 @@ impl Advice for GuardedError {
             | Problem::TooLarge(_)
             | Problem::NotADirectory(_)
             | Problem::Exchanged => {
-                (FAILED, Some(format!("find out who put it there, and remove it: {path}").into()))
+                try_this(FAILED, format!("find out who put it there, and remove it: {path}"))
             }
             Problem::Owner { .. } => {
                 try_this(CONFIG, "set HOLOFS_HOME to a directory of your own, or run as that user")
             }
             Problem::Writable(_) => {
-                let fix = format!("chmod go-w {path}, or set HOLOFS_HOME to a directory of your own");
-                (CONFIG, Some(fix.into()))
+                try_this(CONFIG, format!("chmod go-w {path}, or set HOLOFS_HOME to a directory of your own"))
             }
         }
     }
@@ -164,16 +163,17 @@ impl Advice for SpaceError {
             Self::DamagedState { path, .. } => {
                 let upper = path.with_file_name("upper");
                 let upper = upper.display();
-                let fix = format!("your changes are in {upper}; copy what you need, then mount with --fresh");
-                (INTEGRITY, Some(fix.into()))
+                try_this(
+                    INTEGRITY,
+                    format!("your changes are in {upper}; copy what you need, then mount with --fresh"),
+                )
             }
             Self::UnknownFeature { .. } => try_this(FAILED, "use the newer version of holofs that wrote it"),
             Self::ReadOnlyFeature { .. } => {
                 try_this(FAILED, "--read-only, or use the newer version of holofs that wrote it")
             }
             Self::OtherContent { blueprint: Some(blueprint), .. } => {
-                let fix = format!("--blueprint {blueprint} to keep them, or --fresh to drop them");
-                (MOUNTPOINT, Some(fix.into()))
+                try_this(MOUNTPOINT, format!("--blueprint {blueprint} to keep them, or --fresh to drop them"))
             }
             Self::OtherContent { blueprint: None, .. } => try_this(MOUNTPOINT, "--fresh to drop them"),
             Self::EphemeralOverChanges { .. } => {
@@ -194,17 +194,23 @@ impl Advice for SpaceError {
                 "the name of a space, without a slash: holofs then chooses the directory",
             ),
             Self::BaseMismatch { base, .. } => {
-                let fix = format!("a directory in {}, or the name of a space", base.display());
-                (MOUNTPOINT, Some(fix.into()))
+                try_this(MOUNTPOINT, format!("a directory in {}, or the name of a space", base.display()))
             }
             Self::ForeignBase { base, .. } => {
                 let base = base.display();
-                let fix =
-                    format!("if you trust it, the path of a directory with a name of 24 bytes in {base}");
-                (MOUNTPOINT, Some(fix.into()))
+                try_this(
+                    MOUNTPOINT,
+                    format!("if you trust it, the path of a directory with a name of 24 bytes in {base}"),
+                )
             }
-            Self::Mountpoint { path, problem } => (MOUNTPOINT, Some(way_out(path, problem))),
-            Self::NoCatalog { candidates, .. } => no_catalog(candidates.is_empty()),
+            Self::Mountpoint { path, problem } => try_this(MOUNTPOINT, way_out(path, problem)),
+            Self::NoCatalog { candidates, .. } if candidates.is_empty() => {
+                try_this(NOT_FOUND, "add an environment to the library with `holofs record` or rcc")
+            }
+            Self::NoCatalog { .. } => {
+                try_this(NOT_FOUND, "--blueprint with the first digits of one of these:")
+            }
+            Self::Library(error) => error.advice(),
             Self::BadCatalog { .. } => try_this(LIBRARY, CATALOG_AGAIN),
             Self::Guarded(error) => error.advice(),
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
@@ -213,28 +219,12 @@ impl Advice for SpaceError {
     }
 
     fn choices(&self) -> Vec<String> {
-        match self {
-            Self::NoCatalog { candidates, .. } => {
-                candidates.iter().map(|catalog| choice(catalog, "")).collect()
-            }
-            _ => Vec::new(),
-        }
+        let Self::NoCatalog { candidates, .. } = self else { return Vec::new() };
+        let choice = |(CatalogName { blueprint, platform }, about): &(_, String)| {
+            format!("{blueprint} {platform}  {about}").trim_end().to_owned()
+        };
+        candidates.iter().map(choice).collect()
     }
-}
-
-fn no_catalog(is_empty: bool) -> (u8, Fix) {
-    try_this(
-        NOT_FOUND,
-        if is_empty {
-            "add an environment to the library with `holofs record` or rcc"
-        } else {
-            "--blueprint with the first digits of one of these:"
-        },
-    )
-}
-
-fn choice(catalog: &CatalogName, about: &str) -> String {
-    format!("{} {}  {about}", catalog.blueprint, catalog.platform).trim_end().to_owned()
 }
 
 /// What to do about a mountpoint that cannot be used.
@@ -304,7 +294,6 @@ impl Advice for session::Error {
                 BUSY,
                 "end the processes that use it, or unmount with --force, which keeps the changes",
             ),
-            Self::NoCatalog { candidates, .. } => no_catalog(candidates.is_empty()),
             Self::MountOption(_) => try_this(USAGE, "one of ro, noexec, noatime, sync, dirsync, allow_other"),
             Self::NoProfile { .. } => try_this(
                 NOT_FOUND,
@@ -329,9 +318,6 @@ impl Advice for session::Error {
     fn choices(&self) -> Vec<String> {
         match self {
             Self::Space(error) => error.choices(),
-            Self::NoCatalog { candidates, .. } => {
-                candidates.iter().map(|(catalog, about)| choice(catalog, about)).collect()
-            }
             Self::Daemon(failure) => failure.choices.clone(),
             _ => Vec::new(),
         }
@@ -348,8 +334,7 @@ impl Advice for RecordError {
             Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),
             Self::StageInUse { .. } => (BUSY, None),
             Self::Guarded(GuardedError { path, problem: Problem::Owner { .. } | Problem::Writable(_) }) => {
-                let fix = format!("find out who put it there, and remove it: {}", path.display());
-                (FAILED, Some(fix.into()))
+                try_this(FAILED, format!("find out who put it there, and remove it: {}", path.display()))
             }
             Self::Guarded(error) => error.advice(),
             Self::NotWhole { .. } => {

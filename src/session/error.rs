@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
 use crate::library::LibraryError;
-use crate::library::catalogs::CatalogName;
 use crate::library::profile::ProfileError;
 use crate::namespace;
 use crate::space::SpaceError;
@@ -111,14 +110,6 @@ pub enum Error {
         daemon: u32,
         /// Processes that have the mount in another mount namespace.
         holders: Vec<Holder>,
-    },
-    /// No catalog fits the request, or several do.
-    #[error("{why}")]
-    NoCatalog {
-        /// Why none was chosen.
-        why: String,
-        /// The catalogs to choose from, each with the beginning of its blueprint.
-        candidates: Vec<(CatalogName, String)>,
     },
     /// There is no such mount option.
     #[error("-o {0}: no such mount option")]

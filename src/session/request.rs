@@ -76,7 +76,7 @@ impl MountRequest {
         })
     }
 
-    fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, Error> {
+    fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, SpaceError> {
         let wanted = Wanted {
             space: &self.space,
             controller: &settings.controller.value,
@@ -91,19 +91,18 @@ impl MountRequest {
             selected = select(location, &wanted, env);
         }
         selected.map_err(|error| match error {
-            SpaceError::NoCatalog { why, candidates } => {
-                let described = candidates.into_iter().map(|catalog| {
-                    let about = Environment::open(location, &catalog, env)
-                        .and_then(|environment| environment.first_lines());
-                    let about = about.unwrap_or_else(|error| {
-                        tracing::debug!(%catalog, %error, "cannot read the text of the blueprint");
-                        String::new()
-                    });
-                    (catalog, about)
-                });
-                Error::NoCatalog { why, candidates: described.collect() }
+            SpaceError::NoCatalog { why, mut candidates } => {
+                for (catalog, about) in &mut candidates {
+                    match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
+                        Ok(lines) => *about = lines,
+                        Err(error) => {
+                            tracing::debug!(%catalog, %error, "cannot read the text of the blueprint");
+                        }
+                    }
+                }
+                SpaceError::NoCatalog { why, candidates }
             }
-            error => error.into(),
+            error => error,
         })
     }
 

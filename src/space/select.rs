@@ -143,11 +143,7 @@ pub fn select_environment(
 }
 
 fn list(library: &Location) -> Result<Vec<CatalogName>, SpaceError> {
-    let entries = catalogs::list(&*library.library).map_err(|error| SpaceError::Io {
-        path: library.path.join("catalog"),
-        source: std::io::Error::other(error),
-    })?;
-    Ok(entries.into_iter().map(|entry| entry.name).collect())
+    Ok(catalogs::list(&*library.library)?.into_iter().map(|entry| entry.name).collect())
 }
 
 /// The catalog, and the blueprint of what the space holds with it.
@@ -332,7 +328,7 @@ fn choose<'a>(
 }
 
 fn no_catalog(why: &str, candidates: &[&CatalogName]) -> SpaceError {
-    let candidates = candidates.iter().map(|catalog| (*catalog).clone()).collect();
+    let candidates = candidates.iter().map(|catalog| ((*catalog).clone(), String::new())).collect();
     SpaceError::NoCatalog { why: why.to_owned(), candidates }
 }
 

@@ -48,6 +48,18 @@ for_both_users! {
         assert_eq!(world.run(["mount", home, "s", "--prefetch=/nonexistent"]).code, 6);
     }
 
+    fn library_whose_catalogs_cannot_be_listed_is_a_failure_of_the_library() {
+        let world = World::with(&library());
+        let catalogs = world.hololib().join("catalog");
+        std::fs::remove_dir_all(&catalogs).unwrap();
+        std::os::unix::fs::symlink("catalog", &catalogs).unwrap();
+        for command in ["warm", "mount"] {
+            let done = world.run([command, world.home().to_str().unwrap(), "s"]);
+            assert_eq!(done.code, 3, "{done:?}");
+            assert_eq!(done.stderr.matches("hololib/catalog").count(), 1, "{done:?}");
+        }
+    }
+
     /// A mount unpacks what the previous mount read, and nothing else.
     fn prefetch_unpacks_what_was_read_before() {
         let world = World::with(&library());

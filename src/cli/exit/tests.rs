@@ -61,7 +61,12 @@ fn every_error_of_a_space_has_its_code() {
         (mountpoint(MountpointProblem::NotEmpty), MOUNTPOINT, "move the files away"),
         (mountpoint(MountpointProblem::Refused("no".into())), MOUNTPOINT, "as a user"),
         (SpaceError::NoCatalog { why: "none".into(), candidates: Vec::new() }, NOT_FOUND, "record"),
-        (SpaceError::NoCatalog { why: "many".into(), candidates: vec![candidate()] }, NOT_FOUND, "adb8c26d"),
+        (
+            SpaceError::NoCatalog { why: "many".into(), candidates: vec![(candidate(), String::new())] },
+            NOT_FOUND,
+            "adb8c26d",
+        ),
+        (SpaceError::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, "as a user"),
         (SpaceError::BadCatalog { path: path(), why: "cut".into() }, LIBRARY, "check"),
         (SpaceError::Io { path: path(), source: enoent() }, FAILED, ""),
         (SpaceError::Io { path: path(), source: full() }, FAILED, "free some space"),
@@ -111,7 +116,7 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::StillServed { path: path(), daemon: 1, holders: Vec::new() }, BUSY, "--force"),
         (session::Error::Os { path: path(), call: "open", source: Errno::IO }, FAILED, ""),
         (session::Error::Fuse(enoent()), FUSE, ""),
-        (session::Error::NoCatalog { why: "none".into(), candidates: Vec::new() }, NOT_FOUND, "record"),
+        (SpaceError::NoCatalog { why: "none".into(), candidates: Vec::new() }.into(), NOT_FOUND, "record"),
         (session::Error::MountOption("x".into()), USAGE, "noexec"),
         (session::Error::NoProfile { path: path(), source: enoent() }, NOT_FOUND, "--prefetch"),
         (session::Error::NoSpace { given: "x".into(), identity: "y".into() }, NOT_FOUND, "list"),
@@ -165,7 +170,7 @@ fn assert_advice(failure: &Failure, code: u8, fix: &str, error: &str) {
 #[test]
 fn candidates_are_listed_below_what_to_try() {
     let candidates = vec![(candidate(), "name: another".into()), (candidate(), String::new())];
-    let failure = describe(&session::Error::NoCatalog { why: "several".into(), candidates });
+    let failure = describe(&SpaceError::NoCatalog { why: "several".into(), candidates }.into());
     assert!(failure.fix.unwrap().starts_with("--blueprint"));
     let choices = ["adb8c26db4d86a93 linux_amd64  name: another", "adb8c26db4d86a93 linux_amd64"];
     assert_eq!(failure.choices, choices);
