@@ -22,14 +22,17 @@ mod warm;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::settings::{Flags, Settings};
 use crate::space::home::Env;
 use crate::sys::{process, surroundings};
-use exit::{Failure, USAGE};
+use exit::{FAILED, Failure, USAGE};
 use tracing::level_filters::LevelFilter;
 
 /// Mount rcc holotree environments instead of restoring them.
@@ -141,18 +144,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
         Err(error) => {
-            let failure = usage(&error, std::env::args_os().skip(1));
-            output::complain(&failure);
-            return ExitCode::from(failure.code);
+            return output::fail(&usage(&error, std::env::args_os().skip(1)));
         }
     };
     surroundings::reset();
+    let serves = matches!(cli.command, Command::Mount(_));
     // A daemon must not keep inherited descriptors open. The command of `record` may need them, such as make's jobserver.
-    let inherited =
-        if matches!(cli.command, Command::Mount(_)) { process::close_inherited() } else { Ok(()) };
-    let settings = read_settings(&cli);
-    let started = settings.and_then(|settings| {
-        let serves = matches!(cli.command, Command::Mount(_));
+    let inherited = if serves { process::close_inherited() } else { Ok(()) };
+    let started = read_settings(&cli).and_then(|settings| {
         log::start(settings.log_level.value, cli.global.log_file.as_deref(), serves)?;
         Ok(settings)
     });
@@ -161,10 +160,7 @@ pub fn main() -> ExitCode {
     }
     match started.and_then(|settings| run(cli, settings)) {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            output::complain(&failure);
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => output::fail(&failure),
     }
 }
 
@@ -185,7 +181,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
     };
     match &cli.command {
         Command::Mount(args) => args.set(&mut flags),
-        Command::Record(args) => args.set(&mut flags),
+        Command::Record(args) => flags.lock_timeout = args.lock_timeout,
         _ => {}
     }
     Ok(Settings::read(flags)?)
@@ -210,6 +206,16 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Record(args) => record::run(args, &context),
         Command::Config(_) => config::run(&context),
     }
+}
+
+/// A flag that SIGINT and SIGTERM set, for commands that end in good order.
+fn cancel_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&cancel))
+            .map_err(|error| exit::failure(FAILED, format!("signals: {error}"), None))?;
+    }
+    Ok(cancel)
 }
 
 /// Shortens clap's message to one line, and adds the help to read.

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::exit::{Failure, OK};
-use super::{Context, output};
+use super::Context;
+use super::exit::Failure;
+use super::output::{self, Column};
 use crate::library::catalogs::{CatalogEntry, list};
 use crate::library::locate::{Location, locate};
 use crate::session::environment::Environment;
@@ -66,46 +67,41 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
             Err(failure) => output::complain(&failure),
         }
     }
-    if context.json {
-        output::print_json(&rows)?;
-        return Ok(OK);
-    }
-    let table: Vec<Vec<String>> = rows.values().map(cells).collect();
-    let headings =
-        ["Blueprint", "Platform", "Dirs", "Files", "Size", "Relocate", "Holotree path", "Age", "Idle"];
-    output::print_lines(&output::table(&headings, &table))?;
+    output::print_result(context, &rows, || text(&rows))
+}
+
+fn text(rows: &BTreeMap<String, Row>) -> Vec<String> {
+    let mut lines = output::table(&COLUMNS, rows.values());
     for row in rows.values() {
         if let Some(content) = &row.identity_content {
-            output::print_lines(&["", &format!("{}:", row.blueprint)])?;
+            lines.extend([String::new(), format!("{}:", row.blueprint)]);
             // Indented, so that a line of a blueprint cannot look like a line of holofs.
-            output::print_lines(&content.lines().map(|line| format!("  {line}")).collect::<Vec<_>>())?;
+            lines.extend(content.lines().map(|line| format!("  {line}")));
         }
         let mut top: Vec<_> = row.top.values().flatten().collect();
         top.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
-        for (path, bytes) in top {
-            output::print_line(&format!("{}  {:>10}  {path}", row.blueprint, output::human_bytes(*bytes)))?;
-        }
+        let line = |(path, bytes): (&String, &u64)| {
+            format!("{}  {:>10}  {path}", row.blueprint, output::human_bytes(*bytes))
+        };
+        lines.extend(top.into_iter().map(line));
     }
-    Ok(OK)
+    lines
 }
 
-fn cells(row: &Row) -> Vec<String> {
-    vec![
-        row.blueprint.clone(),
-        row.platform.clone(),
-        row.directories.to_string(),
-        row.files.to_string(),
-        output::human_bytes(row.bytes),
-        row.relocations.to_string(),
-        row.holotree.clone(),
-        format!("{} days", row.age_in_days),
-        if row.days_since_last_use < 0 {
-            "never".to_owned()
-        } else {
-            format!("{} days", row.days_since_last_use)
-        },
-    ]
-}
+const COLUMNS: [Column<Row>; 9] = [
+    ("Blueprint", |row| row.blueprint.clone()),
+    ("Platform", |row| row.platform.clone()),
+    ("Dirs", |row| row.directories.to_string()),
+    ("Files", |row| row.files.to_string()),
+    ("Size", |row| output::human_bytes(row.bytes)),
+    ("Relocate", |row| row.relocations.to_string()),
+    ("Holotree path", |row| row.holotree.clone()),
+    ("Age", |row| format!("{} days", row.age_in_days)),
+    ("Idle", |row| match row.days_since_last_use {
+        ..0 => "never".to_owned(),
+        days => format!("{days} days"),
+    }),
+];
 
 fn row(entry: &CatalogEntry, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
     let environment = Environment::open(library, &entry.name, &context.env)?;

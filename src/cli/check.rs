@@ -37,11 +37,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         jobs: args.jobs.unwrap_or_else(process::processors),
     };
     let report = check(&*library.library, &options)?;
-    if context.json {
-        output::print_json(&report)?;
-    } else {
-        output::print_lines(&text(&report))?;
-    }
+    output::print_result(context, &report, || text(&report))?;
     Ok(if report.is_clean() { OK } else { INTEGRITY })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::exit::{Failure, OK};
+use super::exit::Failure;
 use super::{Context, output};
 use crate::settings::{SetBy, Setting};
 
@@ -54,14 +54,10 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
         row("hardlink-excludes", &mount.hardlink_excludes, |list| list.as_slice().into()),
         row("log", &settings.log_level, |level| level.to_string().into()),
     ];
-    if context.json {
-        output::print_json(&rows.iter().map(|row| (row.name, row)).collect::<BTreeMap<_, _>>())?;
-        return Ok(OK);
-    }
-    let lines = rows.iter().map(|Row { name, value, source }| {
+    let line = |Row { name, value, source }: &Row| {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         format!("{name:<17} = {value} ({source})")
-    });
-    output::print_lines(&lines.collect::<Vec<_>>())?;
-    Ok(OK)
+    };
+    let by_name: BTreeMap<_, _> = rows.iter().map(|row| (row.name, row)).collect();
+    output::print_result(context, &by_name, || rows.iter().map(line).collect())
 }

@@ -8,7 +8,6 @@
 //! Invariant: the result of [`one_line`] contains no newline and no character that a terminal obeys.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 /// Whether a terminal obeys the character, or reorders the text after it.
 fn is_active(c: char) -> bool {
@@ -18,38 +17,30 @@ fn is_active(c: char) -> bool {
 
 /// Replaces newlines and characters that a terminal obeys by Rust's escapes.
 pub(super) fn one_line(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_active) {
-        return Cow::Borrowed(text);
-    }
-    let escaped = text.chars().fold(String::with_capacity(text.len() + 16), |mut out, c| {
-        if is_active(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-        out
-    });
-    Cow::Owned(escaped)
+    escaped(text, is_active, |c, out| out.extend(c.escape_default()))
 }
 
 /// Escapes the characters that a terminal obeys in a JSON text. The value stays the same, because in JSON these
 /// characters occur only inside strings, except for the newlines between values.
 pub(super) fn json(text: &str) -> Cow<'_, str> {
-    let is_bad = |c: char| c != '\n' && is_active(c);
+    escaped(
+        text,
+        |c| c != '\n' && is_active(c),
+        |c, out| {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        },
+    )
+}
+
+fn escaped(text: &str, is_bad: fn(char) -> bool, escape: fn(char, &mut String)) -> Cow<'_, str> {
     if !text.chars().any(is_bad) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_bad(c) {
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                // Writing to a string cannot fail.
-                write!(out, "\\u{unit:04x}").unwrap_or_default();
-            }
-        } else {
-            out.push(c);
-        }
+        if is_bad(c) { escape(c, &mut out) } else { out.push(c) }
     }
     Cow::Owned(out)
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::exit::{Failure, OK};
-use super::{Context, output};
+use super::Context;
+use super::exit::Failure;
+use super::output::{self, Column};
 use crate::session::spaces::{Space, SpaceState, Survey};
 use crate::space::meta::beside;
 
@@ -96,43 +97,24 @@ impl Row {
         let more = if self.upper_bytes_at_least { ">" } else { "" };
         format!("{more}{}", output::human_bytes(self.upper_bytes))
     }
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.id.clone(),
-            self.controller.clone(),
-            self.space.clone(),
-            self.blueprint.clone(),
-            self.path.display().to_string(),
-            self.last_used.clone(),
-            self.use_count.clone(),
-            self.state.to_string(),
-            self.changed(),
-            self.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-        ]
-    }
 }
 
-const HEADINGS: [&str; 10] = [
-    "Identity",
-    "Controller",
-    "Space",
-    "Blueprint",
-    "Full path",
-    "Last used",
-    "Use count",
-    "State",
-    "Changed",
-    "Pid",
+const COLUMNS: [Column<Row>; 10] = [
+    ("Identity", |row| row.id.clone()),
+    ("Controller", |row| row.controller.clone()),
+    ("Space", |row| row.space.clone()),
+    ("Blueprint", |row| row.blueprint.clone()),
+    ("Full path", |row| row.path.display().to_string()),
+    ("Last used", |row| row.last_used.clone()),
+    ("Use count", |row| row.use_count.clone()),
+    ("State", |row| row.state.to_string()),
+    ("Changed", Row::changed),
+    ("Pid", |row| row.pid.map(|pid| pid.to_string()).unwrap_or_default()),
 ];
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let spaces = Survey::new(&context.env)?.all(LISTED)?.into_iter();
     let rows: Vec<Row> = spaces.filter(|space| space.is_mounted || !args.mounted).map(Row::from).collect();
-    if context.json {
-        output::print_json(&rows.iter().map(|row| (&row.id, row)).collect::<BTreeMap<_, _>>())?;
-    } else {
-        output::print_lines(&output::table(&HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>()))?;
-    }
-    Ok(OK)
+    let by_id: BTreeMap<_, _> = rows.iter().map(|row| (&row.id, row)).collect();
+    output::print_result(context, &by_id, || output::table(&COLUMNS, rows.iter()))
 }

@@ -24,28 +24,19 @@ use crate::sys::log_file;
 /// The lowest level at which a daemon logs.
 const DAEMON: LevelFilter = LevelFilter::INFO;
 
-/// Writes each event as one escaped line. The formatter passes one event at a time.
-struct OneLine<W>(W);
+/// Writes each event as one escaped line, to this file or to the log of this process (see [`log_file`]). The formatter
+/// passes one event at a time.
+struct OneLine(Option<Arc<File>>);
 
-impl<W: Write> Write for OneLine<W> {
+impl Write for OneLine {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let line = format!("{}\n", one_line(text.trim_end_matches('\n')));
-        self.0.write_all(line.as_bytes()).map(|()| event.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// Writes to the log of this process: see [`log_file`].
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        log_file::write(lines);
-        Ok(lines.len())
+        match &mut self.0 {
+            Some(file) => file.write_all(line.as_bytes())?,
+            None => log_file::write(line.as_bytes()),
+        }
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -61,20 +52,11 @@ struct Sink {
     limiter: Option<Limiter>,
 }
 
-impl Sink {
-    fn writer(&self) -> Box<dyn Write> {
-        match &self.file {
-            Some(file) => Box::new(OneLine(Arc::clone(file))),
-            None => Box::new(OneLine(Log)),
-        }
-    }
-}
-
 impl MakeWriter<'_> for Sink {
     type Writer = Box<dyn Write>;
 
     fn make_writer(&self) -> Self::Writer {
-        self.writer()
+        Box::new(OneLine(self.file.clone()))
     }
 
     fn make_writer_for(&self, meta: &Metadata<'_>) -> Self::Writer {
@@ -83,7 +65,7 @@ impl MakeWriter<'_> for Sink {
         if *meta.level() > level && (std::process::id() == pid || !log_file::is_open()) {
             return Box::new(io::sink());
         }
-        let mut writer = self.writer();
+        let mut writer = self.make_writer();
         // Debug events were asked for, so they are not limited.
         let Some(limiter) = self.limiter.as_ref().filter(|_| *meta.level() <= Level::INFO) else {
             return writer;

@@ -9,28 +9,34 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::Context;
 use super::escape::{self, one_line};
 use super::exit::{FAILED, Failure, OK, failure};
 
-/// Prints one line to standard output.
-pub(crate) fn print_line(line: &str) -> Result<(), Failure> {
-    print_lines(&[line])
+/// Prints a result: the value as JSON, or its lines of text.
+pub(super) fn print_result(
+    context: &Context,
+    value: &impl Serialize,
+    text: impl FnOnce() -> Vec<String>,
+) -> Result<u8, Failure> {
+    if context.json {
+        print_json(value)?
+    } else {
+        print_lines(&text())?
+    }
+    Ok(OK)
 }
 
 /// Prints lines to standard output, and adds the newlines.
-pub(crate) fn print_lines<T: AsRef<str>>(lines: &[T]) -> Result<(), Failure> {
-    let mut text = String::new();
-    for line in lines {
-        text.push_str(&one_line(line.as_ref()));
-        text.push('\n');
-    }
+pub(super) fn print_lines<T: AsRef<str>>(lines: &[T]) -> Result<(), Failure> {
+    let text: String = lines.iter().map(|line| format!("{}\n", one_line(line.as_ref()))).collect();
     print(text.as_bytes())
 }
 
 /// Prints a path to standard output: its bytes to a program, escaped text to a terminal.
-pub(crate) fn print_path(path: &Path) -> Result<(), Failure> {
+pub(super) fn print_path(path: &Path) -> Result<(), Failure> {
     if io::stdout().is_terminal() {
-        return print_line(&path.to_string_lossy());
+        return print_lines(&[path.to_string_lossy()]);
     }
     print(&[path.as_os_str().as_bytes(), b"\n"].concat())
 }
@@ -40,7 +46,7 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Prints a value as JSON.
-pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| failure(FAILED, format!("cannot write the result as JSON: {error}"), None))?;
     text.push('\n');
@@ -58,18 +64,21 @@ fn written(done: io::Result<()>) -> Result<(), Failure> {
 }
 
 /// Prints the text of --help or --version.
-pub(crate) fn print_help(help: &clap::Error) -> ExitCode {
+pub(super) fn print_help(help: &clap::Error) -> ExitCode {
     match written(help.print()) {
         Ok(()) => ExitCode::from(OK),
-        Err(failure) => {
-            complain(&failure);
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => fail(&failure),
     }
 }
 
+/// Prints a failure, and returns its exit code.
+pub(super) fn fail(failure: &Failure) -> ExitCode {
+    complain(failure);
+    ExitCode::from(failure.code)
+}
+
 /// Prints a failure to standard error: what failed and why, what to try, and the choices.
-pub(crate) fn complain(failure: &Failure) {
+pub(super) fn complain(failure: &Failure) {
     let mut text = format!("holofs: {}\n", one_line(&failure.what));
     if let Some(fix) = &failure.fix {
         text.push_str(&format!("  try: {}\n", one_line(fix)));
@@ -82,37 +91,36 @@ pub(crate) fn complain(failure: &Failure) {
 }
 
 /// Prints a note to standard error, in one line.
-pub(crate) fn note(silent: bool, text: &str) {
+pub(super) fn note(silent: bool, text: &str) {
     if !silent {
         io::stderr().lock().write_all(format!("{}\n", one_line(text)).as_bytes()).ok();
     }
 }
 
+/// A column of a table: its heading, and its cell in a row.
+pub(super) type Column<T> = (&'static str, fn(&T) -> String);
+
 /// The lines of a table: headings first, columns as wide as their widest cell.
-pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+pub(super) fn table<'r, T: 'r>(columns: &[Column<T>], rows: impl Iterator<Item = &'r T>) -> Vec<String> {
+    let mut lines = vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect::<Vec<_>>()];
     // Escaped here because escaping changes the width. Escaping a line again, when it is printed, has no effect.
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| one_line(cell).into_owned()).collect()).collect();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(headings.get(column).map(|heading| heading.len())).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut line = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+    lines.extend(rows.map(|row| columns.iter().map(|(_, cell)| one_line(&cell(row)).into_owned()).collect()));
+    let mut widths = vec![0; columns.len()];
+    for cells in &lines {
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = cell.chars().count().max(*width);
         }
+    }
+    let padded = |cells: Vec<String>| {
+        let line: String =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
         line.trim_end().to_owned()
     };
-    let mut lines = vec![line(&mut headings.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    lines
+    lines.into_iter().map(padded).collect()
 }
 
 /// A number of bytes with a unit.
-pub(crate) fn human_bytes(bytes: u64) -> String {
+pub(super) fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1024.0 {
@@ -129,8 +137,9 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![vec!["a".into(), "bbb".into()], vec!["äää".into(), "c".into()]];
-        assert_eq!(table(&["X", "Y"], &rows), ["X    Y", "a    bbb", "äää  c"]);
+        let columns: [Column<[&str; 2]>; 2] = [("X", |row| row[0].into()), ("Y", |row| row[1].into())];
+        let rows = [["a", "bbb"], ["äää", "c"]];
+        assert_eq!(table(&columns, rows.iter()), ["X    Y", "a    bbb", "äää  c"]);
     }
 
     #[test]

@@ -3,16 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-
-use super::exit::{ENVIRONMENT, FAILED, Failure, OK, failure};
+use super::exit::{ENVIRONMENT, Failure, OK, failure};
 use super::values::seconds;
-use super::{Context, output};
+use super::{Context, cancel_on_signals, output};
 use crate::record::{RecordOptions, record};
-use crate::settings::Flags;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -33,17 +30,10 @@ pub(super) struct Args {
     keep_stage: bool,
     /// Seconds to wait for rcc's lock [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
-    lock_timeout: Option<Duration>,
+    pub(super) lock_timeout: Option<Duration>,
     /// The command that fills the directory $HOLOFS_STAGE; it runs in that directory
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-}
-
-impl Args {
-    /// Adds these arguments to the flags.
-    pub(super) fn set(&self, flags: &mut Flags) {
-        flags.lock_timeout = self.lock_timeout;
-    }
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
@@ -54,11 +44,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             Some("a YAML file of your own"),
         )
     })?;
-    let cancel = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&cancel))
-            .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
-    }
+    let cancel = cancel_on_signals()?;
     let done = record(&RecordOptions {
         library: args.library,
         default_hololib: context.env.hololib(),
@@ -95,7 +81,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
                 recorded.relocated
             ),
         );
-        output::print_line(&recorded.blueprint)?;
+        output::print_lines(&[&recorded.blueprint])?;
     }
     Ok(OK)
 }

@@ -74,12 +74,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         set_aside,
         row: space.into(),
     };
-    if context.json {
-        output::print_json(&status)?;
-    } else {
-        output::print_lines(&text(&status))?;
-    }
-    Ok(OK)
+    output::print_result(context, &status, || text(&status))
 }
 
 pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure> {

@@ -1,14 +1,12 @@
 //! `holofs warm`: compiles the index of an environment and unpacks its large files, before a mount needs them.
 
 use std::ffi::OsString;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, failure};
-use super::{Context, output};
+use super::{Context, cancel_on_signals, output};
 use crate::library::locate::locate;
 use crate::library::warm::Warmed;
 use crate::session::environment::Environment;
@@ -43,11 +41,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
     let controller = &context.settings.controller.value;
     let catalog = select_environment(&library, &args.environment, controller, &context.env)?;
-    let cancel = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&cancel))
-            .map_err(|error| failure(FAILED, format!("signals: {error}"), None))?;
-    }
+    let cancel = cancel_on_signals()?;
     let environment = Environment::open(&library, &catalog, &context.env)?;
     let (warming, blobs) = (environment.warming(args.profile)?, environment.blobs()?);
     let bar = progress(context.silent, warming.bytes());
@@ -81,7 +75,7 @@ fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
     for line in &warmed.failed {
         output::note(false, &format!("holofs: {line}"));
     }
-    output::print_line(&format!(
+    output::print_lines(&[format!(
         "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}",
         warmed.blueprint,
         warmed.entries,
@@ -90,5 +84,5 @@ fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
         output::human_bytes(warmed.bytes_fetched),
         output::human_bytes(warmed.bytes),
         if warmed.failed.is_empty() { String::new() } else { format!("; {} failed", warmed.failed.len()) },
-    ))
+    )])
 }

@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::error::Error;
 use super::registry::{Registry, unreadable};
@@ -44,7 +44,8 @@ const LOOKED_AT: usize = 200_000;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The state of a space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SpaceState {
     /// A daemon serves it.
     Mounted,
@@ -66,22 +67,7 @@ pub enum SpaceState {
 
 impl fmt::Display for SpaceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Mounted => "mounted",
-            Self::Unmounted => "unmounted",
-            Self::Stale => "stale",
-            Self::Moved => "moved",
-            Self::Damaged => "damaged",
-            Self::Deleted => "deleted",
-            Self::CatalogGone => "catalog-gone",
-            Self::Restored => "restored",
-        })
-    }
-}
-
-impl Serialize for SpaceState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.serialize(f)
     }
 }
 

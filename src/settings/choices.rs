@@ -22,11 +22,7 @@ pub enum Strategy {
 
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Smart => "smart",
-            Self::Reflink => "reflink",
-            Self::Copy => "copy",
-        })
+        self.serialize(f)
     }
 }
 
@@ -60,11 +56,7 @@ impl IoMode {
 
 impl fmt::Display for IoMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Cached => "cached",
-            Self::Passthrough => "passthrough",
-        })
+        self.serialize(f)
     }
 }
 
