@@ -1,5 +1,9 @@
 //! Unpacking before the first use, by `holofs warm` and by `holofs mount --prefetch`.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::common::as_user::is_root;
 use crate::common::library::pattern;
 use crate::common::{Library, World, assert_errno, files_below, wait_until};
 
@@ -49,15 +53,19 @@ for_both_users! {
     }
 
     fn library_whose_catalogs_cannot_be_listed_is_a_failure_of_the_library() {
+        if is_root() {
+            return; // Root can list any directory.
+        }
         let world = World::with(&library());
         let catalogs = world.hololib().join("catalog");
-        std::fs::remove_dir_all(&catalogs).unwrap();
-        std::os::unix::fs::symlink("catalog", &catalogs).unwrap();
+        let allow = |mode| std::fs::set_permissions(&catalogs, Permissions::from_mode(mode)).unwrap();
+        allow(0o000);
         for command in ["warm", "mount"] {
             let done = world.run([command, world.home().to_str().unwrap(), "s"]);
             assert_eq!(done.code, 3, "{done:?}");
             assert_eq!(done.stderr.matches("hololib/catalog").count(), 1, "{done:?}");
         }
+        allow(0o755);
     }
 
     /// A mount unpacks what the previous mount read, and nothing else.
