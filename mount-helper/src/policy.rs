@@ -41,6 +41,14 @@ fn is_trusted(f_type: u64) -> bool {
 /// Allowed, or the reason for the refusal.
 pub type Verdict = Result<(), Deny>;
 
+/// Refuses with the first reason that applies.
+fn refuse_first(reasons: &[(bool, Deny)]) -> Verdict {
+    match reasons.iter().find(|(applies, _)| *applies) {
+        Some((_, reason)) => Err(*reason),
+        None => Ok(()),
+    }
+}
+
 /// The administrator's settings in `/etc/fuse.conf`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FuseConf {
@@ -196,33 +204,18 @@ impl Session {
             Phase::Mounted => return Err(Deny::AlreadyMounted),
             Phase::Greeted => {}
         }
-        if flags.allow_other && !conf.user_allow_other {
-            return Err(Deny::AllowOther);
-        }
-        if mounts >= conf.mount_max {
-            return Err(Deny::TooManyMounts);
-        }
-        if !device.is_char_device || device.rdev != FUSE_DEVICE {
-            return Err(Deny::NotFuseDevice);
-        }
-        if !mountpoint.is_dir {
-            return Err(Deny::NotADirectory);
-        }
-        if !mountpoint.resolved_without_symlinks {
-            return Err(Deny::NotWhereItSays);
-        }
-        if !is_trusted(mountpoint.f_type) {
-            return Err(Deny::Filesystem);
-        }
-        // Also for root, which does not need the helper, so that a script of root cannot mount over a user's directory by
-        // mistake.
-        if mountpoint.owner != self.caller {
-            return Err(Deny::NotTheOwner);
-        }
-        if mountpoint.mode & 0o300 != 0o300 {
-            return Err(Deny::NotWritable);
-        }
-        Ok(())
+        refuse_first(&[
+            (flags.allow_other && !conf.user_allow_other, Deny::AllowOther),
+            (mounts >= conf.mount_max, Deny::TooManyMounts),
+            (!device.is_char_device || device.rdev != FUSE_DEVICE, Deny::NotFuseDevice),
+            (!mountpoint.is_dir, Deny::NotADirectory),
+            (!mountpoint.resolved_without_symlinks, Deny::NotWhereItSays),
+            (!is_trusted(mountpoint.f_type), Deny::Filesystem),
+            // Also for root, which does not need the helper, so that a script of root cannot mount over a user's directory
+            // by mistake.
+            (mountpoint.owner != self.caller, Deny::NotTheOwner),
+            (mountpoint.mode & 0o300 != 0o300, Deny::NotWritable),
+        ])
     }
 
     /// Checks the number of mounts again after the mount, because others may have mounted at the same time.
@@ -244,31 +237,19 @@ impl Session {
     /// The refusal.
     pub fn may_open_backing(&self, file: &BackingFacts) -> Verdict {
         self.has_mounted()?;
-        if !file.is_regular {
-            return Err(Deny::NotARegularFile);
-        }
-        match file.access {
-            Access::Read | Access::ReadWrite => {}
-            Access::Write | Access::Path => return Err(Deny::NotReadable),
-        }
-        if !is_trusted(file.f_type) {
-            return Err(Deny::Filesystem);
-        }
-        // For each open through the mount the kernel opens a registered file again without a check of its permission
-        // bits, so a registered file must be one that the caller could open in every mode. An open descriptor does not prove
-        // that, because another process may have passed it to the caller. Ownership does: the owner can change the mode. (A
-        // file from a read-only descriptor is registered read-only, whoever owns it later: see `view`.)
-        if file.owner != self.caller {
-            return Err(Deny::NotTheCallersFile);
-        }
-        // The owner cannot write to such a file, and the kernel does not check the flags again.
-        if file.is_immutable {
-            return Err(Deny::Immutable);
-        }
-        if !file.is_linked {
-            return Err(Deny::Unlinked);
-        }
-        Ok(())
+        refuse_first(&[
+            (!file.is_regular, Deny::NotARegularFile),
+            (matches!(file.access, Access::Write | Access::Path), Deny::NotReadable),
+            (!is_trusted(file.f_type), Deny::Filesystem),
+            // For each open through the mount the kernel opens a registered file again without a check of its permission
+            // bits, so a registered file must be one that the caller could open in every mode. An open descriptor does not
+            // prove that, because another process may have passed it to the caller. Ownership does: the owner can change
+            // the mode. (A file from a read-only descriptor is registered read-only, whoever owns it later: see `view`.)
+            (file.owner != self.caller, Deny::NotTheCallersFile),
+            // The owner cannot write to such a file, and the kernel does not check the flags again.
+            (file.is_immutable, Deny::Immutable),
+            (!file.is_linked, Deny::Unlinked),
+        ])
     }
 
     /// Whether the session needs another slot before it registers one more file.

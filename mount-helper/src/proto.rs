@@ -315,10 +315,7 @@ impl Request {
                 let source = <[u8; SOURCE_SIZE]>::try_from(tail).ok().and_then(MountSource::of);
                 Self::Mount { flags, source: source.ok_or(ProtoError::Field("the source"))? }
             }
-            Opcode::BackingOpen => {
-                zero(second, "the id")?;
-                Self::BackingOpen
-            }
+            Opcode::BackingOpen => zero(second, "the id").map(|()| Self::BackingOpen)?,
             Opcode::BackingClose => Self::BackingClose { id: backing_id(second)? },
         })
     }
@@ -368,27 +365,19 @@ impl Reply {
             return Ok(Self::NotUnderstood);
         }
         let opcode = Opcode::of(number)?;
-        match status {
-            DONE => Ok(match opcode {
-                Opcode::Hello => Self::Hello { version: version(second)? },
-                Opcode::Mount => {
-                    zero(second, "the detail")?;
-                    Self::Mounted
-                }
-                Opcode::BackingOpen => Self::BackingOpened { id: backing_id(second)? },
-                Opcode::BackingClose => {
-                    zero(second, "the detail")?;
-                    Self::BackingClosed
-                }
-            }),
-            DENIED => {
+        match (status, opcode) {
+            (DONE, Opcode::Hello) => Ok(Self::Hello { version: version(second)? }),
+            (DONE, Opcode::Mount) => zero(second, "the detail").map(|()| Self::Mounted),
+            (DONE, Opcode::BackingOpen) => Ok(Self::BackingOpened { id: backing_id(second)? }),
+            (DONE, Opcode::BackingClose) => zero(second, "the detail").map(|()| Self::BackingClosed),
+            (DENIED, _) => {
                 let reason = Deny::of(second).ok_or(ProtoError::Field("the reason"))?;
                 Ok(Self::Denied { opcode, reason })
             }
             // The range of errnos in the kernel.
-            FAILED if (1..4096).contains(&second) => Ok(Self::Failed { opcode, errno: second }),
-            FAILED => Err(ProtoError::Field("the errno")),
-            other => Err(ProtoError::Status(other)),
+            (FAILED, _) if (1..4096).contains(&second) => Ok(Self::Failed { opcode, errno: second }),
+            (FAILED, _) => Err(ProtoError::Field("the errno")),
+            (other, _) => Err(ProtoError::Status(other)),
         }
     }
 }

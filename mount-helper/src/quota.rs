@@ -20,6 +20,7 @@ use holofs_mount_helper::vocabulary::Deny;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::serve::Refusal;
 use crate::{kernel, sys};
 
 /// The program file, even after a rename.
@@ -44,7 +45,7 @@ impl Quota {
         caller: u32,
         fuse: BorrowedFd<'_>,
         views: &mut Views,
-    ) -> Result<Result<(), Deny>, Errno> {
+    ) -> Result<(), Refusal> {
         if self.file.is_none() {
             let program = rustix::fs::open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let file = views.open(program.as_fd())?;
@@ -52,7 +53,7 @@ impl Quota {
             kernel::backing_open(fuse, file.as_fd())?;
             self.file = Some(file);
         }
-        let Some(file) = self.file.as_ref().map(AsFd::as_fd) else { return Err(Errno::BADF) };
+        let Some(file) = self.file.as_ref().map(AsFd::as_fd) else { return Err(Errno::BADF.into()) };
         for slot in 0..SLOTS_PER_USER {
             let byte = i64::from(caller) * i64::from(SLOTS_PER_USER) + i64::from(slot);
             // F_OFD_GETLK does not report locks of the same open file.
@@ -66,8 +67,8 @@ impl Quota {
                 continue;
             }
             self.held.push(slot);
-            return Ok(Ok(()));
+            return Ok(());
         }
-        Ok(Err(Deny::TooMany))
+        Err(Deny::TooMany.into())
     }
 }

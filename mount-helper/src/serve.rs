@@ -20,7 +20,7 @@ use crate::{facts, kernel};
 const DEVICE: &str = "/dev/fuse";
 
 /// Why a request was not carried out.
-enum Refusal {
+pub(crate) enum Refusal {
     Denied(Deny),
     Failed(Errno),
 }
@@ -129,7 +129,7 @@ impl Server {
         self.session.may_open_backing(&facts)?;
         let fuse = self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))?;
         while self.session.needs_slot() {
-            self.quota.take(self.caller, fuse, &mut self.views)??;
+            self.quota.take(self.caller, fuse, &mut self.views)?;
             self.session.slot_taken();
         }
         let id = match facts.access {

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::NAME_LEN;
 use super::digest::Digest;
 use super::index::CatalogInfo;
+use super::name::is_hex;
 use limits::Limits;
 
 /// The deepest nesting of directories. A path of the kernel's limit (4096 bytes) could have 2048 levels. Real
@@ -187,9 +188,7 @@ fn check_header(info: &CatalogInfo) -> Result<(), CatalogError> {
     if name != info.identity || info.path.contains('\0') {
         return bad(format!("the path {:?} does not end in the identity {:?}", info.path, info.identity));
     }
-    let is_hash =
-        |text: &str| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !info.blueprint.is_empty() && !is_hash(&info.blueprint) {
+    if !info.blueprint.is_empty() && !is_hex(&info.blueprint, 16) {
         return bad(format!("the blueprint {:?} is not a hash of 16 hexadecimal digits", info.blueprint));
     }
     Ok(())

@@ -141,15 +141,10 @@ fn parse_hex<const N: usize>(text: &[u8]) -> Result<[u8; N], NotADigest> {
 }
 
 /// Computes a digest of bytes that arrive in pieces.
+#[derive(Debug)]
 pub enum Hasher {
     Sha256(Box<sha2::Sha256>),
     Sip128(SipHasher24),
-}
-
-impl fmt::Debug for Hasher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hasher")
-    }
 }
 
 impl Hasher {

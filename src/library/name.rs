@@ -28,16 +28,10 @@ fn sip(keys: (u64, u64), bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// rcc's general 64-bit hash. A blueprint's name is its [`sipit_hex`].
-#[must_use]
-pub fn sipit(bytes: &[u8]) -> u64 {
-    sip(SIPIT_KEYS, bytes)
-}
-
-/// [`sipit`] as 16 lower-case hexadecimal digits.
+/// rcc's general 64-bit hash, as 16 lower-case hexadecimal digits. Names a blueprint.
 #[must_use]
 pub fn sipit_hex(bytes: &[u8]) -> String {
-    format!("{:016x}", sipit(bytes))
+    format!("{:016x}", sip(SIPIT_KEYS, bytes))
 }
 
 /// The user part of a name, from the unchanged value of `$HOME`. As in rcc, the hash has no leading zeros before it is
@@ -60,12 +54,6 @@ pub fn controller_identity(controller: &str) -> String {
 #[must_use]
 pub fn identity(home: Option<&[u8]>, controller: &str, space: &str) -> Identity {
     space_name(&user7(home), controller, space)
-}
-
-/// As [`identity`], for an unmanaged space, which belongs to no user.
-#[must_use]
-pub fn unmanaged(controller: &str, space: &str) -> Identity {
-    space_name(UNMANAGED, controller, space)
 }
 
 /// The name of the directory in which rcc builds environments for `platform`, written as `linux amd64`.
@@ -147,7 +135,7 @@ impl fmt::Display for Identity {
     }
 }
 
-fn is_hex(text: &str, digits: usize) -> bool {
+pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -176,7 +164,7 @@ mod tests {
                 let made = identity(home, controller, space);
                 assert_eq!(Some(made.as_str()), v.identity.as_deref());
                 assert_eq!(Identity::parse(made.as_str()).as_ref(), Some(&made));
-                assert_eq!(Some(unmanaged(controller, space).as_str()), v.unmanaged.as_deref());
+                assert_eq!(Some(space_name(UNMANAGED, controller, space).as_str()), v.unmanaged.as_deref());
             }
             if let Some(stage) = &v.stage {
                 assert_eq!(stage_identity(home, "linux amd64").as_str(), stage);

@@ -17,7 +17,7 @@ use crate::library::digest::Digest;
 const SORT: usize = 1 << 12;
 
 /// Reads one document. Bytes after it are ignored.
-pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, CatalogError> {
+pub(super) fn build(pieces: &mut dyn Pieces, limits: Limits) -> Result<Tree, CatalogError> {
     let mut builder = Builder {
         json: Lexer::new(pieces),
         tree: Tree::default(),
@@ -40,8 +40,8 @@ pub(super) fn build(pieces: impl Pieces, limits: Limits) -> Result<Tree, Catalog
     }
 }
 
-struct Builder<P> {
-    json: Lexer<P>,
+struct Builder<'p> {
+    json: Lexer<'p>,
     tree: Tree,
     limits: Limits,
     known_digests: HashMap<Digest, u32>,
@@ -59,7 +59,7 @@ struct Lengths {
     relocations: usize,
 }
 
-impl<P: Pieces> Builder<P> {
+impl Builder<'_> {
     fn document(&mut self) -> Result<(), Stop> {
         const FIELDS: [&str; 6] = ["rcc", "identity", "path", "platform", "blueprint", "tree"];
         let mut object = self.json.object()?;
@@ -213,10 +213,7 @@ impl<P: Pieces> Builder<P> {
                 self.sort_offsets(start);
                 let distinct = self.tree.relocations.len();
                 if distinct > self.limits.relocations {
-                    return Err(Stop::Other(Limits::too_large(
-                        "relocations",
-                        self.limits.relocations as u64,
-                    )));
+                    return Err(Limits::too_large("relocations", self.limits.relocations as u64).into());
                 }
                 // The threshold doubles, so the total time for sorting stays proportional to the list's length times
                 // its logarithm.
@@ -244,7 +241,7 @@ impl<P: Pieces> Builder<P> {
         self.sort_offsets(start);
         let all = &self.tree.relocations;
         if all.len() > self.limits.relocations {
-            return Err(Stop::Other(Limits::too_large("relocations", self.limits.relocations as u64)));
+            return Err(Limits::too_large("relocations", self.limits.relocations as u64).into());
         }
         if all.len() > start
             && let Some(last) = all.last()
@@ -280,7 +277,7 @@ impl<P: Pieces> Builder<P> {
     fn digest(&mut self, digest: Digest) -> Result<u32, Stop> {
         // The digests of removed entries remain, so they count too.
         if self.tree.digests.len() > self.limits.entries {
-            return Err(Stop::Other(Limits::too_large("digests", self.limits.entries as u64)));
+            return Err(Limits::too_large("digests", self.limits.entries as u64).into());
         }
         let next = self.tree.digests.len() as u32;
         Ok(*self.known_digests.entry(digest).or_insert_with(|| {
@@ -296,7 +293,7 @@ impl<P: Pieces> Builder<P> {
         }
         let own = self.tree.entries.len();
         if own >= self.limits.entries {
-            return Err(Stop::Other(Limits::too_large("entries", self.limits.entries as u64)));
+            return Err(Limits::too_large("entries", self.limits.entries as u64).into());
         }
         self.tree.entries.push(Entry { name, parent, kind });
         Ok(own as u32)
@@ -329,7 +326,7 @@ fn add_text(strings: &mut Vec<u8>, text: &str) -> Result<Text, Stop> {
     let (Ok(offset), Ok(len), Ok(_)) =
         (u32::try_from(strings.len()), u32::try_from(text.len()), u32::try_from(whole))
     else {
-        return Err(Stop::Other(CatalogError::TooLarge("the names take more than 4 GiB".into())));
+        return Err(CatalogError::TooLarge("the names take more than 4 GiB".into()).into());
     };
     strings.extend_from_slice(text.as_bytes());
     Ok((offset, len))

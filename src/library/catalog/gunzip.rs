@@ -22,7 +22,7 @@ const SMALL: usize = 32 * 1024;
 pub(super) fn unpacking<T>(
     bytes: &[u8],
     limits: Limits,
-    reader: impl FnOnce(Box<dyn Pieces + '_>) -> Result<T, CatalogError>,
+    reader: impl FnOnce(&mut dyn Pieces) -> Result<T, CatalogError>,
 ) -> Result<T, CatalogError> {
     if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         return Err(CatalogError::NotGzip(
@@ -32,18 +32,18 @@ pub(super) fn unpacking<T>(
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Err(CatalogError::NotGzip("not a gzip stream".into()));
     }
-    let unpacker = Unpacker::new(bytes, PIECE, limits);
+    let mut unpacker = Unpacker::new(bytes, PIECE, limits);
     if bytes.len() < SMALL {
-        return reader(Box::new(unpacker));
+        return reader(&mut unpacker);
     }
     std::thread::scope(|scope| {
         let (full, pieces) = sync_channel(AHEAD);
         let (empty, used) = channel();
         let worker = std::thread::Builder::new().name("unpack".into());
         match worker.spawn_scoped(scope, move || unpack_into(unpacker, &full, &used)) {
-            Ok(_) => reader(Box::new(Waiting { pieces, empty })),
+            Ok(_) => reader(&mut Waiting { pieces, empty }),
             // Without a second thread it takes longer.
-            Err(_) => reader(Box::new(Unpacker::new(bytes, PIECE, limits))),
+            Err(_) => reader(&mut Unpacker::new(bytes, PIECE, limits)),
         }
     })
 }
@@ -75,12 +75,6 @@ impl Pieces for Waiting {
             self.empty.send(used).unwrap_or_default();
         }
         self.pieces.recv().ok().transpose()
-    }
-}
-
-impl<P: Pieces + ?Sized> Pieces for Box<P> {
-    fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
-        (**self).next(used)
     }
 }
 

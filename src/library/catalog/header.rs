@@ -36,23 +36,21 @@ pub fn read_header(packed: impl Read, stored: u64) -> Result<Header, CatalogErro
         return Err(CatalogError::TooLarge(format!("the file is larger than {MAX_FILE} bytes")));
     }
     let packed = BufReader::with_capacity(PIECE, packed);
-    let header = header(Unpacker::new(packed, PIECE, Limits::of(stored)))?;
+    let header = header(&mut Unpacker::new(packed, PIECE, Limits::of(stored)))?;
     if header.is_complete() {
         return Ok(header);
     }
     Err(CatalogError::BadHeader("identity, path, platform or blueprint is missing".into()))
 }
 
-fn header(pieces: impl Pieces) -> Result<Header, CatalogError> {
+fn header(pieces: &mut dyn Pieces) -> Result<Header, CatalogError> {
     let mut json = Lexer::new(pieces);
     let mut header = Header::default();
-    match read_members(&mut json, &mut header) {
-        Ok(()) => Ok(header),
-        Err(stop) => Err(stop.into_error(json.offset())),
-    }
+    read_members(&mut json, &mut header).map_err(|stop| stop.into_error(json.offset()))?;
+    Ok(header)
 }
 
-fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(), Stop> {
+fn read_members(json: &mut Lexer<'_>, header: &mut Header) -> Result<(), Stop> {
     const FIELDS: [&str; 8] =
         ["rcc", "identity", "path", "controller", "space", "platform", "blueprint", "tree"];
     let mut object = json.object()?;
@@ -85,15 +83,15 @@ fn read_members<P: Pieces>(json: &mut Lexer<P>, header: &mut Header) -> Result<(
 /// # Errors
 /// When `packed` is not such a document, or `out` cannot be written.
 pub fn rewrite(packed: &[u8], header: &Header, out: &mut dyn Write) -> io::Result<()> {
-    let text = Unpacker::new(packed, PIECE, Limits::of(packed.len() as u64));
-    splice(MultiGzDecoder::new(packed), edits(text, header)?, out)
+    let mut text = Unpacker::new(packed, PIECE, Limits::of(packed.len() as u64));
+    splice(MultiGzDecoder::new(packed), edits(&mut text, header)?, out)
 }
 
 /// A range of the text, and its replacement.
 type Edit = (Range<u64>, Vec<u8>);
 
 /// The edits that put `header` into the text, in ascending order. The last one is at the end of the document.
-fn edits(pieces: impl Pieces, header: &Header) -> io::Result<Vec<Edit>> {
+fn edits(pieces: &mut dyn Pieces, header: &Header) -> io::Result<Vec<Edit>> {
     let mut values = Vec::new();
     for (name, value) in [
         ("identity", &header.identity),
@@ -110,8 +108,8 @@ fn edits(pieces: impl Pieces, header: &Header) -> io::Result<Vec<Edit>> {
 }
 
 /// `values` are the new ones. Each is taken when its place is found.
-fn find_edits<P: Pieces>(
-    json: &mut Lexer<P>,
+fn find_edits(
+    json: &mut Lexer<'_>,
     mut values: Vec<(&'static str, Option<Vec<u8>>)>,
 ) -> Result<Vec<Edit>, Stop> {
     let mut edits = Vec::new();
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Header, CatalogError> {
-        header(Chopped(text.as_bytes(), 3))
+        header(&mut Chopped(text.as_bytes(), 3))
     }
 
     fn new_header() -> Header {
@@ -173,7 +171,7 @@ mod tests {
     }
 
     fn rewritten(text: &str, block: usize) -> io::Result<String> {
-        let edits = edits(Chopped(text.as_bytes(), block), &new_header())?;
+        let edits = edits(&mut Chopped(text.as_bytes(), block), &new_header())?;
         let mut out = Vec::new();
         splice(text.as_bytes(), edits, &mut out)?;
         Ok(String::from_utf8(out).unwrap())

@@ -34,6 +34,12 @@ pub(super) enum Stop {
     Other(CatalogError),
 }
 
+impl From<CatalogError> for Stop {
+    fn from(error: CatalogError) -> Self {
+        Self::Other(error)
+    }
+}
+
 impl Stop {
     /// The error for a text that was read up to `offset`.
     pub(super) fn into_error(self, offset: u64) -> CatalogError {
@@ -45,9 +51,8 @@ impl Stop {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Lexer<P> {
-    pieces: P,
+pub(super) struct Lexer<'p> {
+    pieces: &'p mut dyn Pieces,
     piece: Vec<u8>,
     at: usize,
     /// The length of the text before this piece.
@@ -111,8 +116,8 @@ fn blank_len(bytes: &[u8]) -> usize {
     len + rest.iter().take_while(|byte| is_blank(byte)).count()
 }
 
-impl<P: Pieces> Lexer<P> {
-    pub(super) fn new(pieces: P) -> Self {
+impl<'p> Lexer<'p> {
+    pub(super) fn new(pieces: &'p mut dyn Pieces) -> Self {
         Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
     }
 
@@ -127,7 +132,7 @@ impl<P: Pieces> Lexer<P> {
         self.before += self.piece.len() as u64;
         self.at = 0;
         let used = std::mem::take(&mut self.piece);
-        match self.pieces.next(used).map_err(Stop::Other)? {
+        match self.pieces.next(used)? {
             Some(piece) => {
                 self.piece = piece;
                 Ok(true)
