@@ -4,11 +4,12 @@
 //! cannot reach a path that the caller cannot reach.
 
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use holofs_mount_helper::policy::{
     Access, BackingFacts, DeviceFacts, FuseConf, MountpointFacts, fuse_mounts,
 };
+use holofs_mount_helper::view::{identity, path_of};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, fcntl_getfl,
     fstat, fstatfs,
@@ -63,29 +64,12 @@ pub(crate) fn of_mountpoint(fd: BorrowedFd<'_>) -> Result<MountpointFacts, Errno
 /// Whether the path of the directory leads to it for the caller, without symbolic links and without a mount on top.
 fn is_where_it_says(fd: BorrowedFd<'_>) -> bool {
     let found = || {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let path = rustix::fs::readlink(link, Vec::new())?;
-        if !path.as_bytes().starts_with(b"/") {
-            return Err(Errno::NOENT);
-        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
-        Ok(identity(found.as_fd())? == identity(fd)?)
+        let found = rustix::fs::openat2(CWD, path_of(fd)?, flags, Mode::empty(), resolve).ok()?;
+        Some(identity(found.as_fd()).ok()? == identity(fd).ok()?)
     };
-    found().unwrap_or(false)
-}
-
-/// Identifies a directory in a mount.
-fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u32, u32, u64), Errno> {
-    // Without a request to a FUSE daemon: one that mounted on the directory may not answer.
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-    let statx = rustix::fs::statx(fd, "", flags, wanted)?;
-    if !StatxFlags::from_bits_retain(statx.stx_mask).contains(wanted) {
-        return Err(Errno::NOSYS);
-    }
-    Ok((statx.stx_mnt_id, statx.stx_dev_major, statx.stx_dev_minor, statx.stx_ino))
+    found() == Some(true)
 }
 
 pub(crate) fn of_backing(fd: BorrowedFd<'_>) -> Result<BackingFacts, Errno> {

@@ -37,9 +37,9 @@ struct View {
     root: OwnedFd,
 }
 
-/// A file, and the mount through which it was opened.
-#[derive(PartialEq, Eq)]
-struct Identity {
+/// A file or directory, and the mount through which it was opened.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Identity {
     device: (u32, u32),
     inode: u64,
     mount: u64,
@@ -104,9 +104,18 @@ impl Views {
 
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
-fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+/// Identifies an open file or directory.
+///
+/// # Errors
+/// ENOSYS if the kernel does not tell the mount, and those of statx(2).
+pub fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+    // Without a request to a FUSE daemon: one that mounted on the directory may not answer.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-    let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted)?;
+    let found = rustix::fs::statx(fd, "", flags, wanted)?;
+    if !StatxFlags::from_bits_retain(found.stx_mask).contains(wanted) {
+        return Err(Errno::NOSYS);
+    }
     Ok(Identity {
         device: (found.stx_dev_major, found.stx_dev_minor),
         inode: found.stx_ino,
@@ -121,7 +130,9 @@ fn is_same(opened: &OwnedFd, wanted: &Identity) -> bool {
     })
 }
 
-fn path_of(file: BorrowedFd<'_>) -> Option<PathBuf> {
+/// The current path of an open file or directory. None if it was removed from the caller's tree.
+#[must_use]
+pub fn path_of(file: BorrowedFd<'_>) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStringExt;
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = rustix::fs::readlinkat(CWD, link, Vec::new()).ok()?.into_bytes();

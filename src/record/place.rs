@@ -127,21 +127,20 @@ impl Opened {
     pub(super) fn digest_kind(&self, compress: Option<bool>) -> Result<DigestKind, RecordError> {
         let marker = self.catalog.stat(MARKER.as_ref());
         let is_raw = marker.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory);
-        let hololib = || parent(self.catalog.path()).to_owned();
+        let mixed = |is, asked| {
+            let hololib = parent(self.catalog.path()).to_owned();
+            Err(RecordError::Kind { hololib, is, asked })
+        };
         match (compress, is_raw) {
             (None | Some(false), true) => Ok(DigestKind::Sip128),
             (None | Some(true), false) => Ok(DigestKind::Sha256),
-            (Some(true), true) => {
-                Err(RecordError::Kind { hololib: hololib(), is: "raw", asked: "compressed" })
-            }
+            (Some(true), true) => mixed("raw", "compressed"),
             (Some(false), false) if self.catalog.is_empty()? && self.library.is_empty()? => {
                 let mut file = self.catalog.create_new(MARKER.as_ref(), Access::Write, 0o666)?;
                 file.write_all(b"present").map_err(RecordError::io(self.catalog.path().join(MARKER)))?;
                 Ok(DigestKind::Sip128)
             }
-            (Some(false), false) => {
-                Err(RecordError::Kind { hololib: hololib(), is: "compressed", asked: "raw" })
-            }
+            (Some(false), false) => mixed("compressed", "raw"),
         }
     }
 

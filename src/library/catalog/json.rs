@@ -126,19 +126,14 @@ impl<'p> Lexer<'p> {
         self.before + self.at as u64
     }
 
-    /// Gets the next piece. Returns false at the end.
+    /// Gets the next piece. At the end of the text this is an error.
     #[cold]
-    fn refill(&mut self) -> Result<bool, Stop> {
+    fn refill(&mut self) -> Result<(), Stop> {
         self.before += self.piece.len() as u64;
         self.at = 0;
         let used = std::mem::take(&mut self.piece);
-        match self.pieces.next(used)? {
-            Some(piece) => {
-                self.piece = piece;
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        self.piece = self.pieces.next(used)?.ok_or(Stop::Json("the text ends too early"))?;
+        Ok(())
     }
 
     /// Returns the next byte without consuming it.
@@ -147,9 +142,7 @@ impl<'p> Lexer<'p> {
             if let Some(byte) = self.piece.get(self.at) {
                 return Ok(*byte);
             }
-            if !self.refill()? {
-                return Err(Stop::Json("the text ends too early"));
-            }
+            self.refill()?;
         }
     }
 
@@ -167,9 +160,7 @@ impl<'p> Lexer<'p> {
             if let Some(byte) = self.piece.get(self.at) {
                 return Ok(*byte);
             }
-            if !self.refill()? {
-                return Err(Stop::Json("the text ends too early"));
-            }
+            self.refill()?;
         }
     }
 
