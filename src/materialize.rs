@@ -198,7 +198,8 @@ impl Materializer {
         match self.open.lock().get(&node) {
             Some(Opened::File(file)) => return Ok(Some(FileData::File(Arc::clone(file)))),
             Some(Opened::Stream(filling)) => {
-                if let Some(filling) = filling.upgrade() {
+                // After a failure the next read tries again: the library's blob may have been repaired.
+                if let Some(filling) = filling.upgrade().filter(|filling| !filling.has_failed()) {
                     return Ok(Some(FileData::Stream(filling, node)));
                 }
             }

@@ -98,7 +98,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if mounted.missing_blobs > 0 {
             let count = mounted.missing_blobs;
             let note = format!(
-                "holofs: {count} blobs are missing in the library, so some files cannot be read: see `holofs check`"
+                "holofs: the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
             );
             output::note(context.silent, &note);
         }

@@ -515,6 +515,21 @@ fn a_read_finds_at_once_what_needs_no_long_wait() {
     assert!(matches!(here(&world, "lib/b.txt"), Some(FileData::Bytes(_))), "in memory");
 }
 
+/// A reader of the failed stream, such as a readahead, may still hold it.
+#[test]
+fn a_read_after_a_failed_stream_tries_again() {
+    let world = World::usual();
+    let (library, aside) = (world.dir.path().join("hololib/library"), world.dir.path().join("aside"));
+    std::fs::rename(&library, &aside).unwrap();
+    let ino = world.ino("lib/large.bin");
+    let DataLocation::Fetch(node) = world.fs.find_data(ino).unwrap() else { panic!("not fetched yet") };
+    let held = world.fs.fetch_data(node).unwrap();
+    assert!(matches!(&held, FileData::Stream(filling, _) if filling.wait(0, 1).is_err()));
+    std::fs::rename(&aside, &library).unwrap();
+    assert_eq!(world.read("lib/large.bin").len(), 300_000);
+    drop(held);
+}
+
 #[test]
 fn changes_wait_for_the_record_of_the_space() {
     let mut world = World::usual();

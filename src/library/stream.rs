@@ -130,6 +130,12 @@ impl Filling {
         to_tell.into_iter().for_each(|tell| tell());
     }
 
+    /// Whether the unpacking has ended without a good blob.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.progress.lock().ended, Some(Err(_)))
+    }
+
     /// Calls `answer` once the `len` bytes at `offset` are in the file: now, or later on the thread that unpacks.
     ///
     /// # Errors

@@ -286,7 +286,7 @@ for_both_users! {
         std::fs::remove_file(one().blob(&world.hololib(), "lib/module.py")).unwrap();
         let told = try_mount(&world, &[]);
         assert_eq!(told.code, 0, "{told:?}");
-        assert!(told.stderr.contains("1 blobs are missing"), "{told:?}");
+        assert!(told.stderr.contains("lacks 1 of the environment's blobs"), "{told:?}");
         assert_eq!(world.run(["unmount", "s"]).code, 0);
         // The report repeats at each mount until the blobs exist.
         let mounted = world.mount("s");
