@@ -36,6 +36,8 @@ use index::IndexError;
 use index::compile::CompileError;
 use stored::{StoredBlob, StoredBlobs};
 
+use crate::sys::thread::Panicked;
+
 /// The time that rcc gives every restored file: 2021-01-07T06:13:20Z, in seconds since the epoch.
 pub const MOTHER_TIME: i64 = 1_610_000_000;
 
@@ -155,6 +157,9 @@ pub enum LibraryError {
         /// What the system answered.
         source: io::Error,
     },
+    /// A thread that worked on the library panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl LibraryError {

@@ -148,6 +148,7 @@ impl Advice for LibraryError {
             Self::Io { .. } => {
                 try_this(LIBRARY, "run as a user who may read it; if it is a file of holofs, set HOLOFS_HOME")
             }
+            Self::Panicked(_) => (FAILED, None),
         }
     }
 }
@@ -349,7 +350,7 @@ impl Advice for RecordError {
             | Self::LinkNotUtf8 { .. }
             | Self::TooDeep { .. }
             | Self::Changed { .. } => (ENVIRONMENT, None),
-            Self::Io { .. } => (FAILED, None),
+            Self::Io { .. } | Self::Panicked(_) => (FAILED, None),
         }
     }
 }

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, failure};
 use super::{Context, cancel_on_signals, output};
+use crate::library::blob::BlobError;
 use crate::library::locate::locate;
 use crate::library::warm::Warmed;
 use crate::session::environment::Environment;
@@ -48,7 +49,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let jobs = args.jobs.unwrap_or_else(process::processors);
     let warmed = warming.run(&blobs, jobs, &cancel, &|size| bar.inc(size));
     bar.finish_and_clear();
-    let warmed = warmed.map_err(|error| failure(FAILED, error.to_string(), Some(MORE_SPACE)))?;
+    let warmed = warmed.map_err(|error| {
+        let fix = (!matches!(error, BlobError::Panicked(_))).then_some(MORE_SPACE);
+        failure(FAILED, error.to_string(), fix)
+    })?;
     if cancel.load(Ordering::Relaxed) {
         let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
         return Err(failure(INTERRUPTED, what, None));

@@ -56,7 +56,7 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
 fn blob_errno(error: &BlobError) -> Errno {
     match error {
         // Not ENOENT: the file exists, and only its bytes cannot be read.
-        BlobError::Missing { .. } | BlobError::Corrupt { .. } => Errno::IO,
+        BlobError::Missing { .. } | BlobError::Corrupt { .. } | BlobError::Panicked(_) => Errno::IO,
         BlobError::Io { source, .. } => io_errno(source),
     }
 }

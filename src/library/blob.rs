@@ -25,11 +25,12 @@ use super::cache::{BlobCache, CachedCopy, Pending, reopened};
 use super::digest::Digest;
 use super::stamp::Stamp;
 use super::stored::StoredBlob;
-use super::stream::{Failed, Filling, Outcome, abandoned};
+use super::stream::{Failed, Filling, Outcome};
 use super::unkept::{Unkept, is_full, memory_limit};
 use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
-use crate::sys::{fd, thread};
+use crate::sys::fd;
+use crate::sys::thread::{self, Panicked};
 pub use error::BlobError;
 use read::is_content;
 pub(super) use read::{Fault, not_opened, read_through};
@@ -74,7 +75,7 @@ impl Unpacking {
                     self.blobs.distrusted.lock().insert(self.digest);
                     Err(error)
                 }
-                BlobError::Missing { .. } => Err(error),
+                BlobError::Missing { .. } | BlobError::Panicked(_) => Err(error),
                 // On a full disk the blob may still fit into memory, which cannot be streamed.
                 BlobError::Io { .. } => self.blobs.open_raw(&self.digest, size),
             }
@@ -86,7 +87,7 @@ impl Unpacking {
 impl Drop for Unpacking {
     fn drop(&mut self) {
         self.blobs.streams.lock().remove(&self.digest);
-        self.to.end(self.outcome.take().unwrap_or_else(|| Err(Arc::new(abandoned()))));
+        self.to.end(self.outcome.take().unwrap_or_else(|| Err(Arc::new(Panicked.into()))));
     }
 }
 

@@ -9,13 +9,13 @@
 //! cache: each file that is read registers a callback for that.
 
 use std::fs::File;
-use std::io;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::blob::error::BlobError;
+use crate::sys::thread::Panicked;
 
 /// The file to read a range from, or why the blob cannot be read.
 pub type Outcome = Result<Arc<File>, Arc<BlobError>>;
@@ -153,7 +153,7 @@ impl Filling {
         // The receiver exists until it has the outcome.
         let answer = move |outcome| drop(send.send(outcome));
         drop(self.register(offset, len, Box::new(answer), usize::MAX));
-        receive.recv().unwrap_or_else(|_| Err(Arc::new(abandoned())))
+        receive.recv().unwrap_or_else(|_| Err(Arc::new(Panicked.into())))
     }
 
     fn register(&self, offset: u64, len: usize, answer: Callback, limit: usize) -> Result<(), Callback> {
@@ -176,14 +176,6 @@ impl Filling {
     /// Whether the first `end` bytes may be read while `unpacked` bytes are there and none is verified.
     fn is_there(&self, end: u64, unpacked: u64) -> bool {
         end <= unpacked && end < self.size.max(1)
-    }
-}
-
-/// The error for readers when the thread that unpacks has panicked.
-pub(super) fn abandoned() -> BlobError {
-    BlobError::Io {
-        place: "unpacking".into(),
-        source: io::Error::other("the thread that unpacked it is gone"),
     }
 }
 
@@ -264,7 +256,7 @@ mod tests {
         }
         filling.on_failure(Box::new(count(&told)));
         filling.on_failure(Box::new(count(&told)));
-        filling.end(Err(Arc::new(abandoned())));
+        filling.end(Err(Arc::new(Panicked.into())));
         // One that comes later has read nothing.
         filling.on_failure(Box::new(count(&told)));
         assert_eq!((failed.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (4, 2));
@@ -282,7 +274,7 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         assert!(filling.when_there(5, 4, Box::new(answer)).is_ok());
-        filling.end(Err(Arc::new(abandoned())));
+        filling.end(Err(Arc::new(Panicked.into())));
         assert_eq!(answered.load(Ordering::Relaxed), 1);
     }
 

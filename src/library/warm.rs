@@ -100,7 +100,7 @@ impl<'i> Warming<'i> {
                     warmed.fetched += 1;
                     warmed.bytes_fetched += size;
                 }
-                Err(error @ BlobError::Io { .. }) => return Err(error),
+                Err(error @ (BlobError::Io { .. } | BlobError::Panicked(_))) => return Err(error),
                 Err(error) => warmed.failed.push(format!("{}: {error}", self.index.path_of(*node))),
             }
             Ok(())

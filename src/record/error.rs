@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 
 use crate::library::LibraryError;
 use crate::sys::guarded::GuardedError;
+use crate::sys::thread::Panicked;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -74,6 +75,8 @@ pub enum RecordError {
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl RecordError {

@@ -1,6 +1,7 @@
 //! Starts threads where that can fail: limits of processes (`ulimit -u`) and of containers count threads too.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,25 +34,36 @@ pub fn spawn_with<T: Send + 'static>(
     }
 }
 
+/// The error when a thread panicked. The panic hook has reported why.
+#[derive(Debug, thiserror::Error)]
+#[error("internal error: a thread panicked")]
+pub struct Panicked;
+
 /// Calls `work` with each item, on up to `jobs` threads including this one. The items are taken in order. Each thread
 /// makes its own state with `state`. After an error, no thread takes another item.
 ///
 /// # Errors
-/// The first error of `work`.
-pub fn for_each<T: Sync, S, E: Send>(
+/// The first error of `work`, or [`Panicked`].
+pub fn for_each<T: Sync, S, E: Send + From<Panicked>>(
     items: &[T],
     jobs: usize,
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    let run = || {
+    let take_items = || {
         let mut state = state();
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = work(&mut state, item) {
-                next.store(items.len(), Ordering::Relaxed);
-                failed.lock().get_or_insert(error);
-            }
+            work(&mut state, item)?;
+        }
+        Ok(())
+    };
+    let run = || {
+        // After a panic, the caller drops what the threads share.
+        let done = catch_unwind(AssertUnwindSafe(take_items));
+        if let Err(error) = done.unwrap_or_else(|_| Err(Panicked.into())) {
+            next.store(items.len(), Ordering::Relaxed);
+            failed.lock().get_or_insert(error);
         }
     };
     std::thread::scope(|scope| {
@@ -88,6 +100,12 @@ pub fn obtainable(wanted: usize) -> usize {
 mod tests {
     use super::*;
 
+    impl From<Panicked> for io::Error {
+        fn from(panicked: Panicked) -> Self {
+            Self::other(panicked)
+        }
+    }
+
     #[test]
     fn work_is_done_on_another_thread() {
         let (send, receive) = std::sync::mpsc::channel();
@@ -105,7 +123,7 @@ mod tests {
             let state = || states.fetch_add(1, Ordering::Relaxed);
             let work = |_: &mut usize, item: &usize| {
                 sum.fetch_add(*item, Ordering::Relaxed);
-                Ok::<(), ()>(())
+                Ok::<(), Panicked>(())
             };
             for_each(&items, jobs, state, work).unwrap();
             assert_eq!((sum.into_inner(), states.into_inner()), (499_500, jobs.max(1)));
@@ -117,11 +135,26 @@ mod tests {
         let taken = AtomicUsize::new(0);
         let work = |(): &mut (), item: &usize| {
             taken.fetch_add(1, Ordering::Relaxed);
-            if *item == 3 { Err("three") } else { Ok(()) }
+            if *item == 3 { Err(io::Error::other("three")) } else { Ok(()) }
         };
         let items: Vec<usize> = (0..1000).collect();
-        assert_eq!(for_each(&items, 1, || (), work), Err("three"));
+        assert_eq!(for_each(&items, 1, || (), work).unwrap_err().to_string(), "three");
         assert_eq!(taken.into_inner(), 4);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_ends_the_work() {
+        let items: Vec<usize> = (0..1000).collect();
+        for jobs in [1, 4] {
+            let taken = AtomicUsize::new(0);
+            let work = |(): &mut (), item: &usize| {
+                taken.fetch_add(1, Ordering::Relaxed);
+                assert_ne!(*item, 3, "a test");
+                Ok(())
+            };
+            let Panicked = for_each(&items, jobs, || (), work).unwrap_err();
+            assert!(jobs > 1 || taken.into_inner() == 4);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::library::catalog::CatalogError;
+use crate::sys::thread::Panicked;
 
 fn enoent() -> io::Error {
     io::Error::from_raw_os_error(Errno::NOENT.raw_os_error())
@@ -149,6 +150,8 @@ fn every_error_of_a_recording_has_its_code() {
         (RecordError::TooDeep { path: path() }, ENVIRONMENT, ""),
         (RecordError::Changed { path: path() }, ENVIRONMENT, ""),
         (RecordError::Io { path: path(), source: enoent() }, FAILED, ""),
+        (RecordError::Panicked(Panicked), FAILED, ""),
+        (RecordError::Library(Panicked.into()), FAILED, ""),
     ];
     for (error, code, fix) in table {
         let shown = format!("{error:?}");

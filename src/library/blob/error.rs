@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::library::digest::Digest;
+use crate::sys::thread::Panicked;
 
 /// See the module. `place` is a path, or a path inside an archive.
 #[derive(Debug, thiserror::Error)]
@@ -16,4 +17,7 @@ pub enum BlobError {
     /// The stored blob cannot be read, or its copy in the cache cannot be written.
     #[error("{place}: {source}")]
     Io { place: String, source: io::Error },
+    /// The thread that unpacks the blob panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
