@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 pub use self::error::RecordError;
 
@@ -63,8 +63,8 @@ pub struct RecordOptions {
     pub keep_stage: bool,
     /// How long to wait for rcc's lock.
     pub lock_timeout: Duration,
-    /// Whether to show progress if standard error is a terminal.
-    pub progress: bool,
+    /// Makes the progress bar for a number of bytes.
+    pub progress: fn(u64) -> ProgressBar,
     /// Set by another thread to cancel the recording: the command is terminated and the stage removed.
     pub cancel: Arc<AtomicBool>,
 }
@@ -188,7 +188,7 @@ impl Recording<'_> {
     }
 
     fn store(&self, tree: &Tree, header: &Header, name: &str) -> Result<Vec<Facts>, RecordError> {
-        let progress = self.progress(tree);
+        let progress = (self.options.progress)(tree.files.iter().map(|file| file.size).sum());
         let name_bytes = header.identity.as_bytes();
         let facts = self.store.store_all(&tree.files, name_bytes, &self.options.cancel, &|size| {
             progress.inc(size);
@@ -229,19 +229,6 @@ impl Recording<'_> {
             file.sync_all()
         });
         written.map_err(RecordError::io(self.place.catalog.path().join(name)))
-    }
-
-    fn progress(&self, tree: &Tree) -> ProgressBar {
-        if !self.options.progress {
-            return ProgressBar::hidden();
-        }
-        let total = tree.files.iter().map(|content| content.size).sum();
-        // Draws nothing if standard error is not a terminal.
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        match ProgressStyle::with_template("recording {wide_bar} {bytes}/{total_bytes}") {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Context;
@@ -117,6 +118,17 @@ pub(super) fn table<'r, T: 'r>(columns: &[Column<T>], rows: impl Iterator<Item =
         line.trim_end().to_owned()
     };
     lines.into_iter().map(padded).collect()
+}
+
+/// A progress bar for a number of bytes. Draws nothing if standard error is not a terminal.
+pub(super) fn progress_bar(what: &str, silent: bool, total: u64) -> ProgressBar {
+    let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    match ProgressStyle::with_template(&format!("{what} {{wide_bar}} {{bytes}}/{{total_bytes}}")) {
+        Ok(style) => bar.with_style(style),
+        // A plain bar will do.
+        Err(_) => bar,
+    }
 }
 
 /// A number of bytes with a unit.

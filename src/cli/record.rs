@@ -55,7 +55,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         compress: args.no_compress.then_some(false),
         keep_stage: args.keep_stage,
         lock_timeout: context.settings.lock_timeout.value,
-        progress: !context.silent,
+        progress: if context.silent {
+            |total| output::progress_bar("recording", true, total)
+        } else {
+            |total| output::progress_bar("recording", false, total)
+        },
         cancel: Arc::clone(&cancel),
     });
     if cancel.load(Ordering::Relaxed) && done.is_ok() {

@@ -3,8 +3,6 @@
 use std::ffi::OsString;
 use std::sync::atomic::Ordering;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, failure};
 use super::{Context, cancel_on_signals, output};
 use crate::library::blob::BlobError;
@@ -45,7 +43,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let cancel = cancel_on_signals()?;
     let environment = Environment::open(&library, &catalog, &context.env)?;
     let (warming, blobs) = (environment.warming(args.profile)?, environment.blobs()?);
-    let bar = progress(context.silent, warming.bytes());
+    let bar = output::progress_bar("warming", context.silent, warming.bytes());
     let jobs = args.jobs.unwrap_or_else(process::processors);
     let warmed = warming.run(&blobs, jobs, &cancel, &|size| bar.inc(size));
     bar.finish_and_clear();
@@ -59,17 +57,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     }
     tell(&warmed, context)?;
     Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
-}
-
-fn progress(silent: bool, total: u64) -> ProgressBar {
-    // Draws nothing if standard error is not a terminal.
-    let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(total), target);
-    match ProgressStyle::with_template("warming {wide_bar} {bytes}/{total_bytes}") {
-        Ok(style) => bar.with_style(style),
-        // A plain bar will do.
-        Err(_) => bar,
-    }
 }
 
 fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {

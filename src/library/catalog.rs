@@ -22,8 +22,6 @@ pub(crate) mod limits;
 mod tests;
 pub(crate) mod write;
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::NAME_LEN;
@@ -87,14 +85,6 @@ pub struct Header {
     pub platform: String,
     /// The hash of the blueprint, 16 hexadecimal digits.
     pub blueprint: String,
-}
-
-impl Header {
-    /// The directory in which all spaces of this catalog lie.
-    #[must_use]
-    pub fn base(&self) -> Option<&Path> {
-        Path::new(&self.path).parent()
-    }
 }
 
 /// A checked tree, in the order of the text.

@@ -145,7 +145,7 @@ impl Library for DirLibrary {
                     }
                     continue;
                 }
-                let named: Option<Digest> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                let named = Digest::parse(entry.file_name().as_encoded_bytes()).ok();
                 match named.filter(|digest| library.join(digest.fan_out()) == path) {
                     Some(digest) => found.blobs.push((digest, metadata.len())),
                     None => found.strays += metadata.len(),

@@ -31,7 +31,7 @@ pub(super) fn options(library: &Path, script: &str) -> RecordOptions {
         compress: None,
         keep_stage: false,
         lock_timeout: Duration::from_secs(30),
-        progress: false,
+        progress: |_| indicatif::ProgressBar::hidden(),
         cancel: Arc::default(),
     }
 }
@@ -88,7 +88,7 @@ fn unpack(library: &Path, tree: &Value, stages: (&str, &str), dir: &Path) {
             symlink(text, dir.join(name)).unwrap();
             continue;
         }
-        let digest: Digest = entry["digest"].as_str().unwrap().parse().unwrap();
+        let digest = Digest::parse(entry["digest"].as_str().unwrap().as_bytes()).unwrap();
         let mut bytes = fs::read(library.join(digest.fan_out())).unwrap();
         if !digest.is_raw() {
             let packed = std::mem::take(&mut bytes);

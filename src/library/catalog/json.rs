@@ -369,46 +369,36 @@ impl<'p> Lexer<'p> {
 
     /// Skips one value of any type.
     pub(super) fn skip(&mut self) -> Result<(), Stop> {
-        // For each open object or array: whether it is an object, and whether its first member is still to come.
-        let mut open: Vec<(bool, bool)> = Vec::new();
-        loop {
-            match self.peek()? {
-                b'{' => {
-                    self.at += 1;
-                    open.push((true, true));
-                }
-                b'[' => {
-                    self.at += 1;
-                    open.push((false, true));
-                }
-                b'"' => self.skip_string()?,
-                b'n' => self.word(b"null")?,
-                b't' | b'f' => {
-                    self.boolean()?;
-                }
-                b'-' | b'0'..=b'9' => self.skip_number()?,
-                _ => return Err(Stop::Json("not a JSON value")),
-            }
-            if open.len() > MAX_SKIP {
-                return Err(Stop::Json("a value is nested too deeply"));
-            }
-            loop {
-                let Some((is_object, first)) = open.last_mut() else { return Ok(()) };
-                let is_object = *is_object;
-                let close = if is_object { b'}' } else { b']' };
-                if self.next_of(first, close)? {
-                    if is_object {
-                        if self.peek()? != b'"' {
-                            return Err(Stop::Json("a key was expected"));
-                        }
-                        self.skip_string()?;
-                        self.colon()?;
-                    }
-                    break;
-                }
-                open.pop();
-            }
+        self.skip_below(0)
+    }
+
+    /// Skips a value in `depth` objects and arrays.
+    fn skip_below(&mut self, depth: usize) -> Result<(), Stop> {
+        let (is_object, close) = match self.peek()? {
+            b'{' => (true, b'}'),
+            b'[' => (false, b']'),
+            b'"' => return self.skip_string(),
+            b'n' => return self.word(b"null"),
+            b't' | b'f' => return self.boolean().map(drop),
+            b'-' | b'0'..=b'9' => return self.skip_number(),
+            _ => return Err(Stop::Json("not a JSON value")),
+        };
+        if depth == MAX_SKIP {
+            return Err(Stop::Json("a value is nested too deeply"));
         }
+        self.at += 1;
+        let mut first = true;
+        while self.next_of(&mut first, close)? {
+            if is_object {
+                if self.peek()? != b'"' {
+                    return Err(Stop::Json("a key was expected"));
+                }
+                self.skip_string()?;
+                self.colon()?;
+            }
+            self.skip_below(depth + 1)?;
+        }
+        Ok(())
     }
 
     fn skip_number(&mut self) -> Result<(), Stop> {

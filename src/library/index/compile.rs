@@ -25,12 +25,13 @@ use CompileError::Inconsistent;
 /// # Errors
 /// See [`CompileError`].
 pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, CompileError> {
-    let children = Children::of(tree)?;
+    let children = children(tree)?;
+    let children_of = |position: u32| children.get(position as usize).ok_or(Inconsistent("an entry"));
     // Serves as the queue of the walk, too.
     let mut order = vec![0u32];
     let mut next = 0;
     while let Some(position) = order.get(next).copied() {
-        order.extend_from_slice(children.of_dir(position)?);
+        order.extend_from_slice(children_of(position)?);
         next += 1;
     }
     let mut numbers = vec![0u32; tree.entries.len()];
@@ -46,7 +47,7 @@ pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, Compile
     for position in order {
         let entry = entry(tree, position)?;
         let parent = *numbers.get(entry.parent as usize).ok_or(Inconsistent("a parent"))?;
-        out.node(tree, children.of_dir(position)?, entry, parent)?;
+        out.node(tree, children_of(position)?, entry, parent)?;
     }
     out.finish(tree)
 }
@@ -65,54 +66,24 @@ fn entry(tree: &Tree, position: u32) -> Result<&Entry, CompileError> {
 }
 
 /// The positions of each entry's children, sorted by name.
-struct Children {
-    /// Where the children of each entry begin in `all`, and at last the length of `all`.
-    starts: Vec<u32>,
-    all: Vec<u32>,
-}
-
-impl Children {
-    fn of(tree: &Tree) -> Result<Self, CompileError> {
-        const PARENT: CompileError = Inconsistent("a parent");
-        let mut starts = vec![0u32; tree.entries.len() + 1];
-        for entry in tree.entries.iter().skip(1) {
-            *starts.get_mut(entry.parent as usize + 1).ok_or(PARENT)? += 1;
-        }
-        let mut sum = 0;
-        for start in &mut starts {
-            sum += *start;
-            *start = sum;
-        }
-        let mut next = starts.clone();
-        let mut all = vec![0u32; tree.entries.len().saturating_sub(1)];
-        for (position, entry) in tree.entries.iter().enumerate().skip(1) {
-            let place = next.get_mut(entry.parent as usize).ok_or(PARENT)?;
-            *all.get_mut(*place as usize).ok_or(PARENT)? = position as u32;
-            *place += 1;
-        }
-        let name_of = |position: u32| {
-            tree.entries.get(position as usize).map_or(&[][..], |entry| tree.text(entry.name))
-        };
-        for bounds in starts.windows(2) {
-            let &[from, to] = bounds else { continue };
-            let siblings = all.get_mut(from as usize..to as usize).ok_or(PARENT)?;
-            siblings.sort_unstable_by_key(|child| name_of(*child));
-            let twice = siblings.windows(2).find_map(|pair| match *pair {
-                [a, b] if name_of(a) == name_of(b) => Some(a),
-                _ => None,
-            });
-            if let Some(position) = twice {
-                return Err(CompileError::NameTwice(tree.path_of(position as usize)));
-            }
-        }
-        Ok(Self { starts, all })
+fn children(tree: &Tree) -> Result<Vec<Vec<u32>>, CompileError> {
+    let mut children = vec![Vec::new(); tree.entries.len()];
+    for (position, entry) in (0..).zip(&tree.entries).skip(1) {
+        children.get_mut(entry.parent as usize).ok_or(Inconsistent("a parent"))?.push(position);
     }
-
-    fn of_dir(&self, position: u32) -> Result<&[u32], CompileError> {
-        let bounds = self.starts.get(position as usize).zip(self.starts.get(position as usize + 1));
-        let children = bounds.and_then(|(from, to)| self.all.get(*from as usize..*to as usize));
-        children.ok_or(Inconsistent("an entry"))
+    let name_of =
+        |position: u32| tree.entries.get(position as usize).map_or(&[][..], |entry| tree.text(entry.name));
+    for siblings in &mut children {
+        siblings.sort_unstable_by_key(|child| name_of(*child));
+        let twice = siblings.windows(2).find_map(|pair| match *pair {
+            [a, b] if name_of(a) == name_of(b) => Some(a),
+            _ => None,
+        });
+        if let Some(position) = twice {
+            return Err(CompileError::NameTwice(tree.path_of(position as usize)));
+        }
     }
+    Ok(children)
 }
 
 struct Output {

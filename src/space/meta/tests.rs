@@ -40,7 +40,8 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
 
         // The expected file has the directory in which the fixture was made.
-        let real_base = read_header(&catalog).unwrap().base().unwrap().to_str().unwrap().to_owned();
+        let stage = read_header(&catalog).unwrap().path;
+        let real_base = Path::new(&stage).parent().unwrap().to_str().unwrap().to_owned();
         let here = dir.path().to_str().unwrap().to_owned();
         let meta = beside(&space.mountpoint, ".meta");
         let ours = unzipped(&meta).replace(&here, &real_base);
