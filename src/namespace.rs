@@ -53,7 +53,6 @@
 //! While bytes are copied, only the `change` lock of the one entry is held, so a large copy-up does not delay anybody
 //! else.
 
-mod apply;
 pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
@@ -270,6 +269,20 @@ impl Namespace {
         Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], InUpper::Nothing, 0)))
     }
 
+    /// The kind of a lower node.
+    fn lower_kind(&self, lower: NodeId) -> Result<Kind> {
+        Ok(Kind::of_lower(&self.index.node(lower)?))
+    }
+
+    /// The inode number of the directory that shows an entry. For the root, and for an entry without a name, that is
+    /// the root.
+    fn parent_of(&self, view: &View) -> Result<Ino> {
+        match view {
+            View::Lower(lower) => Ok(Ino::of_lower(self.index.node(*lower)?.parent)),
+            View::Node(node) => Ok(node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)),
+        }
+    }
+
     /// Calls `f` with the state of a directory. The first call for a directory reads it from the upper.
     fn with_dir<T>(&self, node: &Node, f: impl FnOnce(&DirState) -> Result<T>) -> Result<T> {
         if let Some(state) = &*node.dir.read() {
@@ -322,11 +335,6 @@ impl Namespace {
         Ok(present)
     }
 
-    /// Whether the lower directory that `node` merges with has an entry of this name.
-    fn in_lower(&self, node: &Node, name: &[u8]) -> Result<bool> {
-        Ok(self.lower_child(node, name)?.is_some())
-    }
-
     /// The entry of this name in the lower directory that `node` merges with, whether or not the upper hides it.
     fn lower_child(&self, node: &Node, name: &[u8]) -> Result<Option<NodeId>> {
         match node.lower {
@@ -347,7 +355,7 @@ impl Namespace {
 
     /// Notes that a name was removed: the upper now has a whiteout for it if the lower has the name, else nothing.
     fn clear_entry(&self, node: &Node, state: &mut DirState, name: &[u8]) -> Result<()> {
-        if self.in_lower(node, name)? {
+        if self.lower_child(node, name)?.is_some() {
             return self.set_entry(node, state, name, Entry::Whiteout);
         }
         let before = self.shows_dir(None, state.get(name))?;
@@ -361,7 +369,7 @@ impl Namespace {
         Ok(match (entry, lower) {
             (Some(Entry::Present(present)), _) => present.kind == Kind::Dir,
             (Some(Entry::Whiteout | Entry::Damaged), _) | (None, None) => false,
-            (None, Some(lower)) => Kind::of_lower(&self.index.node(lower)?) == Kind::Dir,
+            (None, Some(lower)) => self.lower_kind(lower)? == Kind::Dir,
         })
     }
 
@@ -393,9 +401,7 @@ impl Namespace {
             unpinned = state.pinned.take();
         }
         drop(state);
-        if let Some(fd) = unpinned {
-            let_go(fd);
-        }
+        let_go(unpinned);
         node
     }
 

@@ -12,7 +12,7 @@ use super::copy_up::CopyUp;
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::DIR_SIZE;
-use super::table::{InUpper, Locked, Node};
+use super::table::{Locked, Node};
 use super::types::{Attr, Caller, Ino, Kind, SetAttr};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;
@@ -38,27 +38,16 @@ pub enum Make<'a> {
 }
 
 impl Make<'_> {
-    fn kind(self) -> Kind {
+    /// Kind and mode of the new entry. The mode may have bits of the file type.
+    fn kind_and_mode(self) -> (Kind, u32) {
         match self {
-            Self::File(_) => Kind::File,
-            Self::Dir(_) => Kind::Dir,
-            Self::Fifo(_) => Kind::Fifo,
-            Self::Socket(_) => Kind::Socket,
-            Self::Symlink(_) => Kind::Symlink,
-            Self::CharDevice(..) => Kind::CharDevice,
-            Self::BlockDevice(..) => Kind::BlockDevice,
-        }
-    }
-
-    fn mode(self) -> u32 {
-        match self {
-            Self::File(mode)
-            | Self::Dir(mode)
-            | Self::Fifo(mode)
-            | Self::Socket(mode)
-            | Self::CharDevice(mode, _)
-            | Self::BlockDevice(mode, _) => mode & 0o7777,
-            Self::Symlink(_) => 0o777,
+            Self::File(mode) => (Kind::File, mode),
+            Self::Dir(mode) => (Kind::Dir, mode),
+            Self::Fifo(mode) => (Kind::Fifo, mode),
+            Self::Socket(mode) => (Kind::Socket, mode),
+            Self::Symlink(_) => (Kind::Symlink, 0o777),
+            Self::CharDevice(mode, _) => (Kind::CharDevice, mode),
+            Self::BlockDevice(mode, _) => (Kind::BlockDevice, mode),
         }
     }
 }
@@ -78,8 +67,9 @@ impl Namespace {
         let dir_stat = rustix::fs::fstat(&at).map_err(call("stat"))?;
         let dir_setgid = self.held_mode(&dir, &at)?.unwrap_or(dir_stat.st_mode) & 0o2000 != 0;
         let gid = if dir_setgid { dir_stat.st_gid } else { caller.gid };
-        let mut mode = what.mode();
-        if dir_setgid && what.kind() == Kind::Dir {
+        let (kind, mode) = what.kind_and_mode();
+        let mut mode = mode & 0o7777;
+        if dir_setgid && kind == Kind::Dir {
             mode |= 0o2000;
         }
         // A file that can have the wanted owner and mode from the start is created in place, by one system call.
@@ -98,14 +88,13 @@ impl Namespace {
                 self.own(&fd, caller.uid, gid)?;
                 let held = match what {
                     Make::Symlink(_) => None,
-                    _ => backing::write_mode(fd.as_fd(), what.kind(), mode, None)?,
+                    _ => backing::write_mode(fd.as_fd(), kind, mode, None)?,
                 };
                 let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
-                put(staged, at.as_fd(), &name, what.kind(), covered)?;
+                put(staged, at.as_fd(), &name, kind, covered)?;
                 (fd, stat, held)
             }
         };
-        let kind = what.kind();
         let present = Present::created(kind, stat.st_ino);
         let ino = present.ino;
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
@@ -220,11 +209,7 @@ impl Namespace {
         } else {
             rustix::fs::linkat(rustix::fs::CWD, &source, &at, &name, follow).map_err(call("link"))?;
         }
-        let (meta, backing_ino) = {
-            let state = node.state.lock();
-            (state.in_upper == InUpper::Metadata, state.backing_ino)
-        };
-        let present = Present { ino: node.ino, kind: node.kind, origin: node.lower, meta, backing_ino };
+        let present = node.present();
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         self.entry_node(&dir, &name, present, 1);
         drop(guard);
@@ -246,25 +231,20 @@ impl Namespace {
         let found = self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
         let at = self.backing_fd(&dir)?;
         let node = match found {
-            Found::Lower(lower) => {
-                let node = self.node(Ino::of_lower(lower))?;
-                if node.kind == Kind::Dir {
-                    return Err(Error::IsADirectory);
-                }
-                self.whiteouts.put(&self.staging, at.as_fd(), &name)?;
-                node
-            }
-            Found::Upper(present) => {
-                if present.kind == Kind::Dir {
-                    return Err(Error::IsADirectory);
-                }
-                let node = self.entry_node(&dir, &name, present, 0);
-                let in_lower = self.in_lower(&dir, name.as_bytes())?;
+            Found::Lower(lower) => self.node(Ino::of_lower(lower))?,
+            Found::Upper(present) => self.entry_node(&dir, &name, present, 0),
+        };
+        if node.kind == Kind::Dir {
+            return Err(Error::IsADirectory);
+        }
+        match found {
+            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
+            Found::Upper(_) => {
+                let in_lower = self.lower_child(&dir, name.as_bytes())?.is_some();
                 self.pin(&node)?;
                 self.unlink_backing(at.as_fd(), &name, in_lower).inspect_err(|_| node.unpin())?;
-                node
             }
-        };
+        }
         self.clear_entry(&dir, state, name.as_bytes())?;
         drop(guard);
         self.unlinked(&node, parent, &name);
@@ -305,7 +285,7 @@ impl Namespace {
         };
         let state = self.loaded(&dir, locked.of(&dir)?)?;
         let at = self.backing_fd(&dir)?;
-        let in_lower = self.in_lower(&dir, name.as_bytes())?;
+        let in_lower = self.lower_child(&dir, name.as_bytes())?.is_some();
         match self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
             Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
             Found::Upper(_) => {

@@ -19,7 +19,6 @@ use super::table::{InUpper, Node};
 use super::types::{Ino, Kind, SetAttr, SetTime};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
-use crate::space::upper::entry::Present;
 use crate::space::upper::mark::Mark;
 use crate::sys::{boot, fd};
 
@@ -97,7 +96,13 @@ impl Namespace {
         }
     }
 
-    fn copy_up_locked(&self, node: &Node, in_upper: InUpper, how: CopyUp, change: &SetAttr) -> Result<()> {
+    fn copy_up_locked(
+        &self,
+        node: &Arc<Node>,
+        in_upper: InUpper,
+        how: CopyUp,
+        change: &SetAttr,
+    ) -> Result<()> {
         let lower = node.lower.ok_or(Error::Stale(node.ino))?;
         let base = self.node_attr(node)?;
         let (file, staged, mark) = match how {
@@ -148,7 +153,6 @@ impl Namespace {
     /// Renames a staged backing file to the place of its node. This is the step that makes the copy-up visible.
     fn publish(&self, node: &Node, fd: OwnedFd, staged: Staged, stat: &Stat, mark: Mark) -> Result<()> {
         let in_upper = if matches!(mark, Mark::Meta(_)) { InUpper::Metadata } else { InUpper::All };
-        let mut staged = Some(staged);
         loop {
             let Some((parent, name)) = node.state.lock().places.first().cloned() else {
                 // The entry was unlinked while it was open. Its bytes live as long as the descriptor.
@@ -168,25 +172,17 @@ impl Namespace {
             let state = self.loaded(&dir, &mut guard)?;
             let at = self.backing_fd(&dir)?;
             let before = rustix::fs::fstat(&at).map_err(call("stat"))?;
-            let Some(staged) = staged.take() else { return Err(Error::Stale(node.ino)) };
             // Until the node has the new file, other threads use the old one.
             self.pin(node)?;
             if let Err(errno) = staged.publish(at.as_fd(), &name) {
                 node.unpin();
                 return Err(call("rename")(errno));
             }
-            let present = Present {
-                ino: node.ino,
-                kind: node.kind,
-                origin: node.lower,
-                meta: in_upper == InUpper::Metadata,
-                backing_ino: stat.st_ino,
-            };
-            self.set_entry(&dir, state, name.as_bytes(), Entry::Present(present))?;
             {
                 let mut state = node.state.lock();
                 (state.in_upper, state.backing_ino) = (in_upper, stat.st_ino);
             }
+            self.set_entry(&dir, state, name.as_bytes(), Entry::Present(node.present()))?;
             self.table.close(node.ino);
             if in_upper == InUpper::All {
                 self.keep_created(node.ino, node.kind, fd);
@@ -207,7 +203,7 @@ impl Namespace {
         // Every change of the upper calls this first. It must not come before the record in `state.json`.
         self.recorded.wait();
         let node = self.node(ino)?;
-        must_be_dir(&node)?;
+        must_be_dir(node.kind)?;
         if node.in_upper() == InUpper::All {
             return Ok(node);
         }
@@ -225,8 +221,7 @@ impl Namespace {
         backing::write_mark(fd.as_fd(), Mark::Dir(lower))?;
         self.own(&fd, base.uid, base.gid)?;
         let held = backing::write_mode(fd.as_fd(), Kind::Dir, base.mode, None)?;
-        let times = (SetTime::At(base.atime), SetTime::At(base.mtime));
-        backing::write_times(fd.as_fd(), Some(times.0), Some(times.1))?;
+        backing::write_times(fd.as_fd(), Some(SetTime::At(base.atime)), Some(SetTime::At(base.mtime)))?;
         backing::write_ctime(&fd, base.kept_ctime())?;
         let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         *node.dir.write() = Some(DirState::default());
@@ -237,5 +232,97 @@ impl Namespace {
         }
         drop(changing);
         Ok(node)
+    }
+}
+
+/// Changes of attributes of an entry that has a backing file.
+///
+/// Invariant: an error means that nothing changed. When one part of a change fails, the parts that were applied before
+/// it are undone.
+impl Namespace {
+    /// Applies a change to an entry that has a backing file. The caller holds the `change` lock of the node.
+    pub(super) fn apply(&self, node: &Arc<Node>, change: &SetAttr) -> Result<()> {
+        let parts = [
+            change.uid.is_some() || change.gid.is_some(),
+            change.mode.is_some(),
+            change.atime.is_some() || change.mtime.is_some(),
+            change.size.is_some(),
+        ];
+        let parts = parts.into_iter().filter(|asked| *asked).count();
+        if parts == 0 {
+            return Ok(());
+        }
+        let fd = self.backing_fd(node)?;
+        if parts == 1 {
+            return self.apply_parts(node, &fd, change);
+        }
+        let before = rustix::fs::fstat(&fd).map_err(call("stat"))?;
+        let mode = self.held_mode(node, &fd)?.unwrap_or(before.st_mode & 0o7777);
+        let done = self.apply_parts(node, &fd, change);
+        if done.is_err() {
+            self.undo(node, &fd, change, (&before, mode));
+        }
+        done
+    }
+
+    /// Applies the parts one by one. The size comes last, because truncating cannot be undone.
+    fn apply_parts(&self, node: &Arc<Node>, fd: &Arc<OwnedFd>, change: &SetAttr) -> Result<()> {
+        if change.uid.is_some() || change.gid.is_some() {
+            backing::write_owner(fd.as_fd(), change.uid, change.gid)?;
+        }
+        if let Some(mode) = change.mode {
+            self.change_mode(node, fd, mode)?;
+        }
+        let times = (change.atime, change.mtime);
+        if times != (None, None) {
+            backing::write_times(fd.as_fd(), times.0, times.1)?;
+        }
+        let Some(size) = change.size else { return Ok(()) };
+        rustix::fs::ftruncate(fd, size).map_err(call("truncate"))?;
+        if size == 0 {
+            self.was_emptied(node, None);
+        }
+        if change.mtime.is_some()
+            && let Err(error) = backing::write_times(fd.as_fd(), times.0, times.1)
+        {
+            tracing::warn!(ino = ?node.ino, %error, "a truncated file shows the time of the truncation as its mtime");
+        }
+        Ok(())
+    }
+
+    fn change_mode(&self, node: &Arc<Node>, fd: &Arc<OwnedFd>, mode: u32) -> Result<()> {
+        let old = self.held_mode(node, fd)?;
+        let held = backing::write_mode(fd.as_fd(), node.kind, mode, old)?;
+        node.state.lock().mode = Some(held);
+        Ok(())
+    }
+
+    /// Undoes the parts of a change that failed. The operation answers an error already, so a failure here is logged.
+    fn undo(&self, node: &Arc<Node>, fd: &Arc<OwnedFd>, change: &SetAttr, (before, mode): (&Stat, u32)) {
+        let mut undone = Ok(());
+        let owner = change.uid.is_some() || change.gid.is_some();
+        if owner {
+            undone = self.own(fd, before.st_uid, before.st_gid);
+        }
+        // The kernel may clear setuid and setgid when the owner changes, so the mode is written again as well.
+        if owner || change.mode.is_some() {
+            undone = undone.and(self.change_mode(node, fd, mode));
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            undone = undone.and(backing::put_times_back(fd, before));
+        }
+        if let Err(error) = undone {
+            tracing::error!(ino = ?node.ino, %error, "a change of attributes failed and could not be undone");
+        }
+    }
+
+    /// Sets owner and group of a backing file if they differ. Only root may set others, so a call that changes
+    /// nothing could fail.
+    pub(super) fn own(&self, fd: &impl AsFd, uid: u32, gid: u32) -> Result<()> {
+        let stat = rustix::fs::fstat(fd).map_err(call("stat"))?;
+        if (stat.st_uid, stat.st_gid) != (uid, gid) {
+            backing::write_owner(fd.as_fd(), Some(uid), Some(gid))?;
+        }
+        Ok(())
     }
 }

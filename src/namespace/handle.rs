@@ -15,7 +15,7 @@ use std::path::Path;
 use super::error::{Error, Result};
 use super::table::Node;
 use super::types::{Attr, Ino};
-use super::{Namespace, View, c_name};
+use super::{Namespace, c_name};
 use crate::library::index::NodeId;
 use crate::space::upper::UpperError;
 use crate::space::upper::changes::Changes;
@@ -27,14 +27,7 @@ impl Namespace {
         if !parent {
             return Ok(attr);
         }
-        let above = match self.view(ino) {
-            Ok(View::Lower(lower)) => self.index.node(lower).map(|node| Ino::of_lower(node.parent)),
-            Ok(View::Node(node)) => Ok(self.parent_of(&node)),
-            Err(error) => {
-                self.forget(ino, 1);
-                return Err(error);
-            }
-        };
+        let above = self.view(ino).and_then(|view| self.parent_of(&view));
         self.forget(ino, 1);
         self.find_number(above?)
     }
@@ -65,7 +58,6 @@ impl Namespace {
 
     /// The place at which a lower node shows now: its place in the catalog, or the one to which it was renamed.
     fn place_of_lower(&self, lower: NodeId) -> Result<Option<(Ino, CString)>> {
-        let ino = Ino::of_lower(lower);
         // From the root down, because a directory can be searched only when its own place is known.
         let mut ancestors = vec![lower];
         while let Some(last) = ancestors.last().copied().filter(|last| *last != NodeId(0)) {
@@ -83,7 +75,7 @@ impl Namespace {
             };
             whole = place.is_some();
         }
-        Ok(place.filter(|_| ino != Ino::ROOT))
+        Ok(place)
     }
 
     /// Whether a place shows the entry with this inode number.

@@ -74,7 +74,7 @@ impl Drop for Looked<'_> {
 impl Namespace {
     /// Where the bytes of a file are.
     pub(crate) fn bytes(&self, ino: Ino) -> Result<Bytes> {
-        match self.lower_or_node(ino)? {
+        match self.file(ino)? {
             View::Lower(lower) => Ok(Bytes::Lower(lower)),
             View::Node(node) => Ok(Bytes::Upper(self.backing_fd(&node)?)),
         }
@@ -82,26 +82,27 @@ impl Namespace {
 
     /// The lower node that has the bytes of a file; None when they are in the upper. Opens nothing.
     pub(crate) fn lower_bytes(&self, ino: Ino) -> Result<Option<NodeId>> {
-        match self.lower_or_node(ino)? {
+        match self.file(ino)? {
             View::Lower(lower) => Ok(Some(lower)),
             View::Node(_) => Ok(None),
         }
     }
 
     /// The lower node that has the bytes of a file, or the node of a file that has its own.
+    fn file(&self, ino: Ino) -> Result<View> {
+        let view = self.lower_or_node(ino)?;
+        must_be_file(match &view {
+            View::Lower(lower) => self.lower_kind(*lower)?,
+            View::Node(node) => node.kind,
+        })?;
+        Ok(view)
+    }
+
+    /// The lower node that has the bytes or the text of an entry, or the node of an entry that has its own.
     fn lower_or_node(&self, ino: Ino) -> Result<View> {
-        let node = match self.view(ino)? {
-            View::Lower(lower) => {
-                must_be_file(Kind::of_lower(&self.index.node(lower)?))?;
-                return Ok(View::Lower(lower));
-            }
-            View::Node(node) => node,
-        };
-        must_be_file(node.kind)?;
-        match (node.in_upper(), node.lower) {
-            (InUpper::Nothing | InUpper::Metadata, Some(lower)) => Ok(View::Lower(lower)),
-            _ => Ok(View::Node(node)),
-        }
+        let view = self.view(ino)?;
+        let lower = if let View::Node(node) = &view { node.lower_content() } else { None };
+        Ok(lower.map_or(view, View::Lower))
     }
 
     /// The file or directory in the upper that has to be synced for an entry; None if there is nothing to sync.
@@ -131,7 +132,7 @@ impl Namespace {
         }
         let node = match self.view(parent)? {
             View::Lower(lower) => {
-                self.must_be_lower_dir(lower)?;
+                must_be_dir(self.lower_kind(lower)?)?;
                 let child = self.index.lookup(lower, name)?.ok_or(Error::NotFound)?;
                 let attr = self.lower_attr(&self.index.node(child)?);
                 self.table.count_lower(child, 1);
@@ -139,7 +140,7 @@ impl Namespace {
             }
             View::Node(node) => node,
         };
-        must_be_dir(&node)?;
+        must_be_dir(node.kind)?;
         let found = self.with_dir(&node, |state| {
             let found = self.find(&node, state, name)?.ok_or(Error::NotFound)?;
             Ok(match found {
@@ -182,24 +183,17 @@ impl Namespace {
     /// # Errors
     /// `Invalid` for any other kind of entry.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        let lower = match self.view(ino)? {
-            View::Lower(lower) => lower,
-            View::Node(node) => match (node.in_upper(), node.lower) {
-                (InUpper::Nothing | InUpper::Metadata, Some(lower)) => lower,
-                _ => {
-                    let fd = self.backing_fd(&node)?;
-                    return match rustix::fs::readlinkat(&fd, c"", Vec::new()) {
-                        Ok(text) => Ok(text.into_bytes()),
-                        // The answer of readlinkat for a descriptor that is not a symbolic link.
-                        Err(rustix::io::Errno::NOENT) => Err(Error::Invalid("not a symbolic link")),
-                        Err(errno) => Err(call("readlink")(errno)),
-                    };
-                }
+        match self.lower_or_node(ino)? {
+            View::Lower(lower) => match self.index.node(lower)?.kind {
+                NodeKind::Symlink { target } => Ok(target.to_vec()),
+                NodeKind::Dir { .. } | NodeKind::File { .. } => Err(Error::Invalid("not a symbolic link")),
             },
-        };
-        match self.index.node(lower)?.kind {
-            NodeKind::Symlink { target } => Ok(target.to_vec()),
-            NodeKind::Dir { .. } | NodeKind::File { .. } => Err(Error::Invalid("not a symbolic link")),
+            View::Node(node) => match rustix::fs::readlinkat(self.backing_fd(&node)?, c"", Vec::new()) {
+                Ok(text) => Ok(text.into_bytes()),
+                // The answer of readlinkat for a descriptor that is not a symbolic link.
+                Err(rustix::io::Errno::NOENT) => Err(Error::Invalid("not a symbolic link")),
+                Err(errno) => Err(call("readlink")(errno)),
+            },
         }
     }
 
@@ -216,19 +210,15 @@ impl Namespace {
         take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
     ) -> Result<()> {
         let view = self.view(ino)?;
-        let (lower, parent) = match &view {
-            View::Lower(lower) => {
-                self.must_be_lower_dir(*lower)?;
-                (Some(*lower), Ino::of_lower(self.index.node(*lower)?.parent))
-            }
-            View::Node(node) => {
-                must_be_dir(node)?;
-                if node.is_gone() {
-                    return Ok(());
-                }
-                (node.lower, self.parent_of(node))
-            }
+        let (lower, kind) = match &view {
+            View::Lower(lower) => (Some(*lower), self.lower_kind(*lower)?),
+            View::Node(node) => (node.lower, node.kind),
         };
+        must_be_dir(kind)?;
+        if matches!(&view, View::Node(node) if node.is_gone()) {
+            return Ok(());
+        }
+        let parent = self.parent_of(&view)?;
         for (dot, name, target) in [(1, &b"."[..], ino), (2, b"..", parent)] {
             let entry = DirEntry { name, ino: target, kind: Kind::Dir, cookie: dot, attr: None };
             if cookie < dot && take(entry) == Taken::Full {
@@ -241,7 +231,12 @@ impl Namespace {
                 if self.list_lower(lower, Some((node, state)), cookie, plus, take)? == Taken::Full {
                     return Ok(());
                 }
-                self.list_extras(node, state, cookie, plus, take)
+                for (cookie, name, entry) in state.extras(cookie) {
+                    if self.list_upper(node, name, entry, cookie, plus, take)? == Taken::Full {
+                        break;
+                    }
+                }
+                Ok(())
             }),
         }
     }
@@ -291,23 +286,6 @@ impl Namespace {
         Ok(Taken::Yes)
     }
 
-    /// Lists the names that the lower directory does not have.
-    fn list_extras(
-        &self,
-        node: &Node,
-        state: &DirState,
-        cookie: u64,
-        plus: bool,
-        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
-    ) -> Result<()> {
-        for (cookie, name, entry) in state.extras(cookie) {
-            if self.list_upper(node, name, entry, cookie, plus, take)? == Taken::Full {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// Gives `take` an entry of the upper. A whiteout is not shown.
     fn list_upper(
         &self,
@@ -341,18 +319,6 @@ impl Namespace {
             self.table.forget(node.ino, 1);
         }
         Ok(taken)
-    }
-
-    /// The inode number of the parent of a directory.
-    pub(super) fn parent_of(&self, node: &Node) -> Ino {
-        node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)
-    }
-
-    fn must_be_lower_dir(&self, lower: NodeId) -> Result<()> {
-        match self.index.node(lower)?.kind {
-            NodeKind::Dir { .. } => Ok(()),
-            NodeKind::File { .. } | NodeKind::Symlink { .. } => Err(Error::NotADirectory),
-        }
     }
 
     /// The attributes of a pure lower entry.
@@ -467,6 +433,6 @@ pub(super) fn must_be_file(kind: Kind) -> Result<()> {
 }
 
 /// Fails for an entry that is not a directory.
-pub(super) fn must_be_dir(node: &Node) -> Result<()> {
-    if node.kind == Kind::Dir { Ok(()) } else { Err(Error::NotADirectory) }
+pub(super) fn must_be_dir(kind: Kind) -> Result<()> {
+    if kind == Kind::Dir { Ok(()) } else { Err(Error::NotADirectory) }
 }

@@ -128,13 +128,7 @@ impl Namespace {
             if at == Ino::ROOT {
                 return Ok(false);
             }
-            at = match self.view(at)? {
-                super::View::Lower(lower) => Ino::of_lower(self.index.node(lower)?.parent),
-                super::View::Node(node) => match node.state.lock().places.first() {
-                    Some((parent, _)) => *parent,
-                    None => return Ok(false),
-                },
-            };
+            at = self.parent_of(&self.view(at)?)?;
         }
     }
 
@@ -184,7 +178,7 @@ impl Namespace {
                 stand_in = Some(self.stand_in(target)?);
             }
         }
-        let in_lower = self.in_lower(dir, name.as_bytes())?;
+        let in_lower = self.lower_child(dir, name.as_bytes())?.is_some();
         self.pin(source)?;
         let step = Step {
             change: Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name },

@@ -1,6 +1,6 @@
 //! Changes mode, owner, times and size of an entry.
 //!
-//! A lower entry is copied up with the change already applied. For any other entry, `apply` changes the backing file.
+//! A lower entry is copied up with the change already applied. For any other entry, the backing file is changed (`copy_up`).
 
 use std::sync::Arc;
 

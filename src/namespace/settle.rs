@@ -183,9 +183,9 @@ impl Namespace {
     }
 
     /// Notes that a file was emptied. `marked` is its origin if its mark is [`Mark::Emptied`].
-    pub(super) fn was_emptied(&self, node: &Node, marked: Option<NodeId>) {
+    pub(super) fn was_emptied(&self, node: &Arc<Node>, marked: Option<NodeId>) {
         if self.unsettled.add(node.ino, marked) {
-            self.hold(node);
+            self.table.acquire(node.ino, 1, || Arc::clone(node));
         }
     }
 
@@ -251,17 +251,6 @@ impl Namespace {
         Ok(mark)
     }
 
-    /// Counts a lookup of a node, so that the table keeps it.
-    fn hold(&self, node: &Node) {
-        let (places, in_upper, backing_ino) = {
-            let state = node.state.lock();
-            (state.places.clone(), state.in_upper, state.backing_ino)
-        };
-        self.table.acquire(node.ino, 1, || {
-            Node::new(node.ino, node.lower, node.kind, places, in_upper, backing_ino)
-        });
-    }
-
     /// Writes out a file that is about to be renamed, if the rename replaces bytes of the library. Takes no locks
     /// while the bytes are written.
     pub(super) fn write_out_what_replaces(&self, (parent, name): (Ino, &CStr), (to, new_name): (Ino, &CStr)) {
@@ -282,7 +271,7 @@ impl Namespace {
     /// Whether a name shows a file whose bytes are the library's.
     fn shows_lower_bytes(&self, dir: Ino, name: &CStr) -> Result<bool> {
         let lower_is_file = |dir: NodeId| match self.index.lookup(dir, name.to_bytes())? {
-            Some(child) => Ok(Kind::of_lower(&self.index.node(child)?) == Kind::File),
+            Some(child) => Ok(self.lower_kind(child)? == Kind::File),
             None => Ok(false),
         };
         match self.view(dir)? {

@@ -24,6 +24,7 @@ use super::dir::DirState;
 use super::error::{Error, Result};
 use super::types::{Ino, Kind};
 use crate::library::index::NodeId;
+use crate::space::upper::entry::Present;
 use crate::space::upper::mark::KeptCtime;
 use crate::sys::fd;
 
@@ -98,8 +99,8 @@ impl Node {
         places: Vec<Place>,
         in_upper: InUpper,
         backing_ino: u64,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             ino,
             lower,
             kind,
@@ -116,12 +117,24 @@ impl Node {
             }),
             lookups: AtomicU64::new(0),
             generation: OnceLock::new(),
-        }
+        })
     }
 
     /// How much of the entry is in the upper now.
     pub(super) fn in_upper(&self) -> InUpper {
         self.state.lock().in_upper
+    }
+
+    /// The lower node that still has the entry's bytes, or the text of a symbolic link; None if the upper has them.
+    pub(super) fn lower_content(&self) -> Option<NodeId> {
+        self.lower.filter(|_| self.in_upper() != InUpper::All)
+    }
+
+    /// What the upper has under each name of the entry.
+    pub(super) fn present(&self) -> Present {
+        let state = self.state.lock();
+        let meta = state.in_upper == InUpper::Metadata;
+        Present { ino: self.ino, kind: self.kind, origin: self.lower, meta, backing_ino: state.backing_ino }
     }
 
     /// Whether the entry has no name any more.
@@ -132,9 +145,7 @@ impl Node {
     /// Ends a [`Namespace::pin`](super::Namespace::pin): the backing file can be found by its name again.
     pub(super) fn unpin(&self) {
         let pinned = self.state.lock().pinned.take();
-        if let Some(fd) = pinned {
-            let_go(fd);
-        }
+        let_go(pinned);
     }
 }
 
@@ -191,13 +202,13 @@ impl Table {
     }
 
     /// The node of an inode number, with `count` lookups added. If it has none, `make` makes it.
-    pub(super) fn acquire(&self, ino: Ino, count: u32, make: impl FnOnce() -> Node) -> Arc<Node> {
+    pub(super) fn acquire(&self, ino: Ino, count: u32, make: impl FnOnce() -> Arc<Node>) -> Arc<Node> {
         if let Some(node) = self.nodes.read().get(&ino) {
             self.add_lookups(node, count);
             return Arc::clone(node);
         }
         let mut nodes = self.nodes.write();
-        let node = nodes.entry(ino).or_insert_with(|| Arc::new(make()));
+        let node = nodes.entry(ino).or_insert_with(make);
         self.add_lookups(node, count);
         Arc::clone(node)
     }
@@ -259,13 +270,9 @@ impl Table {
         // The node may hold the last descriptor of an unlinked file. Closing it frees the file's blocks, which takes
         // half a second for tens of gigabytes. So no lock is held here, and `let_go` closes a large file in another
         // thread.
-        if let Some(fd) = self.take_open(ino) {
-            let_go(fd);
-        }
+        self.close(ino);
         // If another thread still uses the node, the descriptor is closed when that thread drops the node.
-        if let Some(fd) = node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned) {
-            let_go(fd);
-        }
+        let_go(node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned));
     }
 
     /// The descriptor that is kept for an inode number.
@@ -276,20 +283,13 @@ impl Table {
     /// Keeps a descriptor. The one that was not used for longest is closed if there are too many.
     pub(super) fn keep_open(&self, ino: Ino, fd: &Arc<OwnedFd>) {
         let least_used = self.open.lock().push(ino, Arc::clone(fd));
-        if let Some((_, fd)) = least_used {
-            let_go(fd);
-        }
+        let_go(least_used.map(|(_, fd)| fd));
     }
 
     /// Closes the descriptor that is kept for an inode number.
     pub(super) fn close(&self, ino: Ino) {
-        if let Some(fd) = self.take_open(ino) {
-            let_go(fd);
-        }
-    }
-
-    fn take_open(&self, ino: Ino) -> Option<Arc<OwnedFd>> {
-        self.open.lock().pop(&ino)
+        let kept = self.open.lock().pop(&ino);
+        let_go(kept);
     }
 
     /// Closes all descriptors that are kept.
@@ -309,10 +309,10 @@ impl Table {
 
 /// Drops a descriptor. The last descriptor of a large unlinked file is closed in a thread of its own, because
 /// close(2) does not return before the filesystem has freed the blocks. The caller must hold no lock.
-pub(super) fn let_go(fd: Arc<OwnedFd>) {
+pub(super) fn let_go(fd: Option<Arc<OwnedFd>>) {
     /// In blocks of 512 bytes: 256 MB. Freeing less takes less time than starting a thread.
     const LARGE: i64 = 1 << 19;
-    let Some(fd) = Arc::into_inner(fd) else { return };
+    let Some(fd) = fd.and_then(Arc::into_inner) else { return };
     let is_large = rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_nlink == 0 && stat.st_blocks >= LARGE);
     if !is_large {
         return;
@@ -376,7 +376,7 @@ fn update(counter: &AtomicU32, change: impl Fn(u32) -> u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn file(ino: Ino) -> Node {
+    fn file(ino: Ino) -> Arc<Node> {
         Node::new(ino, ino.lower(), Kind::File, Vec::new(), InUpper::All, 9)
     }
 
