@@ -21,14 +21,11 @@ pub mod helper;
 mod holders;
 mod mounted;
 pub mod plan;
-mod prefetch;
 pub mod registry;
 pub mod request;
-mod reuse;
 mod serve;
 pub mod spaces;
 pub mod targets;
-mod undo;
 
 use std::time::Instant;
 

@@ -28,7 +28,7 @@ pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
 pub use places::absolute;
 
 /// A value, and where it was set.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Setting<T> {
     /// The value in force.
     pub value: T,
@@ -37,7 +37,7 @@ pub struct Setting<T> {
 }
 
 /// The place that set a value.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "source", rename_all = "lowercase")]
 pub enum SetBy {
     /// A flag on the command line.
@@ -55,6 +55,7 @@ pub enum SetBy {
         line: usize,
     },
     /// No place: the value is built in.
+    #[default]
     Default,
 }
 
@@ -78,13 +79,19 @@ impl<T> Setting<T> {
         Self { value, source: SetBy::Variable { name } }
     }
 
-    fn default(value: T) -> Self {
+    fn built_in(value: T) -> Self {
         Self { value, source: SetBy::Default }
+    }
+
+    /// The value, if it was typed.
+    #[must_use]
+    pub fn typed(&self) -> Option<&T> {
+        (self.source == SetBy::Flag).then_some(&self.value)
     }
 
     /// The flag, else the default.
     fn flag_or(flag: Option<T>, default: T) -> Self {
-        flag.map_or(Self::default(default), Self::flag)
+        flag.map_or(Self::built_in(default), Self::flag)
     }
 }
 
@@ -213,17 +220,17 @@ impl Settings {
             (None, Some(set)) => set,
             (None, None) => {
                 let home = home.as_ref().ok_or(SettingsError::NoHome)?;
-                Setting::default(absolute(Path::new(home))?.join(".robocorp"))
+                Setting::built_in(absolute(Path::new(home))?.join(".robocorp"))
             }
         };
         let holofs_home =
-            place("HOLOFS_HOME")?.unwrap_or_else(|| Setting::default(robocorp_home.value.join("holofs")));
+            place("HOLOFS_HOME")?.unwrap_or_else(|| Setting::built_in(robocorp_home.value.join("holofs")));
         let level = |text: &str| {
             text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
         };
         let log_level = match flags.log_level {
             Some(level) => Setting::flag(level),
-            None => variable(variables, "HOLOFS_LOG", level)?.unwrap_or(Setting::default(LevelFilter::WARN)),
+            None => variable(variables, "HOLOFS_LOG", level)?.unwrap_or(Setting::built_in(LevelFilter::WARN)),
         };
         Ok(Self {
             mount: MountSettings::read(&flags, variables, &robocorp_home.value.join("settings.yaml")),
@@ -243,18 +250,16 @@ impl MountSettings {
         let (strategy, warning) = strategy(flags.strategy, variables, file.strategy)?;
         let io = match flags.io {
             Some(io) => Setting::flag(io),
-            None => variable(variables, "HOLOFS_IO", choice)?.unwrap_or(Setting::default(IoMode::default())),
+            None => variable(variables, "HOLOFS_IO", choice)?.unwrap_or_default(),
         };
-        let mount_helper = match variables(MountHelper::VARIABLE) {
-            Some(path) => Setting::variable(MountHelper::named(path), MountHelper::VARIABLE),
-            None => Setting::default(MountHelper::Installed),
-        };
+        let mount_helper = variables(MountHelper::VARIABLE)
+            .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
         Ok(Self {
             strategy,
             io,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
-            mount_helper,
-            hardlink_excludes: file.hardlink_excludes.unwrap_or(Setting::default(Vec::new())),
+            mount_helper: mount_helper.unwrap_or_default(),
+            hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
             warning,
         })
     }
@@ -276,7 +281,7 @@ fn strategy(
         }
     }
     let Some(Setting { value, source }) = set.or(file) else {
-        return Ok((Setting::default(Strategy::default()), None));
+        return Ok((Setting::default(), None));
     };
     Ok(match value {
         RestoreStrategy::Of(value) => (Setting { value, source }, None),

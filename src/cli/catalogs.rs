@@ -105,7 +105,7 @@ const COLUMNS: [Column<Row>; 9] = [
 
 fn row(entry: &CatalogEntry, library: &Location, args: &Args, context: &Context) -> Result<Row, Failure> {
     let environment = Environment::open(library, &entry.name, &context.env)?;
-    let info = environment.info();
+    let info = environment.index.info();
     let days = |at: SystemTime| at.elapsed().map_or(0, |since| since.as_secs() / 86_400);
     let used = environment.last_use().map_or(-1, |at| i64::try_from(days(at)).unwrap_or(i64::MAX));
     let mut top = BTreeMap::new();
@@ -124,7 +124,7 @@ fn row(entry: &CatalogEntry, library: &Location, args: &Args, context: &Context)
         relocations: info.rcc_relocations,
         age_in_days: days(entry.modified),
         days_since_last_use: used,
-        entries: environment.entries(),
+        entries: environment.index.len(),
         identity_content: if args.identity { environment.identity_text()? } else { None },
         top,
     })

@@ -1,15 +1,31 @@
-//! The start of a mount: takes the space, unless it is mounted already.
+//! The start of a mount: takes the space, unless it is mounted already with the options that were asked for.
+//!
+//! A mount keeps the options that it was made with. A repeated `mount` gets it only if the options that the user typed
+//! are in force. Defaults are not compared, with two exceptions: leaving out `--read-only` or `--ephemeral` asks for
+//! changes to be allowed, or kept.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::arrival;
+use super::end::{How, unmount};
 use super::error::Error;
 use super::mounted::Mounted;
 use super::plan::MountPlan;
-use super::reuse::{ENDING, reuse};
+use super::registry;
 use super::serve::PendingMount;
+use crate::library::index::Index;
+use crate::settings::Prefetch;
 use crate::space::SpaceError;
+use crate::space::held::Held;
+use crate::space::record::{self, SpaceRecord};
+use crate::space::run::{RunInfo, read_run};
+use crate::sys::fuse_mount::{self, Liveness};
+use crate::sys::mountinfo::MountEntry;
 use crate::sys::process;
+
+/// How long the daemon of a mount that was ended may take to release the space.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// The state in which `mount` finds a space.
 pub(super) enum Found<'p> {
@@ -34,9 +50,139 @@ pub(super) fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Err
                 std::thread::sleep(Duration::from_millis(5));
             }
             claim => {
-                let pending = PendingMount::new(plan, index, claim?, started, missing_blobs);
+                let pending = PendingMount { plan, index, claim: claim?, started, missing_blobs };
                 return Ok(Found::Free(Box::new(pending)));
             }
         }
     }
+}
+
+/// The existing mount, if its options are those of the plan. Unmounts a dead mount, whose daemon was killed. None if the
+/// space is not mounted, or not any more.
+fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mounted>, Error> {
+    let Some(live) = registry::find(&plan.state_dir())? else { return Ok(None) };
+    match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
+        Liveness::Alive => {}
+        Liveness::Silent => {
+            let daemon = read_run(&plan.state_dir()).map(|run| run.pid);
+            return Err(Error::no_answer(live.mountpoint, daemon));
+        }
+        Liveness::Dead => {
+            tracing::info!(path = %live.mountpoint.display(), "unmounting a dead mount: its daemon was killed");
+            return match fuse_mount::unmount(&live.mountpoint, true) {
+                Ok(()) => Ok(None),
+                // The mount was ending, and has ended.
+                Err(_) if !registry::is_mounted(&live)? => Ok(None),
+                Err(source) => Err(Error::Mount { path: live.mountpoint, source }),
+            };
+        }
+    }
+    let Some(run) = record_of(plan, &live)? else { return Ok(None) };
+    let state_dir = plan.state_dir();
+    let record = SpaceRecord::read(&state_dir)?.ok_or_else(|| SpaceError::DamagedState {
+        path: state_dir.join(record::FILE),
+        why: "it is missing, and the space is mounted".to_owned(),
+    })?;
+    let held = Held::of(&state_dir, &record, &live.mountpoint)?;
+    if held == Held::Deleted {
+        end_deleted(plan, live)?;
+        return Ok(None);
+    }
+    let mounted = held.blueprint(&record.basis.blueprint).to_owned();
+    if mounted != plan.holds {
+        let wanted = plan.holds.clone();
+        return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
+    }
+    if plan.fresh {
+        return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
+    }
+    let differs = differences(plan, &run);
+    if !differs.is_empty() {
+        return Err(Error::OtherOptions { path: live.mountpoint, differs });
+    }
+    let mounted = Mounted::of(plan, index, run, started);
+    Ok(Some(Mounted { path: live.mountpoint, reused: true, ..mounted }))
+}
+
+/// The record of a live mount's daemon. The daemon writes it just after mounting, and removes it just before it ends. None
+/// if the mount has ended meanwhile.
+fn record_of(plan: &MountPlan, live: &MountEntry) -> Result<Option<RunInfo>, Error> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        // A daemon that was killed leaves its record behind.
+        if let Some(run) = read_run(&plan.state_dir()).filter(RunInfo::is_running) {
+            return Ok(Some(run));
+        }
+        match registry::find(&plan.state_dir())? {
+            Some(now) if now.dev == live.dev => {}
+            _ => return Ok(None),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::no_answer(live.mountpoint.clone(), None));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends the mount of a space that rcc deleted. A new mount of the space follows.
+fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
+    tracing::info!(path = %live.mountpoint.display(), "rcc deleted this space: ending its mount");
+    let how = How { lazy: false, force: false, timeout: ENDING };
+    match unmount(&live, Some(&plan.state_dir()), how) {
+        Ok(_) => Ok(()),
+        Err(Error::InUse { path, pids }) => Err(Error::DeletedInUse { path, pids }),
+        Err(error) => Err(error),
+    }
+}
+
+/// The options of the plan that the mount does not have, as they are typed, with the value in force.
+#[must_use]
+fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut differ = |asked: String, in_force: &str| out.push(format!("{asked} (in force: {in_force})"));
+    let asked = &plan.serve;
+    if let Some(strategy) = asked.strategy.typed().filter(|asked| Some(**asked) != run.strategy) {
+        differ(format!("--strategy {strategy}"), &in_words(run.strategy));
+    }
+    if let Some(io) = asked.io.typed().map(|io| io.in_force()).filter(|asked| Some(*asked) != run.io) {
+        differ(format!("--io {io}"), &in_words(run.io));
+    }
+    for (name, asked, in_force, otherwise) in [
+        ("--read-only", plan.serve.read_only, run.read_only, "changes are allowed"),
+        ("--ephemeral", plan.serve.ephemeral, run.ephemeral, "changes are kept"),
+    ] {
+        match (asked, in_force) {
+            (true, false) => differ(name.to_owned(), otherwise),
+            (false, true) => differ(format!("no {name}"), name),
+            _ => {}
+        }
+    }
+    if plan.foreground {
+        differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
+    }
+    // The daemon of an older version does not record the rest.
+    let Some(extra) = &run.extra else { return out };
+    let wanted = plan.serve.extra();
+    if wanted.allow_other && !extra.allow_other {
+        differ("--allow-other".to_owned(), "other users have no access");
+    }
+    for option in wanted.options.iter().filter(|option| !extra.options.contains(option)) {
+        let in_force = extra.options.join(",");
+        differ(format!("-o {option}"), if in_force.is_empty() { "no options" } else { &in_force });
+    }
+    if wanted.prefetch != Prefetch::No && wanted.prefetch != extra.prefetch {
+        let name = |prefetch: &Prefetch| match Option::<PathBuf>::from(prefetch.clone()) {
+            Some(name) => name.display().to_string(),
+            None => "none".to_owned(),
+        };
+        differ(format!("--prefetch {}", name(&wanted.prefetch)), &name(&extra.prefetch));
+    }
+    if let Some(size) = asked.cache_size.typed().filter(|size| **size != extra.cache_size) {
+        differ(format!("--cache-size {size}"), &extra.cache_size.to_string());
+    }
+    out
+}
+
+fn in_words<T: std::fmt::Display>(in_force: Option<T>) -> String {
+    in_force.map_or("unknown to this version".to_owned(), |choice| choice.to_string())
 }

@@ -1,7 +1,14 @@
-//! The daemon's background work: once after the mount, and then daily.
+//! The daemon's background work: once after the mount, and then daily; and prefetching.
+//!
+//! Each mount records which files were read, and adds them to the environment's profile when it ends. With `--prefetch`, a
+//! thread unpacks the files in a profile. Invariants: prefetching has no other effect than reading the same files, it stops
+//! when the mount ends, and its errors go to the log only.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -9,8 +16,10 @@ use rustix::io::Errno;
 use super::claim::Claim;
 use super::compose;
 use super::plan::MountPlan;
-use super::prefetch::Prefetcher;
 use crate::fs::Fs;
+use crate::library::profile::{self, ProfileError, Touched};
+use crate::settings::Prefetch;
+use crate::sys::process;
 
 /// How often a mount renews the environment's usage mark, so that rcc does not take the environment for unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -21,7 +30,7 @@ const FIRST_EVICTION: Duration = Duration::from_secs(60);
 /// Finishes the mount: syncs the space's record, writes the files for rcc, starts to prefetch.
 pub(super) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
     // `mount` does not wait for the disk. The first fsync and the first change in the space do.
-    let settled = claim.state().settle();
+    let settled = claim.state.settle();
     if let Err(error) = &settled {
         tracing::error!(%error, "the space's record cannot be synced: fsync fails in this mount");
     }
@@ -52,10 +61,100 @@ pub(super) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Re
 fn evict(plan: &MountPlan) {
     let evicted = compose::blob_cache(&plan.cache_dir())
         .map_err(std::io::Error::other)
-        .and_then(|cache| cache.evict(plan.serve.cache_size));
+        .and_then(|cache| cache.evict(plan.serve.cache_size.value));
     match evicted {
         Ok(0) => {}
         Ok(bytes) => tracing::info!(bytes, "removed the least recently used blobs from the cache"),
         Err(error) => tracing::warn!(%error, "the blob cache may exceed its limit"),
     }
+}
+
+/// Maintains the profile of a mount, and runs the thread that reads through it.
+#[derive(Debug)]
+pub(super) struct Prefetcher {
+    fs: Arc<Fs>,
+    own: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prefetcher {
+    /// Starts the thread, if the plan asks for it.
+    pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
+        let index = fs.namespace().index();
+        let own = profile::place(&plan.cache_dir(), &index.catalog_sha256());
+        let stop = Arc::new(AtomicBool::new(false));
+        let from = match &plan.serve.prefetch {
+            Prefetch::No => None,
+            Prefetch::Own => Some(own.clone()),
+            Prefetch::From(path) => Some(path.clone()),
+        };
+        let thread = from.and_then(|path| {
+            let (fs, stop) = (Arc::clone(fs), Arc::clone(&stop));
+            let warm = move || warm(&fs, &path, &stop);
+            match std::thread::Builder::new().name("prefetch".into()).spawn(warm) {
+                Ok(thread) => Some(thread),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot start the prefetching thread");
+                    None
+                }
+            }
+        });
+        Self { fs: Arc::clone(fs), own, stop, thread }
+    }
+
+    /// Stops the thread, and adds the files that were read to the profile.
+    pub(super) fn finish(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the prefetching thread panicked");
+        }
+        self.save();
+    }
+
+    /// Adds the files that were read so far to the profile. Two mounts that do so at once may lose the files of one. That is
+    /// acceptable, since a profile is only a hint.
+    pub(super) fn save(&self) {
+        let index = self.fs.namespace().index();
+        let known = known(&self.own, index.catalog_sha256(), index.len());
+        let new = self.fs.materializer().touched();
+        if !known.would_grow_by(&new) {
+            return;
+        }
+        if let Err(error) = profile::write(&self.own, &index.catalog_sha256(), known, &new) {
+            tracing::warn!(path = %self.own.display(), %error, "the profile is not updated");
+        }
+    }
+}
+
+/// The content of a profile. Empty if the profile cannot be used.
+fn known(path: &Path, catalog: [u8; 32], nodes: u32) -> Touched {
+    match profile::read(path, &catalog, nodes) {
+        Ok(known) => known,
+        Err(ProfileError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Touched::default(),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read the profile");
+            Touched::default()
+        }
+    }
+}
+
+fn warm(fs: &Fs, path: &Path, stop: &AtomicBool) {
+    if let Err(errno) = process::be_idle() {
+        tracing::debug!(%errno, "cannot lower the priority of prefetching");
+    }
+    let index = fs.namespace().index();
+    let files = known(path, index.catalog_sha256(), index.len());
+    let mut done = 0;
+    for node in files.order() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match fs.materializer().source().warm(*node, stop) {
+            Ok(()) => done += 1,
+            // A process that reads the file gets the error.
+            Err(error) => tracing::debug!(%error, "not prefetched"),
+        }
+    }
+    tracing::info!(done, of = files.order().len(), "prefetched");
 }

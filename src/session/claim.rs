@@ -1,6 +1,6 @@
 //! Takes a space for a mount: its locks, its record, its mountpoint.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::plan::MountPlan;
 use crate::library::digest::Hex;
@@ -99,12 +99,15 @@ impl MountPlan {
 #[derive(Debug)]
 pub struct Claim<'a> {
     plan: &'a MountPlan,
-    state: StateDir,
+    /// Locked as long as this value lives.
+    pub(super) state: StateDir,
     recorded: SpaceRecord,
     /// The directory above the mountpoint.
     base: Dir,
-    mountpoint: Dir,
-    aside: Option<PathBuf>,
+    /// The checked directory to mount on.
+    pub(super) mountpoint: Dir,
+    /// The directory to which the changes of the space were moved, if rcc had deleted the space.
+    pub(super) aside: Option<PathBuf>,
     /// The files beside the mountpoint are right already.
     described: bool,
     /// None after [`Claim::publish`].
@@ -114,24 +117,6 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// The space's state directory, locked as long as this value lives.
-    #[must_use]
-    pub fn state(&self) -> &StateDir {
-        &self.state
-    }
-
-    /// The checked directory to mount on.
-    #[must_use]
-    pub fn mountpoint(&self) -> &Dir {
-        &self.mountpoint
-    }
-
-    /// The directory to which the changes of the space were moved, if rcc had deleted the space.
-    #[must_use]
-    pub fn aside(&self) -> Option<&Path> {
-        self.aside.as_deref()
-    }
-
     /// Makes `rcc holotree list` show the space. The time does not depend on the size of the environment, since the list of
     /// its files is left to [`Claim::publish`].
     ///

@@ -57,15 +57,15 @@ pub(super) fn filesystem(
     if swept > 0 {
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
-    let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size);
+    let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size.value);
     let metrics = Arc::<Metrics>::default();
     let blobs = Arc::new(blobs(&plan.location, cache).counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
-    let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy);
+    let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy.value);
     let relocated = open_dir(&state_dir.join("reloc"))?;
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated, metrics));
     let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
-    if plan.serve.strategy == Strategy::Reflink && !reflink.supported {
+    if plan.serve.strategy.value == Strategy::Reflink && !reflink.supported {
         return Err(Error::NoReflink { path: state_dir, reason: reflink.reason });
     }
     let owner = Owner {

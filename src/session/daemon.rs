@@ -108,7 +108,7 @@ fn clear_away(plan: &MountPlan, child: i32) {
         std::thread::sleep(Duration::from_millis(2));
     }
     match super::registry::find(&plan.state_dir()) {
-        Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => super::undo::undo_mount(&live),
+        Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => super::end::undo_mount(&live),
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "the child may have left a dead mount"),
     }

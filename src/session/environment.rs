@@ -11,7 +11,7 @@ use crate::library::blob::Blobs;
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
-use crate::library::index::{CatalogInfo, Index, IndexError, NodeId, NodeKind};
+use crate::library::index::{Index, IndexError, NodeId, NodeKind};
 use crate::library::locate::Location;
 use crate::library::profile;
 use crate::library::warm::Warming;
@@ -25,7 +25,8 @@ const MAX_IDENTITY: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Environment<'l> {
     location: &'l Location,
-    index: Index,
+    /// The index of its catalog.
+    pub index: Index,
     cache_dir: PathBuf,
 }
 
@@ -38,18 +39,6 @@ impl<'l> Environment<'l> {
         let cache_dir = env.cache_dir();
         let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
         Ok(Self { location, index, cache_dir })
-    }
-
-    /// The fields of the catalog, and rcc's counts of its files.
-    #[must_use]
-    pub fn info(&self) -> &CatalogInfo {
-        self.index.info()
-    }
-
-    /// The number of files, directories and links that a mount shows.
-    #[must_use]
-    pub fn entries(&self) -> u32 {
-        self.index.len()
     }
 
     /// The place in the library of `identity.yaml`, the file with the blueprint's text.
@@ -141,7 +130,7 @@ impl<'l> Environment<'l> {
                 let entry = entry?;
                 let name = entry.file_name();
                 let blueprint = name.to_str().and_then(|name| name.split_once('.')).map(|(hash, _)| hash);
-                if blueprint == Some(self.info().blueprint.as_str()) {
+                if blueprint == Some(self.index.info().blueprint.as_str()) {
                     last = last.max(Some(entry.metadata()?.modified()?));
                 }
             }

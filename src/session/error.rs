@@ -94,7 +94,7 @@ pub enum Error {
         waited: Duration,
     },
     /// The mount has bind mounts.
-    #[error("{path}: in use: it is also mounted on {}", list(.places))]
+    #[error("{path}: in use: it is also mounted on {}", joined(.places.iter().map(|place| place.display())))]
     MountedElsewhere {
         /// The mountpoint.
         path: PathBuf,
@@ -155,17 +155,11 @@ pub enum Error {
         user: u32,
     },
     /// The changes to drop are in another home.
-    #[error("{given}: its changes are not in this home")]
-    OtherHome {
-        /// The space as it was typed.
-        given: String,
-    },
+    #[error("{0}: its changes are not in this home")]
+    OtherHome(String),
     /// The changes to drop are still served.
-    #[error("{identity}: its daemon has not ended yet, so the changes stay")]
-    ChangesInUse {
-        /// The name of the space's directory.
-        identity: String,
-    },
+    #[error("{0}: its daemon has not ended yet, so the changes stay")]
+    ChangesInUse(String),
     /// The upper could not be opened.
     #[error("{path}: {source}")]
     Upper {
@@ -228,16 +222,11 @@ fn at_work(pid: Option<u32>) -> String {
 }
 
 fn users(pids: &[u32]) -> String {
-    if pids.is_empty() {
-        return String::new();
-    }
-    let list: Vec<String> = pids.iter().map(u32::to_string).collect();
-    format!(" by process {}", list.join(", "))
+    if pids.is_empty() { String::new() } else { format!(" by process {}", joined(pids.iter())) }
 }
 
-fn list(places: &[PathBuf]) -> String {
-    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
-    places.join(", ")
+fn joined(list: impl Iterator<Item = impl ToString>) -> String {
+    list.map(|entry| entry.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn lives_on(daemon: u32, holders: &[Holder]) -> String {
@@ -249,10 +238,9 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
         };
         return format!("its daemon, process {daemon},{stopped} has not ended").replace(",,", ",");
     }
-    let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
     format!(
         "still mounted in the mount namespace of process {}; its daemon is process {daemon}",
-        holders.join(", ")
+        joined(holders.iter())
     )
 }
 

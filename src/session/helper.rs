@@ -63,7 +63,7 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     let failed = |source| Error::Mount { path: path.clone(), source };
     let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
     let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
-    if plan.serve.io.is_passthrough() && !has_privilege() {
+    if plan.serve.io.value.is_passthrough() && !has_privilege() {
         let client = Client::start(&plan.mount_helper).map_err(|error| no_passthrough(plain(&error)))?;
         let fd = client.mount(dir.as_fd(), options).map_err(|error| no_passthrough(plain(&error)))?;
         let program = Some(client.program.clone());
@@ -71,11 +71,11 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     }
     let fd = fuse_mount::mount(dir, options).map_err(failed)?;
     let mount = made()?;
-    if !plan.serve.io.is_passthrough() {
+    if !plan.serve.io.value.is_passthrough() {
         return Ok(Device { fd, mount, backings: None, program: None });
     }
     let own = fd.try_clone().map_err(|error| {
-        mount.iter().for_each(super::undo::undo_mounts);
+        mount.iter().for_each(super::end::undo_mounts);
         no_passthrough(plain(&error))
     })?;
     Ok(Device { fd, mount, backings: Some(Arc::new(Direct::new(own))), program: None })

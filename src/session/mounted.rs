@@ -5,8 +5,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::MountPlan;
+use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::settings::{IoMode, Strategy};
+use crate::space::run::RunInfo;
 
 /// A mount that answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,28 @@ pub struct Mounted {
     /// The directory to which the changes of a space were moved that rcc had deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<PathBuf>,
+}
+
+impl Mounted {
+    /// The mount of a plan that this daemon serves.
+    pub(super) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
+        Self {
+            path: run.mountpoint,
+            identity: plan.space.identity.to_string(),
+            blueprint: plan.holds.clone(),
+            library: plan.location.path.clone(),
+            strategy: run.strategy,
+            io: run.io,
+            reflink: run.reflink,
+            entries: index.len(),
+            relocated: index.relocated_files(),
+            pid: run.pid,
+            mounted_ms: millis(started),
+            missing_blobs: 0,
+            reused: false,
+            set_aside: None,
+        }
+    }
 }
 
 fn is_zero(count: &u32) -> bool {

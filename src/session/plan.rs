@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::Location;
-use crate::settings::{IoMode, MountHelper, Prefetch, Strategy};
+use crate::settings::{IoMode, MountHelper, Prefetch, Setting, Strategy};
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::run::Extra;
@@ -32,8 +32,6 @@ pub struct MountPlan {
     pub env: Env,
     /// How the mount is served.
     pub serve: ServeOptions,
-    /// The parts of `serve` that the user typed. A mount that exists already must agree with them.
-    pub asked: Asked,
     /// Drop the changes of earlier mounts.
     pub fresh: bool,
     /// Serve in this process instead of a daemon.
@@ -44,36 +42,26 @@ pub struct MountPlan {
     pub lock_timeout: Duration,
 }
 
-/// How a mount is served: what `run.json` records while it is mounted.
+/// How a mount is served: what `run.json` records while it is mounted. A mount that exists already must agree with the
+/// options that were typed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ServeOptions {
     /// How private copies are made.
-    pub strategy: Strategy,
+    pub strategy: Setting<Strategy>,
     /// Who reads and writes files.
-    pub io: IoMode,
-    /// What is unpacked in the background.
-    pub prefetch: Prefetch,
+    pub io: Setting<IoMode>,
     /// How many bytes of unpacked blobs the cache may keep.
-    pub cache_size: u64,
+    pub cache_size: Setting<u64>,
     /// Refuse every change.
     pub read_only: bool,
     /// Drop the changes at unmount.
     pub ephemeral: bool,
+    /// What is unpacked in the background.
+    pub prefetch: Prefetch,
     /// Let other users use the mount.
     pub allow_other: bool,
     /// Further mount options by name.
     pub options: Vec<String>,
-}
-
-/// What the user typed of [`ServeOptions`]; None stands for a default.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Asked {
-    /// `--strategy`.
-    pub strategy: Option<Strategy>,
-    /// `--io`.
-    pub io: Option<IoMode>,
-    /// `--cache-size`.
-    pub cache_size: Option<u64>,
 }
 
 impl MountPlan {
@@ -104,7 +92,7 @@ impl ServeOptions {
             allow_other: self.allow_other,
             options: self.options.clone(),
             prefetch: self.prefetch.clone(),
-            cache_size: self.cache_size,
+            cache_size: self.cache_size.value,
         }
     }
 }

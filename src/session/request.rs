@@ -9,9 +9,9 @@ use std::fs::File;
 use super::arrival::wait_for_recording;
 use super::environment::Environment;
 use super::error::Error;
-use super::plan::{Asked, MountPlan, ServeOptions};
+use super::plan::{MountPlan, ServeOptions};
 use crate::library::locate::{Location, locate};
-use crate::settings::{MountSettings, Prefetch, SetBy, Settings};
+use crate::settings::{MountSettings, Prefetch, Settings};
 use crate::space::SpaceError;
 use crate::space::home::Env;
 use crate::space::select::{Selected, Wanted, select};
@@ -64,11 +64,6 @@ impl MountRequest {
             location,
             env: env.clone(),
             serve,
-            asked: Asked {
-                strategy: (mount.strategy.source == SetBy::Flag).then_some(mount.strategy.value),
-                io: (mount.io.source == SetBy::Flag).then_some(mount.io.value),
-                cache_size: (mount.cache_size.source == SetBy::Flag).then_some(mount.cache_size.value),
-            },
             fresh: self.fresh,
             foreground: self.foreground,
             mount_helper: mount.mount_helper.value.clone(),
@@ -108,10 +103,10 @@ impl MountRequest {
 
     fn serve_options(&self, mount: &MountSettings) -> Result<ServeOptions, Error> {
         let mut serve = ServeOptions {
-            strategy: mount.strategy.value,
-            io: mount.io.value,
+            strategy: mount.strategy.clone(),
+            io: mount.io.clone(),
             prefetch: checked(&self.prefetch)?,
-            cache_size: mount.cache_size.value,
+            cache_size: mount.cache_size.clone(),
             read_only: self.read_only,
             ephemeral: self.ephemeral,
             allow_other: self.allow_other,

@@ -13,10 +13,10 @@ use signal_hook::iterator::{Handle, Signals};
 
 use super::chores::{keep_house, settle};
 use super::claim::Claim;
+use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
-use super::mounted::{Mounted, millis};
+use super::mounted::Mounted;
 use super::plan::MountPlan;
-use super::undo::{UnmountOnDrop, undo_mount_of};
 use super::{compose, connect, helper, registry};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
@@ -25,32 +25,22 @@ use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
 use crate::space::run::RunInfo;
 use crate::sys::fuse_mount::MountError;
+use crate::sys::mountinfo::MountEntry;
 use crate::sys::process;
 
-/// A space with its locks and its index, ready to be mounted.
+/// A space with its locks and its index, ready to be mounted. No thread runs yet, so the process may fork.
 #[derive(Debug)]
 pub(super) struct PendingMount<'p> {
-    plan: &'p MountPlan,
-    index: Arc<Index>,
+    pub(super) plan: &'p MountPlan,
+    pub(super) index: Arc<Index>,
     /// Holds the space's own lock and, until the mount answers, rcc's. `rcc run` would wait forever for a lock that is
     /// held as long as the mount lives.
-    claim: Claim<'p>,
-    started: Instant,
-    missing_blobs: u32,
+    pub(super) claim: Claim<'p>,
+    pub(super) started: Instant,
+    pub(super) missing_blobs: u32,
 }
 
 impl<'p> PendingMount<'p> {
-    /// Starts no thread, so the caller may fork afterwards.
-    pub(super) fn new(
-        plan: &'p MountPlan,
-        index: Arc<Index>,
-        claim: Claim<'p>,
-        started: Instant,
-        missing_blobs: u32,
-    ) -> Self {
-        Self { plan, index, claim, started, missing_blobs }
-    }
-
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered.
     pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<Mounted, Error> {
         let plan = self.plan;
@@ -60,10 +50,15 @@ impl<'p> PendingMount<'p> {
         let (fs, reflink) = compose::filesystem(plan, &self.index, umask)?;
         // Before the mount exists: a signal that comes while it is being made ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
-        let device = helper::acquire(plan, self.claim.mountpoint(), &connect::mount_options(plan)?)?;
+        let device = helper::acquire(plan, &self.claim.mountpoint, &connect::mount_options(plan)?)?;
         let undo = UnmountOnDrop::new(device.mount.clone());
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
-        let mounted = self.mounted(reflink);
+        let run = run_info(plan, reflink, undo.mount())?;
+        let mounted = Mounted {
+            missing_blobs: self.missing_blobs,
+            set_aside: self.claim.aside.clone(),
+            ..Mounted::of(plan, &self.index, run.clone(), self.started)
+        };
         let session = match connect::start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
             // Somebody has unmounted it already. A mount that has ended is not a failure.
             Err(Error::Fuse(error)) if !undo.mount().map_or(Ok(false), registry::is_mounted)? => {
@@ -74,28 +69,8 @@ impl<'p> PendingMount<'p> {
             session => session?,
         };
         drop_pages_of_bad_blobs(&fs, &session);
-        self.run(session, &fs, signals, undo, &mounted, ready)?;
+        self.run(session, &fs, signals, undo, &run, &mut || ready(&mounted))?;
         Ok(mounted)
-    }
-
-    fn mounted(&self, reflink: ReflinkProbe) -> Mounted {
-        let Self { plan, index, claim, .. } = self;
-        Mounted {
-            path: plan.space.mountpoint.clone(),
-            identity: plan.space.identity.to_string(),
-            blueprint: plan.holds.clone(),
-            library: plan.location.path.clone(),
-            strategy: Some(plan.serve.strategy),
-            io: Some(plan.serve.io.in_force()),
-            reflink: Some(reflink),
-            entries: index.len(),
-            relocated: index.relocated_files(),
-            pid: std::process::id(),
-            mounted_ms: millis(self.started),
-            missing_blobs: self.missing_blobs,
-            reused: false,
-            set_aside: claim.aside().map(Path::to_owned),
-        }
     }
 
     /// Runs the loops until the kernel reports the end of the mount. This thread waits for signals meanwhile.
@@ -105,19 +80,18 @@ impl<'p> PendingMount<'p> {
         fs: &Arc<Fs>,
         mut signals: Signals,
         undo: UnmountOnDrop,
-        mounted: &Mounted,
-        ready: &mut dyn FnMut(&Mounted),
+        run: &RunInfo,
+        ready: &mut dyn FnMut(),
     ) -> Result<(), Error> {
         let Self { plan, index, mut claim, .. } = self;
         let state_dir = plan.state_dir();
-        let dev = undo.mount().map(|mount| mount.dev.clone());
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
-        claim.state().write_run(&run_info(plan, mounted, dev.clone())?)?;
+        claim.state.write_run(run)?;
         // The first request. The kernel creates the root inode without a request and does not know its owner until
         // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
         match rustix::fs::lstat(&plan.space.mountpoint) {
-            Ok(root) if dev.as_deref() == Some(&device_number(root.st_dev)) => {}
+            Ok(root) if run.dev.as_deref() == Some(&device_number(root.st_dev)) => {}
             Ok(_) => {
                 if undo.mount().map(registry::is_mounted).transpose()? == Some(true) {
                     let path = plan.space.mountpoint.clone();
@@ -130,7 +104,7 @@ impl<'p> PendingMount<'p> {
         if let Err(error) = claim.announce(index.info()) {
             tracing::warn!(%error, "rcc will not list this space");
         }
-        ready(mounted);
+        ready();
         undo.keep();
         // From here on no failure of ours ends the mount.
         let no_thread = thread::scope(|scope| {
@@ -168,9 +142,9 @@ impl<'p> PendingMount<'p> {
         // Loops that failed leave a dead mount behind.
         undo_mount_of(&state_dir);
         fs.namespace().settle(Duration::ZERO);
-        claim.state().remove_run()?;
+        claim.state.remove_run()?;
         if plan.serve.ephemeral {
-            claim.state().discard_changes()?;
+            claim.state.discard_changes()?;
         }
         Ok(())
     }
@@ -219,20 +193,20 @@ fn device_number(dev: u64) -> String {
     format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
 }
 
-fn run_info(plan: &MountPlan, mounted: &Mounted, dev: Option<String>) -> Result<RunInfo, Error> {
+fn run_info(plan: &MountPlan, reflink: ReflinkProbe, mount: Option<&MountEntry>) -> Result<RunInfo, Error> {
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
     Ok(RunInfo {
-        pid: mounted.pid,
+        pid: std::process::id(),
         start_time: start_time.ok_or_else(|| Error::Os {
             path: "/proc/self/stat".into(),
             call: "read",
             source: Errno::NODATA,
         })?,
-        mountpoint: mounted.path.clone(),
-        dev,
-        strategy: mounted.strategy,
-        io: mounted.io,
-        reflink: mounted.reflink.clone(),
+        mountpoint: plan.space.mountpoint.clone(),
+        dev: mount.map(|mount| mount.dev.clone()),
+        strategy: Some(plan.serve.strategy.value),
+        io: Some(plan.serve.io.value.in_force()),
+        reflink: Some(reflink),
         started: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         read_only: plan.serve.read_only,
         ephemeral: plan.serve.ephemeral,

@@ -70,7 +70,7 @@ impl<'e> Unmounting<'e> {
         }
         if let Some(mount) = of_another_home(&given)? {
             if self.discard {
-                return Err(Error::OtherHome { given: typed.to_string_lossy().into_owned() });
+                return Err(Error::OtherHome(typed.to_string_lossy().into_owned()));
             }
             // Its record is in another home, so its daemon is not known and not waited for.
             let how = How { timeout: Duration::ZERO, ..self.how };
@@ -108,7 +108,7 @@ impl<'e> Unmounting<'e> {
             return Ok(());
         }
         if is_locked(&state_dir) {
-            return Err(Error::ChangesInUse { identity: identity.to_string() });
+            return Err(Error::ChangesInUse(identity.to_string()));
         }
         StateDir::open_locked(&state_dir)?.discard_changes()?;
         Ok(())

@@ -42,14 +42,14 @@ const COPY: &str = "other: [1, 2]\nholotree:\n  restoration-strategy: copy\n";
 #[test]
 fn defaults_to_dot_robocorp() {
     let settings = read(Flags::default(), &[("HOME", "/home/me")]).unwrap();
-    assert_eq!(settings.robocorp_home, Setting::default("/home/me/.robocorp".into()));
-    assert_eq!(settings.holofs_home, Setting::default("/home/me/.robocorp/holofs".into()));
-    assert_eq!(settings.controller, Setting::default("user".into()));
-    assert_eq!(settings.lock_timeout, Setting::default(Duration::from_secs(30)));
+    assert_eq!(settings.robocorp_home, Setting::built_in("/home/me/.robocorp".into()));
+    assert_eq!(settings.holofs_home, Setting::built_in("/home/me/.robocorp/holofs".into()));
+    assert_eq!(settings.controller, Setting::built_in("user".into()));
+    assert_eq!(settings.lock_timeout, Setting::built_in(Duration::from_secs(30)));
     let mount = settings.mount.unwrap();
-    assert_eq!(mount.strategy, Setting::default(Strategy::Smart));
-    assert_eq!(mount.cache_size, Setting::default(10 << 30));
-    assert_eq!(mount.mount_helper, Setting::default(MountHelper::Installed));
+    assert_eq!(mount.strategy, Setting::built_in(Strategy::Smart));
+    assert_eq!(mount.cache_size, Setting::built_in(10 << 30));
+    assert_eq!(mount.mount_helper, Setting::built_in(MountHelper::Installed));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn empty_variable_counts_as_unset() {
     let set = [("HOME", "/h"), ("ROBOCORP_HOME", ""), ("HOLOFS_LOG", ""), ("HOLOFS_STRATEGY", "")];
     let settings = read(Flags::default(), &set).unwrap();
     assert_eq!(settings.robocorp_home.value, Path::new("/h/.robocorp"));
-    assert_eq!(settings.log_level, Setting::default(LevelFilter::WARN));
+    assert_eq!(settings.log_level, Setting::built_in(LevelFilter::WARN));
     assert_eq!(settings.mount.unwrap().strategy.source, SetBy::Default);
 }
 
@@ -115,7 +115,7 @@ fn strategy_of_the_first_place_that_sets_it_is_in_force() {
     let by_file = mount(COPY, Flags::default(), &[]).unwrap();
     assert_eq!(by_file.strategy.value, Strategy::Copy);
     assert!(by_file.strategy.source.to_string().ends_with("/settings.yaml:3"), "{:?}", by_file.strategy);
-    assert_eq!(mount("{}", Flags::default(), &[]).unwrap().strategy, Setting::default(Strategy::Smart));
+    assert_eq!(mount("{}", Flags::default(), &[]).unwrap().strategy, Setting::built_in(Strategy::Smart));
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn file_that_sets_nothing_is_no_error() {
     {
         let settings = mount(yaml, Flags::default(), &[]).unwrap();
         assert_eq!(settings.strategy.source, SetBy::Default, "{yaml:?}");
-        assert_eq!(settings.hardlink_excludes, Setting::default(Vec::new()), "{yaml:?}");
+        assert_eq!(settings.hardlink_excludes, Setting::built_in(Vec::new()), "{yaml:?}");
     }
 }
 

@@ -123,8 +123,8 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::NoSpace { given: "x".into(), identity: "y".into() }, NOT_FOUND, "list"),
         (session::Error::OthersMount { path: path(), user: 1 }, MOUNTPOINT, "another space name"),
         (session::Error::MountedByOther { path: path(), user: 1 }, MOUNTPOINT, "that user"),
-        (session::Error::OtherHome { given: "x".into() }, USAGE, "--home"),
-        (session::Error::ChangesInUse { identity: "x".into() }, BUSY, "--timeout"),
+        (session::Error::OtherHome("x".into()), USAGE, "--home"),
+        (session::Error::ChangesInUse("x".into()), BUSY, "--timeout"),
         (session::Error::DaemonDied(path()), FAILED, ""),
         (session::Error::Daemon(report), STRATEGY, ""),
     ];

@@ -1,4 +1,5 @@
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use super::*;
@@ -7,7 +8,7 @@ use crate::library::catalogs::CatalogName;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
-use crate::session::plan::{Asked, ServeOptions};
+use crate::session::plan::ServeOptions;
 use crate::settings::MountHelper;
 use crate::space::MountpointProblem;
 use crate::space::home::Env;
@@ -56,7 +57,6 @@ impl Place {
             },
             env,
             serve: ServeOptions::default(),
-            asked: Asked::default(),
             fresh: false,
             foreground: false,
             mount_helper: MountHelper::default(),
