@@ -347,7 +347,6 @@ impl Advice for RecordError {
             | Self::CommandFailed { .. }
             | Self::Special { .. }
             | Self::NameNotUtf8 { .. }
-            | Self::LinkNotUtf8 { .. }
             | Self::TooDeep { .. }
             | Self::Changed { .. } => (ENVIRONMENT, None),
             Self::Io { .. } | Self::Panicked(_) => (FAILED, None),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::index::CatalogInfo;
 use super::look::Look;
+use super::name::is_hex;
 use super::{Library, LibraryError};
 
 /// The format version in the names of catalogs.
@@ -32,8 +33,7 @@ impl CatalogName {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let (blueprint, platform) = name.split_once(VERSION)?;
-        let is_hash =
-            blueprint.len() == 16 && blueprint.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hash = is_hex(blueprint, 16);
         let is_platform = platform.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'_'));
         let is_name = is_hash && is_platform && platform.contains('_');
         is_name.then(|| Self { blueprint: blueprint.into(), platform: platform.into() })

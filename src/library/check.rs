@@ -63,11 +63,6 @@ pub struct CheckOptions {
     pub jobs: usize,
 }
 
-struct Catalog {
-    blueprint: String,
-    tree: Tree,
-}
-
 /// A file that has the content of a blob: the position of its catalog, and of its entry in that catalog.
 type User = (usize, usize);
 
@@ -90,7 +85,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
         }
         report.catalogs += 1;
         match read(library, &name) {
-            Ok(tree) => catalogs.push(Catalog { blueprint: name.blueprint, tree }),
+            Ok(tree) => catalogs.push(tree),
             Err(why) => {
                 report.bad_catalogs.insert(name.to_string(), why);
             }
@@ -130,8 +125,8 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     report.corrupt.sort();
     for (catalog, entry) in bad.iter().filter_map(|digest| users.get(digest)).flatten() {
         if let Some(catalog) = catalogs.get(*catalog) {
-            let paths = report.affected.entry(catalog.blueprint.clone()).or_default();
-            paths.insert(catalog.tree.path_of(*entry));
+            let paths = report.affected.entry(catalog.info.blueprint.clone()).or_default();
+            paths.insert(catalog.path_of(*entry));
         }
     }
     Ok(report)
@@ -147,12 +142,12 @@ fn read(library: &dyn Library, name: &CatalogName) -> Result<Tree, String> {
 }
 
 /// The files of each blob.
-fn users(catalogs: &[Catalog]) -> HashMap<Digest, Vec<User>> {
+fn users(catalogs: &[Tree]) -> HashMap<Digest, Vec<User>> {
     let mut users: HashMap<Digest, Vec<User>> = HashMap::new();
     for (number, catalog) in catalogs.iter().enumerate() {
-        for (position, entry) in catalog.tree.entries.iter().enumerate() {
+        for (position, entry) in catalog.entries.iter().enumerate() {
             if let EntryKind::File { digest, .. } = entry.kind
-                && let Some(digest) = catalog.tree.digests.get(digest as usize)
+                && let Some(digest) = catalog.digests.get(digest as usize)
             {
                 users.entry(*digest).or_default().push((number, position));
             }
@@ -162,7 +157,7 @@ fn users(catalogs: &[Catalog]) -> HashMap<Digest, Vec<User>> {
 }
 
 /// What is wrong with a blob, judged by its size.
-fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Tree]) -> Option<String> {
     if !digest.is_raw() {
         // rcc compresses the empty file to 23 bytes. But in the place of the empty file's blob, an empty file is not
         // wrong.
@@ -174,7 +169,7 @@ fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Catalog]) -> 
 }
 
 /// What is wrong with a blob's content.
-fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[Catalog]) -> Option<String> {
+fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[Tree]) -> Option<String> {
     // Files with the same content can have different offsets in one catalog. All offsets of one stage's name are
     // checked together.
     let mut offsets: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
@@ -214,9 +209,9 @@ struct File<'a> {
     relocations: &'a [u64],
 }
 
-fn files<'a>(users: &'a [User], catalogs: &'a [Catalog]) -> impl Iterator<Item = File<'a>> {
+fn files<'a>(users: &'a [User], catalogs: &'a [Tree]) -> impl Iterator<Item = File<'a>> {
     users.iter().filter_map(|(catalog, entry)| {
-        let tree = &catalogs.get(*catalog)?.tree;
+        let tree = catalogs.get(*catalog)?;
         let EntryKind::File { size, relocations: (first, count), .. } = tree.entries.get(*entry)?.kind else {
             return None;
         };

@@ -110,10 +110,8 @@ impl<'a> Lister<'a> {
                 Kind::Dir(id) => listed.subdirs.push(self.dir(name, None, Some(*id))?),
                 Kind::File(id) => listed.files.push(self.file(name, None, Some(*id))?),
                 Kind::Link { text, target } => match target {
-                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), Some(*id))?),
-                    Target::ForeignDir => listed.subdirs.push(self.dir(name, Some(text), None)?),
-                    Target::File(id) => listed.files.push(self.file(name, Some(text), Some(*id))?),
-                    Target::Foreign => listed.files.push(self.file(name, Some(text), None)?),
+                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), *id)?),
+                    Target::File(id) => listed.files.push(self.file(name, Some(text), *id)?),
                 },
             }
         }

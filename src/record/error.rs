@@ -45,19 +45,16 @@ pub enum RecordError {
     /// [`RecordOptions::cancel`](super::RecordOptions::cancel) was set.
     #[error("interrupted")]
     Interrupted,
-    /// A file of a type that a catalog cannot list.
+    /// An entry that a catalog cannot list. A catalog is JSON, so link targets must be UTF-8.
     #[error("{path}: {what} cannot be recorded")]
     Special {
         path: PathBuf,
-        /// The type of the file.
+        /// Such as `a FIFO`.
         what: &'static str,
     },
     /// A catalog is JSON, so names must be UTF-8.
     #[error("{path:?}: a name that is not UTF-8 cannot be recorded")]
     NameNotUtf8 { path: PathBuf },
-    /// A catalog is JSON, so link targets must be UTF-8.
-    #[error("{path}: a link whose text is not UTF-8 cannot be recorded")]
-    LinkNotUtf8 { path: PathBuf },
     /// A directory is nested deeper than a catalog may be.
     #[error("{path}: nested too deeply to be recorded")]
     TooDeep { path: PathBuf },

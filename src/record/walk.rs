@@ -75,14 +75,10 @@ pub(super) enum Kind {
 /// What a link leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Target {
-    /// A recorded directory.
-    Dir(DirId),
-    /// A recorded file.
-    File(FileId),
-    /// A directory that is not recorded.
-    ForeignDir,
-    /// Nothing, or anything else that is not recorded.
-    Foreign,
+    /// A directory. None if it is not recorded.
+    Dir(Option<DirId>),
+    /// A file. None if it is not recorded, or if there is nothing.
+    File(Option<FileId>),
 }
 
 /// Walks everything below `stage`.
@@ -171,11 +167,14 @@ impl Walker {
             } else if metadata.is_symlink() {
                 let text = std::fs::read_link(&path).map_err(RecordError::io(&path))?;
                 let text = text.into_os_string().into_string();
-                let text = text.map_err(|_| RecordError::LinkNotUtf8 { path: path.clone() })?;
+                let text = text.map_err(|_| RecordError::Special {
+                    path: path.clone(),
+                    what: "a link whose text is not UTF-8",
+                })?;
                 // The link may be broken, or lead to where this user has no access.
                 let end = std::fs::metadata(&path).ok().map(|end| (end.is_dir(), inode(&end)));
                 self.links.push(Link { dir: id, position: entries.len(), end });
-                Kind::Link { text, target: Target::Foreign }
+                Kind::Link { text, target: Target::File(None) }
             } else {
                 let what = odd_kind(metadata.mode()).unwrap_or("a file");
                 return Err(RecordError::Special { path, what });
@@ -192,13 +191,9 @@ impl Walker {
     fn resolve(mut self, stage: &Path) -> Result<Tree, RecordError> {
         for Link { dir, position, end } in std::mem::take(&mut self.links) {
             let resolved = match end {
-                None => Target::Foreign,
-                Some((true, inode)) => {
-                    self.dirs.get(&inode).map_or(Target::ForeignDir, |id| Target::Dir(*id))
-                }
-                Some((false, inode)) => {
-                    self.files.get(&inode).map_or(Target::Foreign, |id| Target::File(*id))
-                }
+                None => Target::File(None),
+                Some((true, inode)) => Target::Dir(self.dirs.get(&inode).copied()),
+                Some((false, inode)) => Target::File(self.files.get(&inode).copied()),
             };
             let entry = self.tree.dirs.get_mut(dir.0).and_then(|dir| dir.entries.get_mut(position));
             if let Some(Entry { kind: Kind::Link { target, .. }, .. }) = entry {
@@ -275,19 +270,19 @@ mod tests {
         }
         let tree = walk(&root).unwrap();
         assert_eq!(tree.files.len(), 1, "hard links are one content");
-        let file = Target::File(FileId(0));
+        let file = Target::File(Some(FileId(0)));
         for (name, wanted) in [
             ("to-file", file),
             ("to-link", file),
-            ("to-dir", Target::Dir(DirId(1))),
-            ("self", Target::Dir(DirId(0))),
-            ("to-slash", Target::ForeignDir),
-            ("to-left-out-dir", Target::ForeignDir),
-            ("to-outside", Target::Foreign),
-            ("to-left-out", Target::Foreign),
-            ("broken", Target::Foreign),
-            ("loop", Target::Foreign),
-            ("device", Target::Foreign),
+            ("to-dir", Target::Dir(Some(DirId(1)))),
+            ("self", Target::Dir(Some(DirId(0)))),
+            ("to-slash", Target::Dir(None)),
+            ("to-left-out-dir", Target::Dir(None)),
+            ("to-outside", Target::File(None)),
+            ("to-left-out", Target::File(None)),
+            ("broken", Target::File(None)),
+            ("loop", Target::File(None)),
+            ("device", Target::File(None)),
         ] {
             assert_eq!(target_of(&tree, name), wanted, "{name}");
         }
@@ -314,7 +309,8 @@ mod tests {
         let bad = OsString::from_vec(b"caf\xe9".to_vec());
         let dir = tempfile::tempdir().unwrap();
         symlink(&bad, dir.path().join("link")).unwrap();
-        assert!(matches!(walk(dir.path()), Err(RecordError::LinkNotUtf8 { .. })));
+        let what = "a link whose text is not UTF-8";
+        assert!(matches!(walk(dir.path()), Err(RecordError::Special { what: found, .. }) if found == what));
         std::fs::remove_file(dir.path().join("link")).unwrap();
         std::fs::write(dir.path().join(&bad), "x").unwrap();
         assert!(matches!(walk(dir.path()), Err(RecordError::NameNotUtf8 { .. })));

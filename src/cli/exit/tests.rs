@@ -146,7 +146,7 @@ fn every_error_of_a_recording_has_its_code() {
         (RecordError::CommandStart { program: "x".into(), source: enoent() }, ENVIRONMENT, ""),
         (RecordError::Special { path: path(), what: "a pipe" }, ENVIRONMENT, ""),
         (RecordError::NameNotUtf8 { path: path() }, ENVIRONMENT, ""),
-        (RecordError::LinkNotUtf8 { path: path() }, ENVIRONMENT, ""),
+        (RecordError::Special { path: path(), what: "a link whose text is not UTF-8" }, ENVIRONMENT, ""),
         (RecordError::TooDeep { path: path() }, ENVIRONMENT, ""),
         (RecordError::Changed { path: path() }, ENVIRONMENT, ""),
         (RecordError::Io { path: path(), source: enoent() }, FAILED, ""),

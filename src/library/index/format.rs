@@ -95,24 +95,20 @@ impl Header {
         if bytes.u32()? != VERSION {
             return Err(IndexError("another version of the format"));
         }
-        let (node_count, files, relocated, body_crc) =
-            (bytes.u32()?, bytes.u32()?, bytes.u32()?, bytes.u32()?);
-        bytes.u32()?;
-        let total_bytes = bytes.u64()?;
-        let catalog_sha256 = bytes.take::<32>()?;
-        let mut section = || Ok::<Section, IndexError>((bytes.u64()?, bytes.u64()?));
+        // In the order of the bytes.
         let header = Self {
-            node_count,
-            files,
-            relocated,
-            body_crc,
-            total_bytes,
-            catalog_sha256,
-            nodes: section()?,
-            digests: section()?,
-            relocations: section()?,
-            strings: section()?,
-            info: section()?,
+            node_count: bytes.u32()?,
+            files: bytes.u32()?,
+            relocated: bytes.u32()?,
+            body_crc: bytes.u32()?,
+            // After 4 bytes of padding.
+            total_bytes: bytes.u32().and_then(|_| bytes.u64())?,
+            catalog_sha256: bytes.take()?,
+            nodes: bytes.section()?,
+            digests: bytes.section()?,
+            relocations: bytes.section()?,
+            strings: bytes.section()?,
+            info: bytes.section()?,
         };
         for (offset, len) in header.sections() {
             let end = offset.checked_add(len).ok_or(IndexError("a section is too long"))?;
@@ -120,7 +116,7 @@ impl Header {
                 return Err(IndexError("a section lies beyond the end of the file"));
             }
         }
-        if header.nodes.1 != u64::from(node_count) * NODE_SIZE as u64 || node_count == 0 {
+        if header.nodes.1 != u64::from(header.node_count) * NODE_SIZE as u64 || header.node_count == 0 {
             return Err(IndexError("wrong number of nodes"));
         }
         Ok(header)
@@ -226,5 +222,9 @@ impl Reader<'_> {
 
     fn u64(&mut self) -> Result<u64, IndexError> {
         self.take().map(u64::from_le_bytes)
+    }
+
+    fn section(&mut self) -> Result<Section, IndexError> {
+        Ok((self.u64()?, self.u64()?))
     }
 }
