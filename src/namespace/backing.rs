@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
@@ -15,6 +16,9 @@ use super::types::{Attr, Ino, Kind, SetTime, Time};
 use crate::space::upper::mark::{
     BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,
 };
+
+/// The longest value of an extended attribute, and the longest list of names, that the kernel returns.
+const XATTR_MAX: usize = 1 << 16;
 
 /// The path of an open file in /proc. It works for `O_PATH` descriptors as well.
 fn proc_fd(fd: BorrowedFd<'_>) -> String {
@@ -153,66 +157,34 @@ pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 
 /// Opens a file or directory again for reading, from an `O_PATH` descriptor.
 pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
-    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(upper("open"))?;
+    let fd = rustix::fs::open(proc_fd(fd.as_fd()), flags, Mode::empty()).map_err(upper("open"))?;
     Ok(File::from(fd))
 }
 
 /// The value of an extended attribute.
 pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
-    // The value may grow between the two calls. The first one is then made again.
-    loop {
-        let size = by_fd_or_path(
-            fd,
-            |fd| rustix::fs::fgetxattr_query(fd, name),
-            |path| rustix::fs::getxattr_query(path, name),
-        );
-        let size = match size {
-            Err(Errno::NODATA) => return Err(Error::NoAttribute),
-            other => other.map_err(upper("getxattr"))?,
-        };
-        let mut value = vec![0u8; size.max(1)];
-        let mut read = rustix::fs::fgetxattr(fd, name, &mut value[..]);
-        if read == Err(Errno::BADF) {
-            read = rustix::fs::getxattr(proc_fd(fd), name, &mut value[..]);
-        }
-        match read {
-            Ok(len) => {
-                value.truncate(len);
-                return Ok(value);
-            }
-            Err(Errno::RANGE) => {}
-            Err(Errno::NODATA) => return Err(Error::NoAttribute),
-            Err(errno) => return Err(upper("getxattr")(errno)),
-        }
+    let mut value = Vec::with_capacity(XATTR_MAX);
+    let mut read = rustix::fs::fgetxattr(fd, name, spare_capacity(&mut value));
+    if read == Err(Errno::BADF) {
+        read = rustix::fs::getxattr(proc_fd(fd), name, spare_capacity(&mut value));
+    }
+    match read {
+        Ok(_) => Ok(value),
+        Err(Errno::NODATA) => Err(Error::NoAttribute),
+        Err(errno) => Err(upper("getxattr")(errno)),
     }
 }
 
 /// The names of all extended attributes but our own, each with a NUL byte at its end.
 pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let path = proc_fd(fd);
-    loop {
-        let size = match rustix::fs::listxattr_query(&path) {
-            Err(Errno::NOTSUP) => return Ok(Vec::new()),
-            other => other.map_err(upper("listxattr"))?,
-        };
-        let mut names = vec![0u8; size.max(1)];
-        match rustix::fs::listxattr(&path, &mut names[..]) {
-            Ok(len) => {
-                names.truncate(len);
-                let mut out = Vec::with_capacity(len);
-                for name in names.split_inclusive(|byte| *byte == 0) {
-                    if !name.starts_with(OWN_XATTRS) {
-                        out.extend_from_slice(name);
-                    }
-                }
-                return Ok(out);
-            }
-            Err(Errno::RANGE) => {}
-            Err(errno) => return Err(upper("listxattr")(errno)),
-        }
+    let mut names = Vec::with_capacity(XATTR_MAX);
+    match rustix::fs::listxattr(proc_fd(fd), spare_capacity(&mut names)) {
+        Ok(_) | Err(Errno::NOTSUP) => {}
+        Err(errno) => return Err(upper("listxattr")(errno)),
     }
+    let names = names.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(OWN_XATTRS));
+    Ok(names.collect::<Vec<_>>().concat())
 }
 
 /// Sets an extended attribute.

@@ -16,7 +16,7 @@ use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::{must_be_dir, must_be_file};
 use super::table::{InUpper, Node};
-use super::types::{Ino, Kind, SetAttr, SetTime};
+use super::types::{Attr, Ino, Kind, SetAttr, SetTime};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
 use crate::space::upper::mark::Mark;
@@ -122,23 +122,13 @@ impl Namespace {
                 (file, staged, Mark::Meta(lower))
             }
         };
-        backing::write_mark(file.as_fd(), mark)?;
         if in_upper == InUpper::Metadata {
             backing::copy_xattrs(self.backing_fd(node)?.as_fd(), file.as_fd())?;
         }
         if let Some(size) = change.size {
             rustix::fs::ftruncate(&file, size).map_err(call("truncate"))?;
         }
-        let (uid, gid) = (change.uid.unwrap_or(base.uid), change.gid.unwrap_or(base.gid));
-        self.own(&file, uid, gid)?;
-        let held = backing::write_mode(file.as_fd(), node.kind, change.mode.unwrap_or(base.mode), None)?;
-        let mtime = change.mtime.or(change.size.map(|_| SetTime::Now)).unwrap_or(SetTime::At(base.mtime));
-        backing::write_times(
-            file.as_fd(),
-            Some(change.atime.unwrap_or(SetTime::At(base.atime))),
-            Some(mtime),
-        )?;
-        let stat = rustix::fs::fstat(&file).map_err(call("stat"))?;
+        let (held, stat) = self.prepare(&file, mark, &base, change)?;
         if matches!(mark, Mark::Data(_)) && stat.st_size > 0 {
             self.staging.write_out(&file).map_err(call("write out"))?;
         }
@@ -148,6 +138,24 @@ impl Namespace {
             self.was_emptied(node, Some(lower));
         }
         Ok(())
+    }
+
+    /// Gives a staged file its mark, and the attributes that the entry has after `change`. Returns the permission bits
+    /// in the mode attribute, and the stat(2) of the file.
+    fn prepare(
+        &self,
+        fd: &impl AsFd,
+        mark: Mark,
+        base: &Attr,
+        change: &SetAttr,
+    ) -> Result<(Option<u32>, Stat)> {
+        backing::write_mark(fd.as_fd(), mark)?;
+        self.own(fd, change.uid.unwrap_or(base.uid), change.gid.unwrap_or(base.gid))?;
+        let held = backing::write_mode(fd.as_fd(), base.kind, change.mode.unwrap_or(base.mode), None)?;
+        let atime = change.atime.unwrap_or(SetTime::At(base.atime));
+        let mtime = change.mtime.or(change.size.map(|_| SetTime::Now)).unwrap_or(SetTime::At(base.mtime));
+        backing::write_times(fd.as_fd(), Some(atime), Some(mtime))?;
+        Ok((held, rustix::fs::fstat(fd).map_err(call("stat"))?))
     }
 
     /// Renames a staged backing file to the place of its node. This is the step that makes the copy-up visible.
@@ -218,12 +226,8 @@ impl Namespace {
         }
         let base = self.node_attr(&node)?;
         let (fd, staged) = self.staging.directory().map_err(call("create a staging directory"))?;
-        backing::write_mark(fd.as_fd(), Mark::Dir(lower))?;
-        self.own(&fd, base.uid, base.gid)?;
-        let held = backing::write_mode(fd.as_fd(), Kind::Dir, base.mode, None)?;
-        backing::write_times(fd.as_fd(), Some(SetTime::At(base.atime)), Some(SetTime::At(base.mtime)))?;
+        let (held, stat) = self.prepare(&fd, Mark::Dir(lower), &base, &SetAttr::default())?;
         backing::write_ctime(&fd, base.kept_ctime())?;
-        let stat = rustix::fs::fstat(&fd).map_err(call("stat"))?;
         *node.dir.write() = Some(DirState::default());
         self.publish(&node, fd, staged, &stat, Mark::Dir(lower))?;
         {

@@ -110,10 +110,10 @@ impl Whiteouts {
             return step.rename(RenameFlags::WHITEOUT);
         }
         let whiteout = self.stage(staging)?;
-        let note = Note::write(staging, step, ino)?;
-        step.rename(RenameFlags::empty()).inspect_err(|_| note.remove(staging))?;
+        let note = write_note(staging, step, ino)?;
+        step.rename(RenameFlags::empty()).inspect_err(|_| remove_note(staging, &note))?;
         match whiteout.publish(step.at, step.name) {
-            Ok(()) => note.remove(staging),
+            Ok(()) => remove_note(staging, &note),
             // The file has moved, so the operation succeeds. The note stays, and the next mount creates the whiteout.
             Err(errno) => {
                 tracing::error!(name = ?step.name, %errno, "cannot create a whiteout after a rename; the next mount will")
@@ -124,19 +124,18 @@ impl Whiteouts {
 
     /// Finishes the renames that a crash in [`Whiteouts::moved`] has cut short: creates the missing whiteouts.
     pub(super) fn finish_moves(self, staging: &Staging, root: BorrowedFd<'_>) {
-        for name in staging.take_notes() {
-            let note = Note { name };
+        for note in staging.take_notes() {
             match self.finish_move(staging, root, &note) {
-                Ok(()) => note.remove(staging),
+                Ok(()) => remove_note(staging, &note),
                 Err(error) => {
-                    tracing::error!(note = ?note.name, %error, "cannot finish a rename that a crash cut short")
+                    tracing::error!(?note, %error, "cannot finish a rename that a crash cut short")
                 }
             }
         }
     }
 
-    fn finish_move(self, staging: &Staging, root: BorrowedFd<'_>, note: &Note) -> Result<()> {
-        let text = rustix::fs::readlinkat(staging.dir(), &note.name, Vec::new()).map_err(call("readlink"))?;
+    fn finish_move(self, staging: &Staging, root: BorrowedFd<'_>, note: &CStr) -> Result<()> {
+        let text = rustix::fs::readlinkat(staging.dir(), note, Vec::new()).map_err(call("readlink"))?;
         let Some(moved) = Moved::parse(&text) else { return Ok(()) };
         let (Some(at), Some(new_at)) = (find_dir(root, moved.at)?, find_dir(root, moved.new_at)?) else {
             return Ok(());
@@ -157,38 +156,31 @@ impl Whiteouts {
     }
 }
 
-/// A note in the staging directory about a rename that may be half done. It is a symbolic link, because that is
-/// created with its content in one step.
-struct Note {
-    name: CString,
+/// Writes a note in the staging directory about a rename that may be half done, and returns the note's name. It is a
+/// symbolic link, because that is created with its content in one step.
+fn write_note(staging: &Staging, step: &Move<'_>, ino: u64) -> Result<CString> {
+    let number = |dir: BorrowedFd<'_>| rustix::fs::fstat(dir).map(|stat| stat.st_ino).map_err(call("stat"));
+    let moved = Moved {
+        ino,
+        at: number(step.at)?,
+        name: step.name.clone(),
+        new_at: number(step.new_at)?,
+        new_name: step.new_name.clone(),
+    };
+    let note = staging.fresh_note();
+    rustix::fs::symlinkat(std::ffi::OsStr::from_bytes(&moved.text()), staging.dir(), &note)
+        .map_err(call("symlink"))?;
+    Ok(note)
 }
 
-impl Note {
-    fn write(staging: &Staging, step: &Move<'_>, ino: u64) -> Result<Self> {
-        let number =
-            |dir: BorrowedFd<'_>| rustix::fs::fstat(dir).map(|stat| stat.st_ino).map_err(call("stat"));
-        let moved = Moved {
-            ino,
-            at: number(step.at)?,
-            name: step.name.clone(),
-            new_at: number(step.new_at)?,
-            new_name: step.new_name.clone(),
-        };
-        let name = staging.fresh_note();
-        rustix::fs::symlinkat(std::ffi::OsStr::from_bytes(&moved.text()), staging.dir(), &name)
-            .map_err(call("symlink"))?;
-        Ok(Self { name })
-    }
-
-    fn remove(&self, staging: &Staging) {
-        // A note that stays does no harm: the next mount creates a whiteout only if it is missing.
-        if let Err(errno) = rustix::fs::unlinkat(staging.dir(), &self.name, AtFlags::empty()) {
-            tracing::warn!(note = ?self.name, %errno, "cannot remove the note of a finished rename; it does no harm");
-        }
+fn remove_note(staging: &Staging, note: &CStr) {
+    // A note that stays does no harm: the next mount creates a whiteout only if it is missing.
+    if let Err(errno) = rustix::fs::unlinkat(staging.dir(), note, AtFlags::empty()) {
+        tracing::warn!(?note, %errno, "cannot remove the note of a finished rename; it does no harm");
     }
 }
 
-/// The content of a [`Note`]. Directories are named by their inode numbers, because they can be renamed as well.
+/// The content of a note. Directories are named by their inode numbers, because they can be renamed as well.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Moved {
     ino: u64,

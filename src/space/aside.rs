@@ -17,6 +17,7 @@ use crate::space::SpaceError;
 use crate::space::record;
 use crate::space::state::{StateDir, make_private_dir, sync_dir, unused};
 use crate::space::upper::entry::{self, OnDisk};
+use crate::space::upper::mark::Mark;
 use crate::space::upper::{self, UpperError};
 use crate::sys::guarded::{self, Durability, Replace, Writers};
 
@@ -67,7 +68,7 @@ fn has_entries(upper: &Path) -> Result<bool, SpaceError> {
         let Some(root) = upper::open(upper)? else { return Ok(false) };
         for listed in entry::list(root.as_fd())? {
             match OnDisk::read(root.as_fd(), &listed?, false) {
-                Ok(on_disk) if on_disk.is_whiteout() => {}
+                Ok(on_disk) if on_disk.mark == Some(Mark::Gone) => {}
                 // A damaged entry may be the user's work, too.
                 Ok(_) | Err(UpperError::Damaged { .. }) => return Ok(true),
                 Err(error) => return Err(error),

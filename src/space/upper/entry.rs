@@ -105,12 +105,6 @@ impl OnDisk {
             if is_whiteout_device(stat) { Some(Mark::Gone) } else { Mark::read(dir, name, file_type)? };
         Ok(Self { file_type, ino: stat.st_ino, mark })
     }
-
-    /// Whether the entry says that the catalog's entry of its name was removed.
-    #[must_use]
-    pub fn is_whiteout(&self) -> bool {
-        self.mark == Some(Mark::Gone)
-    }
 }
 
 /// An entry of the upper that the space shows.
