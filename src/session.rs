@@ -25,11 +25,10 @@ pub mod registry;
 pub mod request;
 mod serve;
 pub mod spaces;
-pub mod targets;
 
 use std::time::Instant;
 
-pub use end::How;
+pub use end::{How, Unmounting};
 pub use error::{Describe, Error, Failure};
 pub use holders::Holder;
 pub use mounted::Mounted;

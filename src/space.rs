@@ -65,11 +65,8 @@ pub enum SpaceError {
         blueprint: Option<String>,
     },
     /// `--ephemeral` would drop the changes of earlier mounts, too.
-    #[error("{identity}: it has changes from earlier mounts, which --ephemeral would drop")]
-    EphemeralOverChanges {
-        /// The space.
-        identity: String,
-    },
+    #[error("{0}: it has changes from earlier mounts, which --ephemeral would drop")]
+    EphemeralOverChanges(String),
     /// The state directory would be inside the library, which holofs never writes.
     #[error("the state directory {state} is inside the library {library}")]
     StateInsideLibrary {

@@ -177,7 +177,7 @@ impl Advice for SpaceError {
                 try_this(MOUNTPOINT, format!("--blueprint {blueprint} to keep them, or --fresh to drop them"))
             }
             Self::OtherContent { blueprint: None, .. } => try_this(MOUNTPOINT, "--fresh to drop them"),
-            Self::EphemeralOverChanges { .. } => {
+            Self::EphemeralOverChanges(_) => {
                 try_this(USAGE, "another space name, or --fresh to drop the changes")
             }
             Self::StateInsideLibrary { .. } => {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::exit::{Failure, NOT_FOUND, OK, failure};
 use super::values::seconds;
 use super::{Context, output};
-use crate::session::How;
-use crate::session::targets::Unmounting;
+use crate::session::{How, Unmounting};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "`fusermount3 -u` and umount do the same.

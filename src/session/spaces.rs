@@ -44,12 +44,13 @@ const LOOKED_AT: usize = 200_000;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The state of a space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SpaceState {
     /// A daemon serves it.
     Mounted,
     /// Nothing is mounted.
+    #[default]
     Unmounted,
     /// It is mounted, but its daemon has died. The next mount removes the dead mount.
     Stale,
@@ -72,7 +73,7 @@ impl fmt::Display for SpaceState {
 }
 
 /// A space, as the survey found it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Space {
     /// The name of its directory.
     pub identity: String,
@@ -268,19 +269,20 @@ impl<'e> Survey<'e> {
             self.bases.first().map_or_else(|| state_dir.clone(), |base| base.join(identity.as_str()))
         });
         let (upper_bytes, is_all) = bytes_below(&state_dir.join("upper"), entries);
-        let basis = record.map(|record| record.basis);
-        let catalog = basis.as_ref().map(|basis| basis.blueprint.clone()).unwrap_or_default();
-        Space {
+        let mut space = Space {
             is_mounted: mount.is_some() && state != SpaceState::Stale,
             run,
             upper_bytes,
             is_all,
-            library: basis.as_ref().map(|basis| basis.library.clone()),
-            controller: basis.as_ref().map(|basis| basis.controller.clone()).unwrap_or_default(),
-            label: basis.map(|basis| basis.space).unwrap_or_default(),
-            blueprint: held.map_or(catalog.clone(), |held| held.blueprint(&catalog).to_owned()),
             ..Space::bare(identity.as_str(), path, state)
+        };
+        if let Some(SpaceRecord { basis, .. }) = record {
+            let held = held.as_ref().map(|held| held.blueprint(&basis.blueprint));
+            space.blueprint = held.unwrap_or(&basis.blueprint).to_owned();
+            space.library = Some(basis.library);
+            (space.controller, space.label) = (basis.controller, basis.space);
         }
+        space
     }
 
     /// A space without a state directory in this home.
@@ -302,20 +304,8 @@ impl<'e> Survey<'e> {
 
 impl Space {
     fn bare(identity: &str, path: PathBuf, state: SpaceState) -> Self {
-        Self {
-            identity: identity.to_owned(),
-            controller: String::new(),
-            label: String::new(),
-            blueprint: String::new(),
-            library: None,
-            usage: meta::usage(&path),
-            path,
-            state,
-            is_mounted: false,
-            run: None,
-            upper_bytes: 0,
-            is_all: true,
-        }
+        let usage = meta::usage(&path);
+        Self { identity: identity.to_owned(), usage, path, state, is_all: true, ..Self::default() }
     }
 }
 

@@ -49,10 +49,9 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
         }
         None => None,
     };
-    let hardlink_excludes = match yaml.entry(section, "hardlink-excludes")? {
-        Some(node) => Some(yaml.setting(node, yaml.list(node)?)),
-        None => None,
-    };
+    let excludes = yaml.entry(section, "hardlink-excludes")?;
+    let hardlink_excludes =
+        excludes.map(|node| Ok::<_, SettingsError>(yaml.setting(node, yaml.list(node)?))).transpose()?;
     Ok(Values { strategy, hardlink_excludes })
 }
 

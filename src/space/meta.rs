@@ -162,10 +162,7 @@ pub fn write_stub(
     let (rcc, platform, blueprint) =
         (catalog.rcc.clone(), catalog.platform.clone(), catalog.blueprint.clone());
     let header = of_space(space, Header { rcc, platform, blueprint, ..Header::default() });
-    replace(base, &name_beside(space, ".meta"), umask, Durability::CacheOnly, |file| {
-        gzip(file, |out| write::write_empty(&header, out))
-    })?;
-    write_info(base, space, &header, umask, Durability::CacheOnly)
+    write_both(base, space, &header, umask, Durability::CacheOnly, |out| write::write_empty(&header, out))
 }
 
 /// Writes `D.meta` and `D.meta.info` from the bytes of the catalog. `umask` is the user's, which may differ from that of the
@@ -176,10 +173,7 @@ pub fn write_stub(
 pub fn write_meta(base: &Dir, space: &SpacePath, packed: &[u8], umask: u32) -> Result<(), SpaceError> {
     let header = header::read_header(packed, packed.len() as u64);
     let header = of_space(space, header.map_err(|error| bad_catalog(&space.mountpoint, &error))?);
-    replace(base, &name_beside(space, ".meta"), umask, Durability::Data, |file| {
-        gzip(file, |out| header::rewrite(packed, &header, out))
-    })?;
-    write_info(base, space, &header, umask, Durability::Data)
+    write_both(base, space, &header, umask, Durability::Data, |out| header::rewrite(packed, &header, out))
 }
 
 /// The header of a space's `.meta`: the catalog's header with the space's names.
@@ -197,24 +191,25 @@ fn bad_catalog(path: &Path, error: &CatalogError) -> SpaceError {
     SpaceError::BadCatalog { path: path.to_owned(), why: error.to_string() }
 }
 
-fn write_info(
+/// Writes `D.meta` with this content, and `D.meta.info` with the header alone.
+fn write_both(
     base: &Dir,
     space: &SpacePath,
     header: &Header,
     umask: u32,
     durability: Durability,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), SpaceError> {
+    replace(base, &name_beside(space, ".meta"), umask, durability, |file| {
+        let mut out = write::gzip(BufWriter::new(file));
+        fill(&mut out)?;
+        out.finish()?.flush()
+    })?;
     replace(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
         let mut out = BufWriter::new(file);
         write::write_json(header, &mut out)?;
         out.flush()
     })
-}
-
-fn gzip(file: &File, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut out = write::gzip(BufWriter::new(file));
-    fill(&mut out)?;
-    out.finish()?.flush()
 }
 
 /// Replaces a file beside the space's directory.

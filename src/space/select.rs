@@ -108,7 +108,7 @@ pub struct Selected {
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
     let given = SpaceArg::parse(wanted.space)?;
     let identity = given.identity(env, wanted.controller)?;
-    let (catalog, holds) = choose_from(library, wanted, env, &given, &identity)?;
+    let (catalog, holds) = choose(library, wanted, env, &given, &identity)?;
     let (base, index) = base_for(&catalog, library, env, &given)?;
     let mountpoint = base.join(identity.as_str());
     let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
@@ -139,28 +139,11 @@ pub fn select_environment(
     };
     let arg = SpaceArg::parse(wanted.space)?;
     let identity = arg.identity(env, controller)?;
-    choose_from(library, &wanted, env, &arg, &identity).map(|(catalog, _)| catalog)
+    choose(library, &wanted, env, &arg, &identity).map(|(catalog, _)| catalog)
 }
 
 fn list(library: &Location) -> Result<Vec<CatalogName>, SpaceError> {
     Ok(catalogs::list(&*library.library)?.into_iter().map(|entry| entry.name).collect())
-}
-
-/// The catalog, and the blueprint of what the space holds with it.
-fn choose_from(
-    library: &Location,
-    wanted: &Wanted<'_>,
-    env: &Env,
-    given: &SpaceArg,
-    identity: &Identity,
-) -> Result<(CatalogName, String), SpaceError> {
-    let catalogs = list(library)?;
-    let mut known = own_bases(library, env);
-    if let SpaceArg::Path(given) = given {
-        known.extend(given.parent().map(Path::to_owned));
-    }
-    let Chosen { catalog, holds } = choose(env, &catalogs, wanted, identity, &known)?;
-    Ok((catalog.clone(), holds))
 }
 
 /// The directories in which spaces are created without being named by the user: the holotree of the library, that of rcc's
@@ -248,27 +231,18 @@ fn called(
     }
 }
 
-/// A catalog, and the blueprint of what the space holds with it.
-struct Chosen<'a> {
-    catalog: &'a CatalogName,
-    holds: String,
-}
-
-impl<'a> From<&'a CatalogName> for Chosen<'a> {
-    fn from(catalog: &'a CatalogName) -> Self {
-        Chosen { catalog, holds: catalog.blueprint.clone() }
-    }
-}
-
-fn choose<'a>(
-    env: &Env,
-    catalogs: &'a [CatalogName],
+/// The catalog, and the blueprint of what the space holds with it.
+fn choose(
+    library: &Location,
     wanted: &Wanted<'_>,
+    env: &Env,
+    given: &SpaceArg,
     identity: &Identity,
-    known: &[PathBuf],
-) -> Result<Chosen<'a>, SpaceError> {
+) -> Result<(CatalogName, String), SpaceError> {
+    let catalogs = list(library)?;
     let platform = this_platform();
     let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
+    let unchanged = |catalog: &CatalogName| Ok((catalog.clone(), catalog.blueprint.clone()));
     let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
     let dir = env.state_dir(identity);
     // Report a damaged record before a catalog is chosen that may not fit the changes.
@@ -281,7 +255,7 @@ fn choose<'a>(
                 format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
             no_catalog(&why, &here)
         })?;
-        Ok(Chosen { catalog, holds: kept.blueprint().to_owned() })
+        Ok((catalog.clone(), kept.blueprint().to_owned()))
     };
     if let Some(prefix) = wanted.blueprint {
         let prefix = prefix.to_lowercase();
@@ -292,7 +266,7 @@ fn choose<'a>(
             // A space that rcc converted to this blueprint is kept as changes of another catalog.
             ([one], _) => match kept.filter(|kept| kept.blueprint() == one.blueprint) {
                 Some(kept) => with_changes(&kept),
-                None => Ok((*one).into()),
+                None => unchanged(one),
             },
             ([], _) if catalogs.iter().any(|c| c.blueprint.starts_with(&prefix)) => {
                 Err(no_catalog(&format!("blueprint {prefix} is not for {platform}"), &here))
@@ -306,18 +280,22 @@ fn choose<'a>(
     if let Some(kept) = kept {
         return with_changes(&kept);
     }
-    for base in known {
+    let mut bases = own_bases(library, env);
+    if let SpaceArg::Path(given) = given {
+        bases.extend(given.parent().map(Path::to_owned));
+    }
+    for base in bases {
         let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
         if let Some(found) = found {
-            return Ok(found.into());
+            return unchanged(found);
         }
     }
     let earlier = SpaceRecord::read(&dir).ok().flatten();
     if let Some(found) = earlier.and_then(|record| find(&record.basis.blueprint)) {
-        return Ok(found.into());
+        return unchanged(found);
     }
     match here.as_slice() {
-        [one] => Ok((*one).into()),
+        [one] => unchanged(one),
         [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
         [] => {
             let others: Vec<&CatalogName> = catalogs.iter().collect();

@@ -106,7 +106,7 @@ impl StateDir {
             return Err(other_basis(&recorded.basis, basis));
         }
         if keeps_changes && basis.ephemeral {
-            return Err(SpaceError::EphemeralOverChanges { identity: basis.identity.clone() });
+            return Err(SpaceError::EphemeralOverChanges(basis.identity.clone()));
         }
         self.keep(recorded, basis)
     }

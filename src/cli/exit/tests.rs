@@ -45,7 +45,7 @@ fn every_error_of_a_space_has_its_code() {
         (SpaceError::ReadOnlyFeature { path: path(), feature: "x".into() }, FAILED, "--read-only"),
         (other(Some("a")), MOUNTPOINT, "--blueprint a"),
         (other(None), MOUNTPOINT, "--fresh"),
-        (SpaceError::EphemeralOverChanges { identity: identity() }, USAGE, "--fresh"),
+        (SpaceError::EphemeralOverChanges(identity()), USAGE, "--fresh"),
         (SpaceError::StateInsideLibrary { state: path(), library: path() }, USAGE, "HOLOFS_HOME"),
         (SpaceError::Busy { identity: identity(), pid: Some(1) }, BUSY, "unmount"),
         (SpaceError::LockTimeout { path: path(), pid: None, waited: Duration::ZERO }, BUSY, "--lock-timeout"),
