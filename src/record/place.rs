@@ -105,12 +105,12 @@ impl Place {
         let catalog = if self.is_there {
             hololib.open_dir("catalog".as_ref(), Trust::Shared)?
         } else {
-            make_dir(&hololib, "catalog".as_ref(), false)?.0
+            make_dir(&hololib, "catalog".as_ref(), false)?
         };
         let stat = hololib.stat("library".as_ref()).or_else(|_| hololib.stat("catalog".as_ref()))?;
         let shared =
             stat.st_mode & 0o002 != 0 && FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let (library, _) = make_dir(&hololib, "library".as_ref(), shared)?;
+        let library = make_dir(&hololib, "library".as_ref(), shared)?;
         for name in ["used", "pids"] {
             make_dir(&hololib, name.as_ref(), shared)?;
         }

@@ -138,7 +138,7 @@ impl<'a> Store<'a> {
         if self.is_there(digest, size)? {
             return Ok(());
         }
-        let dir = self.dir_of(digest, |above, name| Ok(make_dir(above, name, self.shared)?.0))?;
+        let dir = self.dir_of(digest, |above, name| make_dir(above, name, self.shared))?;
         let mut stored = 0;
         replace(&dir, digest.to_string().as_ref(), self.shared, |file| {
             let mut out = BufWriter::with_capacity(PIECE, file);
@@ -319,8 +319,8 @@ pub(super) fn replace(
 
 /// Opens or makes a directory of a library. In a shared library all users may write to it; otherwise the mode is 0750,
 /// as in rcc.
-pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<(Dir, bool), GuardedError> {
-    above.make_dir_with(name, if shared { 0o777 } else { 0o750 }, shared)
+pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<Dir, GuardedError> {
+    above.make_dir_with(name, if shared { 0o777 } else { 0o750 }, shared).map(|(dir, _)| dir)
 }
 
 #[cfg(test)]

@@ -210,22 +210,19 @@ impl Builder<'_> {
                 continue;
             }
             if self.tree.relocations.len() >= sort_at {
-                self.sort_offsets(start);
-                let distinct = self.tree.relocations.len();
-                if distinct > self.limits.relocations {
-                    return Err(Limits::too_large("relocations", self.limits.relocations as u64).into());
-                }
+                let own = self.sort_offsets(start)?;
                 // The threshold doubles, so the total time for sorting stays proportional to the list's length times
                 // its logarithm.
-                sort_at = start + (2 * (distinct - start)).max(SORT);
+                sort_at = start + (2 * own).max(SORT);
             }
             self.tree.relocations.push(offset);
         }
         Ok(())
     }
 
-    /// Sorts the offsets from `start` on and removes repeats. Writers other than rcc do not sort them.
-    fn sort_offsets(&mut self, start: usize) {
+    /// Sorts the offsets from `start` on, removes repeats, and returns their number. Writers other than rcc do not sort
+    /// them.
+    fn sort_offsets(&mut self, start: usize) -> Result<usize, Stop> {
         let all = &mut self.tree.relocations;
         let own = all.get_mut(start..).unwrap_or_default();
         if !own.is_sorted_by(|a, b| a < b) {
@@ -234,22 +231,22 @@ impl Builder<'_> {
             sorted.dedup();
             all.append(&mut sorted);
         }
+        if all.len() > self.limits.relocations {
+            return Err(Limits::too_large("relocations", self.limits.relocations as u64).into());
+        }
+        Ok(all.len() - start)
     }
 
     /// Sorts the offsets from `start` on and checks them against the file's size.
     fn checked_offsets(&mut self, start: usize, size: u64) -> Result<(u64, u32), Stop> {
-        self.sort_offsets(start);
-        let all = &self.tree.relocations;
-        if all.len() > self.limits.relocations {
-            return Err(Limits::too_large("relocations", self.limits.relocations as u64).into());
-        }
-        if all.len() > start
-            && let Some(last) = all.last()
+        let own = self.sort_offsets(start)?;
+        if own > 0
+            && let Some(last) = self.tree.relocations.last()
             && last.checked_add(NAME_LEN as u64).is_none_or(|end| end > size)
         {
             return Err(Stop::Entry(format!("a relocation at {last} in a file of {size} bytes")));
         }
-        Ok((start as u64, (all.len() - start) as u32))
+        Ok((start as u64, own as u32))
     }
 
     /// The target of a link. Empty means that the entry is not a link, as in Go.
