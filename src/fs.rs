@@ -201,7 +201,7 @@ impl Fs {
             let empty = SetAttr { size: Some(0), ..SetAttr::default() };
             self.namespace.setattr(ino, &empty)?;
         }
-        self.writable(ino)
+        self.namespace.writable(ino)
     }
 
     /// Whether root may access an entry. Root may do everything, except execute a file that nobody may execute. Called
@@ -267,7 +267,7 @@ impl Fs {
     /// # Errors
     /// Those of the copy-up, and those of pwrite(2) if nothing was written. A file whose copy-up fails is unchanged.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        let file = self.writable(ino)?;
+        let file = self.namespace.writable(ino)?;
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pwrite(&file, rest, offset + done as u64) {
@@ -289,7 +289,7 @@ impl Fs {
     /// Those of the copy-up and of fallocate(2).
     pub fn fallocate(&self, ino: Ino, mode: u32, offset: u64, len: u64) -> Result<()> {
         let flags = FallocateFlags::from_bits(mode).ok_or(Error::NotSupported("unknown fallocate mode"))?;
-        let file = self.writable(ino)?;
+        let file = self.namespace.writable(ino)?;
         rustix::fs::fallocate(&file, flags, offset, len).map_err(call("fallocate"))
     }
 
@@ -322,7 +322,7 @@ impl Fs {
     /// # Errors
     /// `NotSupported` when the source's bytes are only in memory. The caller then reads and writes.
     pub fn copy_range(&self, from: Ino, from_at: u64, to: Ino, to_at: u64, len: u64) -> Result<usize> {
-        let target = self.writable(to)?;
+        let target = self.namespace.writable(to)?;
         let source = self.data(from)?;
         let source = source.file().ok_or(Error::NotSupported("the source has no file to copy from"))?;
         let (mut from_at, mut to_at) = (from_at, to_at);
@@ -365,24 +365,14 @@ impl Fs {
     /// Whether opening a file for the kernel to read may take long.
     #[must_use]
     pub fn must_fetch_much(&self, ino: Ino) -> bool {
-        match self.namespace.lower_bytes(ino) {
-            Ok(Some(lower)) => self.materializer.must_fetch_much(lower),
-            // The operation itself meets the error and answers it.
-            Ok(None) | Err(_) => false,
-        }
+        // The operation itself meets an error and answers it.
+        matches!(self.namespace.lower_bytes(ino), Ok(Some(lower)) if self.materializer.must_fetch_much(lower))
     }
 
     /// Whether writing has to copy up a large file first.
     #[must_use]
     pub fn must_copy_much(&self, ino: Ino) -> bool {
-        match self.namespace.lower_bytes(ino) {
-            Ok(Some(lower)) => self.materializer.is_large(lower),
-            Ok(None) | Err(_) => false,
-        }
-    }
-
-    fn writable(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
-        self.namespace.writable(ino)
+        matches!(self.namespace.lower_bytes(ino), Ok(Some(lower)) if self.materializer.is_large(lower))
     }
 }
 

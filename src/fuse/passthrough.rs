@@ -221,18 +221,15 @@ impl Passthrough {
             Side::Lower => backing::read_only(file).and_then(|file| self.backings.open(file.as_fd())),
             Side::Upper => self.backings.open(file),
         };
-        match id {
-            Ok(id) => Some(id),
+        id.inspect_err(|error| {
             // Only the first failure is a warning: an ordinary user can register no file of another user's library.
-            Err(error) if self.told.swap(true, Ordering::Relaxed) => {
+            if self.told.swap(true, Ordering::Relaxed) {
                 tracing::debug!(%error, "a file is served without passthrough");
-                None
-            }
-            Err(error) => {
+            } else {
                 tracing::warn!(%error, "a file is served without passthrough, and others may follow");
-                None
             }
-        }
+        })
+        .ok()
     }
 
     fn give_back(&self, id: u32) {

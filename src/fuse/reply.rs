@@ -1,7 +1,6 @@
 //! Answers requests: converts results to fuser's replies. All errors are logged, counted and answered here.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -59,21 +58,10 @@ macro_rules! error_replies {
     };
 }
 
-error_replies!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyIoctl,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
+error_replies! {
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr
+}
 
 /// What a request is about, for the log.
 #[derive(Clone, Copy)]
@@ -81,7 +69,7 @@ pub(super) struct At<'n> {
     pub(super) operation: &'static str,
     pub(super) ino: INodeNo,
     /// A name in the directory `ino`, or of an attribute.
-    pub(super) name: Option<&'n OsStr>,
+    pub(super) name: Option<&'n [u8]>,
 }
 
 impl<'n> At<'n> {
@@ -89,7 +77,7 @@ impl<'n> At<'n> {
         Self { operation, ino, name: None }
     }
 
-    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n OsStr) -> Self {
+    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n [u8]) -> Self {
         Self { operation, ino, name: Some(name) }
     }
 }
@@ -99,7 +87,7 @@ pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error)
     let errno = errno(error);
     fs.metrics().request_failed(errno);
     let At { operation, ino: INodeNo(ino), name } = at;
-    let name = name.map(OsStr::to_string_lossy);
+    let name = name.map(String::from_utf8_lossy);
     let name = name.as_deref().unwrap_or_default();
     match errno {
         rustix::io::Errno::IO => tracing::error!(operation, ino, name, %error, "failed"),

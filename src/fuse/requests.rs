@@ -25,14 +25,14 @@ use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
-use crate::namespace::types::{Attr, Caller, Ino, SetAttr};
+use crate::namespace::types::{Attr, Caller, SetAttr};
 
 impl Adapter {
     /// Makes an entry that is not an open file, and answers.
     fn make(&self, at: At<'_>, what: Make<'static>, caller: Caller, reply: ReplyEntry) {
         let (operation, parent) = (at.operation, at.ino);
         self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
-            let made = mount.retry(|| mount.namespace().make(number(parent), name.as_bytes(), what, caller));
+            let made = mount.retry(|| mount.namespace().make(number(parent), name, what, caller));
             reply::entry(mount, reply, At::name(operation, parent, name), made);
         });
     }
@@ -46,7 +46,7 @@ impl Adapter {
     ) {
         let At { operation, ino, .. } = at;
         self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
-            let done = mount.retry(|| change(mount, name.as_bytes()));
+            let done = mount.retry(|| change(mount, name));
             reply::empty(mount, reply, At::name(operation, ino, name), done);
         });
     }
@@ -57,7 +57,7 @@ impl Adapter {
         if slow {
             self.workers.hand_over(work);
         } else {
-            self.workers.run(&(), move |mount, ()| work(mount));
+            self.workers.run(&[], move |mount, _| work(mount));
         }
     }
 
@@ -92,12 +92,11 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.workers.look(number(parent), name, move |mount, name| {
-            match mount.retry(|| mount.namespace().lookup(number(parent), name.as_bytes())) {
+        self.workers.look(number(parent), name.as_bytes(), move |mount, name| {
+            match mount.retry(|| mount.namespace().lookup(number(parent), name)) {
                 Err(Error::NotFound) => {
                     // With number 0 the kernel caches that there is no such name; with an error it would not.
-                    let absent = Attr { ino: Ino(0), ..reply::ABSENT };
-                    reply.entry(&TTL, &convert::attr(&absent), Generation(0));
+                    reply.entry(&TTL, &convert::attr(&reply::ABSENT), Generation(0));
                 }
                 done => reply::entry(mount, reply, At::name("lookup", parent, name), done),
             }
@@ -106,7 +105,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         // May close the last descriptor of an unlinked file, which frees its blocks on the disk.
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             if let Some(modes) = &mount.passthrough {
                 modes.forget(ino.0);
             }
@@ -115,7 +114,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let done = mount.retry(|| mount.namespace().attr(number(ino)));
             reply::attributes(mount, reply, At::inode("getattr", ino), done);
         });
@@ -164,7 +163,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let done = mount.retry(|| mount.namespace().readlink(number(ino)));
             let at = At::inode("readlink", ino);
             reply::answer(mount, reply, at, done, |reply, text| reply.data(&text));
@@ -181,7 +180,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let at = At::name("mknod", parent, name);
+        let at = At::name("mknod", parent, name.as_bytes());
         // The kernel has applied the umask: we do not set FUSE_DONT_MASK.
         let what = match mode & libc::S_IFMT {
             libc::S_IFREG => Make::File(mode),
@@ -204,16 +203,16 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.make(At::name("mkdir", parent, name), Make::Dir(mode), caller(request), reply);
+        self.make(At::name("mkdir", parent, name.as_bytes()), Make::Dir(mode), caller(request), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("unlink", parent, name);
+        let at = At::name("unlink", parent, name.as_bytes());
         self.change(at, reply, move |mount, name| mount.namespace().unlink(number(parent), name));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("rmdir", parent, name);
+        let at = At::name("rmdir", parent, name.as_bytes());
         self.change(at, reply, move |mount, name| mount.namespace().rmdir(number(parent), name));
     }
 
@@ -221,10 +220,10 @@ impl Filesystem for Adapter {
         let text = CString::new(target.as_os_str().as_bytes())
             .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"));
         let caller = caller(request);
-        self.workers.run(name, move |mount, name| {
+        self.workers.run(name.as_bytes(), move |mount, name| {
             let made = text.and_then(|text| {
                 let what = Make::Symlink(&text);
-                mount.retry(|| mount.namespace().make(number(parent), name.as_bytes(), what, caller))
+                mount.retry(|| mount.namespace().make(number(parent), name, what, caller))
             });
             reply::entry(mount, reply, At::name("symlink", parent, name), made);
         });
@@ -240,24 +239,23 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let at = At::name("rename", parent, name);
+        let at = At::name("rename", parent, name.as_bytes());
         let mode = match flags {
             _ if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return self.refuse(reply, at, &Error::Invalid("unknown flags of rename")),
         };
-        let (dir, new_dir, new_name) = (number(parent), number(newparent), newname.to_owned());
+        let (dir, new_dir, new_name) = (number(parent), number(newparent), newname.as_bytes().to_owned());
         self.change(at, reply, move |mount, name| {
-            mount.namespace().rename(dir, name, new_dir, new_name.as_bytes(), mode)
+            mount.namespace().rename(dir, name, new_dir, &new_name, mode)
         });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let name = newname.to_owned();
+        let name = newname.as_bytes().to_owned();
         self.run(self.must_copy_much(ino), move |mount| {
-            let done =
-                mount.retry(|| mount.namespace().link(number(ino), number(newparent), name.as_bytes()));
+            let done = mount.retry(|| mount.namespace().link(number(ino), number(newparent), &name));
             reply::entry(mount, reply, At::name("link", newparent, &name), done);
         });
     }
@@ -290,7 +288,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.workers.run(&(), move |mount, ()| {
+        self.workers.run(&[], move |mount, _| {
             if let Some(modes) = &mount.passthrough {
                 modes.release(ino.0);
             }
@@ -383,7 +381,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let done = mount.namespace().readdir(number(ino), offset, false, &mut |entry| {
                 let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
                 taken(reply.add(number, entry.cookie, kind, OsStr::from_bytes(entry.name)))
@@ -400,7 +398,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let done = mount.namespace().readdir(number(ino), offset, true, &mut |entry| {
                 // `.` and `..` come without attributes; the kernel uses only their names.
                 let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
@@ -422,7 +420,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.workers.run(&(), move |mount, ()| {
+        self.workers.run(&[], move |mount, _| {
             let at = At::inode("statfs", ino);
             reply::answer(mount, reply, at, mount.statfs(), |reply, stat| {
                 let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
@@ -451,27 +449,27 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let value = value.to_owned();
-        self.change(At::name("setxattr", ino, name), reply, move |mount, name| {
+        self.change(At::name("setxattr", ino, name.as_bytes()), reply, move |mount, name| {
             mount.set_xattr(number(ino), name, &value, flags.cast_unsigned())
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.workers.look(number(ino), name, move |mount, name| {
-            let value = mount.retry(|| mount.get_xattr(number(ino), name.as_bytes()));
+        self.workers.look(number(ino), name.as_bytes(), move |mount, name| {
+            let value = mount.retry(|| mount.get_xattr(number(ino), name));
             reply::xattr(mount, reply, At::name("getxattr", ino, name), size, value);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let names = mount.retry(|| mount.list_xattrs(number(ino)));
             reply::xattr(mount, reply, At::inode("listxattr", ino), size, names);
         });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("removexattr", ino, name);
+        let at = At::name("removexattr", ino, name.as_bytes());
         self.change(at, reply, move |mount, name| mount.remove_xattr(number(ino), name));
     }
 
@@ -487,17 +485,18 @@ impl Filesystem for Adapter {
     ) {
         let (dir, caller) = (number(parent), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
-        self.workers.run(name, move |mount, name| {
+        self.workers.run(name.as_bytes(), move |mount, name| {
             let what = Make::File(mode);
-            let made = mount.retry(|| mount.namespace().make(dir, name.as_bytes(), what, caller));
+            let made = mount.retry(|| mount.namespace().make(dir, name, what, caller));
             let opened = made.and_then(|attr| {
                 let Some(modes) = &mount.passthrough else {
                     return Ok((attr, Answer::Cached { keep: true }));
                 };
                 let answer = mount.retry(|| wanted.created(mount, modes, &attr)).inspect_err(|_| {
                     // The request fails, so the file must go, and the kernel holds no lookup of it.
-                    if let Err(error) = mount.namespace().unlink(dir, name.as_bytes()) {
-                        tracing::error!(?name, %error, "cannot remove a file whose creation failed");
+                    if let Err(error) = mount.namespace().unlink(dir, name) {
+                        let name = String::from_utf8_lossy(name);
+                        tracing::error!(%name, %error, "cannot remove a file whose creation failed");
                     }
                     mount.namespace().forget(attr.ino, 1);
                 })?;
@@ -513,7 +512,7 @@ impl Filesystem for Adapter {
     /// For `access` and `chdir`, where the kernel does not check permission bits itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let mask = Access::from_bits_truncate(mask.bits().cast_unsigned());
-        self.workers.look(number(ino), &(), move |mount, ()| {
+        self.workers.look(number(ino), &[], move |mount, _| {
             let done = mount.retry(|| match mount.may_access(number(ino), mask)? {
                 true => Ok(()),
                 false => Err(call("access")(rustix::io::Errno::ACCESS)),

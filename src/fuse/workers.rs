@@ -7,7 +7,6 @@
 //! Invariants: the last loop never blocks, as long as threads can be started; and a panic does not end a thread. A
 //! request that panics drops its reply, and fuser then answers EIO.
 
-use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -72,19 +71,17 @@ impl Workers {
 
     /// Runs a request that may wait for a disk. `with` (a name, or the bytes of a write) is copied only if the request
     /// goes to the pool.
-    pub(super) fn run<T>(&self, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
-    where
-        T: ToOwned + ?Sized,
-        T::Owned: Send + 'static,
-    {
-        match self.permits.take() {
-            Some(_permit) => {
-                guarded(self.mount.metrics(), || work(&self.mount, with));
-            }
-            None => {
-                let with = with.to_owned();
-                self.hand_over(move |mount| work(mount, with.borrow()));
-            }
+    pub(super) fn run(&self, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
+        let permit = self.permits.take();
+        self.run_here(permit.is_some(), with, work);
+    }
+
+    fn run_here(&self, here: bool, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
+        if here {
+            guarded(self.mount.metrics(), || work(&self.mount, with));
+        } else {
+            let with = with.to_owned();
+            self.hand_over(move |mount| work(mount, &with));
         }
     }
 
@@ -106,23 +103,9 @@ impl Workers {
 
     /// As [`Workers::run`], for a request that only reads names or attributes. For an entry that is only in the library
     /// it never blocks.
-    pub(super) fn look<T>(&self, ino: Ino, with: &T, work: impl FnOnce(&Arc<Mount>, &T) + Send + 'static)
-    where
-        T: ToOwned + ?Sized,
-        T::Owned: Send + 'static,
-    {
-        match self.permits.take() {
-            Some(_permit) => {
-                guarded(self.mount.metrics(), || work(&self.mount, with));
-            }
-            None if self.mount.namespace().is_pure_lower(ino) => {
-                guarded(self.mount.metrics(), || work(&self.mount, with));
-            }
-            None => {
-                let with = with.to_owned();
-                self.hand_over(move |mount| work(mount, with.borrow()));
-            }
-        }
+    pub(super) fn look(&self, ino: Ino, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
+        let permit = self.permits.take();
+        self.run_here(permit.is_some() || self.mount.namespace().is_pure_lower(ino), with, work);
     }
 
     /// Runs a request that takes long, on a thread of the pool.
