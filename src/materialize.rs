@@ -16,7 +16,6 @@ pub mod staging;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -33,7 +32,7 @@ use crate::library::stream::Filling;
 use crate::library::unkept::Unkept;
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, plain};
-use clone::{Cloned, Method};
+use clone::Method;
 use source::{LowerFile, Source};
 use staging::{Staged, Staging};
 
@@ -47,10 +46,7 @@ const MEMORY_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Limit of blobs and relocated files that are kept open. The limit is lower if this is more than a sixth of the
 /// descriptors that the process may have.
-const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(256) {
-    Some(limit) => limit,
-    None => NonZeroUsize::MIN,
-};
+const OPEN_LIMIT: usize = 256;
 
 /// The bytes of a file, for reading.
 #[derive(Clone, Debug)]
@@ -408,8 +404,8 @@ impl Materializer {
         self.metrics.add(Counter::FilesTouched, (touched.order().len() - before) as u64);
     }
 
-    fn count(&self, done: Cloned, size: u64) {
-        match done.method {
+    fn count(&self, done: Method, size: u64) {
+        match done {
             Method::Reflink => {
                 self.metrics.add(Counter::Reflinked, 1);
                 self.metrics.add(Counter::SharedBytes, size);

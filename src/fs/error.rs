@@ -5,10 +5,11 @@
 use rustix::io::Errno;
 
 use crate::library::blob::BlobError;
+use crate::materialize;
 use crate::materialize::clone::CloneError;
 use crate::materialize::relocate::RelocateError;
-use crate::materialize::{self};
 use crate::namespace::error::Error;
+use crate::sys::errno_of;
 
 /// The errno that the caller of an operation gets.
 #[must_use]
@@ -41,7 +42,7 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
         materialize::Error::NotAFile(_) => Errno::INVAL,
         materialize::Error::Relocate { source, .. } => match source {
             RelocateError::OutOfBounds { .. } | RelocateError::NameNotThere { .. } => Errno::IO,
-            RelocateError::Io { source, .. } => io_errno(source),
+            RelocateError::Io { source, .. } => errno_of(source),
         },
         materialize::Error::Clone { source, .. } => match source {
             // `--strategy reflink`: the user does not want a copy.
@@ -57,11 +58,6 @@ fn blob_errno(error: &BlobError) -> Errno {
     match error {
         // Not ENOENT: the file exists, and only its bytes cannot be read.
         BlobError::Missing { .. } | BlobError::Corrupt { .. } | BlobError::Panicked(_) => Errno::IO,
-        BlobError::Io { source, .. } => io_errno(source),
+        BlobError::Io { source, .. } => errno_of(source),
     }
-}
-
-/// The errno of an I/O error. EIO for an error that no system call returned.
-pub(crate) fn io_errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }

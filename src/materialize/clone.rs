@@ -1,24 +1,23 @@
 //! The clone ladder: FICLONE, then `copy_file_range`, then read and write.
 //!
-//! [`Cloner::clone_file`] copies the bytes of one open file into an empty one. It returns the method that worked, and the
-//! errno of a refused FICLONE. A refusal is remembered for each pair of filesystems.
+//! [`Cloner::clone_file`] copies the bytes of one open file into an empty one, and returns the method that worked. A
+//! refusal is remembered for each pair of filesystems.
 //!
 //! Invariant: the next method is tried only after an errno that means "not between these filesystems". ENOSPC, EDQUOT,
 //! EIO and the like are errors: a fallback would hide them.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use crate::settings::Strategy;
+use crate::sys::errno_of;
 
 /// How the bytes were copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// By FICLONE: the extents are shared.
     Reflink,
@@ -26,16 +25,6 @@ pub enum Method {
     CopyRange,
     /// By reads and writes of this process.
     Copy,
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reflink => "reflink",
-            Self::CopyRange => "copy_file_range",
-            Self::Copy => "copy",
-        })
-    }
 }
 
 /// Why cloning failed.
@@ -60,15 +49,6 @@ pub enum CloneError {
         /// The expected length in bytes.
         len: u64,
     },
-}
-
-/// A finished clone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cloned {
-    /// How the bytes were copied.
-    pub method: Method,
-    /// The errno of FICLONE, when it refused and another method was used.
-    pub refused: Option<Errno>,
 }
 
 /// Clones files, and remembers for each pair of devices which methods were refused.
@@ -116,17 +96,17 @@ impl Cloner {
     ///
     /// # Errors
     /// See [`CloneError`]. After an error the content of `to` is undefined.
-    pub fn clone_file(&self, from: &File, to: &File, len: u64) -> Result<Cloned, CloneError> {
+    pub fn clone_file(&self, from: &File, to: &File, len: u64) -> Result<Method, CloneError> {
         let pair = (device(from)?, device(to)?);
         let known = self.refusals.lock().get(&pair).copied().unwrap_or_default();
         if self.strategy == Strategy::Copy {
             copy(from, to, len)?;
-            return Ok(Cloned { method: Method::Copy, refused: None });
+            return Ok(Method::Copy);
         }
         let refused = match known.ficlone {
             Some(errno) => errno,
             None => match rustix::fs::ioctl_ficlone(to, from) {
-                Ok(()) => return Ok(Cloned { method: Method::Reflink, refused: None }),
+                Ok(()) => return Ok(Method::Reflink),
                 Err(errno) if means_unsupported(errno) => {
                     self.refusals.lock().entry(pair).or_default().ficlone = Some(errno);
                     errno
@@ -139,7 +119,7 @@ impl Cloner {
         }
         if known.copy_range.is_none() {
             match copy_range(from, to, len) {
-                Ok(()) => return Ok(Cloned { method: Method::CopyRange, refused: Some(refused) }),
+                Ok(()) => return Ok(Method::CopyRange),
                 Err(CloneError::Os { source, .. }) if means_unsupported(source) => {
                     self.refusals.lock().entry(pair).or_default().copy_range = Some(source);
                 }
@@ -147,7 +127,7 @@ impl Cloner {
             }
         }
         copy(from, to, len)?;
-        Ok(Cloned { method: Method::Copy, refused: Some(refused) })
+        Ok(Method::Copy)
     }
 }
 
@@ -181,18 +161,9 @@ pub(super) fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
             Err(Errno::INTR) => continue,
             Err(source) => return Err(CloneError::Os { call: "read", source }),
         };
-        let mut rest = chunk.get(..n).unwrap_or_default();
-        while !rest.is_empty() {
-            match rustix::io::pwrite(to, rest, at) {
-                Ok(0) => return Err(CloneError::Os { call: "write", source: Errno::IO }),
-                Ok(written) => {
-                    at += written as u64;
-                    rest = rest.get(written..).unwrap_or_default();
-                }
-                Err(Errno::INTR) => {}
-                Err(source) => return Err(CloneError::Os { call: "write", source }),
-            }
-        }
+        to.write_all_at(chunk.get(..n).unwrap_or_default(), at)
+            .map_err(|error| CloneError::Os { call: "write", source: errno_of(&error) })?;
+        at += n as u64;
     }
     Ok(())
 }
@@ -223,7 +194,7 @@ mod tests {
             let done = Cloner::new(strategy).clone_file(&from, &to, bytes.len() as u64).unwrap();
             assert_eq!(content(to), bytes);
             if strategy == Strategy::Copy {
-                assert_eq!(done, Cloned { method: Method::Copy, refused: None });
+                assert_eq!(done, Method::Copy);
             }
         }
     }
@@ -232,7 +203,7 @@ mod tests {
     fn reflink_or_nothing_when_asked_for() {
         let (from, to) = pair(b"x");
         match Cloner::new(Strategy::Reflink).clone_file(&from, &to, 1) {
-            Ok(done) => assert_eq!(done.method, Method::Reflink),
+            Ok(done) => assert_eq!(done, Method::Reflink),
             Err(error) => assert!(matches!(error, CloneError::ReflinkRefused(_)), "{error}"),
         }
     }
@@ -249,9 +220,7 @@ mod tests {
         let cloner = Cloner::new(Strategy::Smart);
         let (from, to) = pair(b"abc");
         let first = cloner.clone_file(&from, &to, 3).unwrap();
-        if let Some(errno) = first.refused {
-            let known = cloner.refusals.lock().values().next().copied().unwrap();
-            assert_eq!(known.ficlone, Some(errno));
-        }
+        let known = cloner.refusals.lock().values().next().copied().unwrap_or_default();
+        assert_eq!(known.ficlone.is_some(), first != Method::Reflink);
     }
 }

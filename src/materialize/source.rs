@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
 
-use super::clone::{self, Cloned, Cloner, Method};
+use super::clone::{self, Cloner, Method};
 use super::error::Error;
 use super::relocate::{self, Names, RelocateError};
 use crate::library::Latency;
@@ -132,12 +132,12 @@ impl Source {
     ///
     /// # Errors
     /// When the blob or a relocation is bad, or `to` cannot be written. `to` then has undefined content.
-    pub fn fill(&self, file: &LowerFile<'_>, to: &File) -> Result<Cloned, Error> {
+    pub fn fill(&self, file: &LowerFile<'_>, to: &File) -> Result<Method, Error> {
         if file.is_small() && self.cloner.strategy() != Strategy::Reflink {
             let bytes = self.read(file)?;
             let written = to.write_all_at(&bytes, 0);
             written.map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))?;
-            return Ok(Cloned { method: Method::Copy, refused: None });
+            return Ok(Method::Copy);
         }
         let blob = self.open_blob(file)?;
         let done = self

@@ -12,7 +12,6 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,10 +29,7 @@ use crate::sys::fd;
 
 /// The most descriptors of backing files that are kept open. They are also at most a third of those that the process
 /// may have.
-const OPEN_LIMIT: NonZeroUsize = match NonZeroUsize::new(512) {
-    Some(limit) => limit,
-    None => NonZeroUsize::MIN,
-};
+const OPEN_LIMIT: usize = 512;
 
 /// How much of an entry is in the upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,10 +6,10 @@
 use std::path::Path;
 
 use super::error::Error;
-use crate::fs::error::io_errno;
 use crate::space::path::resolved;
 use crate::space::record::recorded_place;
 use crate::space::run::{RunInfo, read_run};
+use crate::sys::errno_of;
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The mounts of the spaces of one home, read once.
@@ -90,12 +90,12 @@ pub(super) fn source_of(state_dir: &Path) -> Result<String, Error> {
     mountinfo::source_of(state_dir).map_err(|error| Error::Os {
         path: state_dir.to_owned(),
         call: "stat",
-        source: io_errno(&error),
+        source: errno_of(&error),
     })
 }
 
 pub(super) fn unreadable(error: std::io::Error) -> Error {
-    Error::Os { path: "/proc/self/mountinfo".into(), call: "read", source: io_errno(&error) }
+    Error::Os { path: "/proc/self/mountinfo".into(), call: "read", source: errno_of(&error) }
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use rustix::process::Resource;
 /// How many descriptors a cache may keep open: at most `most`, and at most the process's limit divided by `part`. The
 /// limit does not change after a daemon has raised it.
 #[must_use]
-pub fn share(most: NonZeroUsize, part: u64) -> NonZeroUsize {
-    let Some(limit) = rustix::process::getrlimit(Resource::Nofile).current else { return most };
+pub fn share(most: usize, part: u64) -> NonZeroUsize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let share = usize::try_from(limit / part.max(1)).unwrap_or(usize::MAX);
-    NonZeroUsize::new(share).unwrap_or(NonZeroUsize::MIN).min(most)
+    NonZeroUsize::new(share.min(most)).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Whether a file has a name. A file without one is deleted when it is closed.
