@@ -91,23 +91,18 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
         Ok(()) | Err(Error::NoAttribute) => Ok(()),
         Err(error) => Err(error),
     };
-    match (old, lacking) {
-        (None, false) => chmod()?,
-        (None, true) => {
-            hold()?;
-            if let Err(error) = chmod() {
-                if let Err(second) = release() {
-                    tracing::error!(%second, "a change of mode failed and could not be undone");
-                }
-                return Err(error);
+    if lacking && old.is_none() {
+        hold()?;
+        chmod().inspect_err(|_| {
+            if let Err(second) = release() {
+                tracing::error!(%second, "a change of mode failed and could not be undone");
             }
-        }
-        (Some(_), true) => {
-            chmod()?;
+        })?;
+    } else {
+        chmod()?;
+        if lacking {
             hold()?;
-        }
-        (Some(_), false) => {
-            chmod()?;
+        } else if old.is_some() {
             release()?;
         }
     }

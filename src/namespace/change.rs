@@ -340,13 +340,7 @@ impl Namespace {
 }
 
 /// Renames a staged entry to its place. `covered`: there is a whiteout at the place.
-fn put(
-    mut staged: Staged,
-    at: std::os::fd::BorrowedFd<'_>,
-    name: &CString,
-    kind: Kind,
-    covered: bool,
-) -> Result<()> {
+fn put(mut staged: Staged, at: BorrowedFd<'_>, name: &CString, kind: Kind, covered: bool) -> Result<()> {
     let done = match (covered, kind) {
         (false, _) => staged.publish_with(at, name, RenameFlags::NOREPLACE),
         // rename(2) cannot put a directory over a device. So the two change places, and dropping `staged` removes the

@@ -14,7 +14,7 @@ use rustix::fs::Stat;
 
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
-use super::read::{must_be_dir, must_be_file};
+use super::read::must_be_dir;
 use super::table::{InUpper, Node};
 use super::types::{Attr, Ino, Kind, SetAttr, SetTime};
 use super::{Namespace, View, backing};
@@ -37,21 +37,14 @@ impl Namespace {
     /// # Errors
     /// `IsADirectory` or `Invalid` for any other kind of entry, and the errors of a copy-up.
     pub(crate) fn writable(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
-        let node = self.for_write(ino)?;
+        let node = match self.file(ino)? {
+            View::Lower(_) => self.copy_up(ino, CopyUp::Data(u64::MAX), &SetAttr::default())?,
+            View::Node(node) => node,
+        };
         if node.in_upper() != InUpper::All {
             return Err(Error::Stale(node.ino));
         }
         self.backing_fd(&node)
-    }
-
-    fn for_write(&self, ino: Ino) -> Result<Arc<Node>> {
-        if let View::Node(node) = self.view(ino)? {
-            must_be_file(node.kind)?;
-            if node.in_upper() == InUpper::All {
-                return Ok(node);
-            }
-        }
-        self.copy_up(ino, CopyUp::Data(u64::MAX), &SetAttr::default())
     }
 
     /// Copies up as much of an entry as `how` says, with `change` applied in the same step. If that much is in the
@@ -80,12 +73,17 @@ impl Namespace {
         }
     }
 
+    /// Copies up an entry of any kind, so that it has a backing file. Its bytes are not copied.
+    pub(super) fn bring_up(&self, ino: Ino) -> Result<Arc<Node>> {
+        match self.node(ino)?.kind {
+            Kind::Dir => self.upper_dir(ino),
+            _ => self.copy_up(ino, CopyUp::Metadata, &SetAttr::default()),
+        }
+    }
+
     /// The backing file of an entry, which is copied up first if it has none.
     pub(crate) fn changed_fd(&self, ino: Ino) -> Result<Arc<OwnedFd>> {
-        let node = match self.node(ino)?.kind {
-            Kind::Dir => self.upper_dir(ino)?,
-            _ => self.copy_up(ino, CopyUp::Metadata, &SetAttr::default())?,
-        };
+        let node = self.bring_up(ino)?;
         self.backing_fd(&node)
     }
 

@@ -89,7 +89,7 @@ impl Namespace {
     }
 
     /// The lower node that has the bytes of a file, or the node of a file that has its own.
-    fn file(&self, ino: Ino) -> Result<View> {
+    pub(super) fn file(&self, ino: Ino) -> Result<View> {
         let view = self.lower_or_node(ino)?;
         must_be_file(match &view {
             View::Lower(lower) => self.lower_kind(*lower)?,
@@ -422,7 +422,7 @@ impl Namespace {
 }
 
 /// Fails for an entry that is not a regular file.
-pub(super) fn must_be_file(kind: Kind) -> Result<()> {
+fn must_be_file(kind: Kind) -> Result<()> {
     match kind {
         Kind::File => Ok(()),
         Kind::Dir => Err(Error::IsADirectory),

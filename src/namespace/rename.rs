@@ -11,11 +11,10 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, RenameFlags};
 
-use super::copy_up::CopyUp;
 use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::table::{Locked, Node};
-use super::types::{Attr, Ino, Kind, SetAttr};
+use super::types::{Attr, Ino, Kind};
 use super::whiteout::{Move, Whiteouts};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::{Staged, Staging};
@@ -61,9 +60,9 @@ impl Namespace {
         if !self.wanted(source, parent, new_parent, target, mode)? {
             return Ok(());
         }
-        let source = self.bring_up(source)?;
+        let source = self.bring_up(source.ino)?;
         let target = match (target, mode) {
-            (Some(target), RenameMode::Exchange) => Some(self.bring_up(target)?),
+            (Some(target), RenameMode::Exchange) => Some(self.bring_up(target.ino)?),
             (Some(target), _) => Some(self.node(target.ino)?),
             (None, _) => None,
         };
@@ -110,11 +109,8 @@ impl Namespace {
             (false, false) => Ok(true),
             (true, true) => {
                 let node = self.node(target.ino)?;
-                if self.with_dir(&node, |state| self.is_empty(&node, state))? {
-                    Ok(true)
-                } else {
-                    Err(Error::NotEmpty)
-                }
+                let is_empty = self.with_dir(&node, |state| self.is_empty(&node, state))?;
+                if is_empty { Ok(true) } else { Err(Error::NotEmpty) }
             }
         }
     }
@@ -129,14 +125,6 @@ impl Namespace {
                 return Ok(false);
             }
             at = self.parent_of(&self.view(at)?)?;
-        }
-    }
-
-    /// Copies up an entry, so that there is a backing file to rename. Its bytes are not copied.
-    fn bring_up(&self, entry: &Attr) -> Result<Arc<Node>> {
-        match entry.kind {
-            Kind::Dir => self.upper_dir(entry.ino),
-            _ => self.copy_up(entry.ino, CopyUp::Metadata, &SetAttr::default()),
         }
     }
 
@@ -191,10 +179,7 @@ impl Namespace {
         // behind, change places with it.
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
-        let done = match target {
-            Some(target) => self.pin(target),
-            None => Ok(()),
-        };
+        let done = target.map_or(Ok(()), |target| self.pin(target));
         let done = done.and_then(|()| match (changes_places, stand_in) {
             (true, _) => step.over_whiteout(),
             (false, Some(stand_in)) => step.over_stand_in(stand_in),

@@ -34,16 +34,14 @@ impl Namespace {
         if changes_nothing(&attr, change) {
             return Ok(attr);
         }
-        let node = match (attr.kind, change.size) {
-            (Kind::Dir, _) => {
-                let node = self.upper_dir(ino)?;
-                let _change = node.change.lock();
-                self.apply(&node, change)?;
-                self.release_ctime(&node);
-                Arc::clone(&node)
-            }
-            (_, Some(size)) => self.copy_up(ino, CopyUp::Data(size), change)?,
-            (_, None) => self.copy_up(ino, CopyUp::Metadata, change)?,
+        let node = if attr.kind == Kind::Dir {
+            let node = self.upper_dir(ino)?;
+            let _change = node.change.lock();
+            self.apply(&node, change)?;
+            self.release_ctime(&node);
+            Arc::clone(&node)
+        } else {
+            self.copy_up(ino, change.size.map_or(CopyUp::Metadata, CopyUp::Data), change)?
         };
         // The change is made, so a failure to read the new attributes is not an error of the operation.
         Ok(self.node_attr(&node).unwrap_or_else(|error| {
