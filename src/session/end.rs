@@ -311,25 +311,19 @@ fn has_ended(daemon: &RunInfo, within: Duration) -> bool {
 
 /// Unmounts a mount when it is dropped, unless [`UnmountOnDrop::keep`] was called.
 #[derive(Debug)]
-pub(super) struct UnmountOnDrop(Option<MountEntry>);
+pub(super) struct UnmountOnDrop {
+    pub(super) mount: Option<MountEntry>,
+}
 
 impl UnmountOnDrop {
-    pub(super) fn new(mount: Option<MountEntry>) -> Self {
-        Self(mount)
-    }
-
-    pub(super) fn mount(&self) -> Option<&MountEntry> {
-        self.0.as_ref()
-    }
-
     pub(super) fn keep(mut self) {
-        self.0 = None;
+        self.mount = None;
     }
 }
 
 impl Drop for UnmountOnDrop {
     fn drop(&mut self) {
-        self.0.iter().for_each(undo_mounts);
+        self.mount.iter().for_each(undo_mounts);
     }
 }
 

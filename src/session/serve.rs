@@ -51,9 +51,9 @@ impl<'p> PendingMount<'p> {
         // Before the mount exists: a signal that comes while it is being made ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         let device = helper::acquire(plan, &self.claim.mountpoint, &connect::mount_options(plan)?)?;
-        let undo = UnmountOnDrop::new(device.mount.clone());
+        let undo = UnmountOnDrop { mount: device.mount.clone() };
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
-        let run = run_info(plan, reflink, undo.mount())?;
+        let run = run_info(plan, reflink, undo.mount.as_ref())?;
         let mounted = Mounted {
             missing_blobs: self.missing_blobs,
             set_aside: self.claim.aside.clone(),
@@ -61,7 +61,7 @@ impl<'p> PendingMount<'p> {
         };
         let session = match connect::start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
             // Somebody has unmounted it already. A mount that has ended is not a failure.
-            Err(Error::Fuse(error)) if !undo.mount().map_or(Ok(false), registry::is_mounted)? => {
+            Err(Error::Fuse(error)) if !undo.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
                 tracing::info!(%error, "unmounted before the first request");
                 ready(&mounted);
                 return Ok(mounted);
@@ -93,7 +93,7 @@ impl<'p> PendingMount<'p> {
         match rustix::fs::lstat(&plan.space.mountpoint) {
             Ok(root) if run.dev.as_deref() == Some(&device_number(root.st_dev)) => {}
             Ok(_) => {
-                if undo.mount().map(registry::is_mounted).transpose()? == Some(true) {
+                if undo.mount.as_ref().map(registry::is_mounted).transpose()? == Some(true) {
                     let path = plan.space.mountpoint.clone();
                     return Err(Error::Mount { path, source: MountError::Exchanged });
                 }

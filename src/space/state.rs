@@ -97,7 +97,7 @@ impl StateDir {
             }
             Ok(recorded) => recorded,
         };
-        let Some(recorded) = recorded else { return self.start_over(basis, None) };
+        let Some(mut recorded) = recorded else { return self.start_over(basis, None) };
         let is_same = recorded.basis.shows_the_same(basis);
         if fresh || recorded.basis.ephemeral || !(keeps_changes || is_same) {
             return self.start_over(basis, Some(recorded));
@@ -108,7 +108,12 @@ impl StateDir {
         if keeps_changes && basis.ephemeral {
             return Err(SpaceError::EphemeralOverChanges(basis.identity.clone()));
         }
-        self.keep(recorded, basis)
+        if recorded.basis != *basis {
+            // The library has moved, or the space was named by its path this time.
+            recorded.basis = basis.clone();
+            recorded.write(&self.path, Durability::DataAndName)?;
+        }
+        Ok(recorded)
     }
 
     /// Drops the user's changes in one step, so that no reader sees a part of them, also after a crash.
@@ -167,15 +172,6 @@ impl StateDir {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error)),
             _ => Ok(()),
         }
-    }
-
-    fn keep(&self, mut recorded: SpaceRecord, basis: &Basis) -> Result<SpaceRecord, SpaceError> {
-        if recorded.basis != *basis {
-            // The library has moved, or the space was named by its path this time.
-            recorded.basis = basis.clone();
-            recorded.write(&self.path, Durability::DataAndName)?;
-        }
-        Ok(recorded)
     }
 
     /// Empties the directory, then records `basis`. Between the two steps the old record describes an empty upper. The
