@@ -65,8 +65,8 @@ struct Unpacking {
 impl Unpacking {
     /// Unpacks the blob, and announces its bytes on the way when `early` is set.
     fn run(mut self, size: u64, early: bool) {
-        let readers = early.then_some(&*self.to);
-        let fetched = self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, readers));
+        let audience = Audience { readers: early.then_some(&*self.to), stop: None };
+        let fetched = self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, audience));
         let fetched = fetched.or_else(|error| {
             tracing::debug!(%error, "a blob was not unpacked");
             self.to.take_back();
@@ -187,7 +187,7 @@ impl Blobs {
         if let Some(file) = self.ready(digest, size)? {
             return Ok(file);
         }
-        self.once(digest, size, |blobs| blobs.fetch(digest, size, None))
+        self.once(digest, size, |blobs| blobs.fetch(digest, size, Audience::default()))
     }
 
     /// Fetches a blob, unless another thread has fetched it meanwhile.
@@ -224,7 +224,7 @@ impl Blobs {
         if !self.cache.keeps(size) || self.ready(digest, size)?.is_some() {
             return Ok(Prepared::Ready);
         }
-        match self.fetch_while(digest, size, None, &|| !stop.load(Ordering::Relaxed)) {
+        match self.fetch(digest, size, Audience { readers: None, stop: Some(stop) }) {
             Ok(_) => Ok(Prepared::Fetched),
             Err(_) if stop.load(Ordering::Relaxed) => Ok(Prepared::Stopped),
             Err(error) => Err(error),
@@ -283,32 +283,22 @@ impl Blobs {
         Ok(None)
     }
 
-    fn fetch(&self, digest: &Digest, size: u64, readers: Option<&Filling>) -> Result<File, BlobError> {
-        self.fetch_while(digest, size, readers, &|| true)
-    }
-
-    /// Fetches a blob. Fails with any error when `goes_on` returns false.
-    fn fetch_while(
-        &self,
-        digest: &Digest,
-        size: u64,
-        readers: Option<&Filling>,
-        goes_on: &dyn Fn() -> bool,
-    ) -> Result<File, BlobError> {
+    /// Fetches a blob for the readers of a stream, if there are any. Fails with any error once `stop` is set.
+    fn fetch(&self, digest: &Digest, size: u64, audience: Audience<'_>) -> Result<File, BlobError> {
         if let Some(file) = self.confirmed(digest, size)? {
             return Ok(file);
         }
         let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));
-        match begun.and_then(|pending| self.fetch_into(pending, digest, size, readers, goes_on)) {
+        match begun.and_then(|pending| self.fetch_into(pending, digest, size, audience)) {
             // Readers of a stream have the file on the disk already, so it cannot be replaced by one in memory.
             Err(BlobError::Io { source, .. })
-                if is_full(&source) && readers.is_none() && size <= memory_limit() =>
+                if is_full(&source) && audience.readers.is_none() && size <= memory_limit() =>
             {
                 tracing::debug!(%digest, "the disk is full; unpacking a blob into memory");
                 let _one_at_a_time = self.in_memory.lock();
                 drop(self.unkept.lock().make_room(size));
                 let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
-                self.fetch_into(pending, digest, size, None, goes_on)
+                self.fetch_into(pending, digest, size, audience)
             }
             fetched => fetched,
         }
@@ -319,12 +309,11 @@ impl Blobs {
         mut pending: Pending,
         digest: &Digest,
         size: u64,
-        readers: Option<&Filling>,
-        goes_on: &dyn Fn() -> bool,
+        audience: Audience<'_>,
     ) -> Result<File, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
         let mut stored = self.stored(digest)?;
-        if let Some(readers) = readers {
+        if let Some(readers) = audience.readers {
             readers.begin(pending.file().try_clone().map_err(cache_error)?);
         }
         // The library's file may change at any time. So the copy is verified, or the bytes that are written to it.
@@ -334,9 +323,9 @@ impl Blobs {
         };
         if cloned {
             let mut copy = StoredBlob::of_file(pending.file().try_clone().map_err(cache_error)?);
-            self.pour(digest, size, &mut copy, &mut Announced { file: None, readers, goes_on })?;
+            self.pour(digest, size, &mut copy, &mut Announced { file: None, audience })?;
         } else {
-            let mut out = Announced { file: Some(pending.file()), readers, goes_on };
+            let mut out = Announced { file: Some(pending.file()), audience };
             self.pour(digest, size, &mut stored, &mut out)?;
             stored.drop_pages();
         }
@@ -397,25 +386,32 @@ impl Blobs {
     }
 }
 
+/// Who waits for a fetch.
+#[derive(Clone, Copy, Default)]
+struct Audience<'a> {
+    /// The readers of a stream, to whom the bytes are announced.
+    readers: Option<&'a Filling>,
+    /// Ends the fetch with an error when it is set.
+    stop: Option<&'a AtomicBool>,
+}
+
 /// A writer that announces the bytes to the readers of a stream.
 struct Announced<'a> {
     /// None when the bytes are in the file already.
     file: Option<&'a mut File>,
-    readers: Option<&'a Filling>,
-    /// The next write fails when this returns false.
-    goes_on: &'a dyn Fn() -> bool,
+    audience: Audience<'a>,
 }
 
 impl Write for Announced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !(self.goes_on)() {
+        if self.audience.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             return Err(io::Error::other("stopped"));
         }
         let n = match &mut self.file {
             Some(file) => file.write(bytes)?,
             None => bytes.len(),
         };
-        if let Some(readers) = self.readers {
+        if let Some(readers) = self.audience.readers {
             readers.add(n as u64);
         }
         Ok(n)

@@ -89,14 +89,6 @@ impl Pending {
             Err(_) => Ok(false),
         }
     }
-
-    /// Finishes a verified copy without a name. It lives as long as it is open.
-    ///
-    /// # Errors
-    /// When the file cannot be opened for reading.
-    pub fn unnamed(self) -> io::Result<File> {
-        reopened(&self.file)
-    }
 }
 
 impl Drop for Pending {
@@ -248,7 +240,7 @@ impl BlobCache {
     /// When a system call fails.
     pub fn commit(&self, mut pending: Pending, digest: &Digest, size: u64) -> io::Result<File> {
         if pending.in_memory || !self.keeps(size) {
-            return pending.unnamed();
+            return reopened(&pending.file);
         }
         let path = self.place(digest);
         rustix::fs::fchmod(&pending.file, Mode::RUSR)?;
@@ -260,7 +252,7 @@ impl BlobCache {
         // The caller gets a descriptor that cannot write. It is opened by descriptor, so it is the verified file even if
         // another file takes the name.
         let file = reopened(&pending.file)?;
-        let Some(room) = self.make_room(size)? else { return Ok(file) };
+        let Some((mut sum, after)) = self.make_room(size)? else { return Ok(file) };
         match &pending.name {
             Some(name) => {
                 std::fs::rename(name, &path)?;
@@ -281,7 +273,7 @@ impl BlobCache {
                 }
             }
         }
-        if let Err(error) = room.taken() {
+        if let Err(error) = sum.write(after) {
             tracing::warn!(%error, "cannot record the size of the blob cache; it may exceed its limit");
         }
         Ok(file)

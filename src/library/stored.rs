@@ -79,11 +79,9 @@ impl StoredBlob {
     fn advise(&self, advice: Advice) -> io::Result<()> {
         let Some(section) = &self.section else { return Ok(()) };
         let len = match section.range() {
-            Some((_, len)) => match NonZeroU64::new(len) {
-                // A length of zero would mean the rest of the file.
-                None => return Ok(()),
-                len => len,
-            },
+            // A length of zero would mean the rest of the file.
+            Some((_, 0)) => return Ok(()),
+            Some((_, len)) => NonZeroU64::new(len),
             None => None,
         };
         Ok(rustix::fs::fadvise(&*section.file, section.at, len, advice)?)

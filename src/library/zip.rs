@@ -243,16 +243,6 @@ impl ZipLibrary {
         Ok(nested)
     }
 
-    fn catalog_member(&self, name: &CatalogName) -> io::Result<&Member> {
-        let found = self.catalogs.binary_search_by(|(known, _)| known.cmp(name)).ok();
-        found.and_then(|at| Some(&self.catalogs.get(at)?.1)).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn blob_member(&self, digest: &Digest) -> Option<&Member> {
-        let at = self.blobs.binary_search_by_key(digest, |(known, _)| *known).ok()?;
-        Some(&self.blobs.get(at)?.1)
-    }
-
     /// The compressed bytes of an entry. Reads its local header to find them.
     fn section(&self, member: &Member) -> io::Result<Section> {
         let entry = self.archive.get_entry(member.place).map_err(|error| match error.into_kind() {
@@ -290,14 +280,14 @@ impl Library for ZipLibrary {
     }
 
     fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp> {
-        self.catalog_member(name).map(|_| self.stamp.clone())
+        find(&self.catalogs, name).map(|_| self.stamp.clone())
     }
 
     fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
         let place = self.catalog_place(name);
         let failed = |source| LibraryError::Io { path: (&place).into(), source };
         let refused = |source| LibraryError::Catalog { place: place.clone(), source };
-        let member = self.catalog_member(name).map_err(failed)?;
+        let member = find(&self.catalogs, name).map_err(failed)?;
         let size = member.place.uncompressed_size_hint();
         if size > MAX_FILE {
             return Err(refused(CatalogError::TooLarge(format!("it is larger than {MAX_FILE} bytes"))));
@@ -313,11 +303,11 @@ impl Library for ZipLibrary {
     }
 
     fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
-        self.open_member(self.blob_member(digest).ok_or(io::ErrorKind::NotFound)?)
+        self.open_member(find(&self.blobs, digest)?)
     }
 
     fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
-        Ok(self.blob_member(digest).is_some())
+        Ok(find(&self.blobs, digest).is_ok())
     }
 
     fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
@@ -368,6 +358,12 @@ fn is_unsafe(name: &[u8]) -> bool {
     name.starts_with(b"/")
         || name.contains(&0)
         || name.split(|b| matches!(b, b'/' | b'\\')).any(|part| part == b"..")
+}
+
+/// Looks up a name in a sorted table.
+fn find<'t, N: Ord>(table: &'t [(N, Member)], name: &N) -> io::Result<&'t Member> {
+    let at = table.binary_search_by(|(known, _)| known.cmp(name)).ok();
+    Ok(&at.and_then(|at| table.get(at)).ok_or(io::ErrorKind::NotFound)?.1)
 }
 
 /// A name that stands twice in a sorted table.

@@ -23,23 +23,9 @@ use crate::sys::tree;
 /// How long to wait for the lock. Counting and evicting take less; a process that is stopped must not block others.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Room for one more copy. The file `size` is locked as long as this lives.
-#[derive(Debug)]
-pub(super) struct Room {
-    sum: Sum,
-    after: u64,
-}
-
-impl Room {
-    /// Records that the copy was added.
-    pub(super) fn taken(mut self) -> io::Result<()> {
-        self.sum.write(self.after)
-    }
-}
-
 /// The file `size`, locked. It holds the boot's number and the sum of the sizes of all copies.
 #[derive(Debug)]
-struct Sum(File);
+pub(super) struct Sum(File);
 
 impl Sum {
     fn read(&mut self) -> io::Result<Option<u64>> {
@@ -51,7 +37,7 @@ impl Sum {
         Ok(of_this_boot.and_then(|sum| sum.parse().ok()))
     }
 
-    fn write(&mut self, sum: u64) -> io::Result<()> {
+    pub(super) fn write(&mut self, sum: u64) -> io::Result<()> {
         let Boot(number) = boot::this();
         // The record always has the same length. A partial one has no newline at its end, and is ignored.
         self.0.write_all_at(format!("{number:08x} {sum:020}\n").as_bytes(), 0)
@@ -59,8 +45,9 @@ impl Sum {
 }
 
 impl BlobCache {
-    /// Makes room for a copy, evicting others if necessary. None if another process holds the lock for too long.
-    pub(super) fn make_room(&self, size: u64) -> io::Result<Option<Room>> {
+    /// Makes room for a copy, evicting others if necessary. Returns the locked sum, and what to write to it once the copy
+    /// is added. None if another process holds the lock for too long.
+    pub(super) fn make_room(&self, size: u64) -> io::Result<Option<(Sum, u64)>> {
         let Some(mut sum) = self.locked_sum()? else {
             tracing::warn!("another process holds the lock on the blob cache; not keeping a copy");
             return Ok(None);
@@ -78,7 +65,7 @@ impl BlobCache {
                 left.saturating_add(size)
             }
         };
-        Ok(Some(Room { sum, after }))
+        Ok(Some((sum, after)))
     }
 
     /// Removes the copies that were not read for the longest time, until the cache holds at most `limit` bytes. Open files
