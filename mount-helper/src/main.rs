@@ -11,6 +11,7 @@ mod confine;
 mod facts;
 mod kernel;
 mod quota;
+mod refusal;
 mod serve;
 mod sys;
 

@@ -20,7 +20,7 @@ use holofs_mount_helper::vocabulary::Deny;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::serve::Refusal;
+use crate::refusal::Refusal;
 use crate::{kernel, sys};
 
 /// The program file, even after a rename.

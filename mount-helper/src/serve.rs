@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holofs_mount_helper::policy::{Access, Session};
-use holofs_mount_helper::proto::{MountSource, Opcode, REQUEST_SIZE, Reply, Request};
+use holofs_mount_helper::proto::{MountSource, REQUEST_SIZE, Reply, Request};
 use holofs_mount_helper::view::Views;
 use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use holofs_mount_helper::wire;
@@ -14,37 +14,11 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use crate::quota::Quota;
+use crate::refusal::Refusal;
 use crate::{facts, kernel};
 
 /// The device through which the kernel talks to a FUSE daemon.
 const DEVICE: &str = "/dev/fuse";
-
-/// Why a request was not carried out.
-pub(crate) enum Refusal {
-    Denied(Deny),
-    Failed(Errno),
-}
-
-impl From<Deny> for Refusal {
-    fn from(deny: Deny) -> Self {
-        Self::Denied(deny)
-    }
-}
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        Self::Failed(errno)
-    }
-}
-
-impl Refusal {
-    fn reply(self, opcode: Opcode) -> Reply {
-        match self {
-            Self::Denied(reason) => Reply::Denied { opcode, reason },
-            Self::Failed(errno) => Reply::Failed { opcode, errno: errno.raw_os_error().unsigned_abs() },
-        }
-    }
-}
 
 /// Answers requests until the other side closes the socket.
 ///
