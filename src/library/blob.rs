@@ -296,7 +296,8 @@ impl Blobs {
             {
                 tracing::debug!(%digest, "the disk is full; unpacking a blob into memory");
                 let _one_at_a_time = self.in_memory.lock();
-                drop(self.unkept.lock().make_room(size));
+                let closed_later = self.unkept.lock().make_room(size);
+                drop(closed_later);
                 let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
                 self.fetch_into(pending, digest, size, audience)
             }
@@ -336,7 +337,8 @@ impl Blobs {
             fd::start_writeback(&file);
         } else {
             let kept = Arc::new(reopened(&file).map_err(cache_error)?);
-            drop(self.unkept.lock().put(*digest, kept, in_memory));
+            let closed_later = self.unkept.lock().put(*digest, kept, in_memory);
+            drop(closed_later);
         }
         Ok(file)
     }

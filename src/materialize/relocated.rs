@@ -52,11 +52,13 @@ impl Materializer {
 
     /// As [`Self::relocated_on_disk`], in memory, for when the disk is full.
     fn relocated_in_memory(&self, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
-        drop(self.unkept.lock().make_room(lower.size));
+        let closed_later = self.unkept.lock().make_room(lower.size);
+        drop(closed_later);
         let memory = rustix::fs::memfd_create("holofs-relocated", MemfdFlags::CLOEXEC);
         let file = Arc::new(File::from(memory.map_err(self.source.os_error(lower, "memfd_create"))?));
         self.source.fill_by_copy(lower, &file)?;
-        drop(self.unkept.lock().put(lower.node, Arc::clone(&file), lower.size));
+        let closed_later = self.unkept.lock().put(lower.node, Arc::clone(&file), lower.size);
+        drop(closed_later);
         Ok(file)
     }
 
