@@ -29,7 +29,7 @@ pub(crate) fn serve(caller: u32, session: Session) -> Result<(), Errno> {
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
     while let Some(received) = wire::receive::<{ REQUEST_SIZE + 1 }>(stdin())? {
         match Request::decode(received.bytes(), received.fds.len()) {
-            Ok(request) if !received.is_odd => server.answer(request, received.fds)?,
+            Ok(request) if !received.is_malformed => server.answer(request, received.fds)?,
             _ => {
                 wire::send(stdin(), &Reply::NotUnderstood.encode(), None)?;
                 return Err(Errno::BADMSG);

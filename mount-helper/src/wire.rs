@@ -24,7 +24,7 @@ pub struct Received<const N: usize> {
     /// The descriptors, in the order in which they were sent.
     pub fds: Vec<OwnedFd>,
     /// Whether the message was truncated, or had other ancillary data than descriptors.
-    pub is_odd: bool,
+    pub is_malformed: bool,
 }
 
 impl<const N: usize> Received<N> {
@@ -48,14 +48,14 @@ pub fn receive<const N: usize>(socket: impl AsFd) -> Result<Option<Received<N>>,
     })?;
     let (size, flags) = (message.bytes, message.flags);
     let mut fds = Vec::new();
-    let mut is_odd = flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let mut is_malformed = flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     for part in ancillary.drain() {
         match part {
             RecvAncillaryMessage::ScmRights(rights) => fds.extend(rights),
-            _ => is_odd = true,
+            _ => is_malformed = true,
         }
     }
-    Ok((size > 0 || !fds.is_empty()).then_some(Received { bytes, size, fds, is_odd }))
+    Ok((size > 0 || !fds.is_empty()).then_some(Received { bytes, size, fds, is_malformed }))
 }
 
 /// Sends a message, with at most one descriptor.

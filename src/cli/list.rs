@@ -52,7 +52,7 @@ pub(super) struct Row {
 }
 
 /// How many changed files of each space are counted. A space may have hundreds of thousands.
-const LISTED: usize = 1_000;
+const COUNTED_AT_MOST: usize = 1_000;
 
 impl From<Space> for Row {
     fn from(space: Space) -> Self {
@@ -113,7 +113,7 @@ const COLUMNS: [Column<Row>; 10] = [
 ];
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let spaces = Survey::new(&context.env)?.all(LISTED)?.into_iter();
+    let spaces = Survey::new(&context.env)?.all(COUNTED_AT_MOST)?.into_iter();
     let rows: Vec<Row> = spaces.filter(|space| space.is_mounted || !args.mounted).map(Row::from).collect();
     let by_id: BTreeMap<_, _> = rows.iter().map(|row| (&row.id, row)).collect();
     output::print_result(context, &by_id, || output::table(&COLUMNS, rows.iter()))

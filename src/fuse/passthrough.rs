@@ -39,7 +39,7 @@ const IDLE_LIMIT: NonZeroUsize = match NonZeroUsize::new(4096) {
 };
 
 /// How long a change waits for readers of the library's file. Most read it once and close it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const READERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The answer to an open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,7 +184,7 @@ impl Passthrough {
     /// # Errors
     /// `InUse` when a reader keeps the file open.
     pub(super) fn change(&self, ino: u64) -> Result<Change<'_>> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READERS_TIMEOUT;
         let mut inodes = self.inodes.lock();
         while inodes.is_held(ino) {
             if self.idle.wait_until(&mut inodes, deadline).timed_out() && inodes.is_held(ino) {

@@ -29,7 +29,7 @@ use crate::sys::{probe, process};
 
 /// How long to retry while the mount is in use. A process that ends, or is between fork and exec, holds its files for a
 /// moment longer.
-const PATIENCE: Duration = Duration::from_millis(500);
+const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a daemon may take to end after its connection was aborted.
 const GRACE: Duration = Duration::from_secs(2);
@@ -177,22 +177,22 @@ pub(super) fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> 
     } else if !places.is_empty() {
         return Err(Error::MountedElsewhere { path, places });
     } else {
-        take_away(live, how.lazy || is_dead)?;
+        unmount_with_retry(live, how.lazy || is_dead)?;
     }
     if let Some(daemon) = daemon {
-        see_it_end(&path, &daemon, &live.source, how)?;
+        wait_for_daemon(&path, &daemon, &live.source, how)?;
     }
     Ok(path)
 }
 
-fn take_away(live: &MountEntry, lazily: bool) -> Result<(), Error> {
+fn unmount_with_retry(live: &MountEntry, lazily: bool) -> Result<(), Error> {
     let path = live.mountpoint.clone();
-    let patience = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
     let mut again = 3;
     loop {
         match fuse_mount::unmount(&path, lazily) {
             Ok(()) => return Ok(()),
-            Err(MountError::Os { source: Errno::BUSY, .. }) if Instant::now() < patience => {
+            Err(MountError::Os { source: Errno::BUSY, .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(MountError::Os { source: Errno::BUSY, .. }) => {
@@ -226,7 +226,7 @@ fn end_unseen(state_dir: &Path, how: How) -> Result<Option<PathBuf>, Error> {
     if let Some(dev) = daemon.dev.as_deref().filter(|dev| how.force && !that_see(dev, &source).is_empty()) {
         cut(dev);
     }
-    see_it_end(&path, &daemon, &source, how)?;
+    wait_for_daemon(&path, &daemon, &source, how)?;
     Ok(Some(path))
 }
 
@@ -257,7 +257,7 @@ fn write_out(path: &Path) {
 }
 
 /// Waits until the daemon of an unmounted mount has ended, and kills it with `force`.
-fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(), Error> {
+fn wait_for_daemon(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(), Error> {
     if how.lazy {
         return Ok(());
     }
@@ -265,7 +265,7 @@ fn see_it_end(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(
         return end_by_force(path, daemon);
     }
     let start = Instant::now();
-    if has_ended(daemon, how.timeout.min(PATIENCE)) {
+    if has_ended(daemon, how.timeout.min(BUSY_TIMEOUT)) {
         return Ok(());
     }
     // The daemon takes longer than usual: another mount namespace has the mount, or much is left to write.

@@ -39,7 +39,7 @@ pub const PROGRAM: &str = "holofs-mount-helper";
 const DIRECTORIES: [&str; 3] = ["/usr/local/libexec/holofs", "/usr/libexec/holofs", "/usr/lib/holofs"];
 
 /// How long a reply may take. The system calls behind it take microseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the program may take to end after its socket was closed.
 const ENDING: Duration = Duration::from_secs(1);
@@ -172,7 +172,8 @@ impl Client {
         let cannot = |source| HelperError::Start { path: path.to_owned(), source };
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (ours, theirs) = pair.map_err(|errno| cannot(errno.into()))?;
-        set_socket_timeout(&ours, Timeout::Recv, Some(PATIENCE)).map_err(|errno| cannot(errno.into()))?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(REPLY_TIMEOUT))
+            .map_err(|errno| cannot(errno.into()))?;
         let child = Command::new(path)
             .env_clear()
             .current_dir("/")

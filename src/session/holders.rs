@@ -1,6 +1,6 @@
 //! Finds who keeps a mount alive: processes that use it, and other mount namespaces that contain it.
 //!
-//! Invariant: only `/proc` is read, never the mount, and for at most [`PATIENCE`]. The result may be outdated when it is
+//! Invariant: only `/proc` is read, never the mount, and for at most [`SCAN_TIMEOUT`]. The result may be outdated when it is
 //! shown. Processes that this user may not inspect are not found.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::sys::guarded::read_at_most;
 use crate::sys::mountinfo;
 
 /// On a machine with many thousands of processes the search stops after this time.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SCAN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many processes are reported.
 const MOST: usize = 5;
@@ -55,7 +55,7 @@ pub(super) fn that_use(mountpoint: &Path) -> Vec<u32> {
 }
 
 fn processes() -> impl Iterator<Item = u32> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + SCAN_TIMEOUT;
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())

@@ -38,10 +38,10 @@ use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
 
 /// How many changed files are counted for [`Survey::detail`].
-const LOOKED_AT: usize = 200_000;
+const COUNTED_AT_MOST: usize = 200_000;
 
 /// How long a mount may take to return its counters.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The state of a space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -204,7 +204,7 @@ impl<'e> Survey<'e> {
     /// # Errors
     /// As [`Survey::find`], and when the space's record is damaged.
     pub fn detail(&self, given: &OsStr, controller: &str) -> Result<Detail, Error> {
-        let space = self.find(given, controller, LOOKED_AT)?;
+        let space = self.find(given, controller, COUNTED_AT_MOST)?;
         let state_dir = self.env.spaces_dir().join(&space.identity);
         SpaceRecord::read(&state_dir)?;
         let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
@@ -320,7 +320,7 @@ fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
         let asked = rustix::fs::getxattr(mountpoint, STATUS_XATTR, &mut value[..]);
         asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
     };
-    match probe::ask(PATIENCE, question) {
+    match probe::ask(ANSWER_TIMEOUT, question) {
         Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount has no counters"),
         Ok(Some(text)) => match serde_json::from_slice(&text) {
             Ok(counters) => return Some(counters),

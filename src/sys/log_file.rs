@@ -19,7 +19,7 @@ use super::guarded::{Access, Dir, GuardedError, Problem};
 pub const LIMIT: u64 = 1 << 20;
 
 /// How long a line waits for another writer before it is dropped.
-const PATIENCE: Duration = Duration::from_millis(100);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The names of the log and of the rotated log.
 const NAME: &str = "log";
@@ -60,12 +60,12 @@ pub fn open(dir: Dir) -> Result<(), GuardedError> {
 /// Whether this process has a log file.
 #[must_use]
 pub fn is_open() -> bool {
-    LOG.try_lock_for(PATIENCE).is_none_or(|log| log.is_some())
+    LOG.try_lock_for(LOCK_TIMEOUT).is_none_or(|log| log.is_some())
 }
 
 /// Writes complete lines, or drops them if that is not possible.
 pub fn write(lines: &[u8]) {
-    let Some(mut log) = LOG.try_lock_for(PATIENCE) else { return };
+    let Some(mut log) = LOG.try_lock_for(LOCK_TIMEOUT) else { return };
     match log.as_mut() {
         Some(log) => log.write(lines),
         // An error here cannot be reported anywhere.

@@ -35,7 +35,7 @@ const POINTS: usize = 40;
 const ALL_POINTS: usize = 2000;
 
 /// An operation that takes longer than this hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The mtime of everything that was made before an operation, so that a change of it by the operation is visible.
 const PREPARED_TIME: i64 = 1_500_000_000;
@@ -151,7 +151,7 @@ impl<'w> Lab<'w> {
         let ended = AtomicBool::new(false);
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let deadline = Instant::now() + PATIENCE;
+                let deadline = Instant::now() + WAIT_TIMEOUT;
                 while !ended.load(Ordering::SeqCst) {
                     if Instant::now() > deadline {
                         // The operation ends only when the daemon is dead. The check that follows reports the failure.

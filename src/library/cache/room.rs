@@ -21,7 +21,7 @@ use crate::sys::boot::{self, Boot};
 use crate::sys::tree;
 
 /// How long to wait for the lock. Counting and evicting take less; a process that is stopped must not block others.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The file `size`, locked. It holds the boot's number and the sum of the sizes of all copies.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl BlobCache {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(self.dir.join("size"))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Some(Sum(file))),

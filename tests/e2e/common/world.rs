@@ -21,7 +21,7 @@ use super::mount::Mounted;
 pub const HOME: &str = "/tmp/rcchome/home";
 
 /// The time limit of every command.
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A place to test in.
 #[derive(Debug)]
@@ -233,14 +233,14 @@ pub fn finish(command: &mut Command) -> Done {
 #[track_caller]
 pub fn wait(child: &mut Child, shown: &str) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(status) = child.try_wait().expect("wait") {
             return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         }
         if Instant::now() > deadline {
             drop(child.kill());
-            panic!("timed out after {PATIENCE:?}: {shown}");
+            panic!("timed out after {WAIT_TIMEOUT:?}: {shown}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
