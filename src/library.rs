@@ -33,7 +33,6 @@ use catalog::CatalogError;
 use catalogs::{CatalogName, CatalogStamp, Catalogs};
 use digest::Digest;
 use index::IndexError;
-use index::compile::CompileError;
 use stored::{StoredBlob, StoredBlobs};
 
 use crate::sys::thread::Panicked;
@@ -137,14 +136,6 @@ pub enum LibraryError {
         place: String,
         /// The reason.
         source: CatalogError,
-    },
-    /// The catalog's tree is refused.
-    #[error("catalog {place}: {source}")]
-    Compile {
-        /// See [`Library::catalog_place`].
-        place: String,
-        /// The reason.
-        source: CompileError,
     },
     /// A compiled index does not hold together.
     #[error(transparent)]

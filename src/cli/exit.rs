@@ -141,7 +141,7 @@ impl Advice for LibraryError {
                 try_this(LIBRARY, "a hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto`")
             }
             Self::Archive { .. } => try_this(LIBRARY, "export the environment again: `rcc holotree export`"),
-            Self::Catalog { .. } | Self::Compile { .. } => try_this(LIBRARY, CATALOG_AGAIN),
+            Self::Catalog { .. } => try_this(LIBRARY, CATALOG_AGAIN),
             Self::Index(_) => try_this(FAILED, "remove the cache of holofs; nothing is lost"),
             // The library is only read, so it is the cache that cannot be written.
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),

@@ -64,6 +64,9 @@ pub enum CatalogError {
     /// The catalog exceeds a limit.
     #[error("{0}")]
     TooLarge(String),
+    /// The tree is not one that the parser makes.
+    #[error("the tree is not consistent: {0}")]
+    Inconsistent(&'static str),
 }
 
 /// The header of a catalog or of a space's `.meta`, with the members in rcc's order.

@@ -19,11 +19,13 @@ use std::path::Path;
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, Unaligned};
 
 use super::digest::Digest;
 use crate::sys::guarded::{self, Access};
 use crate::sys::map;
-use format::{DIGEST_SIZE, Header, NODE_SIZE, RawNode};
+use format::{Header, RawDigest, RawNode, Section};
 
 /// A node, by its position in the index.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -92,7 +94,7 @@ pub enum NodeKind<'a> {
 
 /// The offsets at which a file is relocated: ascending, without repeats, each with room for the name.
 #[derive(Clone, Copy, Debug)]
-pub struct Relocations<'a>(&'a [[u8; 8]]);
+pub struct Relocations<'a>(&'a [U64]);
 
 impl<'a> Relocations<'a> {
     #[must_use]
@@ -107,7 +109,7 @@ impl<'a> Relocations<'a> {
 
     /// The offsets in bytes.
     pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
-        self.0.iter().map(|offset| u64::from_le_bytes(*offset))
+        self.0.iter().map(|offset| offset.get())
     }
 }
 
@@ -132,8 +134,7 @@ impl Index {
         }
         let map = map::of(&file)?;
         Ok(Header::decode(&map).and_then(|header| {
-            let info = header.section(&map, header.info)?;
-            let info = serde_json::from_slice(info)
+            let info = serde_json::from_slice(header.info.of(&map)?)
                 .map_err(|_| IndexError("the catalog's header cannot be read"))?;
             Ok(Self { map, header, info, blobs_seen: false })
         }))
@@ -145,14 +146,18 @@ impl Index {
     /// When they differ.
     pub fn verify(&self) -> Result<(), IndexError> {
         let body = self.map.get(format::HEADER_SIZE..).ok_or(IndexError("shorter than a header"))?;
-        if crc32fast::hash(body) == self.header.body_crc { Ok(()) } else { Err(IndexError("wrong checksum")) }
+        if crc32fast::hash(body) == self.header.body_crc.get() {
+            Ok(())
+        } else {
+            Err(IndexError("wrong checksum"))
+        }
     }
 
     /// The number of nodes, with the root.
     #[must_use]
     #[allow(clippy::len_without_is_empty)] // there is always a root
     pub fn len(&self) -> u32 {
-        self.header.node_count
+        self.header.node_count.get()
     }
 
     #[must_use]
@@ -167,12 +172,11 @@ impl Index {
     }
 
     /// The digests of the regular files, each once.
-    pub fn digests(&self) -> impl Iterator<Item = Result<Digest, IndexError>> + '_ {
-        let (digests, error) = match self.raw_digests() {
-            Ok(digests) => (digests, None),
-            Err(error) => (&[][..], Some(Err(error))),
-        };
-        error.into_iter().chain(digests.iter().map(|digest| format::decode_digest(digest)))
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn digests(&self) -> Result<impl Iterator<Item = Result<Digest, IndexError>> + '_, IndexError> {
+        Ok(self.table(self.header.digests)?.iter().map(RawDigest::decode))
     }
 
     /// The SHA-256 of the catalog file.
@@ -184,7 +188,7 @@ impl Index {
     /// The number of regular files with relocations.
     #[must_use]
     pub fn relocated_files(&self) -> u32 {
-        self.header.relocated
+        self.header.relocated.get()
     }
 
     /// Returns a node.
@@ -193,25 +197,25 @@ impl Index {
     /// When there is no such node, or the index is damaged.
     pub fn node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
         let raw = self.raw(id)?;
-        let kind = match raw.kind {
+        let (a, b) = (raw.a.get(), raw.b.get());
+        let kind = match raw.kind.get() {
             format::DIR => {
-                let (first, count) = (raw.a as u32, (raw.a >> 32) as u32);
-                let end = first.checked_add(count).filter(|end| *end <= self.header.node_count);
+                let (first, count) = (a as u32, (a >> 32) as u32);
+                let end = first.checked_add(count).filter(|end| *end <= self.len());
                 // Children come after their directory, so that every walk ends.
                 let end = end.filter(|_| count == 0 || first > id.0).ok_or(IndexError("wrong children"))?;
-                NodeKind::Dir { children: first..end, subdirs: raw.b as u32 }
+                NodeKind::Dir { children: first..end, subdirs: b as u32 }
             }
             format::FILE => NodeKind::File {
-                size: raw.a,
-                perm: u32::from(raw.perm),
-                digest: self.digest(raw.b as u32)?,
-                relocations: self.relocations(raw.c, (raw.b >> 32) as u32)?,
+                size: a,
+                perm: u32::from(raw.perm.get()),
+                digest: self.digest(b as u32)?,
+                relocations: self.relocations(raw.c.get(), (b >> 32) as u32)?,
             },
-            format::SYMLINK => NodeKind::Symlink { target: self.string(raw.a as u32, (raw.a >> 32) as u32)? },
+            format::SYMLINK => NodeKind::Symlink { target: self.string(a as u32, (a >> 32) as u32)? },
             _ => return Err(IndexError("a node of unknown kind")),
         };
-        let name = self.string(raw.name_offset, u32::from(raw.name_len))?;
-        Ok(Node { id, parent: NodeId(raw.parent), name, kind })
+        Ok(Node { id, parent: NodeId(raw.parent.get()), name: self.name(raw)?, kind })
     }
 
     /// Finds the child of a directory by its name. Other nodes have no children.
@@ -223,8 +227,7 @@ impl Index {
         let (mut low, mut high) = (children.start, children.end);
         while low < high {
             let middle = low + (high - low) / 2;
-            let raw = self.raw(NodeId(middle))?;
-            match self.string(raw.name_offset, u32::from(raw.name_len))?.cmp(name) {
+            match self.name(self.raw(NodeId(middle))?)?.cmp(name) {
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
                 std::cmp::Ordering::Equal => return Ok(Some(NodeId(middle))),
@@ -251,29 +254,34 @@ impl Index {
         parts.join("/")
     }
 
-    fn raw(&self, id: NodeId) -> Result<RawNode, IndexError> {
-        let nodes = self.header.section(&self.map, self.header.nodes)?.as_chunks::<NODE_SIZE>().0;
-        RawNode::decode(nodes.get(id.0 as usize).ok_or(IndexError("a node that does not exist"))?)
+    fn table<T: FromBytes + Immutable + Unaligned>(&self, section: Section) -> Result<&[T], IndexError> {
+        let (table, _) =
+            <[T]>::ref_from_prefix(section.of(&self.map)?).map_err(|_| IndexError("a wrong section"))?;
+        Ok(table)
+    }
+
+    fn raw(&self, id: NodeId) -> Result<&RawNode, IndexError> {
+        let node = self.table(self.header.nodes)?.get(id.0 as usize);
+        node.ok_or(IndexError("a node that does not exist"))
+    }
+
+    fn name(&self, raw: &RawNode) -> Result<&[u8], IndexError> {
+        self.string(raw.name_offset.get(), raw.name_len.get().into())
     }
 
     fn string(&self, offset: u32, len: u32) -> Result<&[u8], IndexError> {
-        let strings = self.header.section(&self.map, self.header.strings)?;
         let (start, len) = (offset as usize, len as usize);
-        strings.get(start..start + len).ok_or(IndexError("a name beyond the end of the strings"))
+        let text = self.header.strings.of(&self.map)?.get(start..start + len);
+        text.ok_or(IndexError("a name beyond the end of the strings"))
     }
 
     fn digest(&self, number: u32) -> Result<Digest, IndexError> {
-        format::decode_digest(
-            self.raw_digests()?.get(number as usize).ok_or(IndexError("a digest that does not exist"))?,
-        )
-    }
-
-    fn raw_digests(&self) -> Result<&[[u8; DIGEST_SIZE]], IndexError> {
-        Ok(self.header.section(&self.map, self.header.digests)?.as_chunks().0)
+        let digest = self.table::<RawDigest>(self.header.digests)?.get(number as usize);
+        digest.ok_or(IndexError("a digest that does not exist"))?.decode()
     }
 
     fn relocations(&self, first: u64, count: u32) -> Result<Relocations<'_>, IndexError> {
-        let all = self.header.section(&self.map, self.header.relocations)?.as_chunks().0;
+        let all = self.table(self.header.relocations)?;
         let end = first.checked_add(u64::from(count));
         let range = end.and_then(|end| all.get(usize::try_from(first).ok()?..usize::try_from(end).ok()?));
         range.map(Relocations).ok_or(IndexError("relocations that do not exist"))

@@ -113,6 +113,6 @@ impl AtWork {
 fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
     // Other errors are reported when the blob is read.
     let is_missing = |digest: &Digest| matches!(library.has_blob(digest), Ok(false));
-    let missing = index.digests().flatten().filter(is_missing).count();
+    let missing = index.digests().into_iter().flatten().flatten().filter(is_missing).count();
     u32::try_from(missing).unwrap_or(u32::MAX)
 }

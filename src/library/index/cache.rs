@@ -108,7 +108,7 @@ fn open_or_compile_unknown(
         catalog::parse_file(&bytes).map_err(|source| LibraryError::Catalog { place: place(), source })?;
     drop(bytes);
     sweep(cache_dir);
-    let compiled = compile(&tree, sum).map_err(|source| LibraryError::Compile { place: place(), source })?;
+    let compiled = compile(&tree, sum).map_err(|source| LibraryError::Catalog { place: place(), source })?;
     guarded::replace(&path, cached(Durability::Data), &compiled).map_err(LibraryError::io(&path))?;
     write_note(&note_path, stamp, &sum_text, &path, false);
     let opened = Index::open(&path).map_err(LibraryError::io(&path))?;

@@ -4,27 +4,17 @@
 //! directory sorted by name. So the entries are grouped by directory and sorted, then walked breadth first, and each
 //! gets its place in that walk as its number.
 
-use super::format::{self, HEADER_SIZE, Header, RawNode};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::format::{self, HEADER_SIZE, Header, RawDigest, RawNode, Section};
+use crate::library::catalog::CatalogError::{self, Inconsistent};
 use crate::library::catalog::{Entry, EntryKind, Tree};
-
-/// Why a tree cannot be compiled.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum CompileError {
-    /// A directory has two entries of one name.
-    #[error("entry {0:?}: a duplicate name")]
-    NameTwice(String),
-    /// The tree is not one that the parser makes.
-    #[error("the tree is not consistent: {0}")]
-    Inconsistent(&'static str),
-}
-
-use CompileError::Inconsistent;
 
 /// Compiles a tree.
 ///
 /// # Errors
-/// See [`CompileError`].
-pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, CompileError> {
+/// When a directory has two entries of one name, or the tree is not one that the parser makes.
+pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, CatalogError> {
     let children = children(tree)?;
     let children_of = |position: u32| children.get(position as usize).ok_or(Inconsistent("an entry"));
     // Serves as the queue of the walk, too.
@@ -38,12 +28,10 @@ pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, Compile
     for (number, position) in order.iter().enumerate() {
         *numbers.get_mut(*position as usize).ok_or(Inconsistent("no root"))? = number as u32;
     }
-    let mut out = Output {
-        header: Header { catalog_sha256, ..Header::default() },
-        file: Vec::with_capacity(size_of_index(tree)),
-        next_child: 1,
-    };
-    out.file.resize(HEADER_SIZE, 0);
+    let mut file = Vec::with_capacity(size_of_index(tree));
+    file.resize(HEADER_SIZE, 0);
+    let mut out = Output { header: Header::new_zeroed(), file, next_child: 1 };
+    out.header.catalog_sha256 = catalog_sha256;
     for position in order {
         let entry = entry(tree, position)?;
         let parent = *numbers.get(entry.parent as usize).ok_or(Inconsistent("a parent"))?;
@@ -54,19 +42,19 @@ pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, Compile
 
 /// About how many bytes the index of a tree takes: enough for the buffer not to grow.
 fn size_of_index(tree: &Tree) -> usize {
-    tree.entries.len() * format::NODE_SIZE
-        + tree.digests.len() * format::DIGEST_SIZE
+    tree.entries.len() * size_of::<RawNode>()
+        + tree.digests.len() * size_of::<RawDigest>()
         + tree.relocations.len() * 8
         + tree.strings.len()
         + 4096
 }
 
-fn entry(tree: &Tree, position: u32) -> Result<&Entry, CompileError> {
+fn entry(tree: &Tree, position: u32) -> Result<&Entry, CatalogError> {
     tree.entries.get(position as usize).ok_or(Inconsistent("an entry"))
 }
 
 /// The positions of each entry's children, sorted by name.
-fn children(tree: &Tree) -> Result<Vec<Vec<u32>>, CompileError> {
+fn children(tree: &Tree) -> Result<Vec<Vec<u32>>, CatalogError> {
     let mut children = vec![Vec::new(); tree.entries.len()];
     for (position, entry) in (0..).zip(&tree.entries).skip(1) {
         children.get_mut(entry.parent as usize).ok_or(Inconsistent("a parent"))?.push(position);
@@ -80,7 +68,10 @@ fn children(tree: &Tree) -> Result<Vec<Vec<u32>>, CompileError> {
             _ => None,
         });
         if let Some(position) = twice {
-            return Err(CompileError::NameTwice(tree.path_of(position as usize)));
+            return Err(CatalogError::Entry {
+                path: tree.path_of(position as usize),
+                why: "a duplicate name".into(),
+            });
         }
     }
     Ok(children)
@@ -102,60 +93,70 @@ impl Output {
         children: &[u32],
         entry: &Entry,
         parent: u32,
-    ) -> Result<(), CompileError> {
+    ) -> Result<(), CatalogError> {
         let (name_offset, name_len) = entry.name;
         let name_len = u16::try_from(name_len).map_err(|_| Inconsistent("a name is too long"))?;
-        let mut raw = RawNode { name_offset, name_len, parent, ..RawNode::default() };
-        match entry.kind {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let (kind, perm, a, b, c) = match entry.kind {
             EntryKind::Dir => {
-                raw.kind = format::DIR;
-                raw.a = u64::from(self.next_child) | (children.len() as u64) << 32;
+                let (first, count) = (self.next_child, children.len() as u32);
+                self.next_child += count;
+                let mut subdirs = 0;
                 for child in children {
-                    raw.b += u64::from(self::entry(tree, *child)?.kind == EntryKind::Dir);
+                    subdirs += u64::from(self::entry(tree, *child)?.kind == EntryKind::Dir);
                 }
-                self.next_child += children.len() as u32;
+                (format::DIR, 0, pair(first, count), subdirs, 0)
             }
             EntryKind::File { size, perm, digest, relocations: (first, count) } => {
-                raw.kind = format::FILE;
-                raw.perm = perm;
-                raw.a = size;
-                raw.b = u64::from(digest) | u64::from(count) << 32;
-                raw.c = first;
                 self.header.files += 1;
                 self.header.relocated += u32::from(count > 0);
-                self.header.total_bytes = self.header.total_bytes.saturating_add(size);
+                self.header.total_bytes.set(self.header.total_bytes.get().saturating_add(size));
+                (format::FILE, perm, size, pair(digest, count), first)
             }
-            EntryKind::Symlink { target: (offset, len) } => {
-                raw.kind = format::SYMLINK;
-                raw.a = u64::from(offset) | u64::from(len) << 32;
-            }
-        }
+            EntryKind::Symlink { target: (offset, len) } => (format::SYMLINK, 0, pair(offset, len), 0, 0),
+        };
         self.header.node_count += 1;
-        raw.encode(&mut self.file);
+        let raw = RawNode {
+            name_offset: name_offset.into(),
+            name_len: name_len.into(),
+            perm: perm.into(),
+            parent: parent.into(),
+            kind: kind.into(),
+            a: a.into(),
+            b: b.into(),
+            c: c.into(),
+        };
+        self.file.extend_from_slice(raw.as_bytes());
         Ok(())
     }
 
     /// Appends the other sections, and puts the header in front.
-    fn finish(mut self, tree: &Tree) -> Result<Vec<u8>, CompileError> {
+    fn finish(mut self, tree: &Tree) -> Result<Vec<u8>, CatalogError> {
         let mut file = self.file;
-        self.header.nodes = (HEADER_SIZE as u64, (file.len() - HEADER_SIZE) as u64);
+        let since = |file: &Vec<u8>, start: usize| Section {
+            offset: (start as u64).into(),
+            len: ((file.len() - start) as u64).into(),
+        };
+        self.header.nodes = since(&file, HEADER_SIZE);
         let mut section = |fill: &dyn Fn(&mut Vec<u8>)| {
             // Sections begin at multiples of 8, so that numbers are aligned in the mapping.
             file.resize(file.len().next_multiple_of(8), 0);
             let start = file.len();
             fill(&mut file);
-            (start as u64, (file.len() - start) as u64)
+            since(&file, start)
         };
+        let digests = tree.digests.iter().copied().map(RawDigest::from);
         self.header.digests =
-            section(&|file| tree.digests.iter().for_each(|digest| format::encode_digest(digest, file)));
+            section(&|file| digests.clone().for_each(|digest| file.extend_from_slice(digest.as_bytes())));
         self.header.relocations =
             section(&|file| file.extend(tree.relocations.iter().flat_map(|offset| offset.to_le_bytes())));
         self.header.strings = section(&|file| file.extend_from_slice(&tree.strings));
         let info = serde_json::to_vec(&tree.info).map_err(|_| Inconsistent("its header"))?;
         self.header.info = section(&|file| file.extend_from_slice(&info));
         let (header, body) = file.split_at_mut(HEADER_SIZE);
-        self.header.body_crc = crc32fast::hash(body);
-        header.copy_from_slice(&self.header.encode());
+        self.header.body_crc = crc32fast::hash(body).into();
+        self.header.seal();
+        header.copy_from_slice(self.header.as_bytes());
         Ok(file)
     }
 }
