@@ -74,12 +74,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use rustix::fs::FileType;
+use rustix::fs::{DirEntry, FileType};
 
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
-use crate::space::upper::entry::{self, Listed, OnDisk, Present};
+use crate::space::upper::entry::{self, OnDisk, Present};
 use crate::space::upper::mark::{KeptCtime, Mark};
 use crate::space::upper::types::TOO_MANY_NODES;
 use dir::{DirState, Entry};
@@ -311,7 +311,7 @@ impl Namespace {
                         }
                         Err(error) => return Err(error),
                     };
-                    self.set_entry(node, &mut state, listed.name.as_bytes(), entry)?;
+                    self.set_entry(node, &mut state, listed.file_name().to_bytes(), entry)?;
                 }
             }
             *guard = Some(state);
@@ -320,17 +320,17 @@ impl Namespace {
     }
 
     /// The entry that a file of the upper is in the space; None for a whiteout.
-    fn read_entry(&self, node: &Node, dir: BorrowedFd<'_>, listed: &Listed) -> Result<Option<Present>> {
+    fn read_entry(&self, node: &Node, dir: BorrowedFd<'_>, listed: &DirEntry) -> Result<Option<Present>> {
         let mut on_disk = OnDisk::read(dir, listed, self.whiteouts == Whiteouts::Marked)?;
         let mut unsettled = None;
         if let Some(Mark::Emptied(origin, boot)) = on_disk.mark {
-            let mark = self.emptied(dir, &listed.name, origin, boot)?;
+            let mark = self.emptied(dir, listed.file_name(), origin, boot)?;
             unsettled = (mark == Mark::Data(origin)).then_some(origin);
             on_disk.mark = Some(mark);
         }
-        let present = Present::of(&self.index, &listed.name, &on_disk)?;
+        let present = Present::of(&self.index, listed.file_name(), &on_disk)?;
         if let (Some(origin), Some(present)) = (unsettled, present) {
-            self.was_emptied(&self.entry_node(node, &listed.name, present, 0), Some(origin));
+            self.was_emptied(&self.entry_node(node, listed.file_name(), present, 0), Some(origin));
         }
         Ok(present)
     }

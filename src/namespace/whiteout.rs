@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::backing;
 use super::error::{Result, upper as call};
 use crate::materialize::staging::{Staged, Staging};
+use crate::space::upper::entry::{stat_at, unless_vanished};
 use crate::space::upper::mark::Mark;
 use crate::space::upper::walk::find_dir;
 
@@ -140,16 +141,9 @@ impl Whiteouts {
         let (Some(at), Some(new_at)) = (find_dir(root, moved.at)?, find_dir(root, moved.new_at)?) else {
             return Ok(());
         };
-        let there =
-            |dir: BorrowedFd<'_>, name: &CStr| match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-            {
-                Ok(stat) => Ok(Some(stat.st_ino)),
-                Err(Errno::NOENT) => Ok(None),
-                Err(errno) => Err(call("stat")(errno)),
-            };
-        if there(new_at.as_fd(), &moved.new_name)? == Some(moved.ino)
-            && there(at.as_fd(), &moved.name)?.is_none()
-        {
+        let there = unless_vanished(stat_at(new_at.as_fd(), &moved.new_name))?;
+        let left = unless_vanished(stat_at(at.as_fd(), &moved.name))?;
+        if there.is_some_and(|stat| stat.st_ino == moved.ino) && left.is_none() {
             self.put(staging, at.as_fd(), &moved.name)?;
         }
         Ok(())

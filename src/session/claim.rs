@@ -34,8 +34,8 @@ impl MountPlan {
                 tracing::debug!(%error, "the new mountpoint is not removed");
             }
         })?;
-        if let Some(feature) = recorded.unknown_ro_feature().filter(|_| !self.serve.read_only) {
-            let (path, feature) = (self.state_dir().join(record::FILE), feature.to_owned());
+        if let Some(feature) = recorded.ro_compat.first().filter(|_| !self.serve.read_only) {
+            let (path, feature) = (self.state_dir().join(record::FILE), feature.clone());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
         let described = Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?

@@ -11,15 +11,13 @@ use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::io::Errno;
-
 use crate::library::catalog::Header;
 use crate::library::name;
 use crate::space::SpaceError;
 use crate::space::meta::{self, Beside};
 use crate::space::record::SpaceRecord;
 use crate::space::state::has_changes;
-use crate::space::upper::entry::{OnDisk, stat_at};
+use crate::space::upper::entry::{OnDisk, stat_at, unless_vanished};
 use crate::space::upper::mark::Mark;
 use crate::space::upper::{self, UpperError};
 use crate::sys::{boot, guarded};
@@ -155,10 +153,7 @@ fn text_in_upper(state_dir: &Path, catalog: &str) -> Text {
 /// Whether the upper leaves the bytes of this file in the space's root as they are in the catalog.
 fn is_untouched(upper: &Path, name: &CStr) -> Result<bool, UpperError> {
     let Some(root) = upper::open(upper)? else { return Ok(true) };
-    let stat = match stat_at(root.as_fd(), name) {
-        Err(UpperError::Os { source: Errno::NOENT, .. }) => return Ok(true),
-        stat => stat?,
-    };
+    let Some(stat) = unless_vanished(stat_at(root.as_fd(), name))? else { return Ok(true) };
     let mark = OnDisk::of_stat(root.as_fd(), name, &stat)?.mark;
     Ok(mark.is_some_and(|mark| matches!(mark.in_boot(boot::this(), stat.st_size), Mark::Meta(_))))
 }

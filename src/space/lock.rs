@@ -1,11 +1,52 @@
-//! Finds the holder of a flock.
-//!
-//! This module takes and releases no lock. Its answers may be outdated at once, so they are for messages only.
+//! Takes the flock of a space's state directory and the one beside its mountpoint, and finds the holder of a flock.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
-/// The process that holds a flock on the file, if `/proc/locks` shows it.
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::SpaceError;
+use crate::sys::guarded::{Access, Dir};
+
+/// How often to retry a busy lock.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Locks a file of a directory, and creates it if necessary. If the lock does not become free in `timeout`, the inner
+/// error is the process that holds it, if that is known.
+///
+/// # Errors
+/// Those of opening the file and of flock(2).
+pub fn take(
+    dir: &Dir,
+    name: &OsStr,
+    mode: u32,
+    timeout: Duration,
+) -> Result<Result<File, Option<u32>>, SpaceError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let (file, _) = dir.open_or_create(name, Access::Write, mode)?;
+        let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if dir.still_has(name, &file) => return Ok(Ok(file)),
+            // The file was removed or replaced meanwhile, for example by `rcc holotree delete`.
+            Ok(()) => false,
+            Err(Errno::WOULDBLOCK) => true,
+            Err(errno) => return Err(SpaceError::io(&dir.path().join(name))(errno.into())),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Err(held.then(|| holder(&file)).flatten()));
+        }
+        if held {
+            std::thread::sleep(RETRY.min(left));
+        }
+    }
+}
+
+/// The process that holds a flock on the file, if `/proc/locks` shows it. The answer may be outdated at once, so it is for
+/// messages only.
 #[must_use]
 pub fn holder(file: &File) -> Option<u32> {
     let found = file.metadata().ok()?;

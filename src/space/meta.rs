@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -21,9 +21,6 @@ use crate::library::look::Look;
 use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{self, Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
-
-/// How often to retry a busy lock.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// The path of the file beside the space's directory with this ending.
 #[must_use]
@@ -54,36 +51,16 @@ impl MetaLock {
     /// [`SpaceError::LockTimeout`], and the errors of opening the file.
     pub fn take(base: &Dir, space: &SpacePath, timeout: Duration) -> Result<MetaLock, SpaceError> {
         let name = name_beside(space, ".lck");
-        let deadline = Instant::now() + timeout;
-        loop {
-            let file = match base.open_or_create(&name, Access::Write, 0o666) {
-                Ok((file, _)) => file,
-                Err(error) if is_not_allowed(&error) => {
-                    tracing::debug!(%error, "cannot create rcc's lock: mounting without it");
-                    return Ok(MetaLock { file: None });
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let held = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if base.still_has(&name, &file) => {
-                    return Ok(MetaLock { file: Some(file) });
-                }
-                // `rcc holotree delete` removed the file meanwhile.
-                Ok(()) => false,
-                Err(Errno::WOULDBLOCK) => true,
-                Err(errno) => {
-                    return Err(SpaceError::Io { path: base.path().join(name), source: errno.into() });
-                }
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let pid = held.then(|| lock::holder(&file)).flatten();
-                let path = base.path().join(name);
-                return Err(SpaceError::LockTimeout { path, pid, waited: timeout });
+        match lock::take(base, &name, 0o666, timeout) {
+            Ok(Ok(file)) => Ok(MetaLock { file: Some(file) }),
+            Ok(Err(pid)) => {
+                Err(SpaceError::LockTimeout { path: base.path().join(name), pid, waited: timeout })
             }
-            if held {
-                std::thread::sleep(RETRY.min(left));
+            Err(SpaceError::Guarded(error)) if is_not_allowed(&error) => {
+                tracing::debug!(%error, "cannot create rcc's lock: mounting without it");
+                Ok(MetaLock { file: None })
             }
+            Err(error) => Err(error),
         }
     }
 

@@ -4,12 +4,14 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::space::path::{SpacePath, resolved};
+use crate::space::upper::entry;
 use crate::space::{MountpointProblem, SpaceError, meta};
 use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::{mountinfo, plain};
@@ -51,28 +53,15 @@ pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> 
     if made {
         return Ok(Mountpoint { dir, made });
     }
-    match is_empty(&dir) {
-        Ok(true) => Ok(Mountpoint { dir, made }),
+    match entry::list(dir.as_fd()).and_then(|mut listed| listed.next().transpose()) {
+        Ok(None) => Ok(Mountpoint { dir, made }),
         // Each environment has `identity.yaml`, the blueprint's text, in its root.
-        Ok(false) if meta::recorded(path).is_some() && dir.stat(OsStr::new("identity.yaml")).is_ok() => {
+        Ok(Some(_)) if meta::recorded(path).is_some() && dir.stat(OsStr::new("identity.yaml")).is_ok() => {
             Err(problem(MountpointProblem::Restored))
         }
-        Ok(false) => Err(problem(MountpointProblem::NotEmpty)),
-        Err(errno) => Err(problem(refused(&errno.into()))),
+        Ok(Some(_)) => Err(problem(MountpointProblem::NotEmpty)),
+        Err(error) => Err(problem(refused(&error.into()))),
     }
-}
-
-fn is_empty(dir: &Dir) -> Result<bool, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let listed = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
-    let mut buffer = Vec::with_capacity(4096);
-    let mut entries = RawDir::new(listed, buffer.spare_capacity_mut());
-    while let Some(entry) = entries.next() {
-        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn unfit(error: GuardedError) -> MountpointProblem {

@@ -22,12 +22,8 @@ pub(super) const MAX_LEN: u64 = 1 << 20;
 
 /// The version of the format.
 const VERSION: u32 = 1;
-/// The features that this version knows: none so far.
-const KNOWN_INCOMPAT: &[&str] = &[];
-const KNOWN_RO_COMPAT: &[&str] = &[];
-
 /// What the changes of a space are based on.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Basis {
     /// The name of the space's directory.
     pub identity: String,
@@ -67,7 +63,7 @@ impl Basis {
 }
 
 /// The content of `state.json`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SpaceRecord {
     /// The version of the format: 1.
     pub version: u32,
@@ -96,28 +92,13 @@ pub struct SpaceRecord {
 
 impl SpaceRecord {
     pub(super) fn new(basis: Basis) -> SpaceRecord {
-        SpaceRecord {
-            version: VERSION,
-            compat: Vec::new(),
-            ro_compat: Vec::new(),
-            incompat: Vec::new(),
-            basis,
-            published: None,
-            described: None,
-            rest: serde_json::Map::new(),
-        }
+        SpaceRecord { version: VERSION, basis, ..SpaceRecord::default() }
     }
 
     /// Whether the files beside the mountpoint were written from this catalog.
     #[must_use]
     pub fn is_published(&self) -> bool {
         self.published.as_ref() == Some(&self.basis.catalog_sha256)
-    }
-
-    /// A feature with which this version may only read the space.
-    #[must_use]
-    pub fn unknown_ro_feature(&self) -> Option<&str> {
-        unknown(&self.ro_compat, KNOWN_RO_COMPAT)
     }
 
     /// Reads the record in a space's state directory. None if there is none.
@@ -148,8 +129,8 @@ impl SpaceRecord {
         if versioned.version != VERSION {
             return Err(needs(format!("format version {}", versioned.version)));
         }
-        if let Some(feature) = unknown(&versioned.incompat, KNOWN_INCOMPAT) {
-            return Err(needs(feature.to_owned()));
+        if let Some(feature) = versioned.incompat.into_iter().next() {
+            return Err(needs(feature));
         }
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
@@ -157,10 +138,6 @@ impl SpaceRecord {
     pub(super) fn write(&self, state_dir: &Path, durability: Durability) -> Result<(), SpaceError> {
         write_json(state_dir, FILE, self, durability)
     }
-}
-
-fn unknown<'a>(listed: &'a [String], known: &[&str]) -> Option<&'a str> {
-    listed.iter().map(String::as_str).find(|feature| !known.contains(feature))
 }
 
 /// The directory of a space, where it is mounted unless a directory above was renamed.

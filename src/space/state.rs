@@ -21,7 +21,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -54,7 +54,10 @@ impl StateDir {
     pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
         let spaces = Dir::make_ours(path.parent().unwrap_or(path))?;
         let opened = spaces.make_dir(path.file_name().unwrap_or_default(), Trust::Private)?;
-        let lock = take_lock(&opened)?;
+        let lock = lock::take(&opened, OsStr::new("lock"), 0o600, PROBE_GRACE)?.map_err(|holder| {
+            let identity = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            SpaceError::Busy { identity, pid: read_run(path).map(|run| run.pid).or(holder) }
+        })?;
         let is_new = opened.stat(OsStr::new("upper")).is_err_and(|error| error.is_not_found());
         for sub in ["upper", "work", "reloc"] {
             opened.make_dir(OsStr::new(sub), Trust::Owned)?;
@@ -318,29 +321,6 @@ fn other_basis(kept: &Basis, wanted: &Basis) -> SpaceError {
         kept: kept_text,
         wanted: wanted_text,
         blueprint: (!same_blueprint && kept.base == wanted.base).then(|| kept.blueprint.clone()),
-    }
-}
-
-fn take_lock(dir: &Dir) -> Result<File, SpaceError> {
-    let name = OsStr::new("lock");
-    let start = Instant::now();
-    loop {
-        let (file, _) = dir.open_or_create(name, Access::Write, 0o600)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // The file may have been replaced meanwhile.
-            Ok(()) if dir.still_has(name, &file) => return Ok(file),
-            Ok(()) => {}
-            // `holofs list` holds the lock for an instant.
-            Err(Errno::WOULDBLOCK) if start.elapsed() < PROBE_GRACE => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(Errno::WOULDBLOCK) => {
-                let identity = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let pid = read_run(dir.path()).map(|run| run.pid).or_else(|| lock::holder(&file));
-                return Err(SpaceError::Busy { identity, pid });
-            }
-            Err(errno) => return Err(SpaceError::io(&dir.path().join(name))(errno.into())),
-        }
     }
 }
 

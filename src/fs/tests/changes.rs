@@ -69,7 +69,7 @@ impl Applied {
         let shown = change.now.map(|now| {
             let kind = now.present.kind;
             let open =
-                |flags| rustix::fs::openat(change.at.dir, &change.at.listed.name, flags, Mode::empty());
+                |flags| rustix::fs::openat(change.at.dir, change.at.listed.file_name(), flags, Mode::empty());
             let mut content = Vec::new();
             match (what, kind) {
                 (What::Bytes | What::Created, Kind::File) => {

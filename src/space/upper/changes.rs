@@ -108,11 +108,11 @@ impl<'a> Changes<'a> {
         let Some((stat, mut on_disk)) = visited.look()? else { return Ok(None) };
         self.merged.truncate(visited.depth.saturating_add(1));
         let lower = match self.merged.last() {
-            Some(Some(dir)) => self.index.lookup(*dir, visited.listed.name.to_bytes())?,
+            Some(Some(dir)) => self.index.lookup(*dir, visited.listed.file_name().to_bytes())?,
             _ => None,
         };
         on_disk.mark = on_disk.mark.map(|mark| mark.in_boot(boot::this(), stat.st_size));
-        let present = Present::of(self.index, &visited.listed.name, &on_disk);
+        let present = Present::of(self.index, visited.listed.file_name(), &on_disk);
         let Some(present) = present.map_err(|error| error.at(visited.path))? else {
             // A whiteout without a lower entry has no effect. A crash can leave one behind.
             return Ok(lower.map(|lower| (Some(lower), None)));
@@ -150,7 +150,7 @@ impl Change<'_> {
     /// [`UpperError`] when the attribute that holds them cannot be read.
     pub fn mode(&self) -> Result<Option<u32>, UpperError> {
         let Some(now) = self.now else { return Ok(None) };
-        let held = mark::read_mode(self.at.dir, &self.at.listed.name, now.stat.st_mode);
+        let held = mark::read_mode(self.at.dir, self.at.listed.file_name(), now.stat.st_mode);
         held.map(Some).map_err(|error| error.at(self.at.path))
     }
 }

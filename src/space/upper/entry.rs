@@ -4,10 +4,10 @@
 //! what that means over a catalog: kind, inode number in the space, origin. A mark that does not fit the catalog is
 //! an error, so a damaged upper never shows one file in the place of another.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, DirEntry, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::UpperError;
@@ -15,34 +15,20 @@ use super::mark::{Mark, is_whiteout_device};
 use super::types::{Ino, Kind};
 use crate::library::index::{Index, NodeId};
 
-/// One name of a directory, as a listing gives it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Listed {
-    /// The name, which is neither `.` nor `..`.
-    pub name: CString,
-    /// The type, or `Unknown` where the filesystem's listings have none.
-    pub file_type: FileType,
-    /// The inode number. On overlayfs it can differ from the one that stat(2) gives.
-    pub ino: u64,
-}
-
-/// Lists a directory of the upper. Its time of access stays as it is.
+/// Lists a directory of the upper, without `.` and `..`. Its time of access stays as it is. The type of an entry is
+/// `Unknown` where the filesystem's listings have none. On overlayfs, its inode number can differ from that of stat(2).
 ///
 /// # Errors
 /// [`UpperError::Os`] when it cannot be read.
 pub fn list(
     dir: BorrowedFd<'_>,
-) -> Result<impl Iterator<Item = Result<Listed, UpperError>> + use<>, UpperError> {
+) -> Result<impl Iterator<Item = Result<DirEntry, UpperError>> + use<>, UpperError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
     let readable = open(dir, c".", flags).map_err(UpperError::os(c".", "open a directory"))?;
     let entries = rustix::fs::Dir::new(readable).map_err(UpperError::os(c".", "read a directory"))?;
     Ok(entries.filter_map(|entry| match entry {
         Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
-        Ok(entry) => Some(Ok(Listed {
-            name: entry.file_name().to_owned(),
-            file_type: entry.file_type(),
-            ino: entry.ino(),
-        })),
+        Ok(entry) => Some(Ok(entry)),
         Err(errno) => Some(Err(UpperError::os(c".", "read a directory")(errno))),
     }))
 }
@@ -70,6 +56,15 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, UpperError> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(UpperError::os(name, "stat"))
 }
 
+/// Turns the error of an entry that does not exist, or was replaced by one of another type, into None.
+pub(crate) fn unless_vanished<T>(done: Result<T, UpperError>) -> Result<Option<T>, UpperError> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(UpperError::Os { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// What the filesystem says about an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OnDisk {
@@ -87,12 +82,12 @@ impl OnDisk {
     ///
     /// # Errors
     /// [`UpperError::Damaged`] for a mark that makes no sense, [`UpperError::Os`] when the entry cannot be read.
-    pub fn read(dir: BorrowedFd<'_>, listed: &Listed, exact: bool) -> Result<Self, UpperError> {
-        let Listed { name, file_type, ino } = listed;
-        if exact || matches!(*file_type, FileType::Unknown | FileType::CharacterDevice) {
+    pub fn read(dir: BorrowedFd<'_>, listed: &DirEntry, exact: bool) -> Result<Self, UpperError> {
+        let (name, file_type) = (listed.file_name(), listed.file_type());
+        if exact || matches!(file_type, FileType::Unknown | FileType::CharacterDevice) {
             return Self::of_stat(dir, name, &stat_at(dir, name)?);
         }
-        Ok(Self { file_type: *file_type, ino: *ino, mark: Mark::read(dir, name, *file_type)? })
+        Ok(Self { file_type, ino: listed.ino(), mark: Mark::read(dir, name, file_type)? })
     }
 
     /// The same, from the result of stat(2).

@@ -14,11 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::fs::{DirEntry, FileType, OFlags, Stat};
 
 use super::UpperError;
-use super::entry::{Listed, OnDisk, list, open, stat_at};
+use super::entry::{OnDisk, list, open, stat_at, unless_vanished};
 
 /// The deepest directory that is read. A path that the kernel accepts has at most 2,047 names, so only a program that
 /// changes its working directory again and again can make a deeper one.
@@ -38,7 +37,7 @@ pub struct Walk<'r> {
     /// The path of the current entry.
     path: Vec<u8>,
     /// The current entry; None before the first step and after an error.
-    here: Option<Listed>,
+    here: Option<DirEntry>,
     /// The next step goes into the current entry, if it is a directory.
     enter: bool,
 }
@@ -49,7 +48,7 @@ struct Level {
     /// None while the directory is closed.
     dir: Option<OwnedFd>,
     /// The entries that are not visited yet, the next one last.
-    left: Vec<Listed>,
+    left: Vec<DirEntry>,
     /// The length of the directory's own path.
     path_len: usize,
 }
@@ -60,7 +59,7 @@ pub struct Visited<'w> {
     /// The directory of the entry.
     pub dir: BorrowedFd<'w>,
     /// Name, type and inode number, as the listing of the directory has them.
-    pub listed: &'w Listed,
+    pub listed: &'w DirEntry,
     /// The path below the root of the upper.
     pub path: &'w Path,
     /// The number of directories on the path: 0 for an entry of the root.
@@ -73,7 +72,7 @@ impl Visited<'_> {
     /// # Errors
     /// [`UpperError::Os`] when the call fails.
     pub fn stat(&self) -> Result<Option<Stat>, UpperError> {
-        self.unless_vanished(stat_at(self.dir, &self.listed.name))
+        self.unless_vanished(stat_at(self.dir, self.listed.file_name()))
     }
 
     /// stat(2) and mark of the entry, both of the same file; None when the entry has vanished.
@@ -83,7 +82,7 @@ impl Visited<'_> {
     pub fn look(&self) -> Result<Option<(Stat, OnDisk)>, UpperError> {
         let Some(mut stat) = self.stat()? else { return Ok(None) };
         loop {
-            let on_disk = OnDisk::of_stat(self.dir, &self.listed.name, &stat);
+            let on_disk = OnDisk::of_stat(self.dir, self.listed.file_name(), &stat);
             let Some(on_disk) = self.unless_vanished(on_disk)? else { return Ok(None) };
             // In a mounted space, another file can get the name between the two calls.
             let Some(now) = self.stat()? else { return Ok(None) };
@@ -165,8 +164,8 @@ impl<'r> Walk<'r> {
             if !self.path.is_empty() {
                 self.path.push(b'/');
             }
-            self.path.extend_from_slice(listed.name.as_bytes());
-            self.enter = matches!(listed.file_type, FileType::Directory | FileType::Unknown);
+            self.path.extend_from_slice(listed.file_name().to_bytes());
+            self.enter = matches!(listed.file_type(), FileType::Directory | FileType::Unknown);
             self.here = Some(listed);
             return Some(Ok(()));
         }
@@ -178,9 +177,9 @@ impl<'r> Walk<'r> {
             return Ok(());
         };
         let Some(dir) = self.levels.last().and_then(|level| level.dir.as_ref()) else { return Ok(()) };
-        let Some(dir) = unless_vanished(open_dir(dir.as_fd(), &listed.name))? else { return Ok(()) };
+        let Some(dir) = unless_vanished(open_dir(dir.as_fd(), listed.file_name()))? else { return Ok(()) };
         if self.levels.len() > MAX_DEPTH {
-            return Err(UpperError::damaged(&listed.name, "it is too deep below the root"));
+            return Err(UpperError::damaged(listed.file_name(), "it is too deep below the root"));
         }
         self.push(dir)
     }
@@ -189,7 +188,7 @@ impl<'r> Walk<'r> {
         let listed =
             list(dir.as_fd()).and_then(|entries| entries.take(self.most).collect::<Result<Vec<_>, _>>());
         let Some(mut left) = unless_vanished(listed)? else { return Ok(()) };
-        left.sort_unstable_by(|one, two| two.name.cmp(&one.name));
+        left.sort_unstable_by(|one, two| two.file_name().cmp(one.file_name()));
         self.levels.push(Level { dir: Some(dir), left, path_len: self.path.len() });
         let oldest = self.levels.len().checked_sub(KEPT + 1).and_then(|n| self.levels.get_mut(n));
         if let Some(oldest) = oldest {
@@ -275,10 +274,10 @@ pub fn find_dir(root: BorrowedFd<'_>, ino: u64) -> Result<Option<OwnedFd>, Upper
     let mut walk = Walk::new(root)?;
     while let Some(visited) = walk.advance() {
         let visited = visited?;
-        if matches!(visited.listed.file_type, FileType::Directory | FileType::Unknown)
+        if matches!(visited.listed.file_type(), FileType::Directory | FileType::Unknown)
             && visited.stat()?.is_some_and(|stat| stat.st_ino == ino)
         {
-            return unless_vanished(open_dir(visited.dir, &visited.listed.name));
+            return unless_vanished(open_dir(visited.dir, visited.listed.file_name()));
         }
     }
     Ok(None)
@@ -287,15 +286,6 @@ pub fn find_dir(root: BorrowedFd<'_>, ino: u64) -> Result<Option<OwnedFd>, Upper
 fn open_dir(dir: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, UpperError> {
     open(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW)
         .map_err(UpperError::os(name, "open a directory"))
-}
-
-/// Turns the error of an entry that was removed, or replaced by one of another type, into None.
-fn unless_vanished<T>(done: Result<T, UpperError>) -> Result<Option<T>, UpperError> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(UpperError::Os { source: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
