@@ -19,8 +19,6 @@ pub mod environment;
 mod error;
 pub mod helper;
 mod holders;
-mod mounted;
-pub mod plan;
 pub mod registry;
 pub mod request;
 mod serve;
@@ -31,36 +29,24 @@ use std::time::Instant;
 pub use end::{How, Unmounting};
 pub use error::{Describe, Error, Failure};
 pub use holders::Holder;
-pub use mounted::Mounted;
+pub use serve::Mounted;
 
 use crate::sys::surroundings;
-use begin::Found;
-use plan::MountPlan;
+use request::MountPlan;
 
-/// Mounts a space and returns when the mount answers. With `plan.foreground` it calls `ready` at that moment, and
-/// returns when the mount has ended.
+/// Mounts a space. Calls `ready` when the mount answers, and then returns, or in the foreground serves the mount until it
+/// ends.
 ///
 /// # Errors
 /// See [`Error`]. In each case nothing is mounted and no change of the user is lost.
-pub fn mount(
-    plan: &MountPlan,
-    describe: Describe,
-    ready: &mut dyn FnMut(&Mounted),
-) -> Result<Mounted, Error> {
+pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
     let started = Instant::now();
     surroundings::serve_on();
-    let begin = move || begin::begin(plan, started);
-    if plan.foreground {
-        return match begin()? {
-            Found::Free(pending) => pending.serve(ready),
-            Found::Mounted(reused) => {
-                ready(&reused);
-                Ok(*reused)
-            }
-        };
+    if plan.request.foreground {
+        return begin::begin(plan, started, &|| Ok(()), ready);
     }
-    let mut mounted = daemon::start(plan, begin, describe)?;
-    mounted.mounted_ms = mounted::millis(started);
+    let mut mounted = daemon::start(plan, started, describe)?;
+    mounted.mounted_ms = serve::millis(started);
     ready(&mounted);
-    Ok(mounted)
+    Ok(())
 }

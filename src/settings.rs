@@ -135,7 +135,8 @@ pub struct Settings {
 }
 
 /// The settings of a mount.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Default))]
 pub struct MountSettings {
     /// How private copies are made.
     pub strategy: Setting<Strategy>,

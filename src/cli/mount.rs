@@ -1,14 +1,13 @@
 //! `holofs mount`.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use super::exit::{Failure, OK, describe};
-use super::values::{prefetch, seconds, size, strategy};
+use super::values::{seconds, size, strategy};
 use super::{Context, output};
 use crate::session;
 use crate::session::request::MountRequest;
-use crate::settings::{Flags, IoMode, Prefetch, Strategy};
+use crate::settings::{Flags, IoMode, Strategy};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The space is mounted on the directory to which rcc would restore it. The command
@@ -24,40 +23,14 @@ Examples:
   holofs mount /opt/robocorp/ht ci-job --ephemeral
   holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only")]
 pub(super) struct Args {
-    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
-    library: OsString,
-    /// The space: a name, an identity, or the path of its directory
-    space: OsString,
-    /// The environment, by the first digits of its blueprint's hash
-    #[arg(long, value_name = "HASH")]
-    blueprint: Option<String>,
+    #[command(flatten)]
+    request: MountRequest,
     /// How to make private copies of files [default: smart]
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
     strategy: Option<Strategy>,
     /// Serve reads and writes through the page cache, or let the kernel use the backing files [default: auto]
     #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
     io: Option<IoMode>,
-    /// Unpack files in the background: those that earlier mounts read, or those of a profile
-    #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = prefetch())]
-    prefetch: Option<Prefetch>,
-    /// Refuse every change
-    #[arg(long)]
-    read_only: bool,
-    /// Drop the changes of earlier mounts
-    #[arg(long)]
-    fresh: bool,
-    /// Drop the changes at unmount
-    #[arg(long)]
-    ephemeral: bool,
-    /// Serve in this process until the mount ends
-    #[arg(short, long)]
-    foreground: bool,
-    /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
-    #[arg(short, value_name = "OPTS", value_delimiter = ',')]
-    options: Vec<String>,
-    /// Allow other users to access the mount
-    #[arg(long)]
-    allow_other: bool,
     /// Seconds to wait for rcc's locks [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
@@ -77,19 +50,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let request = MountRequest {
-        library: args.library,
-        space: args.space,
-        blueprint: args.blueprint,
-        prefetch: args.prefetch.unwrap_or_default(),
-        read_only: args.read_only,
-        fresh: args.fresh,
-        ephemeral: args.ephemeral,
-        allow_other: args.allow_other,
-        foreground: args.foreground,
-        options: args.options,
-    };
-    let plan = request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
+    let plan = args.request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
         if mounted.reused {

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
-use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use crate::settings::{Prefetch, Strategy};
+use crate::settings::Strategy;
 
 /// A number of seconds, which may have a fraction.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -39,12 +38,6 @@ pub(super) fn strategy(text: &str) -> Result<Strategy, String> {
             "possible values: smart, reflink, copy".to_owned()
         }
     })
-}
-
-/// The value of `--prefetch`: the path of a profile, or nothing for the files that earlier mounts read.
-pub(super) fn prefetch() -> impl TypedValueParser<Value = Prefetch> {
-    OsStringValueParser::new()
-        .map(|path| if path.is_empty() { Prefetch::Own } else { Prefetch::From(path.into()) })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::error::Error;
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use crate::library::digest::Digest;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};

@@ -4,16 +4,14 @@
 //! are in force. Defaults are not compared, with two exceptions: leaving out `--read-only` or `--ephemeral` asks for
 //! changes to be allowed, or kept.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::arrival;
 use super::end::{How, unmount};
 use super::error::Error;
-use super::mounted::Mounted;
-use super::plan::MountPlan;
 use super::registry;
-use super::serve::PendingMount;
+use super::request::MountPlan;
+use super::serve::{Mounted, PendingMount};
 use crate::library::index::Index;
 use crate::settings::Prefetch;
 use crate::space::SpaceError;
@@ -27,22 +25,21 @@ use crate::sys::process;
 /// How long the daemon of a mount that was ended may take to release the space.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// The state in which `mount` finds a space.
-pub(super) enum Found<'p> {
-    /// Mounted, as it was asked for.
-    Mounted(Box<Mounted>),
-    /// Not mounted. This process holds its locks now.
-    Free(Box<PendingMount<'p>>),
-}
-
-/// Takes the space, unless it is mounted.
-pub(super) fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Error> {
+/// Mounts the space, unless it is mounted, and serves it until the mount ends. Calls `claimed` when this process holds the
+/// locks of the space, and `ready` when the mount answers.
+pub(super) fn begin(
+    plan: &MountPlan,
+    started: Instant,
+    claimed: &dyn Fn() -> Result<(), Error>,
+    ready: &mut dyn FnMut(&Mounted),
+) -> Result<(), Error> {
     let (index, missing_blobs) = arrival::whole_index(plan)?;
     process::trim_heap();
     let deadline = started + ENDING.min(plan.lock_timeout);
     loop {
         if let Some(reused) = reuse(plan, &index, started)? {
-            return Ok(Found::Mounted(Box::new(reused)));
+            ready(&reused);
+            return Ok(());
         }
         match plan.claim(&index.catalog_sha256()) {
             // The space is not mounted, so the holder of its lock either ends or starts a mount. Look again.
@@ -51,7 +48,8 @@ pub(super) fn begin(plan: &MountPlan, started: Instant) -> Result<Found<'_>, Err
             }
             claim => {
                 let pending = PendingMount { plan, index, claim: claim?, started, missing_blobs };
-                return Ok(Found::Free(Box::new(pending)));
+                claimed()?;
+                return pending.serve(ready);
             }
         }
     }
@@ -93,7 +91,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
         let wanted = plan.holds.clone();
         return Err(Error::OtherBlueprint { path: live.mountpoint, mounted, wanted });
     }
-    if plan.fresh {
+    if plan.request.fresh {
         return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
     }
     let differs = differences(plan, &run);
@@ -140,7 +138,7 @@ fn end_deleted(plan: &MountPlan, live: MountEntry) -> Result<(), Error> {
 fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     let mut out = Vec::new();
     let mut differ = |asked: String, in_force: &str| out.push(format!("{asked} (in force: {in_force})"));
-    let asked = &plan.serve;
+    let asked = &plan.settings;
     if let Some(strategy) = asked.strategy.typed().filter(|asked| Some(**asked) != run.strategy) {
         differ(format!("--strategy {strategy}"), &in_words(run.strategy));
     }
@@ -148,8 +146,8 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         differ(format!("--io {io}"), &in_words(run.io));
     }
     for (name, asked, in_force, otherwise) in [
-        ("--read-only", plan.serve.read_only, run.read_only, "changes are allowed"),
-        ("--ephemeral", plan.serve.ephemeral, run.ephemeral, "changes are kept"),
+        ("--read-only", plan.request.read_only, run.read_only, "changes are allowed"),
+        ("--ephemeral", plan.request.ephemeral, run.ephemeral, "changes are kept"),
     ] {
         match (asked, in_force) {
             (true, false) => differ(name.to_owned(), otherwise),
@@ -157,12 +155,12 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
             _ => {}
         }
     }
-    if plan.foreground {
+    if plan.request.foreground {
         differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
     }
     // The daemon of an older version does not record the rest.
     let Some(extra) = &run.extra else { return out };
-    let wanted = plan.serve.extra();
+    let wanted = plan.extra();
     if wanted.allow_other && !extra.allow_other {
         differ("--allow-other".to_owned(), "other users have no access");
     }
@@ -170,10 +168,11 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         let in_force = extra.options.join(",");
         differ(format!("-o {option}"), if in_force.is_empty() { "no options" } else { &in_force });
     }
-    if wanted.prefetch != Prefetch::No && wanted.prefetch != extra.prefetch {
-        let name = |prefetch: &Prefetch| match Option::<PathBuf>::from(prefetch.clone()) {
-            Some(name) => name.display().to_string(),
+    if wanted.prefetch.is_some() && wanted.prefetch != extra.prefetch {
+        let name = |prefetch: &Option<Prefetch>| match prefetch {
             None => "none".to_owned(),
+            Some(Prefetch::Own) => "own".to_owned(),
+            Some(Prefetch::From(path)) => path.display().to_string(),
         };
         differ(format!("--prefetch {}", name(&wanted.prefetch)), &name(&extra.prefetch));
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::claim::Claim;
 use super::compose;
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use crate::fs::Fs;
 use crate::library::profile::{self, ProfileError, Touched};
 use crate::settings::Prefetch;
@@ -63,7 +63,7 @@ pub(super) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Re
 fn evict(plan: &MountPlan) {
     let evicted = compose::blob_cache(&plan.cache_dir())
         .map_err(std::io::Error::other)
-        .and_then(|cache| cache.evict(plan.serve.cache_size.value));
+        .and_then(|cache| cache.evict(plan.settings.cache_size.value));
     match evicted {
         Ok(0) => {}
         Ok(bytes) => tracing::info!(bytes, "removed the least recently used blobs from the cache"),
@@ -86,11 +86,10 @@ impl Prefetcher {
         let index = fs.namespace().index();
         let own = profile::place(&plan.cache_dir(), &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
-        let from = match &plan.serve.prefetch {
-            Prefetch::No => None,
-            Prefetch::Own => Some(own.clone()),
-            Prefetch::From(path) => Some(path.clone()),
-        };
+        let from = plan.request.prefetch.as_ref().map(|prefetch| match prefetch {
+            Prefetch::Own => own.clone(),
+            Prefetch::From(path) => path.clone(),
+        });
         let thread = from.and_then(|path| {
             let (fs, stop) = (Arc::clone(fs), Arc::clone(&stop));
             let warm = move || warm(&fs, &path, &stop);

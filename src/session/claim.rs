@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use crate::library::digest::Hex;
 use crate::library::index::CatalogInfo;
 use crate::space::aside::set_aside;
@@ -34,7 +34,7 @@ impl MountPlan {
                 tracing::debug!(%error, "the new mountpoint is not removed");
             }
         })?;
-        if let Some(feature) = recorded.ro_compat.first().filter(|_| !self.serve.read_only) {
+        if let Some(feature) = recorded.ro_compat.first().filter(|_| !self.request.read_only) {
             let (path, feature) = (self.state_dir().join(record::FILE), feature.clone());
             return Err(SpaceError::ReadOnlyFeature { path, feature });
         }
@@ -52,7 +52,7 @@ impl MountPlan {
         catalog_sha256: &[u8; 32],
     ) -> Result<(SpaceRecord, Option<PathBuf>), SpaceError> {
         let basis = self.basis(catalog_sha256);
-        let kept = if self.fresh { None } else { Kept::of(&self.state_dir())? };
+        let kept = if self.request.fresh { None } else { Kept::of(&self.state_dir())? };
         // `StateDir::adopt` refuses changes of a space in another holotree.
         if let Some(kept) = kept.filter(|kept| kept.record.basis.base == basis.base) {
             if kept.held == Held::Deleted {
@@ -69,7 +69,7 @@ impl MountPlan {
                 });
             }
         }
-        Ok((state.adopt(&basis, self.fresh)?, None))
+        Ok((state.adopt(&basis, self.request.fresh)?, None))
     }
 
     /// Renews the usage mark in the library, from which rcc computes how long an environment was not used.
@@ -90,7 +90,7 @@ impl MountPlan {
             library: self.location.path.to_string_lossy().into_owned(),
             controller: self.space.controller.clone(),
             space: self.space.label.clone(),
-            ephemeral: self.serve.ephemeral,
+            ephemeral: self.request.ephemeral,
         }
     }
 }

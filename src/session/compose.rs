@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::Error;
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use crate::fs::Fs;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;
@@ -53,19 +53,19 @@ pub(super) fn filesystem(
     let cache_dir = plan.cache_dir();
     let work = state_dir.join("work");
     let staging = Arc::new(Staging::new(open_dir(&work)?));
-    let swept = staging.sweep().map_err(|source| Error::Os { path: work, call: "sweep", source })?;
+    let swept = staging.sweep().map_err(Error::os(work, "sweep"))?;
     if swept > 0 {
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
-    let cache = blob_cache(&cache_dir)?.with_limit(plan.serve.cache_size.value);
+    let cache = blob_cache(&cache_dir)?.with_limit(plan.settings.cache_size.value);
     let metrics = Arc::<Metrics>::default();
     let blobs = Arc::new(blobs(&plan.location, cache).counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
-    let source = Source::new(Arc::clone(index), blobs, names, plan.serve.strategy.value);
+    let source = Source::new(Arc::clone(index), blobs, names, plan.settings.strategy.value);
     let relocated = open_dir(&state_dir.join("reloc"))?;
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated, metrics));
     let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
-    if plan.serve.strategy.value == Strategy::Reflink && !reflink.supported {
+    if plan.settings.strategy.value == Strategy::Reflink && !reflink.supported {
         return Err(Error::NoReflink { path: state_dir, reason: reflink.reason });
     }
     let owner = Owner {
@@ -77,7 +77,7 @@ pub(super) fn filesystem(
     let mut namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
         .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
     // The kernel leaves access times to the filesystem. A read-only filesystem does not update them either.
-    if plan.serve.read_only || plan.serve.has("noatime") {
+    if plan.request.read_only || plan.has("noatime") {
         namespace = namespace.keeping_atime();
     }
     let space = open_dir(&state_dir)?;
@@ -96,9 +96,5 @@ fn names(index: &Index, identity: &str) -> Result<Names, Error> {
 
 fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|source| Error::Os {
-        path: path.to_owned(),
-        call: "open",
-        source,
-    })
+    rustix::fs::open(path, flags, Mode::empty()).map_err(Error::os(path, "open"))
 }

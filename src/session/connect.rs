@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::error::Error;
 use super::helper::Device;
-use super::plan::MountPlan;
 use super::registry;
+use super::request::MountPlan;
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
 use crate::sys::backing::Backings;
@@ -39,7 +39,7 @@ pub(super) fn start_session(
         None => None,
     };
     let adapter = Adapter::new(fs, loops, offer, serving);
-    let acl = if plan.serve.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let acl = if plan.request.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session = Session::from_fd(adapter, fd, acl, config(loops)).map_err(Error::Fuse)?;
     notifier.get_or_init(|| session.notifier());
     if let Some(backings) = backings {
@@ -64,11 +64,7 @@ fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
     const OVERLAYFS: i64 = 0x794c_7630;
     let dirs = [plan.state_dir(), plan.cache_dir(), plan.location.path.clone()];
     for path in dirs.iter().map(PathBuf::as_path).chain(program) {
-        let stat = rustix::fs::statfs(path).map_err(|source| Error::Os {
-            path: path.to_owned(),
-            call: "statfs",
-            source,
-        })?;
+        let stat = rustix::fs::statfs(path).map_err(Error::os(path, "statfs"))?;
         if stat.f_type == OVERLAYFS {
             return Ok(2);
         }
@@ -80,10 +76,10 @@ fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
 pub(super) fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
     Ok(fuse_mount::Options {
         source: registry::source_of(&plan.state_dir())?,
-        allow_other: plan.serve.allow_other,
+        allow_other: plan.request.allow_other,
         unchecked: unchecked(plan),
-        read_only: plan.serve.read_only,
-        extra: plan.serve.options.clone(),
+        read_only: plan.request.read_only,
+        extra: plan.request.options.clone(),
     })
 }
 
@@ -92,8 +88,8 @@ pub(super) fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Err
 /// and root passes every check except those of [`crate::fs::Fs::may_access`].
 fn unchecked(plan: &MountPlan) -> bool {
     rustix::process::geteuid().is_root()
-        && !plan.serve.allow_other
-        && !plan.serve.has("default_permissions")
+        && !plan.request.allow_other
+        && !plan.has("default_permissions")
         && process::overrides_permissions()
 }
 

@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
-use serde::{Deserialize, Serialize};
 
-use super::begin::Found;
+use super::begin::begin;
 use super::error::{Describe, Error, Failure};
-use super::mounted::Mounted;
-use super::plan::MountPlan;
+use super::request::MountPlan;
+use super::serve::Mounted;
 use crate::space::state::log_of;
-use crate::sys::errno_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::process::{self, Forked};
@@ -31,23 +29,14 @@ const STARTING: Duration = Duration::from_secs(20);
 const DYING: Duration = Duration::from_secs(1);
 
 /// The last message of the child, after [`MARK`].
-#[derive(Serialize, Deserialize)]
-enum Answer {
-    Ready(Box<Mounted>),
-    Failed(Failure),
-}
+type Answer = Result<Mounted, Failure>;
 
 /// Separates the child's log lines from its answer.
 const MARK: u8 = 0;
 
-/// Forks. The child runs `begin` and serves the mount. The parent returns when the child has answered, has failed, or has
-/// taken too long.
-pub(super) fn start<'p>(
-    plan: &'p MountPlan,
-    begin: impl FnOnce() -> Result<Found<'p>, Error>,
-    describe: Describe,
-) -> Result<Mounted, Error> {
-    let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
+/// Forks. The child serves the mount. The parent returns when the child has answered, has failed, or has taken too long.
+pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> Result<Mounted, Error> {
+    let os = |call| Error::os(plan.state_dir(), call);
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(os("pipe"))?;
     let forked = process::fork().map_err(|errno| match errno {
         Errno::AGAIN => {
@@ -63,7 +52,7 @@ pub(super) fn start<'p>(
         Forked::Child => {
             drop(read);
             // The child must not return to the caller's code.
-            std::process::exit(i32::from(child(plan, begin, describe, write)));
+            std::process::exit(i32::from(child(plan, started, describe, write)));
         }
     }
 }
@@ -71,8 +60,7 @@ pub(super) fn start<'p>(
 fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
-    let os = |call| move |source| Error::Os { path: plan.state_dir(), call, source };
-    let received = probe::read_until(read, deadline).map_err(|error| os("read")(errno_of(&error)))?;
+    let received = probe::read_until(read, deadline).map_err(Error::os(plan.state_dir(), "read"))?;
     let Some(received) = received else {
         let error = Error::no_answer(plan.space.mountpoint.clone(), Some(child.unsigned_abs()));
         clear_away(plan, child);
@@ -83,14 +71,11 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
     if !said.is_empty() {
         log_file::write(said);
     }
-    match parts.next().and_then(|report| serde_json::from_slice(report).ok()) {
-        Some(Answer::Ready(mounted)) => Ok(*mounted),
-        Some(Answer::Failed(failure)) => Err(Error::Daemon(failure)),
-        None => {
-            clear_away(plan, child);
-            Err(Error::DaemonDied(log_of(&plan.state_dir())))
-        }
-    }
+    let answer: Option<Answer> = parts.next().and_then(|answer| serde_json::from_slice(answer).ok());
+    answer.map(|answer| answer.map_err(Error::Daemon)).unwrap_or_else(|| {
+        clear_away(plan, child);
+        Err(Error::DaemonDied(log_of(&plan.state_dir())))
+    })
 }
 
 /// Kills a child that did not answer, and unmounts what it may have mounted.
@@ -114,44 +99,28 @@ fn clear_away(plan: &MountPlan, child: i32) {
     }
 }
 
-fn child<'p>(
-    plan: &'p MountPlan,
-    begin: impl FnOnce() -> Result<Found<'p>, Error>,
-    describe: Describe,
-    pipe: OwnedFd,
-) -> u8 {
+fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) -> u8 {
     let mut pipe = Some(std::fs::File::from(pipe));
-    let served = leave(pipe.as_ref(), plan).and_then(|()| begin()).and_then(|found| match found {
-        Found::Mounted(mounted) => Ok(*mounted),
-        Found::Free(pending) => {
-            let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::open);
-            log.map_err(|error| {
-                let source = std::io::Error::from(error);
-                Error::Os { path: log_of(&plan.state_dir()), call: "open", source: errno_of(&source) }
-            })?;
-            pending.serve(&mut |mounted| {
-                // From here on the mount does not end with its parent.
-                follow_parent(None);
-                send(&mut pipe, &Answer::Ready(Box::new(mounted.clone())));
-            })
-        }
+    let open_log = || {
+        let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::open);
+        log.map_err(Error::os(log_of(&plan.state_dir()), "open"))
+    };
+    let served = leave(pipe.as_ref(), plan).and_then(|()| {
+        begin(plan, started, &open_log, &mut |mounted| {
+            // From here on the mount does not end with its parent.
+            follow_parent(None);
+            send(&mut pipe, &Ok(mounted.clone()));
+        })
     });
-    match served {
-        Ok(mounted) => {
-            send(&mut pipe, &Answer::Ready(Box::new(mounted)));
-            0
-        }
-        Err(error) => {
-            // The user gets the answer. This is for the log.
-            if log_file::is_open() {
-                tracing::error!(%error, "the mount failed");
-            }
-            let failure = describe(&error);
-            let code = failure.code;
-            send(&mut pipe, &Answer::Failed(failure));
-            code
-        }
+    let Err(error) = served else { return 0 };
+    // The user gets the answer. This is for the log.
+    if log_file::is_open() {
+        tracing::error!(%error, "the mount failed");
     }
+    let failure = describe(&error);
+    let code = failure.code;
+    send(&mut pipe, &Err(failure));
+    code
 }
 
 /// Leaves the terminal and the standard streams. Log lines go to the parent until the log file is open.
@@ -159,7 +128,7 @@ fn leave(pipe: Option<&std::fs::File>, plan: &MountPlan) -> Result<(), Error> {
     follow_parent(Some(Signal::TERM));
     let pipe = pipe.ok_or(Errno::BADF);
     let left = process::detach().and_then(|()| rustix::stdio::dup2_stderr(pipe?));
-    left.map_err(|source| Error::Os { path: plan.state_dir(), call: "detach", source })
+    left.map_err(Error::os(plan.state_dir(), "detach"))
 }
 
 /// Sets, or with None clears, the signal that the kernel sends when the parent ends.

@@ -1,5 +1,6 @@
 //! Why there is no mount, or a mount did not end.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::library::profile::ProfileError;
 use crate::namespace;
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
-use crate::sys::{plain, process};
+use crate::sys::{errno_of, plain, process};
 
 /// Why a mount was not made, or did not end.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +121,7 @@ pub enum Error {
         /// The profile.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// No earlier mount has recorded which files it read.
     #[error("{path}: {source}")]
@@ -191,7 +192,7 @@ pub enum Error {
     Limits(String),
     /// The FUSE session ended with an error.
     #[error("the FUSE session failed: {0}")]
-    Fuse(std::io::Error),
+    Fuse(io::Error),
     /// The daemon died without an answer.
     #[error("the daemon ended before the mount was ready; its log is {0}")]
     DaemonDied(PathBuf),
@@ -245,6 +246,15 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
 }
 
 impl Error {
+    /// Converts the error of a system call on a path, for `map_err`.
+    pub(super) fn os<E: Into<io::Error>>(
+        path: impl Into<PathBuf>,
+        call: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |error| Self::Os { path, call, source: errno_of(&error.into()) }
+    }
+
     /// `daemon` is the daemon's process, or the one that starts to be it. None if `run.json` does not name it.
     pub(super) fn no_answer(path: PathBuf, daemon: Option<u32>) -> Self {
         let why = match daemon {

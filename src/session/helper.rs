@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
 
 use super::error::Error;
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use crate::settings::MountHelper;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;
@@ -63,15 +63,16 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     let failed = |source| Error::Mount { path: path.clone(), source };
     let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
     let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
-    if plan.serve.io.value.is_passthrough() && !has_privilege() {
-        let client = Client::start(&plan.mount_helper).map_err(|error| no_passthrough(plain(&error)))?;
+    if plan.settings.io.value.is_passthrough() && !has_privilege() {
+        let client = Client::start(&plan.settings.mount_helper.value)
+            .map_err(|error| no_passthrough(plain(&error)))?;
         let fd = client.mount(dir.as_fd(), options).map_err(|error| no_passthrough(plain(&error)))?;
         let program = Some(client.program.clone());
         return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program });
     }
     let fd = fuse_mount::mount(dir, options).map_err(failed)?;
     let mount = made()?;
-    if !plan.serve.io.value.is_passthrough() {
+    if !plan.settings.io.value.is_passthrough() {
         return Ok(Device { fd, mount, backings: None, program: None });
     }
     let own = fd.try_clone().map_err(|error| {

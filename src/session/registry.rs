@@ -9,7 +9,6 @@ use super::error::Error;
 use crate::space::path::resolved;
 use crate::space::record::recorded_place;
 use crate::space::run::{RunInfo, read_run};
-use crate::sys::errno_of;
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The mounts of the spaces of one home, read once.
@@ -87,15 +86,11 @@ pub(super) fn places_of(mount: &MountEntry) -> Result<Vec<MountEntry>, Error> {
 /// # Errors
 /// When the directory of the spaces cannot be accessed.
 pub(super) fn source_of(state_dir: &Path) -> Result<String, Error> {
-    mountinfo::source_of(state_dir).map_err(|error| Error::Os {
-        path: state_dir.to_owned(),
-        call: "stat",
-        source: errno_of(&error),
-    })
+    mountinfo::source_of(state_dir).map_err(Error::os(state_dir, "stat"))
 }
 
 pub(super) fn unreadable(error: std::io::Error) -> Error {
-    Error::Os { path: "/proc/self/mountinfo".into(), call: "read", source: errno_of(&error) }
+    Error::os("/proc/self/mountinfo", "read")(error)
 }
 
 #[cfg(test)]

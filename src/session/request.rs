@@ -1,46 +1,111 @@
 //! Turns a request to mount into a plan.
 //!
 //! A request is what the user typed: a library, a space and some options. A plan has a catalog, a directory and a value for
-//! every option. The missing values come from the settings and from the records on disk. Nothing on disk is changed here.
+//! every option. The missing values come from the settings and from the records on disk. Nothing on disk is changed here;
+//! [`MountPlan::claim`] takes the space. Invariant: a plan's paths are absolute.
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::arrival::wait_for_recording;
 use super::environment::Environment;
 use super::error::Error;
-use super::plan::{MountPlan, ServeOptions};
+use crate::library::catalogs::CatalogName;
+use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
 use crate::settings::{MountSettings, Prefetch, Settings};
 use crate::space::SpaceError;
 use crate::space::home::Env;
+use crate::space::path::SpacePath;
+use crate::space::run::Extra;
 use crate::space::select::{Selected, Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
 
-/// A mount, as the user typed it.
-#[derive(Clone, Debug, Default)]
+/// A mount, as the user typed it. The comments of the fields are the help of `holofs mount`.
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct MountRequest {
-    /// The library: a path, or `auto`.
+    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
     pub library: OsString,
-    /// The space: a name, an identity or a path.
+    /// The space: a name, an identity, or the path of its directory
     pub space: OsString,
-    /// The first digits of the blueprint's hash.
+    /// The environment, by the first digits of its blueprint's hash
+    #[arg(long, value_name = "HASH")]
     pub blueprint: Option<String>,
-    /// The files to unpack in the background.
-    pub prefetch: Prefetch,
-    /// Refuse every change.
+    /// Unpack files in the background: those that earlier mounts read, or those of a profile
+    #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub prefetch: Option<Prefetch>,
+    /// Refuse every change
+    #[arg(long)]
     pub read_only: bool,
-    /// Drop the changes of earlier mounts first.
+    /// Drop the changes of earlier mounts
+    #[arg(long)]
     pub fresh: bool,
-    /// Drop the changes at unmount.
+    /// Drop the changes at unmount
+    #[arg(long)]
     pub ephemeral: bool,
-    /// Allow other users to access the mount.
-    pub allow_other: bool,
-    /// Serve in this process.
+    /// Serve in this process until the mount ends
+    #[arg(short, long)]
     pub foreground: bool,
-    /// Mount options by name.
+    /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
+    #[arg(short, value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,
+    /// Allow other users to access the mount
+    #[arg(long)]
+    pub allow_other: bool,
+}
+
+/// A mount to be made. Every decision is made, and nothing is done yet.
+#[derive(Clone, Debug)]
+pub struct MountPlan {
+    /// The options that were typed. `-o ro` and `-o allow_other` are set as flags.
+    pub request: MountRequest,
+    /// The values of the options that settings can set too.
+    pub settings: MountSettings,
+    /// How long to wait for rcc's locks.
+    pub lock_timeout: Duration,
+    /// The directories of this user.
+    pub env: Env,
+    /// The library, and its place on this machine.
+    pub location: Location,
+    /// The catalog in it.
+    pub catalog: CatalogName,
+    /// The catalog's index, if an earlier mount compiled it.
+    pub index: Option<Arc<Index>>,
+    /// The blueprint of what the space holds. It differs from the catalog's when rcc converted the space.
+    pub holds: String,
+    /// The space and its directory.
+    pub space: SpacePath,
+}
+
+impl MountPlan {
+    /// The space's state directory; see [`crate::space::state::StateDir`].
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.env.state_dir(&self.space.identity)
+    }
+
+    /// The directory of compiled indexes and unpacked blobs.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.env.cache_dir()
+    }
+
+    /// Whether the mount option of this name is set.
+    #[must_use]
+    pub fn has(&self, option: &str) -> bool {
+        self.request.options.iter().any(|set| set == option)
+    }
+
+    /// What `run.json` records of the options under `extra`.
+    #[must_use]
+    pub fn extra(&self) -> Extra {
+        let MountRequest { allow_other, options, prefetch, .. } = self.request.clone();
+        Extra { allow_other, options, prefetch, cache_size: self.settings.cache_size.value }
+    }
 }
 
 impl MountRequest {
@@ -48,26 +113,24 @@ impl MountRequest {
     ///
     /// # Errors
     /// When there is no such library, catalog or option, or the space cannot be mounted.
-    pub fn plan(&self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
+    pub fn plan(mut self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
         if let Some(warning) = &mount.warning {
             tracing::warn!("{warning}");
         }
         let location = locate(&self.library, &env.hololib())?;
-        let selected = self.select(&location, settings, env)?;
-        let serve = self.serve_options(mount)?;
-        check_outside(&env.state_dir(&selected.space.identity), &location.path)?;
+        let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
+        self.check_options()?;
+        check_outside(&env.state_dir(&space.identity), &location.path)?;
         Ok(MountPlan {
-            holds: selected.holds,
-            catalog: selected.catalog,
-            index: selected.index,
-            space: selected.space,
-            location,
-            env: env.clone(),
-            serve,
-            fresh: self.fresh,
-            foreground: self.foreground,
-            mount_helper: mount.mount_helper.value.clone(),
+            request: self,
+            settings: mount.clone(),
             lock_timeout: settings.lock_timeout.value,
+            env: env.clone(),
+            location,
+            catalog,
+            index,
+            holds,
+            space,
         })
     }
 
@@ -101,32 +164,21 @@ impl MountRequest {
         })
     }
 
-    fn serve_options(&self, mount: &MountSettings) -> Result<ServeOptions, Error> {
-        let mut serve = ServeOptions {
-            strategy: mount.strategy.clone(),
-            io: mount.io.clone(),
-            prefetch: checked(&self.prefetch)?,
-            cache_size: mount.cache_size.clone(),
-            read_only: self.read_only,
-            ephemeral: self.ephemeral,
-            allow_other: self.allow_other,
-            options: Vec::new(),
-        };
-        for option in &self.options {
+    /// Checks the profile and the mount options. The daemon has another working directory, so the profile's path becomes
+    /// absolute.
+    fn check_options(&mut self) -> Result<(), Error> {
+        if let Some(Prefetch::From(path)) = &mut self.prefetch {
+            let found = std::path::absolute(&*path).and_then(|path| File::open(&path).map(|_| path));
+            *path = found.map_err(|source| Error::NoProfile { path: path.clone(), source })?;
+        }
+        for option in std::mem::take(&mut self.options) {
             match option.as_str() {
-                "ro" => serve.read_only = true,
-                "allow_other" => serve.allow_other = true,
-                known if check_option(known) => serve.options.push(option.clone()),
-                _ => return Err(Error::MountOption(option.clone())),
+                "ro" => self.read_only = true,
+                "allow_other" => self.allow_other = true,
+                known if check_option(known) => self.options.push(option),
+                _ => return Err(Error::MountOption(option)),
             }
         }
-        Ok(serve)
+        Ok(())
     }
-}
-
-/// Checks that a profile can be opened, and makes its path absolute, because the daemon has another working directory.
-fn checked(prefetch: &Prefetch) -> Result<Prefetch, Error> {
-    let Prefetch::From(path) = prefetch else { return Ok(prefetch.clone()) };
-    let found = std::path::absolute(path).and_then(|path| File::open(&path).map(|_| path));
-    found.map(Prefetch::From).map_err(|source| Error::NoProfile { path: path.clone(), source })
 }

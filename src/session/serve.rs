@@ -1,6 +1,6 @@
 //! Serves one mount: mounts, runs the loops, cleans up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{INodeNo, Session};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -15,18 +16,84 @@ use super::chores::{keep_house, settle};
 use super::claim::Claim;
 use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
-use super::mounted::Mounted;
-use super::plan::MountPlan;
+use super::request::MountPlan;
 use super::{compose, connect, helper, registry};
 use crate::fs::Fs;
 use crate::fuse::Adapter;
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
+use crate::settings::{IoMode, Strategy};
 use crate::space::run::RunInfo;
 use crate::sys::fuse_mount::MountError;
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::process;
+
+/// A mount that answers. The keys of `holofs mount --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// The mountpoint.
+    pub path: PathBuf,
+    /// The name of the space's directory.
+    pub identity: String,
+    /// The blueprint of what the space holds.
+    pub blueprint: String,
+    /// The path of the library.
+    pub library: PathBuf,
+    /// The strategy in force. None for a daemon of another version with a strategy that this one does not know.
+    pub strategy: Option<Strategy>,
+    /// The I/O mode in force, as `strategy`.
+    pub io: Option<IoMode>,
+    /// Whether extents can be shared with the library.
+    pub reflink: Option<ReflinkProbe>,
+    /// Number of files, directories and links in the environment.
+    pub entries: u32,
+    /// Number of files with relocations.
+    pub relocated: u32,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Time from the command to the first answer of the mount, in milliseconds.
+    pub mounted_ms: u64,
+    /// Number of blobs that the library does not have. Files with these blobs cannot be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_blobs: u32,
+    /// The space was mounted already.
+    pub reused: bool,
+    /// The directory to which the changes of a space were moved that rcc had deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<PathBuf>,
+}
+
+impl Mounted {
+    /// The mount of a plan that this daemon serves.
+    pub(super) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
+        Self {
+            path: run.mountpoint,
+            identity: plan.space.identity.to_string(),
+            blueprint: plan.holds.clone(),
+            library: plan.location.path.clone(),
+            strategy: run.strategy,
+            io: run.io,
+            reflink: run.reflink,
+            entries: index.len(),
+            relocated: index.relocated_files(),
+            pid: run.pid,
+            mounted_ms: millis(started),
+            missing_blobs: 0,
+            reused: false,
+            set_aside: None,
+        }
+    }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// The time since `start` in milliseconds.
+pub(super) fn millis(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
 
 /// A space with its locks and its index, ready to be mounted. No thread runs yet, so the process may fork.
 #[derive(Debug)]
@@ -42,7 +109,7 @@ pub(super) struct PendingMount<'p> {
 
 impl<'p> PendingMount<'p> {
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered.
-    pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<Mounted, Error> {
+    pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
         let plan = self.plan;
         let umask = process::replace_umask(0);
         process::map_large_blocks();
@@ -64,13 +131,12 @@ impl<'p> PendingMount<'p> {
             Err(Error::Fuse(error)) if !undo.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
                 tracing::info!(%error, "unmounted before the first request");
                 ready(&mounted);
-                return Ok(mounted);
+                return Ok(());
             }
             session => session?,
         };
         drop_pages_of_bad_blobs(&fs, &session);
-        self.run(session, &fs, signals, undo, &run, &mut || ready(&mounted))?;
-        Ok(mounted)
+        self.run(session, &fs, signals, undo, &run, &mut || ready(&mounted))
     }
 
     /// Runs the loops until the kernel reports the end of the mount. This thread waits for signals meanwhile.
@@ -143,7 +209,7 @@ impl<'p> PendingMount<'p> {
         undo_mount_of(&state_dir);
         fs.namespace().settle(Duration::ZERO);
         claim.state.remove_run()?;
-        if plan.serve.ephemeral {
+        if plan.request.ephemeral {
             claim.state.discard_changes()?;
         }
         Ok(())
@@ -182,7 +248,7 @@ fn end_on_signal(signals: &mut Signals, state_dir: &Path) {
 /// The signals that end a mount. SIGQUIT comes from a terminal's quit key.
 fn ending_signals(plan: &MountPlan) -> Vec<i32> {
     let mut signals = vec![SIGTERM, SIGINT, SIGHUP];
-    if plan.foreground {
+    if plan.request.foreground {
         signals.push(SIGQUIT);
     }
     signals
@@ -197,19 +263,15 @@ fn run_info(plan: &MountPlan, reflink: ReflinkProbe, mount: Option<&MountEntry>)
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
     Ok(RunInfo {
         pid: std::process::id(),
-        start_time: start_time.ok_or_else(|| Error::Os {
-            path: "/proc/self/stat".into(),
-            call: "read",
-            source: Errno::NODATA,
-        })?,
+        start_time: start_time.ok_or(Errno::NODATA).map_err(Error::os("/proc/self/stat", "read"))?,
         mountpoint: plan.space.mountpoint.clone(),
         dev: mount.map(|mount| mount.dev.clone()),
-        strategy: Some(plan.serve.strategy.value),
-        io: Some(plan.serve.io.value.in_force()),
+        strategy: Some(plan.settings.strategy.value),
+        io: Some(plan.settings.io.value.in_force()),
         reflink: Some(reflink),
         started: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
-        read_only: plan.serve.read_only,
-        ephemeral: plan.serve.ephemeral,
-        extra: Some(plan.serve.extra()),
+        read_only: plan.request.read_only,
+        ephemeral: plan.request.ephemeral,
+        extra: Some(plan.extra()),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -60,41 +60,23 @@ impl fmt::Display for IoMode {
     }
 }
 
-/// What is unpacked before it is read (`--prefetch`). In JSON: null, `own`, or the path of a profile.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Option<PathBuf>", into = "Option<PathBuf>")]
+/// What is unpacked before it is read (`--prefetch`). In JSON: `own`, or the path of a profile.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Prefetch {
-    /// None.
-    #[default]
-    No,
     /// The files that earlier mounts of the environment read.
     Own,
-    /// The files in this profile.
+    /// The files in this profile. `mount` makes its path absolute.
+    #[serde(untagged)]
     From(PathBuf),
 }
 
-impl From<Option<PathBuf>> for Prefetch {
-    fn from(name: Option<PathBuf>) -> Self {
-        match name {
-            None => Self::No,
-            Some(name) if name == Path::new(OWN) => Self::Own,
-            Some(path) => Self::From(path),
-        }
+impl From<OsString> for Prefetch {
+    /// As typed: nothing, or the path of a profile.
+    fn from(typed: OsString) -> Self {
+        if typed.is_empty() { Self::Own } else { Self::From(typed.into()) }
     }
 }
-
-impl From<Prefetch> for Option<PathBuf> {
-    fn from(prefetch: Prefetch) -> Self {
-        match prefetch {
-            Prefetch::No => None,
-            Prefetch::Own => Some(OWN.into()),
-            Prefetch::From(path) => Some(path),
-        }
-    }
-}
-
-/// The JSON word of [`Prefetch::Own`]. Paths of profiles are absolute.
-const OWN: &str = "own";
 
 /// The mount helper to start, when a mount needs one.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -66,7 +66,7 @@ pub struct Extra {
     /// Mount options by name.
     pub options: Vec<String>,
     /// What is unpacked in the background.
-    pub prefetch: Prefetch,
+    pub prefetch: Option<Prefetch>,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
 }
@@ -125,9 +125,9 @@ mod tests {
     #[test]
     fn prefetch_is_a_word_or_a_path() {
         for (text, prefetch) in [
-            ("null", Prefetch::No),
-            (r#""own""#, Prefetch::Own),
-            (r#""/a/profile""#, Prefetch::From("/a/profile".into())),
+            ("null", None),
+            (r#""own""#, Some(Prefetch::Own)),
+            (r#""/a/profile""#, Some(Prefetch::From("/a/profile".into()))),
         ] {
             let text = format!(r#"{{"allow_other":false,"options":[],"prefetch":{text},"cache_size":0}}"#);
             let extra: Extra = serde_json::from_str(&text).unwrap();

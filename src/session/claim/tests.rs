@@ -8,8 +8,8 @@ use crate::library::catalogs::CatalogName;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
 
-use crate::session::plan::ServeOptions;
-use crate::settings::MountHelper;
+use crate::session::request::MountRequest;
+use crate::settings::MountSettings;
 use crate::space::MountpointProblem;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -56,10 +56,8 @@ impl Place {
                 controller: "rcc.user".into(),
             },
             env,
-            serve: ServeOptions::default(),
-            fresh: false,
-            foreground: false,
-            mount_helper: MountHelper::default(),
+            request: MountRequest::default(),
+            settings: MountSettings::default(),
             lock_timeout: Duration::from_millis(50),
         }
     }
@@ -129,7 +127,7 @@ fn description_is_written_again_only_for_another_content() {
 fn description_of_an_ephemeral_space_is_written_once() {
     let place = Place::new();
     let mut plan = place.plan();
-    plan.serve.ephemeral = true;
+    plan.request.ephemeral = true;
     plan.claim(&[1; 32]).unwrap().publish().unwrap();
     let inode = || std::fs::metadata(place.beside(".meta")).unwrap().ino();
     let first = inode();
@@ -174,7 +172,8 @@ fn refused_claim_changes_nothing() {
     // `--fresh` drops nothing if the mount is impossible for another reason.
     std::fs::create_dir(&plan.space.mountpoint).unwrap();
     std::fs::write(plan.space.mountpoint.join("precious"), "").unwrap();
-    let fresh = MountPlan { fresh: true, ..plan.clone() };
+    let request = MountRequest { fresh: true, ..MountRequest::default() };
+    let fresh = MountPlan { request, ..plan.clone() };
     match fresh.claim(&[1; 32]) {
         Err(SpaceError::Mountpoint { problem, .. }) => assert_eq!(problem, MountpointProblem::NotEmpty),
         other => panic!("{other:?}"),
@@ -196,7 +195,7 @@ fn feature_that_must_not_be_written_allows_reading() {
         Err(SpaceError::ReadOnlyFeature { feature, .. }) => assert_eq!(feature, "packed"),
         other => panic!("{other:?}"),
     }
-    let serve = ServeOptions { read_only: true, ..ServeOptions::default() };
-    let read_only = MountPlan { serve, ..plan.clone() };
+    let request = MountRequest { read_only: true, ..MountRequest::default() };
+    let read_only = MountPlan { request, ..plan.clone() };
     read_only.claim(&[1; 32]).unwrap();
 }
