@@ -17,12 +17,12 @@ pub mod dir;
 pub mod index;
 pub mod locate;
 pub(crate) mod look;
+pub(crate) mod memory;
 pub mod name;
 pub mod profile;
 pub mod stamp;
 pub mod stored;
 pub mod stream;
-pub(crate) mod unkept;
 pub mod warm;
 pub mod zip;
 
@@ -88,7 +88,9 @@ pub trait Library: Send + Sync + std::fmt::Debug {
     fn blobs(&self) -> Result<StoredBlobs, LibraryError>;
 
     /// How long a read of a blob may block.
-    fn latency(&self) -> Latency;
+    fn latency(&self) -> Latency {
+        Latency::Disk
+    }
 
     /// Where a catalog is, for messages.
     fn catalog_place(&self, name: &CatalogName) -> String {

@@ -27,9 +27,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::library::blob::Streamed;
 use crate::library::index::NodeId;
+use crate::library::memory::{LruBySize, Unkept};
 use crate::library::profile::Touched;
 use crate::library::stream::Filling;
-use crate::library::unkept::Unkept;
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, plain};
 use clone::Method;
@@ -42,7 +42,7 @@ pub use source::SMALL_FILE;
 
 /// Bytes of small files kept in memory. The kernel caches what it has read, so this only has to last for the few read
 /// requests of one file.
-const MEMORY_LIMIT: usize = 4 * 1024 * 1024;
+const MEMORY_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Limit of blobs and relocated files that are kept open. The limit is lower if this is more than a sixth of the
 /// descriptors that the process may have.
@@ -112,7 +112,7 @@ pub struct Materializer {
     relocated: OwnedFd,
     /// Leaf locks, held for a map operation only.
     open: Mutex<LruCache<NodeId, Opened>>,
-    memory: Mutex<Memory>,
+    memory: Mutex<LruBySize<NodeId, Arc<[u8]>>>,
     /// Relocated files kept in memory because the disk is full.
     unkept: Mutex<Unkept<NodeId>>,
     /// One lock per file that is being relocated, taken without any other; the map itself is a leaf lock.
@@ -133,12 +133,6 @@ enum Opened {
     Stream(Weak<Filling>),
 }
 
-#[derive(Debug)]
-struct Memory {
-    entries: LruCache<NodeId, Arc<[u8]>>,
-    bytes: usize,
-}
-
 impl Materializer {
     /// Materializes the files of `source` in a space with these directories.
     #[must_use]
@@ -148,7 +142,7 @@ impl Materializer {
             staging,
             relocated,
             open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 6))),
-            memory: Mutex::new(Memory { entries: LruCache::unbounded(), bytes: 0 }),
+            memory: Mutex::new(LruBySize::new(MEMORY_LIMIT)),
             unkept: Mutex::default(),
             in_progress: Mutex::new(HashMap::new()),
             handed: Mutex::default(),
@@ -188,8 +182,8 @@ impl Materializer {
     /// # Errors
     /// See [`Error`].
     pub fn at_once(&self, node: NodeId) -> Result<Option<FileData>, Error> {
-        if let Some(bytes) = self.memory.lock().entries.get(&node) {
-            return Ok(Some(FileData::Bytes(Arc::clone(bytes))));
+        if let Some(bytes) = self.memory.lock().get(&node) {
+            return Ok(Some(FileData::Bytes(bytes)));
         }
         match self.open.lock().get(&node) {
             Some(Opened::File(file)) => return Ok(Some(FileData::File(Arc::clone(file)))),
@@ -229,7 +223,8 @@ impl Materializer {
         self.touch(node);
         if lower.is_small() {
             let bytes: Arc<[u8]> = self.source.read(lower)?.into();
-            self.remember(node, &bytes);
+            let dropped_later = self.memory.lock().put(node, Arc::clone(&bytes), bytes.len() as u64);
+            drop(dropped_later);
             return Ok(FileData::Bytes(bytes));
         }
         if lower.is_relocated() {
@@ -361,25 +356,11 @@ impl Materializer {
         rustix::fs::ioctl_ficlone(&target, &source).map_err(fail("FICLONE"))
     }
 
-    fn remember(&self, node: NodeId, bytes: &Arc<[u8]>) {
-        let mut memory = self.memory.lock();
-        memory.bytes += bytes.len();
-        if let Some(old) = memory.entries.put(node, Arc::clone(bytes)) {
-            memory.bytes -= old.len();
-        }
-        while memory.bytes > MEMORY_LIMIT {
-            let Some((_, old)) = memory.entries.pop_lru() else { break };
-            memory.bytes -= old.len();
-        }
-    }
-
     fn forget_content(&self, node: NodeId) {
         let closed_later = self.open.lock().pop(&node);
         drop(closed_later);
-        let mut memory = self.memory.lock();
-        if let Some(old) = memory.entries.pop(&node) {
-            memory.bytes -= old.len();
-        }
+        let dropped_later = self.memory.lock().remove(&node);
+        drop(dropped_later);
     }
 
     fn empty_copy(&self, lower: &LowerFile<'_>) -> Result<PrivateCopy, Error> {

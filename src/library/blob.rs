@@ -23,10 +23,10 @@ use parking_lot::Mutex;
 
 use super::cache::{BlobCache, CachedCopy, Pending, reopened};
 use super::digest::Digest;
+use super::memory::{Unkept, is_full, memory_limit};
 use super::stamp::Stamp;
 use super::stored::StoredBlob;
 use super::stream::{Failed, Filling, Outcome};
-use super::unkept::{Unkept, is_full, memory_limit};
 use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
 use crate::sys::fd;
@@ -89,17 +89,6 @@ impl Drop for Unpacking {
         self.blobs.streams.lock().remove(&self.digest);
         self.to.end(self.outcome.take().unwrap_or_else(|| Err(Arc::new(Panicked.into()))));
     }
-}
-
-/// The outcome of [`Blobs::prepare`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Prepared {
-    /// The cache had a copy already, or does not keep one of this size.
-    Ready,
-    /// The cache has a copy now.
-    Fetched,
-    /// The flag to stop was set.
-    Stopped,
 }
 
 /// A large blob for reading.
@@ -215,18 +204,19 @@ impl Blobs {
     }
 
     /// Brings a blob into the cache in the background, until `stop` is set. A reader that needs the blob meanwhile does
-    /// not wait for this, because the background has a low priority: it fetches the blob itself.
+    /// not wait for this, because the background has a low priority: it fetches the blob itself. Returns whether the
+    /// library was read: not if the cache had a copy already or keeps none of this size, nor if `stop` was set.
     ///
     /// # Errors
     /// See [`BlobError`].
-    pub fn prepare(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<Prepared, BlobError> {
+    pub fn prepare(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<bool, BlobError> {
         // A copy that is not kept is of no use to a later reader.
         if !self.cache.keeps(size) || self.ready(digest, size)?.is_some() {
-            return Ok(Prepared::Ready);
+            return Ok(false);
         }
         match self.fetch(digest, size, Audience { readers: None, stop: Some(stop) }) {
-            Ok(_) => Ok(Prepared::Fetched),
-            Err(_) if stop.load(Ordering::Relaxed) => Ok(Prepared::Stopped),
+            Ok(_) => Ok(true),
+            Err(_) if stop.load(Ordering::Relaxed) => Ok(false),
             Err(error) => Err(error),
         }
     }

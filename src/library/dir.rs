@@ -3,13 +3,10 @@
 //! Other users may be able to write to the directory. So a catalog must be a regular file, and not a symbolic link, which
 //! could lead to any file. A blob may be a link, as in rcc: its content is compared with its digest.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use rustix::fs::{Mode, OFlags};
 
 use super::catalog::CatalogError;
 use super::catalog::limits::MAX_FILE;
@@ -17,7 +14,8 @@ use super::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs};
 use super::digest::Digest;
 use super::look::Look;
 use super::stored::{StoredBlob, StoredBlobs};
-use super::{Latency, Library, LibraryError};
+use super::{Library, LibraryError};
+use crate::sys::fd;
 use crate::sys::guarded::{self, Access, Problem};
 
 /// How often to read a catalog that changes while it is read: rcc writes catalogs in place.
@@ -108,11 +106,7 @@ impl Library for DirLibrary {
 
     fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
         // A FIFO in its place must not block.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(self.blob_path(digest), flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
-        }
+        let (file, _) = fd::open_regular(&self.blob_path(digest))?;
         Ok(StoredBlob::of_file(file))
     }
 
@@ -154,10 +148,6 @@ impl Library for DirLibrary {
         }
         found.blobs.sort_unstable();
         Ok(found)
-    }
-
-    fn latency(&self) -> Latency {
-        Latency::Disk
     }
 }
 

@@ -4,16 +4,15 @@
 //! long, or of another environment is ignored.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::digest::Hex;
 use super::index::NodeId;
 use super::index::cache::{cached, make_dir};
+use crate::sys::fd;
 use crate::sys::guarded::{self, Durability};
 
 /// The maximum number of files in a profile. Importing all of the largest environments reads a tenth of this.
@@ -58,19 +57,6 @@ pub fn place(cache_dir: &Path, catalog_sha256: &[u8; 32]) -> PathBuf {
     cache_dir.join("profiles").join(Hex(catalog_sha256).to_string())
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    /// The file cannot be read.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The file is not a profile, or not a whole one.
-    #[error("not a complete profile")]
-    Damaged,
-    /// The profile belongs to another environment.
-    #[error("a profile of another environment")]
-    Other,
-}
-
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -82,22 +68,20 @@ struct Stored {
 /// Reads the profile of an environment with `nodes` nodes. The file may be a symbolic link, but not a FIFO.
 ///
 /// # Errors
-/// See [`ProfileError`].
-pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> Result<Touched, ProfileError> {
+/// When the file cannot be read, or belongs to another environment. [`io::ErrorKind::InvalidData`] when it is not a
+/// complete profile.
+pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> io::Result<Touched> {
     /// A number has at most ten digits and a comma.
     const LARGEST: u64 = 11 * LIMIT as u64 + 1024;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?);
-    if !file.metadata()?.is_file() {
-        return Err(ProfileError::Damaged);
-    }
-    let bytes = guarded::read_at_most(&file, LARGEST).map_err(|_| ProfileError::Damaged)?;
-    let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| ProfileError::Damaged)?;
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "not a complete profile");
+    let (file, _) = fd::open_regular(path)?;
+    let bytes = guarded::read_at_most(&file, LARGEST).map_err(|_| damaged())?;
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
     if stored.catalog != Hex(catalog_sha256).to_string() {
-        return Err(ProfileError::Other);
+        return Err(io::Error::other("a profile of another environment"));
     }
     if stored.nodes.iter().any(|node| *node >= nodes) {
-        return Err(ProfileError::Damaged);
+        return Err(damaged());
     }
     let mut touched = Touched::default();
     stored.nodes.into_iter().for_each(|node| touched.add(NodeId(node)));
@@ -142,8 +126,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = place(dir.path(), &[7; 32]);
         write(&path, &[7; 32], Touched::default(), &[NodeId(5), NodeId(2)]).unwrap();
-        assert!(matches!(read(&path, &[8; 32], 10), Err(ProfileError::Other)));
-        assert!(matches!(read(&path, &[7; 32], 5), Err(ProfileError::Damaged)), "a node that is not there");
+        assert!(
+            matches!(read(&path, &[8; 32], 10), Err(error) if error.to_string().contains("another environment"))
+        );
+        assert!(
+            matches!(read(&path, &[7; 32], 5), Err(error) if error.kind() == io::ErrorKind::InvalidData),
+            "a node that is not there"
+        );
         let text = std::fs::read_to_string(&path).unwrap();
         for bad in [
             &text[..text.len() - 3],
@@ -153,21 +142,33 @@ mod tests {
             &text.replace('5', "x"),
         ] {
             std::fs::write(&path, bad).unwrap();
-            assert!(matches!(read(&path, &[7; 32], 10), Err(ProfileError::Damaged)), "{bad:?}");
+            assert!(
+                matches!(read(&path, &[7; 32], 10), Err(error) if error.kind() == io::ErrorKind::InvalidData),
+                "{bad:?}"
+            );
         }
-        assert!(matches!(read(&dir.path().join("none"), &[7; 32], 10), Err(ProfileError::Io(_))));
-        assert!(matches!(read(dir.path(), &[7; 32], 10), Err(ProfileError::Damaged)));
+        assert!(
+            matches!(read(&dir.path().join("none"), &[7; 32], 10), Err(error) if error.kind() == io::ErrorKind::NotFound)
+        );
+        assert!(
+            matches!(read(dir.path(), &[7; 32], 10), Err(error) if error.kind() == io::ErrorKind::InvalidData)
+        );
     }
 
     #[test]
     fn profile_that_is_a_fifo_or_huge_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
-        assert!(matches!(read(&path, &[7; 32], 10), Err(ProfileError::Damaged)));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        assert!(
+            matches!(read(&path, &[7; 32], 10), Err(error) if error.kind() == io::ErrorKind::InvalidData)
+        );
         let path = dir.path().join("large");
-        File::create(&path).unwrap().set_len(1 << 40).unwrap();
-        assert!(matches!(read(&path, &[7; 32], 10), Err(ProfileError::Damaged)));
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(
+            matches!(read(&path, &[7; 32], 10), Err(error) if error.kind() == io::ErrorKind::InvalidData)
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::blob::{BlobError, Blobs, Prepared};
+use super::blob::{BlobError, Blobs};
 use super::digest::Digest;
 use super::index::{Index, IndexError, NodeId, NodeKind};
 use crate::sys::thread;
@@ -95,8 +95,8 @@ impl<'i> Warming<'i> {
             done(*size);
             let mut warmed = warmed.lock();
             match prepared {
-                Ok(Prepared::Ready | Prepared::Stopped) => {}
-                Ok(Prepared::Fetched) => {
+                Ok(false) => {}
+                Ok(true) => {
                     warmed.fetched += 1;
                     warmed.bytes_fetched += size;
                 }

@@ -37,7 +37,7 @@ use super::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs};
 use super::digest::Digest;
 use super::look::Look;
 use super::stored::{Section, StoredBlob, StoredBlobs};
-use super::{Latency, Library, LibraryError};
+use super::{Library, LibraryError};
 
 /// The library inside a robot bundle.
 const NESTED: &str = "hololib/hololib.zip";
@@ -313,10 +313,6 @@ impl Library for ZipLibrary {
     fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
         let stored = |(digest, member): &(Digest, Member)| (*digest, member.place.uncompressed_size_hint());
         Ok(StoredBlobs { blobs: self.blobs.iter().map(stored).collect(), strays: self.strays })
-    }
-
-    fn latency(&self) -> Latency {
-        Latency::Disk
     }
 }
 

@@ -8,7 +8,7 @@ use super::clone::CloneError;
 use super::relocate::RelocateError;
 use crate::library::blob::BlobError;
 use crate::library::index::{IndexError, NodeId};
-use crate::library::unkept::is_full;
+use crate::library::memory::is_full;
 
 /// Why the bytes of a lower file cannot be provided. Each `path` is the file's path in the environment.
 #[derive(Debug, thiserror::Error)]

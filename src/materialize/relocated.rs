@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use super::staging::name_of;
 use super::{Error, LowerFile, Materializer, PrivateCopy};
 use crate::library::index::NodeId;
+use crate::library::memory::memory_limit;
 use crate::library::stamp::Stamp;
-use crate::library::unkept::memory_limit;
 use crate::metrics::Counter;
 
 impl Materializer {

@@ -17,7 +17,7 @@ use super::claim::Claim;
 use super::compose;
 use super::request::MountPlan;
 use crate::fs::Fs;
-use crate::library::profile::{self, ProfileError, Touched};
+use crate::library::profile::{self, Touched};
 use crate::settings::Prefetch;
 use crate::sys::process;
 
@@ -132,7 +132,7 @@ impl Prefetcher {
 fn known(path: &Path, catalog: [u8; 32], nodes: u32) -> Touched {
     match profile::read(path, &catalog, nodes) {
         Ok(known) => known,
-        Err(ProfileError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Touched::default(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Touched::default(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "cannot read the profile");
             Touched::default()

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
 use crate::library::LibraryError;
-use crate::library::profile::ProfileError;
 use crate::namespace;
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
@@ -129,7 +128,7 @@ pub enum Error {
         /// The profile that such a mount would have written.
         path: PathBuf,
         /// The cause.
-        source: ProfileError,
+        source: std::io::Error,
     },
     /// No space has this name, identity or path.
     #[error("{given}: no such space ({identity})")]

@@ -1,10 +1,28 @@
 //! File descriptors: the limit of open ones, and system calls that rustix does not have.
 #![allow(unsafe_code)]
 
+use std::fs::{File, Metadata};
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Resource;
+
+/// Opens a regular file for reading. Symbolic links are followed. A FIFO or a device is refused and does not block.
+///
+/// # Errors
+/// When the file cannot be opened. [`io::ErrorKind::InvalidData`] when it is not a regular file.
+pub fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
+    Ok((file, found))
+}
 
 /// How many descriptors a cache may keep open: at most `most`, and at most the process's limit divided by `part`. The
 /// limit does not change after a daemon has raised it.
