@@ -59,15 +59,6 @@ pub enum DataLocation {
     Fetch(NodeId),
 }
 
-/// What `lseek` searches for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Whence {
-    /// The next data.
-    Data,
-    /// The next hole.
-    Hole,
-}
-
 impl Fs {
     /// Combines the layers. `space` is any descriptor on the filesystem that holds the upper.
     #[must_use]
@@ -293,16 +284,12 @@ impl Fs {
         rustix::fs::fallocate(&file, flags, offset, len).map_err(call("fallocate"))
     }
 
-    /// The offset of the next data or hole at or after `offset`. A library file has no holes.
+    /// The offset of the next data or hole (`SeekFrom::Data`, `SeekFrom::Hole`). A library file has no holes.
     ///
     /// # Errors
     /// `BeyondEnd` when there is none.
-    pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> Result<u64> {
+    pub fn seek(&self, ino: Ino, from: SeekFrom) -> Result<u64> {
         if let Bytes::Upper(file) = self.namespace.bytes(ino)? {
-            let from = match whence {
-                Whence::Data => SeekFrom::Data(offset),
-                Whence::Hole => SeekFrom::Hole(offset),
-            };
             // This moves the descriptor's position, which nothing uses: all reads and writes pass an offset.
             return match rustix::fs::seek(&file, from) {
                 Err(Errno::NXIO) => Err(Error::BeyondEnd),
@@ -310,10 +297,10 @@ impl Fs {
             };
         }
         let size = self.namespace.attr(ino)?.size;
-        match whence {
-            _ if offset >= size => Err(Error::BeyondEnd),
-            Whence::Data => Ok(offset),
-            Whence::Hole => Ok(size),
+        match from {
+            SeekFrom::Data(at) if at < size => Ok(at),
+            SeekFrom::Hole(at) if at < size => Ok(size),
+            _ => Err(Error::BeyondEnd),
         }
     }
 

@@ -7,7 +7,6 @@
 //! link texts and listings without a time limit. It opens directories, and in cached mode files, without a request.
 
 mod convert;
-mod mount;
 mod opening;
 mod passthrough;
 mod reply;
@@ -20,9 +19,8 @@ use fuser::{InitFlags, KernelConfig, Notifier};
 
 use crate::fs::Fs;
 use crate::sys::backing::Backings;
-use mount::Mount;
 use passthrough::Passthrough;
-use workers::Workers;
+use workers::{Mount, Workers};
 
 /// The size limit of a write request and of readahead, in bytes.
 const MAX_REQUEST: u32 = 1024 * 1024;

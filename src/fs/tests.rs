@@ -6,9 +6,10 @@ pub(crate) mod world;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::{DataLocation, Make, Whence};
+use super::{DataLocation, Make};
 use crate::materialize::{FileData, MOTHER_TIME};
 use crate::metrics::Counter;
 use crate::namespace::rename::RenameMode;
@@ -399,9 +400,9 @@ fn attributes_are_kept_and_ours_are_hidden() {
 fn holes_and_ends() {
     let world = World::usual();
     let ino = world.ino("lib/a.txt");
-    assert_eq!(world.fs.seek(ino, 2, Whence::Data).unwrap(), 2);
-    assert_eq!(world.fs.seek(ino, 2, Whence::Hole).unwrap(), 6);
-    assert_eq!(refused(world.fs.seek(ino, 6, Whence::Data)), Errno::NXIO);
+    assert_eq!(world.fs.seek(ino, SeekFrom::Data(2)).unwrap(), 2);
+    assert_eq!(world.fs.seek(ino, SeekFrom::Hole(2)).unwrap(), 6);
+    assert_eq!(refused(world.fs.seek(ino, SeekFrom::Data(6))), Errno::NXIO);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Answers requests: converts results to fuser's replies. All errors are logged, counted and answered here.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use fuser::{
@@ -9,39 +11,22 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr,
 };
+use rustix::fs::StatVfs;
 
 use super::convert;
-use super::mount::{Mount, TTL};
 use super::passthrough::Answer;
-use super::workers::guarded;
+use super::workers::{Mount, TTL, guarded};
 use crate::fs::error::errno;
 use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
+use crate::namespace::NAME_MAX;
 use crate::namespace::error::{Error, Result, upper as call};
-use crate::namespace::types::{Attr, Ino};
+use crate::namespace::types::Attr;
 
 thread_local! {
     /// Each thread reads into its own buffer, which grows to the size of the largest request.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
-
-/// Placeholder attributes of an entry that does not exist.
-pub(super) const ABSENT: Attr = Attr {
-    ino: Ino(0),
-    kind: crate::namespace::types::Kind::Dir,
-    mode: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    size: 0,
-    blocks: 0,
-    generation: 0,
-    device: 0,
-    atime: EPOCH,
-    mtime: EPOCH,
-    ctime: EPOCH,
-};
-const EPOCH: crate::namespace::types::Time = crate::namespace::types::Time { sec: 0, nsec: 0 };
 
 /// A reply of fuser that can be an error.
 pub(super) trait ErrorReply {
@@ -68,17 +53,17 @@ error_replies! {
 pub(super) struct At<'n> {
     pub(super) operation: &'static str,
     pub(super) ino: INodeNo,
-    /// A name in the directory `ino`, or of an attribute.
-    pub(super) name: Option<&'n [u8]>,
+    /// A name in the directory `ino`, or of an attribute. Empty without one.
+    pub(super) name: &'n [u8],
 }
 
 impl<'n> At<'n> {
     pub(super) fn inode(operation: &'static str, ino: INodeNo) -> Self {
-        Self { operation, ino, name: None }
+        Self { operation, ino, name: &[] }
     }
 
-    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n [u8]) -> Self {
-        Self { operation, ino, name: Some(name) }
+    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n OsStr) -> Self {
+        Self { operation, ino, name: name.as_bytes() }
     }
 }
 
@@ -87,8 +72,7 @@ pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error)
     let errno = errno(error);
     fs.metrics().request_failed(errno);
     let At { operation, ino: INodeNo(ino), name } = at;
-    let name = name.map(String::from_utf8_lossy);
-    let name = name.as_deref().unwrap_or_default();
+    let name = &*String::from_utf8_lossy(name);
     match errno {
         rustix::io::Errno::IO => tracing::error!(operation, ino, name, %error, "failed"),
         // A message of its own, because the log is limited by message: a full disk must not hide a bad blob.
@@ -115,33 +99,67 @@ pub(super) fn answer<R: ErrorReply, T>(
 }
 
 /// Answers with an entry. The kernel then holds one lookup of its inode.
-pub(super) fn entry(mount: &Mount, reply: ReplyEntry, at: At<'_>, done: Result<Attr>) {
-    answer(mount, reply, at, done, |reply, attr| {
-        let generation = Generation(attr.generation.into());
-        reply.entry_with_ttls(mount.attr_ttl(attr.ino), &TTL, &convert::attr(&attr), generation);
-    });
+pub(super) fn entry(mount: &Mount, reply: ReplyEntry, attr: Attr) {
+    let generation = Generation(attr.generation.into());
+    reply.entry_with_ttls(mount.attr_ttl(attr.ino), &TTL, &convert::attr(&attr), generation);
 }
 
-pub(super) fn empty(fs: &Fs, reply: ReplyEmpty, at: At<'_>, done: Result<()>) {
-    answer(fs, reply, at, done, |reply, ()| reply.ok());
+/// Answers a lookup. With number 0 the kernel caches that there is no such name; with an error it would not.
+pub(super) fn found(mount: &Mount, reply: ReplyEntry, found: Option<Attr>) {
+    match found {
+        Some(attr) => entry(mount, reply, attr),
+        None => reply.entry(&TTL, &convert::attr(&Attr::default()), Generation(0)),
+    }
 }
 
-pub(super) fn attributes(mount: &Mount, reply: ReplyAttr, at: At<'_>, done: Result<Attr>) {
-    answer(mount, reply, at, done, |reply, attr| {
-        reply.attr(mount.attr_ttl(attr.ino), &convert::attr(&attr));
-    });
+pub(super) fn empty(_: &Mount, reply: ReplyEmpty, (): ()) {
+    reply.ok();
 }
 
-/// Answers getxattr and listxattr. With `size` 0 the caller asks for the length.
-pub(super) fn xattr(fs: &Fs, reply: ReplyXattr, at: At<'_>, size: u32, done: Result<Vec<u8>>) {
-    let fits = done.and_then(|value| match u32::try_from(value.len()) {
-        Ok(len) if size == 0 || len <= size => Ok((value, len)),
+pub(super) fn attributes(mount: &Mount, reply: ReplyAttr, attr: Attr) {
+    reply.attr(mount.attr_ttl(attr.ino), &convert::attr(&attr));
+}
+
+pub(super) fn text(_: &Mount, reply: ReplyData, text: Vec<u8>) {
+    reply.data(&text);
+}
+
+/// Answers with a length that the kernel asked for, so it fits.
+pub(super) fn written(_: &Mount, reply: ReplyWrite, n: usize) {
+    reply.written(u32::try_from(n).unwrap_or(u32::MAX));
+}
+
+pub(super) fn offset(_: &Mount, reply: ReplyLseek, at: u64) {
+    reply.offset(at.cast_signed());
+}
+
+pub(super) fn statfs(_: &Mount, reply: ReplyStatfs, found: StatVfs) {
+    let StatVfs { f_blocks, f_bfree, f_bavail, f_files, f_ffree, .. } = found;
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let (block, fragment) = (small(found.f_bsize), small(found.f_frsize));
+    reply.statfs(f_blocks, f_bfree, f_bavail, f_files, f_ffree, block, NAME_MAX as u32, fragment);
+}
+
+/// The answer to getxattr and listxattr. With `size` 0 the caller asks for the length.
+pub(super) enum Xattr {
+    Length(u32),
+    Value(Vec<u8>),
+}
+
+/// Checks that a value has at most `size` bytes.
+pub(super) fn fitting(value: Vec<u8>, size: u32) -> Result<Xattr> {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => Ok(Xattr::Length(len)),
+        Ok(len) if len <= size => Ok(Xattr::Value(value)),
         _ => Err(call("getxattr")(rustix::io::Errno::RANGE)),
-    });
-    answer(fs, reply, at, fits, |reply, (value, len)| match size {
-        0 => reply.size(len),
-        _ => reply.data(&value),
-    });
+    }
+}
+
+pub(super) fn xattr(_: &Mount, reply: ReplyXattr, answer: Xattr) {
+    match answer {
+        Xattr::Length(len) => reply.size(len),
+        Xattr::Value(value) => reply.data(&value),
+    }
 }
 
 /// Answers a read from data that is at hand, or from a blob once its bytes are unpacked.
@@ -193,15 +211,15 @@ fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, off
     });
 }
 
-pub(super) fn opened(reply: ReplyOpen, answer: Answer) {
+pub(super) fn opened(_: &Mount, reply: ReplyOpen, answer: Answer) {
     match answer {
         Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
         Answer::Cached { keep } => reply.opened(FileHandle(0), cache_flags(keep)),
     }
 }
 
-pub(super) fn created(reply: ReplyCreate, attr: &Attr, answer: Answer) {
-    let (attr, generation) = (convert::attr(attr), Generation(attr.generation.into()));
+pub(super) fn created(_: &Mount, reply: ReplyCreate, (attr, answer): (Attr, Answer)) {
+    let (attr, generation) = (convert::attr(&attr), Generation(attr.generation.into()));
     match answer {
         Answer::Passthrough(id) => {
             let flags = FopenFlags::FOPEN_NOFLUSH;

@@ -12,64 +12,51 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::Access;
+use rustix::fs::{Access, SeekFrom};
 
 use super::Adapter;
 use super::convert::{self, ino as number};
-use super::mount::{Mount, TTL};
 use super::opening::Wanted;
 use super::passthrough::Answer;
-use super::reply::{self, At};
-use crate::fs::{DataLocation, Make, Whence};
-use crate::namespace::NAME_MAX;
+use super::reply::{self, At, ErrorReply};
+use super::workers::{Mount, Wait};
+use crate::fs::{DataLocation, Make};
 use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, SetAttr};
 
 impl Adapter {
-    /// Makes an entry that is not an open file, and answers.
-    fn make(&self, at: At<'_>, what: Make<'static>, caller: Caller, reply: ReplyEntry) {
-        let (operation, parent) = (at.operation, at.ino);
-        self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
-            let made = mount.retry(|| mount.namespace().make(number(parent), name, what, caller));
-            reply::entry(mount, reply, At::name(operation, parent, name), made);
-        });
-    }
-
-    /// Runs a change of a name, or of a named attribute, and answers.
-    fn change(
+    /// Runs an operation on a thread where it may wait, and answers with `send` or with its error.
+    fn serve<R: ErrorReply + Send + 'static, T: 'static>(
         &self,
+        wait: Wait,
         at: At<'_>,
-        reply: ReplyEmpty,
-        change: impl Fn(&Mount, &[u8]) -> Result<()> + Send + 'static,
+        reply: R,
+        send: fn(&Mount, R, T),
+        operation: impl Fn(&Mount, &[u8]) -> Result<T> + Send + 'static,
     ) {
-        let At { operation, ino, .. } = at;
-        self.workers.run(at.name.unwrap_or_default(), move |mount, name| {
-            let done = mount.retry(|| change(mount, name));
-            reply::empty(mount, reply, At::name(operation, ino, name), done);
+        let At { operation: named, ino, name } = at;
+        self.workers.run(wait, name, move |mount, name| {
+            let done = mount.retry(|| operation(mount, name));
+            let at = At { operation: named, ino, name };
+            reply::answer(mount, reply, at, done, |reply, value| send(mount, reply, value));
         });
     }
 
-    /// Runs an operation that may wait for a disk. A `slow` operation, which may copy a large file, is not run on a
-    /// loop, so that it does not delay other requests.
-    fn run(&self, slow: bool, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
-        if slow {
-            self.workers.hand_over(work);
-        } else {
-            self.workers.run(&[], move |mount, _| work(mount));
-        }
-    }
-
-    /// Whether writing to a file has to copy it up first, and it is large.
-    fn must_copy_much(&self, ino: INodeNo) -> bool {
-        self.workers.mount().must_copy_much(number(ino))
+    /// What a write to a file may wait for: a long copy-up if the file is large.
+    fn copy_up(&self, ino: INodeNo) -> Wait {
+        Wait::long_if(self.workers.mount().must_copy_much(number(ino)))
     }
 
     /// Answers with an error that needs no operation to be found.
-    fn refuse(&self, reply: impl reply::ErrorReply, at: At<'_>, error: &Error) {
+    fn refuse(&self, reply: impl ErrorReply, at: At<'_>, error: &Error) {
         reply::refuse(self.workers.mount(), reply, at, error);
     }
+}
+
+fn names(ino: INodeNo) -> Wait {
+    Wait::Names(number(ino))
 }
 
 fn caller(request: &Request) -> Caller {
@@ -80,11 +67,6 @@ fn taken(full: bool) -> Taken {
     if full { Taken::Full } else { Taken::Yes }
 }
 
-/// A length that the kernel asked for, so it fits.
-fn length(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         self.negotiate(config);
@@ -92,20 +74,18 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.workers.look(number(parent), name.as_bytes(), move |mount, name| {
-            match mount.retry(|| mount.namespace().lookup(number(parent), name)) {
-                Err(Error::NotFound) => {
-                    // With number 0 the kernel caches that there is no such name; with an error it would not.
-                    reply.entry(&TTL, &convert::attr(&reply::ABSENT), Generation(0));
-                }
-                done => reply::entry(mount, reply, At::name("lookup", parent, name), done),
+        let at = At::name("lookup", parent, name);
+        self.serve(names(parent), at, reply, reply::found, move |mount, name| {
+            match mount.namespace().lookup(number(parent), name) {
+                Err(Error::NotFound) => Ok(None),
+                found => found.map(Some),
             }
         });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         // May close the last descriptor of an unlinked file, which frees its blocks on the disk.
-        self.workers.look(number(ino), &[], move |mount, _| {
+        self.workers.run(names(ino), &[], move |mount, _| {
             if let Some(modes) = &mount.passthrough {
                 modes.forget(ino.0);
             }
@@ -114,9 +94,8 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.workers.look(number(ino), &[], move |mount, _| {
-            let done = mount.retry(|| mount.namespace().attr(number(ino)));
-            reply::attributes(mount, reply, At::inode("getattr", ino), done);
+        self.serve(names(ino), At::inode("getattr", ino), reply, reply::attributes, move |mount, _| {
+            mount.namespace().attr(number(ino))
         });
     }
 
@@ -151,22 +130,20 @@ impl Filesystem for Adapter {
         };
         let modes = self.workers.mount().passthrough.as_ref().filter(|_| size.is_some());
         let waits = modes.is_some_and(|modes| modes.must_wait(ino.0));
-        let slow = waits || size.is_some_and(|size| size > 0) && self.must_copy_much(ino);
-        self.run(slow, move |mount| {
+        let slow =
+            waits || size.is_some_and(|size| size > 0) && self.workers.mount().must_copy_much(number(ino));
+        let at = At::inode("setattr", ino);
+        self.serve(Wait::long_if(slow), at, reply, reply::attributes, move |mount, _| {
             // A new size changes the bytes.
             let modes = mount.passthrough.as_ref().filter(|_| size.is_some());
-            let begun = modes.map(|modes| modes.change(ino.0)).transpose();
-            let done =
-                begun.and_then(|_change| mount.retry(|| mount.namespace().setattr(number(ino), &change)));
-            reply::attributes(mount, reply, At::inode("setattr", ino), done);
+            let _change = modes.map(|modes| modes.change(ino.0)).transpose()?;
+            mount.namespace().setattr(number(ino), &change)
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.workers.look(number(ino), &[], move |mount, _| {
-            let done = mount.retry(|| mount.namespace().readlink(number(ino)));
-            let at = At::inode("readlink", ino);
-            reply::answer(mount, reply, at, done, |reply, text| reply.data(&text));
+        self.serve(names(ino), At::inode("readlink", ino), reply, reply::text, move |mount, _| {
+            mount.namespace().readlink(number(ino))
         });
     }
 
@@ -180,7 +157,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let at = At::name("mknod", parent, name.as_bytes());
+        let at = At::name("mknod", parent, name);
         // The kernel has applied the umask: we do not set FUSE_DONT_MASK.
         let what = match mode & libc::S_IFMT {
             libc::S_IFREG => Make::File(mode),
@@ -191,7 +168,10 @@ impl Filesystem for Adapter {
             libc::S_IFBLK => Make::BlockDevice(mode, convert::device_of(rdev)),
             _ => return self.refuse(reply, at, &Error::Invalid("no such kind of entry")),
         };
-        self.make(at, what, caller(request), reply);
+        let caller = caller(request);
+        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+            mount.namespace().make(number(parent), name, what, caller)
+        });
     }
 
     fn mkdir(
@@ -203,29 +183,31 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.make(At::name("mkdir", parent, name.as_bytes()), Make::Dir(mode), caller(request), reply);
+        let (at, caller) = (At::name("mkdir", parent, name), caller(request));
+        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+            mount.namespace().make(number(parent), name, Make::Dir(mode), caller)
+        });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("unlink", parent, name.as_bytes());
-        self.change(at, reply, move |mount, name| mount.namespace().unlink(number(parent), name));
+        self.serve(Wait::Disk, At::name("unlink", parent, name), reply, reply::empty, move |mount, name| {
+            mount.namespace().unlink(number(parent), name)
+        });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("rmdir", parent, name.as_bytes());
-        self.change(at, reply, move |mount, name| mount.namespace().rmdir(number(parent), name));
+        self.serve(Wait::Disk, At::name("rmdir", parent, name), reply, reply::empty, move |mount, name| {
+            mount.namespace().rmdir(number(parent), name)
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let text = CString::new(target.as_os_str().as_bytes())
-            .map_err(|_| Error::Invalid("a link's text cannot hold a NUL byte"));
-        let caller = caller(request);
-        self.workers.run(name.as_bytes(), move |mount, name| {
-            let made = text.and_then(|text| {
-                let what = Make::Symlink(&text);
-                mount.retry(|| mount.namespace().make(number(parent), name, what, caller))
-            });
-            reply::entry(mount, reply, At::name("symlink", parent, name), made);
+        let (at, caller) = (At::name("symlink", parent, name), caller(request));
+        let Ok(text) = CString::new(target.as_os_str().as_bytes()) else {
+            return self.refuse(reply, at, &Error::Invalid("a link's text cannot hold a NUL byte"));
+        };
+        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+            mount.namespace().make(number(parent), name, Make::Symlink(&text), caller)
         });
     }
 
@@ -239,7 +221,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let at = At::name("rename", parent, name.as_bytes());
+        let at = At::name("rename", parent, name);
         let mode = match flags {
             _ if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -247,16 +229,15 @@ impl Filesystem for Adapter {
             _ => return self.refuse(reply, at, &Error::Invalid("unknown flags of rename")),
         };
         let (dir, new_dir, new_name) = (number(parent), number(newparent), newname.as_bytes().to_owned());
-        self.change(at, reply, move |mount, name| {
+        self.serve(Wait::Disk, at, reply, reply::empty, move |mount, name| {
             mount.namespace().rename(dir, name, new_dir, &new_name, mode)
         });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let name = newname.as_bytes().to_owned();
-        self.run(self.must_copy_much(ino), move |mount| {
-            let done = mount.retry(|| mount.namespace().link(number(ino), number(newparent), &name));
-            reply::entry(mount, reply, At::name("link", newparent, &name), done);
+        let at = At::name("link", newparent, newname);
+        self.serve(self.copy_up(ino), at, reply, reply::entry, move |mount, name| {
+            mount.namespace().link(number(ino), number(newparent), name)
         });
     }
 
@@ -268,13 +249,15 @@ impl Filesystem for Adapter {
         let wanted = Wanted::new(flags, request.uid());
         match wanted.at_once(mount, modes, number(ino)) {
             Ok(None) => {}
-            Ok(Some(answer)) => return reply::opened(reply, answer),
+            Ok(Some(answer)) => return reply::opened(mount, reply, answer),
             Err(error) => return self.refuse(reply, At::inode("open", ino), &error),
         }
-        self.run(wanted.is_slow(mount, modes, number(ino)), move |mount| {
-            let Some(modes) = &mount.passthrough else { return reply.error(Errno::ENOSYS) };
-            let done = mount.retry(|| wanted.open(mount, modes, number(ino)));
-            reply::answer(mount, reply, At::inode("open", ino), done, reply::opened);
+        let wait = Wait::long_if(wanted.is_slow(mount, modes, number(ino)));
+        self.serve(wait, At::inode("open", ino), reply, reply::opened, move |mount, _| {
+            match &mount.passthrough {
+                Some(modes) => wanted.open(mount, modes, number(ino)),
+                None => Ok(Answer::Cached { keep: true }),
+            }
         });
     }
 
@@ -288,7 +271,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.workers.run(&[], move |mount, _| {
+        self.workers.run(Wait::Disk, &[], move |mount, _| {
             if let Some(modes) = &mount.passthrough {
                 modes.release(ino.0);
             }
@@ -336,19 +319,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let write = move |mount: &Mount, data: &[u8]| {
+        self.workers.run(self.copy_up(ino), data, move |mount, data| {
             let begun = if drop_setid { mount.drop_setid(number(ino)) } else { Ok(()) };
             // The bits are cleared first, as the kernel does it on a disk: a write that fails may have cleared them.
             let done = begun.and_then(|()| mount.retry(|| mount.write(number(ino), offset, data)));
             let at = At::inode("write", ino);
-            reply::answer(mount, reply, at, done, |reply, n| reply.written(length(n)));
-        };
-        if self.must_copy_much(ino) {
-            let data = data.to_vec();
-            self.workers.hand_over(move |mount| write(mount, &data));
-        } else {
-            self.workers.run(data, move |mount, data| write(mount, data));
-        }
+            reply::answer(mount, reply, at, done, |reply, n| reply::written(mount, reply, n));
+        });
     }
 
     /// No data is held back, so there is nothing to flush. After ENOSYS the kernel does not ask again.
@@ -358,9 +335,8 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         // Not on a loop: it waits for the disk.
-        self.workers.hand_over(move |mount| {
-            let done = mount.retry(|| mount.sync(number(ino), datasync));
-            reply::empty(mount, reply, At::inode("fsync", ino), done);
+        self.serve(Wait::Long, At::inode("fsync", ino), reply, reply::empty, move |mount, _| {
+            mount.sync(number(ino), datasync)
         });
     }
 
@@ -381,7 +357,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.workers.look(number(ino), &[], move |mount, _| {
+        self.workers.run(names(ino), &[], move |mount, _| {
             let done = mount.namespace().readdir(number(ino), offset, false, &mut |entry| {
                 let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
                 taken(reply.add(number, entry.cookie, kind, OsStr::from_bytes(entry.name)))
@@ -398,10 +374,10 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.workers.look(number(ino), &[], move |mount, _| {
+        self.workers.run(names(ino), &[], move |mount, _| {
             let done = mount.namespace().readdir(number(ino), offset, true, &mut |entry| {
                 // `.` and `..` come without attributes; the kernel uses only their names.
-                let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..reply::ABSENT });
+                let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..Attr::default() });
                 // The name and the attributes have one TTL.
                 let ttl = mount.attr_ttl(entry.ino);
                 let (name, generation) = (OsStr::from_bytes(entry.name), Generation(attr.generation.into()));
@@ -420,22 +396,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.workers.run(&[], move |mount, _| {
-            let at = At::inode("statfs", ino);
-            reply::answer(mount, reply, at, mount.statfs(), |reply, stat| {
-                let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-                reply.statfs(
-                    stat.f_blocks,
-                    stat.f_bfree,
-                    stat.f_bavail,
-                    stat.f_files,
-                    stat.f_ffree,
-                    small(stat.f_bsize),
-                    length(NAME_MAX),
-                    small(stat.f_frsize),
-                );
-            });
-        });
+        self.serve(Wait::Disk, At::inode("statfs", ino), reply, reply::statfs, |mount, _| mount.statfs());
     }
 
     fn setxattr(
@@ -449,28 +410,28 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let value = value.to_owned();
-        self.change(At::name("setxattr", ino, name.as_bytes()), reply, move |mount, name| {
+        self.serve(Wait::Disk, At::name("setxattr", ino, name), reply, reply::empty, move |mount, name| {
             mount.set_xattr(number(ino), name, &value, flags.cast_unsigned())
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.workers.look(number(ino), name.as_bytes(), move |mount, name| {
-            let value = mount.retry(|| mount.get_xattr(number(ino), name));
-            reply::xattr(mount, reply, At::name("getxattr", ino, name), size, value);
+        self.serve(names(ino), At::name("getxattr", ino, name), reply, reply::xattr, move |mount, name| {
+            reply::fitting(mount.get_xattr(number(ino), name)?, size)
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.workers.look(number(ino), &[], move |mount, _| {
-            let names = mount.retry(|| mount.list_xattrs(number(ino)));
-            reply::xattr(mount, reply, At::inode("listxattr", ino), size, names);
+        self.serve(names(ino), At::inode("listxattr", ino), reply, reply::xattr, move |mount, _| {
+            reply::fitting(mount.list_xattrs(number(ino))?, size)
         });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("removexattr", ino, name.as_bytes());
-        self.change(at, reply, move |mount, name| mount.remove_xattr(number(ino), name));
+        let at = At::name("removexattr", ino, name);
+        self.serve(Wait::Disk, at, reply, reply::empty, move |mount, name| {
+            mount.remove_xattr(number(ino), name)
+        });
     }
 
     fn create(
@@ -485,39 +446,32 @@ impl Filesystem for Adapter {
     ) {
         let (dir, caller) = (number(parent), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
-        self.workers.run(name.as_bytes(), move |mount, name| {
-            let what = Make::File(mode);
-            let made = mount.retry(|| mount.namespace().make(dir, name, what, caller));
-            let opened = made.and_then(|attr| {
-                let Some(modes) = &mount.passthrough else {
-                    return Ok((attr, Answer::Cached { keep: true }));
-                };
-                let answer = mount.retry(|| wanted.created(mount, modes, &attr)).inspect_err(|_| {
-                    // The request fails, so the file must go, and the kernel holds no lookup of it.
-                    if let Err(error) = mount.namespace().unlink(dir, name) {
-                        let name = String::from_utf8_lossy(name);
-                        tracing::error!(%name, %error, "cannot remove a file whose creation failed");
-                    }
-                    mount.namespace().forget(attr.ino, 1);
-                })?;
-                Ok((attr, answer))
-            });
-            let at = At::name("create", parent, name);
-            reply::answer(mount, reply, at, opened, |reply, (attr, answer)| {
-                reply::created(reply, &attr, answer);
-            });
+        let at = At::name("create", parent, name);
+        self.serve(Wait::Disk, at, reply, reply::created, move |mount, name| {
+            let attr = mount.namespace().make(dir, name, Make::File(mode), caller)?;
+            let Some(modes) = &mount.passthrough else {
+                return Ok((attr, Answer::Cached { keep: true }));
+            };
+            let answer = wanted.created(mount, modes, &attr).inspect_err(|_| {
+                // The request fails or is tried again, so the file must go, and the kernel holds no lookup of it.
+                if let Err(error) = mount.namespace().unlink(dir, name) {
+                    let name = String::from_utf8_lossy(name);
+                    tracing::error!(%name, %error, "cannot remove a file whose creation failed");
+                }
+                mount.namespace().forget(attr.ino, 1);
+            })?;
+            Ok((attr, answer))
         });
     }
 
     /// For `access` and `chdir`, where the kernel does not check permission bits itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let mask = Access::from_bits_truncate(mask.bits().cast_unsigned());
-        self.workers.look(number(ino), &[], move |mount, _| {
-            let done = mount.retry(|| match mount.may_access(number(ino), mask)? {
+        self.serve(names(ino), At::inode("access", ino), reply, reply::empty, move |mount, _| {
+            match mount.may_access(number(ino), mask)? {
                 true => Ok(()),
                 false => Err(call("access")(rustix::io::Errno::ACCESS)),
-            });
-            reply::empty(mount, reply, At::inode("access", ino), done);
+            }
         });
     }
 
@@ -546,26 +500,21 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run(self.must_copy_much(ino), move |mount| {
-            let mode = mode.cast_unsigned();
-            let done = mount.retry(|| mount.fallocate(number(ino), mode, offset, length));
-            reply::empty(mount, reply, At::inode("fallocate", ino), done);
+        let at = At::inode("fallocate", ino);
+        self.serve(self.copy_up(ino), at, reply, reply::empty, move |mount, _| {
+            mount.fallocate(number(ino), mode.cast_unsigned(), offset, length)
         });
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let whence = match whence {
-            libc::SEEK_DATA => Ok(Whence::Data),
-            libc::SEEK_HOLE => Ok(Whence::Hole),
-            _ => Err(Error::Invalid("the kernel handles all other ways to seek")),
-        };
-        let wanted =
-            whence.and_then(|whence| Ok((u64::try_from(offset).map_err(|_| Error::BeyondEnd)?, whence)));
-        self.run(false, move |mount| {
-            let done =
-                wanted.and_then(|(from, whence)| mount.retry(|| mount.seek(number(ino), from, whence)));
-            let at = At::inode("lseek", ino);
-            reply::answer(mount, reply, at, done, |reply, at| reply.offset(at.cast_signed()));
+        self.serve(Wait::Disk, At::inode("lseek", ino), reply, reply::offset, move |mount, _| {
+            let from = match (whence, u64::try_from(offset)) {
+                (libc::SEEK_DATA, Ok(offset)) => SeekFrom::Data(offset),
+                (libc::SEEK_HOLE, Ok(offset)) => SeekFrom::Hole(offset),
+                (libc::SEEK_DATA | libc::SEEK_HOLE, Err(_)) => return Err(Error::BeyondEnd),
+                _ => return Err(Error::Invalid("the kernel handles all other ways to seek")),
+            };
+            mount.seek(number(ino), from)
         });
     }
 
@@ -582,12 +531,10 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = (number(ino_in), number(ino_out));
         // Not on a loop: it may copy much.
-        self.workers.hand_over(move |mount| {
-            let done = mount.retry(|| mount.copy_range(from, offset_in, to, offset_out, len));
-            let at = At::inode("copy_file_range", ino_in);
-            reply::answer(mount, reply, at, done, |reply, n| reply.written(length(n)));
+        let at = At::inode("copy_file_range", ino_in);
+        self.serve(Wait::Long, at, reply, reply::written, move |mount, _| {
+            mount.copy_range(number(ino_in), offset_in, number(ino_out), offset_out, len)
         });
     }
 }

@@ -8,6 +8,7 @@
 //! request that panics drops its reply, and fuser then answers EIO.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -16,7 +17,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use super::mount::Mount;
+use super::passthrough::Passthrough;
+use crate::fs::Fs;
 use crate::metrics::Metrics;
 use crate::namespace::types::Ino;
 use crate::sys::thread;
@@ -24,12 +26,59 @@ use crate::sys::thread;
 /// After this time without work, a thread of the pool ends.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// How long the kernel may cache names and attributes. In effect without limit, because every change goes through the
+/// kernel.
+pub(super) static TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What all threads of a mount share: the operations, and how its files are open.
+#[derive(Debug)]
+pub(super) struct Mount {
+    pub(super) fs: Arc<Fs>,
+    /// None in cached mode.
+    pub(super) passthrough: Option<Passthrough>,
+}
+
+impl Deref for Mount {
+    type Target = Fs;
+
+    fn deref(&self) -> &Fs {
+        &self.fs
+    }
+}
+
+impl Mount {
+    /// How long the kernel may keep an inode's attributes.
+    pub(super) fn attr_ttl(&self, ino: Ino) -> &'static Duration {
+        match &self.passthrough {
+            Some(modes) if !modes.keeps_attributes(ino.0) => &Duration::ZERO,
+            _ => &TTL,
+        }
+    }
+}
+
 /// Runs the requests of one mount.
 #[derive(Debug)]
 pub(super) struct Workers {
     mount: Arc<Mount>,
     permits: Permits,
     pool: Arc<Pool>,
+}
+
+/// What a request may wait for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// For the disk, unless the entry is only in the library: the request only reads names or attributes.
+    Names(Ino),
+    /// For the disk.
+    Disk,
+    /// For long, so it never runs on a loop: it may copy a large file, or syncs one.
+    Long,
+}
+
+impl Wait {
+    pub(super) fn long_if(slow: bool) -> Self {
+        if slow { Self::Long } else { Self::Disk }
+    }
 }
 
 /// The number of further loops that may run a request that can block.
@@ -69,15 +118,11 @@ impl Workers {
         &self.mount
     }
 
-    /// Runs a request that may wait for a disk. `with` (a name, or the bytes of a write) is copied only if the request
-    /// goes to the pool.
-    pub(super) fn run(&self, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
-        let permit = self.permits.take();
-        self.run_here(permit.is_some(), with, work);
-    }
-
-    fn run_here(&self, here: bool, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
-        if here {
+    /// Runs a request. `with` (a name, or the bytes of a write) is copied only if the request goes to the pool.
+    pub(super) fn run(&self, wait: Wait, with: &[u8], work: impl FnOnce(&Mount, &[u8]) + Send + 'static) {
+        let permit = if wait == Wait::Long { None } else { self.permits.take() };
+        let never_blocks = || matches!(wait, Wait::Names(ino) if self.mount.namespace().is_pure_lower(ino));
+        if permit.is_some() || never_blocks() {
             guarded(self.mount.metrics(), || work(&self.mount, with));
         } else {
             let with = with.to_owned();
@@ -101,15 +146,8 @@ impl Workers {
         }
     }
 
-    /// As [`Workers::run`], for a request that only reads names or attributes. For an entry that is only in the library
-    /// it never blocks.
-    pub(super) fn look(&self, ino: Ino, with: &[u8], work: impl FnOnce(&Arc<Mount>, &[u8]) + Send + 'static) {
-        let permit = self.permits.take();
-        self.run_here(permit.is_some() || self.mount.namespace().is_pure_lower(ino), with, work);
-    }
-
-    /// Runs a request that takes long, on a thread of the pool.
-    pub(super) fn hand_over(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
+    /// Runs a request on a thread of the pool.
+    fn hand_over(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
         let mount = Arc::clone(&self.mount);
         self.pool.run(Box::new(move || {
             guarded(mount.metrics(), || work(&mount));

@@ -4,7 +4,7 @@ use crate::space::upper::mark::KeptCtime;
 pub use crate::space::upper::types::{Ino, Kind, Time};
 
 /// The attributes of an entry, as `stat` shows them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Attr {
     /// Inode number.
     pub ino: Ino,

@@ -11,7 +11,7 @@ use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
 ///   Programs of 32 bits can stat such a file. The file is kept while the kernel may hold the number, so two entries
 ///   never share one.
 /// * From 2^48 on: the same, for files whose own inode number is 2^31 or more: 2^48 + that number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Ino(pub u64);
 
 /// The first number of entries that were created in the space.
@@ -50,9 +50,10 @@ impl Ino {
 }
 
 /// The type of an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Kind {
     /// A directory.
+    #[default]
     Dir,
     /// A regular file.
     File,
@@ -96,7 +97,7 @@ impl Kind {
 }
 
 /// A point in time since the epoch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Time {
     /// Seconds; may be negative.
     pub sec: i64,
