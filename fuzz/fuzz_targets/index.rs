@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     if file.write_all(&bytes).is_err() {
         return;
     }
-    let Ok(Ok(index)) = Index::open(file.path()) else { return };
+    let Ok(index) = Index::open(file.path()) else { return };
     let _ = index.verify();
     for id in (0..index.len().min(1000)).map(NodeId) {
         let _ = index.path_of(id);

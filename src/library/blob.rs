@@ -305,7 +305,7 @@ impl Blobs {
         let cache_error = |source| self.cache_error(digest, source);
         let mut stored = self.stored(digest)?;
         if let Some(readers) = audience.readers {
-            readers.begin(pending.file().try_clone().map_err(cache_error)?);
+            readers.begin(pending.file.try_clone().map_err(cache_error)?);
         }
         // The library's file may change at any time. So the copy is verified, or the bytes that are written to it.
         let cloned = match stored.file() {
@@ -313,14 +313,14 @@ impl Blobs {
             _ => false,
         };
         if cloned {
-            let mut copy = StoredBlob::of_file(pending.file().try_clone().map_err(cache_error)?);
+            let mut copy = StoredBlob::of_file(pending.file.try_clone().map_err(cache_error)?);
             self.pour(digest, size, &mut copy, &mut Announced { file: None, audience })?;
         } else {
-            let mut out = Announced { file: Some(pending.file()), audience };
+            let mut out = Announced { file: Some(&mut pending.file), audience };
             self.pour(digest, size, &mut stored, &mut out)?;
             stored.drop_pages();
         }
-        let in_memory = if pending.is_in_memory() { size } else { 0 };
+        let in_memory = if pending.in_memory { size } else { 0 };
         let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
         if fd::has_name(&file).map_err(|errno| cache_error(errno.into()))? {
             // Cloning a file waits until its bytes are written out.

@@ -24,12 +24,9 @@ use rustix::io::Errno;
 
 use super::LibraryError;
 use super::digest::Digest;
-use super::index::cache::make_dir;
+use super::index::cache::{make_dir, sweep};
 use super::stamp::Stamp;
 use crate::sys::tree;
-
-/// The age in seconds at which a temporary file is removed: its writer has died.
-const OLD: u64 = 3600;
 
 #[derive(Debug)]
 pub struct BlobCache {
@@ -52,11 +49,11 @@ pub enum CachedCopy {
 /// A copy that is being written and is not in the cache yet.
 #[derive(Debug)]
 pub struct Pending {
-    file: File,
+    pub(super) file: File,
     /// The temporary name, if the filesystem has no `O_TMPFILE`.
     name: Option<PathBuf>,
     /// Whether the file is a memfd, which never gets a name.
-    in_memory: bool,
+    pub(super) in_memory: bool,
 }
 
 impl Pending {
@@ -67,15 +64,6 @@ impl Pending {
     pub fn in_memory() -> io::Result<Self> {
         let fd = rustix::fs::memfd_create("holofs-blob", MemfdFlags::CLOEXEC)?;
         Ok(Self { file: fd.into(), name: None, in_memory: true })
-    }
-
-    pub fn file(&mut self) -> &mut File {
-        &mut self.file
-    }
-
-    #[must_use]
-    pub fn is_in_memory(&self) -> bool {
-        self.in_memory
     }
 
     /// Makes the copy a reflink of `source`. Returns false, and writes nothing, if the filesystem cannot do that.
@@ -114,7 +102,7 @@ impl BlobCache {
     pub fn open(dir: &Path) -> Result<Self, LibraryError> {
         let cache = Self { dir: dir.to_owned(), next: AtomicU64::new(0), limit: u64::MAX };
         make_dir(&cache.tmp())?;
-        cache.sweep();
+        sweep(&cache.tmp(), "");
         Ok(cache)
     }
 
@@ -140,19 +128,6 @@ impl BlobCache {
         // One process may have several caches in the same directory.
         let own = std::ptr::from_ref(self) as usize;
         self.tmp().join(format!("copy.{}.{own:x}.{number}", std::process::id()))
-    }
-
-    /// Removes the temporary files of writers that died.
-    fn sweep(&self) {
-        let Ok(entries) = std::fs::read_dir(self.tmp()) else { return };
-        for entry in entries.flatten() {
-            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-            if age().is_some_and(|age| age.as_secs() > OLD)
-                && let Err(error) = std::fs::remove_file(entry.path())
-            {
-                tracing::debug!(%error, "cannot remove a temporary copy");
-            }
-        }
     }
 
     /// The path of the copy of a blob, whether it exists or not.

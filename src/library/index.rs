@@ -14,6 +14,7 @@ pub mod format;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -35,6 +36,12 @@ pub struct NodeId(pub u32);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the compiled index is damaged: {0}")]
 pub struct IndexError(pub &'static str);
+
+impl From<IndexError> for io::Error {
+    fn from(error: IndexError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
 
 /// The header of a catalog, and rcc's own counts of its entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -119,7 +126,7 @@ pub struct Index {
     header: Header,
     info: CatalogInfo,
     /// The library had all blobs at the last check, and the catalog file has not changed since. Set by `cache`.
-    blobs_seen: bool,
+    pub blobs_seen: bool,
 }
 
 impl Index {
@@ -127,17 +134,16 @@ impl Index {
     ///
     /// # Errors
     /// When the file cannot be mapped, or is not an index of this version.
-    pub fn open(path: &Path) -> std::io::Result<Result<Self, IndexError>> {
+    pub fn open(path: &Path) -> io::Result<Self> {
         let file = guarded::open_file(path, Access::Read)?;
         if file.metadata()?.len() < format::HEADER_SIZE as u64 {
-            return Ok(Err(IndexError("shorter than a header")));
+            return Err(IndexError("shorter than a header").into());
         }
         let map = map::of(&file)?;
-        Ok(Header::decode(&map).and_then(|header| {
-            let info = serde_json::from_slice(header.info.of(&map)?)
-                .map_err(|_| IndexError("the catalog's header cannot be read"))?;
-            Ok(Self { map, header, info, blobs_seen: false })
-        }))
+        let header = Header::decode(&map)?;
+        let info = serde_json::from_slice(header.info.of(&map)?)
+            .map_err(|_| IndexError("the catalog's header cannot be read"))?;
+        Ok(Self { map, header, info, blobs_seen: false })
     }
 
     /// Compares the body with its checksum. Reads all of the file.
@@ -163,12 +169,6 @@ impl Index {
     #[must_use]
     pub fn info(&self) -> &CatalogInfo {
         &self.info
-    }
-
-    /// Whether the library had all blobs at the last check of this very catalog file.
-    #[must_use]
-    pub fn blobs_seen(&self) -> bool {
-        self.blobs_seen
     }
 
     /// The digests of the regular files, each once.

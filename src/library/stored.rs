@@ -33,26 +33,16 @@ impl std::fmt::Debug for StoredBlob {
 }
 
 impl StoredBlob {
-    /// A blob that is in no file of this machine.
-    #[must_use]
-    pub fn of_reader(reader: impl Read + Send + 'static) -> Self {
-        Self { reader: Box::new(reader), section: None }
+    /// A blob that `reader` reads, from a part of a file or from no file of this machine.
+    pub(super) fn new(reader: impl Read + Send + 'static, section: Option<Section>) -> Self {
+        Self { reader: Box::new(reader), section }
     }
 
     /// A blob that is a file of its own.
     #[must_use]
     pub fn of_file(file: File) -> Self {
-        Self::of_section(Section { file: Arc::new(file), at: 0, end: None })
-    }
-
-    /// A blob that is a part of a file.
-    pub(super) fn of_section(section: Section) -> Self {
-        Self { reader: Box::new(section.clone()), section: Some(section) }
-    }
-
-    /// A blob that `reader` decompresses from a part of a file.
-    pub(super) fn unpacked(section: Section, reader: impl Read + Send + 'static) -> Self {
-        Self { reader: Box::new(reader), section: Some(section) }
+        let section = Section { file: Arc::new(file), at: 0, end: None };
+        Self::new(section.clone(), Some(section))
     }
 
     /// The file whose whole content is the stored bytes. None for a part of a file: a reflink must begin at a block.

@@ -39,6 +39,7 @@ pub struct Filling {
     progress: Mutex<Progress>,
 }
 
+#[derive(Default)]
 struct Progress {
     /// Bytes in the file, not yet verified.
     unpacked: u64,
@@ -46,38 +47,20 @@ struct Progress {
     taken_back: bool,
     /// Set when the blob is verified or has failed.
     ended: Option<Outcome>,
-    waiting: Vec<Waiting>,
+    /// Readers, each with the number of bytes of the blob that have to be there for it.
+    waiting: Vec<(u64, Callback)>,
     on_failure: Vec<Failed>,
-}
-
-/// A reader, and how many bytes of the blob have to be there for it.
-struct Waiting {
-    end: u64,
-    answer: Callback,
 }
 
 impl std::fmt::Debug for Filling {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let progress = self.progress.lock();
-        f.debug_struct("Filling")
-            .field("size", &self.size)
-            .field("unpacked", &progress.unpacked)
-            .field("ended", &progress.ended.is_some())
-            .field("waiting", &progress.waiting.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Filling").field("size", &self.size).finish_non_exhaustive()
     }
 }
 
 impl Filling {
     pub(super) fn new(size: u64) -> Self {
-        let progress = Progress {
-            unpacked: 0,
-            taken_back: false,
-            ended: None,
-            waiting: Vec::new(),
-            on_failure: Vec::new(),
-        };
-        Self { size, file: OnceLock::new(), progress: Mutex::new(progress) }
+        Self { size, file: OnceLock::new(), progress: Mutex::default() }
     }
 
     /// Sets the file that the bytes are written to, before the first of them is announced. Only the first call has
@@ -89,13 +72,13 @@ impl Filling {
     /// Announces bytes that are in the file.
     pub(super) fn add(&self, bytes: u64) {
         let Some(file) = self.file.get() else { return };
-        let ready: Vec<Waiting> = {
+        let ready: Vec<_> = {
             let mut progress = self.progress.lock();
             progress.unpacked += bytes;
             let unpacked = progress.unpacked;
-            progress.waiting.extract_if(.., |reader| self.is_there(reader.end, unpacked)).collect()
+            progress.waiting.extract_if(.., |(end, _)| self.is_there(*end, unpacked)).collect()
         };
-        ready.into_iter().for_each(|reader| (reader.answer)(Ok(Arc::clone(file))));
+        ready.into_iter().for_each(|(_, answer)| answer(Ok(Arc::clone(file))));
     }
 
     /// Registers a callback for a reader of bytes that may turn out to be bad.
@@ -125,7 +108,7 @@ impl Filling {
             let to_tell = std::mem::take(&mut progress.on_failure);
             (std::mem::take(&mut progress.waiting), if progress.taken_back { to_tell } else { Vec::new() })
         };
-        waiting.into_iter().for_each(|reader| (reader.answer)(outcome.clone()));
+        waiting.into_iter().for_each(|(_, answer)| answer(outcome.clone()));
         // Last, because dropping the kernel's pages waits for reads that lock them, and these reads wait for this thread.
         to_tell.into_iter().for_each(|tell| tell());
     }
@@ -164,7 +147,7 @@ impl Filling {
             (None, Some(file)) if self.is_there(end, progress.unpacked) => Ok(Arc::clone(file)),
             (None, _) if progress.waiting.len() >= limit => return Err(answer),
             (None, _) => {
-                progress.waiting.push(Waiting { end, answer });
+                progress.waiting.push((end, answer));
                 return Ok(());
             }
         };

@@ -260,11 +260,11 @@ impl ZipLibrary {
     fn open_member(&self, member: &Member) -> io::Result<StoredBlob> {
         let section = self.section(member)?;
         if !member.is_deflated {
-            return Ok(StoredBlob::of_section(section));
+            return Ok(StoredBlob::new(section.clone(), Some(section)));
         }
         let packed = BufReader::with_capacity(64 * 1024, section.clone());
         let left = member.place.uncompressed_size_hint();
-        Ok(StoredBlob::unpacked(section, Inflated { from: DeflateDecoder::new(packed), left }))
+        Ok(StoredBlob::new(Inflated { from: DeflateDecoder::new(packed), left }, Some(section)))
     }
 }
 

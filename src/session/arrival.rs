@@ -44,7 +44,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
             None => open_or_compile(library, &plan.catalog, &cache_dir).map(Arc::new),
         };
         let missing = match &opened {
-            Ok(index) if index.blobs_seen() => 0,
+            Ok(index) if index.blobs_seen => 0,
             Ok(index) => missing_blobs(index, library),
             // The catalog may be half written. Other errors are permanent.
             Err(LibraryError::Catalog { .. } | LibraryError::Io { .. }) => 1,
@@ -52,7 +52,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
         };
         if missing == 0 || is_last_look {
             let index = opened?;
-            if missing == 0 && !index.blobs_seen() {
+            if missing == 0 && !index.blobs_seen {
                 note_blobs_seen(library, &plan.catalog, &cache_dir, &index);
             }
             return Ok((index, missing));

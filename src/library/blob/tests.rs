@@ -61,7 +61,7 @@ impl Library for FaultyLibrary {
             None if self.has_no_files => {
                 let mut bytes = Vec::new();
                 self.inner.blob(digest)?.read_to_end(&mut bytes)?;
-                Ok(StoredBlob::of_reader(io::Cursor::new(bytes)))
+                Ok(StoredBlob::new(io::Cursor::new(bytes), None))
             }
             None => self.inner.blob(digest),
         }
@@ -527,7 +527,7 @@ fn two_processes_may_fetch_one_blob() {
     let digest = world.gz(&content);
     let other = BlobCache::open(&world.dir.path().join("cache")).unwrap();
     let mut pending = other.begin().unwrap();
-    pending.file().write_all(&content).unwrap();
+    pending.file.write_all(&content).unwrap();
     assert_eq!(world.read(&digest, content.len()).unwrap(), content);
     let first = fs::metadata(world.cached(&digest)).unwrap().ino();
     let file = other.commit(pending, &digest, content.len() as u64).unwrap();
@@ -539,7 +539,7 @@ fn a_filesystem_without_unnamed_files_does_as_well() {
     let world = World::new();
     let digest = world.gz(b"hello");
     let mut pending = world.blobs.cache.begin_named().unwrap();
-    pending.file().write_all(b"hello").unwrap();
+    pending.file.write_all(b"hello").unwrap();
     drop(world.blobs.cache.commit(pending, &digest, 5).unwrap());
     world.opened.store(0, Ordering::Relaxed);
     world.blobs.open_raw(&digest, 5).unwrap();

@@ -43,14 +43,29 @@ pub fn open_or_compile(
     name: &CatalogName,
     cache_dir: &Path,
 ) -> Result<Index, LibraryError> {
-    match open_known(library, name, cache_dir) {
+    if let Some(index) = open_known(library, name, cache_dir) {
+        return index;
+    }
+    make_dir(cache_dir)?;
+    let (stamp, bytes) = library.catalog(name)?;
+    let sum: [u8; 32] = Sha256::digest(&bytes).into();
+    let sum_text = Hex(&sum).to_string();
+    let path = index_path(cache_dir, &sum_text);
+    // There is an index if the catalog was touched or copied. rcc touches a catalog at every restore.
+    let index = match open_checked(&path, &sum_text, true) {
         Some(index) => index,
         None => {
-            make_dir(cache_dir)?;
-            let index = open_or_compile_unknown(library, name, cache_dir)?;
-            checked_name(library, name, index)
+            let refused = |source| LibraryError::Catalog { place: library.catalog_place(name), source };
+            let tree = catalog::parse_file(&bytes).map_err(refused)?;
+            drop(bytes);
+            sweep(cache_dir, PART);
+            let compiled = compile(&tree, sum).map_err(refused)?;
+            guarded::replace(&path, cached(Durability::Data), &compiled).map_err(LibraryError::io(&path))?;
+            Index::open(&path).map_err(LibraryError::io(&path))?
         }
-    }
+    };
+    write_note(&note_path(library, name, cache_dir), stamp, &sum_text, &path, false);
+    checked_name(library, name, index)
 }
 
 /// Opens the index of a catalog that has not changed since it was compiled, without reading either. None if the catalog
@@ -88,33 +103,6 @@ fn checked_name(library: &dyn Library, name: &CatalogName, mut index: Index) -> 
     }
 }
 
-fn open_or_compile_unknown(
-    library: &dyn Library,
-    name: &CatalogName,
-    cache_dir: &Path,
-) -> Result<Index, LibraryError> {
-    let (stamp, bytes) = library.catalog(name)?;
-    let sum: [u8; 32] = Sha256::digest(&bytes).into();
-    let sum_text = Hex(&sum).to_string();
-    let path = index_path(cache_dir, &sum_text);
-    let note_path = note_path(library, name, cache_dir);
-    // The catalog was touched or copied. rcc touches a catalog at every restore.
-    if let Some(index) = open_checked(&path, &sum_text, true) {
-        write_note(&note_path, stamp, &sum_text, &path, false);
-        return Ok(index);
-    }
-    let place = || library.catalog_place(name);
-    let tree =
-        catalog::parse_file(&bytes).map_err(|source| LibraryError::Catalog { place: place(), source })?;
-    drop(bytes);
-    sweep(cache_dir);
-    let compiled = compile(&tree, sum).map_err(|source| LibraryError::Catalog { place: place(), source })?;
-    guarded::replace(&path, cached(Durability::Data), &compiled).map_err(LibraryError::io(&path))?;
-    write_note(&note_path, stamp, &sum_text, &path, false);
-    let opened = Index::open(&path).map_err(LibraryError::io(&path))?;
-    opened.map_err(|error| LibraryError::Io { path, source: std::io::Error::other(error) })
-}
-
 /// Records that the library has all blobs of a catalog, unless the catalog has changed since `index` was opened.
 pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Path, index: &Index) {
     let note_path = note_path(library, name, cache_dir);
@@ -141,22 +129,21 @@ fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
 
 /// Opens the index of the catalog with this sum. None if it is missing or damaged. Verifies the body only with `whole`.
 fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
-    let opened = match Index::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => Err(error.to_string()),
-        Ok(opened) => opened
-            .and_then(|index| {
-                if Hex(&index.catalog_sha256()).to_string() != sum {
-                    return Err(IndexError("it is of another catalog"));
-                }
-                if whole {
-                    index.verify()?
-                };
-                Ok(index)
-            })
-            .map_err(|error| error.to_string()),
-    };
-    opened.inspect_err(|why| tracing::warn!(path = %path.display(), %why, "compiling the catalog again")).ok()
+    let opened = Index::open(path).and_then(|index| {
+        if Hex(&index.catalog_sha256()).to_string() != sum {
+            return Err(IndexError("it is of another catalog").into());
+        }
+        if whole {
+            index.verify()?;
+        }
+        Ok(index)
+    });
+    if let Err(why) = &opened
+        && why.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %why, "compiling the catalog again");
+    }
+    opened.ok()
 }
 
 /// The largest size of a note in bytes. It holds a sum and a few numbers.
@@ -188,13 +175,14 @@ pub(crate) fn cached(durability: Durability) -> Replace {
     Replace { mode: 0o600, writers: Writers::Many, durability }
 }
 
-/// Removes the temporary files of writers that died.
-fn sweep(cache_dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(cache_dir) else { return };
+/// Removes the temporary files that a process left in a directory when it was killed: those with `part` in their name that
+/// nobody has written to for an hour.
+pub(crate) fn sweep(dir: &Path, part: &str) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
-        let is_old = || Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs() > 3600);
-        if entry.file_name().to_string_lossy().contains(PART)
-            && is_old() == Some(true)
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_string_lossy().contains(part)
+            && age().is_some_and(|age| age.as_secs() > 3600)
             && let Err(error) = std::fs::remove_file(entry.path())
         {
             tracing::debug!(%error, "cannot remove a temporary file of the cache");
