@@ -13,12 +13,15 @@
 //! | [`materialize`] | a lower file becomes a private backing file |
 //! | [`record`] | what a command installed becomes a library in rcc's format |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
+//! | [`blueprint`] | robot.yaml, conda.yaml and package.yaml become rcc's text and hash |
 //! | [`metrics`] | the counters of one mount |
 //! | [`settings`] | what a user can choose, by flags, variables and files |
+//! | [`yaml`] | a YAML document as rcc reads it |
 //! | [`sys`] | the only `unsafe`; ioctls, mounts, mappings, mountinfo |
 //!
 //! `docs/ARCHITECTURE.md` follows one request through all of them.
 
+pub mod blueprint;
 pub mod cli;
 pub mod fs;
 pub mod fuse;
@@ -31,3 +34,4 @@ pub mod session;
 pub mod settings;
 pub mod space;
 pub mod sys;
+pub mod yaml;

@@ -9,6 +9,7 @@
 
 mod arrival;
 mod begin;
+pub mod choice;
 mod chores;
 pub mod claim;
 pub mod compose;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::exit::{Failure, OK, describe};
+use super::exit::{FAILED, Failure, OK, describe, failure};
 use super::values::{seconds, size, strategy};
 use super::{Context, output};
 use crate::session;
@@ -50,6 +50,9 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
+    if args.request.choice.has_files() {
+        return Err(failure(FAILED, "--robot and --conda: not implemented yet", Some("--blueprint HASH")));
+    }
     let plan = args.request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {

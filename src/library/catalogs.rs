@@ -9,6 +9,7 @@ use super::index::CatalogInfo;
 use super::look::Look;
 use super::name::is_hex;
 use super::{Library, LibraryError};
+pub use crate::blueprint::hash::this_platform;
 
 /// The format version in the names of catalogs.
 const VERSION: &str = "v12.";
@@ -96,21 +97,6 @@ pub fn list(library: &dyn Library) -> Result<Vec<CatalogEntry>, LibraryError> {
         tracing::warn!(path, "a catalog is ignored: it is not a regular file");
     }
     Ok(entries)
-}
-
-/// The platform of this machine in Go's words, as rcc uses them.
-#[must_use]
-pub fn this_platform() -> String {
-    let os = match std::env::consts::OS {
-        "macos" => "darwin",
-        os => os,
-    };
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        arch => arch,
-    };
-    format!("{os}_{arch}")
 }
 
 #[cfg(test)]

@@ -8,11 +8,10 @@
 //! a name of that length in files.
 
 use std::fmt;
-use std::hash::Hasher as _;
-
-use siphasher::sip::SipHasher24;
 
 use super::NAME_LEN;
+use crate::blueprint::hash::sip;
+pub use crate::blueprint::hash::sipit_hex;
 
 /// The user part if `$HOME` is not set.
 const NO_HOME: &str = "badcafe";
@@ -20,19 +19,6 @@ const NO_HOME: &str = "badcafe";
 const UNMANAGED: &str = "UNMNGED";
 
 const USER_KEYS: (u64, u64) = (9_007_799_254_740_993, 2_147_487_647);
-const SIPIT_KEYS: (u64, u64) = (9_007_199_254_740_993, 2_147_483_647);
-
-fn sip(keys: (u64, u64), bytes: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new_with_keys(keys.0, keys.1);
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// rcc's general 64-bit hash, as 16 lower-case hexadecimal digits. Names a blueprint.
-#[must_use]
-pub fn sipit_hex(bytes: &[u8]) -> String {
-    format!("{:016x}", sip(SIPIT_KEYS, bytes))
-}
 
 /// The user part of a name, from the unchanged value of `$HOME`. As in rcc, the hash has no leading zeros before it is
 /// cut.

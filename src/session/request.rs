@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrival::wait_for_recording;
+use super::choice::Choice;
 use super::environment::Environment;
 use super::error::Error;
 use crate::library::catalogs::CatalogName;
@@ -32,9 +33,9 @@ pub struct MountRequest {
     pub library: OsString,
     /// The space: a name, an identity, or the path of its directory
     pub space: OsString,
-    /// The environment, by the first digits of its blueprint's hash
-    #[arg(long, value_name = "HASH")]
-    pub blueprint: Option<String>,
+    /// The environment.
+    #[command(flatten)]
+    pub choice: Choice,
     /// Unpack files in the background: those that earlier mounts read, or those of a profile
     #[arg(long, value_name = "PROFILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub prefetch: Option<Prefetch>,
@@ -138,7 +139,7 @@ impl MountRequest {
         let wanted = Wanted {
             space: &self.space,
             controller: &settings.controller.value,
-            blueprint: self.blueprint.as_deref(),
+            blueprint: self.choice.blueprint.as_deref(),
             fresh: self.fresh,
         };
         let mut selected = select(location, &wanted, env);

@@ -1,0 +1,31 @@
+//! Reads the files that describe robots and environments.
+
+use std::path::{Path, PathBuf};
+
+use super::BlueprintError;
+use crate::sys::errno_of;
+use crate::sys::guarded::{self, GuardedError, Problem};
+use crate::yaml::{Document, YamlError};
+
+/// The largest file that is read, in bytes. rcc's templates have less than 2,000.
+pub(super) const LIMIT: u64 = 1 << 20;
+
+/// The content of a file. The file may be a link, but what the link leads to must be a regular file.
+pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, BlueprintError> {
+    let real = path
+        .canonicalize()
+        .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) })?;
+    let read = guarded::read(&real, LIMIT);
+    Ok(read.map_err(|error| GuardedError { path: path.to_owned(), ..error })?)
+}
+
+/// The document of a file with this content.
+pub(super) fn document(path: &Path, bytes: &[u8]) -> Result<Option<Document>, BlueprintError> {
+    Document::parse(bytes).map_err(at(path))
+}
+
+/// Turns an error in a document into one in a file.
+pub(super) fn at(path: &Path) -> impl Fn(YamlError) -> BlueprintError {
+    let path = PathBuf::from(path);
+    move |problem| BlueprintError::Bad { path: path.clone(), problem }
+}
