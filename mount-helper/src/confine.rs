@@ -34,28 +34,17 @@ pub(crate) enum Error {
     Os = 4,
 }
 
-/// The result of [`confine`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Confined {
-    /// The real user id of the caller.
-    pub(crate) caller: u32,
-    /// Whether the program can mount and register files for the caller.
-    pub(crate) able: Verdict,
-}
-
-/// Drops all privileges that are not needed.
+/// Drops all privileges that are not needed. Returns whether the program can mount and register files for the caller.
 ///
 /// # Errors
 /// See [`Error`]; the program must end then.
-pub(crate) fn confine() -> Result<Confined, Error> {
+pub(crate) fn confine() -> Result<Verdict, Error> {
     let able = drop_privilege().map_err(|_| Error::Privilege)?;
     sys::clear_environment().map_err(|_| Error::Os)?;
     limit().map_err(|_| Error::Os)?;
-    let caller = rustix::process::getuid().as_raw();
-    check_socket(caller)?;
+    check_socket()?;
     close_others().map_err(|_| Error::Os)?;
-    let able = if able { in_initial_user_namespace() } else { Err(Deny::NoPrivilege) };
-    Ok(Confined { caller, able })
+    Ok(if able { in_initial_user_namespace() } else { Err(Deny::NoPrivilege) })
 }
 
 /// Switches to the caller's ids, with CAP_SYS_ADMIN permitted and no capability effective. Returns whether the program has
@@ -119,10 +108,11 @@ fn limit() -> Result<(), Errno> {
 }
 
 /// Standard input must be a socket from a socketpair(2) call of the caller.
-fn check_socket(caller: u32) -> Result<(), Error> {
+fn check_socket() -> Result<(), Error> {
+    let caller = rustix::process::getuid();
     let is_socket = rustix::net::sockopt::socket_domain(stdin()) == Ok(AddressFamily::UNIX)
         && rustix::net::sockopt::socket_type(stdin()) == Ok(SocketType::SEQPACKET)
-        && rustix::net::sockopt::socket_peercred(stdin()).is_ok_and(|peer| peer.uid.as_raw() == caller);
+        && rustix::net::sockopt::socket_peercred(stdin()).is_ok_and(|peer| peer.uid == caller);
     if is_socket { Ok(()) } else { Err(Error::NotStarted) }
 }
 

@@ -6,9 +6,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use holofs_mount_helper::policy::{
-    Access, BackingFacts, DeviceFacts, FuseConf, MountpointFacts, fuse_mounts,
-};
+use holofs_mount_helper::policy::{Access, BackingFacts, FuseConf, MountpointFacts, fuse_mounts};
 use holofs_mount_helper::view::{identity, path_of};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, fcntl_getfl,
@@ -44,10 +42,11 @@ fn type_of_filesystem(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(fstatfs(fd)?.f_type as u64 & u64::from(u32::MAX))
 }
 
-pub(crate) fn of_device(fd: BorrowedFd<'_>) -> Result<DeviceFacts, Errno> {
+/// The device number, if it is a character device.
+pub(crate) fn of_device(fd: BorrowedFd<'_>) -> Result<Option<(u32, u32)>, Errno> {
     let stat = fstat(fd)?;
     let rdev = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    Ok(DeviceFacts { is_char_device: kind(&stat) == FileType::CharacterDevice, rdev })
+    Ok((kind(&stat) == FileType::CharacterDevice).then_some(rdev))
 }
 
 pub(crate) fn of_mountpoint(fd: BorrowedFd<'_>) -> Result<MountpointFacts, Errno> {

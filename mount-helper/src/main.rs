@@ -11,19 +11,15 @@ mod confine;
 mod facts;
 mod kernel;
 mod quota;
-mod refusal;
 mod serve;
 mod sys;
 
 use std::process::ExitCode;
 
-use holofs_mount_helper::policy::Session;
-
 fn main() -> ExitCode {
-    let confined = match confine::confine() {
-        Ok(confined) => confined,
-        Err(error) => return ExitCode::from(error as u8),
-    };
-    let served = serve::serve(confined.caller, Session::new(confined.caller, confined.able));
-    served.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+    match confine::confine().map(serve::serve) {
+        Err(error) => ExitCode::from(error as u8),
+        Ok(Err(_)) => ExitCode::FAILURE,
+        Ok(Ok(())) => ExitCode::SUCCESS,
+    }
 }

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, opcode};
+use rustix::ioctl::{Opcode, opcode};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// `struct fuse_backing_map` of the kernel's `include/uapi/linux/fuse.h`.
@@ -24,24 +24,6 @@ const MAGIC: u8 = 229;
 const BACKING_OPEN: Opcode = opcode::write::<BackingMap>(MAGIC, 1);
 const BACKING_CLOSE: Opcode = opcode::write::<u32>(MAGIC, 2);
 
-// SAFETY: the ioctl only reads the `BackingMap` that `as_ptr` points to, and returns a number.
-unsafe impl Ioctl for BackingMap {
-    type Output = u32;
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        BACKING_OPEN
-    }
-
-    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
-        std::ptr::from_mut(self).cast()
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
-        u32::try_from(out).map_err(|_| Errno::IO)
-    }
-}
-
 /// Registers `file` on the connection of `fuse`, and returns the backing id.
 ///
 /// # Errors
@@ -49,8 +31,9 @@ unsafe impl Ioctl for BackingMap {
 /// filesystem; ENOMEM.
 pub fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32, Errno> {
     let map = BackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
-    // SAFETY: the argument is the structure that belongs to the opcode. The kernel takes its own reference to `file`.
-    unsafe { rustix::ioctl::ioctl(fuse, map) }
+    // SAFETY: the kernel reads the structure that belongs to the opcode. It takes its own reference to `file`.
+    let id = unsafe { libc::ioctl(fuse.as_raw_fd(), BACKING_OPEN as libc::Ioctl, &raw const map) };
+    u32::try_from(id).map_err(|_| last_errno())
 }
 
 /// Closes a backing id. Open files that use it are not affected.
@@ -58,10 +41,11 @@ pub fn backing_open(fuse: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<u32, E
 /// # Errors
 /// ENOENT for an id that is not registered.
 pub fn backing_close(fuse: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
-    // SAFETY: the ioctl reads a u32.
-    let close = unsafe { Setter::<BACKING_CLOSE, u32>::new(id) };
-    // SAFETY: `close` has the argument that belongs to the opcode.
-    unsafe { rustix::ioctl::ioctl(fuse, close) }
+    // SAFETY: the kernel reads the u32 that belongs to the opcode.
+    match unsafe { libc::ioctl(fuse.as_raw_fd(), BACKING_CLOSE as libc::Ioctl, &raw const id) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
+    }
 }
 
 /// Clones the mount that a descriptor is on, from the descriptor's path downwards. The clone is read-only and detached, and
@@ -96,9 +80,11 @@ fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    }
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The errno of the last call of the C library.
+#[must_use]
+pub fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -22,31 +22,23 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// Filesystems (by `f_type` of fstatfs) whose owners and modes can be trusted. Not FUSE, where another user's daemon can
 /// report any owner and mode. Not procfs and similar ones. Not network filesystems, whose server can map owners.
-const FILESYSTEMS: [(u64, &str); 8] = [
-    (0xEF53, "ext4"),
-    (0x5846_5342, "xfs"),
-    (0x9123_683E, "btrfs"),
-    (0xCA45_1A4E, "bcachefs"),
-    (0xF2F5_2010, "f2fs"),
-    (0x2FC1_2FC1, "zfs"),
-    (0x0102_1994, "tmpfs"),
-    (0x794C_7630, "overlay"),
+const FILESYSTEMS: [u64; 8] = [
+    0xEF53,      // ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0xCA45_1A4E, // bcachefs
+    0xF2F5_2010, // f2fs
+    0x2FC1_2FC1, // zfs
+    0x0102_1994, // tmpfs
+    0x794C_7630, // overlay
 ];
-
-/// Whether the owners and modes of a filesystem can be trusted.
-fn is_trusted(f_type: u64) -> bool {
-    FILESYSTEMS.iter().any(|(known, _)| *known == f_type)
-}
 
 /// Allowed, or the reason for the refusal.
 pub type Verdict = Result<(), Deny>;
 
 /// Refuses with the first reason that applies.
 fn refuse_first(reasons: &[(bool, Deny)]) -> Verdict {
-    match reasons.iter().find(|(applies, _)| *applies) {
-        Some((_, reason)) => Err(*reason),
-        None => Ok(()),
-    }
+    reasons.iter().find(|(applies, _)| *applies).map_or(Ok(()), |(_, reason)| Err(*reason))
 }
 
 /// The administrator's settings in `/etc/fuse.conf`.
@@ -89,15 +81,6 @@ impl FuseConf {
 pub fn fuse_mounts(table: &str) -> usize {
     let types = table.lines().filter_map(|line| line.split(' ').nth(2));
     types.filter(|kind| matches!(*kind, "fuse" | "fuseblk") || kind.starts_with("fuse.")).count()
-}
-
-/// Facts about `/dev/fuse`, from fstat.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DeviceFacts {
-    /// Whether it is a character device.
-    pub is_char_device: bool,
-    /// Its major and minor number.
-    pub rdev: (u32, u32),
 }
 
 /// Facts about the directory to mount on.
@@ -187,7 +170,8 @@ impl Session {
         Ok(())
     }
 
-    /// Decides about a mount. `mounts` is the current number of mounted FUSE filesystems.
+    /// Decides about a mount. `mounts` is the current number of mounted FUSE filesystems. `device` is the device number of
+    /// `/dev/fuse` from fstat, if it is a character device.
     ///
     /// # Errors
     /// The refusal.
@@ -196,7 +180,7 @@ impl Session {
         flags: MountFlags,
         conf: FuseConf,
         mounts: usize,
-        device: &DeviceFacts,
+        device: Option<(u32, u32)>,
         mountpoint: &MountpointFacts,
     ) -> Verdict {
         match self.phase {
@@ -207,10 +191,10 @@ impl Session {
         refuse_first(&[
             (flags.allow_other && !conf.user_allow_other, Deny::AllowOther),
             (mounts >= conf.mount_max, Deny::TooManyMounts),
-            (!device.is_char_device || device.rdev != FUSE_DEVICE, Deny::NotFuseDevice),
+            (device != Some(FUSE_DEVICE), Deny::NotFuseDevice),
             (!mountpoint.is_dir, Deny::NotADirectory),
             (!mountpoint.resolved_without_symlinks, Deny::NotWhereItSays),
-            (!is_trusted(mountpoint.f_type), Deny::Filesystem),
+            (!FILESYSTEMS.contains(&mountpoint.f_type), Deny::Filesystem),
             // Also for root, which does not need the helper, so that a script of root cannot mount over a user's directory
             // by mistake.
             (mountpoint.owner != self.caller, Deny::NotTheOwner),
@@ -240,7 +224,7 @@ impl Session {
         refuse_first(&[
             (!file.is_regular, Deny::NotARegularFile),
             (matches!(file.access, Access::Write | Access::Path), Deny::NotReadable),
-            (!is_trusted(file.f_type), Deny::Filesystem),
+            (!FILESYSTEMS.contains(&file.f_type), Deny::Filesystem),
             // For each open through the mount the kernel opens a registered file again without a check of its permission
             // bits, so a registered file must be one that the caller could open in every mode. An open descriptor does not
             // prove that, because another process may have passed it to the caller. Ownership does: the owner can change

@@ -52,7 +52,8 @@ impl Opcode {
     const ALL: [Self; 4] = [Self::Hello, Self::Mount, Self::BackingOpen, Self::BackingClose];
 
     fn of(number: u16) -> Result<Self, ProtoError> {
-        Self::ALL.into_iter().find(|opcode| *opcode as u16 == number).ok_or(ProtoError::Opcode(number))
+        let known = Self::ALL.into_iter().find(|opcode| *opcode as u16 == number);
+        known.ok_or_else(|| ProtoError(format!("unknown opcode {number}")))
     }
 
     /// The number of descriptors that are sent with the request: for a mount the directory (`O_PATH` is sufficient), for
@@ -167,44 +168,34 @@ pub enum Reply {
 }
 
 /// Why bytes are not a valid message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ProtoError {
-    /// The message does not have the size of its kind.
-    Size(usize),
-    /// The message does not begin with the magic bytes of its kind.
-    Magic,
-    /// Not [`VERSION`].
-    Version(u16),
-    /// Unknown opcode.
-    Opcode(u16),
-    /// Unknown status.
-    Status(u32),
-    /// A field has a value that is not allowed.
-    Field(&'static str),
-    /// The message has the wrong number of descriptors.
-    Descriptors {
-        /// Received descriptors.
-        got: usize,
-        /// Descriptors that the message should have.
-        wanted: usize,
-    },
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProtoError(String);
+
+impl ProtoError {
+    fn field(field: &str) -> Self {
+        Self(format!("a value that is not allowed in {field}"))
+    }
 }
 
 impl std::fmt::Display for ProtoError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Size(size) => write!(f, "a message of {size} bytes"),
-            Self::Magic => write!(f, "not a message of the mount helper's protocol"),
-            Self::Version(version) => write!(f, "protocol version {version} instead of {VERSION}"),
-            Self::Opcode(opcode) => write!(f, "unknown opcode {opcode}"),
-            Self::Status(status) => write!(f, "unknown status {status}"),
-            Self::Field(field) => write!(f, "a value that is not allowed in {field}"),
-            Self::Descriptors { got, wanted } => write!(f, "{got} file descriptors instead of {wanted}"),
-        }
+        f.write_str(&self.0)
     }
 }
 
 impl std::error::Error for ProtoError {}
+
+/// Checks that a message has as many descriptors as it should have.
+///
+/// # Errors
+/// When it has not.
+pub fn check_fds(got: usize, wanted: usize) -> Result<(), ProtoError> {
+    if got == wanted {
+        Ok(())
+    } else {
+        Err(ProtoError(format!("{got} file descriptors instead of {wanted}")))
+    }
+}
 
 /// The numeric fields of a message.
 #[derive(Clone, Copy, Default)]
@@ -234,18 +225,19 @@ impl Raw {
 
     /// Decodes the numeric fields of a message, and returns the rest.
     fn decode(bytes: &[u8], size: usize, magic: [u8; 4]) -> Result<(Self, &[u8]), ProtoError> {
+        let wrong_size = || ProtoError(format!("a message of {} bytes", bytes.len()));
         let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, ref tail @ ..] = bytes else {
-            return Err(ProtoError::Size(bytes.len()));
+            return Err(wrong_size());
         };
         if bytes.len() != size {
-            return Err(ProtoError::Size(bytes.len()));
+            return Err(wrong_size());
         }
         if [a, b, c, d] != magic {
-            return Err(ProtoError::Magic);
+            return Err(ProtoError("not a message of the mount helper's protocol".into()));
         }
         let version = u16::from_le_bytes([v0, v1]);
         if version != VERSION {
-            return Err(ProtoError::Version(version));
+            return Err(ProtoError(format!("protocol version {version} instead of {VERSION}")));
         }
         let opcode = u16::from_le_bytes([o0, o1]);
         let first = u32::from_le_bytes([f0, f1, f2, f3]);
@@ -254,19 +246,20 @@ impl Raw {
 }
 
 fn blank(tail: &[u8]) -> Result<(), ProtoError> {
-    if tail.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(ProtoError::Field("the padding")) }
+    if tail.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(ProtoError::field("the padding")) }
 }
 
-fn zero(number: u32, field: &'static str) -> Result<(), ProtoError> {
-    if number == 0 { Ok(()) } else { Err(ProtoError::Field(field)) }
+fn zero(number: u32, field: &str) -> Result<(), ProtoError> {
+    if number == 0 { Ok(()) } else { Err(ProtoError::field(field)) }
 }
 
 fn version(number: u32) -> Result<u16, ProtoError> {
-    u16::try_from(number).ok().filter(|version| *version != 0).ok_or(ProtoError::Field("the version"))
+    let version = u16::try_from(number).ok().filter(|version| *version != 0);
+    version.ok_or_else(|| ProtoError::field("the version"))
 }
 
 fn backing_id(number: u32) -> Result<BackingId, ProtoError> {
-    BackingId::new(number).ok_or(ProtoError::Field("the id"))
+    BackingId::new(number).ok_or_else(|| ProtoError::field("the id"))
 }
 
 impl Request {
@@ -300,9 +293,7 @@ impl Request {
     pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, ProtoError> {
         let (Raw { opcode, first, second }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
         let opcode = Opcode::of(opcode)?;
-        if fds != opcode.fds() {
-            return Err(ProtoError::Descriptors { got: fds, wanted: opcode.fds() });
-        }
+        check_fds(fds, opcode.fds())?;
         if opcode != Opcode::Mount {
             zero(first, "the flags")?;
             blank(tail)?;
@@ -311,9 +302,9 @@ impl Request {
             Opcode::Hello => Self::Hello { version: version(second)? },
             Opcode::Mount => {
                 zero(second, "the id")?;
-                let flags = MountFlags::of(first).ok_or(ProtoError::Field("the flags"))?;
+                let flags = MountFlags::of(first).ok_or_else(|| ProtoError::field("the flags"))?;
                 let source = <[u8; SOURCE_SIZE]>::try_from(tail).ok().and_then(MountSource::of);
-                Self::Mount { flags, source: source.ok_or(ProtoError::Field("the source"))? }
+                Self::Mount { flags, source: source.ok_or_else(|| ProtoError::field("the source"))? }
             }
             Opcode::BackingOpen => zero(second, "the id").map(|()| Self::BackingOpen)?,
             Opcode::BackingClose => Self::BackingClose { id: backing_id(second)? },
@@ -371,13 +362,13 @@ impl Reply {
             (DONE, Opcode::BackingOpen) => Ok(Self::BackingOpened { id: backing_id(second)? }),
             (DONE, Opcode::BackingClose) => zero(second, "the detail").map(|()| Self::BackingClosed),
             (DENIED, _) => {
-                let reason = Deny::of(second).ok_or(ProtoError::Field("the reason"))?;
+                let reason = Deny::of(second).ok_or_else(|| ProtoError::field("the reason"))?;
                 Ok(Self::Denied { opcode, reason })
             }
             // The range of errnos in the kernel.
             (FAILED, _) if (1..4096).contains(&second) => Ok(Self::Failed { opcode, errno: second }),
-            (FAILED, _) => Err(ProtoError::Field("the errno")),
-            (other, _) => Err(ProtoError::Status(other)),
+            (FAILED, _) => Err(ProtoError::field("the errno")),
+            (other, _) => Err(ProtoError(format!("unknown status {other}"))),
         }
     }
 }

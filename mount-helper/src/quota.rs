@@ -16,11 +16,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holofs_mount_helper::policy::SLOTS_PER_USER;
 use holofs_mount_helper::view::Views;
-use holofs_mount_helper::vocabulary::Deny;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::refusal::Refusal;
 use crate::{kernel, sys};
 
 /// The program file, even after a rename.
@@ -36,7 +34,7 @@ pub(crate) struct Quota {
 }
 
 impl Quota {
-    /// Locks one more slot of the caller for a connection, or returns [`Deny::TooMany`].
+    /// Locks one more slot of the caller for a connection. Returns false if all are taken.
     ///
     /// # Errors
     /// Those of opening, registering and locking the file.
@@ -45,7 +43,7 @@ impl Quota {
         caller: u32,
         fuse: BorrowedFd<'_>,
         views: &mut Views,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Errno> {
         if self.file.is_none() {
             let program = rustix::fs::open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let file = views.open(program.as_fd())?;
@@ -53,7 +51,7 @@ impl Quota {
             kernel::backing_open(fuse, file.as_fd())?;
             self.file = Some(file);
         }
-        let Some(file) = self.file.as_ref().map(AsFd::as_fd) else { return Err(Errno::BADF.into()) };
+        let Some(file) = self.file.as_ref().map(AsFd::as_fd) else { return Err(Errno::BADF) };
         for slot in 0..SLOTS_PER_USER {
             let byte = i64::from(caller) * i64::from(SLOTS_PER_USER) + i64::from(slot);
             // F_OFD_GETLK does not report locks of the same open file.
@@ -67,8 +65,8 @@ impl Quota {
                 continue;
             }
             self.held.push(slot);
-            return Ok(());
+            return Ok(true);
         }
-        Err(Deny::TooMany.into())
+        Ok(false)
     }
 }

@@ -4,8 +4,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use holofs_mount_helper::policy::{Access, Session};
-use holofs_mount_helper::proto::{MountSource, REQUEST_SIZE, Reply, Request};
+use holofs_mount_helper::policy::{Access, Session, Verdict};
+use holofs_mount_helper::proto::{MountSource, Opcode, REQUEST_SIZE, Reply, Request};
 use holofs_mount_helper::view::Views;
 use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use holofs_mount_helper::wire;
@@ -14,17 +14,19 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use crate::quota::Quota;
-use crate::refusal::Refusal;
 use crate::{facts, kernel};
 
 /// The device through which the kernel talks to a FUSE daemon.
 const DEVICE: &str = "/dev/fuse";
 
-/// Answers requests until the other side closes the socket.
+/// Answers requests until the other side closes the socket. `able` is whether the program has the privilege it needs.
 ///
 /// # Errors
 /// When a request is malformed, or a message cannot be received or sent.
-pub(crate) fn serve(caller: u32, session: Session) -> Result<(), Errno> {
+pub(crate) fn serve(able: Verdict) -> Result<(), Errno> {
+    // All user ids of the program are the caller's.
+    let caller = rustix::process::getuid().as_raw();
+    let session = Session::new(caller, able);
     let views = Views::new(kernel::read_only_clone);
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
     while let Some(received) = wire::receive::<{ REQUEST_SIZE + 1 }>(stdin())? {
@@ -37,6 +39,33 @@ pub(crate) fn serve(caller: u32, session: Session) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Why a request was not carried out: the policy denied it, or a system call failed.
+enum Refusal {
+    Denied(Deny),
+    Failed(Errno),
+}
+
+impl From<Deny> for Refusal {
+    fn from(deny: Deny) -> Self {
+        Self::Denied(deny)
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Self::Failed(errno)
+    }
+}
+
+impl Refusal {
+    fn reply(self, opcode: Opcode) -> Reply {
+        match self {
+            Self::Denied(reason) => Reply::Denied { opcode, reason },
+            Self::Failed(errno) => Reply::Failed { opcode, errno: errno.raw_os_error().unsigned_abs() },
+        }
+    }
 }
 
 struct Server {
@@ -80,7 +109,7 @@ impl Server {
         let device = facts::of_device(fuse.as_fd())?;
         let mountpoint = facts::of_mountpoint(dir)?;
         let conf = facts::fuse_conf();
-        self.session.may_mount(flags, conf, facts::mounts()?, &device, &mountpoint)?;
+        self.session.may_mount(flags, conf, facts::mounts()?, device, &mountpoint)?;
         let mount = kernel::mount(fuse.as_fd(), flags, source, dir)?;
         if let Err(deny) = self.session.may_stay(conf, facts::mounts()?) {
             kernel::undo_mount(mount.as_fd())?;
@@ -103,7 +132,9 @@ impl Server {
         self.session.may_open_backing(&facts)?;
         let fuse = self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))?;
         while self.session.needs_slot() {
-            self.quota.take(self.caller, fuse, &mut self.views)?;
+            if !self.quota.take(self.caller, fuse, &mut self.views)? {
+                return Err(Deny::TooMany.into());
+            }
             self.session.slot_taken();
         }
         let id = match facts.access {

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use holofs_mount_helper::passthrough::last_errno;
 use rustix::io::Errno;
 
 /// Empties the environment.
@@ -41,6 +42,6 @@ fn lock_call(file: BorrowedFd<'_>, command: i32, kind: i32, byte: i64) -> Result
     if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } == 0 {
         Ok(lock.l_type)
     } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        Err(last_errno())
     }
 }

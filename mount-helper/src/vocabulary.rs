@@ -107,15 +107,9 @@ impl MountFlags {
     }
 
     pub(crate) fn of(bits: u32) -> Option<Self> {
-        let flag = |position: u32| bits & (1 << position) != 0;
-        let flags = Self {
-            read_only: flag(0),
-            no_exec: flag(1),
-            allow_other: flag(2),
-            no_atime: flag(3),
-            sync: flag(4),
-            dir_sync: flag(5),
-        };
+        let [read_only, no_exec, allow_other, no_atime, sync, dir_sync] =
+            std::array::from_fn(|position| bits & (1 << position) != 0);
+        let flags = Self { read_only, no_exec, allow_other, no_atime, sync, dir_sync };
         (flags.bits() == bits).then_some(flags)
     }
 }

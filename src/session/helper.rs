@@ -14,7 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holofs_mount_helper::proto::{MountSource, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE};
+use holofs_mount_helper::proto::{
+    MountSource, ProtoError, REPLY_SIZE, Reply, Request, SOURCE_SIZE, check_fds,
+};
 use holofs_mount_helper::vocabulary::{BackingId, Deny, MountFlags, VERSION};
 use holofs_mount_helper::wire;
 use parking_lot::Mutex;
@@ -252,10 +254,7 @@ fn exchange(
     let received = wire::receive::<{ REPLY_SIZE + 1 }>(socket).map_err(HelperError::Gone)?;
     let mut received = received.ok_or(HelperError::Gone(Errno::PIPE))?;
     let reply = Reply::decode(received.bytes())?;
-    let (got, wanted) = (received.fds.len(), reply.fds());
-    if got != wanted {
-        return Err(ProtoError::Descriptors { got, wanted }.into());
-    }
+    check_fds(received.fds.len(), reply.fds())?;
     Ok((reply, received.fds.pop()))
 }
 
