@@ -3,7 +3,6 @@
 //! The errors of all layers are mapped here and nowhere else. The mapping is exhaustive: a new error does not compile
 //! until it has an exit code and advice.
 
-use std::borrow::Cow;
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
@@ -55,34 +54,21 @@ pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure 
     Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
 }
 
-/// What to try.
-type Fix = Option<Cow<'static, str>>;
-
 /// What the user is told about an error in addition to its text.
 trait Advice: Display {
-    /// The exit code, and what to try.
-    fn advice(&self) -> (u8, Fix);
-
-    /// The choices that the user has, one line each.
-    fn choices(&self) -> Vec<String> {
-        Vec::new()
-    }
+    /// The exit code, what to try, and the choices. The text of the error is left empty.
+    fn advice(&self) -> Failure;
 }
 
 impl<E: Advice> Advice for &E {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         (**self).advice()
-    }
-
-    fn choices(&self) -> Vec<String> {
-        (**self).choices()
     }
 }
 
 impl<E: Advice> From<E> for Failure {
     fn from(error: E) -> Self {
-        let (code, fix) = error.advice();
-        Self { what: plain(&error), fix: fix.map(Cow::into_owned), choices: error.choices(), code }
+        Self { what: plain(&error), ..error.advice() }
     }
 }
 
@@ -92,8 +78,13 @@ pub fn describe(error: &session::Error) -> Failure {
     error.into()
 }
 
-fn try_this(code: u8, fix: impl Into<Cow<'static, str>>) -> (u8, Fix) {
-    (code, Some(fix.into()))
+fn try_this(code: u8, fix: impl AsRef<str>) -> Failure {
+    failure(code, "", Some(fix.as_ref()))
+}
+
+/// There is nothing to try.
+fn only(code: u8) -> Failure {
+    failure(code, "", None)
 }
 
 pub(super) const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
@@ -101,22 +92,22 @@ const CATALOG_AGAIN: &str =
     "record or import the environment again; `holofs check` looks at the whole library";
 
 impl Advice for SettingsError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::NoHome => try_this(CONFIG, "set HOME, or give --home DIRECTORY"),
-            Self::NoCurrentDir(_) => (FAILED, None),
-            Self::Variable { .. } | Self::File { .. } => (CONFIG, None),
+            Self::NoCurrentDir(_) => only(FAILED),
+            Self::Variable { .. } | Self::File { .. } => only(CONFIG),
             Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or no file"),
         }
     }
 }
 
 impl Advice for GuardedError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         let path = self.path.display();
         match &self.problem {
             Problem::Os(errno) if is_about_writing(&(*errno).into()) => try_this(FAILED, MORE_SPACE),
-            Problem::Os(_) => (FAILED, None),
+            Problem::Os(_) => only(FAILED),
             Problem::NotAFile(_)
             | Problem::Linked(_)
             | Problem::TooLarge(_)
@@ -135,7 +126,7 @@ impl Advice for GuardedError {
 }
 
 impl Advice for LibraryError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::NotALibrary { .. } => {
                 try_this(LIBRARY, "a hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto`")
@@ -148,7 +139,7 @@ impl Advice for LibraryError {
             Self::Io { .. } => {
                 try_this(LIBRARY, "run as a user who may read it; if it is a file of holofs, set HOLOFS_HOME")
             }
-            Self::Panicked(_) => (FAILED, None),
+            Self::Panicked(_) => only(FAILED),
         }
     }
 }
@@ -159,7 +150,7 @@ fn is_about_writing(error: &io::Error) -> bool {
 }
 
 impl Advice for SpaceError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::DamagedState { path, .. } => {
                 let upper = path.with_file_name("upper");
@@ -208,49 +199,46 @@ impl Advice for SpaceError {
             Self::NoCatalog { candidates, .. } if candidates.is_empty() => {
                 try_this(NOT_FOUND, "add an environment to the library with `holofs record` or rcc")
             }
-            Self::NoCatalog { .. } => {
-                try_this(NOT_FOUND, "--blueprint with the first digits of one of these:")
+            Self::NoCatalog { candidates, .. } => {
+                let choice = |(CatalogName { blueprint, platform }, about): &(_, String)| {
+                    format!("{blueprint} {platform}  {about}").trim_end().to_owned()
+                };
+                let choices = candidates.iter().map(choice).collect();
+                let fix = "--blueprint with the first digits of one of these:";
+                Failure { choices, ..try_this(NOT_FOUND, fix) }
             }
             Self::Library(error) => error.advice(),
             Self::BadCatalog { .. } => try_this(LIBRARY, CATALOG_AGAIN),
             Self::Guarded(error) => error.advice(),
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
-            Self::Io { .. } => (FAILED, None),
+            Self::Io { .. } => only(FAILED),
         }
-    }
-
-    fn choices(&self) -> Vec<String> {
-        let Self::NoCatalog { candidates, .. } = self else { return Vec::new() };
-        let choice = |(CatalogName { blueprint, platform }, about): &(_, String)| {
-            format!("{blueprint} {platform}  {about}").trim_end().to_owned()
-        };
-        candidates.iter().map(choice).collect()
     }
 }
 
 /// What to do about a mountpoint that cannot be used.
-fn way_out(path: &Path, problem: &MountpointProblem) -> Cow<'static, str> {
+fn way_out(path: &Path, problem: &MountpointProblem) -> String {
     match problem {
-        MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()).into(),
+        MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()),
         MountpointProblem::Restored => {
             let identity = path.file_name().unwrap_or_default().to_string_lossy();
-            format!("another space name, or `rcc holotree delete {identity}` and mount it again").into()
+            format!("another space name, or `rcc holotree delete {identity}` and mount it again")
         }
-        MountpointProblem::Mounted(_) => format!("umount {}", path.display()).into(),
+        MountpointProblem::Mounted(_) => format!("umount {}", path.display()),
         MountpointProblem::Owner(_) => {
-            "run as that user, use another space name, or remove the directory".into()
+            "run as that user, use another space name, or remove the directory".to_owned()
         }
         MountpointProblem::NotADirectory | MountpointProblem::NotEmpty => {
-            "another space name, or move the files away".into()
+            "another space name, or move the files away".to_owned()
         }
         MountpointProblem::Refused(_) => {
-            "run as a user who may write there, or use another space name".into()
+            "run as a user who may write there, or use another space name".to_owned()
         }
     }
 }
 
 impl Advice for MountError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::Device(_) => {
                 try_this(FUSE, "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN")
@@ -260,13 +248,13 @@ impl Advice for MountError {
                 try_this(FUSE, "put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
             }
             Self::Exchanged => try_this(FUSE, "check who may write to the directories above it"),
-            Self::Fusermount(_) | Self::Os { .. } | Self::Io(_) => (FUSE, None),
+            Self::Fusermount(_) | Self::Os { .. } | Self::Io(_) => only(FUSE),
         }
     }
 }
 
 impl Advice for session::Error {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::Library(error) => error.advice(),
             Self::Space(error) => error.advice(),
@@ -310,30 +298,22 @@ impl Advice for session::Error {
             Self::ChangesInUse(_) => try_this(BUSY, "a longer --timeout"),
             Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
             Self::Limits(_) => try_this(FAILED, "raise this limit in your shell or container"),
-            Self::Fuse(_) => (FUSE, None),
-            Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => (FAILED, None),
-            Self::Daemon(failure) => (failure.code, failure.fix.clone().map(Cow::Owned)),
-        }
-    }
-
-    fn choices(&self) -> Vec<String> {
-        match self {
-            Self::Space(error) => error.choices(),
-            Self::Daemon(failure) => failure.choices.clone(),
-            _ => Vec::new(),
+            Self::Fuse(_) => only(FUSE),
+            Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => only(FAILED),
+            Self::Daemon(failure) => failure.clone(),
         }
     }
 }
 
 impl Advice for RecordError {
-    fn advice(&self) -> (u8, Fix) {
+    fn advice(&self) -> Failure {
         match self {
             Self::Library(error) => error.advice(),
             Self::Kind { .. } => try_this(USAGE, "leave out the flag, or use another directory"),
             Self::NoBlueprint => try_this(ENVIRONMENT, "a file with some text"),
             Self::NoCommand => try_this(USAGE, "`holofs record --help`"),
             Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),
-            Self::StageInUse { .. } => (BUSY, None),
+            Self::StageInUse { .. } => only(BUSY),
             Self::Guarded(GuardedError { path, problem: Problem::Owner { .. } | Problem::Writable(_) }) => {
                 try_this(FAILED, format!("find out who put it there, and remove it: {}", path.display()))
             }
@@ -341,15 +321,15 @@ impl Advice for RecordError {
             Self::NotWhole { .. } => {
                 try_this(INTEGRITY, "record it again while nothing else uses the library")
             }
-            Self::Interrupted => (INTERRUPTED, None),
+            Self::Interrupted => only(INTERRUPTED),
             // The environment is wrong, or the command that should have made it.
             Self::CommandStart { .. }
             | Self::CommandFailed { .. }
             | Self::Special { .. }
             | Self::NameNotUtf8 { .. }
             | Self::TooDeep { .. }
-            | Self::Changed { .. } => (ENVIRONMENT, None),
-            Self::Io { .. } | Self::Panicked(_) => (FAILED, None),
+            | Self::Changed { .. } => only(ENVIRONMENT),
+            Self::Io { .. } | Self::Panicked(_) => only(FAILED),
         }
     }
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::Context;
 use super::exit::Failure;
 use super::output::{self, Column};
-use crate::session::spaces::{Space, SpaceState, Survey};
+use crate::session::spaces::{Space, Survey};
+use crate::settings::{IoMode, Strategy};
 use crate::space::meta::beside;
 
 #[derive(Debug, clap::Args)]
@@ -21,14 +22,11 @@ pub(super) struct Args {
     mounted: bool,
 }
 
-/// One space. The first keys are rcc's.
+/// One space. The keys with a hyphen, and the paths beside `path`, are rcc's.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
-    pub(super) id: String,
-    pub(super) controller: String,
-    pub(super) space: String,
-    pub(super) blueprint: String,
-    pub(super) path: PathBuf,
+    #[serde(flatten)]
+    pub(super) space: Space,
     meta: PathBuf,
     spec: PathBuf,
     plan: PathBuf,
@@ -38,15 +36,11 @@ pub(super) struct Row {
     idle_days: u64,
     #[serde(rename = "use-count")]
     pub(super) use_count: String,
-    mounted: bool,
-    pub(super) state: SpaceState,
-    pub(super) strategy: Option<String>,
+    pub(super) strategy: Option<Strategy>,
     /// `cached` or `passthrough`.
-    pub(super) io: Option<String>,
+    pub(super) io: Option<IoMode>,
     pub(super) read_only: Option<bool>,
     pub(super) ephemeral: Option<bool>,
-    upper_bytes: u64,
-    upper_bytes_at_least: bool,
     pub(super) pid: Option<u32>,
     pub(super) started: Option<u64>,
 }
@@ -72,21 +66,13 @@ impl From<Space> for Row {
             last_used,
             idle_days,
             use_count,
-            mounted: space.is_mounted,
-            state: space.state,
-            strategy: run.and_then(|run| Some(run.strategy?.to_string())),
-            io: run.and_then(|run| Some(run.io?.to_string())),
+            strategy: run.and_then(|run| run.strategy),
+            io: run.and_then(|run| run.io),
             read_only: run.map(|run| run.read_only),
             ephemeral: run.map(|run| run.ephemeral),
-            upper_bytes: space.upper_bytes,
-            upper_bytes_at_least: !space.is_all,
             pid: run.map(|run| run.pid),
             started: run.and_then(|run| run.started),
-            id: space.identity,
-            controller: space.controller,
-            space: space.label,
-            blueprint: space.blueprint,
-            path: space.path,
+            space,
         }
     }
 }
@@ -94,20 +80,20 @@ impl From<Space> for Row {
 impl Row {
     /// The size of the changes, with `>` when not all were counted.
     pub(super) fn changed(&self) -> String {
-        let more = if self.upper_bytes_at_least { ">" } else { "" };
-        format!("{more}{}", output::human_bytes(self.upper_bytes))
+        let more = if self.space.upper_bytes_at_least { ">" } else { "" };
+        format!("{more}{}", output::human_bytes(self.space.upper_bytes))
     }
 }
 
 const COLUMNS: [Column<Row>; 10] = [
-    ("Identity", |row| row.id.clone()),
-    ("Controller", |row| row.controller.clone()),
-    ("Space", |row| row.space.clone()),
-    ("Blueprint", |row| row.blueprint.clone()),
-    ("Full path", |row| row.path.display().to_string()),
+    ("Identity", |row| row.space.identity.clone()),
+    ("Controller", |row| row.space.controller.clone()),
+    ("Space", |row| row.space.label.clone()),
+    ("Blueprint", |row| row.space.blueprint.clone()),
+    ("Full path", |row| row.space.path.display().to_string()),
     ("Last used", |row| row.last_used.clone()),
     ("Use count", |row| row.use_count.clone()),
-    ("State", |row| row.state.to_string()),
+    ("State", |row| row.space.state.to_string()),
     ("Changed", Row::changed),
     ("Pid", |row| row.pid.map(|pid| pid.to_string()).unwrap_or_default()),
 ];
@@ -115,6 +101,6 @@ const COLUMNS: [Column<Row>; 10] = [
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let spaces = Survey::new(&context.env)?.all(COUNTED_AT_MOST)?.into_iter();
     let rows: Vec<Row> = spaces.filter(|space| space.is_mounted || !args.mounted).map(Row::from).collect();
-    let by_id: BTreeMap<_, _> = rows.iter().map(|row| (&row.id, row)).collect();
+    let by_id: BTreeMap<_, _> = rows.iter().map(|row| (&row.space.identity, row)).collect();
     output::print_result(context, &by_id, || output::table(&COLUMNS, rows.iter()))
 }

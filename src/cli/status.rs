@@ -1,7 +1,6 @@
 //! `holofs status` and `holofs path`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -10,9 +9,8 @@ use super::exit::{Failure, OK};
 use super::list::Row;
 use super::{Context, output};
 use crate::materialize::ReflinkProbe;
-use crate::metrics::{Counts, Snapshot};
+use crate::metrics::Counts;
 use crate::session::spaces::{Detail, Survey};
-use crate::space::run::Extra;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "States:
@@ -48,32 +46,17 @@ pub(super) struct PathArgs {
 struct Status {
     #[serde(flatten)]
     row: Row,
-    library: Option<String>,
-    reflink: Option<ReflinkProbe>,
     #[serde(flatten)]
-    extra: Option<Extra>,
+    detail: Detail,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
-    /// All counters of the mount, by name.
-    metrics: Option<Snapshot>,
-    log: PathBuf,
-    /// The directories with the changes of spaces that rcc deleted.
-    set_aside: Vec<PathBuf>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let Detail { space, run, metrics, log, set_aside } =
+    let (space, detail) =
         Survey::new(&context.env)?.detail(&args.space, &context.settings.controller.value)?;
-    let status = Status {
-        library: space.library.clone(),
-        reflink: run.as_ref().and_then(|run| run.reflink.clone()),
-        extra: run.and_then(|run| run.extra),
-        copy_up: metrics.as_ref().and_then(Counts::of),
-        metrics,
-        log,
-        set_aside,
-        row: space.into(),
-    };
+    let copy_up = detail.metrics.as_ref().and_then(Counts::of);
+    let status = Status { row: space.into(), detail, copy_up };
     output::print_result(context, &status, || text(&status))
 }
 
@@ -89,21 +72,22 @@ pub(super) fn run_path(args: &PathArgs, context: &Context) -> Result<u8, Failure
 
 /// The lines of text. A value that is not known has no line.
 fn text(status: &Status) -> Vec<String> {
-    let row = &status.row;
+    let (row, detail) = (&status.row, &status.detail);
+    let space = &row.space;
     let yes = |flag: Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
     let lines = [
-        ("Space", Some(row.space.clone())),
-        ("State", Some(row.state.to_string())),
-        ("Path", Some(row.path.display().to_string())),
-        ("Identity", Some(row.id.clone())),
-        ("Controller", Some(row.controller.clone())),
-        ("Blueprint", Some(row.blueprint.clone())),
-        ("Library", status.library.clone()),
+        ("Space", Some(space.label.clone())),
+        ("State", Some(space.state.to_string())),
+        ("Path", Some(space.path.display().to_string())),
+        ("Identity", Some(space.identity.clone())),
+        ("Controller", Some(space.controller.clone())),
+        ("Blueprint", Some(space.blueprint.clone())),
+        ("Library", detail.library.clone()),
         ("Read-only", yes(row.read_only)),
         ("Ephemeral", yes(row.ephemeral)),
-        ("Strategy", row.strategy.clone()),
-        ("I/O", row.io.clone()),
-        ("Reflink", status.reflink.as_ref().map(reflink)),
+        ("Strategy", row.strategy.map(|strategy| strategy.to_string())),
+        ("I/O", row.io.map(|io| io.to_string())),
+        ("Reflink", detail.reflink.as_ref().map(reflink)),
         ("Changed", Some(row.changed())),
         ("Copied", status.copy_up.as_ref().map(copied)),
         ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
@@ -111,9 +95,9 @@ fn text(status: &Status) -> Vec<String> {
             "Used",
             Some(format!("{}, last {}", row.use_count, row.last_used)).filter(|_| row.use_count != "N/A"),
         ),
-        ("Log", Some(status.log.display().to_string())),
+        ("Log", Some(detail.log.display().to_string())),
     ];
-    let aside = status.set_aside.iter().map(|path| ("Set aside", Some(path.display().to_string())));
+    let aside = detail.set_aside.iter().map(|path| ("Set aside", Some(path.display().to_string())));
     let shown = lines
         .into_iter()
         .chain(aside)

@@ -23,12 +23,13 @@ use crate::library::LibraryError;
 use crate::library::catalogs;
 use crate::library::locate::{LibraryKind, Location};
 use crate::library::name::Identity;
+use crate::materialize::ReflinkProbe;
 use crate::metrics::Snapshot;
 use crate::space::held::Held;
 use crate::space::home::Env;
 use crate::space::path::resolved;
 use crate::space::record::{SpaceRecord, recorded_place};
-use crate::space::run::{RunInfo, read_run};
+use crate::space::run::{Extra, RunInfo, read_run};
 use crate::space::select::SpaceArg;
 use crate::space::state::log_of;
 use crate::space::upper::walk::bytes_below;
@@ -72,47 +73,56 @@ impl fmt::Display for SpaceState {
     }
 }
 
-/// A space, as the survey found it.
-#[derive(Clone, Debug, Default)]
+/// A space, as the survey found it. The keys of `holofs list --json`; the first ones are rcc's.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Space {
     /// The name of its directory.
+    #[serde(rename = "id")]
     pub identity: String,
     /// The controller as rcc records it; empty when no record can be read.
     pub controller: String,
     /// The name that the user gave it; empty when no record can be read.
+    #[serde(rename = "space")]
     pub label: String,
     /// The blueprint of its content; empty when no record can be read.
     pub blueprint: String,
-    /// The library of its environment. None when holofs has no record of it.
-    pub library: Option<String>,
     /// The directory on which it is mounted, or would be.
     pub path: PathBuf,
     /// Its state.
     pub state: SpaceState,
     /// Whether it is mounted, with a daemon that is not known to be dead.
+    #[serde(rename = "mounted")]
     pub is_mounted: bool,
-    /// The record of its mount's daemon.
-    pub run: Option<RunInfo>,
     /// The size of the changes that were counted, in bytes on disk.
     pub upper_bytes: u64,
-    /// Whether all changes were counted.
-    pub is_all: bool,
+    /// Whether some changes were not counted.
+    pub upper_bytes_at_least: bool,
+    /// The library of its environment. None when holofs has no record of it.
+    #[serde(skip)]
+    pub library: Option<String>,
+    /// The record of its mount's daemon.
+    #[serde(skip)]
+    pub run: Option<RunInfo>,
     /// The number of uses and the time of the last one, from rcc's record.
+    #[serde(skip)]
     pub usage: Option<(u64, SystemTime)>,
 }
 
-/// A space in detail.
-#[derive(Debug)]
+/// What `holofs status` shows of a space, and `holofs list` does not.
+#[derive(Debug, Serialize)]
 pub struct Detail {
-    /// The space.
-    pub space: Space,
-    /// The record of the mount's daemon, when the state is mounted or moved.
-    pub run: Option<RunInfo>,
-    /// The counters of its mount, when the mount answers.
+    /// The library of its environment. None when holofs has no record of it.
+    pub library: Option<String>,
+    /// Whether the mount can share extents with the library, when the state is mounted or moved.
+    pub reflink: Option<ReflinkProbe>,
+    /// Further options of the mount, as `reflink`.
+    #[serde(flatten)]
+    pub extra: Option<Extra>,
+    /// The counters of its mount by name, when the mount answers.
     pub metrics: Option<Snapshot>,
     /// The log of its mounts.
     pub log: PathBuf,
-    /// The changes of earlier spaces of this name, which rcc deleted.
+    /// The directories with the changes of earlier spaces of this name, which rcc deleted.
     pub set_aside: Vec<PathBuf>,
 }
 
@@ -203,15 +213,21 @@ impl<'e> Survey<'e> {
     ///
     /// # Errors
     /// As [`Survey::find`], and when the space's record is damaged.
-    pub fn detail(&self, given: &OsStr, controller: &str) -> Result<Detail, Error> {
+    pub fn detail(&self, given: &OsStr, controller: &str) -> Result<(Space, Detail), Error> {
         let space = self.find(given, controller, COUNTED_AT_MOST)?;
         let state_dir = self.env.spaces_dir().join(&space.identity);
         SpaceRecord::read(&state_dir)?;
         let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
-        let run = space.run.clone().filter(|_| is_served);
-        let metrics = run.as_ref().and_then(|run| counters(&space.path, run.pid));
-        let set_aside = aside::list(&state_dir);
-        Ok(Detail { space, run, metrics, log: log_of(&state_dir), set_aside })
+        let run = space.run.as_ref().filter(|_| is_served);
+        let detail = Detail {
+            library: space.library.clone(),
+            reflink: run.and_then(|run| run.reflink.clone()),
+            extra: run.and_then(|run| run.extra.clone()),
+            metrics: run.and_then(|run| counters(&space.path, run.pid)),
+            log: log_of(&state_dir),
+            set_aside: aside::list(&state_dir),
+        };
+        Ok((space, detail))
     }
 
     /// The directory of a space. Users run programs from it, so a directory on which another user has mounted something is
@@ -273,7 +289,7 @@ impl<'e> Survey<'e> {
             is_mounted: mount.is_some() && state != SpaceState::Stale,
             run,
             upper_bytes,
-            is_all,
+            upper_bytes_at_least: !is_all,
             ..Space::bare(identity.as_str(), path, state)
         };
         if let Some(SpaceRecord { basis, .. }) = record {
@@ -305,7 +321,7 @@ impl<'e> Survey<'e> {
 impl Space {
     fn bare(identity: &str, path: PathBuf, state: SpaceState) -> Self {
         let usage = meta::usage(&path);
-        Self { identity: identity.to_owned(), usage, path, state, is_all: true, ..Self::default() }
+        Self { identity: identity.to_owned(), usage, path, state, ..Self::default() }
     }
 }
 
