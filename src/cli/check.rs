@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::exit::{Failure, INTEGRITY, OK};
 use super::{Context, output};
-use crate::library::check::{CheckOptions, CheckReport, Corrupt, check};
+use crate::library::check::{CheckReport, Corrupt, check};
 use crate::library::locate::locate;
 use crate::sys::process;
 
@@ -31,12 +31,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
-    let options = CheckOptions {
-        blueprint: args.blueprint.clone(),
-        fast: args.fast,
-        jobs: args.jobs.unwrap_or_else(process::processors),
-    };
-    let report = check(&*library.library, &options)?;
+    let jobs = args.jobs.unwrap_or_else(process::processors);
+    let report = check(&*library.library, &args.blueprint, args.fast, jobs)?;
     output::print_result(context, &report, || text(&report))?;
     Ok(if report.is_clean() { OK } else { INTEGRITY })
 }

@@ -53,24 +53,20 @@ impl CheckReport {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct CheckOptions {
-    /// Only catalogs whose blueprint begins with this are checked. Empty means all.
-    pub blueprint: String,
-    /// Whether to check only that blobs exist, and their sizes.
-    pub fast: bool,
-    /// The number of threads.
-    pub jobs: usize,
-}
+/// A file that has the content of a blob: its catalog, and the position of its entry there.
+type User<'t> = (&'t Tree, usize);
 
-/// A file that has the content of a blob: the position of its catalog, and of its entry in that catalog.
-type User = (usize, usize);
-
-/// Checks a library.
+/// Checks the catalogs whose blueprint begins with `blueprint`, and their blobs, in `jobs` threads. With `fast` only that
+/// the blobs exist, and their sizes.
 ///
 /// # Errors
 /// When its catalogs or blobs cannot be listed.
-pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckReport, LibraryError> {
+pub fn check(
+    library: &dyn Library,
+    blueprint: &str,
+    fast: bool,
+    jobs: usize,
+) -> Result<CheckReport, LibraryError> {
     let mut report = CheckReport::default();
     let mut catalogs = Vec::new();
     let listed = library.catalogs()?;
@@ -80,7 +76,7 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     }
     for entry in listed.entries {
         let name = entry.name;
-        if !name.blueprint.starts_with(&options.blueprint) {
+        if !name.blueprint.starts_with(blueprint) {
             continue;
         }
         report.catalogs += 1;
@@ -94,12 +90,12 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     let users = users(&catalogs);
     let StoredBlobs { mut blobs, strays } = library.blobs()?;
     // If only some catalogs are checked, or a catalog cannot be read, nobody knows which blobs are unreferenced.
-    let all_known = options.blueprint.is_empty() && report.bad_catalogs.is_empty();
+    let all_known = blueprint.is_empty() && report.bad_catalogs.is_empty();
     if all_known {
         let unused = blobs.iter().filter(|(digest, _)| !users.contains_key(digest)).map(|(_, stored)| stored);
         report.unreferenced_bytes = strays + unused.sum::<u64>();
     }
-    if !options.blueprint.is_empty() {
+    if !blueprint.is_empty() {
         blobs.retain(|(digest, _)| users.contains_key(digest));
     }
     report.blobs = blobs.len();
@@ -109,25 +105,19 @@ pub fn check(library: &dyn Library, options: &CheckOptions) -> Result<CheckRepor
     let corrupt = Mutex::new(Vec::new());
     let check_blob = |(): &mut (), (digest, stored): &(Digest, u64)| {
         let users = users.get(digest).map(Vec::as_slice).unwrap_or_default();
-        let wrong = if options.fast {
-            sizes(digest, *stored, users, &catalogs)
-        } else {
-            contents(library, digest, users, &catalogs)
-        };
+        let wrong = if fast { sizes(digest, *stored, users) } else { contents(library, digest, users) };
         corrupt.lock().extend(wrong.map(|why| (*digest, why)));
         Ok::<(), LibraryError>(())
     };
-    thread::for_each(&blobs, options.jobs.clamp(1, 256), || (), check_blob)?;
+    thread::for_each(&blobs, jobs.clamp(1, 256), || (), check_blob)?;
     for (digest, why) in corrupt.into_inner() {
         bad.insert(digest);
         report.corrupt.push(Corrupt { digest: digest.to_string(), why });
     }
     report.corrupt.sort();
     for (catalog, entry) in bad.iter().filter_map(|digest| users.get(digest)).flatten() {
-        if let Some(catalog) = catalogs.get(*catalog) {
-            let paths = report.affected.entry(catalog.info.blueprint.clone()).or_default();
-            paths.insert(catalog.path_of(*entry));
-        }
+        let paths = report.affected.entry(catalog.info.blueprint.clone()).or_default();
+        paths.insert(catalog.path_of(*entry));
     }
     Ok(report)
 }
@@ -142,14 +132,14 @@ fn read(library: &dyn Library, name: &CatalogName) -> Result<Tree, String> {
 }
 
 /// The files of each blob.
-fn users(catalogs: &[Tree]) -> HashMap<Digest, Vec<User>> {
-    let mut users: HashMap<Digest, Vec<User>> = HashMap::new();
-    for (number, catalog) in catalogs.iter().enumerate() {
+fn users(catalogs: &[Tree]) -> HashMap<Digest, Vec<User<'_>>> {
+    let mut users: HashMap<Digest, Vec<User<'_>>> = HashMap::new();
+    for catalog in catalogs {
         for (position, entry) in catalog.entries.iter().enumerate() {
             if let EntryKind::File { digest, .. } = entry.kind
                 && let Some(digest) = catalog.digests.get(digest as usize)
             {
-                users.entry(*digest).or_default().push((number, position));
+                users.entry(*digest).or_default().push((catalog, position));
             }
         }
     }
@@ -157,23 +147,22 @@ fn users(catalogs: &[Tree]) -> HashMap<Digest, Vec<User>> {
 }
 
 /// What is wrong with a blob, judged by its size.
-fn sizes(digest: &Digest, stored: u64, users: &[User], catalogs: &[Tree]) -> Option<String> {
+fn sizes(digest: &Digest, stored: u64, users: &[User<'_>]) -> Option<String> {
     if !digest.is_raw() {
         // rcc compresses the empty file to 23 bytes. But in the place of the empty file's blob, an empty file is not
         // wrong.
-        return (stored == 0 && files(users, catalogs).any(|file| file.size > 0))
-            .then(|| "the blob is empty".into());
+        return (stored == 0 && files(users).any(|file| file.size > 0)).then(|| "the blob is empty".into());
     }
-    let wrong = files(users, catalogs).find(|file| file.size != stored)?;
+    let wrong = files(users).find(|file| file.size != stored)?;
     Some(format!("{stored} bytes, but the catalog says {}", wrong.size))
 }
 
 /// What is wrong with a blob's content.
-fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[Tree]) -> Option<String> {
+fn contents(library: &dyn Library, digest: &Digest, users: &[User<'_>]) -> Option<String> {
     // Files with the same content can have different offsets in one catalog. All offsets of one stage's name are
     // checked together.
     let mut offsets: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
-    for file in files(users, catalogs).filter(|file| !file.relocations.is_empty()) {
+    for file in files(users).filter(|file| !file.relocations.is_empty()) {
         offsets.entry(file.identity).or_default().extend_from_slice(file.relocations);
     }
     let mut searches: Vec<Search<'_>> = Vec::new();
@@ -184,7 +173,7 @@ fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[
     }
     let read = library.blob(digest).map_err(not_opened).and_then(|mut stored| {
         // Unpacking stops at the largest size that any catalog gives.
-        let most = files(users, catalogs).map(|file| file.size).max();
+        let most = files(users).map(|file| file.size).max();
         read_through(&mut stored, digest, most, &mut |bytes| {
             searches.iter_mut().for_each(|search| search.pass(bytes));
             Ok(())
@@ -195,7 +184,7 @@ fn contents(library: &dyn Library, digest: &Digest, users: &[User], catalogs: &[
         Err(Fault::Corrupt(why)) => return Some(why),
         Err(Fault::Read(error) | Fault::Taken(error)) => return Some(format!("cannot be read: {error}")),
     };
-    if let Some(wrong) = files(users, catalogs).find(|file| file.size != size) {
+    if let Some(wrong) = files(users).find(|file| file.size != size) {
         return Some(format!("{size} bytes, but the catalog says {}", wrong.size));
     }
     let missed = searches.iter().find_map(|search| search.missed)?;
@@ -209,9 +198,8 @@ struct File<'a> {
     relocations: &'a [u64],
 }
 
-fn files<'a>(users: &'a [User], catalogs: &'a [Tree]) -> impl Iterator<Item = File<'a>> {
-    users.iter().filter_map(|(catalog, entry)| {
-        let tree = catalogs.get(*catalog)?;
+fn files<'a>(users: &'a [User<'a>]) -> impl Iterator<Item = File<'a>> {
+    users.iter().filter_map(|(tree, entry)| {
         let EntryKind::File { size, relocations: (first, count), .. } = tree.entries.get(*entry)?.kind else {
             return None;
         };

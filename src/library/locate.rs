@@ -8,41 +8,24 @@ use super::dir::DirLibrary;
 use super::zip::ZipLibrary;
 use super::{Library, LibraryError};
 
-/// How the path that the user named leads to the library.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LibraryKind {
-    /// A hololib: `catalog/` and `library/`.
-    Hololib,
-    /// A ROBOCORP_HOME: `hololib/`.
-    Home,
-    /// A shared holotree: `lib/`.
-    Shared,
-    /// A `hololib.zip`.
-    Zip,
-    /// A robot bundle with a `hololib.zip` in it.
-    Bundle,
-}
-
 /// A library, and its place on this machine.
 #[derive(Clone, Debug)]
 pub struct Location {
     /// The directory that holds `catalog/` and `library/`, or the archive. Absolute.
     pub path: PathBuf,
-    pub kind: LibraryKind,
     pub library: Arc<dyn Library>,
+    is_archive: bool,
 }
 
 impl Location {
     /// A library in a directory. Nothing is read yet.
     #[must_use]
-    pub fn directory(hololib: PathBuf, kind: LibraryKind) -> Self {
-        Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, kind }
+    pub fn directory(hololib: PathBuf) -> Self {
+        Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, is_archive: false }
     }
 
     fn archive(path: &Path) -> Result<Self, LibraryError> {
-        let library = ZipLibrary::open(path)?;
-        let kind = if library.is_nested() { LibraryKind::Bundle } else { LibraryKind::Zip };
-        Ok(Self { library: Arc::new(library), path: path.to_owned(), kind })
+        Ok(Self { library: Arc::new(ZipLibrary::open(path)?), path: path.to_owned(), is_archive: true })
     }
 
     /// The library at a path that an earlier mount recorded.
@@ -53,16 +36,13 @@ impl Location {
         if path.is_file() {
             return Self::archive(path);
         }
-        Ok(Self::directory(path.to_owned(), LibraryKind::Hololib))
+        Ok(Self::directory(path.to_owned()))
     }
 
     /// The directory in which rcc keeps usage marks. None for an archive, for which rcc keeps none.
     #[must_use]
     pub fn hololib(&self) -> Option<&Path> {
-        match self.kind {
-            LibraryKind::Hololib | LibraryKind::Home | LibraryKind::Shared => Some(&self.path),
-            LibraryKind::Zip | LibraryKind::Bundle => None,
-        }
+        (!self.is_archive).then_some(&*self.path)
     }
 
     /// The directory in which rcc keeps the spaces of this library. In a shared holotree it is above the library. None for an
@@ -71,8 +51,8 @@ impl Location {
     pub fn holotree(&self) -> Option<PathBuf> {
         let hololib = self.hololib()?;
         let above = hololib.parent().unwrap_or(hololib);
-        let below = self.kind == LibraryKind::Shared || hololib.file_name() == Some(OsStr::new("lib"));
-        Some(if below { above.to_owned() } else { above.join("holotree") })
+        let is_shared = hololib.file_name() == Some(OsStr::new("lib"));
+        Some(if is_shared { above.to_owned() } else { above.join("holotree") })
     }
 
     /// The lock that rcc holds while it records into this library. None for an archive.
@@ -89,13 +69,16 @@ impl Location {
 /// [`LibraryError::NotALibrary`] with what was found instead, and [`LibraryError::Archive`] when an archive is refused.
 pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     if given == "auto" || given == "-" {
-        return hololib_at(default, LibraryKind::Hololib)
+        return hololib_at(default)
+            .filter(holds_library)
             .ok_or_else(|| not(default, "rcc has no library here: it holds no catalog/ and library/"));
     }
     let path = std::path::absolute(given).map_err(LibraryError::io(given))?;
-    let found = hololib_at(&path, LibraryKind::Hololib)
-        .or_else(|| hololib_at(&path.join("hololib"), LibraryKind::Home))
-        .or_else(|| hololib_at(&path.join("lib"), LibraryKind::Shared));
+    // A new home may have no `library/` yet. There the name `hololib` or `lib` tells enough.
+    let found = hololib_at(&path)
+        .filter(holds_library)
+        .or_else(|| hololib_at(&path.join("hololib")))
+        .or_else(|| hololib_at(&path.join("lib")));
     if let Some(found) = found {
         return Ok(found);
     }
@@ -109,11 +92,12 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     }
 }
 
-fn hololib_at(path: &Path, kind: LibraryKind) -> Option<Location> {
-    // A new home may have no `library/` yet. There the name `hololib` or `lib` tells enough.
-    let is_one =
-        path.join("catalog").is_dir() && (kind != LibraryKind::Hololib || path.join("library").is_dir());
-    is_one.then(|| Location::directory(path.to_owned(), kind))
+fn hololib_at(path: &Path) -> Option<Location> {
+    path.join("catalog").is_dir().then(|| Location::directory(path.to_owned()))
+}
+
+fn holds_library(location: &Location) -> bool {
+    location.path.join("library").is_dir()
 }
 
 fn not(path: &Path, why: &'static str) -> LibraryError {
@@ -127,15 +111,13 @@ mod tests {
     #[test]
     fn each_shape_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        for (inner, kind) in
-            [("a", LibraryKind::Hololib), ("b/hololib", LibraryKind::Home), ("c/lib", LibraryKind::Shared)]
-        {
+        for (inner, holotree) in [("a", "holotree"), ("b/hololib", "b/holotree"), ("c/lib", "c")] {
             let hololib = dir.path().join(inner);
             std::fs::create_dir_all(hololib.join("catalog")).unwrap();
             std::fs::create_dir_all(hololib.join("library")).unwrap();
             let given = dir.path().join(inner.split('/').next().unwrap());
             let found = locate(given.as_os_str(), Path::new("/nowhere")).unwrap();
-            assert_eq!((found.kind, &found.path), (kind, &hololib));
+            assert_eq!((found.holotree(), &found.path), (Some(dir.path().join(holotree)), &hololib));
             assert_eq!(locate(OsStr::new("auto"), &hololib).unwrap().path, hololib);
         }
     }
@@ -145,8 +127,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("hololib/catalog")).unwrap();
         let found = locate(dir.path().as_os_str(), Path::new("/nowhere")).unwrap();
-        assert_eq!(found.kind, LibraryKind::Home);
         let itself = dir.path().join("hololib");
+        assert_eq!(found.path, itself);
         assert!(locate(itself.as_os_str(), Path::new("/nowhere")).is_err());
     }
 

@@ -64,7 +64,6 @@ pub struct ZipLibrary {
     blobs: Vec<(Digest, Member)>,
     /// The size in bytes of the entries below `library/` that are no blobs.
     strays: u64,
-    is_nested: bool,
 }
 
 /// An entry of the archive.
@@ -133,12 +132,6 @@ impl ZipLibrary {
         })
     }
 
-    /// Whether the archive lies in a robot bundle.
-    #[must_use]
-    pub fn is_nested(&self) -> bool {
-        self.is_nested
-    }
-
     fn of_file(file: File, name: String) -> Result<Self, Refusal> {
         let found = file.metadata().map_err(Refusal::Io)?;
         if !found.is_file() {
@@ -154,7 +147,6 @@ impl ZipLibrary {
             catalogs: Vec::new(),
             blobs: Vec::new(),
             strays: 0,
-            is_nested: false,
         };
         if let Some(nested) = library.scan()?.filter(|_| library.catalogs.is_empty()) {
             if nested.is_deflated {
@@ -168,7 +160,6 @@ impl ZipLibrary {
             library.archive = locate(Window { start, len, ..whole.clone() })?;
             library.name.push('/');
             library.name.push_str(NESTED);
-            library.is_nested = true;
             library.scan()?;
         }
         if library.catalogs.is_empty() {

@@ -10,18 +10,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FileType, FlockOperation};
+use rustix::fs::FileType;
 
 use super::RecordOptions;
 use super::error::RecordError;
 use super::store::make_dir;
 use crate::library::LibraryError;
 use crate::library::digest::DigestKind;
-use crate::library::locate::{Location, locate};
+use crate::library::locate::locate;
 use crate::sys::guarded::{Access, Dir, Trust};
-use crate::sys::lexically_clean;
+use crate::sys::{fd, lexically_clean};
 
 /// rcc's mark of a library with raw blobs.
 const MARKER: &str = "compress.no";
@@ -54,8 +54,8 @@ pub(super) struct Opened {
 pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
     let refused = match locate(library, default) {
-        Ok(found) => {
-            let found = Location::directory(clean(&found.path)?, found.kind);
+        Ok(mut found) => {
+            found.path = clean(&found.path)?;
             match found.holotree() {
                 Some(holotree) => return Ok(Place { holotree, hololib: found.path, is_there: true }),
                 None => LibraryError::NotALibrary { path: found.path, why: "rcc cannot write to it" },
@@ -151,21 +151,15 @@ impl Opened {
         if made && self.shared {
             file.set_permissions(Permissions::from_mode(0o666)).map_err(RecordError::io(&path))?;
         }
-        let deadline = Instant::now() + timeout;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(RecordError::Io { path, source: error.into() }),
-            }
-            if cancel.load(Ordering::Relaxed) {
-                return Err(RecordError::Interrupted);
-            }
-            if Instant::now() >= deadline {
-                return Err(RecordError::Busy { path, seconds: timeout.as_secs() });
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        let stop = || cancel.load(Ordering::Relaxed);
+        if fd::lock(&file, timeout, Duration::from_millis(50), stop).map_err(RecordError::io(&path))? {
+            return Ok(file);
         }
+        Err(if stop() {
+            RecordError::Interrupted
+        } else {
+            RecordError::Busy { path, seconds: timeout.as_secs() }
+        })
     }
 }
 

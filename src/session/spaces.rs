@@ -21,7 +21,7 @@ use super::registry::{Registry, unreadable};
 use crate::fs::STATUS_XATTR;
 use crate::library::LibraryError;
 use crate::library::catalogs;
-use crate::library::locate::{LibraryKind, Location};
+use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::materialize::ReflinkProbe;
 use crate::metrics::Snapshot;
@@ -144,7 +144,7 @@ impl<'e> Survey<'e> {
     /// # Errors
     /// When mountinfo cannot be read.
     pub fn new(env: &'e Env) -> Result<Self, Error> {
-        let library = Location::directory(env.hololib(), LibraryKind::Hololib);
+        let library = Location::directory(env.hololib());
         let mut bases: Vec<PathBuf> =
             library.holotree().into_iter().chain([env.robocorp_home.join("holotree")]).collect();
         bases.dedup();

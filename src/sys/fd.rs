@@ -6,9 +6,27 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::Resource;
+
+/// Waits for the exclusive flock on a file. Returns false when it is still held after `timeout`, or `stop` returns true.
+///
+/// # Errors
+/// Those of flock(2).
+pub fn lock(file: &File, timeout: Duration, pause: Duration, stop: impl Fn() -> bool) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if stop() || Instant::now() >= deadline => return Ok(false),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(pause),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
 
 /// Opens a regular file for reading. Symbolic links are followed. A FIFO or a device is refused and does not block.
 ///

@@ -11,14 +11,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+use std::time::Duration;
 
 use super::BlobCache;
 use crate::sys::boot::{self, Boot};
-use crate::sys::tree;
+use crate::sys::{fd, tree};
 
 /// How long to wait for the lock. Counting and evicting take less; a process that is stopped must not block others.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -109,17 +106,8 @@ impl BlobCache {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(self.dir.join("size"))?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Sum(file))),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        let is_ours = fd::lock(&file, LOCK_TIMEOUT, Duration::from_millis(1), || false)?;
+        Ok(is_ours.then_some(Sum(file)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::library::catalog::Header;
 use crate::library::catalogs::CatalogName;
-use crate::library::locate::{LibraryKind, Location};
+use crate::library::locate::Location;
 use crate::library::name::Identity;
 
 use crate::session::request::MountRequest;
@@ -45,7 +45,7 @@ impl Place {
         };
         let identity = Identity::parse(ID).unwrap();
         MountPlan {
-            location: Location::directory(path.join("hololib"), LibraryKind::Hololib),
+            location: Location::directory(path.join("hololib")),
             catalog: CatalogName::parse(CATALOG).unwrap(),
             index: None,
             holds: BLUEPRINT.into(),

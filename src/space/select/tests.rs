@@ -2,7 +2,6 @@ use std::io::Write;
 
 use super::*;
 use crate::library::index::cache::open_or_compile;
-use crate::library::locate::LibraryKind;
 use crate::space::record::Basis;
 use crate::space::state::StateDir;
 
@@ -58,7 +57,7 @@ impl Fixture {
     }
 
     fn select(&self, space: &str, blueprint: Option<&str>) -> Result<Selected, SpaceError> {
-        let library = Location::directory(self.hololib(), LibraryKind::Hololib);
+        let library = Location::directory(self.hololib());
         let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint, fresh: false };
         select(&library, &wanted, &self.env)
     }
@@ -212,7 +211,7 @@ fn a_base_that_nobody_named_is_refused() {
     let copy = f.dir.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::rename(f.hololib(), copy.join("hololib")).unwrap();
-    let library = Location::directory(copy.join("hololib"), LibraryKind::Home);
+    let library = Location::directory(copy.join("hololib"));
     let select = |f: &Fixture, space: &str| {
         let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint: None, fresh: false };
         super::select(&library, &wanted, &f.env)
@@ -238,7 +237,7 @@ fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
     // The library is given by a path with a symbolic link, and the catalog names the directory without it.
     let link = f.dir.path().with_extension("link");
     std::os::unix::fs::symlink(f.dir.path(), &link).unwrap();
-    let library = Location::directory(link.join("hololib"), LibraryKind::Home);
+    let library = Location::directory(link.join("hololib"));
     let mut env = f.env.clone();
     env.robocorp_home = "/elsewhere".into();
     let wanted = Wanted { space: OsStr::new("demo"), controller: "user", blueprint: None, fresh: false };
@@ -250,7 +249,7 @@ fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
 #[test]
 fn a_catalog_with_a_known_index_is_not_read() {
     let f = Fixture::new(&[(A, &this_platform())]);
-    let location = Location::directory(f.hololib(), LibraryKind::Hololib);
+    let location = Location::directory(f.hololib());
     let name = CatalogName { blueprint: A.into(), platform: this_platform() };
     let cache = f.env.cache_dir().join("index");
     assert!(f.select("demo", None).unwrap().index.is_none());
