@@ -214,14 +214,6 @@ impl Fs {
         self.namespace.setattr(ino, &change).map(|_| ())
     }
 
-    /// Reads until the buffer is full or the file ends.
-    ///
-    /// # Errors
-    /// As [`Fs::find_data`], and those of pread(2).
-    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.read_data(&self.data(ino)?, offset, buffer)
-    }
-
     /// Reads until the buffer is full or the data ends. Waits for bytes that are not unpacked yet.
     ///
     /// # Errors
@@ -368,14 +360,5 @@ impl Fs {
 /// # Errors
 /// Those of pread(2).
 pub fn read_file(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pread(&file, rest, offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(call("read")(errno)),
-        }
-    }
-    Ok(done)
+    fd::read_full(file, offset, buffer).map_err(call("read"))
 }

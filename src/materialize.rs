@@ -8,7 +8,6 @@
 //! relocated file materialize it once. Nothing here runs under the namespace's locks.
 
 pub mod clone;
-mod error;
 pub mod relocate;
 mod relocated;
 pub mod source;
@@ -37,8 +36,7 @@ use source::{LowerFile, Source};
 use staging::{Staged, Staging};
 
 pub use crate::library::MOTHER_TIME;
-pub use error::Error;
-pub use source::SMALL_FILE;
+pub use source::{Error, SMALL_FILE};
 
 /// Bytes of small files kept in memory. The kernel caches what it has read, so this only has to last for the few read
 /// requests of one file.

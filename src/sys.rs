@@ -7,7 +7,6 @@ pub mod fd;
 pub mod fuse_mount;
 pub mod guarded;
 pub mod log_file;
-pub mod map;
 pub mod mountinfo;
 pub mod order;
 pub mod probe;
@@ -51,20 +50,12 @@ pub fn lexically_clean(path: &Path) -> PathBuf {
 #[must_use]
 pub fn plain(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some((before, after)) = rest.split_once(" (os error ") {
-        out.push_str(before);
-        match after.split_once(')') {
-            Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => rest = after,
-            _ => {
-                out.push_str(" (os error ");
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    out
+    let mut parts = text.split(" (os error ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |before, part| match part.split_once(')') {
+        Some((number, after)) if number.bytes().all(|b| b.is_ascii_digit()) => before + after,
+        _ => before + " (os error " + part,
+    })
 }
 
 #[cfg(test)]

@@ -75,14 +75,11 @@ pub(crate) fn of_backing(fd: BorrowedFd<'_>) -> Result<BackingFacts, Errno> {
     let stat = fstat(fd)?;
     let flags = fcntl_getfl(fd)?;
     let statx = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
-    let access = if flags.contains(OFlags::PATH) {
-        Access::Path
-    } else {
-        match flags & OFlags::RWMODE {
-            OFlags::RDWR => Access::ReadWrite,
-            OFlags::WRONLY => Access::Write,
-            _ => Access::Read,
-        }
+    let access = match flags & OFlags::RWMODE {
+        _ if flags.contains(OFlags::PATH) => Access::Path,
+        OFlags::RDWR => Access::ReadWrite,
+        OFlags::WRONLY => Access::Write,
+        _ => Access::Read,
     };
     Ok(BackingFacts {
         is_regular: kind(&stat) == FileType::RegularFile,

@@ -193,10 +193,10 @@ fn unlink_leaves_a_whiteout_and_the_open_file_lives() {
     assert!(is_whiteout(&world.upper("lib/a.txt")));
     // The file is still open: it can be read and written, and has no name.
     let mut buffer = [0; 10];
-    assert_eq!(world.fs.read(ino, 0, &mut buffer).unwrap(), 6);
+    assert_eq!(world.read_start(ino, &mut buffer).unwrap(), 6);
     assert_eq!(names.attr(ino).unwrap().nlink, 0);
     world.fs.write(ino, 0, b"J").unwrap();
-    assert_eq!(world.fs.read(ino, 0, &mut buffer).unwrap(), 6);
+    assert_eq!(world.read_start(ino, &mut buffer).unwrap(), 6);
     assert_eq!(&buffer[..6], b"Jello\n");
     assert_eq!(refused(world.find("lib/a.txt")), Errno::NOENT, "writing does not bring the name back");
     names.forget(ino, 100);
@@ -364,7 +364,7 @@ fn eio_for_one_corrupt_or_missing_blob_and_the_rest_works() {
     }
     for path in ["lib/a.txt", "lib/b.txt"] {
         let ino = world.ino(path);
-        let answer = refused(world.fs.read(ino, 0, &mut [0; 10]));
+        let answer = refused(world.read_start(ino, &mut [0; 10]));
         assert_eq!(answer, Errno::IO, "{path}");
         assert_eq!(refused(world.fs.write(ino, 0, b"x")), Errno::IO);
     }

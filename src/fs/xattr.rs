@@ -27,10 +27,8 @@ impl Fs {
                 .map_err(|_| Error::NotSupported("the counters have no text"));
         }
         let name = checked(name).map_err(|_| Error::NoAttribute)?;
-        match self.namespace.existing_fd(ino)? {
-            Some(fd) => backing::get_xattr(fd.as_fd(), &name),
-            None => Err(Error::NoAttribute),
-        }
+        let fd = self.namespace.existing_fd(ino)?.ok_or(Error::NoAttribute)?;
+        backing::get_xattr(fd.as_fd(), &name)
     }
 
     /// The names of the attributes, each terminated by a NUL.
@@ -67,14 +65,10 @@ impl Fs {
     /// `NoAttribute`, `NotPermitted` for holofs's own attributes, and those of removexattr(2).
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let name = checked(name)?;
-        match self.namespace.existing_fd(ino)? {
-            Some(fd) => {
-                backing::remove_xattr(fd.as_fd(), &name)?;
-                self.namespace.attribute_changed(ino);
-                Ok(())
-            }
-            None => Err(Error::NoAttribute),
-        }
+        let fd = self.namespace.existing_fd(ino)?.ok_or(Error::NoAttribute)?;
+        backing::remove_xattr(fd.as_fd(), &name)?;
+        self.namespace.attribute_changed(ino);
+        Ok(())
     }
 }
 

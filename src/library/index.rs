@@ -24,8 +24,8 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, Unaligned};
 
 use super::digest::Digest;
+use crate::sys::fd;
 use crate::sys::guarded::{self, Access};
-use crate::sys::map;
 use format::{Header, RawDigest, RawNode, Section};
 
 /// A node, by its position in the index.
@@ -139,7 +139,7 @@ impl Index {
         if file.metadata()?.len() < format::HEADER_SIZE as u64 {
             return Err(IndexError("shorter than a header").into());
         }
-        let map = map::of(&file)?;
+        let map = fd::map(&file)?;
         let header = Header::decode(&map)?;
         let info = serde_json::from_slice(header.info.of(&map)?)
             .map_err(|_| IndexError("the catalog's header cannot be read"))?;

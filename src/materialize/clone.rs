@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::settings::Strategy;
-use crate::sys::errno_of;
+use crate::sys::{errno_of, fd};
 
 /// How the bytes were copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,12 +155,11 @@ pub(super) fn copy(from: &File, to: &File, len: u64) -> Result<(), CloneError> {
     while at < len {
         let want = usize::try_from((len - at).min(buffer.len() as u64)).unwrap_or(buffer.len());
         let Some(chunk) = buffer.get_mut(..want) else { break };
-        let n = match rustix::io::pread(from, &mut *chunk, at) {
-            Ok(0) => return Err(CloneError::ShortSource { at, len }),
-            Ok(n) => n,
-            Err(Errno::INTR) => continue,
-            Err(source) => return Err(CloneError::Os { call: "read", source }),
-        };
+        let read = fd::read_full(from, at, chunk);
+        let n = read.map_err(|source| CloneError::Os { call: "read", source })?;
+        if n == 0 {
+            return Err(CloneError::ShortSource { at, len });
+        }
         to.write_all_at(chunk.get(..n).unwrap_or_default(), at)
             .map_err(|error| CloneError::Os { call: "write", source: errno_of(&error) })?;
         at += n as u64;

@@ -13,13 +13,13 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
 
-use super::clone::{self, Cloner, Method};
-use super::error::Error;
+use super::clone::{self, CloneError, Cloner, Method};
 use super::relocate::{self, Names, RelocateError};
 use crate::library::Latency;
 use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
-use crate::library::index::{Index, NodeId, NodeKind, Relocations};
+use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
+use crate::library::memory::is_full;
 use crate::settings::Strategy;
 use crate::sys::errno_of;
 
@@ -192,5 +192,63 @@ impl Source {
 
     fn relocate_error(&self, file: &LowerFile<'_>, source: RelocateError) -> Error {
         Error::Relocate { path: self.path(file.node), source }
+    }
+}
+
+/// Why the bytes of a lower file cannot be provided. Each `path` is the file's path in the environment.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The blob is missing, corrupt or unreadable.
+    #[error("{path}: {source}")]
+    Blob {
+        /// Path in the environment.
+        path: String,
+        /// What is wrong with the blob.
+        source: Arc<BlobError>,
+    },
+    /// The compiled index is inconsistent.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The node is not a file.
+    #[error("node {0:?} is not a regular file")]
+    NotAFile(NodeId),
+    /// The catalog and the blob disagree about a relocation.
+    #[error("{path}: {source}")]
+    Relocate {
+        /// Path in the environment.
+        path: String,
+        /// What is wrong with the relocation.
+        source: RelocateError,
+    },
+    /// Copying the bytes into the private file failed.
+    #[error("{path}: cannot make a private copy: {source}")]
+    Clone {
+        /// Path in the environment.
+        path: String,
+        /// The step that failed.
+        source: CloneError,
+    },
+    /// A system call on one of the space's own files failed.
+    #[error("{path}: {call}: {source}")]
+    Os {
+        /// Path in the environment.
+        path: String,
+        /// The step that failed.
+        call: &'static str,
+        /// Its errno.
+        source: Errno,
+    },
+}
+
+impl Error {
+    /// Whether the cause is a full disk or an exceeded quota.
+    pub(super) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Clone { source: CloneError::Os { source, .. }, .. } | Self::Os { source, .. } => {
+                matches!(*source, Errno::NOSPC | Errno::DQUOT)
+            }
+            Self::Relocate { source: RelocateError::Io { source, .. }, .. } => is_full(source),
+            _ => false,
+        }
     }
 }

@@ -18,8 +18,7 @@ use super::serve::Mounted;
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
-use crate::sys::process::{self, Forked};
-use crate::sys::{log_file, probe};
+use crate::sys::{log_file, probe, process};
 
 /// How long a start may take, if the lock timeout is not longer. A start takes milliseconds, or seconds if a large catalog
 /// has to be compiled.
@@ -45,11 +44,11 @@ pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> R
         errno => os("fork")(errno),
     })?;
     match forked {
-        Forked::Parent(child) => {
+        Some(child) => {
             drop(write);
             wait(read, plan, child)
         }
-        Forked::Child => {
+        None => {
             drop(read);
             // The child must not return to the caller's code.
             std::process::exit(i32::from(child(plan, started, describe, write)));
@@ -57,12 +56,15 @@ pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> R
     }
 }
 
-fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
+fn wait(read: OwnedFd, plan: &MountPlan, child: Pid) -> Result<Mounted, Error> {
     // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
     let received = probe::read_until(read, deadline).map_err(Error::os(plan.state_dir(), "read"))?;
     let Some(received) = received else {
-        let error = Error::no_answer(plan.space.mountpoint.clone(), Some(child.unsigned_abs()));
+        let error = Error::no_answer(
+            plan.space.mountpoint.clone(),
+            Some(child.as_raw_nonzero().get().unsigned_abs()),
+        );
         clear_away(plan, child);
         return Err(error);
     };
@@ -79,14 +81,13 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: i32) -> Result<Mounted, Error> {
 }
 
 /// Kills a child that did not answer, and unmounts what it may have mounted.
-fn clear_away(plan: &MountPlan, child: i32) {
-    let Some(pid) = Pid::from_raw(child) else { return };
+fn clear_away(plan: &MountPlan, child: Pid) {
     // A child that waits for a disk ends only when the disk answers.
-    if let Err(errno) = rustix::process::kill_process(pid, Signal::KILL) {
-        tracing::debug!(child, %errno, "cannot kill the child");
+    if let Err(errno) = rustix::process::kill_process(child, Signal::KILL) {
+        tracing::debug!(?child, %errno, "cannot kill the child");
     }
     let deadline = Instant::now() + DYING;
-    while matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+    while matches!(rustix::process::waitpid(Some(child), WaitOptions::NOHANG), Ok(None)) {
         if Instant::now() > deadline {
             return;
         }

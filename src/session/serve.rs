@@ -111,7 +111,7 @@ impl<'p> PendingMount<'p> {
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered.
     pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
         let plan = self.plan;
-        let umask = process::replace_umask(0);
+        let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
         process::map_large_blocks();
         let loops = connect::possible_loops()?;
         let (fs, reflink) = compose::filesystem(plan, &self.index, umask)?;

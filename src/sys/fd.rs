@@ -59,12 +59,49 @@ pub fn has_name(file: impl AsFd) -> rustix::io::Result<bool> {
     Ok(rustix::fs::fstat(file)?.st_nlink > 0)
 }
 
+/// Reads from an offset until the buffer is full or the file ends.
+///
+/// # Errors
+/// Those of pread(2).
+pub fn read_full(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(&file, rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// Maps a whole file for reading. Nobody may change the file while it is mapped: holofs only replaces index files, by rename.
+///
+/// # Errors
+/// Those of mmap(2).
+pub fn map(file: &File) -> io::Result<memmap2::Mmap> {
+    // SAFETY: an index file is complete before it gets its name, and belongs to the user. If the user truncates it
+    // under a mount, the daemon gets SIGBUS, as any program that maps a file.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
 /// Starts writeback of a file's dirty pages and does not wait for it, so that a later fsync or clone takes less time. An
 /// error is ignored, because the call is only a hint.
 pub fn start_writeback(file: &impl AsFd) {
-    let fd = file.as_fd().as_raw_fd();
+    if let Err(errno) = write_pages(file, libc::SYNC_FILE_RANGE_WRITE) {
+        tracing::debug!(%errno, "cannot start writeback");
+    }
+}
+
+/// Writes the dirty pages of a file to the device, and waits as the flags of sync_file_range(2) say. Does not flush the
+/// device's cache.
+pub(super) fn write_pages(file: &impl AsFd, flags: u32) -> Result<(), Errno> {
     // SAFETY: the descriptor is borrowed for the call, which takes no pointers.
-    unsafe { libc::sync_file_range(fd, 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    match unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(super::last_errno()),
+    }
 }
 
 /// Distinguishes a file from an earlier file with the same inode number: a digest of its file handle. None if the

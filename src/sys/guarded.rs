@@ -392,7 +392,6 @@ fn check_file(fd: &OwnedFd, access: Access) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What kind of file it is, unless it is a regular file.
 /// What a file of this `st_mode` is. None for a regular file.
 #[must_use]
 pub fn odd_kind(mode: u32) -> Option<&'static str> {

@@ -158,17 +158,17 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
 
 /// Decodes `\ooo`, by which the kernel escapes space, tab, newline, backslash and `#`.
 fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        match (byte, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
+    let mut parts = field.split(|&b| b == b'\\');
+    let mut out = parts.next().unwrap_or_default().to_vec();
+    for part in parts {
+        match part {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] => {
                 out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-                rest = after;
+                out.extend(after);
             }
             _ => {
-                out.push(byte);
-                rest = tail;
+                out.push(b'\\');
+                out.extend(part);
             }
         }
     }

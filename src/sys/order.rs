@@ -8,15 +8,18 @@
 //!
 //! ext4 with a journal keeps the order: `jbd2` commits in order, and a page counts as written when its extent is recorded.
 //! So does XFS, with its single log. btrfs does not: it records extents some time after the pages are written.
-#![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
 /// `EXT4_SUPER_MAGIC` and `XFS_SUPER_MAGIC` of `linux/magic.h`.
 const EXT4: i64 = 0xef53;
 const XFS: i64 = 0x5846_5342;
+
+/// The flags of sync_file_range(2) to write all dirty pages to the device and wait until they are written.
+const WRITE_AND_WAIT: u32 =
+    libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
 
 /// Whether a filesystem journals changes in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,12 +34,11 @@ impl Order {
     /// Of the filesystem of an open file or directory.
     #[must_use]
     pub fn of(fd: impl AsFd) -> Self {
-        let kept = rustix::fs::fstatfs(&fd).is_ok_and(|found| match found.f_type {
-            XFS => true,
-            EXT4 => has_journal(fd.as_fd()),
-            _ => false,
-        });
-        if kept { Self::Kept } else { Self::Unknown }
+        match rustix::fs::fstatfs(&fd).map(|found| found.f_type) {
+            Ok(XFS) => Self::Kept,
+            Ok(EXT4) if has_journal(fd) => Self::Kept,
+            _ => Self::Unknown,
+        }
     }
 
     /// Makes sure that the bytes of a file survive a loss of power if any later change does.
@@ -45,7 +47,7 @@ impl Order {
     /// Those of sync_file_range(2) and fdatasync(2).
     pub fn write_out(self, file: &impl AsFd) -> Result<(), Errno> {
         match self {
-            Self::Kept => wait_for_device(file),
+            Self::Kept => super::fd::write_pages(file, WRITE_AND_WAIT),
             Self::Unknown => rustix::fs::fdatasync(file),
         }
     }
@@ -59,18 +61,6 @@ fn has_journal(fd: impl AsFd) -> bool {
     let Some(name) = device.file_name() else { return false };
     let pid = std::fs::read_to_string(std::path::Path::new("/sys/fs/ext4").join(name).join("journal_task"));
     pid.is_ok_and(|pid| pid.trim().parse::<u32>().is_ok())
-}
-
-/// Writes the dirty pages of a file to the device, and waits until they are written. Does not flush the device's cache.
-fn wait_for_device(file: &impl AsFd) -> Result<(), Errno> {
-    let flags =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is borrowed for the call, which takes no pointers.
-    match unsafe { libc::sync_file_range(fd, 0, 0, flags) } {
-        0 => Ok(()),
-        _ => Err(super::last_errno()),
-    }
 }
 
 #[cfg(test)]

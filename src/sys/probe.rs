@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Signal, WaitOptions};
 
-use super::process::{self, Forked};
+use super::process;
 
 /// Runs `question` in a child process and returns its result; None after the timeout `limit`. The process must have a
 /// single thread.
@@ -27,10 +27,9 @@ use super::process::{self, Forked};
 pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Option<Vec<u8>>> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     match process::fork()? {
-        Forked::Parent(child) => {
+        Some(child) => {
             drop(write);
             let answer = read_until(read, Instant::now() + limit)?;
-            let child = Pid::from_raw(child).ok_or(Errno::SRCH)?;
             // A child that has answered exits at once. Another one may be unable to, and init reaps it later.
             let how = if answer.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
             if answer.is_none() {
@@ -39,7 +38,7 @@ pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Op
             rustix::process::waitpid(Some(child), how)?;
             Ok(answer)
         }
-        Forked::Child => {
+        None => {
             drop(read);
             let written = process::detach()
                 .map_err(io::Error::from)

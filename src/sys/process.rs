@@ -6,17 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::{errno_of, last_errno};
-
-/// Which side of a fork this is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Forked {
-    /// The parent, with the process id of the child.
-    Parent(i32),
-    /// The child.
-    Child,
-}
 
 /// Closes all inherited descriptors except standard input, output and error. A daemon would keep them open for ever, for
 /// example a pipe whose reader waits for EOF. Must be called before the program opens anything.
@@ -32,14 +24,15 @@ pub fn close_inherited() -> Result<(), Errno> {
     }
 }
 
-/// Forks. The process must have a single thread.
+/// Forks. The process must have a single thread. Returns the process id of the child to the parent, and None to the child.
 ///
 /// # Errors
 /// EBUSY when there are more threads, ENOENT without `/proc`, and the errno of fork(2).
-pub fn fork() -> Result<Forked, Errno> {
+pub fn fork() -> Result<Option<Pid>, Errno> {
     // A thread that was just joined can still be in the list.
     let deadline = Instant::now() + Duration::from_secs(1);
-    while threads()? > 1 {
+    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    while threads().map_err(|error| errno_of(&error))? > 1 {
         if Instant::now() > deadline {
             return Err(Errno::BUSY);
         }
@@ -48,15 +41,8 @@ pub fn fork() -> Result<Forked, Errno> {
     // SAFETY: there is one thread, so no other thread can hold a lock that the child would wait for.
     match unsafe { libc::fork() } {
         -1 => Err(last_errno()),
-        0 => Ok(Forked::Child),
-        child => Ok(Forked::Parent(child)),
+        child => Ok(Pid::from_raw(child)),
     }
-}
-
-/// The number of threads of this process.
-fn threads() -> Result<usize, Errno> {
-    let tasks = std::fs::read_dir("/proc/self/task");
-    tasks.map(Iterator::count).map_err(|error| errno_of(&error))
 }
 
 /// Whether permission bits do not apply to this process (`CAP_DAC_OVERRIDE`).
@@ -118,12 +104,6 @@ pub fn detach() -> Result<(), Errno> {
     rustix::stdio::dup2_stderr(&null)
 }
 
-/// Sets the umask and returns the old one.
-#[must_use]
-pub fn replace_umask(mask: u32) -> u32 {
-    rustix::process::umask(Mode::from_raw_mode(mask)).bits()
-}
-
 /// The umask, without changing it. 022 if `/proc` does not tell.
 #[must_use]
 pub fn umask() -> u32 {
@@ -159,7 +139,7 @@ pub fn start_time(pid: i32) -> Option<u64> {
 /// ESRCH when that process has ended, and EPERM.
 pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
     let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
-    let pid = rustix::process::Pid::from_raw(raw).ok_or(Errno::SRCH)?;
+    let pid = Pid::from_raw(raw).ok_or(Errno::SRCH)?;
     // By a pidfd, so that the id cannot be reused between the check and the signal.
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     if start_time(raw) != Some(started) {

@@ -134,12 +134,7 @@ impl Dir {
     /// # Errors
     /// When the directory cannot be opened for reading, and those of syncfs(2).
     pub fn sync_filesystem(&self) -> Result<(), GuardedError> {
-        let file = self.readable()?;
-        #[cfg(target_os = "linux")]
-        let done = rustix::fs::syncfs(&file);
-        #[cfg(not(target_os = "linux"))]
-        let done = rustix::fs::fsync(&file);
-        done.map_err(GuardedError::os(&self.path))
+        rustix::fs::syncfs(self.readable()?).map_err(GuardedError::os(&self.path))
     }
 
     /// Whether `name` is the entry of this open file or directory. A file that was locked may have been removed or
