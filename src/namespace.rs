@@ -56,14 +56,11 @@
 pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
-mod ctime;
 mod dir;
 pub mod error;
 mod handle;
-mod open;
 pub(crate) mod read;
 pub(crate) mod rename;
-mod setattr;
 mod settle;
 mod table;
 pub mod types;
@@ -343,24 +340,22 @@ impl Namespace {
         }
     }
 
-    /// Notes what the upper has under a name, and updates the count of subdirectories.
-    fn set_entry(&self, node: &Node, state: &mut DirState, name: &[u8], entry: Entry) -> Result<()> {
-        let lower = self.lower_child(node, name)?;
+    /// Notes what the upper has under a name, if anything, and updates the count of subdirectories.
+    fn set_entry(
+        &self,
+        node: &Node,
+        state: &mut DirState,
+        name: &[u8],
+        entry: impl Into<Option<Entry>>,
+    ) -> Result<()> {
+        let (lower, entry) = (self.lower_child(node, name)?, entry.into());
         let before = self.shows_dir(lower, state.get(name))?;
-        let after = self.shows_dir(lower, Some(entry))?;
+        let after = self.shows_dir(lower, entry)?;
         state.subdir_delta += i64::from(after) - i64::from(before);
-        state.set(name, entry, lower.is_some());
-        Ok(())
-    }
-
-    /// Notes that a name was removed: the upper now has a whiteout for it if the lower has the name, else nothing.
-    fn clear_entry(&self, node: &Node, state: &mut DirState, name: &[u8]) -> Result<()> {
-        if self.lower_child(node, name)?.is_some() {
-            return self.set_entry(node, state, name, Entry::Whiteout);
+        match entry {
+            Some(entry) => state.set(name, entry, lower.is_some()),
+            None => state.remove(name),
         }
-        let before = self.shows_dir(None, state.get(name))?;
-        state.subdir_delta -= i64::from(before);
-        state.remove(name);
         Ok(())
     }
 

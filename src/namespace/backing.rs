@@ -1,4 +1,5 @@
-//! System calls on backing files: marks, permission bits, owners, times, extended attributes.
+//! Backing files: system calls on their marks, permission bits, owners, times and extended attributes, and how they are
+//! opened.
 //!
 //! Many descriptors of the namespace are `O_PATH` descriptors, which several system calls refuse. The functions here
 //! accept both kinds. The format of marks is in [`mark`](crate::space::upper::mark).
@@ -6,13 +7,17 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
-use super::error::{Error, Result, upper};
+use super::Namespace;
+use super::error::{Error, Result, upper as call};
+use super::table::{InUpper, Node};
 use super::types::{Attr, Ino, Kind, SetTime, Time};
+use crate::space::upper::entry;
 use crate::space::upper::mark::{
     BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,
 };
@@ -59,7 +64,7 @@ pub(crate) fn short_xattr<'b>(
     match rustix::fs::getxattr(proc_fd(fd), name, &mut *buffer) {
         Ok(len) => Ok(buffer.get(..len)),
         Err(Errno::NODATA) => Ok(None),
-        Err(errno) => Err(upper("getxattr")(errno)),
+        Err(errno) => Err(call("getxattr")(errno)),
     }
 }
 
@@ -83,7 +88,7 @@ pub(crate) fn write_mode(fd: BorrowedFd<'_>, kind: Kind, mode: u32, old: Option<
     let chmod = || {
         let done =
             by_fd_or_path(fd, |fd| rustix::fs::fchmod(fd, backing), |path| rustix::fs::chmod(path, backing));
-        done.map_err(upper("chmod"))
+        done.map_err(call("chmod"))
     };
     let lacking = mode & needed(kind) != needed(kind);
     let hold = || set_xattr(fd, MODE_XATTR, mode_text(mode).as_bytes(), XattrFlags::empty());
@@ -118,7 +123,7 @@ pub(crate) fn write_ctime(fd: &impl AsFd, kept: KeptCtime) -> Result<()> {
 pub(crate) fn write_owner(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let uid = uid.map(rustix::fs::Uid::from_raw);
     let gid = gid.map(rustix::fs::Gid::from_raw);
-    rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(upper("chown"))
+    rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(call("chown"))
 }
 
 /// Sets the times of access and modification of a file.
@@ -134,7 +139,7 @@ pub(crate) fn write_times(fd: BorrowedFd<'_>, atime: Option<SetTime>, mtime: Opt
         |fd| rustix::fs::futimens(fd, &times),
         |path| rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty()),
     );
-    done.map_err(upper("utimensat"))
+    done.map_err(call("utimensat"))
 }
 
 /// Sets the times of access and modification back to those of an earlier stat(2).
@@ -147,13 +152,13 @@ pub(crate) fn put_times_back(fd: &impl AsFd, before: &Stat) -> Result<()> {
 /// Opens a name as an `O_PATH` descriptor. A symbolic link is opened itself.
 pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(upper("open"))
+    rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(call("open"))
 }
 
 /// Opens a file or directory again for reading, from an `O_PATH` descriptor.
 pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(proc_fd(fd.as_fd()), flags, Mode::empty()).map_err(upper("open"))?;
+    let fd = rustix::fs::open(proc_fd(fd.as_fd()), flags, Mode::empty()).map_err(call("open"))?;
     Ok(File::from(fd))
 }
 
@@ -167,7 +172,7 @@ pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     match read {
         Ok(_) => Ok(value),
         Err(Errno::NODATA) => Err(Error::NoAttribute),
-        Err(errno) => Err(upper("getxattr")(errno)),
+        Err(errno) => Err(call("getxattr")(errno)),
     }
 }
 
@@ -176,7 +181,7 @@ pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut names = Vec::with_capacity(XATTR_MAX);
     match rustix::fs::listxattr(proc_fd(fd), spare_capacity(&mut names)) {
         Ok(_) | Err(Errno::NOTSUP) => {}
-        Err(errno) => return Err(upper("listxattr")(errno)),
+        Err(errno) => return Err(call("listxattr")(errno)),
     }
     let names = names.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(OWN_XATTRS));
     Ok(names.collect::<Vec<_>>().concat())
@@ -189,7 +194,7 @@ pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: Xa
         |fd| rustix::fs::fsetxattr(fd, name, value, flags),
         |path| rustix::fs::setxattr(path, name, value, flags),
     );
-    done.map_err(upper("setxattr"))
+    done.map_err(call("setxattr"))
 }
 
 /// Removes an extended attribute.
@@ -201,7 +206,7 @@ pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     );
     match done {
         Err(Errno::NODATA) => Err(Error::NoAttribute),
-        other => other.map_err(upper("removexattr")),
+        other => other.map_err(call("removexattr")),
     }
 }
 
@@ -230,6 +235,90 @@ pub(crate) fn attr_of(stat: &Stat, ino: Ino, kind: Kind) -> Attr {
         atime: Time::new(stat.st_atime, stat.st_atime_nsec),
         mtime: Time::new(stat.st_mtime, stat.st_mtime_nsec),
         ctime: Time::new(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+/// Opens the backing files of entries.
+///
+/// A node notes the directory and name of its backing file, and the file's inode number. Another thread can rename
+/// the file between the moment that the place is read and the open. So the inode number is compared after each open,
+/// and the open is tried again if it differs.
+///
+/// A thread that is about to rename, replace or remove a backing file *pins* it first: it puts an open descriptor
+/// into the node. Until the node has the new place, all threads use that descriptor and need no name. No thread ever
+/// waits for a rename, and the retry finds the right place.
+impl Namespace {
+    /// A descriptor of an entry's backing file. It can be read and written if the file has its bytes in the upper;
+    /// for any other entry it is an `O_PATH` descriptor.
+    pub(super) fn backing_fd(&self, node: &Node) -> Result<Arc<OwnedFd>> {
+        // One retry is enough after one rename. The limit only keeps a damaged upper from causing an endless loop.
+        for _ in 0..100 {
+            let (place, in_upper, backing_ino) = {
+                let state = node.state.lock();
+                if let Some(pinned) = &state.pinned {
+                    return Ok(Arc::clone(pinned));
+                }
+                (state.places.first().cloned(), state.in_upper, state.backing_ino)
+            };
+            if node.ino == Ino::ROOT {
+                return Ok(Arc::clone(&self.root));
+            }
+            let keep = in_upper == InUpper::All;
+            if keep && let Some(fd) = self.table.opened(node.ino) {
+                return Ok(fd);
+            }
+            let Some((parent, name)) = place.filter(|_| in_upper != InUpper::Nothing) else {
+                return Err(Error::Stale(node.ino));
+            };
+            let Some(parent) = self.table.get(parent) else { return Err(Error::Stale(parent)) };
+            let dir = self.backing_fd(&parent)?;
+            let access = match (keep && node.kind == Kind::File, self.keeps_atime) {
+                (true, true) => OFlags::RDWR | OFlags::NOATIME,
+                (true, false) => OFlags::RDWR,
+                (false, _) => OFlags::PATH,
+            };
+            let fd = match entry::open(dir.as_fd(), &name, access | OFlags::NOFOLLOW) {
+                Ok(fd) => Arc::new(fd),
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(call("open")(errno)),
+            };
+            if rustix::fs::fstat(&fd).map_err(call("stat"))?.st_ino != backing_ino {
+                continue;
+            }
+            if keep {
+                self.table.keep_open(node.ino, &fd);
+            }
+            return Ok(fd);
+        }
+        Err(Error::Stale(node.ino))
+    }
+
+    /// Keeps the descriptor with which a backing file was made, for the next use. It was opened without `O_NOATIME`.
+    pub(super) fn keep_created(&self, ino: Ino, kind: Kind, fd: OwnedFd) {
+        if kind == Kind::File
+            && self.keeps_atime
+            && let Err(errno) = rustix::fs::fcntl_setfl(&fd, OFlags::NOATIME)
+        {
+            tracing::debug!(?ino, %errno, "reading a new file would change its time of access; not kept open");
+            return;
+        }
+        self.table.keep_open(ino, &Arc::new(fd));
+    }
+
+    /// Keeps the backing file of an entry open, before the file is renamed, replaced or removed. Ends with
+    /// [`Node::unpin`]. An entry that the kernel does not know needs no pin.
+    pub(super) fn pin(&self, node: &Node) -> Result<()> {
+        {
+            let state = node.state.lock();
+            if state.in_upper == InUpper::Nothing || state.pinned.is_some() {
+                return Ok(());
+            }
+        }
+        if self.table.lookups(node) > 0 {
+            let fd = self.backing_fd(node)?;
+            node.state.lock().pinned = Some(fd);
+        }
+        Ok(())
     }
 }
 

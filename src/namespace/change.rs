@@ -229,7 +229,6 @@ impl Namespace {
         let mut guard = dir.dir.write();
         let state = self.loaded(&dir, &mut guard)?;
         let found = self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
-        let at = self.backing_fd(&dir)?;
         let node = match found {
             Found::Lower(lower) => self.node(Ino::of_lower(lower))?,
             Found::Upper(present) => self.entry_node(&dir, &name, present, 0),
@@ -237,26 +236,10 @@ impl Namespace {
         if node.kind == Kind::Dir {
             return Err(Error::IsADirectory);
         }
-        match found {
-            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
-            Found::Upper(_) => {
-                let in_lower = self.lower_child(&dir, name.as_bytes())?.is_some();
-                self.pin(&node)?;
-                self.unlink_backing(at.as_fd(), &name, in_lower).inspect_err(|_| node.unpin())?;
-            }
-        }
-        self.clear_entry(&dir, state, name.as_bytes())?;
+        self.remove_locked(&dir, state, &name, &node, false)?;
         drop(guard);
         self.unlinked(&node, parent, &name);
         Ok(())
-    }
-
-    /// Removes a file from the upper, and leaves a whiteout if the lower has the name.
-    fn unlink_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool) -> Result<()> {
-        if !in_lower {
-            return rustix::fs::unlinkat(at, name, AtFlags::empty()).map_err(call("unlink"));
-        }
-        self.whiteouts.replace(&self.staging, at, name)
     }
 
     /// Removes an empty directory.
@@ -284,36 +267,60 @@ impl Namespace {
             state.is_silent()
         };
         let state = self.loaded(&dir, locked.of(&dir)?)?;
-        let at = self.backing_fd(&dir)?;
-        let in_lower = self.lower_child(&dir, name.as_bytes())?.is_some();
-        match self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
-            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), &name)?,
-            Found::Upper(_) => {
-                self.pin(&child)?;
-                self.rmdir_backing(at.as_fd(), &name, in_lower, silent).inspect_err(|_| child.unpin())?;
-            }
-        }
-        self.clear_entry(&dir, state, name.as_bytes())?;
+        self.remove_locked(&dir, state, &name, &child, silent)?;
         *locked.of(&child)? = Some(DirState::default());
         drop(locked);
         self.unlinked(&child, parent, &name);
         Ok(())
     }
 
-    /// Removes a directory that shows no entries from the upper, and leaves a whiteout if the lower has the name.
-    /// `silent`: the directory in the upper has no whiteouts either.
-    fn rmdir_backing(&self, at: BorrowedFd<'_>, name: &CString, in_lower: bool, silent: bool) -> Result<()> {
-        if in_lower {
-            let mut staged = self.whiteouts.stage(&self.staging)?;
-            return staged.exchange(at, name, true).map_err(call("rename"));
+    /// Removes the entry `node` from a directory, which then has a whiteout if the lower has the name. A directory shows
+    /// no entries any more. `silent`: it has no whiteouts either.
+    fn remove_locked(
+        &self,
+        dir: &Node,
+        state: &mut DirState,
+        name: &CString,
+        node: &Node,
+        silent: bool,
+    ) -> Result<()> {
+        let at = self.backing_fd(dir)?;
+        let in_lower = self.lower_child(dir, name.as_bytes())?.is_some();
+        match self.find(dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
+            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), name)?,
+            Found::Upper(_) => {
+                self.pin(node)?;
+                self.remove_backing(at.as_fd(), name, node.kind, in_lower, silent)
+                    .inspect_err(|_| node.unpin())?;
+            }
         }
-        if silent {
-            return rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR).map_err(call("rmdir"));
+        self.set_entry(dir, state, name.as_bytes(), in_lower.then_some(Entry::Whiteout))
+    }
+
+    fn remove_backing(
+        &self,
+        at: BorrowedFd<'_>,
+        name: &CString,
+        kind: Kind,
+        in_lower: bool,
+        silent: bool,
+    ) -> Result<()> {
+        match (kind == Kind::Dir, in_lower) {
+            (true, true) => {
+                self.whiteouts.stage(&self.staging)?.exchange(at, name, true).map_err(call("rename"))
+            }
+            (true, false) if silent => {
+                rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR).map_err(call("rmdir"))
+            }
+            (true, false) => {
+                let junk = self.staging.fresh_name();
+                rustix::fs::renameat(at, name, self.staging.dir(), &junk).map_err(call("rename"))?;
+                drop(self.staging.adopt(junk, true));
+                Ok(())
+            }
+            (false, true) => self.whiteouts.replace(&self.staging, at, name),
+            (false, false) => rustix::fs::unlinkat(at, name, AtFlags::empty()).map_err(call("unlink")),
         }
-        let junk = self.staging.fresh_name();
-        rustix::fs::renameat(at, name, self.staging.dir(), &junk).map_err(call("rename"))?;
-        drop(self.staging.adopt(junk, true));
-        Ok(())
     }
 
     /// Notes that a name of a node was removed. The change is done, so this cannot fail.

@@ -1,4 +1,4 @@
-//! Copy-up: gives a lower entry its backing file in the upper.
+//! Copy-up, which gives a lower entry its backing file in the upper, and changes of attributes.
 //!
 //! `materialize` makes the copy in the staging directory, before any directory is locked. The last step is a rename
 //! into the upper, under the lock of the directory. For a reader, a directory does not change when a file in it is
@@ -16,10 +16,10 @@ use super::dir::{DirState, Entry};
 use super::error::{Error, Result, upper as call};
 use super::read::must_be_dir;
 use super::table::{InUpper, Node};
-use super::types::{Attr, Ino, Kind, SetAttr, SetTime};
+use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
-use crate::space::upper::mark::Mark;
+use crate::space::upper::mark::{CTIME_XATTR, KeptCtime, Mark};
 use crate::sys::{boot, fd};
 
 /// How much of a file is to be in the upper.
@@ -237,11 +237,54 @@ impl Namespace {
     }
 }
 
-/// Changes of attributes of an entry that has a backing file.
+/// Changes of mode, owner, times and size. A lower entry is copied up with the change already applied. For any other
+/// entry, the backing file is changed.
 ///
 /// Invariant: an error means that nothing changed. When one part of a change fails, the parts that were applied before
 /// it are undone.
 impl Namespace {
+    /// Changes attributes, and returns the new ones. A change that changes nothing leaves the upper as it is.
+    ///
+    /// # Errors
+    /// Those of a copy-up and of the system calls on the upper. The attributes are then as they were before.
+    pub fn setattr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        let attr = self.attr(ino)?;
+        if change.size.is_some() && attr.kind != Kind::File {
+            return Err(if attr.kind == Kind::Dir {
+                Error::IsADirectory
+            } else {
+                Error::Invalid("only a regular file has a size to set")
+            });
+        }
+        let mut change = *change;
+        // As on any filesystem, chown clears setuid and setgid, even if the owner stays the same. FUSE leaves that to
+        // us.
+        let drops = change.drop_setid || change.uid.is_some() || change.gid.is_some();
+        if drops && change.mode.is_none() && attr.setid_to_drop() != 0 {
+            change.mode = Some(attr.mode & !attr.setid_to_drop());
+        }
+        let change = &change;
+        // A change of the size always changes something, because it also sets the times.
+        let asked = as_asked(attr, change);
+        if change.size.is_none() && (Attr { ctime: attr.ctime, ..asked }) == attr {
+            return Ok(attr);
+        }
+        let node = if attr.kind == Kind::Dir {
+            let node = self.upper_dir(ino)?;
+            let _change = node.change.lock();
+            self.apply(&node, change)?;
+            self.release_ctime(&node);
+            Arc::clone(&node)
+        } else {
+            self.copy_up(ino, change.size.map_or(CopyUp::Metadata, CopyUp::Data), change)?
+        };
+        // The change is made, so a failure to read the new attributes is not an error of the operation.
+        Ok(self.node_attr(&node).unwrap_or_else(|error| {
+            tracing::warn!(?ino, %error, "cannot read the attributes after a change; answering those that were asked for");
+            asked
+        }))
+    }
+
     /// Applies a change to an entry that has a backing file. The caller holds the `change` lock of the node.
     pub(super) fn apply(&self, node: &Arc<Node>, change: &SetAttr) -> Result<()> {
         let parts = [
@@ -326,5 +369,93 @@ impl Namespace {
             backing::write_owner(fd.as_fd(), Some(uid), Some(gid))?;
         }
         Ok(())
+    }
+}
+
+/// Keeps the ctime of a directory when a file in it is copied up.
+///
+/// A copy-up changes the directory on disk, but not the directory that the space shows: no entry was created or
+/// removed. Programs such as `tar` take a new ctime for a change. The times of access and modification can be set
+/// back, but a ctime cannot. So the ctime to show is kept in the attribute `user.holofs.ctime`, together with the
+/// mtime of the directory.
+///
+/// Invariant: the kept ctime counts only while the directory still has that mtime. Creating, removing and renaming
+/// entries changes the mtime, so they end it without a further system call. A change of the directory's own
+/// attributes removes the attribute.
+impl Namespace {
+    /// Puts the kept ctime of a directory, if it counts, into the directory's attributes.
+    pub(super) fn show_ctime(&self, node: &Node, fd: &impl AsFd, attr: &mut Attr) -> Result<()> {
+        if let Some(kept) = self.kept_ctime(node, fd)?
+            && kept.mtime == attr.mtime
+        {
+            attr.ctime = kept.ctime;
+        }
+        Ok(())
+    }
+
+    /// The kept ctime of a directory. The attribute is read once.
+    fn kept_ctime(&self, node: &Node, fd: &impl AsFd) -> Result<Option<KeptCtime>> {
+        if let Some(known) = node.state.lock().ctime {
+            return Ok(known);
+        }
+        // An attribute that makes no sense is ignored, because only a time depends on it.
+        let kept = backing::short_xattr(fd.as_fd(), CTIME_XATTR, &mut [0; KeptCtime::LONGEST])?
+            .and_then(KeptCtime::parse);
+        node.state.lock().ctime = Some(kept);
+        Ok(kept)
+    }
+
+    /// Keeps the ctime of a directory in which a file was copied up, and whose other times were set back. `before` is
+    /// the stat(2) of the directory from before.
+    pub(super) fn keep_ctime(&self, node: &Node, fd: &OwnedFd, before: &Stat) -> Result<()> {
+        let mut shown = backing::attr_of(before, node.ino, Kind::Dir);
+        self.show_ctime(node, fd, &mut shown)?;
+        let kept = shown.kept_ctime();
+        if node.state.lock().ctime != Some(Some(kept)) {
+            backing::write_ctime(fd, kept)?;
+            node.state.lock().ctime = Some(Some(kept));
+        }
+        Ok(())
+    }
+
+    /// Ends the kept ctime of a directory, after its own attributes or its place changed. The change is done, so a
+    /// failure is only logged.
+    pub(super) fn release_ctime(&self, node: &Node) {
+        if node.kind != Kind::Dir {
+            return;
+        }
+        let released = self.backing_fd(node).and_then(|fd| {
+            if self.kept_ctime(node, &fd)?.is_some() {
+                backing::remove_xattr(fd.as_fd(), CTIME_XATTR)?;
+                node.state.lock().ctime = Some(None);
+            }
+            Ok(())
+        });
+        if let Err(error) = released {
+            tracing::warn!(ino = ?node.ino, %error, "a directory shows an old ctime");
+        }
+    }
+}
+
+/// The attributes that an entry has after a change.
+fn as_asked(attr: Attr, change: &SetAttr) -> Attr {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let now = Time::new(now.tv_sec, now.tv_nsec);
+    let time = |wanted: Option<SetTime>, old: Time| match wanted {
+        None => old,
+        Some(SetTime::At(time)) => time,
+        Some(SetTime::Now) => now,
+    };
+    let size = change.size.unwrap_or(attr.size);
+    Attr {
+        mode: change.mode.map_or(attr.mode, |mode| mode & 0o7777),
+        uid: change.uid.unwrap_or(attr.uid),
+        gid: change.gid.unwrap_or(attr.gid),
+        size,
+        blocks: if change.size.is_some() { size.div_ceil(512) } else { attr.blocks },
+        atime: time(change.atime, attr.atime),
+        mtime: time(change.mtime.or(change.size.map(|_| SetTime::Now)), attr.mtime),
+        ctime: now,
+        ..attr
     }
 }

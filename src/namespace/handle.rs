@@ -7,16 +7,14 @@
 //! Invariant: an entry is not mistaken for an earlier one whose inode number it got, because their generations
 //! differ.
 
-use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::error::{Error, Result};
-use super::table::Node;
+use super::table::{Node, Place};
 use super::types::{Attr, Ino};
 use super::{Namespace, c_name};
-use crate::library::index::NodeId;
 use crate::space::upper::UpperError;
 use crate::space::upper::changes::Changes;
 
@@ -34,16 +32,15 @@ impl Namespace {
 
     fn find_number(&self, ino: Ino) -> Result<Attr> {
         if let Some(node) = self.table.hold(ino) {
-            if node.is_gone() && self.table.lookups(ino) <= 1 {
+            if node.is_gone() && self.table.lookups(&node) <= 1 {
                 self.forget(ino, 1);
                 return Err(Error::Stale(ino));
             }
             return self.node_attr(&node).inspect_err(|_| self.forget(ino, 1));
         }
         let place = match ino.lower() {
-            Some(lower) if lower.0 < self.index.len() => self.place_of_lower(lower)?,
-            Some(_) => None,
-            None => self.search_upper(ino)?,
+            Some(lower) if lower.0 >= self.index.len() => None,
+            _ => self.place_of(ino)?,
         };
         let (dir, name) = place.ok_or(Error::Stale(ino))?;
         let attr = self.lookup(dir, name.as_bytes())?;
@@ -56,30 +53,22 @@ impl Namespace {
         Err(Error::Stale(ino))
     }
 
-    /// The place at which a lower node shows now: its place in the catalog, or the one to which it was renamed.
-    fn place_of_lower(&self, lower: NodeId) -> Result<Option<(Ino, CString)>> {
-        // From the root down, because a directory can be searched only when its own place is known.
-        let mut ancestors = vec![lower];
-        while let Some(last) = ancestors.last().copied().filter(|last| *last != NodeId(0)) {
-            ancestors.push(self.index.node(last)?.parent);
-        }
-        let mut whole = true;
-        let mut place = None;
-        for node in ancestors.into_iter().rev().skip(1) {
-            let found = self.index.node(node)?;
+    /// The place at which an entry shows now: its place in the catalog, or else one in the upper.
+    fn place_of(&self, ino: Ino) -> Result<Option<Place>> {
+        if let Some(lower) = ino.lower() {
+            let found = self.index.node(lower)?;
             let own = (Ino::of_lower(found.parent), c_name(found.name)?);
-            place = if whole && self.leads_to(&own, Ino::of_lower(node))? {
-                Some(own)
-            } else {
-                self.search_upper(Ino::of_lower(node))?
-            };
-            whole = place.is_some();
+            // A directory can be searched only when its own place is known. A catalog is at most 256 directories deep.
+            let is_known = own.0 == Ino::ROOT || self.place_of(own.0)?.is_some();
+            if is_known && self.leads_to(&own, ino)? {
+                return Ok(Some(own));
+            }
         }
-        Ok(place)
+        self.search_upper(ino)
     }
 
     /// Whether a place shows the entry with this inode number.
-    fn leads_to(&self, (dir, name): &(Ino, CString), ino: Ino) -> Result<bool> {
+    fn leads_to(&self, (dir, name): &Place, ino: Ino) -> Result<bool> {
         match self.must_show(*dir, name) {
             Ok(attr) => Ok(attr.ino == ino),
             Err(Error::NotFound | Error::NotADirectory | Error::Stale(_)) => Ok(false),
@@ -88,7 +77,7 @@ impl Namespace {
     }
 
     /// The place at which the upper has an entry with this inode number.
-    fn search_upper(&self, ino: Ino) -> Result<Option<(Ino, CString)>> {
+    fn search_upper(&self, ino: Ino) -> Result<Option<Place>> {
         let mut changes = Changes::new(self.root.as_fd(), &self.index)?;
         while let Some(change) = changes.advance() {
             match change {
@@ -104,7 +93,7 @@ impl Namespace {
     }
 
     /// The place of a path below the root. Each directory on the path is looked up, so that it has a node.
-    fn place_at(&self, path: &Path) -> Result<Option<(Ino, CString)>> {
+    fn place_at(&self, path: &Path) -> Result<Option<Place>> {
         let mut dir = Ino::ROOT;
         for step in path.parent().into_iter().flatten() {
             dir = match self.must_show(dir, &c_name(step.as_bytes())?) {

@@ -49,6 +49,15 @@ pub enum Taken {
     Full,
 }
 
+/// One call of [`Namespace::readdir`].
+struct Listing<'a> {
+    /// The listing starts after this position.
+    cookie: u64,
+    /// Entries come with attributes, and are counted as looked up.
+    plus: bool,
+    take: &'a mut dyn FnMut(DirEntry<'_>) -> Taken,
+}
+
 /// Where the bytes of a file are.
 #[derive(Debug)]
 pub(crate) enum Bytes {
@@ -225,14 +234,15 @@ impl Namespace {
                 return Ok(());
             }
         }
+        let mut out = Listing { cookie, plus, take };
         match &view {
-            View::Lower(_) => self.list_lower(lower, None, cookie, plus, take).map(|_| ()),
+            View::Lower(_) => self.list_lower(lower, None, &mut out).map(|_| ()),
             View::Node(node) => self.with_dir(node, |state| {
-                if self.list_lower(lower, Some((node, state)), cookie, plus, take)? == Taken::Full {
+                if self.list_lower(lower, Some((node, state)), &mut out)? == Taken::Full {
                     return Ok(());
                 }
                 for (cookie, name, entry) in state.extras(cookie) {
-                    if self.list_upper(node, name, entry, cookie, plus, take)? == Taken::Full {
+                    if self.list_upper(node, name, entry, cookie, &mut out)? == Taken::Full {
                         break;
                     }
                 }
@@ -247,40 +257,32 @@ impl Namespace {
         &self,
         lower: Option<NodeId>,
         over: Option<(&Node, &DirState)>,
-        cookie: u64,
-        plus: bool,
-        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+        out: &mut Listing<'_>,
     ) -> Result<Taken> {
-        let Some(lower) = lower else { return Ok(Taken::Yes) };
-        if cookie >= EXTRA_COOKIES {
-            return Ok(Taken::Yes);
-        }
-        let skip = usize::try_from(cookie.saturating_sub(FIRST_LOWER - 1)).unwrap_or(usize::MAX);
+        let Some(lower) = lower.filter(|_| out.cookie < EXTRA_COOKIES) else { return Ok(Taken::Yes) };
+        let skip = usize::try_from(out.cookie.saturating_sub(FIRST_LOWER - 1)).unwrap_or(usize::MAX);
         let children = lower_children(&self.index.node(lower)?);
         for (position, child) in children.enumerate().skip(skip) {
             let found = self.index.node(child)?;
             let cookie = FIRST_LOWER + position as u64;
-            match over.and_then(|(node, state)| Some((node, state.get(found.name)?))) {
+            let taken = match over.and_then(|(node, state)| Some((node, state.get(found.name)?))) {
                 None => {
-                    let entry = DirEntry {
+                    let taken = (out.take)(DirEntry {
                         name: found.name,
                         ino: Ino::of_lower(child),
                         kind: Kind::of_lower(&found),
                         cookie,
-                        attr: plus.then(|| self.lower_attr(&found)),
-                    };
-                    if take(entry) == Taken::Full {
-                        return Ok(Taken::Full);
-                    }
-                    if plus {
+                        attr: out.plus.then(|| self.lower_attr(&found)),
+                    });
+                    if out.plus && taken == Taken::Yes {
                         self.table.count_lower(child, 1);
                     }
+                    taken
                 }
-                Some((node, entry)) => {
-                    if self.list_upper(node, found.name, entry, cookie, plus, take)? == Taken::Full {
-                        return Ok(Taken::Full);
-                    }
-                }
+                Some((node, entry)) => self.list_upper(node, found.name, entry, cookie, out)?,
+            };
+            if taken == Taken::Full {
+                return Ok(Taken::Full);
             }
         }
         Ok(Taken::Yes)
@@ -293,20 +295,19 @@ impl Namespace {
         name: &[u8],
         entry: Entry,
         cookie: u64,
-        plus: bool,
-        take: &mut dyn FnMut(DirEntry<'_>) -> Taken,
+        out: &mut Listing<'_>,
     ) -> Result<Taken> {
         let Entry::Present(present) = entry else { return Ok(Taken::Yes) };
         let mut shown = DirEntry { name, ino: present.ino, kind: present.kind, cookie, attr: None };
-        if !plus {
-            return Ok(take(shown));
+        if !out.plus {
+            return Ok((out.take)(shown));
         }
         // The lookup is counted first, so that the node is not dropped meanwhile.
         let node = self.entry_node(dir, &c_name(name)?, present, 1);
         let taken = match self.node_attr(&node) {
             Ok(attr) => {
                 shown.attr = Some(attr);
-                take(shown)
+                (out.take)(shown)
             }
             // An entry that cannot be read must not hide the others. A lookup of it will give the error.
             Err(error) => {

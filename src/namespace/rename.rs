@@ -17,7 +17,7 @@ use super::table::{Locked, Node};
 use super::types::{Attr, Ino, Kind};
 use super::whiteout::{Move, Whiteouts};
 use super::{Found, Namespace, backing, c_name};
-use crate::materialize::staging::{Staged, Staging};
+use crate::materialize::staging::Staged;
 use crate::space::upper::entry::Present;
 
 /// What a rename does if there is an entry under the new name.
@@ -168,22 +168,17 @@ impl Namespace {
         }
         let in_lower = self.lower_child(dir, name.as_bytes())?.is_some();
         self.pin(source)?;
-        let step = Step {
-            change: Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name },
-            ino: present.backing_ino,
-            in_lower,
-            whiteouts: self.whiteouts,
-            staging: &self.staging,
-        };
+        let ino = present.backing_ino;
+        let step = Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name, ino, in_lower };
         // A file replaces a whiteout by a plain rename. A directory, and a file that has to leave a marked whiteout
         // behind, change places with it.
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
         let done = target.map_or(Ok(()), |target| self.pin(target));
         let done = done.and_then(|()| match (changes_places, stand_in) {
-            (true, _) => step.over_whiteout(),
-            (false, Some(stand_in)) => step.over_stand_in(stand_in),
-            (false, None) => step.plain(),
+            (true, _) => over_whiteout(&step),
+            (false, Some(stand_in)) => self.move_over_stand_in(&step, stand_in),
+            (false, None) => self.move_plainly(&step),
         });
         let left = done.inspect_err(|_| {
             source.unpin();
@@ -192,10 +187,7 @@ impl Namespace {
             }
         })?;
         let state = self.loaded(dir, locked.of(dir)?)?;
-        match left {
-            Left::Whiteout => self.set_entry(dir, state, name.as_bytes(), Entry::Whiteout)?,
-            Left::Nothing => self.clear_entry(dir, state, name.as_bytes())?,
-        }
+        self.set_entry(dir, state, name.as_bytes(), left)?;
         let new_state = self.loaded(new_dir, locked.of(new_dir)?)?;
         self.set_entry(new_dir, new_state, new_name.as_bytes(), Entry::Present(present))?;
         moved(source, (dir.ino, name), (new_dir.ino, new_name));
@@ -221,8 +213,10 @@ impl Namespace {
         let two = self.present_at(new_dir, new_name, target, &mut locked)?;
         let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
         self.pin(source)?;
-        let change = Move { at: at.as_fd(), name, new_at: new_at.as_fd(), new_name };
-        let done = self.pin(target).and_then(|()| change.rename(RenameFlags::EXCHANGE));
+        let done = self.pin(target).and_then(|()| {
+            rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
+                .map_err(call("rename"))
+        });
         done.inspect_err(|_| {
             source.unpin();
             target.unpin();
@@ -268,60 +262,24 @@ impl Namespace {
         backing::put_times_back(&fd, &stat)?;
         Ok(staged)
     }
-}
 
-/// What the upper has under the old name after a rename.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Left {
-    Whiteout,
-    Nothing,
-}
-
-/// The step of a rename that becomes visible. It succeeds as a whole or changes nothing.
-struct Step<'a> {
-    change: Move<'a>,
-    /// The inode number of the backing file.
-    ino: u64,
-    /// Whether the lower has the old name, so that a whiteout must be left behind.
-    in_lower: bool,
-    whiteouts: Whiteouts,
-    staging: &'a Staging,
-}
-
-impl Step<'_> {
     /// Renames to a free name, or over an entry that rename(2) can replace.
-    fn plain(&self) -> Result<Left> {
-        if self.in_lower {
-            self.whiteouts.moved(self.staging, &self.change, self.ino)?;
-            return Ok(Left::Whiteout);
+    fn move_plainly(&self, step: &Move<'_>) -> Result<Left> {
+        if step.in_lower {
+            self.whiteouts.moved(&self.staging, step)?;
+            return Ok(Some(Entry::Whiteout));
         }
-        self.change.rename(RenameFlags::empty())?;
-        Ok(Left::Nothing)
-    }
-
-    /// Renames over a whiteout: the two change places, which rename(2) allows for a directory as well. If the lower
-    /// does not have the old name, the whiteout is of no use there, and is removed.
-    fn over_whiteout(&self) -> Result<Left> {
-        self.change.rename(RenameFlags::EXCHANGE)?;
-        if self.in_lower {
-            return Ok(Left::Whiteout);
-        }
-        match rustix::fs::unlinkat(self.change.at, self.change.name, AtFlags::empty()) {
-            Ok(()) => Ok(Left::Nothing),
-            Err(errno) => {
-                tracing::warn!(name = ?self.change.name, %errno, "cannot remove a whiteout that hides nothing; it does no harm");
-                Ok(Left::Whiteout)
-            }
-        }
+        step.rename(RenameFlags::empty())?;
+        Ok(None)
     }
 
     /// Renames a directory over one that holds whiteouts. The stand-in takes the target's place first; both look the
     /// same.
-    fn over_stand_in(&self, mut stand_in: Staged) -> Result<Left> {
-        let Move { new_at, new_name, .. } = self.change;
+    fn move_over_stand_in(&self, step: &Move<'_>, mut stand_in: Staged) -> Result<Left> {
+        let Move { new_at, new_name, .. } = *step;
         let before = rustix::fs::fstat(new_at).map_err(call("stat"))?;
         stand_in.exchange(new_at, new_name, true).map_err(call("rename"))?;
-        self.plain().inspect_err(|_| {
+        self.move_plainly(step).inspect_err(|_| {
             // The target goes back to its place.
             if let Err(errno) = stand_in.exchange(new_at, new_name, true) {
                 tracing::error!(name = ?new_name, %errno, "a rename failed, and the directory that it would have replaced could not be put back");
@@ -332,6 +290,25 @@ impl Step<'_> {
             }
         })
     }
+}
+
+/// What the upper has under the old name after the step of a rename that becomes visible. Such a step succeeds as a whole
+/// or changes nothing.
+type Left = Option<Entry>;
+
+/// Renames over a whiteout: the two change places, which rename(2) allows for a directory as well. If the lower does not
+/// have the old name, the whiteout is of no use there, and is removed.
+fn over_whiteout(step: &Move<'_>) -> Result<Left> {
+    step.rename(RenameFlags::EXCHANGE)?;
+    if !step.in_lower {
+        match rustix::fs::unlinkat(step.at, step.name, AtFlags::empty()) {
+            Ok(()) => return Ok(None),
+            Err(errno) => {
+                tracing::warn!(name = ?step.name, %errno, "cannot remove a whiteout that hides nothing; it does no harm");
+            }
+        }
+    }
+    Ok(Some(Entry::Whiteout))
 }
 
 /// Notes the new place of an entry.

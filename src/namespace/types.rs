@@ -36,7 +36,7 @@ pub struct Attr {
 }
 
 impl Attr {
-    /// The attribute with which a directory goes on to show its present ctime (see `ctime`).
+    /// The attribute with which a directory goes on to show its present ctime (see `copy_up`).
     pub(super) fn kept_ctime(&self) -> KeptCtime {
         KeptCtime { ctime: self.ctime, mtime: self.mtime }
     }

@@ -38,6 +38,10 @@ pub(super) struct Move<'a> {
     pub(super) name: &'a CString,
     pub(super) new_at: BorrowedFd<'a>,
     pub(super) new_name: &'a CString,
+    /// The inode number of the file.
+    pub(super) ino: u64,
+    /// The lower has the old name, so a whiteout must be left behind.
+    pub(super) in_lower: bool,
 }
 
 impl Move<'_> {
@@ -104,14 +108,13 @@ impl Whiteouts {
         }
     }
 
-    /// Renames a file, over an entry that rename(2) can replace, and leaves a whiteout under the old name. `ino` is
-    /// the inode number of the file.
-    pub(super) fn moved(self, staging: &Staging, step: &Move<'_>, ino: u64) -> Result<()> {
+    /// Renames a file, over an entry that rename(2) can replace, and leaves a whiteout under the old name.
+    pub(super) fn moved(self, staging: &Staging, step: &Move<'_>) -> Result<()> {
         if self == Self::Devices {
             return step.rename(RenameFlags::WHITEOUT);
         }
         let whiteout = self.stage(staging)?;
-        let note = write_note(staging, step, ino)?;
+        let note = write_note(staging, step)?;
         step.rename(RenameFlags::empty()).inspect_err(|_| remove_note(staging, &note))?;
         match whiteout.publish(step.at, step.name) {
             Ok(()) => remove_note(staging, &note),
@@ -152,10 +155,10 @@ impl Whiteouts {
 
 /// Writes a note in the staging directory about a rename that may be half done, and returns the note's name. It is a
 /// symbolic link, because that is created with its content in one step.
-fn write_note(staging: &Staging, step: &Move<'_>, ino: u64) -> Result<CString> {
+fn write_note(staging: &Staging, step: &Move<'_>) -> Result<CString> {
     let number = |dir: BorrowedFd<'_>| rustix::fs::fstat(dir).map(|stat| stat.st_ino).map_err(call("stat"));
     let moved = Moved {
-        ino,
+        ino: step.ino,
         at: number(step.at)?,
         name: step.name.clone(),
         new_at: number(step.new_at)?,
