@@ -25,8 +25,7 @@ use crate::library::stream::Outcome;
 use crate::materialize::{FileData, Materializer};
 use crate::metrics::Metrics;
 pub use crate::namespace::change::Make;
-use crate::namespace::error::{Error, Result, upper as call};
-use crate::namespace::types::{Ino, Kind, SetAttr};
+use crate::namespace::types::{Error, Ino, Kind, Result, SetAttr, upper as call};
 use crate::namespace::{Namespace, read::Bytes};
 use crate::sys::fd;
 

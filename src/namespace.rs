@@ -57,7 +57,6 @@ pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
 mod dir;
-pub mod error;
 mod handle;
 pub(crate) mod read;
 pub(crate) mod rename;
@@ -76,14 +75,13 @@ use rustix::fs::{DirEntry, FileType};
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
+use crate::space::upper::TOO_MANY_NODES;
 use crate::space::upper::entry::{self, OnDisk, Present};
 use crate::space::upper::mark::{KeptCtime, Mark};
-use crate::space::upper::types::TOO_MANY_NODES;
 use dir::{DirState, Entry};
-use error::{Error, Result, upper as call};
 use settle::Unsettled;
 use table::{InUpper, Node, Table, let_go};
-use types::{Ino, Kind};
+use types::{Error, Ino, Kind, Result, upper as call};
 use whiteout::Whiteouts;
 
 /// The longest name, in bytes.

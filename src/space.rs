@@ -4,7 +4,6 @@
 //! know. It knows nothing of FUSE or of the content of files. Invariant: changes of the user are dropped only when the user
 //! asks for that.
 
-pub mod aside;
 pub mod held;
 pub mod home;
 pub mod lock;
@@ -37,20 +36,14 @@ pub enum SpaceError {
         why: String,
     },
     /// A newer version of holofs wrote the record, with a feature that this version must not ignore.
-    #[error("{path} needs {feature:?}, which this version does not know")]
+    #[error("{path} needs {feature:?}, which this version {}", if *may_read { "can only read" } else { "does not know" })]
     UnknownFeature {
         /// The file.
         path: PathBuf,
         /// The feature, or the version of the format.
         feature: String,
-    },
-    /// A newer version of holofs wrote the record, with a feature with which this version may only read.
-    #[error("{path} needs {feature:?}, which this version can only read")]
-    ReadOnlyFeature {
-        /// The file.
-        path: PathBuf,
-        /// The feature.
-        feature: String,
+        /// This version may read the space.
+        may_read: bool,
     },
     /// The space has changes that are based on another catalog.
     #[error("{identity}: its changes belong to {kept}, not to {wanted}")]

@@ -160,10 +160,10 @@ impl Advice for SpaceError {
                     format!("your changes are in {upper}; copy what you need, then mount with --fresh"),
                 )
             }
-            Self::UnknownFeature { .. } => try_this(FAILED, "use the newer version of holofs that wrote it"),
-            Self::ReadOnlyFeature { .. } => {
+            Self::UnknownFeature { may_read: true, .. } => {
                 try_this(FAILED, "--read-only, or use the newer version of holofs that wrote it")
             }
+            Self::UnknownFeature { .. } => try_this(FAILED, "use the newer version of holofs that wrote it"),
             Self::OtherContent { blueprint: Some(blueprint), .. } => {
                 try_this(MOUNTPOINT, format!("--blueprint {blueprint} to keep them, or --fresh to drop them"))
             }

@@ -8,7 +8,7 @@ use crate::library::blob::BlobError;
 use crate::materialize;
 use crate::materialize::clone::CloneError;
 use crate::materialize::relocate::RelocateError;
-use crate::namespace::error::Error;
+use crate::namespace::types::Error;
 use crate::sys::errno_of;
 
 /// The errno that the caller of an operation gets.

@@ -7,8 +7,7 @@ use rustix::fs::XattrFlags;
 
 use super::Fs;
 use crate::namespace::backing;
-use crate::namespace::error::{Error, Result};
-use crate::namespace::types::Ino;
+use crate::namespace::types::{Error, Ino, Result};
 use crate::space::upper::mark::OWN_XATTRS;
 
 /// The attribute of the root that holds the counters of a live mount, as JSON of

@@ -6,8 +6,7 @@ use fuser::OpenFlags;
 
 use super::passthrough::{Answer, Passthrough};
 use crate::fs::{Fs, Side};
-use crate::namespace::error::Result;
-use crate::namespace::types::{Attr, Ino};
+use crate::namespace::types::{Attr, Ino, Result};
 
 /// What the caller of an open wants to do.
 #[derive(Clone, Copy)]

@@ -28,7 +28,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Side;
-use crate::namespace::error::{Error, Result};
+use crate::namespace::types::{Error, Result};
 use crate::sys::backing::{self, Backings};
 
 /// Number of idle inodes whose backing number is kept. A kept number costs an open file in the kernel, about 300 bytes.

@@ -20,8 +20,7 @@ use crate::fs::error::errno;
 use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
 use crate::namespace::NAME_MAX;
-use crate::namespace::error::{Error, Result, upper as call};
-use crate::namespace::types::Attr;
+use crate::namespace::types::{Attr, Error, Result, upper as call};
 
 thread_local! {
     /// Each thread reads into its own buffer, which grows to the size of the largest request.

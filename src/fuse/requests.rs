@@ -21,10 +21,9 @@ use super::passthrough::Answer;
 use super::reply::{self, At, ErrorReply};
 use super::workers::{Mount, Wait};
 use crate::fs::{DataLocation, Make};
-use crate::namespace::error::{Error, Result, upper as call};
 use crate::namespace::read::Taken;
 use crate::namespace::rename::RenameMode;
-use crate::namespace::types::{Attr, Caller, SetAttr};
+use crate::namespace::types::{Attr, Caller, Error, Result, SetAttr, upper as call};
 
 impl Adapter {
     /// Runs an operation on a thread where it may wait, and answers with `send` or with its error.

@@ -14,9 +14,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::Namespace;
-use super::error::{Error, Result, upper as call};
 use super::table::{InUpper, Node};
-use super::types::{Attr, Ino, Kind, SetTime, Time};
+use super::types::{Attr, Error, Ino, Kind, Result, SetTime, Time, upper as call};
 use crate::space::upper::entry;
 use crate::space::upper::mark::{
     BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,

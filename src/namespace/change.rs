@@ -10,10 +10,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
 use super::copy_up::CopyUp;
 use super::dir::{DirState, Entry};
-use super::error::{Error, Result, upper as call};
 use super::read::DIR_SIZE;
 use super::table::{Locked, Node};
-use super::types::{Attr, Caller, Ino, Kind, SetAttr};
+use super::types::{Attr, Caller, Error, Ino, Kind, Result, SetAttr, upper as call};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;
 use crate::space::upper::entry::Present;

@@ -13,10 +13,9 @@ use std::sync::Arc;
 use rustix::fs::Stat;
 
 use super::dir::{DirState, Entry};
-use super::error::{Error, Result, upper as call};
 use super::read::must_be_dir;
 use super::table::{InUpper, Node};
-use super::types::{Attr, Ino, Kind, SetAttr, SetTime, Time};
+use super::types::{Attr, Error, Ino, Kind, Result, SetAttr, SetTime, Time, upper as call};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
 use crate::space::upper::mark::{CTIME_XATTR, KeptCtime, Mark};

@@ -110,7 +110,7 @@ impl DirState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::space::upper::types::Kind;
+    use crate::space::upper::Kind;
 
     fn present(ino: u64) -> Entry {
         Entry::Present(Present::created(Kind::File, ino))

@@ -11,9 +11,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::error::{Error, Result};
 use super::table::{Node, Place};
-use super::types::{Attr, Ino};
+use super::types::{Attr, Error, Ino, Result};
 use super::{Namespace, c_name};
 use crate::space::upper::UpperError;
 use crate::space::upper::changes::Changes;

@@ -7,9 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::dir::{DirState, EXTRA_COOKIES, Entry};
-use super::error::{Error, Result, upper as call};
 use super::table::{InUpper, Node};
-use super::types::{Attr, Ino, Kind, SetTime, Time};
+use super::types::{Attr, Error, Ino, Kind, Result, SetTime, Time, upper as call};
 use super::{Found, NAME_MAX, Namespace, View, backing, c_name, lower_children};
 use crate::library::index::{Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::MOTHER_TIME;

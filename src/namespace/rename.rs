@@ -12,9 +12,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, RenameFlags};
 
 use super::dir::{DirState, Entry};
-use super::error::{Error, Result, upper as call};
 use super::table::{Locked, Node};
-use super::types::{Attr, Ino, Kind};
+use super::types::{Attr, Error, Ino, Kind, Result, upper as call};
 use super::whiteout::{Move, Whiteouts};
 use super::{Found, Namespace, backing, c_name};
 use crate::materialize::staging::Staged;

@@ -30,9 +30,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::dir::Entry;
-use super::error::{Result, upper as call};
 use super::table::{InUpper, Node};
-use super::types::{Ino, Kind};
+use super::types::{Ino, Kind, Result, upper as call};
 use super::{Namespace, View, backing, read};
 use crate::library::index::NodeId;
 use crate::space::upper::mark::Mark;

@@ -20,8 +20,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::dir::DirState;
-use super::error::{Error, Result};
-use super::types::{Ino, Kind};
+use super::types::{Error, Ino, Kind, Result};
 use crate::library::index::NodeId;
 use crate::space::upper::entry::Present;
 use crate::space::upper::mark::KeptCtime;

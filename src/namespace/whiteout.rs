@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use super::backing;
-use super::error::{Result, upper as call};
+use super::types::{Result, upper as call};
 use crate::materialize::staging::{Staged, Staging};
 use crate::space::upper::entry::{stat_at, unless_vanished};
 use crate::space::upper::mark::Mark;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::request::MountPlan;
 use crate::library::digest::Hex;
 use crate::library::index::CatalogInfo;
-use crate::space::aside::set_aside;
 use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
@@ -36,7 +35,7 @@ impl MountPlan {
         })?;
         if let Some(feature) = recorded.ro_compat.first().filter(|_| !self.request.read_only) {
             let (path, feature) = (self.state_dir().join(record::FILE), feature.clone());
-            return Err(SpaceError::ReadOnlyFeature { path, feature });
+            return Err(SpaceError::UnknownFeature { path, feature, may_read: true });
         }
         let described = Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
             != Held::Catalog { described: false };
@@ -56,7 +55,7 @@ impl MountPlan {
         // `StateDir::adopt` refuses changes of a space in another holotree.
         if let Some(kept) = kept.filter(|kept| kept.record.basis.base == basis.base) {
             if kept.held == Held::Deleted {
-                let aside = set_aside(state)?;
+                let aside = state.set_aside()?;
                 return Ok((state.adopt(&basis, true)?, aside));
             }
             let holds = kept.blueprint();

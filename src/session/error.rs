@@ -166,7 +166,7 @@ pub enum Error {
         /// The space's state directory.
         path: PathBuf,
         /// The cause.
-        source: namespace::error::Error,
+        source: namespace::types::Error,
     },
     /// A system call failed.
     #[error("{path}: {call}: {source}")]

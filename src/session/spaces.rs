@@ -31,9 +31,9 @@ use crate::space::path::resolved;
 use crate::space::record::{SpaceRecord, recorded_place};
 use crate::space::run::{Extra, RunInfo, read_run};
 use crate::space::select::SpaceArg;
-use crate::space::state::log_of;
+use crate::space::state::{aside_of, log_of};
 use crate::space::upper::walk::bytes_below;
-use crate::space::{SpaceError, aside, meta};
+use crate::space::{SpaceError, meta};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::{probe, process};
@@ -225,7 +225,7 @@ impl<'e> Survey<'e> {
             extra: run.and_then(|run| run.extra.clone()),
             metrics: run.and_then(|run| counters(&space.path, run.pid)),
             log: log_of(&state_dir),
-            set_aside: aside::list(&state_dir),
+            set_aside: aside_of(&state_dir),
         };
         Ok((space, detail))
     }

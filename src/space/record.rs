@@ -125,7 +125,8 @@ impl SpaceRecord {
             why: format!("not what holofs writes: {error}"),
         };
         let versioned: Versioned = serde_json::from_slice(&bytes).map_err(damaged)?;
-        let needs = |feature: String| SpaceError::UnknownFeature { path: path.clone(), feature };
+        let needs =
+            |feature: String| SpaceError::UnknownFeature { path: path.clone(), feature, may_read: false };
         if versioned.version != VERSION {
             return Err(needs(format!("format version {}", versioned.version)));
         }

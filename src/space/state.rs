@@ -10,6 +10,7 @@
 //!   work/       staging
 //!   reloc/      relocated files that were only read
 //!   trash.N/    dropped directories that are being removed
+//!   aside.N/    state.json and upper/ of a space that rcc has deleted
 //! ```
 //!
 //! Invariants: `state.json` and `upper/` belong together at every instant, so also after a crash. An upper with entries
@@ -19,6 +20,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,9 +30,12 @@ use rustix::io::Errno;
 
 use super::record::{self, Basis, SpaceRecord, write_json};
 use super::run::{self, RunInfo, read_run};
+use super::upper::entry::{self, OnDisk};
+use super::upper::mark::Mark;
+use super::upper::{self, UpperError};
 use super::{SpaceError, lock};
 use crate::library::look::Look;
-use crate::sys::guarded::{self, Access, Dir, Durability, Trust};
+use crate::sys::guarded::{self, Access, Dir, Durability, Replace, Trust, Writers};
 use crate::sys::tree;
 
 /// How long a busy lock is tried again. `holofs list` holds the lock for an instant to see whether it is free.
@@ -127,6 +132,38 @@ impl StateDir {
         self.trash("upper")?;
         self.sweep();
         Ok(())
+    }
+
+    /// Moves the changes aside, as `rcc holotree delete` of the space asks for, and returns their directory `aside.N`, which
+    /// holofs never reads or removes. Returns None if the upper's root has only whiteouts, as after a delete of a mounted
+    /// space: there is nothing to keep, and the caller may drop the upper.
+    ///
+    /// The changes are moved by one rename, after their record was copied. So at every instant they are complete, in one of
+    /// the two places, and beside a record.
+    ///
+    /// # Errors
+    /// When the changes cannot be moved. They are still in the space.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>, SpaceError> {
+        let upper = self.upper();
+        if !has_more_than_whiteouts(&upper)? {
+            return Ok(None);
+        }
+        let dir = unused(&self.path, ASIDE);
+        make_private_dir(&dir)?;
+        let (from, to) = (self.path.join(record::FILE), dir.join(record::FILE));
+        // Synced before the changes move: without a record nobody can tell what the changes are based on.
+        let how = Replace { mode: 0o600, writers: Writers::One, durability: Durability::DataAndName };
+        guarded::read(&from, record::MAX_LEN)
+            .map_err(io::Error::from)
+            .and_then(|record| guarded::replace(&to, how, &record))
+            .map_err(SpaceError::io(&to))?;
+        let to = dir.join("upper");
+        std::fs::rename(&upper, &to).map_err(SpaceError::io(&to))?;
+        make_private_dir(&upper)?;
+        sync_dir(&dir)?;
+        sync_dir(&self.path)?;
+        tracing::info!(path = %dir.display(), "rcc has deleted the space: its changes are kept aside");
+        Ok(Some(dir))
     }
 
     /// Records that the files beside the mountpoint were written from the record's catalog, and what stat(2) says of
@@ -236,8 +273,10 @@ impl StateDir {
 
 const TRASH: &str = "trash.";
 
+const ASIDE: &str = "aside.";
+
 /// A path in a state directory that is not in use: the prefix and a number.
-pub(super) fn unused(state_dir: &Path, prefix: &str) -> PathBuf {
+fn unused(state_dir: &Path, prefix: &str) -> PathBuf {
     let mut n = 1_u64;
     loop {
         let path = state_dir.join(format!("{prefix}{n}"));
@@ -270,6 +309,34 @@ fn has_entries(dir: &Path) -> Result<bool, SpaceError> {
     }
 }
 
+/// The directories with changes of this space that were moved aside, in no order.
+#[must_use]
+pub fn aside_of(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let is_aside = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(ASIDE.as_bytes()))
+            && path.join("upper").is_dir()
+    };
+    entries.map(|entry| entry.path()).filter(is_aside).collect()
+}
+
+/// Whether the root of the upper has entries other than whiteouts.
+fn has_more_than_whiteouts(upper: &Path) -> Result<bool, SpaceError> {
+    let look = || -> Result<bool, UpperError> {
+        let Some(root) = upper::open(upper)? else { return Ok(false) };
+        for listed in entry::list(root.as_fd())? {
+            match OnDisk::read(root.as_fd(), &listed?, false) {
+                Ok(on_disk) if on_disk.mark == Some(Mark::Gone) => {}
+                // A damaged entry may be the user's work, too.
+                Ok(_) | Err(UpperError::Damaged { .. }) => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    };
+    look().map_err(|error| SpaceError::io(upper)(error.into()))
+}
+
 /// Whether a process has locked the space. Creates nothing.
 #[must_use]
 pub fn is_locked(dir: &Path) -> bool {
@@ -284,20 +351,9 @@ pub fn is_locked(dir: &Path) -> bool {
 pub fn check_outside(state_dir: &Path, library: &Path) -> Result<(), SpaceError> {
     // Resolves symbolic links in the part of the path that exists.
     let real = |path: &Path| {
-        let mut existing = path;
-        let mut rest = Vec::new();
-        loop {
-            if let Ok(found) = existing.canonicalize() {
-                return rest.iter().rev().fold(found, |at: PathBuf, name| at.join(name));
-            }
-            match (existing.parent(), existing.file_name()) {
-                (Some(parent), Some(name)) => {
-                    rest.push(name.to_owned());
-                    existing = parent;
-                }
-                _ => return path.to_owned(),
-            }
-        }
+        let found = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+        let rest = found.as_ref().and_then(|(above, _)| path.strip_prefix(above).ok());
+        found.zip(rest).map_or_else(|| path.to_owned(), |((_, real), rest)| real.join(rest))
     };
     if real(state_dir).starts_with(real(library)) {
         let (state, library) = (state_dir.to_owned(), library.to_owned());
@@ -324,11 +380,11 @@ fn other_basis(kept: &Basis, wanted: &Basis) -> SpaceError {
     }
 }
 
-pub(super) fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
+fn make_private_dir(path: &Path) -> Result<(), SpaceError> {
     DirBuilder::new().mode(0o700).create(path).map_err(SpaceError::io(path))
 }
 
-pub(super) fn sync_dir(path: &Path) -> Result<(), SpaceError> {
+fn sync_dir(path: &Path) -> Result<(), SpaceError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(SpaceError::io(path))
 }
 

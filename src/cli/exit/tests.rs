@@ -41,8 +41,12 @@ fn every_error_of_a_space_has_its_code() {
     };
     let table = [
         (SpaceError::DamagedState { path: path(), why: "cut".into() }, INTEGRITY, "--fresh"),
-        (SpaceError::UnknownFeature { path: path(), feature: "x".into() }, FAILED, "newer"),
-        (SpaceError::ReadOnlyFeature { path: path(), feature: "x".into() }, FAILED, "--read-only"),
+        (SpaceError::UnknownFeature { path: path(), feature: "x".into(), may_read: false }, FAILED, "newer"),
+        (
+            SpaceError::UnknownFeature { path: path(), feature: "x".into(), may_read: true },
+            FAILED,
+            "--read-only",
+        ),
         (other(Some("a")), MOUNTPOINT, "--blueprint a"),
         (other(None), MOUNTPOINT, "--fresh"),
         (SpaceError::EphemeralOverChanges(identity()), USAGE, "--fresh"),

@@ -21,8 +21,7 @@ use crate::materialize::Materializer;
 use crate::materialize::relocate::Names;
 use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
-use crate::namespace::error::Result;
-use crate::namespace::types::{Attr, Caller, Ino};
+use crate::namespace::types::{Attr, Caller, Ino, Result};
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
 

@@ -192,7 +192,7 @@ fn feature_that_must_not_be_written_allows_reading() {
     std::fs::write(plan.state_dir().join("state.json"), text).unwrap();
     std::fs::write(plan.state_dir().join("upper/mine"), "work").unwrap();
     match plan.claim(&[1; 32]) {
-        Err(SpaceError::ReadOnlyFeature { feature, .. }) => assert_eq!(feature, "packed"),
+        Err(SpaceError::UnknownFeature { feature, may_read: true, .. }) => assert_eq!(feature, "packed"),
         other => panic!("{other:?}"),
     }
     let request = MountRequest { read_only: true, ..MountRequest::default() };

@@ -256,3 +256,23 @@ fn what_a_newer_version_keeps_is_written_back() {
     assert_eq!((&kept["notes"], &kept["compat"]), (&value["notes"], &value["compat"]));
     assert_eq!(kept["library"], "/elsewhere");
 }
+
+#[test]
+fn changes_are_moved_whole_and_each_time_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::open_locked(&dir.path().join("s")).unwrap();
+    std::fs::write(state.path().join("state.json"), "{}").unwrap();
+    assert_eq!(state.set_aside().unwrap(), None);
+    let mut kept = Vec::new();
+    for text in ["one", "two"] {
+        std::fs::write(state.upper().join("mine"), text).unwrap();
+        let aside = state.set_aside().unwrap().unwrap();
+        assert_eq!(std::fs::read_to_string(aside.join("upper/mine")).unwrap(), text);
+        assert!(aside.join("state.json").exists());
+        assert_eq!(std::fs::read_dir(state.upper()).unwrap().count(), 0);
+        kept.push(aside);
+    }
+    let mut found = aside_of(state.path());
+    found.sort();
+    assert_eq!(found, kept);
+}

@@ -15,11 +15,9 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::Stat;
 
-use super::UpperError;
 use super::entry::Present;
-use super::mark;
-use super::types::Kind;
 use super::walk::{Visited, Walk};
+use super::{Kind, UpperError, mark};
 use crate::library::index::{Index, NodeId};
 use crate::sys::boot;
 

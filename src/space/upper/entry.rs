@@ -10,9 +10,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, DirEntry, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::UpperError;
 use super::mark::{Mark, is_whiteout_device};
-use super::types::{Ino, Kind};
+use super::{Ino, Kind, UpperError};
 use crate::library::index::{Index, NodeId};
 
 /// Lists a directory of the upper, without `.` and `..`. Its time of access stays as it is. The type of an entry is

@@ -21,8 +21,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
-use super::UpperError;
-use super::types::Time;
+use super::{Time, UpperError};
 use crate::library::index::NodeId;
 use crate::sys::boot::Boot;
 
