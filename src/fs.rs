@@ -65,13 +65,6 @@ impl Fs {
         Self { namespace, materializer, space, settled: OnceLock::new() }
     }
 
-    /// Makes every change wait until [`Fs::settled`] is called. A sync always waits for that.
-    #[must_use]
-    pub fn until_recorded(mut self) -> Self {
-        self.namespace = self.namespace.until_recorded();
-        self
-    }
-
     /// The merged view: lookups, listings, and the operations on names.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {

@@ -4,7 +4,7 @@
 //! with the capability makes them itself. This is the only `unsafe` code of the library.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
@@ -57,12 +57,6 @@ pub fn read_only_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let clone = open_tree(of, "", flags)?;
-    set_read_only(clone.as_fd())?;
-    Ok(clone)
-}
-
-/// Makes a detached mount read-only and private.
-fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
@@ -73,14 +67,14 @@ fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
+            clone.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             std::ptr::from_ref(&attributes),
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(()) } else { Err(last_errno()) }
+    if done == 0 { Ok(clone) } else { Err(last_errno()) }
 }
 
 /// The errno of the last call of the C library.

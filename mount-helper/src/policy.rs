@@ -142,15 +142,13 @@ pub struct Session {
     able: Verdict,
     phase: Phase,
     backings: HashSet<BackingId>,
-    /// Slots that the session holds.
-    slots: usize,
 }
 
 impl Session {
     /// A session for the real user id that started the program. `able` is whether the program has the privilege it needs.
     #[must_use]
     pub fn new(caller: u32, able: Verdict) -> Self {
-        Self { caller, able, phase: Phase::New, backings: HashSet::new(), slots: 0 }
+        Self { caller, able, phase: Phase::New, backings: HashSet::new() }
     }
 
     /// Decides about a hello, and records it if it is allowed.
@@ -236,15 +234,10 @@ impl Session {
         ])
     }
 
-    /// Whether the session needs another slot before it registers one more file.
+    /// Whether the session, which holds `slots` slots, needs another one before it registers one more file.
     #[must_use]
-    pub fn needs_slot(&self) -> bool {
-        self.backings.len() >= self.slots * FILES_PER_SLOT
-    }
-
-    /// Records that the session holds one more slot.
-    pub fn slot_taken(&mut self) {
-        self.slots += 1;
+    pub fn needs_slot(&self, slots: usize) -> bool {
+        self.backings.len() >= slots * FILES_PER_SLOT
     }
 
     /// Records that the kernel registered a file.

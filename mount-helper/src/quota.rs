@@ -30,7 +30,7 @@ pub(crate) struct Quota {
     /// The locked file. None before it is registered.
     file: Option<OwnedFd>,
     /// The slots that this session has locked.
-    held: Vec<u32>,
+    pub(crate) held: Vec<u32>,
 }
 
 impl Quota {

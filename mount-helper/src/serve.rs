@@ -130,12 +130,11 @@ impl Server {
     fn backing_open(&mut self, file: BorrowedFd<'_>) -> Result<BackingId, Refusal> {
         let facts = facts::of_backing(file)?;
         self.session.may_open_backing(&facts)?;
-        let fuse = self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))?;
-        while self.session.needs_slot() {
+        let fuse = self.fuse.as_ref().ok_or(Deny::NotMounted)?.as_fd();
+        while self.session.needs_slot(self.quota.held.len()) {
             if !self.quota.take(self.caller, fuse, &mut self.views)? {
                 return Err(Deny::TooMany.into());
             }
-            self.session.slot_taken();
         }
         let id = match facts.access {
             Access::ReadWrite => kernel::backing_open(fuse, file)?,
@@ -150,10 +149,7 @@ impl Server {
 
     fn backing_close(&mut self, id: BackingId) -> Result<(), Refusal> {
         self.session.close_backing(id)?;
-        Ok(kernel::backing_close(self.fuse()?, id)?)
-    }
-
-    fn fuse(&self) -> Result<BorrowedFd<'_>, Refusal> {
-        self.fuse.as_ref().map(AsFd::as_fd).ok_or(Refusal::Denied(Deny::NotMounted))
+        let fuse = self.fuse.as_ref().ok_or(Deny::NotMounted)?;
+        Ok(kernel::backing_close(fuse.as_fd(), id)?)
     }
 }

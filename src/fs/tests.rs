@@ -534,7 +534,7 @@ fn a_read_after_a_failed_stream_tries_again() {
 #[test]
 fn changes_wait_for_the_record_of_the_space() {
     let mut world = World::usual();
-    world.fs = world.fs.until_recorded();
+    world.fs.namespace = world.fs.namespace.until_recorded();
     std::thread::scope(|scope| {
         let made = scope.spawn(|| world.fs.namespace().make(Ino::ROOT, b"new", Make::File(0o644), caller()));
         std::thread::sleep(std::time::Duration::from_millis(50));

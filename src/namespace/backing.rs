@@ -6,7 +6,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
@@ -20,14 +20,10 @@ use crate::space::upper::entry;
 use crate::space::upper::mark::{
     BAD_MODE, CTIME_XATTR, KeptCtime, MARK_XATTR, MODE_XATTR, Mark, OWN_XATTRS, mode_text, parse_mode,
 };
+use crate::sys::fd::proc_path;
 
 /// The longest value of an extended attribute, and the longest list of names, that the kernel returns.
 const XATTR_MAX: usize = 1 << 16;
-
-/// The path of an open file in /proc. It works for `O_PATH` descriptors as well.
-fn proc_fd(fd: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
 
 /// Makes a system call on an open file. If the call refuses the descriptor because it is an `O_PATH` descriptor, the
 /// call is made by path, which takes twice as long.
@@ -37,7 +33,7 @@ fn by_fd_or_path<T>(
     by_path: impl FnOnce(&str) -> rustix::io::Result<T>,
 ) -> rustix::io::Result<T> {
     match by_fd(fd) {
-        Err(Errno::BADF) => by_path(&proc_fd(fd)),
+        Err(Errno::BADF) => by_path(&proc_path(fd)),
         done => done,
     }
 }
@@ -60,7 +56,7 @@ pub(crate) fn short_xattr<'b>(
     name: &CStr,
     buffer: &'b mut [u8],
 ) -> Result<Option<&'b [u8]>> {
-    match rustix::fs::getxattr(proc_fd(fd), name, &mut *buffer) {
+    match rustix::fs::getxattr(proc_path(fd), name, &mut *buffer) {
         Ok(len) => Ok(buffer.get(..len)),
         Err(Errno::NODATA) => Ok(None),
         Err(errno) => Err(call("getxattr")(errno)),
@@ -157,7 +153,7 @@ pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 /// Opens a file or directory again for reading, from an `O_PATH` descriptor.
 pub(crate) fn reopen(fd: &impl AsFd) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(proc_fd(fd.as_fd()), flags, Mode::empty()).map_err(call("open"))?;
+    let fd = rustix::fs::open(proc_path(fd.as_fd()), flags, Mode::empty()).map_err(call("open"))?;
     Ok(File::from(fd))
 }
 
@@ -166,7 +162,7 @@ pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     let mut value = Vec::with_capacity(XATTR_MAX);
     let mut read = rustix::fs::fgetxattr(fd, name, spare_capacity(&mut value));
     if read == Err(Errno::BADF) {
-        read = rustix::fs::getxattr(proc_fd(fd), name, spare_capacity(&mut value));
+        read = rustix::fs::getxattr(proc_path(fd), name, spare_capacity(&mut value));
     }
     match read {
         Ok(_) => Ok(value),
@@ -178,7 +174,7 @@ pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
 /// The names of all extended attributes but our own, each with a NUL byte at its end.
 pub(crate) fn list_xattrs(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut names = Vec::with_capacity(XATTR_MAX);
-    match rustix::fs::listxattr(proc_fd(fd), spare_capacity(&mut names)) {
+    match rustix::fs::listxattr(proc_path(fd), spare_capacity(&mut names)) {
         Ok(_) | Err(Errno::NOTSUP) => {}
         Err(errno) => return Err(call("listxattr")(errno)),
     }

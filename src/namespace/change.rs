@@ -4,7 +4,7 @@
 //! What it needs is prepared in the staging directory, and its last system call makes the change visible.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
@@ -197,7 +197,7 @@ impl Namespace {
         let at = self.backing_fd(&dir)?;
         let before = self.node_attr(&node)?;
         let fd = self.backing_fd(&node)?;
-        let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let source = crate::sys::fd::proc_path(&fd);
         let follow = AtFlags::SYMLINK_FOLLOW;
         if covered {
             let staged_name = self.staging.fresh_name();

@@ -81,7 +81,7 @@ pub(super) fn filesystem(
         namespace = namespace.keeping_atime();
     }
     let space = open_dir(&state_dir)?;
-    Ok((Arc::new(Fs::new(namespace, materializer, space).until_recorded()), reflink))
+    Ok((Arc::new(Fs::new(namespace.until_recorded(), materializer, space)), reflink))
 }
 
 /// The name that relocation replaces, and the space's name.

@@ -7,12 +7,14 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holofs_mount_helper::passthrough::{backing_close, backing_open, read_only_clone};
 use holofs_mount_helper::view::Views;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
+
+use super::fd::proc_path;
 
 /// Registers backing files on the connection of one mount.
 pub trait Backings: Send + Sync + Debug {
@@ -56,8 +58,7 @@ pub fn read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if is_read_only(file)? {
         return file.try_clone_to_owned();
     }
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(proc_path(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn is_read_only(file: BorrowedFd<'_>) -> io::Result<bool> {
@@ -133,7 +134,7 @@ mod tests {
                 std::io::read_to_string(std::fs::File::from(view.try_clone().unwrap())).unwrap(),
                 "bytes"
             );
-            let shown = format!("/proc/self/fd/{}", view.as_raw_fd());
+            let shown = proc_path(&view);
             for flags in [OFlags::RDWR, OFlags::WRONLY] {
                 assert_eq!(
                     rustix::fs::open(&shown, flags, Mode::empty()).unwrap_err(),

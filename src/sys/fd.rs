@@ -51,6 +51,13 @@ pub fn share(most: usize, part: u64) -> NonZeroUsize {
     NonZeroUsize::new(share.min(most)).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// The path of an open file or directory in `/proc`. It leads to the file even if that was renamed, and works for `O_PATH`
+/// descriptors.
+#[must_use]
+pub fn proc_path(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
 /// Whether a file has a name. A file without one is deleted when it is closed.
 ///
 /// # Errors

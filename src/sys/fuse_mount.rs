@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use super::fd::proc_path;
 use super::guarded::Dir;
 use super::mountinfo::{self, FS_TYPE, MountEntry};
 use super::probe;
@@ -135,18 +136,13 @@ fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountE
     let data = CString::new(data).map_err(|_| os(Errno::INVAL))?;
     rustix::mount::mount(
         options.source.as_str(),
-        by_descriptor(mountpoint),
+        proc_path(mountpoint),
         FS_TYPE,
         flags,
         Some(data.as_c_str()),
     )
     .map_err(os)?;
     Ok(fd)
-}
-
-/// A path that leads to the open directory, even if the directory was renamed.
-fn by_descriptor(dir: &Dir) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
 }
 
 /// Finds the mount that was just made with this source. Verifies that it is on this directory, and that the directory's
@@ -156,7 +152,7 @@ fn by_descriptor(dir: &Dir) -> PathBuf {
 /// [`MountError::Exchanged`], and when the mounts cannot be read.
 pub fn check_place(dir: &Dir, source: &str) -> Result<Option<MountEntry>, MountError> {
     let os = |call| move |source| MountError::Os { call, source };
-    let real = || rustix::fs::readlink(by_descriptor(dir), Vec::new()).map_err(os("readlink"));
+    let real = || rustix::fs::readlink(proc_path(dir), Vec::new()).map_err(os("readlink"));
     let before = real()?;
     let below = mount_id(dir.as_fd(), Path::new(""), AtFlags::EMPTY_PATH).map_err(os("statx"))?;
     let table = mountinfo::mounts()?;
@@ -236,7 +232,7 @@ fn mount_by_fusermount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, M
             .arg("--")
             // By descriptor, because the path may lead elsewhere by now.
             .arg(".")
-            .current_dir(by_descriptor(mountpoint))
+            .current_dir(proc_path(mountpoint))
             .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -193,12 +193,11 @@ impl Dir {
     pub fn make_dir(&self, name: &OsStr, trust: Trust) -> Result<Self, GuardedError> {
         // Opened first, because mkdir(2) of an existing directory blocks on a frozen filesystem.
         match self.open_dir(name, trust) {
-            Err(error) if error.is_not_found() => {}
-            found => return found,
-        }
-        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => self.open_dir(name, trust),
-            Err(errno) => Err(self.failed(name)(errno)),
+            Err(error) if error.is_not_found() => {
+                self.make_dir_with(name, 0o700, false)?;
+                self.open_dir(name, trust)
+            }
+            found => found,
         }
     }
 

@@ -3,7 +3,7 @@
 //! The tree is walked by descriptors. A symbolic link is removed and never followed, even if somebody replaces a directory
 //! by a link during the walk. Each level of the tree takes one descriptor and one stack frame.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -33,7 +33,7 @@ pub fn clear(dir: OwnedFd) -> Result<(), Errno> {
     // A directory of the tree may have lost the permissions that this needs. Root needs none.
     if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
         // By /proc: fchmod(2) takes no O_PATH descriptor, and a directory without permissions cannot be opened without it.
-        rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_raw_fd()), Mode::RWXU)?;
+        rustix::fs::chmod(super::fd::proc_path(&dir), Mode::RWXU)?;
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let listed = rustix::fs::openat(&dir, ".", flags, Mode::empty())?;

@@ -198,18 +198,16 @@ fn only_a_file_of_this_session_can_be_closed_and_only_once() {
 #[test]
 fn each_slot_holds_a_fixed_number_of_files() {
     let mut session = mounted();
-    assert!(session.needs_slot());
-    session.slot_taken();
+    assert!(session.needs_slot(0));
     (1..=FILES_PER_SLOT as u32).for_each(|n| {
-        assert!(!session.needs_slot());
+        assert!(!session.needs_slot(1));
         session.backing_opened(id(n));
     });
-    assert!(session.needs_slot());
+    assert!(session.needs_slot(1));
     session.close_backing(id(9)).unwrap();
-    assert!(!session.needs_slot());
+    assert!(!session.needs_slot(1));
     session.backing_opened(id(9));
-    session.slot_taken();
-    assert!(!session.needs_slot());
+    assert!(!session.needs_slot(2));
 }
 
 #[test]

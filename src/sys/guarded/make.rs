@@ -3,15 +3,13 @@
 //! Invariant: the mode of a directory is changed by its descriptor, and only if the directory belongs to this user.
 
 use std::ffi::OsStr;
-use std::fs::Permissions;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::super::errno_of;
+use super::super::fd::proc_path;
 use super::{Dir, GuardedError, Problem, Trust};
 
 impl Dir {
@@ -110,9 +108,8 @@ impl Dir {
     pub fn set_mode(&self, mode: u32) -> Result<(), GuardedError> {
         self.own_mode()?;
         // By /proc: fchmod(2) takes no O_PATH descriptor, and a directory without permissions cannot be opened without it.
-        let by_descriptor = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        std::fs::set_permissions(by_descriptor, Permissions::from_mode(mode))
-            .map_err(|error| GuardedError::new(&self.path, Problem::Os(errno_of(&error))))
+        rustix::fs::chmod(proc_path(&self.fd), Mode::from_raw_mode(mode))
+            .map_err(GuardedError::os(&self.path))
     }
 
     /// Whether the directory is empty.
