@@ -13,7 +13,6 @@ pub mod choice;
 mod chores;
 pub mod claim;
 pub mod compose;
-mod connect;
 mod daemon;
 mod end;
 pub mod environment;

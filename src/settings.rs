@@ -11,10 +11,10 @@
 
 mod choices;
 mod file;
-mod places;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,9 +23,8 @@ use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
-use crate::sys::plain;
+use crate::sys::{lexically_clean, plain};
 pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
-pub use places::absolute;
 
 /// A value, and where it was set.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -211,13 +210,11 @@ impl Settings {
     pub fn from_variables(flags: Flags, variables: Variables<'_>) -> Result<Self, SettingsError> {
         let home = set(variables, "HOME");
         let place = |name| match set(variables, name) {
-            Some(given) => {
-                absolute(&places::expand(&given, variables)).map(|p| Some(Setting::variable(p, name)))
-            }
+            Some(given) => absolute(&expand(&given, variables)).map(|p| Some(Setting::variable(p, name))),
             None => Ok(None),
         };
         let robocorp_home = match (&flags.robocorp_home, place("ROBOCORP_HOME")?) {
-            (Some(flag), _) => Setting::flag(absolute(&places::expand(flag, variables))?),
+            (Some(flag), _) => Setting::flag(absolute(&expand(flag, variables))?),
             (None, Some(set)) => set,
             (None, None) => {
                 let home = home.as_ref().ok_or(SettingsError::NoHome)?;
@@ -333,6 +330,51 @@ fn variable<T>(
     let parsed = parse(&value);
     let value = parsed.map_err(|why| SettingsError::Variable { name, value: value.into_owned(), why })?;
     Ok(Some(Setting::variable(value, name)))
+}
+
+/// Replaces `$NAME` and `${NAME}` as rcc does, with Go's `os.ExpandEnv`: an unset variable is replaced by nothing.
+fn expand(text: &OsStr, variables: Variables<'_>) -> PathBuf {
+    let mut rest = text.as_bytes();
+    let mut out = Vec::with_capacity(rest.len());
+    while let Some(at) = rest.iter().position(|&b| b == b'$') {
+        let (before, after) = rest.split_at(at);
+        out.extend_from_slice(before);
+        let after = after.get(1..).unwrap_or_default();
+        let (name, used) = variable_name(after);
+        match std::str::from_utf8(name) {
+            Ok("") if used == 0 => out.push(b'$'),
+            Ok(name) => out.extend_from_slice(variables(name).unwrap_or_default().as_bytes()),
+            Err(_) => {}
+        }
+        rest = after.get(used..).unwrap_or_default();
+    }
+    out.extend_from_slice(rest);
+    PathBuf::from(OsString::from_vec(out))
+}
+
+/// The name of the variable at the start of `text`, and its length in bytes with braces.
+fn variable_name(text: &[u8]) -> (&[u8], usize) {
+    if let Some(inner) = text.strip_prefix(b"{") {
+        return match inner.iter().position(|&b| b == b'}') {
+            Some(end) => (inner.get(..end).unwrap_or_default(), end + 2),
+            None => (&[], 1),
+        };
+    }
+    let end = text.iter().position(|b| !(b.is_ascii_alphanumeric() || *b == b'_')).unwrap_or(text.len());
+    (text.get(..end).unwrap_or_default(), end)
+}
+
+/// Makes a path absolute and removes `.` and `..` from it without reading the filesystem, as rcc does.
+///
+/// # Errors
+/// When the path is relative and the current directory cannot be read.
+pub fn absolute(path: &Path) -> Result<PathBuf, SettingsError> {
+    let full = if path.is_absolute() {
+        path.to_owned()
+    } else {
+        std::env::current_dir().map_err(SettingsError::NoCurrentDir)?.join(path)
+    };
+    Ok(lexically_clean(&full))
 }
 
 #[cfg(test)]

@@ -55,18 +55,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
         return Err(failure(INTERRUPTED, what, None));
     }
-    tell(&warmed, context)?;
+    output::print_result(context, &warmed, || text(&warmed))?;
     Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
 }
 
-fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
-    if context.json {
-        return output::print_json(warmed);
-    }
+fn text(warmed: &Warmed) -> Vec<String> {
     for line in &warmed.failed {
         output::note(false, &format!("holofs: {line}"));
     }
-    output::print_lines(&[format!(
+    vec![format!(
         "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}",
         warmed.blueprint,
         warmed.entries,
@@ -75,5 +72,5 @@ fn tell(warmed: &Warmed, context: &Context) -> Result<(), Failure> {
         output::human_bytes(warmed.bytes_fetched),
         output::human_bytes(warmed.bytes),
         if warmed.failed.is_empty() { String::new() } else { format!("; {} failed", warmed.failed.len()) },
-    )])
+    )]
 }

@@ -11,9 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-
 use super::error::Error;
 use super::request::MountPlan;
 use crate::library::digest::Digest;
@@ -21,8 +18,7 @@ use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
 use crate::library::locate::Location;
 use crate::library::{Library, LibraryError};
-use crate::space::lock::holder;
-use crate::sys::guarded::{self, Access};
+use crate::space::lock::{busy, holder};
 
 /// How often to check whether rcc has finished.
 const RETRY: Duration = Duration::from_millis(50);
@@ -58,7 +54,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
             return Ok((index, missing));
         }
         // The lock is free, so the writer has finished since the check. The next check is final.
-        let at_work = lock.as_ref().and_then(|lock| Some((lock, AtWork::of(lock)?)));
+        let at_work = lock.as_ref().and_then(|lock| Some((lock, busy(lock)?)));
         let Some((lock, at_work)) = at_work else {
             is_last_look = true;
             continue;
@@ -68,7 +64,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
             return Err(Error::BeingRecorded {
                 catalog,
                 missing,
-                pid: at_work.pid,
+                pid: holder(&at_work),
                 waited: plan.lock_timeout,
             });
         }
@@ -82,30 +78,14 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
 #[must_use]
 pub(super) fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
     let Some(lock) = library.lock() else { return false };
-    let was_held = AtWork::of(&lock).is_some();
+    let was_held = busy(&lock).is_some();
     wait_while_held(&lock, Instant::now() + timeout);
     was_held
 }
 
 fn wait_while_held(lock: &Path, deadline: Instant) {
-    while AtWork::of(lock).is_some() && Instant::now() < deadline {
+    while busy(lock).is_some() && Instant::now() < deadline {
         std::thread::sleep(RETRY);
-    }
-}
-
-/// A process that holds rcc's lock for recording and restoring.
-#[derive(Debug)]
-struct AtWork {
-    pid: Option<u32>,
-}
-
-impl AtWork {
-    /// None if nobody holds the lock, or it does not exist.
-    fn of(lock: &Path) -> Option<AtWork> {
-        let file = guarded::open_file(lock, Access::Read).ok()?;
-        // If the lock is free, this takes it until the file is closed at the end of this function.
-        let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
-        held.then(|| AtWork { pid: holder(&file) })
     }
 }
 

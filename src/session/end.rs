@@ -258,19 +258,22 @@ fn write_out(path: &Path) {
 
 /// Waits until the daemon of an unmounted mount has ended, and kills it with `force`.
 fn wait_for_daemon(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Result<(), Error> {
-    if how.lazy {
-        return Ok(());
-    }
-    if how.force {
-        return end_by_force(path, daemon);
-    }
     let start = Instant::now();
-    if has_ended(daemon, how.timeout.min(BUSY_TIMEOUT)) {
+    let usual = if how.force { GRACE } else { how.timeout.min(BUSY_TIMEOUT) };
+    if how.lazy || has_ended(daemon, usual) {
         return Ok(());
     }
-    // The daemon takes longer than usual: another mount namespace has the mount, or much is left to write.
-    let holders = daemon.dev.as_deref().map(|dev| that_see(dev, source)).unwrap_or_default();
-    if holders.is_empty() && has_ended(daemon, how.timeout.saturating_sub(start.elapsed())) {
+    let (holders, left) = if how.force {
+        match process::kill(daemon.pid, daemon.start_time) {
+            Ok(()) | Err(Errno::SRCH) => (Vec::new(), GRACE),
+            Err(errno) => return Err(Error::os(path, "kill")(errno)),
+        }
+    } else {
+        // The daemon takes longer than usual: another mount namespace has the mount, or much is left to write.
+        let holders = daemon.dev.as_deref().map(|dev| that_see(dev, source)).unwrap_or_default();
+        (holders, how.timeout.saturating_sub(start.elapsed()))
+    };
+    if holders.is_empty() && has_ended(daemon, left) {
         return Ok(());
     }
     Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders })
@@ -281,21 +284,6 @@ fn cut(dev: &str) {
     if let Err(error) = fuse_mount::abort(dev) {
         tracing::debug!(%error, "cannot abort the connection: the daemon is killed if it does not end");
     }
-}
-
-/// Kills a daemon that has not ended by itself.
-fn end_by_force(path: &Path, daemon: &RunInfo) -> Result<(), Error> {
-    if has_ended(daemon, GRACE) {
-        return Ok(());
-    }
-    match process::kill(daemon.pid, daemon.start_time) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(source) => return Err(Error::Os { path: path.to_owned(), call: "kill", source }),
-    }
-    if has_ended(daemon, GRACE) {
-        return Ok(());
-    }
-    Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders: Vec::new() })
 }
 
 fn has_ended(daemon: &RunInfo, within: Duration) -> bool {

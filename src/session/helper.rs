@@ -7,6 +7,7 @@
 //! Invariant: the helper ends with its [`Client`]. It holds the mount's descriptor too, so as long as it ran, the kernel
 //! would not notice the end of the daemon.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -64,24 +65,24 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     let path = &plan.space.mountpoint;
     let failed = |source| Error::Mount { path: path.clone(), source };
     let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
-    let no_passthrough = |reason: String| Error::NoPassthrough { path: path.clone(), reason };
-    if plan.settings.io.value.is_passthrough() && !has_privilege() {
-        let client = Client::start(&plan.settings.mount_helper.value)
-            .map_err(|error| no_passthrough(plain(&error)))?;
-        let fd = client.mount(dir.as_fd(), options).map_err(|error| no_passthrough(plain(&error)))?;
+    let no_passthrough =
+        |reason: &dyn Display| Error::NoPassthrough { path: path.clone(), reason: plain(reason) };
+    let is_passthrough = plan.settings.io.value.is_passthrough();
+    if is_passthrough && !has_privilege() {
+        let started = Client::start(&plan.settings.mount_helper.value);
+        let mounted = started.and_then(|client| Ok((client.mount(dir.as_fd(), options)?, client)));
+        let (fd, client) = mounted.map_err(|error| no_passthrough(&error))?;
         let program = Some(client.program.clone());
         return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program });
     }
     let fd = fuse_mount::mount(dir, options).map_err(failed)?;
     let mount = made()?;
-    if !plan.settings.io.value.is_passthrough() {
-        return Ok(Device { fd, mount, backings: None, program: None });
-    }
-    let own = fd.try_clone().map_err(|error| {
+    let own = is_passthrough.then(|| fd.try_clone()).transpose().map_err(|error| {
         mount.iter().for_each(super::end::undo_mounts);
-        no_passthrough(plain(&error))
+        no_passthrough(&error)
     })?;
-    Ok(Device { fd, mount, backings: Some(Arc::new(Direct::new(own))), program: None })
+    let backings = own.map(|own| Arc::new(Direct::new(own)) as Arc<dyn Backings>);
+    Ok(Device { fd, mount, backings, program: None })
 }
 
 fn has_privilege() -> bool {

@@ -1,12 +1,13 @@
-//! Serves one mount: mounts, runs the loops, cleans up.
+//! Serves one mount: agrees with the kernel on options, threads and passthrough, mounts, runs the loops, cleans up.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fuser::{INodeNo, Session};
+use fuser::{Config, INodeNo, Session, SessionACL};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -16,18 +17,24 @@ use super::chores::{keep_house, settle};
 use super::claim::Claim;
 use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
+use super::helper::{self, Device};
 use super::request::MountPlan;
-use super::{compose, connect, helper, registry};
+use super::{compose, registry};
 use crate::fs::Fs;
-use crate::fuse::Adapter;
+use crate::fuse::{Adapter, Offer, Serving};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
 use crate::settings::{IoMode, Strategy};
 use crate::space::run::RunInfo;
-use crate::sys::fuse_mount::MountError;
+use crate::sys::backing::Backings;
+use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::process;
+use crate::sys::{self, plain, process, surroundings};
+
+/// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
+/// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
+const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
 
 /// A mount that answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,11 +120,11 @@ impl<'p> PendingMount<'p> {
         let plan = self.plan;
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
         process::map_large_blocks();
-        let loops = connect::possible_loops()?;
+        let loops = possible_loops()?;
         let (fs, reflink) = compose::filesystem(plan, &self.index, umask)?;
         // Before the mount exists: a signal that comes while it is being made ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
-        let device = helper::acquire(plan, &self.claim.mountpoint, &connect::mount_options(plan)?)?;
+        let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
         let run = run_info(plan, reflink, undo.mount.as_ref())?;
@@ -126,7 +133,7 @@ impl<'p> PendingMount<'p> {
             set_aside: self.claim.aside.clone(),
             ..Mounted::of(plan, &self.index, run.clone(), self.started)
         };
-        let session = match connect::start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
+        let session = match start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
             // Somebody has unmounted it already. A mount that has ended is not a failure.
             Err(Error::Fuse(error)) if !undo.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
                 tracing::info!(%error, "unmounted before the first request");
@@ -214,6 +221,116 @@ impl<'p> PendingMount<'p> {
         }
         Ok(())
     }
+}
+
+/// Starts the FUSE session on a device. The adapter drops `serving` with its last loop.
+fn start_session(
+    plan: &MountPlan,
+    fs: Arc<Fs>,
+    loops: usize,
+    serving: Serving,
+    device: Device,
+) -> Result<Session<Adapter>, Error> {
+    let Device { fd, backings, program, .. } = device;
+    let notifier = Arc::new(OnceLock::new());
+    let offer = match &backings {
+        Some(backings) => Some(Offer {
+            backings: Arc::clone(backings),
+            stack_depth: stack_depth(plan, program.as_deref())?,
+            notifier: Arc::clone(&notifier),
+        }),
+        None => None,
+    };
+    let adapter = Adapter::new(fs, loops, offer, serving);
+    let acl = if plan.request.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let session = Session::from_fd(adapter, fd, acl, config(loops)).map_err(Error::Fuse)?;
+    notifier.get_or_init(|| session.notifier());
+    if let Some(backings) = backings {
+        try_passthrough(plan, &*backings).map_err(|error| Error::NoPassthrough {
+            path: plan.space.mountpoint.clone(),
+            reason: plain(&error),
+        })?;
+    }
+    Ok(session)
+}
+
+/// Registers a file with the kernel. No other check tells whether the kernel supports passthrough and allows it.
+fn try_passthrough(plan: &MountPlan, backings: &dyn Backings) -> std::io::Result<()> {
+    let sample = std::fs::File::open(plan.state_dir().join("state.json"))?;
+    let id = backings.open(sample.as_fd())?;
+    backings.close(id)
+}
+
+/// The depth of the filesystem stack below this mount: 2 if one of its directories is on overlayfs, else 1.
+fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
+    /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+    const OVERLAYFS: i64 = 0x794c_7630;
+    let dirs = [plan.state_dir(), plan.cache_dir(), plan.location.path.clone()];
+    for path in dirs.iter().map(PathBuf::as_path).chain(program) {
+        let stat = rustix::fs::statfs(path).map_err(Error::os(path, "statfs"))?;
+        if stat.f_type == OVERLAYFS {
+            return Ok(2);
+        }
+    }
+    Ok(1)
+}
+
+/// The options for mount(2) or fusermount3.
+fn mount_options(plan: &MountPlan) -> Result<fuse_mount::Options, Error> {
+    Ok(fuse_mount::Options {
+        source: registry::source_of(&plan.state_dir())?,
+        allow_other: plan.request.allow_other,
+        unchecked: unchecked(plan),
+        read_only: plan.request.read_only,
+        extra: plan.request.options.clone(),
+    })
+}
+
+/// Whether to mount without `default_permissions`. With it, the kernel asks for a directory's attributes again after
+/// every change in the directory: a third of the cost of creating or removing a file. Only root may use such a mount,
+/// and root passes every check except those of [`crate::fs::Fs::may_access`].
+fn unchecked(plan: &MountPlan) -> bool {
+    rustix::process::geteuid().is_root()
+        && !plan.request.allow_other
+        && !plan.has("default_permissions")
+        && process::overrides_permissions()
+}
+
+/// The number of loops: one more than there are processors, or as many as threads can be started.
+///
+/// # Errors
+/// When no thread can be started, or a memory limit leaves less than the loops need.
+fn possible_loops() -> Result<usize, Error> {
+    /// What each loop allocates: a buffer for the largest request, and a stack.
+    const EACH: u64 = 18 << 20;
+    /// What the rest of the daemon needs: files being unpacked, buffers of copies, threads of requests that wait.
+    const BESIDE: u64 = 64 << 20;
+    let wanted = (process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end());
+    // One more thread waits for the loops.
+    let possible = sys::thread::obtainable(wanted + 1).saturating_sub(1);
+    if possible == 0 {
+        let why = "two threads cannot be started: ulimit -u, or a container's limit of processes";
+        return Err(Error::Limits(why.into()));
+    }
+    let Some(room) = surroundings::memory_room() else { return Ok(possible) };
+    surroundings::spare_addresses();
+    let needed = BESIDE + EACH * possible as u64;
+    if room < needed {
+        let (room, needed) = (room >> 20, needed >> 20);
+        let why =
+            format!("{room} MB of memory are left by its limit (ulimit -v, -d), and a mount needs {needed}");
+        return Err(Error::Limits(why));
+    }
+    Ok(possible)
+}
+
+/// One device descriptor for each loop where /dev/fuse can be opened. A container may not allow that.
+fn config(loops: usize) -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(loops);
+    let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    config.clone_fd = openable.is_ok();
+    config
 }
 
 /// Closes the signal iterator when it is dropped. The adapter drops it with its last loop.

@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::SpaceError;
-use crate::sys::guarded::{Access, Dir};
+use crate::sys::guarded::{self, Access, Dir};
 
 /// How often to retry a busy lock.
 const RETRY: Duration = Duration::from_millis(10);
@@ -43,6 +44,15 @@ pub fn take(
             std::thread::sleep(RETRY.min(left));
         }
     }
+}
+
+/// Opens a file if a process holds a flock on it. None if nobody does, or the file does not exist.
+#[must_use]
+pub fn busy(path: &Path) -> Option<File> {
+    let file = guarded::open_file(path, Access::Read).ok()?;
+    // If the lock is free, this takes it until the file is closed at the end of this function.
+    let is_busy = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    is_busy.then_some(file)
 }
 
 /// The process that holds a flock on the file, if `/proc/locks` shows it. The answer may be outdated at once, so it is for

@@ -25,9 +25,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-
 use super::record::{self, Basis, SpaceRecord, write_json};
 use super::run::{self, RunInfo, read_run};
 use super::upper::entry::{self, OnDisk};
@@ -337,11 +334,10 @@ fn has_more_than_whiteouts(upper: &Path) -> Result<bool, SpaceError> {
     look().map_err(|error| SpaceError::io(upper)(error.into()))
 }
 
-/// Whether a process has locked the space. Creates nothing.
+/// Whether a process has locked the space.
 #[must_use]
 pub fn is_locked(dir: &Path) -> bool {
-    let Ok(file) = guarded::open_file(&dir.join("lock"), Access::Read) else { return false };
-    matches!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+    lock::busy(&dir.join("lock")).is_some()
 }
 
 /// Refuses a state directory inside the library, because holofs never writes to a library.
