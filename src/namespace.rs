@@ -136,7 +136,8 @@ enum Found {
 }
 
 impl Namespace {
-    /// Opens the namespace over the upper whose root directory is `root`. A new upper is an empty directory.
+    /// Opens the namespace over the upper whose root directory is `root`. A new upper is an empty directory. With
+    /// `keeps_atime`, reading a file does not change its time of access.
     ///
     /// # Errors
     /// When the upper cannot be read, or its filesystem has no `user.` extended attributes.
@@ -146,6 +147,7 @@ impl Namespace {
         staging: Arc<Staging>,
         root: OwnedFd,
         owner: Owner,
+        keeps_atime: bool,
     ) -> Result<Self> {
         if index.len() >= TOO_MANY_NODES {
             return Err(Error::NotSupported("an environment of more than a billion entries"));
@@ -177,7 +179,7 @@ impl Namespace {
             owner,
             table,
             whiteouts,
-            keeps_atime: false,
+            keeps_atime,
             renames: Mutex::new(()),
             unsettled: Unsettled::default(),
             recorded: OnceLock::from(()),
@@ -200,12 +202,6 @@ impl Namespace {
     #[cfg(test)]
     pub(crate) fn marking_whiteouts(self) -> Self {
         Self { whiteouts: Whiteouts::Marked, ..self }
-    }
-
-    /// From now on, reading a file does not change its time of access.
-    #[must_use]
-    pub fn keeping_atime(self) -> Self {
-        Self { keeps_atime: true, ..self }
     }
 
     /// Whether reading a file leaves its time of access as it is.

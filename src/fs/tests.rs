@@ -212,7 +212,7 @@ fn a_name_comes_back_as_something_else() {
     for (name, make) in [
         (&b"a.txt"[..], Make::Dir(0o755)),
         (b"b.txt", Make::Symlink(c"elsewhere")),
-        (b"link", Make::Fifo(0o600)),
+        (b"link", Make::Node(rustix::fs::FileType::Fifo, 0o600, 0)),
         (b"large.bin", Make::File(0o640)),
     ] {
         names.unlink(lib, name).unwrap();

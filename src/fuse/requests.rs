@@ -158,14 +158,10 @@ impl Filesystem for Adapter {
     ) {
         let at = At::name("mknod", parent, name);
         // The kernel has applied the umask: we do not set FUSE_DONT_MASK.
-        let what = match mode & libc::S_IFMT {
-            libc::S_IFREG => Make::File(mode),
-            libc::S_IFIFO => Make::Fifo(mode),
-            libc::S_IFSOCK => Make::Socket(mode),
+        let what = match rustix::fs::FileType::from_raw_mode(mode) {
+            rustix::fs::FileType::RegularFile => Make::File(mode),
             // The kernel lets only root make devices, and every mount of ours is `nodev`.
-            libc::S_IFCHR => Make::CharDevice(mode, convert::device_of(rdev)),
-            libc::S_IFBLK => Make::BlockDevice(mode, convert::device_of(rdev)),
-            _ => return self.refuse(reply, at, &Error::Invalid("no such kind of entry")),
+            file_type => Make::Node(file_type, mode, convert::device_of(rdev)),
         };
         let caller = caller(request);
         self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {

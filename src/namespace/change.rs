@@ -24,30 +24,26 @@ pub enum Make<'a> {
     File(u32),
     /// A directory with these permission bits.
     Dir(u32),
-    /// A named pipe.
-    Fifo(u32),
-    /// A socket.
-    Socket(u32),
     /// A symbolic link with this text.
     Symlink(&'a CStr),
-    /// A character device with these permission bits and this device number.
-    CharDevice(u32, u64),
-    /// A block device with these permission bits and this device number.
-    BlockDevice(u32, u64),
+    /// A named pipe, socket or device node with these permission bits and this device number.
+    Node(FileType, u32, u64),
 }
 
 impl Make<'_> {
     /// Kind and mode of the new entry. The mode may have bits of the file type.
-    fn kind_and_mode(self) -> (Kind, u32) {
-        match self {
+    fn kind_and_mode(self) -> Result<(Kind, u32)> {
+        Ok(match self {
             Self::File(mode) => (Kind::File, mode),
             Self::Dir(mode) => (Kind::Dir, mode),
-            Self::Fifo(mode) => (Kind::Fifo, mode),
-            Self::Socket(mode) => (Kind::Socket, mode),
             Self::Symlink(_) => (Kind::Symlink, 0o777),
-            Self::CharDevice(mode, _) => (Kind::CharDevice, mode),
-            Self::BlockDevice(mode, _) => (Kind::BlockDevice, mode),
-        }
+            Self::Node(file_type, mode, _) => match Kind::of_file(file_type) {
+                None | Some(Kind::File | Kind::Dir | Kind::Symlink) => {
+                    return Err(Error::Invalid("no such kind of entry"));
+                }
+                Some(kind) => (kind, mode),
+            },
+        })
     }
 }
 
@@ -66,7 +62,7 @@ impl Namespace {
         let dir_stat = rustix::fs::fstat(&at).map_err(call("stat"))?;
         let dir_setgid = self.held_mode(&dir, &at)?.unwrap_or(dir_stat.st_mode) & 0o2000 != 0;
         let gid = if dir_setgid { dir_stat.st_gid } else { caller.gid };
-        let (kind, mode) = what.kind_and_mode();
+        let (kind, mode) = what.kind_and_mode()?;
         let mut mode = mode & 0o7777;
         if dir_setgid && kind == Kind::Dir {
             mode |= 0o2000;
@@ -138,13 +134,15 @@ impl Namespace {
                 return Ok((file.into(), staged));
             }
             Make::Dir(_) => return self.staging.directory().map_err(call("mkdir")),
-            Make::Fifo(_) => self.stage_node(FileType::Fifo, 0)?,
-            Make::Socket(_) => self.stage_node(FileType::Socket, 0)?,
-            Make::CharDevice(_, 0) => {
+            Make::Node(FileType::CharacterDevice, _, 0) => {
                 return Err(Error::NotPermitted("a character device 0/0 would be a whiteout"));
             }
-            Make::CharDevice(_, device) => self.stage_node(FileType::CharacterDevice, device)?,
-            Make::BlockDevice(_, device) => self.stage_node(FileType::BlockDevice, device)?,
+            Make::Node(file_type, _, device) => {
+                let name = self.staging.fresh_name();
+                rustix::fs::mknodat(self.staging.dir(), &name, file_type, Mode::RUSR | Mode::WUSR, device)
+                    .map_err(call("mknod"))?;
+                name
+            }
             Make::Symlink(text) => {
                 let name = self.staging.fresh_name();
                 rustix::fs::symlinkat(text, self.staging.dir(), &name).map_err(call("symlink"))?;
@@ -154,13 +152,6 @@ impl Namespace {
         let staged = self.staging.adopt(name, false);
         let fd = backing::open_path(self.staging.dir(), staged.name().map_err(call("stage"))?)?;
         Ok((fd, staged))
-    }
-
-    fn stage_node(&self, file_type: FileType, device: u64) -> Result<CString> {
-        let name = self.staging.fresh_name();
-        rustix::fs::mknodat(self.staging.dir(), &name, file_type, Mode::RUSR | Mode::WUSR, device)
-            .map_err(call("mknod"))?;
-        Ok(name)
     }
 
     /// Fails if a name shows an entry. Returns whether the upper has a whiteout under the name.

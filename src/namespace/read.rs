@@ -117,11 +117,10 @@ impl Namespace {
     pub(crate) fn to_sync(&self, ino: Ino) -> Result<Option<OwnedFd>> {
         let View::Node(node) = self.view(ino)? else { return Ok(None) };
         match (node.in_upper(), node.kind) {
-            (InUpper::Nothing, _) | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => {
-                Ok(None)
-            }
             // A symbolic link cannot be opened. A sync of its directory makes it durable.
-            (InUpper::All, Kind::Symlink) => Ok(None),
+            (InUpper::Nothing, _)
+            | (InUpper::All, Kind::Symlink)
+            | (_, Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice) => Ok(None),
             _ => Ok(Some(backing::reopen(&self.backing_fd(&node)?)?.into())),
         }
     }
@@ -138,27 +137,27 @@ impl Namespace {
         if matches!(name, b"." | b"..") {
             return self.lookup_number(parent, name == b"..");
         }
-        let node = match self.view(parent)? {
+        let counted = |child| {
+            self.table.count_lower(child, 1);
+            View::Lower(child)
+        };
+        let found = match self.view(parent)? {
             View::Lower(lower) => {
                 must_be_dir(self.lower_kind(lower)?)?;
-                let child = self.index.lookup(lower, name)?.ok_or(Error::NotFound)?;
-                let attr = self.lower_attr(&self.index.node(child)?);
-                self.table.count_lower(child, 1);
-                return Ok(attr);
+                counted(self.index.lookup(lower, name)?.ok_or(Error::NotFound)?)
             }
-            View::Node(node) => node,
+            View::Node(node) => {
+                must_be_dir(node.kind)?;
+                self.with_dir(&node, |state| {
+                    match self.find(&node, state, name)?.ok_or(Error::NotFound)? {
+                        Found::Lower(child) => Ok(counted(child)),
+                        Found::Upper(present) => {
+                            Ok(View::Node(self.entry_node(&node, &c_name(name)?, present, 1)))
+                        }
+                    }
+                })?
+            }
         };
-        must_be_dir(node.kind)?;
-        let found = self.with_dir(&node, |state| {
-            let found = self.find(&node, state, name)?.ok_or(Error::NotFound)?;
-            Ok(match found {
-                Found::Lower(child) => {
-                    self.table.count_lower(child, 1);
-                    View::Lower(child)
-                }
-                Found::Upper(present) => View::Node(self.entry_node(&node, &c_name(name)?, present, 1)),
-            })
-        })?;
         match found {
             View::Lower(child) => Ok(self.lower_attr(&self.index.node(child)?)),
             View::Node(child) => self.node_attr(&child).inspect_err(|_| self.table.forget(child.ino, 1)),
@@ -339,11 +338,10 @@ impl Namespace {
             gid: self.owner.gid,
             size,
             blocks: size.div_ceil(512),
-            generation: 0,
-            device: 0,
             atime: MOTHER_AS_TIME,
             mtime: MOTHER_AS_TIME,
             ctime: MOTHER_AS_TIME,
+            ..Attr::default()
         }
     }
 
@@ -373,27 +371,18 @@ impl Namespace {
         if let Some(mode) = self.held_mode(node, &fd)? {
             attr.mode = mode;
         }
-        match node.kind {
-            Kind::Dir => {
-                self.show_ctime(node, &fd, &mut attr)?;
-                attr.size = DIR_SIZE;
-                attr.blocks = DIR_SIZE / 512;
-                attr.nlink = if gone { 0 } else { self.dir_nlink(node, lower)? };
+        if node.kind == Kind::Dir {
+            self.show_ctime(node, &fd, &mut attr)?;
+            (attr.size, attr.blocks) = (DIR_SIZE, DIR_SIZE / 512);
+            attr.nlink = if gone { 0 } else { self.dir_nlink(node, lower)? };
+        } else if let Some(lower) = lower {
+            (attr.size, attr.blocks) = (lower.size, lower.blocks);
+        }
+        if node.kind == Kind::Symlink {
+            attr.mode = 0o777;
+            if lower.is_some() {
+                attr.blocks = 0;
             }
-            Kind::File if in_upper == InUpper::Metadata => {
-                if let Some(lower) = lower {
-                    attr.size = lower.size;
-                    attr.blocks = lower.blocks;
-                }
-            }
-            Kind::Symlink => {
-                attr.mode = 0o777;
-                if let Some(lower) = lower {
-                    attr.size = lower.size;
-                    attr.blocks = 0;
-                }
-            }
-            Kind::File | Kind::Fifo | Kind::Socket | Kind::CharDevice | Kind::BlockDevice => {}
         }
         Ok(attr)
     }

@@ -31,9 +31,10 @@ use crate::sys::fd;
 const OPEN_LIMIT: usize = 512;
 
 /// How much of an entry is in the upper.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum InUpper {
     /// Nothing: attributes and bytes are the lower's. Also a lower file that was unlinked while it was open.
+    #[default]
     Nothing,
     /// The attributes. The bytes, or the text of a symbolic link, are still the lower's.
     Metadata,
@@ -65,7 +66,7 @@ pub(super) struct Node {
 }
 
 /// The mutable part of a node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct NodeState {
     /// The names by which the entry was reached so far. Empty for the root, and for an entry whose last known name
     /// was unlinked.
@@ -101,15 +102,7 @@ impl Node {
             kind,
             change: Mutex::new(()),
             dir: RwLock::new(None),
-            state: Mutex::new(NodeState {
-                places,
-                in_upper,
-                backing_ino,
-                mode: None,
-                ctime: None,
-                pinned: None,
-                gone: false,
-            }),
+            state: Mutex::new(NodeState { places, in_upper, backing_ino, ..NodeState::default() }),
             lookups: AtomicU64::new(0),
             generation: OnceLock::new(),
         })

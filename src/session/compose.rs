@@ -74,12 +74,11 @@ pub(super) fn filesystem(
         dir_mode: 0o750 & !umask,
     };
     let upper = open_dir(&state_dir.join("upper"))?;
-    let mut namespace = Namespace::open(Arc::clone(index), Arc::clone(&materializer), staging, upper, owner)
-        .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
     // The kernel leaves access times to the filesystem. A read-only filesystem does not update them either.
-    if plan.request.read_only || plan.has("noatime") {
-        namespace = namespace.keeping_atime();
-    }
+    let keeps_atime = plan.request.read_only || plan.has("noatime");
+    let (index, source) = (Arc::clone(index), Arc::clone(&materializer));
+    let namespace = Namespace::open(index, source, staging, upper, owner, keeps_atime)
+        .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
     let space = open_dir(&state_dir)?;
     Ok((Arc::new(Fs::new(namespace.until_recorded(), materializer, space)), reflink))
 }

@@ -63,7 +63,11 @@ impl Held {
             return Ok(Held::Catalog { described: true });
         }
         let catalog = record.basis.blueprint.as_str();
-        let is_right = |header: &Header| header.blueprint == catalog && is_about(header, record, place);
+        let is_right = |header: &Header| {
+            header.blueprint == catalog
+                && header.identity == record.basis.identity
+                && Path::new(&header.path) == place
+        };
         if !has_changes(state_dir)? {
             let described =
                 is_published && matches!(meta::beside_of(place), Beside::Says(header) if is_right(&header));
@@ -117,10 +121,6 @@ impl Kept {
         let held = Held::of(state_dir, &record, &record.basis.place())?;
         Ok(Some(Kept { record, held }))
     }
-}
-
-fn is_about(header: &Header, record: &SpaceRecord, place: &Path) -> bool {
-    header.identity == record.basis.identity && Path::new(&header.path) == place
 }
 
 /// The blueprint's text in the space's root.

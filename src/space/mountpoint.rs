@@ -5,7 +5,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -84,20 +83,16 @@ pub fn open_base(space: &SpacePath) -> Result<Dir, SpaceError> {
     let (Some(above), Some(name)) = (base.parent(), base.file_name()) else {
         return Ok(Dir::open(base, Trust::Shared)?);
     };
-    let above = Dir::open(above, Trust::Shared).map_err(|error| {
-        let is_not_found = error.is_not_found();
-        problem(if is_not_found { MountpointProblem::NoParent(base.to_owned()) } else { unfit(error) })
+    let above = Dir::open(above, Trust::Shared).map_err(|error| match error.is_not_found() {
+        true => problem(MountpointProblem::NoParent(base.to_owned())),
+        false => problem(unfit(error)),
     })?;
-    above.open_or_make_at(name, DIR_MODE, false).map_err(|error| problem(unfit_base(base, error)))
-}
-
-fn unfit_base(base: &Path, error: GuardedError) -> MountpointProblem {
-    match error.problem {
+    above.open_or_make_at(name, DIR_MODE, false).map_err(|error| match error.problem {
         Problem::Owner { owner, .. } => {
-            MountpointProblem::Refused(format!("{} is a link of user {owner}", base.display()))
+            problem(MountpointProblem::Refused(format!("{} is a link of user {owner}", base.display())))
         }
-        _ => unfit(error),
-    }
+        _ => problem(unfit(error)),
+    })
 }
 
 fn refused(error: &io::Error) -> MountpointProblem {

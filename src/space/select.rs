@@ -40,17 +40,13 @@ impl SpaceArg {
     /// # Errors
     /// When a name is not UTF-8, which rcc requires.
     pub fn parse(given: &OsStr) -> Result<SpaceArg, SpaceError> {
+        let bad = |source| SpaceError::Name { given: given.to_string_lossy().into_owned(), source };
         if given.as_bytes().contains(&b'/') {
-            let path = absolute(Path::new(given)).map_err(|error| SpaceError::Name {
-                given: given.to_string_lossy().into_owned(),
-                source: name::NameError::NoDirectory(error.to_string()),
-            })?;
+            let path = absolute(Path::new(given));
+            let path = path.map_err(|error| bad(name::NameError::NoDirectory(error.to_string())))?;
             return Ok(SpaceArg::Path(path));
         }
-        let Some(text) = given.to_str() else {
-            let given = given.to_string_lossy().into_owned();
-            return Err(SpaceError::Name { given, source: name::NameError::NotUtf8 });
-        };
+        let text = given.to_str().ok_or_else(|| bad(name::NameError::NotUtf8))?;
         Ok(match Identity::parse(text) {
             Some(identity) => SpaceArg::Identity(identity),
             None => SpaceArg::Name(text.to_owned()),
@@ -106,12 +102,12 @@ pub struct Selected {
 /// # Errors
 /// [`SpaceError::NoCatalog`] with the candidates, and the errors of a typed path.
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
-    let given = SpaceArg::parse(wanted.space)?;
-    let identity = given.identity(env, wanted.controller)?;
-    let (catalog, holds) = choose(library, wanted, env, &given, &identity)?;
-    let (base, index) = base_for(&catalog, library, env, &given)?;
-    let mountpoint = base.join(identity.as_str());
-    let (label, controller) = called(env, wanted.controller, &given, &identity, &mountpoint);
+    let search = Search::new(library, wanted, env)?;
+    let (catalog, holds) = search.choose()?;
+    let (base, index) = search.base_for(&catalog)?;
+    let mountpoint = base.join(search.identity.as_str());
+    let (label, controller) = search.called(&mountpoint);
+    let identity = search.identity;
     tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
     Ok(Selected { catalog, index, holds, space: SpacePath { identity, mountpoint, label, controller } })
 }
@@ -137,9 +133,7 @@ pub fn select_environment(
         blueprint: prefix.as_deref(),
         fresh,
     };
-    let arg = SpaceArg::parse(wanted.space)?;
-    let identity = arg.identity(env, controller)?;
-    choose(library, &wanted, env, &arg, &identity).map(|(catalog, _)| catalog)
+    Search::new(library, &wanted, env)?.choose().map(|(catalog, _)| catalog)
 }
 
 fn list(library: &Location) -> Result<Vec<CatalogName>, SpaceError> {
@@ -154,154 +148,156 @@ pub fn own_bases(library: &Location, env: &Env) -> Vec<PathBuf> {
     own.into_iter().chain([env.robocorp_home.join("holotree"), env.shared_root.clone()]).collect()
 }
 
-/// The directory above a space of a catalog: the one that the catalog names, if the user typed it or it is in
-/// [`own_bases`]. If a directory has several paths, the result is not the catalog's path, since that could lead to another
-/// directory a moment later.
-fn base_for(
-    catalog: &CatalogName,
-    library: &Location,
-    env: &Env,
-    given: &SpaceArg,
-) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
-    let (base, index) = base_of(catalog, library, env)?;
-    let known = own_bases(library, env);
-    if let SpaceArg::Path(given) = given {
-        return match given.parent() {
-            Some(parent) if is_same_dir(parent, &base) => {
-                Ok((if known.contains(&base) { base } else { parent.to_owned() }, index))
+/// What the user typed, and where it is looked up.
+struct Search<'a> {
+    library: &'a Location,
+    wanted: &'a Wanted<'a>,
+    env: &'a Env,
+    given: SpaceArg,
+    identity: Identity,
+}
+
+impl<'a> Search<'a> {
+    fn new(library: &'a Location, wanted: &'a Wanted<'a>, env: &'a Env) -> Result<Self, SpaceError> {
+        let given = SpaceArg::parse(wanted.space)?;
+        let identity = given.identity(env, wanted.controller)?;
+        Ok(Self { library, wanted, env, given, identity })
+    }
+
+    /// The directory above a space of a catalog: the one that the catalog names, if the user typed it or it is in
+    /// [`own_bases`]. If a directory has several paths, the result is not the catalog's path, since that could lead to another
+    /// directory a moment later.
+    fn base_for(&self, catalog: &CatalogName) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
+        let (base, index) = self.base_of(catalog)?;
+        let known = own_bases(self.library, self.env);
+        if let SpaceArg::Path(given) = &self.given {
+            return match given.parent() {
+                Some(parent) if is_same_dir(parent, &base) => {
+                    Ok((if known.contains(&base) { base } else { parent.to_owned() }, index))
+                }
+                _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
+            };
+        }
+        match known
+            .iter()
+            .find(|known| **known == base)
+            .or_else(|| known.iter().find(|k| is_same_dir(k, &base)))
+        {
+            Some(known) => Ok((known.clone(), index)),
+            None => {
+                let catalog = self.library.library.catalog_place(catalog).into();
+                Err(SpaceError::ForeignBase { catalog, base })
             }
-            _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
-        };
-    }
-    match known.iter().find(|known| **known == base).or_else(|| known.iter().find(|k| is_same_dir(k, &base)))
-    {
-        Some(known) => Ok((known.clone(), index)),
-        None => {
-            let catalog = library.library.catalog_place(catalog).into();
-            Err(SpaceError::ForeignBase { catalog, base })
         }
     }
-}
 
-/// The directory that the catalog names for its spaces, and the catalog's index if it is compiled. The `.info` file beside
-/// the catalog is not used, because other users may be able to write it.
-fn base_of(
-    catalog: &CatalogName,
-    location: &Location,
-    env: &Env,
-) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
-    let library = &*location.library;
-    let bad = |why| SpaceError::BadCatalog { path: library.catalog_place(catalog).into(), why };
-    let refused = |error: LibraryError| bad(error.to_string());
-    let (path, index) = match open_known(library, catalog, &env.cache_dir().join("index")) {
-        Some(index) => {
-            let index = index.map_err(refused)?;
-            (index.info().path.clone(), Some(Arc::new(index)))
-        }
-        None => {
-            let (_, bytes) = library.catalog(catalog).map_err(refused)?;
-            let header = read_header(&*bytes, bytes.len() as u64).map_err(|error| bad(error.to_string()))?;
-            (header.path, None)
-        }
-    };
-    match Path::new(&path).parent() {
-        Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok((base.to_owned(), index)),
-        _ => Err(bad(format!("its path {path:?} is not in an absolute directory"))),
-    }
-}
-
-/// The space's name and controller: as typed, else as an earlier mount or rcc recorded them.
-fn called(
-    env: &Env,
-    controller: &str,
-    given: &SpaceArg,
-    identity: &Identity,
-    mountpoint: &Path,
-) -> (String, String) {
-    let controller = name::controller_identity(controller);
-    if let SpaceArg::Name(name) = given {
-        return (name.clone(), controller);
-    }
-    if let Ok(Some(record)) = SpaceRecord::read(&env.state_dir(identity)) {
-        return (record.basis.space, record.basis.controller);
-    }
-    match meta::recorded(mountpoint) {
-        Some(recorded) => (recorded.space, recorded.controller),
-        None => (identity.to_string(), controller),
-    }
-}
-
-/// The catalog, and the blueprint of what the space holds with it.
-fn choose(
-    library: &Location,
-    wanted: &Wanted<'_>,
-    env: &Env,
-    given: &SpaceArg,
-    identity: &Identity,
-) -> Result<(CatalogName, String), SpaceError> {
-    let catalogs = list(library)?;
-    let platform = this_platform();
-    let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
-    let unchanged = |catalog: &CatalogName| Ok((catalog.clone(), catalog.blueprint.clone()));
-    let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
-    let dir = env.state_dir(identity);
-    // Report a damaged record before a catalog is chosen that may not fit the changes.
-    let kept = if wanted.fresh { None } else { Kept::of(&dir)? };
-    let kept = kept.filter(|kept| kept.held != Held::Deleted);
-    let with_changes = |kept: &Kept| {
-        let blueprint = &kept.record.basis.blueprint;
-        let catalog = find(blueprint).ok_or_else(|| {
-            let why =
-                format!("the space's changes belong to blueprint {blueprint}, which is not in this library");
-            no_catalog(&why, &here)
-        })?;
-        Ok((catalog.clone(), kept.blueprint().to_owned()))
-    };
-    if let Some(prefix) = wanted.blueprint {
-        let prefix = prefix.to_lowercase();
-        let fits: Vec<&CatalogName> =
-            here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
-        return match (fits.as_slice(), prefix.is_empty()) {
-            (_, true) => Err(no_catalog("the typed blueprint is empty", &here)),
-            // A space that rcc converted to this blueprint is kept as changes of another catalog.
-            ([one], _) => match kept.filter(|kept| kept.blueprint() == one.blueprint) {
-                Some(kept) => with_changes(&kept),
-                None => unchanged(one),
-            },
-            ([], _) if catalogs.iter().any(|c| c.blueprint.starts_with(&prefix)) => {
-                Err(no_catalog(&format!("blueprint {prefix} is not for {platform}"), &here))
+    /// The directory that the catalog names for its spaces, and the catalog's index if it is compiled. The `.info` file beside
+    /// the catalog is not used, because other users may be able to write it.
+    fn base_of(&self, catalog: &CatalogName) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
+        let library = &*self.library.library;
+        let bad = |why| SpaceError::BadCatalog { path: library.catalog_place(catalog).into(), why };
+        let refused = |error: LibraryError| bad(error.to_string());
+        let (path, index) = match open_known(library, catalog, &self.env.cache_dir().join("index")) {
+            Some(index) => {
+                let index = index.map_err(refused)?;
+                (index.info().path.clone(), Some(Arc::new(index)))
             }
-            ([], _) => Err(no_catalog(&format!("no catalog of blueprint {prefix}"), &here)),
-            (several, _) => Err(no_catalog(&format!("several blueprints begin with {prefix}"), several)),
+            None => {
+                let (_, bytes) = library.catalog(catalog).map_err(refused)?;
+                let header =
+                    read_header(&*bytes, bytes.len() as u64).map_err(|error| bad(error.to_string()))?;
+                (header.path, None)
+            }
         };
+        match Path::new(&path).parent() {
+            Some(base) if absolute(base).is_ok_and(|clean| clean == base) => Ok((base.to_owned(), index)),
+            _ => Err(bad(format!("its path {path:?} is not in an absolute directory"))),
+        }
     }
-    // In the order of reliability: the changes of earlier mounts, rcc's files beside the space, the record of an earlier
-    // mount without changes.
-    if let Some(kept) = kept {
-        return with_changes(&kept);
+
+    /// The space's name and controller: as typed, else as an earlier mount or rcc recorded them.
+    fn called(&self, mountpoint: &Path) -> (String, String) {
+        let controller = name::controller_identity(self.wanted.controller);
+        if let SpaceArg::Name(name) = &self.given {
+            return (name.clone(), controller);
+        }
+        if let Ok(Some(record)) = SpaceRecord::read(&self.env.state_dir(&self.identity)) {
+            return (record.basis.space, record.basis.controller);
+        }
+        match meta::recorded(mountpoint) {
+            Some(recorded) => (recorded.space, recorded.controller),
+            None => (self.identity.to_string(), controller),
+        }
     }
-    let mut bases = own_bases(library, env);
-    if let SpaceArg::Path(given) = given {
-        bases.extend(given.parent().map(Path::to_owned));
-    }
-    for base in bases {
-        let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
-        if let Some(found) = found {
+
+    /// The catalog, and the blueprint of what the space holds with it.
+    fn choose(&self) -> Result<(CatalogName, String), SpaceError> {
+        let Self { library, wanted, env, given, identity } = self;
+        let catalogs = list(library)?;
+        let platform = this_platform();
+        let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
+        let unchanged = |catalog: &CatalogName| Ok((catalog.clone(), catalog.blueprint.clone()));
+        let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);
+        let dir = env.state_dir(identity);
+        // Report a damaged record before a catalog is chosen that may not fit the changes.
+        let kept = if wanted.fresh { None } else { Kept::of(&dir)? };
+        let kept = kept.filter(|kept| kept.held != Held::Deleted);
+        let with_changes = |kept: &Kept| {
+            let blueprint = &kept.record.basis.blueprint;
+            let catalog = find(blueprint).ok_or_else(|| {
+                let why = format!(
+                    "the space's changes belong to blueprint {blueprint}, which is not in this library"
+                );
+                no_catalog(&why, &here)
+            })?;
+            Ok((catalog.clone(), kept.blueprint().to_owned()))
+        };
+        if let Some(prefix) = wanted.blueprint {
+            let prefix = prefix.to_lowercase();
+            let fits: Vec<&CatalogName> =
+                here.iter().copied().filter(|c| c.blueprint.starts_with(&prefix)).collect();
+            return match (fits.as_slice(), prefix.is_empty()) {
+                (_, true) => Err(no_catalog("the typed blueprint is empty", &here)),
+                // A space that rcc converted to this blueprint is kept as changes of another catalog.
+                ([one], _) => match kept.filter(|kept| kept.blueprint() == one.blueprint) {
+                    Some(kept) => with_changes(&kept),
+                    None => unchanged(one),
+                },
+                ([], _) if catalogs.iter().any(|c| c.blueprint.starts_with(&prefix)) => {
+                    Err(no_catalog(&format!("blueprint {prefix} is not for {platform}"), &here))
+                }
+                ([], _) => Err(no_catalog(&format!("no catalog of blueprint {prefix}"), &here)),
+                (several, _) => Err(no_catalog(&format!("several blueprints begin with {prefix}"), several)),
+            };
+        }
+        // In the order of reliability: the changes of earlier mounts, rcc's files beside the space, the record of an earlier
+        // mount without changes.
+        if let Some(kept) = kept {
+            return with_changes(&kept);
+        }
+        let mut bases = own_bases(library, env);
+        if let SpaceArg::Path(given) = given {
+            bases.extend(given.parent().map(Path::to_owned));
+        }
+        for base in bases {
+            let found = meta::recorded(&base.join(identity.as_str())).and_then(|r| find(&r.blueprint));
+            if let Some(found) = found {
+                return unchanged(found);
+            }
+        }
+        let earlier = SpaceRecord::read(&dir).ok().flatten();
+        if let Some(found) = earlier.and_then(|record| find(&record.basis.blueprint)) {
             return unchanged(found);
         }
-    }
-    let earlier = SpaceRecord::read(&dir).ok().flatten();
-    if let Some(found) = earlier.and_then(|record| find(&record.basis.blueprint)) {
-        return unchanged(found);
-    }
-    match here.as_slice() {
-        [one] => unchanged(one),
-        [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
-        [] => {
-            let others: Vec<&CatalogName> = catalogs.iter().collect();
-            Err(no_catalog(&format!("the library has no catalog for {platform}"), &others))
+        match here.as_slice() {
+            [one] => unchanged(one),
+            [] if catalogs.is_empty() => Err(no_catalog("the library has no catalogs", &here)),
+            [] => {
+                let others: Vec<&CatalogName> = catalogs.iter().collect();
+                Err(no_catalog(&format!("the library has no catalog for {platform}"), &others))
+            }
+            several => Err(no_catalog("the library has several catalogs", several)),
         }
-        several => Err(no_catalog("the library has several catalogs", several)),
     }
 }
 

@@ -230,7 +230,8 @@ fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: 
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc"), Arc::default()));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
-    let names = Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner).unwrap();
+    let names =
+        Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner, false).unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };
     Fs::new(names, materializer, fd("."))
 }
