@@ -9,7 +9,6 @@ pub mod guarded;
 pub mod log_file;
 pub mod mountinfo;
 pub mod order;
-pub mod probe;
 pub mod process;
 pub mod surroundings;
 pub mod thread;

@@ -18,7 +18,7 @@ use super::serve::Mounted;
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
-use crate::sys::{log_file, probe, process};
+use crate::sys::{log_file, process};
 
 /// How long a start may take, if the lock timeout is not longer. A start takes milliseconds, or seconds if a large catalog
 /// has to be compiled.
@@ -59,7 +59,7 @@ pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> R
 fn wait(read: OwnedFd, plan: &MountPlan, child: Pid) -> Result<Mounted, Error> {
     // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
-    let received = probe::read_until(read, deadline).map_err(Error::os(plan.state_dir(), "read"))?;
+    let received = process::read_until(read, deadline).map_err(Error::os(plan.state_dir(), "read"))?;
     let Some(received) = received else {
         let error = Error::no_answer(
             plan.space.mountpoint.clone(),

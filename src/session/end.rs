@@ -25,7 +25,7 @@ use crate::space::select::SpaceArg;
 use crate::space::state::{StateDir, is_locked};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
-use crate::sys::{probe, process};
+use crate::sys::process;
 
 /// How long to retry while the mount is in use. A process that ends, or is between fork and exec, holds its files for a
 /// moment longer.
@@ -251,7 +251,7 @@ fn write_out(path: &Path) {
         let synced = std::fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.err().map(|error| error.to_string().into_bytes()).unwrap_or_default()
     };
-    if !matches!(probe::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty()) {
+    if !matches!(process::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty()) {
         tracing::warn!("the daemon does not answer: data written to mapped files may be lost");
     }
 }

@@ -36,7 +36,7 @@ use crate::space::upper::walk::bytes_below;
 use crate::space::{SpaceError, meta};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
-use crate::sys::{probe, process};
+use crate::sys::process;
 
 /// How many changed files are counted for [`Survey::detail`].
 const COUNTED_AT_MOST: usize = 200_000;
@@ -336,7 +336,7 @@ fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
         let asked = rustix::fs::getxattr(mountpoint, STATUS_XATTR, &mut value[..]);
         asked.ok().and_then(|len| value.get(..len)).unwrap_or_default().to_vec()
     };
-    match probe::ask(ANSWER_TIMEOUT, question) {
+    match process::ask(ANSWER_TIMEOUT, question) {
         Ok(Some(text)) if text.is_empty() => tracing::warn!(%path, "the mount has no counters"),
         Ok(Some(text)) => match serde_json::from_slice(&text) {
             Ok(counters) => return Some(counters),

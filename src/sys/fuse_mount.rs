@@ -22,7 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::fd::proc_path;
 use super::guarded::Dir;
 use super::mountinfo::{self, FS_TYPE, MountEntry};
-use super::probe;
+use super::process;
 
 /// The device through which the kernel talks to a FUSE daemon.
 pub const DEVICE: &str = "/dev/fuse";
@@ -337,7 +337,7 @@ pub fn liveness(mountpoint: &Path, limit: Duration) -> Liveness {
         Err(Errno::NOTCONN | Errno::CONNABORTED) => vec![DEAD],
         _ => Vec::new(),
     };
-    match probe::ask(limit, question) {
+    match process::ask(limit, question) {
         Ok(Some(answer)) if answer.first() == Some(&DEAD) => Liveness::Dead,
         Ok(Some(_)) => Liveness::Alive,
         Ok(None) => Liveness::Silent,

@@ -1,12 +1,16 @@
-//! Processes: forking and detaching, memory, priority, and the state of other processes.
+//! Processes: forking and detaching, questions with a timeout, memory, priority, and the state of other processes.
 #![allow(unsafe_code)]
 
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use super::{errno_of, last_errno};
 
@@ -42,6 +46,62 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
     match unsafe { libc::fork() } {
         -1 => Err(last_errno()),
         child => Ok(Pid::from_raw(child)),
+    }
+}
+
+/// Runs `question` in a child process and returns its result; None after the timeout `limit`. The process must have a
+/// single thread.
+///
+/// A system call on a mount whose daemon is stopped, or hangs on its disk, does not return. A process with a thread in such
+/// a call possibly cannot exit. Therefore a child process makes the call, and is abandoned after the timeout. It has none of
+/// the standard streams, so whoever reads our output until EOF does not wait for the child.
+///
+/// # Errors
+/// When the child cannot be started.
+pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    match fork()? {
+        Some(child) => {
+            drop(write);
+            let answer = read_until(read, Instant::now() + limit)?;
+            // A child that has answered exits at once. Another one may be unable to, and init reaps it later.
+            let how = if answer.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
+            if answer.is_none() {
+                rustix::process::kill_process(child, Signal::KILL)?;
+            }
+            rustix::process::waitpid(Some(child), how)?;
+            Ok(answer)
+        }
+        None => {
+            drop(read);
+            let written =
+                detach().map_err(io::Error::from).and_then(|()| File::from(write).write_all(&question()));
+            // SAFETY: the call ends the process. It skips the exit handlers, which belong to the parent.
+            unsafe { libc::_exit(i32::from(written.is_err())) }
+        }
+    }
+}
+
+/// Reads a pipe until EOF. None when `deadline` passes first.
+///
+/// # Errors
+/// Those of poll(2) and read(2).
+pub fn read_until(pipe: OwnedFd, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+    let mut pipe = File::from(pipe);
+    let mut all = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Ok(None),
+            Err(Errno::INTR) => continue,
+            ready => ready?,
+        };
+        match pipe.read(&mut piece)? {
+            0 => return Ok(Some(all)),
+            n => all.extend_from_slice(piece.get(..n).unwrap_or_default()),
+        }
     }
 }
 
@@ -141,11 +201,11 @@ pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
     let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
     let pid = Pid::from_raw(raw).ok_or(Errno::SRCH)?;
     // By a pidfd, so that the id cannot be reused between the check and the signal.
-    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     if start_time(raw) != Some(started) {
         return Err(Errno::SRCH);
     }
-    rustix::process::pidfd_send_signal(process, rustix::process::Signal::KILL)
+    rustix::process::pidfd_send_signal(process, Signal::KILL)
 }
 
 /// Why a process possibly does not answer.
