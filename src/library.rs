@@ -63,6 +63,12 @@ pub trait Library: Send + Sync + std::fmt::Debug {
     /// `NotFound` when there is no such catalog.
     fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp>;
 
+    /// The stored bytes of a catalog, as a stream. They may change while they are read, so compare them with a digest.
+    ///
+    /// # Errors
+    /// As [`Library::blob`].
+    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob>;
+
     /// The bytes of a catalog as they are stored, and the stamp that belongs to them.
     ///
     /// # Errors

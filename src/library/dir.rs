@@ -81,6 +81,12 @@ impl Library for DirLibrary {
         std::fs::metadata(self.catalog_path(name)).map(|found| Look::from(&found).into())
     }
 
+    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob> {
+        // The reader compares the bytes with a digest, so a link does no harm.
+        let (file, _) = fd::open_regular(&self.catalog_path(name))?;
+        Ok(StoredBlob::of_file(file))
+    }
+
     fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
         let path = self.catalog_path(name);
         let failed = |source| LibraryError::Io { path: path.clone(), source };

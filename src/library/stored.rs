@@ -19,7 +19,7 @@ pub struct StoredBlobs {
     pub strays: u64,
 }
 
-/// The stored bytes of one blob. They can be read once, from the beginning.
+/// The stored bytes of one blob or catalog. They can be read once, from the beginning.
 pub struct StoredBlob {
     reader: Box<dyn Read + Send>,
     /// The part of a file that holds the bytes, if a file does.

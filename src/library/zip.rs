@@ -274,6 +274,10 @@ impl Library for ZipLibrary {
         find(&self.catalogs, name).map(|_| self.stamp.clone())
     }
 
+    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob> {
+        self.open_member(find(&self.catalogs, name)?)
+    }
+
     fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
         let place = self.catalog_place(name);
         let failed = |source| LibraryError::Io { path: (&place).into(), source };

@@ -151,12 +151,10 @@ impl Claim<'_> {
             return Ok(());
         }
         let space = &self.plan.space;
-        let library = &self.plan.location.library;
-        let (_, catalog) = library.catalog(&self.plan.catalog).map_err(|error| SpaceError::BadCatalog {
-            path: library.catalog_place(&self.plan.catalog).into(),
-            why: error.to_string(),
-        })?;
-        meta::write_meta(&self.base, space, &catalog, self.umask)?;
+        let (library, name) = (&self.plan.location.library, &self.plan.catalog);
+        let place = PathBuf::from(library.catalog_place(name));
+        let packed = library.open_catalog(name).map_err(SpaceError::io(&place))?;
+        meta::write_meta(&self.base, space, packed, &self.recorded.basis.catalog_sha256, self.umask)?;
         self.state.note_published(&mut self.recorded, meta::look_of(&space.mountpoint))
     }
 }

@@ -8,14 +8,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 
-use crate::library::catalog::{CatalogError, Header, header, write};
+use crate::library::catalog::limits::MAX_FILE;
+use crate::library::catalog::{Header, header, write};
+use crate::library::digest::Hex;
 use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
 use crate::space::path::SpacePath;
@@ -95,28 +98,22 @@ pub fn beside_of(mountpoint: &Path) -> Beside {
     let meta = beside(mountpoint, ".meta");
     match std::fs::symlink_metadata(&meta) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Beside::Missing,
-        Ok(found) if found.is_file() => read_header(&meta).map_or(Beside::Unreadable, Beside::Says),
+        Ok(found) if found.is_file() => header_of(&meta).map_or(Beside::Unreadable, Beside::Says),
         Ok(_) | Err(_) => Beside::Unreadable,
     }
 }
 
-/// Reads the header of a `.meta`, usually from the first block of the file.
-///
-/// # Errors
-/// When the file cannot be read, or is not a `.meta`.
-pub fn read_header(path: &Path) -> Result<Header, SpaceError> {
-    let file = guarded::open_file(path, Access::Read)?;
-    let stored = file.metadata().map_err(|source| SpaceError::Io { path: path.to_owned(), source })?.len();
-    header::read_header(file, stored).map_err(|error| bad_catalog(path, &error))
+/// Reads the header of a `.meta`, usually from the first block of the file. None if that is not possible.
+fn header_of(meta: &Path) -> Option<Header> {
+    let file = guarded::open_file(meta, Access::Read).ok()?;
+    let stored = file.metadata().ok()?.len();
+    header::read_header(file, stored).ok()
 }
 
 /// The header of `D.meta`. None if the file does not exist or cannot be read.
 #[must_use]
 pub fn recorded(mountpoint: &Path) -> Option<Header> {
-    match beside_of(mountpoint) {
-        Beside::Says(header) => Some(header),
-        Beside::Missing | Beside::Unreadable => None,
-    }
+    if let Beside::Says(header) = beside_of(mountpoint) { Some(header) } else { None }
 }
 
 /// What stat(2) says of `D.meta`.
@@ -136,55 +133,79 @@ pub fn write_stub(
     catalog: &CatalogInfo,
     umask: u32,
 ) -> Result<(), SpaceError> {
-    let (rcc, platform, blueprint) =
-        (catalog.rcc.clone(), catalog.platform.clone(), catalog.blueprint.clone());
-    let header = of_space(space, Header { rcc, platform, blueprint, ..Header::default() });
-    write_both(base, space, &header, umask, Durability::CacheOnly, |out| write::write_empty(&header, out))
+    let CatalogInfo { rcc, platform, blueprint, .. } = catalog.clone();
+    let header = Header { rcc, platform, blueprint, ..names(space) };
+    write_both(base, space, umask, Durability::CacheOnly, |out| {
+        write::write_empty(&header, out)?;
+        Ok(header)
+    })
 }
 
-/// Writes `D.meta` and `D.meta.info` from the bytes of the catalog. `umask` is the user's, which may differ from that of the
-/// process.
+/// Writes `D.meta` and `D.meta.info` from the stored bytes of the catalog with this digest. Reads them once, with memory that
+/// does not grow with the catalog. `umask` is the user's, which may differ from that of the process.
 ///
 /// # Errors
-/// When `catalog` is not a catalog, or the files cannot be written. The old files are still there.
-pub fn write_meta(base: &Dir, space: &SpacePath, packed: &[u8], umask: u32) -> Result<(), SpaceError> {
-    let header = header::read_header(packed, packed.len() as u64);
-    let header = of_space(space, header.map_err(|error| bad_catalog(&space.mountpoint, &error))?);
-    write_both(base, space, &header, umask, Durability::Data, |out| header::rewrite(packed, &header, out))
+/// When `packed` is not that catalog, or the files cannot be written. The old files are still there.
+pub fn write_meta(
+    base: &Dir,
+    space: &SpacePath,
+    packed: impl Read,
+    catalog_sha256: &str,
+    umask: u32,
+) -> Result<(), SpaceError> {
+    let mut packed = Summed { from: packed.take(MAX_FILE), sum: Sha256::new() };
+    write_both(base, space, umask, Durability::Data, |out| {
+        let header = header::rewrite(&mut packed, names(space), out)?;
+        io::copy(&mut packed, &mut io::sink())?;
+        if Hex(&packed.sum.finalize()).to_string() != catalog_sha256 {
+            return Err(io::Error::other("the catalog has changed since it was compiled"));
+        }
+        Ok(header)
+    })
 }
 
-/// The header of a space's `.meta`: the catalog's header with the space's names.
-fn of_space(space: &SpacePath, catalog: Header) -> Header {
+/// Computes the digest of what is read.
+struct Summed<R> {
+    from: R,
+    sum: Sha256,
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        self.sum.update(buffer.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+}
+
+/// What a space's `.meta` says otherwise than the catalog.
+fn names(space: &SpacePath) -> Header {
     Header {
         identity: space.identity.to_string(),
         path: space.mountpoint.to_string_lossy().into_owned(),
         controller: space.controller.clone(),
         space: space.label.clone(),
-        ..catalog
+        ..Header::default()
     }
 }
 
-fn bad_catalog(path: &Path, error: &CatalogError) -> SpaceError {
-    SpaceError::BadCatalog { path: path.to_owned(), why: error.to_string() }
-}
-
-/// Writes `D.meta` with this content, and `D.meta.info` with the header alone.
+/// Writes `D.meta` with the text that `fill` writes, and `D.meta.info` with the header alone, which `fill` returns.
 fn write_both(
     base: &Dir,
     space: &SpacePath,
-    header: &Header,
     umask: u32,
     durability: Durability,
-    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<Header>,
 ) -> Result<(), SpaceError> {
+    let mut header = Header::default();
     replace(base, &name_beside(space, ".meta"), umask, durability, |file| {
         let mut out = write::gzip(BufWriter::new(file));
-        fill(&mut out)?;
+        header = fill(&mut out)?;
         out.finish()?.flush()
     })?;
     replace(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
         let mut out = BufWriter::new(file);
-        write::write_json(header, &mut out)?;
+        write::write_json(&header, &mut out)?;
         out.flush()
     })
 }

@@ -166,6 +166,10 @@ impl Library for Far {
         self.0.catalog_stamp(name)
     }
 
+    fn open_catalog(&self, name: &CatalogName) -> std::io::Result<StoredBlob> {
+        self.0.open_catalog(name)
+    }
+
     fn catalog(&self, name: &CatalogName) -> std::result::Result<(CatalogStamp, Vec<u8>), LibraryError> {
         self.0.catalog(name)
     }

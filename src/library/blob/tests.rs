@@ -37,6 +37,10 @@ impl Library for FaultyLibrary {
         self.inner.catalog_stamp(name)
     }
 
+    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob> {
+        self.inner.open_catalog(name)
+    }
+
     fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
         self.inner.catalog(name)
     }

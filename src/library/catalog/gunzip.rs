@@ -85,7 +85,7 @@ pub(super) struct Unpacker<R> {
     piece: usize,
     total: u64,
     limits: Limits,
-    /// An error in the stream after the piece that was returned last.
+    /// The error at the end of the piece that was returned last.
     broken: Option<std::io::Error>,
 }
 
@@ -97,31 +97,22 @@ impl<R: BufRead> Unpacker<R> {
 
 impl<R: BufRead> Pieces for Unpacker<R> {
     fn next(&mut self, used: Vec<u8>) -> Result<Option<Vec<u8>>, CatalogError> {
-        if let Some(error) = self.broken.take() {
+        let mut piece = used;
+        piece.clear();
+        if self.broken.is_none() {
+            piece.reserve_exact(self.piece);
+            self.broken = (&mut self.stream).take(self.piece as u64).read_to_end(&mut piece).err();
+        }
+        // The document may be complete before the error.
+        if piece.is_empty()
+            && let Some(error) = self.broken.take()
+        {
             return Err(CatalogError::NotGzip(format!("the gzip stream is broken: {error}")));
         }
-        let mut piece = used;
-        piece.resize(self.piece, 0);
-        let mut filled = 0;
-        while let Some(room) = piece.get_mut(filled..).filter(|room| !room.is_empty()) {
-            match self.stream.read(room) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                // The document may be complete before the error.
-                Err(error) if filled > 0 => {
-                    self.broken = Some(error);
-                    break;
-                }
-                Err(error) => {
-                    return Err(CatalogError::NotGzip(format!("the gzip stream is broken: {error}")));
-                }
-            }
-        }
-        piece.truncate(filled);
-        self.total += filled as u64;
+        self.total += piece.len() as u64;
         if self.total > self.limits.text {
             return Err(Limits::too_large("bytes of text", self.limits.text));
         }
-        Ok((filled > 0).then_some(piece))
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
 }

@@ -1,4 +1,4 @@
-//! A pull lexer for JSON that arrives in pieces.
+//! A pull lexer for JSON that arrives in pieces. It can copy the text that it reads, with other values.
 //!
 //! A catalog's text can be a gigabyte, so the lexer keeps one piece of the text and builds no values. The memory use is
 //! the caller's choice. serde_json is no alternative: from a reader it takes twice the time, and from a slice it needs
@@ -7,6 +7,8 @@
 //! Skipped values are checked for structure only.
 //!
 //! Invariant: no input causes recursion or a panic. Skipped values may nest [`MAX_SKIP`] levels.
+
+use std::io::{self, Write};
 
 use super::CatalogError;
 
@@ -30,6 +32,8 @@ pub(super) enum Stop {
     Json(&'static str),
     /// The current entry is invalid.
     Entry(String),
+    /// The copy cannot be written.
+    Write(io::Error),
     /// Any other error.
     Other(CatalogError),
 }
@@ -46,6 +50,7 @@ impl Stop {
         match self {
             Self::Json(why) => CatalogError::NotACatalog { why, offset },
             Self::Entry(why) => CatalogError::BadHeader(why),
+            Self::Write(error) => CatalogError::BadHeader(error.to_string()),
             Self::Other(error) => error,
         }
     }
@@ -59,6 +64,10 @@ pub(super) struct Lexer<'p> {
     before: u64,
     /// The current string, if it cannot be borrowed from the piece.
     scratch: Vec<u8>,
+    /// Gets a copy of the text, piece by piece.
+    pub(super) copy: Option<&'p mut dyn Write>,
+    /// The position in this piece up to which the text was copied.
+    copied: usize,
 }
 
 /// The state of an object that is being read.
@@ -118,7 +127,26 @@ fn blank_len(bytes: &[u8]) -> usize {
 
 impl<'p> Lexer<'p> {
     pub(super) fn new(pieces: &'p mut dyn Pieces) -> Self {
-        Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new() }
+        Self { pieces, piece: Vec::new(), at: 0, before: 0, scratch: Vec::new(), copy: None, copied: 0 }
+    }
+
+    /// Skips one value, and writes `new` to the copy instead.
+    pub(super) fn replace(&mut self, new: &[u8]) -> Result<(), Stop> {
+        self.peek()?;
+        self.write_copy(0, new)?;
+        let copy = self.copy.take();
+        self.skip()?;
+        (self.copy, self.copied) = (copy, self.at);
+        Ok(())
+    }
+
+    /// Copies this piece up to `before` bytes before the next byte, and then writes `new` to the copy.
+    pub(super) fn write_copy(&mut self, before: usize, new: &[u8]) -> Result<(), Stop> {
+        if let Some(copy) = &mut self.copy {
+            let text = self.piece.get(self.copied..self.at - before).unwrap_or_default();
+            copy.write_all(text).and_then(|()| copy.write_all(new)).map_err(Stop::Write)?;
+        }
+        Ok(())
     }
 
     /// The number of bytes of the text that were read.
@@ -129,8 +157,9 @@ impl<'p> Lexer<'p> {
     /// Gets the next piece. At the end of the text this is an error.
     #[cold]
     fn refill(&mut self) -> Result<(), Stop> {
+        self.write_copy(0, b"")?;
         self.before += self.piece.len() as u64;
-        self.at = 0;
+        (self.at, self.copied) = (0, 0);
         let used = std::mem::take(&mut self.piece);
         self.piece = self.pieces.next(used)?.ok_or(Stop::Json("the text ends too early"))?;
         Ok(())

@@ -61,6 +61,9 @@ fn an_export_of_rcc_holds_what_the_exported_library_holds() {
                 plain.catalog(&name).unwrap().1,
                 "{archive}: {name}"
             );
+            let mut stream = Vec::new();
+            library.open_catalog(&name).unwrap().read_to_end(&mut stream).unwrap();
+            assert!(stream == plain.catalog(&name).unwrap().1, "{archive}: {name}");
         }
         let stored = library.blobs().unwrap();
         assert!(stored.blobs.len() > 60 && stored.strays == 0);

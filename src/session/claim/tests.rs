@@ -1,6 +1,9 @@
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 use crate::library::catalog::Header;
@@ -62,6 +65,21 @@ impl Place {
         }
     }
 
+    fn catalog(&self) -> PathBuf {
+        self.dir.path().join("hololib/catalog").join(CATALOG)
+    }
+
+    /// The digest of the catalog.
+    fn sum(&self) -> [u8; 32] {
+        Sha256::digest(std::fs::read(self.catalog()).unwrap()).into()
+    }
+
+    /// Gives the catalog another digest.
+    fn record_again(&self) {
+        let mut catalog = std::fs::File::options().append(true).open(self.catalog()).unwrap();
+        catalog.write_all(b"\0").unwrap();
+    }
+
     fn beside(&self, ending: &str) -> PathBuf {
         meta::beside(&self.dir.path().join("holotree").join(ID), ending)
     }
@@ -80,7 +98,7 @@ fn info() -> CatalogInfo {
 fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     let place = Place::new();
     let plan = place.plan();
-    let mut claim = plan.claim(&[1; 32]).unwrap();
+    let mut claim = plan.claim(&place.sum()).unwrap();
     assert!(plan.space.mountpoint.is_dir());
     assert!(matches!(take_lock(&plan), Err(SpaceError::LockTimeout { .. })));
     claim.announce(&info()).unwrap();
@@ -95,7 +113,7 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
     assert!(plan.location.path.join(format!("used/{BLUEPRINT}.ea7ce2c")).exists());
     // The claim still holds the space's own lock.
-    assert!(matches!(plan.claim(&[1; 32]), Err(SpaceError::Busy { .. })));
+    assert!(matches!(plan.claim(&place.sum()), Err(SpaceError::Busy { .. })));
     claim.publish().unwrap();
     assert_eq!(meta::usage(&plan.space.mountpoint).unwrap().0, 1);
 }
@@ -104,23 +122,42 @@ fn published_claim_leaves_what_rcc_expects_and_frees_its_lock() {
 fn description_is_written_again_only_for_another_content() {
     let place = Place::new();
     let plan = place.plan();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     let inode = || std::fs::metadata(place.beside(".meta")).unwrap().ino();
     let first = inode();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_eq!(inode(), first);
     // rcc restored the same environment and wrote `.meta` itself.
     let text = std::fs::read(place.beside(".meta")).unwrap();
     std::fs::write(place.beside(".meta"), &text).unwrap();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_eq!(inode(), first);
     // The environment was recorded again with the same blueprint.
-    plan.claim(&[2; 32]).unwrap().publish().unwrap();
+    place.record_again();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_ne!(inode(), first);
     // The space has no changes, so another `.meta` is wrong.
     std::fs::write(place.beside(".meta"), "mark").unwrap();
-    plan.claim(&[2; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().blueprint, BLUEPRINT);
+}
+
+#[test]
+fn a_catalog_that_changed_after_it_was_compiled_is_not_described() {
+    let place = Place::new();
+    let plan = place.plan();
+    let mut claim = plan.claim(&place.sum()).unwrap();
+    claim.announce(&info()).unwrap();
+    let stub = std::fs::read(place.beside(".meta")).unwrap();
+    place.record_again();
+    let error = claim.publish().unwrap_err().to_string();
+    assert!(error.contains("changed since it was compiled"), "{error}");
+    assert_eq!(std::fs::read(place.beside(".meta")).unwrap(), stub);
+    take_lock(&plan).unwrap();
+    drop(claim);
+    // The next mount compiles it, and writes the list.
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
+    assert_ne!(std::fs::read(place.beside(".meta")).unwrap(), stub);
 }
 
 #[test]
@@ -128,11 +165,11 @@ fn description_of_an_ephemeral_space_is_written_once() {
     let place = Place::new();
     let mut plan = place.plan();
     plan.request.ephemeral = true;
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     let inode = || std::fs::metadata(place.beside(".meta")).unwrap().ino();
     let first = inode();
     std::fs::write(plan.state_dir().join("upper/mine"), "work").unwrap();
-    let mut claim = plan.claim(&[1; 32]).unwrap();
+    let mut claim = plan.claim(&place.sum()).unwrap();
     assert!(!plan.state_dir().join("upper/mine").exists());
     claim.announce(&info()).unwrap();
     claim.publish().unwrap();
@@ -140,7 +177,7 @@ fn description_of_an_ephemeral_space_is_written_once() {
     assert_eq!(inode(), first);
     // `.meta` has the name of the space.
     plan.space.label = "another".into();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_eq!(meta::recorded(&plan.space.mountpoint).unwrap().space, "another");
 }
 
@@ -148,14 +185,14 @@ fn description_of_an_ephemeral_space_is_written_once() {
 fn stub_of_a_killed_daemon_is_replaced() {
     let place = Place::new();
     let plan = place.plan();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     let length = || std::fs::metadata(place.beside(".meta")).unwrap().len();
     let whole = length();
     // `rcc holotree delete`, and a mount whose daemon is killed before it has written the list of files.
     std::fs::remove_file(place.beside(".meta")).unwrap();
-    plan.claim(&[1; 32]).unwrap().announce(&info()).unwrap();
+    plan.claim(&place.sum()).unwrap().announce(&info()).unwrap();
     assert!(length() < whole);
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     assert_eq!(length(), whole);
 }
 
@@ -163,7 +200,7 @@ fn stub_of_a_killed_daemon_is_replaced() {
 fn refused_claim_changes_nothing() {
     let place = Place::new();
     let plan = place.plan();
-    plan.claim(&[1; 32]).unwrap().publish().unwrap();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     let change = plan.state_dir().join("upper/mine");
     std::fs::write(&change, "work").unwrap();
     std::fs::remove_dir(&plan.space.mountpoint).unwrap();
@@ -174,7 +211,7 @@ fn refused_claim_changes_nothing() {
     std::fs::write(plan.space.mountpoint.join("precious"), "").unwrap();
     let request = MountRequest { fresh: true, ..MountRequest::default() };
     let fresh = MountPlan { request, ..plan.clone() };
-    match fresh.claim(&[1; 32]) {
+    match fresh.claim(&place.sum()) {
         Err(SpaceError::Mountpoint { problem, .. }) => assert_eq!(problem, MountpointProblem::NotEmpty),
         other => panic!("{other:?}"),
     }
@@ -185,17 +222,17 @@ fn refused_claim_changes_nothing() {
 fn feature_that_must_not_be_written_allows_reading() {
     let place = Place::new();
     let plan = place.plan();
-    drop(plan.claim(&[1; 32]).unwrap());
+    drop(plan.claim(&place.sum()).unwrap());
     let mut recorded = SpaceRecord::read(&plan.state_dir()).unwrap().unwrap();
     recorded.ro_compat.push("packed".into());
     let text = serde_json::to_vec(&recorded).unwrap();
     std::fs::write(plan.state_dir().join("state.json"), text).unwrap();
     std::fs::write(plan.state_dir().join("upper/mine"), "work").unwrap();
-    match plan.claim(&[1; 32]) {
+    match plan.claim(&place.sum()) {
         Err(SpaceError::UnknownFeature { feature, may_read: true, .. }) => assert_eq!(feature, "packed"),
         other => panic!("{other:?}"),
     }
     let request = MountRequest { read_only: true, ..MountRequest::default() };
     let read_only = MountPlan { request, ..plan.clone() };
-    read_only.claim(&[1; 32]).unwrap();
+    read_only.claim(&place.sum()).unwrap();
 }

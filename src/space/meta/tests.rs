@@ -1,5 +1,3 @@
-use std::io::Read;
-
 use super::*;
 use crate::library::name::Identity;
 
@@ -20,6 +18,12 @@ fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
     }
 }
 
+fn write(dir: &tempfile::TempDir, space: &SpacePath, catalog: &Path) -> Result<(), SpaceError> {
+    let bytes = std::fs::read(catalog).unwrap();
+    let sum = Hex(&Sha256::digest(&bytes)).to_string();
+    write_meta(&base(dir), space, &bytes[..], &sum, 0o022)
+}
+
 fn base(dir: &tempfile::TempDir) -> Dir {
     Dir::open(dir.path(), Trust::Shared).unwrap()
 }
@@ -37,10 +41,10 @@ fn files_beside_the_space_are_what_real_rcc_leaves() {
         let catalog = fixture.join(format!("home/hololib/catalog/{blueprint}v12.linux_amd64"));
         let dir = tempfile::tempdir().unwrap();
         let space = space_in(dir.path(), name, label);
-        write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
+        write(&dir, &space, &catalog).unwrap();
 
         // The expected file has the directory in which the fixture was made.
-        let stage = read_header(&catalog).unwrap().path;
+        let stage = header_of(&catalog).unwrap().path;
         let real_base = Path::new(&stage).parent().unwrap().to_str().unwrap().to_owned();
         let here = dir.path().to_str().unwrap().to_owned();
         let meta = beside(&space.mountpoint, ".meta");
@@ -63,10 +67,10 @@ fn meta_without_info_and_info_without_meta() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
     let catalog = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
-    write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
+    write(&dir, &space, &catalog).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta.info")).unwrap();
     assert_eq!(recorded(&space.mountpoint).unwrap().blueprint, "adb8c26db4d86a93");
-    write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
+    write(&dir, &space, &catalog).unwrap();
     std::fs::remove_file(beside(&space.mountpoint, ".meta")).unwrap();
     assert!(recorded(&space.mountpoint).is_none());
 }
@@ -80,9 +84,32 @@ fn failed_write_leaves_what_was_there() {
     let bytes = std::fs::read(whole).unwrap();
     std::fs::write(&catalog, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::write(beside(&space.mountpoint, ".meta"), "old").unwrap();
-    assert!(write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).is_err());
+    assert!(write(&dir, &space, &catalog).is_err());
     assert_eq!(std::fs::read(beside(&space.mountpoint, ".meta")).unwrap(), b"old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn whatever_is_not_the_catalog_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path(), "ea7ce2c_5a1fac3_ca793c28", "golden-one");
+    let whole = Path::new(FIXTURES).join("basic-gz/home/hololib/catalog/adb8c26db4d86a93v12.linux_amd64");
+    let bytes = std::fs::read(whole).unwrap();
+    let sum = Hex(&Sha256::digest(&bytes)).to_string();
+    let written = |bytes: &[u8]| write_meta(&base(&dir), &space, bytes, &sum, 0o022);
+    for end in (0..bytes.len()).step_by(97) {
+        written(&bytes[..end]).unwrap_err();
+    }
+    // Bytes after the document are not parsed, but belong to the file.
+    let longer = [&bytes[..], b"\0"].concat();
+    assert!(written(&longer).unwrap_err().to_string().contains("changed"));
+    for at in (0..bytes.len()).step_by(211) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        written(&damaged).unwrap_err();
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    written(&bytes).unwrap();
 }
 
 #[test]
@@ -145,7 +172,7 @@ fn links_in_place_of_our_files_are_neither_followed_nor_waited_for() {
         assert!(recorded(&space.mountpoint).is_none() && usage(&space.mountpoint).is_none());
         assert!(matches!(beside_of(&space.mountpoint), Beside::Unreadable));
         // Files of this user are replaced.
-        write_meta(&base(&dir), &space, &std::fs::read(&catalog).unwrap(), 0o022).unwrap();
+        write(&dir, &space, &catalog).unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
         assert!(!dir.path().join("missing").exists());
         for ending in [".lck", ".use", ".meta", ".meta.info"] {
