@@ -56,22 +56,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let plan = args.request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
+        let note = |text: String| output::note(context.silent, &format!("holofs: {text}"));
         if mounted.reused {
-            output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
+            note(format!("already mounted, by process {}", mounted.pid));
         }
         if mounted.missing_blobs > 0 {
             let count = mounted.missing_blobs;
-            let note = format!(
-                "holofs: the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
-            );
-            output::note(context.silent, &note);
+            note(format!(
+                "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
+            ));
         }
         if let Some(aside) = &mounted.set_aside {
-            let note = format!(
-                "holofs: rcc deleted this space, so a new one was made; the old changes are in {}",
-                aside.display()
-            );
-            output::note(context.silent, &note);
+            let aside = aside.display();
+            note(format!("rcc deleted this space, so a new one was made; the old changes are in {aside}"));
         }
         printed = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
     })?;

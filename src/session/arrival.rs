@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
     let (library, lock) = (&*plan.location.library, plan.location.lock());
     let mut known = plan.index.clone();
-    let cache_dir = plan.cache_dir().join("index");
+    let cache_dir = plan.env.cache_dir().join("index");
     let started = Instant::now();
     let mut is_last_look = false;
     loop {

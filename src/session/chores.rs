@@ -61,7 +61,7 @@ pub(super) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Re
 }
 
 fn evict(plan: &MountPlan) {
-    let evicted = compose::blob_cache(&plan.cache_dir())
+    let evicted = compose::blob_cache(&plan.env.cache_dir())
         .map_err(std::io::Error::other)
         .and_then(|cache| cache.evict(plan.settings.cache_size.value));
     match evicted {
@@ -84,7 +84,7 @@ impl Prefetcher {
     /// Starts the thread, if the plan asks for it.
     pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
         let index = fs.namespace().index();
-        let own = profile::place(&plan.cache_dir(), &index.catalog_sha256());
+        let own = profile::place(&plan.env.cache_dir(), &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
         let from = plan.request.prefetch.as_ref().map(|prefetch| match prefetch {
             Prefetch::Own => own.clone(),

@@ -50,7 +50,7 @@ pub(super) fn filesystem(
     umask: u32,
 ) -> Result<(Arc<Fs>, ReflinkProbe), Error> {
     let state_dir = plan.state_dir();
-    let cache_dir = plan.cache_dir();
+    let cache_dir = plan.env.cache_dir();
     let work = state_dir.join("work");
     let staging = Arc::new(Staging::new(open_dir(&work)?));
     let swept = staging.sweep().map_err(Error::os(work, "sweep"))?;

@@ -89,12 +89,6 @@ impl MountPlan {
         self.env.state_dir(&self.space.identity)
     }
 
-    /// The directory of compiled indexes and unpacked blobs.
-    #[must_use]
-    pub fn cache_dir(&self) -> PathBuf {
-        self.env.cache_dir()
-    }
-
     /// Whether the mount option of this name is set.
     #[must_use]
     pub fn has(&self, option: &str) -> bool {
@@ -149,20 +143,15 @@ impl MountRequest {
         {
             selected = select(location, &wanted, env);
         }
-        selected.map_err(|error| match error {
-            SpaceError::NoCatalog { why, mut candidates } => {
-                for (catalog, about) in &mut candidates {
-                    match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
-                        Ok(lines) => *about = lines,
-                        Err(error) => {
-                            tracing::debug!(%catalog, %error, "cannot read the text of the blueprint");
-                        }
-                    }
+        if let Err(SpaceError::NoCatalog { candidates, .. }) = &mut selected {
+            for (catalog, about) in candidates {
+                match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
+                    Ok(lines) => *about = lines,
+                    Err(error) => tracing::debug!(%catalog, %error, "cannot read the text of the blueprint"),
                 }
-                SpaceError::NoCatalog { why, candidates }
             }
-            error => error,
-        })
+        }
+        selected
     }
 
     /// Checks the profile and the mount options. The daemon has another working directory, so the profile's path becomes
