@@ -82,7 +82,7 @@ fn restore(index: &Index, library: &dyn Library, names: &Names, id: NodeId, path
     let mut hasher = Hasher::new(digest.kind());
     hasher.update(&bytes);
     assert_eq!(hasher.finish(), digest, "{}", path.display());
-    patch_bytes(&mut bytes, relocations.iter(), names).unwrap();
+    patch_bytes(&mut bytes, relocations.iter().map(|at| at.get()), names).unwrap();
     let beside = path.with_file_name(format!("{}.part", path.file_name().unwrap().to_str().unwrap()));
     let mut file = File::create(&beside).unwrap();
     file.write_all(&bytes).unwrap();

@@ -246,21 +246,21 @@ impl Blobs {
         if let Some(file) = self.unkept.lock().get(digest) {
             return reopened(&file).map(Some).map_err(cache_error);
         }
-        match self.cache.get(digest, size).map_err(cache_error)? {
-            Some(CachedCopy::Verified(file)) => Ok(Some(file)),
-            Some(CachedCopy::Unverified(_)) | None => Ok(None),
-        }
+        let copy = self.cache.get(digest, size).map_err(cache_error)?;
+        Ok(copy.filter(|copy| copy.is_verified).map(|copy| copy.file))
     }
 
     /// The copy of a blob, verified if it was made before the last boot. Verifying reads it from the disk, so it is safe
     /// from then on.
     fn confirmed(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
-        let file = match self.cache.get(digest, size).map_err(cache_error)? {
-            Some(CachedCopy::Verified(file)) => return Ok(Some(file)),
-            Some(CachedCopy::Unverified(file)) => file,
-            None => return Ok(None),
+        let Some(CachedCopy { file, is_verified }) = self.cache.get(digest, size).map_err(cache_error)?
+        else {
+            return Ok(None);
         };
+        if is_verified {
+            return Ok(Some(file));
+        }
         if is_content(&file, digest).map_err(cache_error)? {
             if let Err(error) = Stamp::Safe.set(&file) {
                 // Without the stamp the copy is verified again after the next boot.

@@ -39,11 +39,10 @@ pub struct BlobCache {
 
 /// A copy in the cache.
 #[derive(Debug)]
-pub enum CachedCopy {
-    /// It was verified in this boot, or is known to be on the disk.
-    Verified(File),
-    /// It was verified in an earlier boot. A power cut may have damaged it since.
-    Unverified(File),
+pub struct CachedCopy {
+    pub file: File,
+    /// Whether it was verified in this boot, or is known to be on the disk. If not, a power cut may have damaged it since.
+    pub is_verified: bool,
 }
 
 /// A copy that is being written and is not in the cache yet.
@@ -122,14 +121,6 @@ impl BlobCache {
         self.dir.join("tmp")
     }
 
-    /// A temporary name that no other writer uses.
-    fn temporary(&self) -> PathBuf {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // One process may have several caches in the same directory.
-        let own = std::ptr::from_ref(self) as usize;
-        self.tmp().join(format!("copy.{}.{own:x}.{number}", std::process::id()))
-    }
-
     /// The path of the copy of a blob, whether it exists or not.
     #[must_use]
     pub fn place(&self, digest: &Digest) -> PathBuf {
@@ -154,11 +145,9 @@ impl BlobCache {
             let found = file.metadata()?;
             let as_made = found.is_file() && found.size() == size && found.mode() & 0o7777 == 0o400;
             let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
-            if as_made && Stamp::read(seconds, nanoseconds).is_some() {
-                return Ok(Some(CachedCopy::Verified(file)));
-            }
-            if as_made && Stamp::was_one(seconds, nanoseconds) {
-                return Ok(Some(CachedCopy::Unverified(file)));
+            let is_verified = Stamp::read(seconds, nanoseconds).is_some();
+            if as_made && (is_verified || Stamp::was_one(seconds, nanoseconds)) {
+                return Ok(Some(CachedCopy { file, is_verified }));
             }
         }
         tracing::warn!(path = %path.display(), "a cached blob was changed; fetching it again");
@@ -202,7 +191,10 @@ impl BlobCache {
 
     /// For filesystems without `O_TMPFILE`.
     pub(super) fn begin_named(&self) -> Result<Pending, Errno> {
-        let name = self.temporary();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        // One process may have several caches in the same directory.
+        let own = std::ptr::from_ref(self) as usize;
+        let name = self.tmp().join(format!("copy.{}.{own:x}.{number}", std::process::id()));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&name, flags, Mode::RUSR | Mode::WUSR)?;
         Ok(Pending { file: fd.into(), name: Some(name), in_memory: false })
@@ -239,10 +231,8 @@ impl BlobCache {
                     Ok(()) => {}
                     // Another process was faster. Using its copy keeps the bytes in the page cache only once.
                     Err(Errno::EXIST) => {
-                        return Ok(match self.get(digest, size)? {
-                            Some(CachedCopy::Verified(theirs)) => theirs,
-                            Some(CachedCopy::Unverified(_)) | None => file,
-                        });
+                        let theirs = self.get(digest, size)?.filter(|copy| copy.is_verified);
+                        return Ok(theirs.map_or(file, |copy| copy.file));
                     }
                     Err(errno) => return Err(errno.into()),
                 }

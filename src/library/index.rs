@@ -100,25 +100,7 @@ pub enum NodeKind<'a> {
 }
 
 /// The offsets at which a file is relocated: ascending, without repeats, each with room for the name.
-#[derive(Clone, Copy, Debug)]
-pub struct Relocations<'a>(&'a [U64]);
-
-impl<'a> Relocations<'a> {
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The offsets in bytes.
-    pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
-        self.0.iter().map(|offset| offset.get())
-    }
-}
+pub type Relocations<'a> = &'a [U64];
 
 #[derive(Debug)]
 pub struct Index {
@@ -284,6 +266,6 @@ impl Index {
         let all = self.table(self.header.relocations)?;
         let end = first.checked_add(u64::from(count));
         let range = end.and_then(|end| all.get(usize::try_from(first).ok()?..usize::try_from(end).ok()?));
-        range.map(Relocations).ok_or(IndexError("relocations that do not exist"))
+        range.ok_or(IndexError("relocations that do not exist"))
     }
 }

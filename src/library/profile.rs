@@ -38,12 +38,6 @@ impl Touched {
         &self.order
     }
 
-    /// The files, without the set that finds duplicates.
-    #[must_use]
-    pub fn into_order(self) -> Vec<NodeId> {
-        self.order
-    }
-
     /// Whether adding these files would change the profile. Takes one look-up per file, however long the profile is.
     #[must_use]
     pub fn would_grow_by(&self, nodes: &[NodeId]) -> bool {

@@ -100,7 +100,7 @@ impl Source {
     pub fn read(&self, file: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
         let read = self.blobs.read_all(&file.digest, file.size);
         let mut bytes = read.map_err(|source| self.blob_error(file.node, source))?;
-        relocate::patch_bytes(&mut bytes, file.relocations.iter(), &self.names)
+        relocate::patch_bytes(&mut bytes, file.relocations.iter().map(|at| at.get()), &self.names)
             .map_err(|source| self.relocate_error(file, source))?;
         Ok(bytes)
     }
@@ -180,7 +180,7 @@ impl Source {
     }
 
     fn relocate(&self, file: &LowerFile<'_>, to: &File) -> Result<(), Error> {
-        relocate::patch_file(to, file.relocations.iter(), &self.names)
+        relocate::patch_file(to, file.relocations.iter().map(|at| at.get()), &self.names)
             .map_err(|source| self.relocate_error(file, source))
     }
 

@@ -109,9 +109,9 @@ impl<'a> Lister<'a> {
             match &entry.kind {
                 Kind::Dir(id) => listed.subdirs.push(self.dir(name, None, Some(*id))?),
                 Kind::File(id) => listed.files.push(self.file(name, None, Some(*id))?),
-                Kind::Link { text, target } => match target {
-                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), *id)?),
-                    Target::File(id) => listed.files.push(self.file(name, Some(text), *id)?),
+                Kind::Link { text, end } => match self.tree.target(*end) {
+                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), id)?),
+                    Target::File(id) => listed.files.push(self.file(name, Some(text), id)?),
                 },
             }
         }

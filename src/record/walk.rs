@@ -38,6 +38,9 @@ pub(super) struct Tree {
     pub(super) dirs: Vec<Dir>,
     /// One for each inode, so that a file with several hard links is read once.
     pub(super) files: Vec<StageFile>,
+    /// By inode.
+    dir_ids: HashMap<(u64, u64), DirId>,
+    file_ids: HashMap<(u64, u64), FileId>,
 }
 
 #[derive(Debug)]
@@ -69,8 +72,11 @@ pub(super) struct Entry {
 pub(super) enum Kind {
     Dir(DirId),
     File(FileId),
-    Link { text: String, target: Target },
+    Link { text: String, end: End },
 }
+
+/// The end of a link: whether it is a directory, and its inode. None if it cannot be found.
+type End = Option<(bool, (u64, u64))>;
 
 /// What a link leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,18 +93,18 @@ pub(super) enum Target {
 /// When an entry cannot be recorded or examined. The error has its path.
 pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
     let metadata = std::fs::symlink_metadata(stage).map_err(RecordError::io(stage))?;
-    let mut walker = Walker::default();
-    walker.dir(&metadata);
+    let mut tree = Tree::default();
+    tree.dir(&metadata);
     let mut todo = vec![(DirId(0), stage.to_owned(), 0)];
     while let Some((id, path, depth)) = todo.pop() {
         if depth > MAX_DEPTH {
             return Err(RecordError::TooDeep { path });
         }
-        for (name, subdir) in walker.list(id, &path)? {
+        for (name, subdir) in tree.list(id, &path)? {
             todo.push((subdir, path.join(name), depth + 1));
         }
     }
-    walker.resolve(stage)
+    Ok(tree)
 }
 
 /// Whether rcc skips entries of this name: the name or its extension is in the list.
@@ -107,40 +113,22 @@ fn is_left_out(name: &str) -> bool {
     LEFT_OUT.contains(&name) || extension.is_some_and(|extension| LEFT_OUT.contains(&extension))
 }
 
-#[derive(Default)]
-struct Walker {
-    tree: Tree,
-    dirs: HashMap<(u64, u64), DirId>,
-    files: HashMap<(u64, u64), FileId>,
-    /// Resolved after the walk, when all directories and files are known.
-    links: Vec<Link>,
-}
-
-/// A link, by its position in the tree, and its target.
-struct Link {
-    dir: DirId,
-    position: usize,
-    /// Whether the target is a directory, and its inode. None if the target cannot be found.
-    end: Option<(bool, (u64, u64))>,
-}
-
 fn inode(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-impl Walker {
+impl Tree {
     fn dir(&mut self, metadata: &Metadata) -> DirId {
-        let id = DirId(self.tree.dirs.len());
-        self.tree.dirs.push(Dir { mode: metadata.mode(), entries: Vec::new() });
-        self.dirs.insert(inode(metadata), id);
+        let id = DirId(self.dirs.len());
+        self.dirs.push(Dir { mode: metadata.mode(), entries: Vec::new() });
+        self.dir_ids.insert(inode(metadata), id);
         id
     }
 
     fn file(&mut self, metadata: &Metadata, path: PathBuf) -> FileId {
-        let (inode, next) = (inode(metadata), FileId(self.tree.files.len()));
-        let files = &mut self.tree.files;
-        *self.files.entry(inode).or_insert_with(|| {
-            files.push(StageFile { path, mode: metadata.mode(), size: metadata.len(), inode });
+        let (inode, next) = (inode(metadata), FileId(self.files.len()));
+        *self.file_ids.entry(inode).or_insert_with(|| {
+            self.files.push(StageFile { path, mode: metadata.mode(), size: metadata.len(), inode });
             next
         })
     }
@@ -173,37 +161,26 @@ impl Walker {
                 })?;
                 // The link may be broken, or lead to where this user has no access.
                 let end = std::fs::metadata(&path).ok().map(|end| (end.is_dir(), inode(&end)));
-                self.links.push(Link { dir: id, position: entries.len(), end });
-                Kind::Link { text, target: Target::File(None) }
+                Kind::Link { text, end }
             } else {
                 let what = odd_kind(metadata.mode()).unwrap_or("a file");
                 return Err(RecordError::Special { path, what });
             };
             entries.push(Entry { name, kind });
         }
-        if let Some(dir) = self.tree.dirs.get_mut(id.0) {
+        if let Some(dir) = self.dirs.get_mut(id.0) {
             dir.entries = entries;
         }
         Ok(subdirs)
     }
 
-    /// Finds the entry that each link refers to.
-    fn resolve(mut self, stage: &Path) -> Result<Tree, RecordError> {
-        for Link { dir, position, end } in std::mem::take(&mut self.links) {
-            let resolved = match end {
-                None => Target::File(None),
-                Some((true, inode)) => Target::Dir(self.dirs.get(&inode).copied()),
-                Some((false, inode)) => Target::File(self.files.get(&inode).copied()),
-            };
-            let entry = self.tree.dirs.get_mut(dir.0).and_then(|dir| dir.entries.get_mut(position));
-            if let Some(Entry { kind: Kind::Link { target, .. }, .. }) = entry {
-                *target = resolved;
-            }
+    /// Finds the entry that a link leads to. The tree must be complete.
+    pub(super) fn target(&self, end: End) -> Target {
+        match end {
+            None => Target::File(None),
+            Some((true, inode)) => Target::Dir(self.dir_ids.get(&inode).copied()),
+            Some((false, inode)) => Target::File(self.file_ids.get(&inode).copied()),
         }
-        if self.tree.dirs.is_empty() {
-            return Err(RecordError::Changed { path: stage.to_owned() });
-        }
-        Ok(self.tree)
     }
 }
 
@@ -225,7 +202,7 @@ mod tests {
     fn target_of(tree: &Tree, name: &str) -> Target {
         let entry = tree.dirs[0].entries.iter().find(|entry| entry.name == name).unwrap();
         match &entry.kind {
-            Kind::Link { target, .. } => *target,
+            Kind::Link { end, .. } => tree.target(*end),
             other => panic!("{name} is {other:?}"),
         }
     }

@@ -79,7 +79,7 @@ impl<'l> Environment<'l> {
         let files = if only_touched {
             let path = profile::place(&self.cache_dir, &catalog);
             let touched = profile::read(&path, &catalog, self.index.len());
-            touched.map_err(|source| Error::NeverRead { path, source })?.into_order()
+            touched.map_err(|source| Error::NeverRead { path, source })?.order().to_vec()
         } else {
             (0..self.index.len()).map(NodeId).collect()
         };

@@ -431,9 +431,15 @@ fn a_copy_of_an_earlier_run_is_verified_once() {
         age(&path, time);
         world.opened.store(0, Ordering::Relaxed);
         let ino = fs::metadata(&path).unwrap().ino();
-        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(CachedCopy::Unverified(_))));
+        assert!(matches!(
+            world.blobs.cache.get(&digest, 300_000).unwrap(),
+            Some(CachedCopy { is_verified: false, .. })
+        ));
         drop(world.blobs.open_raw(&digest, 300_000).unwrap());
-        assert!(matches!(world.blobs.cache.get(&digest, 300_000).unwrap(), Some(CachedCopy::Verified(_))));
+        assert!(matches!(
+            world.blobs.cache.get(&digest, 300_000).unwrap(),
+            Some(CachedCopy { is_verified: true, .. })
+        ));
         assert_eq!(fs::metadata(&path).unwrap().ino(), ino, "the same copy");
         assert_eq!(world.opened.load(Ordering::Relaxed), 0, "the library was not asked");
         // Zeros, as after a power cut.

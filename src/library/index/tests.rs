@@ -74,7 +74,7 @@ fn walk(index: &Index) -> Result<Vec<String>, IndexError> {
                 format!("{} {name}/ {children:?} {subdirs}", node.parent.0)
             }
             NodeKind::File { size, perm, digest, relocations } => {
-                let offsets: Vec<u64> = relocations.iter().collect();
+                let offsets: Vec<u64> = relocations.iter().map(|at| at.get()).collect();
                 format!("{} {name} {size} {perm:o} {digest} {offsets:?}", node.parent.0)
             }
             NodeKind::Symlink { target } => {
@@ -116,7 +116,7 @@ fn children_are_neighbours_in_the_order_of_their_names() {
                     assert_eq!(digest.is_raw(), fixture == "basic-raw");
                     (files, bytes) = (files + 1, bytes + size);
                     relocated += u32::from(!relocations.is_empty());
-                    assert_eq!(relocations.iter().count(), relocations.len());
+                    assert!(relocations.is_sorted_by(|a, b| a.get() < b.get()));
                 }
                 NodeKind::Symlink { .. } => assert_eq!(index.lookup(NodeId(id), b"x"), Ok(None)),
             }
@@ -340,9 +340,7 @@ fn poke(bytes: &[u8]) {
         if let Ok(node) = index.node(NodeId(id)) {
             match node.kind {
                 NodeKind::Dir { children, .. } => assert!(children.is_empty() || children.start > id),
-                NodeKind::File { relocations, .. } => {
-                    assert_eq!(relocations.iter().count(), relocations.len())
-                }
+                NodeKind::File { relocations, .. } => drop(relocations.iter().map(|at| at.get()).max()),
                 NodeKind::Symlink { .. } => {}
             }
             drop(index.lookup(NodeId(id), node.name));
