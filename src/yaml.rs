@@ -4,13 +4,15 @@
 //! otherwise, so one parser reads all YAML files of holofs. Only the first document of a file is read, as in rcc.
 //!
 //! The files are hostile input. The caller limits their size. Here the nesting of values is limited, an alias is stored as
-//! the position of its node, and the expansion of merge keys (`<<`) is limited.
+//! the position of its node, and there is a limit to what may be read from one document, since aliases and merge keys
+//! (`<<`) can repeat a part of it many times.
 //!
 //! Invariant: the nodes form a tree with shared branches and no circle.
 
 mod resolve;
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::catch_unwind;
 
@@ -21,8 +23,8 @@ pub use resolve::{Meaning, meaning};
 /// The deepest nesting of values.
 const MAX_DEPTH: usize = 100;
 
-/// The most keys that one mapping may have after its merge keys are expanded.
-const MAX_MERGED: usize = 100_000;
+/// The most bytes and entries that are read from one document, with repetitions.
+const MAX_READ: usize = 16 << 20;
 
 /// Why a document cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -44,6 +46,8 @@ impl YamlError {
 #[derive(Debug)]
 pub struct Document {
     nodes: Vec<Node>,
+    /// Bytes and entries that may still be read.
+    budget: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,7 @@ impl Document {
             YamlError::new(before.filter(|byte| **byte == b'\n').count() + 1, "it is not UTF-8 text")
         })?;
         let nodes = parsed(text)?;
-        Ok((!nodes.is_empty()).then_some(Self { nodes }))
+        Ok((!nodes.is_empty()).then_some(Self { nodes, budget: Cell::new(MAX_READ) }))
     }
 
     /// The value of the whole document.
@@ -210,6 +214,7 @@ impl<'d> Value<'d> {
     /// When the text does not fit its tag.
     pub fn scalar(self) -> Result<Option<(Meaning, &'d str)>, YamlError> {
         let Content::Scalar { text, is_plain } = &self.node.content else { return Ok(None) };
+        self.spend(1 + text.len())?;
         let meaning = resolve::tagged(self.node.tag.as_deref(), text, *is_plain);
         Ok(Some((meaning.map_err(|why| self.error(why))?, text)))
     }
@@ -278,26 +283,25 @@ impl<'d> Value<'d> {
     /// When it is not a mapping, or a merge key does not name mappings.
     pub fn entries(self) -> Result<Vec<(Value<'d>, Value<'d>)>, YamlError> {
         let mut entries = Vec::new();
-        let mut steps = 0;
         if !self.is_null() {
-            self.add_entries(&mut entries, &mut steps)?;
+            self.add_entries(&mut entries)?;
         }
         Ok(entries)
     }
 
-    fn add_entries(
-        self,
-        entries: &mut Vec<(Value<'d>, Value<'d>)>,
-        steps: &mut usize,
-    ) -> Result<(), YamlError> {
+    fn spend(self, cost: usize) -> Result<(), YamlError> {
+        let budget = &self.document.budget;
+        let left = budget.get().checked_sub(cost).ok_or_else(|| self.error("aliases repeat too much"))?;
+        budget.set(left);
+        Ok(())
+    }
+
+    fn add_entries(self, entries: &mut Vec<(Value<'d>, Value<'d>)>) -> Result<(), YamlError> {
         let Content::Mapping(parts) = &self.node.content else {
             return Err(self.error("expected a mapping"));
         };
         for pair in parts.chunks(2) {
-            *steps += 1;
-            if *steps > MAX_MERGED {
-                return Err(self.error("too many merged keys"));
-            }
+            self.spend(1)?;
             let [key, value] = pair else { continue };
             let (Some(key), Some(value)) = (self.document.value(*key), self.document.value(*value)) else {
                 continue;
@@ -307,12 +311,12 @@ impl<'d> Value<'d> {
                 continue;
             }
             match &value.node.content {
-                Content::Mapping(_) => value.add_entries(entries, steps)?,
+                Content::Mapping(_) => value.add_entries(entries)?,
                 // The mappings that are named first are the ones that count.
                 Content::Sequence(parts) => {
                     for part in parts.iter().rev().filter_map(|part| self.document.value(*part)) {
-                        *steps += 1;
-                        part.add_entries(entries, steps)?;
+                        self.spend(1)?;
+                        part.add_entries(entries)?;
                     }
                 }
                 Content::Scalar { .. } => return Err(value.error("expected a mapping to merge")),
