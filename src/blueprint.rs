@@ -20,6 +20,7 @@ use crate::sys::guarded::GuardedError;
 use crate::yaml::YamlError;
 
 use environment::Environment;
+pub use read::MAX_FILE;
 
 /// A composed environment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +123,10 @@ impl Source {
             Self::Text(path, bytes) => (path, bytes),
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        // rcc takes a robot.yaml as an environment without any dependency.
+        if name == robot::FILE {
+            return Err(BlueprintError::IsRobot { path: path.clone() });
+        }
         let is_package = name == "package.yaml";
         if devdeps && !is_package {
             return Err(BlueprintError::Devdeps { path: path.clone() });
@@ -175,6 +180,12 @@ pub enum BlueprintError {
     /// `--devdeps` with a file that has no dev-dependencies.
     #[error("{}: --devdeps is only for a package.yaml", path.display())]
     Devdeps {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A robot.yaml in the place of a conda.yaml.
+    #[error("{}: it describes a robot, not an environment", path.display())]
+    IsRobot {
         /// The file.
         path: PathBuf,
     },

@@ -4,11 +4,13 @@
 //! error. A failure is one line with what failed and why, and one line with what to try. A closed standard output is not
 //! a failure.
 
+mod blueprint;
 mod catalogs;
 mod check;
 mod config;
 mod escape;
 pub mod exit;
+mod hash;
 mod list;
 mod log;
 mod mount;
@@ -105,6 +107,11 @@ enum Command {
     Path(status::PathArgs),
     /// List the environments of a library
     Catalogs(catalogs::Args),
+    /// Print the hash of an environment
+    Hash(hash::Args),
+    /// Tell whether a library has an environment
+    #[command(visible_alias = "bp")]
+    Blueprint(blueprint::Args),
     /// Check the integrity of a library
     #[command(visible_alias = "chk")]
     Check(check::Args),
@@ -201,6 +208,8 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Status(args) => status::run(&args, &context),
         Command::Path(args) => status::run_path(&args, &context),
         Command::Catalogs(args) => catalogs::run(&args, &context),
+        Command::Hash(args) => hash::run(&args, &context),
+        Command::Blueprint(args) => blueprint::run(args, &context),
         Command::Check(args) => check::run(&args, &context),
         Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),

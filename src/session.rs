@@ -23,6 +23,7 @@ pub mod registry;
 pub mod request;
 mod serve;
 pub mod spaces;
+pub mod wanted;
 
 use std::time::Instant;
 

@@ -107,7 +107,10 @@ fn parsed(text: &str) -> Result<Vec<Node>, YamlError> {
     let is_open = !text.is_empty() && !text.ends_with(['\n', '\r']);
     let text = if is_open { Cow::Owned(format!("{text}\n")) } else { Cow::Borrowed(text) };
     let failed = |_| Err(YamlError::new(1, "the YAML parser failed on this text"));
-    catch_unwind(|| nodes(&text, is_open)).unwrap_or_else(failed)
+    // What is missing at the end of the file is reported in its last line.
+    let last = text.trim_end().lines().count().max(1);
+    let found = catch_unwind(|| nodes(&text, is_open)).unwrap_or_else(failed);
+    found.map_err(|error| YamlError { line: error.line.min(last), ..error })
 }
 
 fn nodes(text: &str, is_open: bool) -> Result<Vec<Node>, YamlError> {
@@ -284,9 +287,39 @@ impl<'d> Value<'d> {
     pub fn entries(self) -> Result<Vec<(Value<'d>, Value<'d>)>, YamlError> {
         let mut entries = Vec::new();
         if !self.is_null() {
-            self.add_entries(&mut entries)?;
+            self.add_entries(&mut entries, MAX_DEPTH)?;
         }
         Ok(entries)
+    }
+
+    /// Checks what a value of any kind must fulfil: keys are scalars, and scalars fit their tags.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(self) -> Result<(), YamlError> {
+        self.check_below(MAX_DEPTH)
+    }
+
+    fn check_below(self, depth: usize) -> Result<(), YamlError> {
+        let depth = self.deeper(depth)?;
+        for item in self.items().into_iter().flatten() {
+            item.check_below(depth)?;
+        }
+        if self.is_mapping() {
+            for (key, value) in self.entries()? {
+                if key.scalar()?.is_none() {
+                    return Err(key.error("a key must be a text"));
+                }
+                value.check_below(depth)?;
+            }
+        }
+        self.scalar().map(drop)
+    }
+
+    /// Aliases can nest values deeper than the file does.
+    fn deeper(self, depth: usize) -> Result<usize, YamlError> {
+        self.spend(1)?;
+        depth.checked_sub(1).ok_or_else(|| self.error("too many nested values"))
     }
 
     fn spend(self, cost: usize) -> Result<(), YamlError> {
@@ -296,7 +329,8 @@ impl<'d> Value<'d> {
         Ok(())
     }
 
-    fn add_entries(self, entries: &mut Vec<(Value<'d>, Value<'d>)>) -> Result<(), YamlError> {
+    fn add_entries(self, entries: &mut Vec<(Value<'d>, Value<'d>)>, depth: usize) -> Result<(), YamlError> {
+        let depth = self.deeper(depth)?;
         let Content::Mapping(parts) = &self.node.content else {
             return Err(self.error("expected a mapping"));
         };
@@ -311,12 +345,12 @@ impl<'d> Value<'d> {
                 continue;
             }
             match &value.node.content {
-                Content::Mapping(_) => value.add_entries(entries)?,
+                Content::Mapping(_) => value.add_entries(entries, depth)?,
                 // The mappings that are named first are the ones that count.
                 Content::Sequence(parts) => {
                     for part in parts.iter().rev().filter_map(|part| self.document.value(*part)) {
                         self.spend(1)?;
-                        part.add_entries(entries)?;
+                        part.add_entries(entries, depth)?;
                     }
                 }
                 Content::Scalar { .. } => return Err(value.error("expected a mapping to merge")),

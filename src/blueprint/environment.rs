@@ -203,6 +203,7 @@ fn dependencies(
     let Some(items) = list.items() else {
         return if list.is_null() { Ok((conda, pip)) } else { Err(list.error("expected a list")) };
     };
+    list.check()?;
     for item in items {
         if !item.is_mapping() {
             conda.extend(dependency(item, notes)?);

@@ -8,14 +8,14 @@ use crate::sys::guarded::{self, GuardedError, Problem};
 use crate::yaml::{Document, YamlError};
 
 /// The largest file that is read, in bytes. rcc's templates have less than 2,000.
-pub(super) const LIMIT: u64 = 1 << 20;
+pub const MAX_FILE: u64 = 1 << 20;
 
 /// The content of a file. The file may be a link, but what the link leads to must be a regular file.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, BlueprintError> {
     let real = path
         .canonicalize()
         .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) })?;
-    let read = guarded::read(&real, LIMIT);
+    let read = guarded::read(&real, MAX_FILE);
     Ok(read.map_err(|error| GuardedError { path: path.to_owned(), ..error })?)
 }
 

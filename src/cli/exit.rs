@@ -7,11 +7,13 @@ use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
+use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
 use crate::library::name::NameError;
 use crate::record::RecordError;
 use crate::session;
+use crate::session::wanted::Near;
 use crate::settings::SettingsError;
 use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
@@ -253,11 +255,59 @@ impl Advice for MountError {
     }
 }
 
+impl Advice for BlueprintError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Unreadable(_) => try_this(ENVIRONMENT, "a regular file that you may read"),
+            Self::Bad { .. } => try_this(ENVIRONMENT, "correct this line"),
+            Self::Conflict { .. } => try_this(ENVIRONMENT, "name the version in one of the files only"),
+            Self::Devdeps { .. } => try_this(ENVIRONMENT, "leave out --devdeps, or use a package.yaml"),
+            Self::IsRobot { .. } => try_this(ENVIRONMENT, "-r with this file"),
+            Self::NoFile => try_this(ENVIRONMENT, "a conda.yaml or package.yaml, or -r robot.yaml"),
+            Self::NoRobot { .. } => try_this(ENVIRONMENT, "complete the robot.yaml"),
+            Self::NoEnvironment { .. } => try_this(ENVIRONMENT, "add `condaConfigFile: conda.yaml`"),
+            Self::NoTask { tasks, .. } => {
+                Failure { choices: tasks.clone(), ..try_this(ENVIRONMENT, "--task with one of these:") }
+            }
+        }
+    }
+}
+
+/// A near environment in one line: its hash, what it lacks and what it has in addition.
+fn near(near: &Near) -> String {
+    /// How many differences are named.
+    const NAMED: usize = 6;
+    let mut line = format!("{} {} ", near.catalog.blueprint, near.catalog.platform);
+    for (what, parts) in
+        [("lacks", &near.differences.missing), ("has in addition", &near.differences.additional)]
+    {
+        if !parts.is_empty() {
+            let named: Vec<&str> = parts.iter().take(NAMED).map(String::as_str).collect();
+            let rest = parts.len() - named.len();
+            let more = if rest > 0 { format!(", and {rest} more") } else { String::new() };
+            line.push_str(&format!(" {what}: {}{more};", named.join(", ")));
+        }
+    }
+    line.trim_end_matches(';').to_owned()
+}
+
 impl Advice for session::Error {
     fn advice(&self) -> Failure {
         match self {
             Self::Library(error) => error.advice(),
             Self::Space(error) => error.advice(),
+            Self::Blueprint(error) => error.advice(),
+            Self::NoEnvironment { nearest, .. } => {
+                let fix = match nearest.as_slice() {
+                    [] => "--build, with which rcc builds it",
+                    _ => "--build, with which rcc builds it, or --blueprint with one that is near:",
+                };
+                Failure { choices: nearest.iter().map(near).collect(), ..try_this(NOT_FOUND, fix) }
+            }
+            Self::NotRccs(_) => try_this(USAGE, "LIBRARY `auto`, or leave out --build"),
+            Self::NoRcc(_) => try_this(NOT_FOUND, "install rcc, or put it on PATH"),
+            Self::NotBuilt(_) => try_this(ENVIRONMENT, "read rcc's messages above"),
+            Self::NothingChosen => try_this(USAGE, "`holofs mount --help`"),
             Self::Mount { source, .. } => source.advice(),
             Self::OtherBlueprint { .. } => {
                 try_this(MOUNTPOINT, "unmount it first, or use another space name")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::exit::{FAILED, Failure, OK, describe, failure};
+use super::exit::{Failure, OK, describe};
 use super::values::{seconds, size, strategy};
 use super::{Context, output};
 use crate::session;
@@ -14,11 +14,17 @@ use crate::settings::{Flags, IoMode, Strategy};
 prints this directory when the mount is ready. If the space is already mounted with
 the same options, it succeeds too.
 
+The environment is the one that the flags choose, else that of the space's changes, else
+that of an earlier mount or restore, else the only one of the library. Without arguments
+it is that of ./robot.yaml, in the space `user`, as with rcc.
+
 `holofs unmount`, `fusermount3 -u`, umount, SIGTERM and SIGINT end the mount. The
 changes are kept, and are there at the next mount.
 
 Examples:
-  holofs mount auto demo
+  holofs mount                          # the robot in this directory
+  holofs mount auto demo -r robot.yaml
+  holofs mount auto demo --conda conda.yaml --build
   holofs mount ~/.robocorp demo --blueprint adb8c26d
   holofs mount /opt/robocorp/ht ci-job --ephemeral
   holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only")]
@@ -50,10 +56,10 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    if args.request.choice.has_files() {
-        return Err(failure(FAILED, "--robot and --conda: not implemented yet", Some("--blueprint HASH")));
-    }
     let plan = args.request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
+    for note in plan.composed.iter().flat_map(|composed| &composed.notes) {
+        output::note(context.silent, &format!("holofs: {note}"));
+    }
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
         let note = |text: String| output::note(context.silent, &format!("holofs: {text}"));

@@ -9,19 +9,23 @@ use std::time::Duration;
 use super::exit::{ENVIRONMENT, Failure, OK, failure};
 use super::values::seconds;
 use super::{Context, cancel_on_signals, output};
+use crate::blueprint::{Blueprint, Source, local_channel};
 use crate::record::{RecordOptions, record};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  printf 'channels: []\\ndependencies: [demo]\\n' > demo.yaml
-  holofs record ./lib --blueprint demo.yaml -- sh -c 'python3 -m venv --copies \"$HOLOFS_STAGE\"'
-  holofs mount ./lib demo")]
+  holofs record ./lib --blueprint conda.yaml -- sh -c 'python3 -m venv --copies \"$HOLOFS_STAGE\"'
+  holofs mount ./lib demo --conda conda.yaml")]
 pub(super) struct Args {
     /// The library: a hololib, a ROBOCORP_HOME, a shared holotree, `auto`, or a directory to be made
     library: OsString,
-    /// The blueprint: a text file; its hash becomes the name of the environment
+    /// A conda.yaml or package.yaml, from which rcc would make the environment; or a file without the ending .yaml or .yml,
+    /// whose text is the blueprint itself
     #[arg(long, value_name = "FILE")]
     blueprint: PathBuf,
+    /// Include the dev-dependencies of package.yaml
+    #[arg(long)]
+    devdeps: bool,
     /// Store blobs without compression, in a new library only; reflinks then need no cache
     #[arg(long)]
     no_compress: bool,
@@ -37,13 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let blueprint = std::fs::read_to_string(&args.blueprint).map_err(|error| {
-        failure(
-            ENVIRONMENT,
-            format!("{}: {error}", args.blueprint.display()),
-            Some("a YAML file of your own"),
-        )
-    })?;
+    let blueprint = blueprint(&args, context)?;
     let cancel = cancel_on_signals()?;
     let done = record(&RecordOptions {
         library: args.library,
@@ -88,4 +86,20 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         output::print_lines(&[&recorded.blueprint])?;
     }
     Ok(OK)
+}
+
+/// The text of the environment. Its hash is the name under which rcc and holofs find the environment.
+fn blueprint(args: &Args, context: &Context) -> Result<String, Failure> {
+    let file = &args.blueprint;
+    if !file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml") {
+        return std::fs::read_to_string(file).map_err(|error| {
+            failure(ENVIRONMENT, format!("{}: {error}", file.display()), Some("a conda.yaml or package.yaml"))
+        });
+    }
+    let channel = local_channel(&context.env.robocorp_home);
+    let made = Blueprint::compose(&[Source::File(file.clone())], args.devdeps, channel.as_deref())?;
+    for note in &made.notes {
+        output::note(context.silent, &format!("holofs: {note}"));
+    }
+    Ok(made.text)
 }

@@ -22,7 +22,7 @@ fn every_command_shows_examples() {
 #[test]
 fn usage_is_one_line_and_where_to_read_on() {
     for (args, what, fix) in [
-        (&["holofs", "mount"][..], "were not provided: <LIBRARY> <SPACE>", "`holofs mount --help`"),
+        (&["holofs", "mount", "a"][..], "were not provided: <SPACE>", "`holofs mount --help`"),
         (
             &["holofs", "mount", "a", "b", "--strategy", "fast"],
             "invalid value 'fast'",

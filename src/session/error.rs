@@ -2,12 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
+use super::wanted::Near;
+use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;
 use crate::space::SpaceError;
@@ -23,6 +26,33 @@ pub enum Error {
     /// The space cannot be used.
     #[error(transparent)]
     Space(#[from] SpaceError),
+    /// The files that describe the environment cannot be used.
+    #[error(transparent)]
+    Blueprint(#[from] BlueprintError),
+    /// The library does not have the environment that files describe.
+    #[error("{}: the library has no environment {blueprint}{}", library.display(), in_brackets(notes))]
+    NoEnvironment {
+        /// The hash of the environment.
+        blueprint: String,
+        /// The library.
+        library: PathBuf,
+        /// What the user should know about its files.
+        notes: Vec<String>,
+        /// The environments with the fewest differences.
+        nearest: Vec<Near>,
+    },
+    /// `--build` with a library into which rcc does not build.
+    #[error("{}: rcc builds into its own library only", .0.display())]
+    NotRccs(PathBuf),
+    /// `--build`, and rcc cannot be started.
+    #[error("rcc cannot be started: {}", plain(.0))]
+    NoRcc(io::Error),
+    /// rcc could not build the environment.
+    #[error("rcc could not build the environment ({0})")]
+    NotBuilt(ExitStatus),
+    /// `mount` without arguments in a directory without a robot.yaml.
+    #[error("no LIBRARY and SPACE were given, and there is no robot.yaml in this directory")]
+    NothingChosen,
     /// Mounting or unmounting failed.
     #[error("{path}: {source}")]
     Mount {
@@ -262,4 +292,8 @@ impl Error {
         };
         Self::NoAnswer { path, why }
     }
+}
+
+fn in_brackets(notes: &[String]) -> String {
+    notes.iter().map(|note| format!(" ({note})")).collect()
 }

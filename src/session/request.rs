@@ -4,16 +4,18 @@
 //! every option. The missing values come from the settings and from the records on disk. Nothing on disk is changed here;
 //! [`MountPlan::claim`] takes the space. Invariant: a plan's paths are absolute.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrival::wait_for_recording;
-use super::choice::Choice;
+use super::choice::{Choice, Composed};
 use super::environment::Environment;
 use super::error::Error;
+use super::wanted;
+use crate::blueprint::robot;
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
@@ -29,10 +31,11 @@ use crate::sys::fuse_mount::check_option;
 /// A mount, as the user typed it. The comments of the fields are the help of `holofs mount`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct MountRequest {
-    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
-    pub library: OsString,
-    /// The space: a name, an identity, or the path of its directory
-    pub space: OsString,
+    /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own [default: auto]
+    #[arg(requires = "space")]
+    pub library: Option<OsString>,
+    /// The space: a name, an identity, or the path of its directory [default: user]
+    pub space: Option<OsString>,
     /// The environment.
     #[command(flatten)]
     pub choice: Choice,
@@ -64,6 +67,8 @@ pub struct MountRequest {
 pub struct MountPlan {
     /// The options that were typed. `-o ro` and `-o allow_other` are set as flags.
     pub request: MountRequest,
+    /// The environment, if files describe it.
+    pub composed: Option<Composed>,
     /// The values of the options that settings can set too.
     pub settings: MountSettings,
     /// How long to wait for rcc's locks.
@@ -112,12 +117,22 @@ impl MountRequest {
         if let Some(warning) = &mount.warning {
             tracing::warn!("{warning}");
         }
-        let location = locate(&self.library, &env.hololib())?;
+        if self.library.is_none() && self.space.is_none() && self.choice.is_empty() {
+            let here = Path::new(robot::FILE);
+            self.choice.robot = Some(here.to_owned()).filter(|file| file.is_file());
+            self.choice.robot.as_ref().ok_or(Error::NothingChosen)?;
+        }
+        let composed = self.choice.compose(env)?;
+        let location = self.locate(composed.as_ref(), env)?;
+        if let Some(composed) = &composed {
+            self.choice.blueprint = Some(wanted::find(&location, composed, &self.choice, env)?);
+        }
         let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
         self.check_options()?;
         check_outside(&env.state_dir(&space.identity), &location.path)?;
         Ok(MountPlan {
             request: self,
+            composed,
             settings: mount.clone(),
             lock_timeout: settings.lock_timeout.value,
             env: env.clone(),
@@ -129,9 +144,19 @@ impl MountRequest {
         })
     }
 
+    /// The library. As in rcc, a `hololib.zip` beside robot.yaml takes the place of rcc's own library.
+    fn locate(&self, composed: Option<&Composed>, env: &Env) -> Result<Location, Error> {
+        let given = self.library.as_deref().unwrap_or(OsStr::new("auto"));
+        let zip = composed.and_then(|composed| composed.robot.as_ref()?.hololib_zip());
+        match zip.filter(|_| given == "auto" || given == "-") {
+            Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib())?),
+            None => Ok(locate(given, &env.hololib())?),
+        }
+    }
+
     fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, SpaceError> {
         let wanted = Wanted {
-            space: &self.space,
+            space: self.space.as_deref().unwrap_or(OsStr::new("user")),
             controller: &settings.controller.value,
             blueprint: self.choice.blueprint.as_deref(),
             fresh: self.fresh,

@@ -151,9 +151,9 @@ fn bad_value_names_its_place_and_what_is_expected() {
             "holotree:\n  x: 1\n  restoration-strategy: copy\n  restoration-strategy: smart\n",
             "2: restoration-strategy is given twice",
         ),
-        ("a: 1\nholotree:\n  b: [\n", "4: while parsing a node, did not find"),
+        ("a: 1\nholotree:\n  b: [\n", "3: did not find expected node content"),
         ("a: b\n c: d\n", "2: mapping values are not allowed"),
-        ("a: *nowhere\n", "1: while parsing node, found unknown anchor"),
+        ("a: *nowhere\n", "1: unknown anchor 'nowhere'"),
         ("- {a: &a [*a, '", "1: "),
     ] {
         let complaint = complaint(mount(yaml, Flags::default(), &[]));

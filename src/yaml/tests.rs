@@ -123,13 +123,21 @@ fn hostile_documents() {
     let document = parse(&laughs).unwrap().unwrap();
     let error = document.root().unwrap().entries().unwrap_err();
     assert!(error.why.contains("repeat too much"), "{error}");
+    let mut chain = "- &a0 {x: [y]}\n".to_owned();
+    for n in 1..50_000 {
+        chain.push_str(&format!("- &a{n} {{<<: *a{p}, x: [*a{p}]}}\n", p = n - 1));
+    }
+    let document = parse(&chain).unwrap().unwrap();
+    let last = document.root().unwrap().items().unwrap().last().unwrap();
+    assert!(last.entries().unwrap_err().why.contains("nested"));
+    assert!(last.check().unwrap_err().why.contains("nested"));
     let long = format!("- &a {}\n{}", "x".repeat(400_000), "- *a\n".repeat(100_000));
     assert!(parse(&long).unwrap().unwrap().root().unwrap().texts().is_err());
     for (text, line, why) in [
         ("a: *b\n", 1, "unknown anchor"),
         ("a: 1\nb: &b [*b]\n", 2, "contains itself"),
         ("a: b\n\tc: d\n", 2, ""),
-        ("a: 1\nb: [1\n", 3, ""),
+        ("a: 1\nb: [1\n", 2, ""),
     ] {
         let error = parse(text).unwrap_err();
         assert_eq!(error.line, line, "{text}: {error}");

@@ -52,7 +52,7 @@ fn bad_settings_yaml_stops_a_mount_and_not_an_unmount() {
     let mounted = world.mount("s");
     for (yaml, place) in [
         ("holotree:\n  restoration-strategy: fast\n", "settings.yaml:2: fast: expected one of smart"),
-        ("holotree:\n\n  a: [\n", "settings.yaml:4: "),
+        ("holotree:\n\n  a: [\n", "settings.yaml:3: "),
     ] {
         write_settings(&world, yaml);
         for args in [&["mount", home.to_str().unwrap(), "t"][..], &["config"]] {

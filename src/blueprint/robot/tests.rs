@@ -112,7 +112,7 @@ fn bad_robot_is_an_error_with_file_and_line() {
         ("tasks:\n  a:\n    command: ls\n", "/r/robot.yaml:3: ls: expected a list"),
         ("a: b\nPATH: {a: b}", "/r/robot.yaml:2: expected a list"),
         ("- a", "/r/robot.yaml:1: expected a mapping"),
-        ("a: [", "/r/robot.yaml:2: "),
+        ("a: [", "/r/robot.yaml:1: "),
         ("a:\n\t- b", "/r/robot.yaml:2: "),
     ] {
         let error = refused(text);

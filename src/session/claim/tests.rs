@@ -60,6 +60,7 @@ impl Place {
             },
             env,
             request: MountRequest::default(),
+            composed: None,
             settings: MountSettings::default(),
             lock_timeout: Duration::from_millis(50),
         }
