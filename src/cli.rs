@@ -16,9 +16,11 @@ mod log;
 mod mount;
 mod output;
 mod record;
+mod run;
 mod status;
 mod unmount;
 mod values;
+mod variables;
 mod warm;
 
 use std::ffi::OsString;
@@ -98,6 +100,13 @@ enum Command {
     /// Unmount spaces; their changes are kept
     #[command(visible_alias = "umount")]
     Unmount(unmount::Args),
+    /// Run a command or a robot's task in a space
+    Run(run::Args),
+    /// Start a shell in a space
+    Shell(run::ShellArgs),
+    /// Print the variables of a space
+    #[command(visible_alias = "vars")]
+    Variables(variables::Args),
     /// List the spaces on this machine
     #[command(visible_aliases = ["ls", "ps"])]
     List(list::Args),
@@ -155,9 +164,20 @@ pub fn main() -> ExitCode {
         }
     };
     surroundings::reset();
-    let serves = matches!(cli.command, Command::Mount(_));
-    // A daemon must not keep inherited descriptors open. The command of `record` may need them, such as make's jobserver.
-    let inherited = if serves { process::close_inherited() } else { Ok(()) };
+    // A daemon must not keep inherited descriptors open. A command that is run may need them, such as make's jobserver.
+    let (serves, inherited) = match &cli.command {
+        Command::Mount(_) | Command::Variables(_) => (true, process::close_inherited()),
+        Command::Run(_) | Command::Shell(_) => {
+            process::note_inherited();
+            (true, Ok(()))
+        }
+        _ => (false, Ok(())),
+    };
+    let failed = match &cli.command {
+        Command::Run(args) => Some(args.failed()),
+        Command::Shell(_) => Some(exit::RUN_FAILED),
+        _ => None,
+    };
     let started = read_settings(&cli).and_then(|settings| {
         log::start(settings.log_level.value, cli.global.log_file.as_deref(), serves)?;
         Ok(settings)
@@ -167,7 +187,7 @@ pub fn main() -> ExitCode {
     }
     match started.and_then(|settings| run(cli, settings)) {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => output::fail(&failure),
+        Err(failure) => output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }),
     }
 }
 
@@ -188,6 +208,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
     };
     match &cli.command {
         Command::Mount(args) => args.set(&mut flags),
+        Command::Run(args) => args.set(&mut flags),
+        Command::Shell(args) => args.set(&mut flags),
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
         _ => {}
     }
@@ -203,6 +225,9 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     }
     match cli.command {
         Command::Mount(args) => mount::run(args, &context),
+        Command::Run(args) => run::run(args, &context),
+        Command::Shell(args) => run::run_shell(args, &context),
+        Command::Variables(args) => variables::run(args, &context),
         Command::Unmount(args) => unmount::run(&args, &context),
         Command::List(args) => list::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),
@@ -236,7 +261,8 @@ fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failu
     let cli = Cli::command();
     let command = args.find_map(|arg| cli.find_subcommand(arg)).map(clap::Command::get_name);
     let help = command.map_or("`holofs --help`".to_owned(), |name| format!("`holofs {name} --help`"));
-    exit::failure(USAGE, what.join(" "), Some(tip.unwrap_or(&help)))
+    let code = if matches!(command, Some("run" | "shell")) { exit::RUN_FAILED } else { USAGE };
+    exit::failure(code, what.join(" "), Some(tip.unwrap_or(&help)))
 }
 
 #[cfg(test)]

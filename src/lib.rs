@@ -11,6 +11,7 @@
 //! | [`fs`] | file operations on our own types; testable without FUSE |
 //! | [`namespace`] | the merged view of lower and upper; the inode table; the lock order |
 //! | [`materialize`] | a lower file becomes a private backing file |
+//! | [`activate`] | the variables of a space |
 //! | [`record`] | what a command installed becomes a library in rcc's format |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
 //! | [`blueprint`] | robot.yaml, conda.yaml and package.yaml become rcc's text and hash |
@@ -21,6 +22,7 @@
 //!
 //! `docs/ARCHITECTURE.md` follows one request through all of them.
 
+pub mod activate;
 pub mod blueprint;
 pub mod cli;
 pub mod fs;

@@ -7,8 +7,10 @@
 //! in mountinfo and never by a remembered path, because a mount moves when a directory above it is renamed. However a
 //! mount ends, the changes of the space stay.
 
+pub mod activation;
 mod arrival;
 mod begin;
+mod child;
 pub mod choice;
 mod chores;
 pub mod claim;
@@ -21,8 +23,11 @@ pub mod helper;
 mod holders;
 pub mod registry;
 pub mod request;
+pub mod run;
 mod serve;
 pub mod spaces;
+mod users;
+pub mod variables;
 pub mod wanted;
 
 use std::time::Instant;
@@ -46,8 +51,14 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
     if plan.request.foreground {
         return begin::begin(plan, started, &|| Ok(()), ready);
     }
+    ready(&variables::mount_to_stay(plan, describe)?);
+    Ok(())
+}
+
+/// Mounts a space by a daemon. Changes nothing of this process, which may start programs afterwards.
+fn start(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
+    let started = Instant::now();
     let mut mounted = daemon::start(plan, started, describe)?;
     mounted.mounted_ms = serve::millis(started);
-    ready(&mounted);
-    Ok(())
+    Ok(mounted)
 }

@@ -11,6 +11,8 @@
 
 mod choices;
 mod file;
+mod installation;
+mod network;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -25,6 +27,7 @@ use tracing::level_filters::LevelFilter;
 use crate::sys::guarded::GuardedError;
 use crate::sys::{lexically_clean, plain};
 pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
+pub use network::Network;
 
 /// A value, and where it was set.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -128,9 +131,26 @@ pub struct Settings {
     pub log_level: Setting<LevelFilter>,
     /// The longest wait for a lock that rcc takes too.
     pub lock_timeout: Setting<Duration>,
+    /// What a program that is started in a space inherits.
+    pub caller: Caller,
     /// The settings of mounts. An error in them stops only the commands that use them, so that a space can still be
     /// unmounted.
     pub mount: Result<MountSettings, SettingsError>,
+}
+
+/// The variables of the caller that decide what a program in a space gets.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Caller {
+    /// `PATH`
+    pub path: Option<OsString>,
+    /// `SHELL`
+    pub shell: Option<OsString>,
+    /// `HOLOFS_RCC`: the program rcc.
+    pub rcc: Option<OsString>,
+    /// `RCC_NO_PYC_MANAGEMENT`: Python may write bytecode into the space.
+    pub no_pyc_management: bool,
+    /// `RCC_NO_TEMP_MANAGEMENT`: `TEMP` and `TMP` stay the caller's.
+    pub no_temp_management: bool,
 }
 
 /// The settings of a mount.
@@ -147,6 +167,8 @@ pub struct MountSettings {
     pub mount_helper: Setting<MountHelper>,
     /// The patterns of paths that a restore must not share by hard links. Mounts do not use them.
     pub hardlink_excludes: Setting<Vec<String>>,
+    /// What rcc's home says about the network, for the programs in a space.
+    pub network: Network,
     /// A warning about these values, for the user.
     pub warning: Option<String>,
 }
@@ -231,7 +253,14 @@ impl Settings {
             None => variable(variables, "HOLOFS_LOG", level)?.unwrap_or(Setting::built_in(LevelFilter::WARN)),
         };
         Ok(Self {
-            mount: MountSettings::read(&flags, variables, &robocorp_home.value.join("settings.yaml")),
+            mount: MountSettings::read(&flags, variables, &robocorp_home.value),
+            caller: Caller {
+                path: variables("PATH"),
+                shell: set(variables, "SHELL"),
+                rcc: set(variables, "HOLOFS_RCC"),
+                no_pyc_management: set(variables, "RCC_NO_PYC_MANAGEMENT").is_some(),
+                no_temp_management: set(variables, "RCC_NO_TEMP_MANAGEMENT").is_some(),
+            },
             home,
             robocorp_home,
             holofs_home,
@@ -242,9 +271,17 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// rcc's name for this installation. Read when it is asked for.
+    #[must_use]
+    pub fn installation(&self) -> String {
+        installation::name(&self.robocorp_home.value)
+    }
+}
+
 impl MountSettings {
-    fn read(flags: &Flags, variables: Variables<'_>, file: &Path) -> Result<Self, SettingsError> {
-        let file = file::read(file)?;
+    fn read(flags: &Flags, variables: Variables<'_>, robocorp_home: &Path) -> Result<Self, SettingsError> {
+        let file = file::read(&robocorp_home.join("settings.yaml"))?;
         let (strategy, warning) = strategy(flags.strategy, variables, file.strategy)?;
         let io = match flags.io {
             Some(io) => Setting::flag(io),
@@ -258,6 +295,7 @@ impl MountSettings {
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
+            network: file.network.with_files_of(robocorp_home),
             warning,
         })
     }

@@ -10,6 +10,7 @@ pub mod log_file;
 pub mod mountinfo;
 pub mod order;
 pub mod process;
+pub mod signals;
 pub mod surroundings;
 pub mod thread;
 pub mod tree;

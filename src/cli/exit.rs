@@ -7,12 +7,14 @@ use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
+use crate::activate::env_file::EnvFileError;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
 use crate::library::name::NameError;
 use crate::record::RecordError;
 use crate::session;
+use crate::session::run::RunError;
 use crate::session::wanted::Near;
 use crate::settings::SettingsError;
 use crate::space::{MountpointProblem, SpaceError};
@@ -47,6 +49,14 @@ pub const STRATEGY: u8 = 9;
 pub const INTEGRITY: u8 = 11;
 /// In use, or locked for too long.
 pub const BUSY: u8 = 12;
+/// `run`: holofs failed, and the program was not run.
+pub const RUN_FAILED: u8 = 125;
+/// `run`: the program cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// `run`: there is no such program.
+const NO_PROGRAM: u8 = 127;
+/// `run --rcc-exit-codes`: the program failed.
+pub(super) const RCC_TASK_FAILED: u8 = 10;
 /// Interrupted by the user.
 pub const INTERRUPTED: u8 = 130;
 
@@ -342,6 +352,7 @@ impl Advice for session::Error {
                 try_this(NOT_FOUND, "mount the environment and use it once, or leave out --profile")
             }
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
+            Self::NotMounted(_) => try_this(NOT_FOUND, "leave out --no-mount, or `holofs mount`"),
             Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
             Self::MountedByOther { .. } => try_this(MOUNTPOINT, "run as that user"),
             Self::OtherHome(_) => try_this(USAGE, "give its home with --home, or set HOLOFS_HOME"),
@@ -351,6 +362,53 @@ impl Advice for session::Error {
             Self::Fuse(_) => only(FUSE),
             Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => only(FAILED),
             Self::Daemon(failure) => failure.clone(),
+        }
+    }
+}
+
+/// The exit code of a run that did not come to running the program. With `rcc`, the code that `rcc run` has.
+pub(super) fn code_of_run(error: Option<&RunError>, rcc: bool) -> u8 {
+    match (error, rcc) {
+        (Some(RunError::NotFound(_)), false) => NO_PROGRAM,
+        (Some(RunError::NotStarted { .. }), false) => NOT_EXECUTABLE,
+        (_, false) => RUN_FAILED,
+        (Some(RunError::Robot(BlueprintError::Unreadable(_) | BlueprintError::Bad { .. })), _) => 1,
+        (Some(RunError::Robot(BlueprintError::NoRobot { .. })), _) => 2,
+        (Some(RunError::Robot(BlueprintError::NoTask { .. }) | RunError::NothingToRun), _) => 3,
+        (Some(RunError::EnvFile(_)), _) => 5,
+        (Some(RunError::NotFound(_)), _) => 6,
+        (Some(RunError::NotStarted { .. }), _) => 7,
+        (Some(RunError::Artifacts { .. } | RunError::Directory { .. }), _) => 9,
+        (Some(RunError::PreRunScript(_)), _) => 11,
+        (Some(RunError::PreRun { .. }), _) => 12,
+        (
+            None
+            | Some(RunError::Settings(_) | RunError::Session(_) | RunError::Robot(_) | RunError::Wait(_)),
+            _,
+        ) => 4,
+    }
+}
+
+/// For `variables`; `run` has codes of its own.
+impl Advice for RunError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Settings(error) => error.advice(),
+            Self::Session(error) => error.advice(),
+            Self::Robot(error) | Self::PreRunScript(error) => error.advice(),
+            Self::EnvFile(EnvFileError::Unreadable(_)) => {
+                try_this(ENVIRONMENT, "a regular file that you may read")
+            }
+            Self::EnvFile(EnvFileError::Bad { .. }) => {
+                try_this(ENVIRONMENT, "a map of names to texts, for example {\"NAME\": \"value\"}")
+            }
+            Self::NothingToRun => try_this(USAGE, "`holofs run -- COMMAND`, or --robot FILE"),
+            Self::Directory { .. } => try_this(USAGE, "another --cwd"),
+            Self::Artifacts { .. } => try_this(FAILED, "check `artifactsDir` in robot.yaml"),
+            Self::NotFound(_) => {
+                try_this(NOT_FOUND, "the path of a program, or a name that PATH of the space has")
+            }
+            Self::NotStarted { .. } | Self::PreRun { .. } | Self::Wait(_) => only(FAILED),
         }
     }
 }

@@ -9,6 +9,25 @@ use crate::session;
 use crate::session::request::MountRequest;
 use crate::settings::{Flags, IoMode, Strategy};
 
+/// A mount: what `mount`, `run` and `shell` have in common.
+#[derive(Debug, clap::Args)]
+pub(super) struct MountArgs {
+    #[command(flatten)]
+    pub(super) request: MountRequest,
+    /// How to make private copies of files [default: smart]
+    #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
+    strategy: Option<Strategy>,
+    /// Serve reads and writes through the page cache, or let the kernel use the backing files [default: auto]
+    #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
+    io: Option<IoMode>,
+    /// Seconds to wait for rcc's locks [default: 30]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    lock_timeout: Option<Duration>,
+    /// Size limit of the cache of unpacked blobs, with a unit K, M, G or T [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    cache_size: Option<u64>,
+}
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The space is mounted on the directory to which rcc would restore it. The command
 prints this directory when the mount is ready. If the space is already mounted with
@@ -30,22 +49,19 @@ Examples:
   holofs mount auto ~/.robocorp/holotree/720c7a8_5a1fac3_700be151 --read-only")]
 pub(super) struct Args {
     #[command(flatten)]
-    request: MountRequest,
-    /// How to make private copies of files [default: smart]
-    #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|copy", value_parser = strategy)]
-    strategy: Option<Strategy>,
-    /// Serve reads and writes through the page cache, or let the kernel use the backing files [default: auto]
-    #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
-    io: Option<IoMode>,
-    /// Seconds to wait for rcc's locks [default: 30]
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    lock_timeout: Option<Duration>,
-    /// Size limit of the cache of unpacked blobs, with a unit K, M, G or T [default: 10G]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    cache_size: Option<u64>,
+    mount: MountArgs,
+    /// Serve in this process until the mount ends
+    #[arg(short, long)]
+    foreground: bool,
 }
 
 impl Args {
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.mount.set(flags);
+    }
+}
+
+impl MountArgs {
     /// Adds these arguments to the flags.
     pub(super) fn set(&self, flags: &mut Flags) {
         flags.lock_timeout = self.lock_timeout;
@@ -56,8 +72,10 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let plan = args.request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
-    for note in plan.composed.iter().flat_map(|composed| &composed.notes) {
+    let mut request = args.mount.request;
+    request.foreground = args.foreground;
+    let plan = request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
+    for note in plan.notes() {
         output::note(context.silent, &format!("holofs: {note}"));
     }
     let mut printed = Ok(());

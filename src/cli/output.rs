@@ -42,6 +42,14 @@ pub(super) fn print_path(path: &Path) -> Result<(), Failure> {
     print(&[path.as_os_str().as_bytes(), b"\n"].concat())
 }
 
+/// Prints text for a program to standard output: as it is, or escaped line by line to a terminal.
+pub(super) fn print_for_program(text: &[u8]) -> Result<(), Failure> {
+    if io::stdout().is_terminal() {
+        return print_lines(&String::from_utf8_lossy(text).lines().collect::<Vec<_>>());
+    }
+    print(text)
+}
+
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     written(io::stdout().lock().write_all(bytes))
 }

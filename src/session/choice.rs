@@ -44,6 +44,15 @@ impl Choice {
         self.blueprint.is_none() && self.robot.is_none() && self.conda.is_empty()
     }
 
+    /// The robot.yaml in the current directory, if there is one and nothing was chosen.
+    #[must_use]
+    pub fn or_robot_here(mut self) -> Self {
+        if self.is_empty() && Path::new(robot::FILE).is_file() {
+            self.robot = Some(robot::FILE.into());
+        }
+        self
+    }
+
     /// Composes the environment from the chosen files: the robot's file first, then the others. As in rcc, the robot.yaml of
     /// the current directory is merged too if no other one was chosen. None if no file was chosen.
     ///

@@ -18,7 +18,7 @@ use super::serve::Mounted;
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
-use crate::sys::{log_file, process};
+use crate::sys::{log_file, process, surroundings};
 
 /// How long a start may take, if the lock timeout is not longer. A start takes milliseconds, or seconds if a large catalog
 /// has to be compiled.
@@ -101,6 +101,10 @@ fn clear_away(plan: &MountPlan, child: Pid) {
 }
 
 fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) -> u8 {
+    // The caller may have blocked signals, and its limits are for the programs that it starts.
+    surroundings::reset();
+    surroundings::serve_on();
+    process::close_noted();
     let mut pipe = Some(std::fs::File::from(pipe));
     let open_log = || {
         let log = Dir::open(&plan.state_dir(), Trust::Owned).and_then(log_file::open);

@@ -176,6 +176,9 @@ pub enum Error {
         /// The user's id.
         user: u32,
     },
+    /// The space is not mounted.
+    #[error("{0}: not mounted")]
+    NotMounted(PathBuf),
     /// The mount to end is another user's.
     #[error("{path}: mounted by user {user}")]
     MountedByOther {

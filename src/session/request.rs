@@ -15,7 +15,7 @@ use super::choice::{Choice, Composed};
 use super::environment::Environment;
 use super::error::Error;
 use super::wanted;
-use crate::blueprint::robot;
+use crate::blueprint::robot::{self, Robot};
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
@@ -51,8 +51,8 @@ pub struct MountRequest {
     /// Drop the changes at unmount
     #[arg(long)]
     pub ephemeral: bool,
-    /// Serve in this process until the mount ends
-    #[arg(short, long)]
+    /// Serve in this process until the mount ends.
+    #[arg(skip)]
     pub foreground: bool,
     /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
     #[arg(short, value_name = "OPTS", value_delimiter = ',')]
@@ -94,6 +94,17 @@ impl MountPlan {
         self.env.state_dir(&self.space.identity)
     }
 
+    /// The robot, if one chose the environment.
+    #[must_use]
+    pub fn robot(&self) -> Option<&Robot> {
+        self.composed.as_ref().and_then(|composed| composed.robot.as_ref())
+    }
+
+    /// What the user should know about the choice of files.
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        self.composed.iter().flat_map(|composed| &composed.notes).map(String::as_str)
+    }
+
     /// Whether the mount option of this name is set.
     #[must_use]
     pub fn has(&self, option: &str) -> bool {
@@ -109,6 +120,12 @@ impl MountPlan {
 }
 
 impl MountRequest {
+    /// Whether neither a library nor a space was typed.
+    #[must_use]
+    pub fn is_unspecific(&self) -> bool {
+        self.library.is_none() && self.space.is_none()
+    }
+
     /// Chooses catalog, directory and options.
     ///
     /// # Errors

@@ -1,14 +1,15 @@
-//! Reads the section `holotree` of `settings.yaml` in rcc's home.
+//! Reads `settings.yaml` in rcc's home: the section `holotree`, and what rcc passes on to programs from `certificates` and
+//! `network`.
 //!
 //! rcc refuses to run with a broken file, so a broken file is an error here too. The other sections belong to rcc and are
 //! ignored. If the file has several documents, only the first one is used, as in rcc.
 
 use std::path::Path;
 
-use super::{RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
+use super::{Network, RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
 use crate::sys::errno_of;
 use crate::sys::guarded::{self, GuardedError, Problem};
-use crate::yaml::{Document, Value, YamlError};
+use crate::yaml::{Document, Meaning, Value, YamlError};
 
 /// The largest file that is read, in bytes. rcc's template has 3,000 bytes.
 const LIMIT: u64 = 1 << 20;
@@ -18,6 +19,7 @@ const LIMIT: u64 = 1 << 20;
 pub(super) struct Values {
     pub(super) strategy: Option<Setting<RestoreStrategy>>,
     pub(super) hardlink_excludes: Option<Setting<Vec<String>>>,
+    pub(super) network: Network,
 }
 
 /// Reads the file. A file that does not exist sets nothing.
@@ -43,7 +45,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
 }
 
 fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {
-    let Some(section) = entry(root, "holotree")? else { return Ok(Values::default()) };
+    let network = network(root)?;
+    let Some(section) = entry(root, "holotree")? else {
+        return Ok(Values { network, ..Values::default() });
+    };
     let strategy = match entry(section, "restoration-strategy")? {
         Some(value) => {
             let named = restore_strategy(&value.text()?).map_err(|why| value.error(why))?;
@@ -54,7 +59,7 @@ fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {
     let excludes = entry(section, "hardlink-excludes")?;
     let hardlink_excludes =
         excludes.map(|value| Ok::<_, YamlError>(setting(path, value, value.texts()?))).transpose()?;
-    Ok(Values { strategy, hardlink_excludes })
+    Ok(Values { strategy, hardlink_excludes, network })
 }
 
 /// The value of a key in a mapping. None when the mapping or the value is null, or there is no such key.
@@ -66,6 +71,33 @@ fn entry<'d>(mapping: Value<'d>, key: &str) -> Result<Option<Value<'d>>, YamlErr
         }
     }
     Ok(found.filter(|value| !value.is_null()))
+}
+
+/// As in rcc, a section `certificates` replaces all of rcc's defaults: what it leaves out is off.
+fn network(root: Value<'_>) -> Result<Network, YamlError> {
+    let mut network = Network::default();
+    if let Some(section) = entry(root, "certificates")? {
+        let is_set = |key| entry(section, key)?.map_or(Ok(false), truth);
+        network.verify_ssl = is_set("verify-ssl")?;
+        network.no_revoke = is_set("ssl-no-revoke")?;
+        network.legacy_renegotiation = is_set("legacy-renegotiation-allowed")?;
+    }
+    if let Some(section) = entry(root, "network")? {
+        let text = |key| entry(section, key)?.map_or(Ok(String::new()), Value::text);
+        network.https_proxy = text("https-proxy")?;
+        network.http_proxy = text("http-proxy")?;
+        network.no_proxy = text("no-proxy")?;
+    }
+    Ok(network)
+}
+
+fn truth(value: Value<'_>) -> Result<bool, YamlError> {
+    match value.scalar()? {
+        Some((Meaning::Bool, text)) => {
+            Ok(matches!(text.to_ascii_lowercase().as_str(), "true" | "yes" | "on" | "y"))
+        }
+        _ => Err(value.error("expected true or false")),
+    }
 }
 
 fn setting<T>(path: &Path, value: Value<'_>, named: T) -> Setting<T> {

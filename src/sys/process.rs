@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -25,6 +26,32 @@ pub fn close_inherited() -> Result<(), Errno> {
     match unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) } {
         0 => Ok(()),
         _ => Err(last_errno()),
+    }
+}
+
+/// The descriptors that were inherited, except standard input, output and error.
+static INHERITED: OnceLock<Vec<RawFd>> = OnceLock::new();
+
+/// Notes which descriptors were inherited, for [`close_noted`]. For a program that passes them on to another one, and also
+/// starts a daemon, which must not keep them. Must be called before the program opens anything.
+pub fn note_inherited() {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    // The descriptor of the listing itself is closed by now.
+    // SAFETY: the call takes no pointers.
+    let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
+    INHERITED.get_or_init(|| open.into_iter().filter(is_open).collect());
+}
+
+/// Closes the descriptors that [`note_inherited`] noted. For the daemon.
+pub fn close_noted() {
+    for fd in INHERITED.get().into_iter().flatten() {
+        // SAFETY: it was open before the program opened anything, so no value owns it, and nothing else closes it.
+        unsafe { libc::close(*fd) };
     }
 }
 

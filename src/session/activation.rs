@@ -1,0 +1,136 @@
+//! The variables of a mounted space.
+//!
+//! This module collects what [`crate::activate`] needs: from the mount, from the settings, and from the robot.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::Mounted;
+use super::run::RunError;
+use crate::activate::program::{self, Found};
+use crate::activate::temp::Temp;
+use crate::activate::{self, Facts, Given, Places, Variable, env_file};
+use crate::blueprint::robot::Robot;
+use crate::settings::{MountSettings, Settings, absolute};
+use crate::space::SpaceError;
+use crate::space::home::Env;
+
+/// What a command asks for, beside the mount.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ActivationFlags {
+    /// A JSON or YAML file with variables to add, as rcc's env.json
+    #[arg(short, long = "environment", value_name = "FILE")]
+    pub env_file: Option<PathBuf>,
+    /// Let Python write bytecode into the space
+    #[arg(long)]
+    pub no_pyc_management: bool,
+    /// Leave TEMP and TMP as they are
+    #[arg(long)]
+    pub no_temp_management: bool,
+    /// As in rcc
+    #[arg(long, hide = true)]
+    pub warranty_voided: bool,
+}
+
+/// What is known before the space is mounted.
+#[derive(Debug)]
+pub(super) struct Activation<'a> {
+    flags: &'a ActivationFlags,
+    settings: &'a Settings,
+    mount: &'a MountSettings,
+    env: &'a Env,
+    extra: Vec<Variable>,
+    cwd: PathBuf,
+    rcc: Option<PathBuf>,
+}
+
+/// The variables, and the directory for temporary files that they name.
+#[derive(Debug)]
+pub struct Activated {
+    /// In rcc's order.
+    pub variables: Vec<Variable>,
+    /// `PATH` for a program that is not the robot's.
+    pub path: OsString,
+    /// None when the caller manages it, or it cannot be made.
+    pub temp: Option<Temp>,
+}
+
+impl<'a> Activation<'a> {
+    /// Reads what was typed.
+    ///
+    /// # Errors
+    /// When the file of variables cannot be used, or there is no current directory.
+    pub(super) fn new(
+        flags: &'a ActivationFlags,
+        settings: &'a Settings,
+        mount: &'a MountSettings,
+        env: &'a Env,
+    ) -> Result<Self, RunError> {
+        let extra = flags.env_file.as_deref().map(env_file::read).transpose()?.unwrap_or_default();
+        let cwd = absolute(Path::new("."))?;
+        let rcc = rcc(settings, &cwd);
+        Ok(Self { flags, settings, mount, env, extra, cwd, rcc })
+    }
+
+    /// The variables of the space, and those of the robot if there is one.
+    ///
+    /// # Errors
+    /// When the space cannot be read.
+    pub(super) fn of(&self, mounted: &Mounted, robot: Option<&Robot>) -> Result<Activated, RunError> {
+        let caller = &self.settings.caller;
+        let no_bytecode = !(self.flags.no_pyc_management || caller.no_pyc_management);
+        let own_temp = !(self.flags.no_temp_management || caller.no_temp_management);
+        let home = &self.settings.robocorp_home.value;
+        let temp = (no_bytecode || own_temp).then(|| Temp::make(home)).and_then(|made| {
+            made.inspect_err(
+                |error| tracing::warn!(%error, "TEMP is not set: no directory can be made for it"),
+            )
+            .ok()
+        });
+        let places = robot.map(|robot| Places {
+            root: robot.root().to_owned(),
+            artifacts: robot.artifacts(),
+            path: robot.paths(),
+            python_path: robot.python_paths(),
+        });
+        let user7 = self.env.user7();
+        let installation = self.settings.installation();
+        let given = Given {
+            extra: self.extra.clone(),
+            facts: Facts::of(&mounted.path).map_err(|error| super::Error::from(SpaceError::from(error)))?,
+            root: &mounted.path,
+            blueprint: &mounted.blueprint,
+            robocorp_home: home,
+            user7: &user7,
+            installation: &installation,
+            temp: temp.as_ref().map(Temp::path),
+            no_bytecode,
+            own_temp,
+            rcc: self.rcc.as_deref(),
+            path: caller.path.as_deref(),
+            cwd: &self.cwd,
+            network: &self.mount.network,
+            warranty_voided: self.flags.warranty_voided,
+            robot: places.clone(),
+        };
+        let variables = activate::variables(&given);
+        let path = activate::search_path(&given, places.as_ref().map_or(&[], |places| &places.path));
+        Ok(Activated { variables, path, temp })
+    }
+
+    /// The current directory.
+    pub(super) fn cwd(&self) -> &Path {
+        &self.cwd
+    }
+}
+
+/// The program rcc: `HOLOFS_RCC`, or the one on `PATH`. Without one, `RCC_EXE` is not set: a program that starts it would
+/// not get what it expects from any other program, and can find out that there is none.
+fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
+    let caller = &settings.caller;
+    let name = caller.rcc.as_deref().unwrap_or("rcc".as_ref());
+    match program::find(name, caller.path.as_deref().unwrap_or_default(), cwd) {
+        Found::At(path) => Some(path),
+        Found::NoProgram(_) | Found::Nothing => None,
+    }
+}
