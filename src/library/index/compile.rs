@@ -4,6 +4,8 @@
 //! directory sorted by name. So the entries are grouped by directory and sorted, then walked breadth first, and each
 //! gets its place in that walk as its number.
 
+use std::collections::BTreeMap;
+
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::format::{self, HEADER_SIZE, Header, RawDigest, RawNode, Section};
@@ -16,13 +18,19 @@ use crate::library::catalog::{Entry, EntryKind, Tree};
 /// When a directory has two entries of one name, or the tree is not one that the parser makes.
 pub fn compile(tree: &Tree, catalog_sha256: [u8; 32]) -> Result<Vec<u8>, CatalogError> {
     let children = children(tree)?;
-    let children_of = |position: u32| children.get(position as usize).ok_or(Inconsistent("an entry"));
+    let children_of = |position: u32| match entry(tree, position)?.kind {
+        EntryKind::Dir => Ok(children.get(&position).map_or(&[][..], Vec::as_slice)),
+        _ => Ok(&[][..]),
+    };
     // Serves as the queue of the walk, too.
     let mut order = vec![0u32];
     let mut next = 0;
     while let Some(position) = order.get(next).copied() {
         order.extend_from_slice(children_of(position)?);
         next += 1;
+    }
+    if order.len() != tree.entries.len() {
+        return Err(Inconsistent("a parent"));
     }
     let mut numbers = vec![0u32; tree.entries.len()];
     for (number, position) in order.iter().enumerate() {
@@ -53,15 +61,18 @@ fn entry(tree: &Tree, position: u32) -> Result<&Entry, CatalogError> {
     tree.entries.get(position as usize).ok_or(Inconsistent("an entry"))
 }
 
-/// The positions of each entry's children, sorted by name.
-fn children(tree: &Tree) -> Result<Vec<Vec<u32>>, CatalogError> {
-    let mut children = vec![Vec::new(); tree.entries.len()];
-    for (position, entry) in (0..).zip(&tree.entries).skip(1) {
-        children.get_mut(entry.parent as usize).ok_or(Inconsistent("a parent"))?.push(position);
+/// The positions of the children of each directory that has any, sorted by name.
+fn children(tree: &Tree) -> Result<BTreeMap<u32, Vec<u32>>, CatalogError> {
+    let mut children = BTreeMap::<u32, Vec<u32>>::new();
+    let mut positions = 1..;
+    // Most entries of a directory follow each other in the tree.
+    for run in tree.entries.get(1..).unwrap_or_default().chunk_by(|a, b| a.parent == b.parent) {
+        let parent = run.first().map_or(0, |entry| entry.parent);
+        children.entry(parent).or_default().extend(positions.by_ref().take(run.len()));
     }
     let name_of =
         |position: u32| tree.entries.get(position as usize).map_or(&[][..], |entry| tree.text(entry.name));
-    for siblings in &mut children {
+    for siblings in children.values_mut() {
         siblings.sort_unstable_by_key(|child| name_of(*child));
         let twice = siblings.windows(2).find_map(|pair| match *pair {
             [a, b] if name_of(a) == name_of(b) => Some(a),
