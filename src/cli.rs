@@ -16,6 +16,7 @@ mod log;
 mod mount;
 mod output;
 mod record;
+mod restore;
 mod run;
 mod status;
 mod unmount;
@@ -128,6 +129,8 @@ enum Command {
     Warm(warm::Args),
     /// Record what a command installs as an environment in a library
     Record(record::Args),
+    /// Restore an environment as plain files, without FUSE
+    Restore(restore::Args),
     /// Print each setting and where it was set
     Config(config::Args),
 }
@@ -208,6 +211,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
     };
     match &cli.command {
         Command::Mount(args) => args.set(&mut flags),
+        Command::Restore(args) => args.set(&mut flags),
         Command::Run(args) => args.set(&mut flags),
         Command::Shell(args) => args.set(&mut flags),
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
@@ -238,6 +242,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Check(args) => check::run(&args, &context),
         Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),
+        Command::Restore(args) => restore::run(args, &context),
         Command::Config(_) => config::run(&context),
     }
 }

@@ -13,6 +13,7 @@
 //! | [`materialize`] | a lower file becomes a private backing file |
 //! | [`activate`] | the variables of a space |
 //! | [`record`] | what a command installed becomes a library in rcc's format |
+//! | [`restore`] | a classic tree of plain files, for machines without FUSE |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
 //! | [`blueprint`] | robot.yaml, conda.yaml and package.yaml become rcc's text and hash |
 //! | [`metrics`] | the counters of one mount |
@@ -32,6 +33,7 @@ pub mod materialize;
 pub mod metrics;
 pub mod namespace;
 pub mod record;
+pub mod restore;
 pub mod session;
 pub mod settings;
 pub mod space;

@@ -21,7 +21,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::library::blob::Streamed;
@@ -345,13 +344,10 @@ impl Materializer {
     }
 
     fn try_reflink(&self, cache_dir: &std::path::Path) -> Result<(), String> {
-        let fail = |what: &'static str| move |errno: Errno| format!("{what}: {}", plain(&errno));
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let source = rustix::fs::openat(rustix::fs::CWD, cache_dir, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(fail("cannot make a probe file in the blob cache"))?;
-        rustix::io::write(&source, &[0u8; 8192]).map_err(fail("cannot write a probe file"))?;
-        let (target, _staged) = self.staging.file().map_err(fail("cannot make a probe file in the space"))?;
-        rustix::fs::ioctl_ficlone(&target, &source).map_err(fail("FICLONE"))
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cache = rustix::fs::open(cache_dir, flags, Mode::empty())
+            .map_err(|errno| format!("cannot open the blob cache: {}", plain(&errno)))?;
+        clone::probe(cache.as_fd(), self.staging.dir())
     }
 
     fn forget_content(&self, node: NodeId) {

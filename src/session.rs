@@ -23,6 +23,7 @@ pub mod helper;
 mod holders;
 pub mod registry;
 pub mod request;
+pub mod restore;
 pub mod run;
 mod serve;
 pub mod spaces;
@@ -47,6 +48,9 @@ use request::MountPlan;
 /// See [`Error`]. In each case nothing is mounted and no change of the user is lost.
 pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
     let started = Instant::now();
+    if let Some(warning) = &plan.settings.warning {
+        tracing::warn!("{warning}");
+    }
     surroundings::serve_on();
     if plan.request.foreground {
         return begin::begin(plan, started, &|| Ok(()), ready);

@@ -26,7 +26,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
 use crate::sys::{lexically_clean, plain};
-pub use choices::{IoMode, MountHelper, Prefetch, Strategy};
+pub use choices::{IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy};
 pub use network::Network;
 
 /// A value, and where it was set.
@@ -108,8 +108,10 @@ pub struct Flags {
     pub log_level: Option<LevelFilter>,
     /// `--lock-timeout`
     pub lock_timeout: Option<Duration>,
-    /// `--strategy`
+    /// `--strategy` of a mount
     pub strategy: Option<Strategy>,
+    /// `--strategy` of a restore
+    pub restore_strategy: Option<RestoreStrategy>,
     /// `--io`
     pub io: Option<IoMode>,
     /// `--cache-size`, in bytes
@@ -159,6 +161,8 @@ pub struct Caller {
 pub struct MountSettings {
     /// How private copies are made.
     pub strategy: Setting<Strategy>,
+    /// How a restore makes files.
+    pub restore_strategy: Setting<RestoreStrategy>,
     /// Who reads and writes files.
     pub io: Setting<IoMode>,
     /// The limit of the blob cache, in bytes.
@@ -282,7 +286,8 @@ impl Settings {
 impl MountSettings {
     fn read(flags: &Flags, variables: Variables<'_>, robocorp_home: &Path) -> Result<Self, SettingsError> {
         let file = file::read(&robocorp_home.join("settings.yaml"))?;
-        let (strategy, warning) = strategy(flags.strategy, variables, file.strategy)?;
+        let restore_strategy = restore_strategy(flags.restore_strategy, variables, file.strategy)?;
+        let (strategy, warning) = strategy(flags.strategy, &restore_strategy);
         let io = match flags.io {
             Some(io) => Setting::flag(io),
             None => variable(variables, "HOLOFS_IO", choice)?.unwrap_or_default(),
@@ -291,6 +296,7 @@ impl MountSettings {
             .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
         Ok(Self {
             strategy,
+            restore_strategy,
             io,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             mount_helper: mount_helper.unwrap_or_default(),
@@ -301,45 +307,40 @@ impl MountSettings {
     }
 }
 
-/// The strategy, and a warning if it is not the one that was set: `hardlink` is valid, but only restores can use it.
-fn strategy(
-    flag: Option<Strategy>,
+/// The strategy of restores: the flag, else the first place that sets one.
+fn restore_strategy(
+    flag: Option<RestoreStrategy>,
     variables: Variables<'_>,
     file: Option<Setting<RestoreStrategy>>,
-) -> Result<(Setting<Strategy>, Option<String>), SettingsError> {
+) -> Result<Setting<RestoreStrategy>, SettingsError> {
     if let Some(strategy) = flag {
-        return Ok((Setting::flag(strategy), None));
+        return Ok(Setting::flag(strategy));
     }
-    let mut set = None;
     for name in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY"] {
-        if set.is_none() {
-            set = variable(variables, name, restore_strategy)?;
+        if let Some(set) = variable(variables, name, choice)? {
+            return Ok(set);
         }
     }
-    let Some(Setting { value, source }) = set.or(file) else {
-        return Ok((Setting::default(), None));
-    };
-    Ok(match value {
-        RestoreStrategy::Of(value) => (Setting { value, source }, None),
-        RestoreStrategy::Hardlink => {
+    Ok(file.unwrap_or_default())
+}
+
+/// The strategy of mounts, and a warning if it is not the one that was set: `hardlink` is valid, but only restores can use
+/// it.
+fn strategy(
+    flag: Option<Strategy>,
+    restores: &Setting<RestoreStrategy>,
+) -> (Setting<Strategy>, Option<String>) {
+    if let Some(strategy) = flag {
+        return (Setting::flag(strategy), None);
+    }
+    let source = restores.source.clone();
+    match restores.value.of_mount() {
+        Some(value) => (Setting { value, source }, None),
+        None => {
             let warning = format!("{source}: hardlink is only for restores; this mount uses smart");
             (Setting { value: Strategy::Smart, source }, Some(warning))
         }
-    })
-}
-
-/// A strategy in a variable or a file, which apply to restores too.
-#[derive(Debug)]
-enum RestoreStrategy {
-    Of(Strategy),
-    Hardlink,
-}
-
-fn restore_strategy(text: &str) -> Result<RestoreStrategy, String> {
-    if text.eq_ignore_ascii_case("hardlink") {
-        return Ok(RestoreStrategy::Hardlink);
     }
-    choice(text).map(RestoreStrategy::Of).map_err(|expected| format!("{expected}, hardlink"))
 }
 
 /// Parses the name of a choice, in upper or lower case.

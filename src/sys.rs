@@ -4,6 +4,7 @@
 pub mod backing;
 pub mod boot;
 pub mod fd;
+pub mod filesystem;
 pub mod fuse_mount;
 pub mod guarded;
 pub mod log_file;

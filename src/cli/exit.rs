@@ -10,9 +10,14 @@ use std::path::Path;
 use crate::activate::env_file::EnvFileError;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
+use crate::library::blob::BlobError;
 use crate::library::catalogs::CatalogName;
 use crate::library::name::NameError;
+use crate::materialize;
+use crate::materialize::clone::CloneError;
+use crate::materialize::relocate::RelocateError;
 use crate::record::RecordError;
+use crate::restore::RestoreError;
 use crate::session;
 use crate::session::run::RunError;
 use crate::session::wanted::Near;
@@ -326,6 +331,9 @@ impl Advice for session::Error {
             Self::NoReflink { .. } => {
                 try_this(STRATEGY, "--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs")
             }
+            Self::BadPattern { .. } => try_this(CONFIG, "a pattern such as *.so or bin/*"),
+            Self::MountedThere { space, .. } => try_this(BUSY, format!("`holofs unmount {space}` first")),
+            Self::Restore { source, .. } => source.advice(),
             Self::NoPassthrough { .. } => {
                 try_this(FUSE, "--io cached; passthrough needs Linux 6.9, and root or holofs-mount-helper")
             }
@@ -438,6 +446,47 @@ impl Advice for RecordError {
             | Self::TooDeep { .. }
             | Self::Changed { .. } => only(ENVIRONMENT),
             Self::Io { .. } | Self::Panicked(_) => only(FAILED),
+        }
+    }
+}
+
+impl Advice for RestoreError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Content(error) => error.advice(),
+            Self::Index(_) => try_this(FAILED, "remove the cache of holofs; nothing is lost"),
+            Self::Os { source, .. } if is_about_writing(&(*source).into()) => {
+                try_this(FAILED, "free some space on the disk of the space, then restore again")
+            }
+            Self::NoLinks { .. } => {
+                try_this(STRATEGY, "--strategy smart, or HOLOFS_HOME on the filesystem of the spaces")
+            }
+            Self::Interrupted => try_this(INTERRUPTED, "restore again: that completes it"),
+            Self::Os { .. } | Self::Panicked(_) => only(FAILED),
+        }
+    }
+}
+
+impl Advice for materialize::Error {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Blob { source, .. }
+                if matches!(**source, BlobError::Missing { .. } | BlobError::Corrupt { .. }) =>
+            {
+                try_this(INTEGRITY, CATALOG_AGAIN)
+            }
+            Self::Relocate { source: RelocateError::Io { .. }, .. } => only(FAILED),
+            Self::Relocate { .. } => try_this(INTEGRITY, CATALOG_AGAIN),
+            Self::Blob { .. } => {
+                try_this(LIBRARY, "run as a user who may read it; if the disk is full, free some space")
+            }
+            Self::Clone { source: CloneError::ReflinkRefused(_), .. } => {
+                try_this(STRATEGY, "--strategy smart")
+            }
+            error if error.is_disk_full() => {
+                try_this(FAILED, "free some space on the disk of the space, then restore again")
+            }
+            Self::Clone { .. } | Self::Os { .. } | Self::Index(_) | Self::NotAFile(_) => only(FAILED),
         }
     }
 }

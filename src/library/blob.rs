@@ -8,6 +8,7 @@
 //! have it. [`Blobs::open_raw`] and [`Blobs::read_all`] return after the whole blob was verified. [`Blobs::stream`] lets
 //! readers have the beginning of a large blob before that, and holds back its last byte.
 
+pub mod direct;
 pub mod error;
 mod read;
 #[cfg(test)]

@@ -8,13 +8,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::settings::Strategy;
-use crate::sys::{errno_of, fd};
+use crate::sys::{errno_of, fd, plain};
 
 /// How the bytes were copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +130,33 @@ impl Cloner {
         }
         copy(from, to, len)?;
         Ok(Method::Copy)
+    }
+}
+
+/// Tries a real FICLONE from a file in one directory to a file in another. Leaves nothing behind.
+///
+/// # Errors
+/// Why it is not possible.
+pub fn probe(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), String> {
+    let source = probe_file(from).map_err(|errno| format!("cannot make a file to probe with: {errno}"))?;
+    source
+        .write_all_at(&[0; 8192], 0)
+        .map_err(|error| format!("cannot write to a file: {}", plain(&error)))?;
+    let target = probe_file(to).map_err(|errno| format!("cannot make a file to probe with: {errno}"))?;
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(|errno| format!("FICLONE: {}", plain(&errno)))
+}
+
+fn probe_file(dir: BorrowedFd<'_>) -> Result<File, Errno> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::openat(dir, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, mode) {
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let name = format!("probe.{}", std::process::id());
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(dir, &name, flags, mode)?;
+            rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+            Ok(file.into())
+        }
+        made => made.map(File::from),
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::clone::{self, CloneError, Cloner, Method};
 use super::relocate::{self, Names, RelocateError};
 use crate::library::Latency;
+use crate::library::blob::direct::{AT_ONCE, Room, Unpacked};
 use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
@@ -148,6 +149,29 @@ impl Source {
         Ok(done)
     }
 
+    /// Makes the empty file `to` hold the content of `file`, unpacked straight from the library: the blob cache gets no
+    /// copy. For a restore, which needs each blob once.
+    ///
+    /// # Errors
+    /// As [`Source::fill`].
+    pub fn unpack(&self, file: &LowerFile<'_>, to: &File, room: &mut Room) -> Result<(), Error> {
+        if file.size > AT_ONCE {
+            let unpacked = self.blobs.unpack_to(&file.digest, file.size, &mut &*to);
+            return unpacked
+                .map_err(|error| match error {
+                    Unpacked::Blob(source) => self.blob_error(file.node, source),
+                    Unpacked::Write(source) => self.os_error(file, "write")(errno_of(&source)),
+                })
+                .and_then(|()| self.relocate(file, to));
+        }
+        let read = self.blobs.read_into(&file.digest, file.size, room);
+        let bytes = read.map_err(|source| self.blob_error(file.node, source))?;
+        relocate::patch_bytes(bytes, file.relocations.iter().map(|at| at.get()), &self.names)
+            .map_err(|source| self.relocate_error(file, source))?;
+        let written = to.write_all_at(bytes, 0);
+        written.map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))
+    }
+
     /// As [`Source::fill`], always by copying: for a `to` in memory.
     ///
     /// # Errors
@@ -157,6 +181,15 @@ impl Source {
         clone::copy(&blob, to, file.size)
             .map_err(|source| Error::Clone { path: self.path(file.node), source })?;
         self.relocate(file, to)
+    }
+
+    /// Brings the blob of a file into the cache, until `stop` is set. Returns whether it was unpacked now.
+    ///
+    /// # Errors
+    /// When the blob is bad.
+    pub fn prepare(&self, file: &LowerFile<'_>, stop: &AtomicBool) -> Result<bool, Error> {
+        let prepared = self.blobs.prepare(&file.digest, file.size, stop);
+        prepared.map_err(|source| self.blob_error(file.node, source))
     }
 
     /// Unpacks the blob of a large file into the cache, or starts reading the blob of a small one, until `stop` is set.
@@ -242,7 +275,7 @@ pub enum Error {
 
 impl Error {
     /// Whether the cause is a full disk or an exceeded quota.
-    pub(super) fn is_disk_full(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Clone { source: CloneError::Os { source, .. }, .. } | Self::Os { source, .. } => {
                 matches!(*source, Errno::NOSPC | Errno::DQUOT)

@@ -24,6 +24,7 @@ use crate::materialize::{Materializer, ReflinkProbe};
 use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
+use crate::sys::filesystem;
 
 /// The blobs of a library, with the cache in which they are kept unpacked.
 #[must_use]
@@ -39,7 +40,7 @@ pub fn blob_cache(cache_dir: &Path) -> Result<BlobCache, LibraryError> {
     BlobCache::open(&blob_cache_dir(cache_dir))
 }
 
-fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
+pub(super) fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
     cache_dir.join("blobs")
 }
 
@@ -66,7 +67,8 @@ pub(super) fn filesystem(
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated, metrics));
     let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
     if plan.settings.strategy.value == Strategy::Reflink && !reflink.supported {
-        return Err(Error::NoReflink { path: state_dir, reason: reflink.reason });
+        let filesystem = filesystem::name(&staging.dir());
+        return Err(Error::NoReflink { path: state_dir, filesystem, reason: reflink.reason });
     }
     let owner = Owner {
         uid: rustix::process::geteuid().as_raw(),
@@ -84,7 +86,7 @@ pub(super) fn filesystem(
 }
 
 /// The name that relocation replaces, and the space's name.
-fn names(index: &Index, identity: &str) -> Result<Names, Error> {
+pub(super) fn names(index: &Index, identity: &str) -> Result<Names, Error> {
     let bytes = |name: &str| <[u8; NAME_LEN]>::try_from(name.as_bytes());
     match (bytes(&index.info().identity), bytes(identity)) {
         (Ok(from), Ok(to)) => Ok(Names { from, to }),

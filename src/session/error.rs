@@ -13,6 +13,8 @@ use super::wanted::Near;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;
+use crate::restore::RestoreError;
+use crate::settings::SetBy;
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
 use crate::sys::{errno_of, plain, process};
@@ -80,12 +82,40 @@ pub enum Error {
         differs: Vec<String>,
     },
     /// `--strategy reflink` is impossible.
-    #[error("{path}: no reflink here ({reason})")]
+    #[error("{path} is {filesystem}: no reflink ({reason})")]
     NoReflink {
-        /// The space's state directory.
+        /// The directory to which files would be cloned.
         path: PathBuf,
+        /// The name of its filesystem.
+        filesystem: String,
         /// The cause.
         reason: String,
+    },
+    /// A pattern of files that must not be hard links is not a pattern.
+    #[error("{set_by}: {why}")]
+    BadPattern {
+        /// What set it.
+        set_by: SetBy,
+        /// The pattern, and what is wrong with it.
+        why: String,
+    },
+    /// The space is mounted, so nothing can be restored there.
+    #[error("{path}: the space is mounted{}", pid.map(|pid| format!(", by process {pid}")).unwrap_or_default())]
+    MountedThere {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The space's name.
+        space: String,
+        /// The daemon.
+        pid: Option<u32>,
+    },
+    /// The tree was not restored.
+    #[error("{path}: {source}")]
+    Restore {
+        /// The space's directory.
+        path: PathBuf,
+        /// The cause.
+        source: RestoreError,
     },
     /// `--io passthrough` is impossible.
     #[error("{path}: no passthrough here ({reason})")]

@@ -131,9 +131,6 @@ impl MountRequest {
     /// # Errors
     /// When there is no such library, catalog or option, or the space cannot be mounted.
     pub fn plan(mut self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
-        if let Some(warning) = &mount.warning {
-            tracing::warn!("{warning}");
-        }
         if self.library.is_none() && self.space.is_none() && self.choice.is_empty() {
             let here = Path::new(robot::FILE);
             self.choice.robot = Some(here.to_owned()).filter(|file| file.is_file());

@@ -26,6 +26,40 @@ impl fmt::Display for Strategy {
     }
 }
 
+/// How a restore makes files (`restore --strategy`, and the variables and files that set a strategy).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreStrategy {
+    /// Reflink large files where the filesystem supports it, and copy the others.
+    #[default]
+    Smart,
+    /// Reflink every file, or fail.
+    Reflink,
+    /// Hard links to read-only copies that all spaces share.
+    Hardlink,
+    /// Plain copies only.
+    Copy,
+}
+
+impl RestoreStrategy {
+    /// The strategy of a mount with this setting. None for [`RestoreStrategy::Hardlink`], which only restores can use.
+    #[must_use]
+    pub fn of_mount(self) -> Option<Strategy> {
+        match self {
+            Self::Smart => Some(Strategy::Smart),
+            Self::Reflink => Some(Strategy::Reflink),
+            Self::Copy => Some(Strategy::Copy),
+            Self::Hardlink => None,
+        }
+    }
+}
+
+impl fmt::Display for RestoreStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// Who reads and writes files: the daemon, or the kernel (`--io`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

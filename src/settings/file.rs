@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{Network, RestoreStrategy, SetBy, Setting, SettingsError, restore_strategy};
+use super::{Network, RestoreStrategy, SetBy, Setting, SettingsError, choice};
 use crate::sys::errno_of;
 use crate::sys::guarded::{self, GuardedError, Problem};
 use crate::yaml::{Document, Meaning, Value, YamlError};
@@ -51,7 +51,7 @@ fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {
     };
     let strategy = match entry(section, "restoration-strategy")? {
         Some(value) => {
-            let named = restore_strategy(&value.text()?).map_err(|why| value.error(why))?;
+            let named = choice(&value.text()?).map_err(|why| value.error(why))?;
             Some(setting(path, value, named))
         }
         None => None,

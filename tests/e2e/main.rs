@@ -33,6 +33,7 @@ mod passthrough;
 mod power;
 mod record;
 mod reflink;
+mod restore;
 mod run;
 mod semantics;
 mod settings;

@@ -115,7 +115,16 @@ fn every_error_of_a_session_has_its_code() {
             MOUNTPOINT,
             "unmount",
         ),
-        (session::Error::NoReflink { path: path(), reason: "ext4".into() }, STRATEGY, "smart"),
+        (
+            session::Error::NoReflink { path: path(), filesystem: "ext4".into(), reason: "FICLONE".into() },
+            STRATEGY,
+            "smart",
+        ),
+        (
+            session::Error::MountedThere { path: path(), space: "demo".into(), pid: None },
+            BUSY,
+            "holofs unmount demo",
+        ),
         (session::Error::InUse { path: path(), pids: vec![1, 2] }, BUSY, "--lazy"),
         (session::Error::MountedElsewhere { path: path(), places: vec![path()] }, BUSY, "--force"),
         (session::Error::StillServed { path: path(), daemon: 1, holders: Vec::new() }, BUSY, "--force"),

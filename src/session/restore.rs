@@ -1,0 +1,294 @@
+//! `holofs restore`: decides where and how an environment is restored, takes rcc's locks, and writes what rcc reads.
+//!
+//! Order: the index, then rcc's locks, then the tree, and `.meta` last, so that a `.meta` never tells of a tree that is not
+//! there. rcc holds `global.lck` alone for everything that it does with a library. A restore shares it, if it is free, with
+//! other restores of holofs: then `rcc holotree import` does not write to blobs meanwhile. It does not wait for it, because
+//! rcc holds it for as long as it builds an environment.
+//!
+//! Invariants: nothing is restored to a place where something is mounted. The changes of a space stay.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::arrival;
+use super::compose;
+use super::error::Error;
+use super::registry;
+use super::request::MountPlan;
+use crate::library::catalog;
+use crate::library::catalog::limits::MAX_FILE;
+use crate::library::digest::Hex;
+use crate::library::index::Index;
+use crate::materialize::clone;
+use crate::materialize::source::Source;
+use crate::restore::known::Known;
+use crate::restore::links::{LinkPool, patterns};
+use crate::restore::report::Report;
+use crate::restore::{self, Progress, Restore, Sharing};
+use crate::settings::{RestoreStrategy, Strategy};
+use crate::space::held::Kept;
+use crate::space::meta::{self, MetaLock};
+use crate::space::mountpoint::open_base;
+use crate::space::path::resolved;
+use crate::space::run::read_run;
+use crate::space::{MountpointProblem, SpaceError, state};
+use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
+use crate::sys::{filesystem, mountinfo, plain};
+
+/// What a restore did. The keys of `holofs restore --json`.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// The space's directory.
+    pub path: PathBuf,
+    /// Its name.
+    pub identity: String,
+    pub blueprint: String,
+    pub library: PathBuf,
+    /// As it was asked for.
+    pub strategy: RestoreStrategy,
+    /// Whether files can share extents with the blob cache.
+    pub reflink: bool,
+    /// Why they cannot, if the strategy would use it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_reflink: Option<String>,
+    /// Entries of the environment.
+    pub entries: u32,
+    /// Files with relocations.
+    pub relocated: u32,
+    pub restored_ms: u64,
+    /// The space's changes of earlier mounts, which the restored tree does not show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<PathBuf>,
+    pub report: Report,
+}
+
+/// What the user can choose about a restore besides the place.
+#[derive(Debug)]
+pub struct Wishes<'a> {
+    /// The number of threads.
+    pub jobs: usize,
+    /// Ends the restore when it is set.
+    pub cancel: &'a AtomicBool,
+}
+
+/// Restores a space.
+///
+/// # Errors
+/// See [`Error`]. After an error in the tree, the next restore completes it.
+pub fn restore(
+    plan: &MountPlan,
+    wishes: &Wishes<'_>,
+    progress: &(dyn Progress + Sync),
+) -> Result<Restored, Error> {
+    let started = Instant::now();
+    let (index, _) = arrival::whole_index(plan)?;
+    let _library = plan.location.lock().and_then(|lock| share(&lock));
+    check_free(plan)?;
+    let base = open_base(&plan.space)?;
+    let lock = MetaLock::take(&base, &plan.space, plan.lock_timeout)?;
+    // Again, because a mount may have come before the lock.
+    check_free(plan)?;
+    check_place(plan, &base)?;
+    let changes = Kept::of(&plan.state_dir())?.map(|_| plan.state_dir().join("upper"));
+    // Files are created with their modes, and directories with rcc's.
+    let umask = rustix::process::umask(Mode::empty());
+    let done = restore_to(plan, &index, &base, umask.bits(), wishes, progress);
+    let restored = done.and_then(|(report, how)| {
+        tell_rcc(plan, &index, &base, umask.bits())?;
+        restore::settle(&base, plan.space.identity.as_str()).map_err(|source| in_space(plan, source))?;
+        Ok(Restored {
+            path: plan.space.mountpoint.clone(),
+            identity: plan.space.identity.to_string(),
+            blueprint: plan.catalog.blueprint.clone(),
+            library: plan.location.path.clone(),
+            strategy: plan.settings.restore_strategy.value,
+            reflink: how.reflink.is_ok(),
+            no_reflink: how.no_reflink(),
+            entries: index.len(),
+            relocated: index.relocated_files(),
+            restored_ms: super::serve::millis(started),
+            changes,
+            report,
+        })
+    });
+    rustix::process::umask(umask);
+    lock.release();
+    restored
+}
+
+/// How files get their bytes, and whether reflinks are possible.
+struct How {
+    sharing: Sharing,
+    reflink: Result<(), String>,
+    wants_reflinks: bool,
+}
+
+impl How {
+    fn no_reflink(&self) -> Option<String> {
+        self.reflink.as_ref().err().filter(|_| self.wants_reflinks).cloned()
+    }
+}
+
+fn restore_to(
+    plan: &MountPlan,
+    index: &Arc<Index>,
+    base: &Dir,
+    umask: u32,
+    wishes: &Wishes<'_>,
+    progress: &(dyn Progress + Sync),
+) -> Result<(Report, How), Error> {
+    let how = how(plan, base)?;
+    let cache = compose::blob_cache(&plan.env.cache_dir())?.with_limit(plan.settings.cache_size.value);
+    let blobs = Arc::new(compose::blobs(&plan.location, cache));
+    let names = compose::names(index, plan.space.identity.as_str())?;
+    let strategy = match how.sharing {
+        Sharing::OnlyClones => Strategy::Reflink,
+        Sharing::Clones => Strategy::Smart,
+        Sharing::Copies | Sharing::Links(_) => Strategy::Copy,
+    };
+    let source = Source::new(Arc::clone(index), blobs, names, strategy);
+    let restore = Restore {
+        index,
+        source: &source,
+        sharing: &how.sharing,
+        dir_mode: 0o750 & !umask,
+        jobs: wishes.jobs,
+        cancel: wishes.cancel,
+        progress,
+    };
+    let report = restore.run(base, plan.space.identity.as_str(), || known(plan));
+    Ok((report.map_err(|source| in_space(plan, source))?, how))
+}
+
+fn in_space(plan: &MountPlan, source: restore::RestoreError) -> Error {
+    Error::Restore { path: plan.space.mountpoint.clone(), source }
+}
+
+fn how(plan: &MountPlan, base: &Dir) -> Result<How, Error> {
+    let cache_dir = plan.env.cache_dir();
+    // Made here, because the probe writes to it.
+    compose::blob_cache(&cache_dir)?;
+    let reflink = probe(&compose::blob_cache_dir(&cache_dir), base);
+    let (sharing, wants_reflinks) = match (plan.settings.restore_strategy.value, &reflink) {
+        (RestoreStrategy::Copy, _) => (Sharing::Copies, false),
+        (RestoreStrategy::Smart, Ok(())) => (Sharing::Clones, true),
+        (RestoreStrategy::Smart, Err(_)) => (Sharing::Copies, true),
+        (RestoreStrategy::Reflink, Ok(())) => (Sharing::OnlyClones, true),
+        (RestoreStrategy::Reflink, Err(reason)) => {
+            return Err(Error::NoReflink {
+                path: base.path().to_owned(),
+                filesystem: filesystem::name(base),
+                reason: reason.clone(),
+            });
+        }
+        (RestoreStrategy::Hardlink, _) => {
+            let excluded = &plan.settings.hardlink_excludes;
+            let patterns = patterns(&excluded.value)
+                .map_err(|bad| Error::BadPattern { set_by: excluded.source.clone(), why: bad.to_string() })?;
+            (
+                Sharing::Links(LinkPool::open(&cache_dir.join("links"), patterns).map_err(SpaceError::from)?),
+                false,
+            )
+        }
+    };
+    Ok(How { sharing, reflink, wants_reflinks })
+}
+
+/// Tries a reflink from the blob cache to the space.
+fn probe(cache: &Path, base: &Dir) -> Result<(), String> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open =
+        |path: &Path| rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| format!("open: {errno}"));
+    let tried = open(cache).and_then(|cache| clone::probe(cache.as_fd(), base.as_fd()));
+    tried.map_err(|why| plain(&why))
+}
+
+/// What an earlier restore put there. Nothing, if `.meta` cannot be read: then sizes and modes decide, as in rcc.
+fn known(plan: &MountPlan) -> Known {
+    let path = meta::beside(&plan.space.mountpoint, ".meta");
+    let tree = match guarded::read(&path, MAX_FILE) {
+        Ok(bytes) => catalog::parse_file(&bytes).map_err(|error| error.to_string()),
+        Err(error) if error.is_not_found() => return Known::default(),
+        Err(error) => Err(error.to_string()),
+    };
+    match tree {
+        Ok(tree) if Path::new(&tree.info.path) == plan.space.mountpoint => Known::of(&tree),
+        Ok(_) => Known::default(),
+        Err(why) => {
+            tracing::warn!(path = %path.display(), %why, "cannot read what was restored there before");
+            Known::default()
+        }
+    }
+}
+
+/// Writes the files beside the space, and the usage mark in the library.
+fn tell_rcc(plan: &MountPlan, index: &Index, base: &Dir, umask: u32) -> Result<(), Error> {
+    let library = &plan.location.library;
+    let place = PathBuf::from(library.catalog_place(&plan.catalog));
+    let packed = library.open_catalog(&plan.catalog).map_err(SpaceError::io(&place))?;
+    meta::write_meta(base, &plan.space, packed, &Hex(&index.catalog_sha256()).to_string(), umask)?;
+    meta::append_use(base, &plan.space, umask)?;
+    if let Err(error) = plan.touch_usage() {
+        tracing::debug!(%error, "the usage mark in the library is not renewed");
+    }
+    Ok(())
+}
+
+/// Holds rcc's lock on the library together with other readers, unless rcc holds it or this user may not open it.
+fn share(lock: &Path) -> Option<File> {
+    let file = guarded::open_file(lock, Access::Read).ok()?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Some(file),
+        Err(errno) => {
+            tracing::debug!(path = %lock.display(), %errno, "restoring without rcc's lock on the library");
+            None
+        }
+    }
+}
+
+/// Makes sure that nothing is mounted on the space's directory.
+fn check_free(plan: &MountPlan) -> Result<(), Error> {
+    let state_dir = plan.state_dir();
+    let path = plan.space.mountpoint.clone();
+    if let Some(live) = registry::find(&state_dir)? {
+        let pid = read_run(&state_dir).map(|run| run.pid);
+        return Err(Error::MountedThere { path: live.mountpoint, space: plan.space.label.clone(), pid });
+    }
+    if state::is_locked(&state_dir) {
+        let pid = read_run(&state_dir).map(|run| run.pid);
+        return Err(SpaceError::Busy { identity: plan.space.identity.to_string(), pid }.into());
+    }
+    match mountinfo::mount_at(&resolved(&path)).map_err(registry::unreadable)? {
+        Some(mount) => {
+            let problem = MountpointProblem::Mounted(mount.source);
+            Err(SpaceError::Mountpoint { path, problem }.into())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes sure that the place is this user's, if something is there.
+fn check_place(plan: &MountPlan, base: &Dir) -> Result<(), Error> {
+    let problem =
+        |problem| Error::from(SpaceError::Mountpoint { path: plan.space.mountpoint.clone(), problem });
+    match base.open_dir(OsStr::new(plan.space.identity.as_str()), Trust::Owned) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(GuardedError { problem: Problem::NotADirectory(_) | Problem::Os(Errno::NOTDIR), .. }) => {
+            Err(problem(MountpointProblem::NotADirectory))
+        }
+        Err(GuardedError { problem: Problem::Owner { owner, .. }, .. }) => {
+            Err(problem(MountpointProblem::Owner(owner)))
+        }
+        Err(error) => Err(SpaceError::from(error).into()),
+    }
+}
