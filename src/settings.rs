@@ -286,7 +286,8 @@ impl Settings {
 impl MountSettings {
     fn read(flags: &Flags, variables: Variables<'_>, robocorp_home: &Path) -> Result<Self, SettingsError> {
         let file = file::read(&robocorp_home.join("settings.yaml"))?;
-        let restore_strategy = restore_strategy(flags.restore_strategy, variables, file.strategy)?;
+        let typed = flags.restore_strategy.or(flags.strategy.map(RestoreStrategy::from));
+        let restore_strategy = restore_strategy(typed, variables, file.strategy)?;
         let (strategy, warning) = strategy(flags.strategy, &restore_strategy);
         let io = match flags.io {
             Some(io) => Setting::flag(io),

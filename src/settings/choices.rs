@@ -54,6 +54,16 @@ impl RestoreStrategy {
     }
 }
 
+impl From<Strategy> for RestoreStrategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::Smart => Self::Smart,
+            Strategy::Reflink => Self::Reflink,
+            Strategy::Copy => Self::Copy,
+        }
+    }
+}
+
 impl fmt::Display for RestoreStrategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
