@@ -21,6 +21,7 @@ pub mod environment;
 mod error;
 pub mod helper;
 mod holders;
+mod link;
 pub mod registry;
 pub mod request;
 pub mod restore;
@@ -53,7 +54,12 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
     }
     surroundings::serve_on();
     if plan.request.foreground {
-        return begin::begin(plan, started, &|| Ok(()), ready);
+        return begin::begin(plan, started, &|| Ok(()), &mut |mounted| {
+            if let Err(error) = make_link(plan, mounted) {
+                tracing::error!("{error}");
+            }
+            ready(mounted);
+        });
     }
     ready(&variables::mount_to_stay(plan, describe)?);
     Ok(())
@@ -64,5 +70,11 @@ fn start(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
     let started = Instant::now();
     let mut mounted = daemon::start(plan, started, describe)?;
     mounted.mounted_ms = serve::millis(started);
+    make_link(plan, &mounted)?;
     Ok(mounted)
+}
+
+/// Makes the link that `--link` asks for.
+fn make_link(plan: &MountPlan, mounted: &Mounted) -> Result<(), Error> {
+    plan.request.link.as_ref().map_or(Ok(()), |path| link::make(path, &mounted.path))
 }

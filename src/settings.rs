@@ -116,6 +116,8 @@ pub struct Flags {
     pub io: Option<IoMode>,
     /// `--cache-size`, in bytes
     pub cache_size: Option<u64>,
+    /// `--cache-dir`
+    pub cache_dir: Option<OsString>,
 }
 
 /// The settings of every command.
@@ -127,6 +129,8 @@ pub struct Settings {
     pub robocorp_home: Setting<PathBuf>,
     /// The directory of holofs's own files.
     pub holofs_home: Setting<PathBuf>,
+    /// The directory of compiled indexes, unpacked blobs and profiles.
+    pub cache_dir: Setting<PathBuf>,
     /// The controller that owns the spaces, as in rcc.
     pub controller: Setting<String>,
     /// The level of the log.
@@ -249,6 +253,11 @@ impl Settings {
         };
         let holofs_home =
             place("HOLOFS_HOME")?.unwrap_or_else(|| Setting::built_in(robocorp_home.value.join("holofs")));
+        let cache_dir = match (&flags.cache_dir, place("HOLOFS_CACHE_DIR")?) {
+            (Some(flag), _) => Setting::flag(absolute(Path::new(flag))?),
+            (None, Some(set)) => set,
+            (None, None) => Setting::built_in(holofs_home.value.join("cache")),
+        };
         let level = |text: &str| {
             text.parse().map_err(|_| "expected off, error, warn, info, debug or trace".to_owned())
         };
@@ -268,6 +277,7 @@ impl Settings {
             home,
             robocorp_home,
             holofs_home,
+            cache_dir,
             controller: Setting::flag_or(flags.controller, "user".to_owned()),
             log_level,
             lock_timeout: Setting::flag_or(flags.lock_timeout, LOCK_TIMEOUT),

@@ -60,6 +60,19 @@ pub enum SpaceError {
     /// `--ephemeral` would drop the changes of earlier mounts, too.
     #[error("{0}: it has changes from earlier mounts, which --ephemeral would drop")]
     EphemeralOverChanges(String),
+    /// `--upper-dir`, and the changes of the space are kept in another place.
+    #[error("{identity}: its changes are kept in {place}, not in {wanted}")]
+    KeptElsewhere {
+        /// The space.
+        identity: String,
+        /// The directory in which they are kept.
+        place: PathBuf,
+        /// The directory in which they should be kept.
+        wanted: PathBuf,
+    },
+    /// `--foreign` with the name of a space.
+    #[error("{0}: --foreign needs the path of a directory")]
+    NotAPath(String),
     /// The state directory would be inside the library, which holofs never writes.
     #[error("the state directory {state} is inside the library {library}")]
     StateInsideLibrary {

@@ -11,8 +11,8 @@ use crate::settings::{SetBy, Setting};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
-(HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_MOUNT_HELPER), a variable
-of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
+(HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
+HOLOFS_MOUNT_HELPER), a variable of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
 
 settings.yaml:
   holotree:
@@ -45,6 +45,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
     let rows = [
         row("home", &settings.robocorp_home, path),
         row("holofs-home", &settings.holofs_home, path),
+        row("cache-dir", &settings.cache_dir, path),
         row("controller", &settings.controller, |name| name.as_str().into()),
         row("strategy", &mount.strategy, |strategy| strategy.to_string().into()),
         row("io", &mount.io, |io| io.to_string().into()),

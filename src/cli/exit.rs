@@ -188,6 +188,10 @@ impl Advice for SpaceError {
             Self::EphemeralOverChanges(_) => {
                 try_this(USAGE, "another space name, or --fresh to drop the changes")
             }
+            Self::KeptElsewhere { .. } => {
+                try_this(MOUNTPOINT, "leave out --upper-dir, or delete the space first")
+            }
+            Self::NotAPath(_) => try_this(USAGE, "a path with a slash as SPACE"),
             Self::StateInsideLibrary { .. } => {
                 try_this(USAGE, "set HOLOFS_HOME to a directory outside the library")
             }
@@ -322,6 +326,8 @@ impl Advice for session::Error {
             Self::NotRccs(_) => try_this(USAGE, "LIBRARY `auto`, or leave out --build"),
             Self::NoRcc(_) => try_this(NOT_FOUND, "install rcc, or put it on PATH"),
             Self::NotBuilt(_) => try_this(ENVIRONMENT, "read rcc's messages above"),
+            Self::Settings(error) => error.advice(),
+            Self::Link { .. } => try_this(MOUNTPOINT, "another path for --link"),
             Self::NothingChosen => try_this(USAGE, "`holofs mount --help`"),
             Self::Mount { source, .. } => source.advice(),
             Self::OtherBlueprint { .. } => {

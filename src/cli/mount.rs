@@ -1,5 +1,6 @@
 //! `holofs mount`.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::exit::{Failure, OK, describe};
@@ -26,6 +27,9 @@ pub(super) struct MountArgs {
     /// Size limit of the cache of unpacked blobs, with a unit K, M, G or T [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     cache_size: Option<u64>,
+    /// The directory of compiled indexes and unpacked blobs [default: cache in holofs's home]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<OsString>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +72,7 @@ impl MountArgs {
         flags.strategy = self.strategy;
         flags.io = self.io;
         flags.cache_size = self.cache_size;
+        flags.cache_dir = self.cache_dir.clone();
     }
 }
 
@@ -89,6 +94,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             note(format!(
                 "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
             ));
+        }
+        if let Some(own) = &plan.space.own {
+            let (count, own) = (mounted.relocated, own.display());
+            note(format!("{count} files name {own}, on which this space is not mounted"));
         }
         if let Some(aside) = &mounted.set_aside {
             let aside = aside.display();

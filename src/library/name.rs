@@ -42,6 +42,12 @@ pub fn identity(home: Option<&[u8]>, controller: &str, space: &str) -> Identity 
     space_name(&user7(home), controller, space)
 }
 
+/// The directory name of the unmanaged space `space` of `controller`. It is the same for all users.
+#[must_use]
+pub fn unmanaged_identity(controller: &str, space: &str) -> Identity {
+    space_name(UNMANAGED, controller, space)
+}
+
 /// The name of the directory in which rcc builds environments for `platform`, written as `linux amd64`.
 #[must_use]
 pub fn stage_identity(home: Option<&[u8]>, platform: &str) -> Identity {

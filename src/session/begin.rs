@@ -18,6 +18,7 @@ use crate::space::SpaceError;
 use crate::space::held::Held;
 use crate::space::record::{self, SpaceRecord};
 use crate::space::run::{RunInfo, read_run};
+use crate::space::state::link_target;
 use crate::sys::fuse_mount::{self, Liveness};
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::process;
@@ -158,6 +159,16 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     if plan.request.foreground {
         differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
     }
+    if plan.space.mountpoint != run.mountpoint && plan.space.own.is_some() {
+        differ("--foreign".to_owned(), &format!("mounted on {}", run.mountpoint.display()));
+    }
+    if let Some(dir) = &plan.request.upper_dir {
+        let wanted = dir.join(plan.space.identity.as_str());
+        let place = link_target(&plan.state_dir()).unwrap_or_else(|| plan.state_dir());
+        if place != wanted {
+            differ(format!("--upper-dir {}", dir.display()), &place.display().to_string());
+        }
+    }
     // The daemon of an older version does not record the rest.
     let Some(extra) = &run.extra else { return out };
     let wanted = plan.extra();
@@ -175,6 +186,10 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
             Some(Prefetch::From(path)) => path.display().to_string(),
         };
         differ(format!("--prefetch {}", name(&wanted.prefetch)), &name(&extra.prefetch));
+    }
+    if let Some(dir) = plan.typed_cache_dir.as_ref().filter(|dir| extra.cache_dir.as_ref() != Some(dir)) {
+        let in_force = extra.cache_dir.as_ref().map(|dir| dir.display().to_string());
+        differ(format!("--cache-dir {}", dir.display()), &in_words(in_force));
     }
     if let Some(size) = asked.cache_size.typed().filter(|size| **size != extra.cache_size) {
         differ(format!("--cache-size {size}"), &extra.cache_size.to_string());

@@ -9,7 +9,7 @@ use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
 use crate::space::record::{self, Basis, SpaceRecord};
-use crate::space::state::StateDir;
+use crate::space::state::{StateDir, place_below};
 use crate::space::{SpaceError, meta, mountpoint};
 use crate::sys::guarded::Dir;
 use crate::sys::process;
@@ -23,10 +23,16 @@ impl MountPlan {
     /// # Errors
     /// When the space cannot be mounted. No change of the user is lost.
     pub fn claim(&self, catalog_sha256: &[u8; 32]) -> Result<Claim<'_>, SpaceError> {
+        if let Some(dir) = &self.request.upper_dir {
+            place_below(&self.state_dir(), dir)?;
+        }
         let state = StateDir::open_locked(&self.state_dir())?;
         // Used by descriptor from here on: somebody may replace the directory at this path.
         let base = mountpoint::open_base(&self.space)?;
-        let lock = MetaLock::take(&base, &self.space, self.lock_timeout)?;
+        let lock = match self.space.own {
+            Some(_) => MetaLock::none(),
+            None => MetaLock::take(&base, &self.space, self.lock_timeout)?,
+        };
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
         let (recorded, aside) = self.adopt(&state, catalog_sha256).inspect_err(|_| {
             if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
@@ -85,7 +91,8 @@ impl MountPlan {
             identity: self.space.identity.to_string(),
             catalog_sha256: Hex(catalog_sha256).to_string(),
             blueprint: self.catalog.blueprint.clone(),
-            base: self.space.base().to_string_lossy().into_owned(),
+            base: self.space.own_base().to_string_lossy().into_owned(),
+            foreign: self.space.own.is_some().then(|| self.space.mountpoint.clone()),
             library: self.location.path.to_string_lossy().into_owned(),
             controller: self.space.controller.clone(),
             space: self.space.label.clone(),
@@ -126,6 +133,9 @@ impl Claim<'_> {
             // If the daemon is killed before `publish`, the next mount must not take the stub for the complete file.
             self.state.note_unpublished(&mut self.recorded)?;
             meta::write_stub(&self.base, &self.plan.space, catalog, self.umask)?;
+        }
+        if self.plan.space.own.is_some() {
+            return Ok(());
         }
         meta::append_use(&self.base, &self.plan.space, self.umask)
     }

@@ -81,7 +81,8 @@ pub(super) fn filesystem(
     let (index, source) = (Arc::clone(index), Arc::clone(&materializer));
     let namespace = Namespace::open(index, source, staging, upper, owner, keeps_atime)
         .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
-    let space = open_dir(&state_dir)?;
+    // With `--upper-dir`, the name of the directory is a link, in a directory of this user. The dot follows it.
+    let space = open_dir(&state_dir.join("."))?;
     Ok((Arc::new(Fs::new(namespace.until_recorded(), materializer, space)), reflink))
 }
 

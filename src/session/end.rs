@@ -86,7 +86,7 @@ impl<'e> Unmounting<'e> {
     /// As `unmount`, and when the mount is another user's.
     pub fn one(&self, typed: &OsStr) -> Result<Option<PathBuf>, Error> {
         let given = SpaceArg::parse(typed)?;
-        let identity = match (given.identity(self.env, self.controller), &given) {
+        let identity = match (given.existing(self.env, self.controller), &given) {
             // The path cannot be the mountpoint of a space, so nothing of ours is mounted there.
             (Err(_), SpaceArg::Path(_)) => None,
             (identity, _) => Some(identity?),

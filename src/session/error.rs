@@ -14,7 +14,7 @@ use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;
 use crate::restore::RestoreError;
-use crate::settings::SetBy;
+use crate::settings::{SetBy, SettingsError};
 use crate::space::SpaceError;
 use crate::sys::fuse_mount::MountError;
 use crate::sys::{errno_of, plain, process};
@@ -52,6 +52,17 @@ pub enum Error {
     /// rcc could not build the environment.
     #[error("rcc could not build the environment ({0})")]
     NotBuilt(ExitStatus),
+    /// `--cache-dir`, `--upper-dir` or `--link` is relative, and there is no current directory.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// `--link` cannot be made.
+    #[error("{path}: {why}")]
+    Link {
+        /// The path of the link.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
     /// `mount` without arguments in a directory without a robot.yaml.
     #[error("no LIBRARY and SPACE were given, and there is no robot.yaml in this directory")]
     NothingChosen,

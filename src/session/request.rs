@@ -14,12 +14,12 @@ use super::arrival::wait_for_recording;
 use super::choice::{Choice, Composed};
 use super::environment::Environment;
 use super::error::Error;
-use super::wanted;
+use super::{link, wanted};
 use crate::blueprint::robot::{self, Robot};
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
-use crate::settings::{MountSettings, Prefetch, Settings};
+use crate::settings::{MountSettings, Prefetch, Settings, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -57,6 +57,18 @@ pub struct MountRequest {
     /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
     #[arg(short, value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,
+    /// Mount an unmanaged space, which `rcc run --unmanaged` uses without checking it
+    #[arg(long)]
+    pub unmanaged: bool,
+    /// Mount on the path SPACE, which may be any directory; files with relocations still name the space's own directory
+    #[arg(long)]
+    pub foreign: bool,
+    /// Make PATH a symbolic link to the mountpoint
+    #[arg(long, value_name = "PATH")]
+    pub link: Option<PathBuf>,
+    /// Keep the changes of the space below this directory
+    #[arg(long, value_name = "DIR")]
+    pub upper_dir: Option<PathBuf>,
     /// Allow other users to access the mount
     #[arg(long)]
     pub allow_other: bool,
@@ -71,6 +83,8 @@ pub struct MountPlan {
     pub composed: Option<Composed>,
     /// The values of the options that settings can set too.
     pub settings: MountSettings,
+    /// `--cache-dir`, if it was typed.
+    pub typed_cache_dir: Option<PathBuf>,
     /// How long to wait for rcc's locks.
     pub lock_timeout: Duration,
     /// The directories of this user.
@@ -115,7 +129,8 @@ impl MountPlan {
     #[must_use]
     pub fn extra(&self) -> Extra {
         let MountRequest { allow_other, options, prefetch, .. } = self.request.clone();
-        Extra { allow_other, options, prefetch, cache_size: self.settings.cache_size.value }
+        let cache_dir = Some(self.env.cache.clone());
+        Extra { allow_other, options, prefetch, cache_size: self.settings.cache_size.value, cache_dir }
     }
 }
 
@@ -143,11 +158,20 @@ impl MountRequest {
         }
         let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
         self.check_options()?;
+        if let Some(dir) = &mut self.upper_dir {
+            *dir = absolute(dir)?;
+            check_outside(&dir.join(space.identity.as_str()), &location.path)?;
+        }
+        if let Some(link) = &mut self.link {
+            *link = absolute(link)?;
+            link::check(link, &space.mountpoint)?;
+        }
         check_outside(&env.state_dir(&space.identity), &location.path)?;
         Ok(MountPlan {
             request: self,
             composed,
             settings: mount.clone(),
+            typed_cache_dir: settings.cache_dir.typed().cloned(),
             lock_timeout: settings.lock_timeout.value,
             env: env.clone(),
             location,
@@ -174,6 +198,8 @@ impl MountRequest {
             controller: &settings.controller.value,
             blueprint: self.choice.blueprint.as_deref(),
             fresh: self.fresh,
+            unmanaged: self.unmanaged,
+            foreign: self.foreign,
         };
         let mut selected = select(location, &wanted, env);
         // rcc writes catalogs in place, so a catalog that cannot be read may be complete a moment later.

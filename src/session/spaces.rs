@@ -195,7 +195,7 @@ impl<'e> Survey<'e> {
     /// [`Error::NoSpace`], and when the name is not valid.
     pub fn find(&self, given: &OsStr, controller: &str, entries: usize) -> Result<Space, Error> {
         let arg = SpaceArg::parse(given)?;
-        let identity = arg.identity(self.env, controller)?;
+        let identity = arg.existing(self.env, controller)?;
         let found = if self.env.state_dir(&identity).is_dir() {
             Some(self.recorded(&identity, entries))
         } else {

@@ -57,6 +57,10 @@ impl Held {
     /// # Errors
     /// When the upper cannot be read.
     pub fn of(state_dir: &Path, record: &SpaceRecord, place: &Path) -> Result<Held, SpaceError> {
+        if record.basis.foreign.is_some() {
+            // rcc does not know it, and there are no files beside it.
+            return Ok(Held::Catalog { described: true });
+        }
         let is_published = record.is_published();
         // `.meta` is the file that the last mount wrote, so rcc has changed nothing.
         if is_published && record.described.is_some() && meta::look_of(place) == record.described {

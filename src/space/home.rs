@@ -25,6 +25,8 @@ pub struct Env {
     pub robocorp_home: PathBuf,
     /// The directory of holofs's own files.
     pub holofs_home: PathBuf,
+    /// The directory of compiled indexes, unpacked blobs and profiles.
+    pub cache: PathBuf,
     /// The shared holotree, also if this user has not joined it.
     pub shared_root: PathBuf,
 }
@@ -37,6 +39,7 @@ impl Env {
             home: settings.home.clone(),
             robocorp_home: settings.robocorp_home.value.clone(),
             holofs_home: settings.holofs_home.value.clone(),
+            cache: settings.cache_dir.value.clone(),
             shared_root: PathBuf::from(SHARED_ROOT),
         }
     }
@@ -88,9 +91,10 @@ impl Env {
             Err(error) if error.is_not_found() => Ok(None),
             found => found.map(Some),
         };
-        let Some(home) = there(Dir::open(&self.holofs_home, Trust::Private))? else { return Ok(()) };
-        there(home.open_dir(OsStr::new("spaces"), Trust::Private))?;
-        let Some(cache) = there(home.open_dir(OsStr::new("cache"), Trust::Private))? else { return Ok(()) };
+        if let Some(home) = there(Dir::open(&self.holofs_home, Trust::Private))? {
+            there(home.open_dir(OsStr::new("spaces"), Trust::Private))?;
+        }
+        let Some(cache) = there(Dir::open(&self.cache, Trust::Private))? else { return Ok(()) };
         for name in ["index", "blobs", "profiles"] {
             there(cache.open_dir(OsStr::new(name), Trust::Private))?;
         }
@@ -100,7 +104,7 @@ impl Env {
     /// The directory of compiled indexes, unpacked blobs and profiles.
     #[must_use]
     pub fn cache_dir(&self) -> PathBuf {
-        self.holofs_home.join("cache")
+        self.cache.clone()
     }
 }
 

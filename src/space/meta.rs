@@ -48,6 +48,12 @@ pub struct MetaLock {
 }
 
 impl MetaLock {
+    /// No lock, for a space that rcc does not know.
+    #[must_use]
+    pub fn none() -> MetaLock {
+        MetaLock { file: None }
+    }
+
     /// Waits for the lock up to `timeout`. `base` is the directory above the space's directory.
     ///
     /// # Errors

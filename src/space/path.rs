@@ -9,8 +9,10 @@ use crate::library::name::Identity;
 pub struct SpacePath {
     /// The name of its directory. Relocation writes these bytes into files.
     pub identity: Identity,
-    /// Its directory, absolute.
+    /// The directory on which it is mounted, absolute.
     pub mountpoint: PathBuf,
+    /// The directory that its files name, if it is mounted on another one (`--foreign`). rcc does not know such a mount.
+    pub own: Option<PathBuf>,
     /// The name by which its user knows it (`demo`).
     pub label: String,
     /// The controller as rcc records it (`rcc.user`).
@@ -18,10 +20,16 @@ pub struct SpacePath {
 }
 
 impl SpacePath {
-    /// The directory above the mountpoint. The environment works in this directory only.
+    /// The directory above the mountpoint.
     #[must_use]
     pub fn base(&self) -> &Path {
         self.mountpoint.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// The directory above the one that its files name. The environment works in this directory only.
+    #[must_use]
+    pub fn own_base(&self) -> &Path {
+        self.own.as_ref().unwrap_or(&self.mountpoint).parent().unwrap_or(Path::new("/"))
     }
 }
 

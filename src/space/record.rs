@@ -39,6 +39,9 @@ pub struct Basis {
     pub controller: String,
     /// The space's name as its user knows it.
     pub space: String,
+    /// The directory on which the space is mounted, if it is not the one that its files name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<PathBuf>,
     /// The changes are dropped at the end of the mount, or by the next mount if the daemon was killed.
     #[serde(default)]
     pub ephemeral: bool,
@@ -48,7 +51,7 @@ impl Basis {
     /// The space's directory.
     #[must_use]
     pub fn place(&self) -> PathBuf {
-        Path::new(&self.base).join(&self.identity)
+        self.foreign.clone().unwrap_or_else(|| Path::new(&self.base).join(&self.identity))
     }
 
     /// Whether changes that were made over `other` are valid over this, too.

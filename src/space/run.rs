@@ -69,6 +69,9 @@ pub struct Extra {
     pub prefetch: Option<Prefetch>,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
+    /// The directory of the cache. None in the record of an older version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl RunInfo {

@@ -35,6 +35,24 @@ pub enum SpaceArg {
 }
 
 impl SpaceArg {
+    /// The identity of an existing space. A name means an unmanaged space if there is no other of this name, and a path can
+    /// be any directory on which a space was mounted.
+    ///
+    /// # Errors
+    /// As [`SpaceArg::identity`].
+    pub fn existing(&self, env: &Env, controller: &str) -> Result<Identity, SpaceError> {
+        let identity = self.identity(env, controller);
+        if identity.as_ref().is_ok_and(|identity| env.state_dir(identity).is_dir()) {
+            return identity;
+        }
+        let other = match self {
+            SpaceArg::Name(name) => name::unmanaged_identity(controller, name),
+            SpaceArg::Path(path) => foreign_identity(path, env, controller),
+            SpaceArg::Identity(identity) => identity.clone(),
+        };
+        if env.state_dir(&other).is_dir() { Ok(other) } else { identity }
+    }
+
     /// Parses the argument.
     ///
     /// # Errors
@@ -71,7 +89,7 @@ impl SpaceArg {
 }
 
 /// What the user typed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted<'a> {
     /// SPACE: a path, an identity, or a name.
     pub space: &'a OsStr,
@@ -81,6 +99,10 @@ pub struct Wanted<'a> {
     pub blueprint: Option<&'a str>,
     /// `--fresh`: ignore the changes of earlier mounts.
     pub fresh: bool,
+    /// `--unmanaged`: a name means the unmanaged space of this name.
+    pub unmanaged: bool,
+    /// `--foreign`: the typed path may be any directory.
+    pub foreign: bool,
 }
 
 /// What the user means.
@@ -105,11 +127,16 @@ pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Sele
     let search = Search::new(library, wanted, env)?;
     let (catalog, holds) = search.choose()?;
     let (base, index) = search.base_for(&catalog)?;
-    let mountpoint = base.join(search.identity.as_str());
-    let (label, controller) = search.called(&mountpoint);
-    let identity = search.identity;
+    let own = base.join(search.identity.as_str());
+    let (label, controller) = search.called(&own);
+    let Search { identity, given, .. } = search;
     tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
-    Ok(Selected { catalog, index, holds, space: SpacePath { identity, mountpoint, label, controller } })
+    let (mountpoint, own) = match given {
+        SpaceArg::Path(path) if path != own && !is_same_dir_of(&path, &own) => (path, Some(own)),
+        _ => (own, None),
+    };
+    let space = SpacePath { identity, mountpoint, own, label, controller };
+    Ok(Selected { catalog, index, holds, space })
 }
 
 /// Chooses the catalog alone. The argument is four or more first digits of a blueprint in the library, or else a space.
@@ -132,6 +159,7 @@ pub fn select_environment(
         controller,
         blueprint: prefix.as_deref(),
         fresh,
+        ..Wanted::default()
     };
     Search::new(library, &wanted, env)?.choose().map(|(catalog, _)| catalog)
 }
@@ -160,7 +188,12 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(library: &'a Location, wanted: &'a Wanted<'a>, env: &'a Env) -> Result<Self, SpaceError> {
         let given = SpaceArg::parse(wanted.space)?;
-        let identity = given.identity(env, wanted.controller)?;
+        let identity = match &given {
+            SpaceArg::Name(name) if wanted.unmanaged => name::unmanaged_identity(wanted.controller, name),
+            SpaceArg::Path(path) if wanted.foreign => foreign_identity(path, env, wanted.controller),
+            SpaceArg::Name(name) if wanted.foreign => return Err(SpaceError::NotAPath(name.clone())),
+            _ => given.identity(env, wanted.controller)?,
+        };
         Ok(Self { library, wanted, env, given, identity })
     }
 
@@ -175,6 +208,7 @@ impl<'a> Search<'a> {
                 Some(parent) if is_same_dir(parent, &base) => {
                     Ok((if known.contains(&base) { base } else { parent.to_owned() }, index))
                 }
+                _ if self.wanted.foreign => Ok((base, index)),
                 _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
             };
         }
@@ -304,6 +338,22 @@ impl<'a> Search<'a> {
 fn no_catalog(why: &str, candidates: &[&CatalogName]) -> SpaceError {
     let candidates = candidates.iter().map(|catalog| ((*catalog).clone(), String::new())).collect();
     SpaceError::NoCatalog { why: why.to_owned(), candidates }
+}
+
+/// The identity of a space on any directory: the name of the directory, if it can be one, else a name that is made of the
+/// path.
+fn foreign_identity(path: &Path, env: &Env, controller: &str) -> Identity {
+    let name = path.file_name().unwrap_or_default();
+    Identity::from_name(name.as_bytes())
+        .unwrap_or_else(|_| name::identity(env.home_bytes(), controller, &path.to_string_lossy()))
+}
+
+/// Whether two paths end in the same name in the same directory.
+fn is_same_dir_of(a: &Path, b: &Path) -> bool {
+    match (a.parent(), b.parent()) {
+        (Some(above_a), Some(above_b)) => a.file_name() == b.file_name() && is_same_dir(above_a, above_b),
+        _ => false,
+    }
 }
 
 /// Whether two paths lead to the same directory.

@@ -32,7 +32,7 @@ use super::upper::mark::Mark;
 use super::upper::{self, UpperError};
 use super::{SpaceError, lock};
 use crate::library::look::Look;
-use crate::sys::guarded::{self, Access, Dir, Durability, Replace, Trust, Writers};
+use crate::sys::guarded::{self, Access, Dir, Durability, Problem, Replace, Trust, Writers};
 use crate::sys::tree;
 
 /// How long a busy lock is tried again. `holofs list` holds the lock for an instant to see whether it is free.
@@ -55,7 +55,15 @@ impl StateDir {
     /// [`SpaceError::Busy`] if another process has locked it, and the errors of creating it.
     pub fn open_locked(path: &Path) -> Result<StateDir, SpaceError> {
         let spaces = Dir::make_ours(path.parent().unwrap_or(path))?;
-        let opened = spaces.make_dir(path.file_name().unwrap_or_default(), Trust::Private)?;
+        let name = path.file_name().unwrap_or_default();
+        let opened = match spaces.make_dir(name, Trust::Private) {
+            // `--upper-dir` made this link. Only this user can write to the directory of the link.
+            Err(error) if matches!(error.problem, Problem::NotADirectory(_)) => match link_target(path) {
+                Some(target) => Dir::open(&target, Trust::Private)?,
+                None => return Err(error.into()),
+            },
+            opened => opened?,
+        };
         let lock = lock::take(&opened, OsStr::new("lock"), 0o600, PROBE_GRACE)?.map_err(|holder| {
             let identity = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             SpaceError::Busy { identity, pid: read_run(path).map(|run| run.pid).or(holder) }
@@ -282,6 +290,38 @@ fn unused(state_dir: &Path, prefix: &str) -> PathBuf {
         }
         n += 1;
     }
+}
+
+/// Keeps the state of a space below `dir` instead of in holofs's home, where a link leads to it. Nothing is moved.
+///
+/// # Errors
+/// [`SpaceError::KeptElsewhere`] if the space has changes in another place, and the errors of making the directory.
+pub fn place_below(state_dir: &Path, dir: &Path) -> Result<(), SpaceError> {
+    let name = state_dir.file_name().unwrap_or_default();
+    let wanted = dir.join(name);
+    let place = link_target(state_dir).unwrap_or_else(|| state_dir.to_owned());
+    let exists = std::fs::symlink_metadata(state_dir).is_ok();
+    if exists && place == wanted {
+        return Dir::make_ours(&wanted).map(drop).map_err(Into::into);
+    }
+    if exists && (is_locked(state_dir) || has_changes(state_dir)?) {
+        let identity = name.to_string_lossy().into_owned();
+        return Err(SpaceError::KeptElsewhere { identity, place, wanted });
+    }
+    Dir::make_ours(&wanted)?;
+    let spaces = Dir::make_ours(state_dir.parent().unwrap_or(state_dir))?;
+    if exists {
+        tree::remove(spaces.as_fd(), Path::new(name))
+            .map_err(|errno| SpaceError::io(state_dir)(errno.into()))?;
+    }
+    rustix::fs::symlinkat(&wanted, &spaces, name).map_err(|errno| SpaceError::io(state_dir)(errno.into()))?;
+    Ok(spaces.sync()?)
+}
+
+/// The directory to which the link leads that [`place_below`] made.
+#[must_use]
+pub fn link_target(state_dir: &Path) -> Option<PathBuf> {
+    std::fs::read_link(state_dir).ok().filter(|target| target.is_absolute())
 }
 
 /// The path of a space's log.

@@ -30,6 +30,7 @@ mod neighbours;
 mod overlayfs;
 mod parity;
 mod passthrough;
+mod placement;
 mod power;
 mod record;
 mod reflink;

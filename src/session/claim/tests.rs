@@ -44,6 +44,7 @@ impl Place {
             home: Some("/tmp/rcchome/home".into()),
             robocorp_home: path.to_owned(),
             holofs_home: path.join("holofs"),
+            cache: path.join("holofs/cache"),
             shared_root: "/opt/robocorp/ht".into(),
         };
         let identity = Identity::parse(ID).unwrap();
@@ -55,12 +56,14 @@ impl Place {
             space: SpacePath {
                 mountpoint: path.join("holotree").join(ID),
                 identity,
+                own: None,
                 label: "golden-one".into(),
                 controller: "rcc.user".into(),
             },
             env,
             request: MountRequest::default(),
             composed: None,
+            typed_cache_dir: None,
             settings: MountSettings::default(),
             lock_timeout: Duration::from_millis(50),
         }

@@ -13,6 +13,7 @@ fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
     SpacePath {
         identity: Identity::from_name(name.as_bytes()).unwrap(),
         mountpoint: base.join(name),
+        own: None,
         label: label.into(),
         controller: "rcc.user".into(),
     }

@@ -21,6 +21,7 @@ impl Fixture {
             home: Some("/root".into()),
             robocorp_home: home.clone(),
             holofs_home: home.join("holofs"),
+            cache: home.join("holofs/cache"),
             shared_root: "/opt/robocorp/ht".into(),
         };
         let fixture = Fixture { dir, env };
@@ -58,7 +59,13 @@ impl Fixture {
 
     fn select(&self, space: &str, blueprint: Option<&str>) -> Result<Selected, SpaceError> {
         let library = Location::directory(self.hololib());
-        let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint, fresh: false };
+        let wanted = Wanted {
+            space: OsStr::new(space),
+            controller: "user",
+            blueprint,
+            fresh: false,
+            ..Wanted::default()
+        };
         select(&library, &wanted, &self.env)
     }
 
@@ -72,6 +79,7 @@ impl Fixture {
             library: self.hololib().display().to_string(),
             controller: "rcc.recorded".into(),
             space: "recorded".into(),
+            foreign: None,
             ephemeral: false,
         };
         StateDir::open_locked(&dir).unwrap().adopt(&content, false).unwrap();
@@ -213,7 +221,13 @@ fn a_base_that_nobody_named_is_refused() {
     std::fs::rename(f.hololib(), copy.join("hololib")).unwrap();
     let library = Location::directory(copy.join("hololib"));
     let select = |f: &Fixture, space: &str| {
-        let wanted = Wanted { space: OsStr::new(space), controller: "user", blueprint: None, fresh: false };
+        let wanted = Wanted {
+            space: OsStr::new(space),
+            controller: "user",
+            blueprint: None,
+            fresh: false,
+            ..Wanted::default()
+        };
         super::select(&library, &wanted, &f.env)
     };
     assert_eq!(select(&f, "demo").unwrap().space.mountpoint, f.base().join(DEMO));
@@ -240,7 +254,13 @@ fn of_two_paths_of_a_base_the_one_that_the_user_knows_is_taken() {
     let library = Location::directory(link.join("hololib"));
     let mut env = f.env.clone();
     env.robocorp_home = "/elsewhere".into();
-    let wanted = Wanted { space: OsStr::new("demo"), controller: "user", blueprint: None, fresh: false };
+    let wanted = Wanted {
+        space: OsStr::new("demo"),
+        controller: "user",
+        blueprint: None,
+        fresh: false,
+        ..Wanted::default()
+    };
     let selected = select(&library, &wanted, &env).unwrap();
     std::fs::remove_file(&link).unwrap();
     assert_eq!(selected.space.mountpoint, link.join("holotree").join(DEMO));

@@ -11,6 +11,7 @@ fn content(sha: &str, blueprint: &str) -> Basis {
         library: "/hololib".into(),
         controller: "rcc.user".into(),
         space: "demo".into(),
+        foreign: None,
         ephemeral: false,
     }
 }
