@@ -11,6 +11,7 @@ mod config;
 mod escape;
 pub mod exit;
 mod hash;
+mod help;
 mod list;
 mod log;
 mod mount;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::settings::{Flags, Settings};
@@ -47,13 +48,8 @@ use tracing::level_filters::LevelFilter;
     version,
     about,
     long_about = None,
-    after_help = "Examples:
-  holofs mount auto demo      # mount an environment of rcc's library; prints the directory
-  holofs list                 # list all spaces
-  holofs unmount demo         # unmount; the changes are kept for the next mount
-  holofs help mount
-
-Exit codes:
+    // For the man page. `holofs --help` has a text of its own, see `help`.
+    after_help = "Exit codes:
   0 success, 1 other failure, 2 usage, 3 library, 4 configuration, 5 environment,
   6 blueprint or space not found, 7 mountpoint, 8 FUSE not available,
   9 strategy not possible, 11 integrity, 12 busy or lock timeout, 130 interrupted"
@@ -151,7 +147,7 @@ pub(crate) struct Context {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         // For clap, --help and --version are errors. They go to standard output.
         Err(error) if !error.use_stderr() => return output::print_help(&error),
@@ -192,6 +188,11 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }),
     }
+}
+
+/// Parses the arguments by the definition with the help in groups.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&help::definition().try_get_matches_from(args)?)
 }
 
 /// Reads the settings, with the flags of this command line.
