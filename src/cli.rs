@@ -8,6 +8,7 @@ mod blueprint;
 mod catalogs;
 mod check;
 mod config;
+mod doctor;
 mod escape;
 pub mod exit;
 mod hash;
@@ -129,6 +130,9 @@ enum Command {
     Restore(restore::Args),
     /// Print each setting and where it was set
     Config(config::Args),
+    /// Examine whether and how well holofs works here
+    #[command(visible_alias = "probe")]
+    Doctor(doctor::Args),
 }
 
 /// The values that every command gets.
@@ -224,8 +228,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
 fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     let Global { json, silent, .. } = cli.global;
     let context = Context { env: Env::new(&settings), settings, json, silent };
-    // `record` does not use these directories.
-    if !matches!(cli.command, Command::Record(_)) {
+    // `record` does not use these directories, and `doctor` says what is wrong with them.
+    if !matches!(cli.command, Command::Record(_) | Command::Doctor(_)) {
         context.env.check_own_dirs()?;
     }
     match cli.command {
@@ -245,6 +249,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Record(args) => record::run(args, &context),
         Command::Restore(args) => restore::run(args, &context),
         Command::Config(_) => config::run(&context),
+        Command::Doctor(args) => doctor::run(args, &context),
     }
 }
 

@@ -16,6 +16,7 @@ mod chores;
 pub mod claim;
 pub mod compose;
 mod daemon;
+pub mod doctor;
 mod end;
 pub mod environment;
 mod error;

@@ -3,6 +3,7 @@
 
 pub mod backing;
 pub mod boot;
+pub mod confinement;
 pub mod fd;
 pub mod filesystem;
 pub mod fuse_mount;
@@ -10,6 +11,7 @@ pub mod guarded;
 pub mod log_file;
 pub mod mountinfo;
 pub mod order;
+pub mod probe;
 pub mod process;
 pub mod signals;
 pub mod surroundings;

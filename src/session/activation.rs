@@ -126,7 +126,7 @@ impl<'a> Activation<'a> {
 
 /// The program rcc: `HOLOFS_RCC`, or the one on `PATH`. Without one, `RCC_EXE` is not set: a program that starts it would
 /// not get what it expects from any other program, and can find out that there is none.
-fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
+pub(super) fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
     let caller = &settings.caller;
     let name = caller.rcc.as_deref().unwrap_or("rcc".as_ref());
     match program::find(name, caller.path.as_deref().unwrap_or_default(), cwd) {

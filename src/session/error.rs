@@ -201,6 +201,14 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A directory cannot be probed.
+    #[error("{path}: {why}")]
+    NotProbed {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
     /// No space has this name, identity or path.
     #[error("{given}: no such space ({identity})")]
     NoSpace {

@@ -193,6 +193,12 @@ impl Client {
         }
     }
 
+    /// The program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Mounts, and returns the mount's `/dev/fuse` descriptor.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod cli_mount;
 mod crash;
 mod damage;
 mod differential;
+mod doctor;
 mod frozen;
 mod helper;
 mod hostile_catalog;
