@@ -17,6 +17,7 @@ mod list;
 mod log;
 mod mount;
 mod output;
+mod rcc;
 mod record;
 mod restore;
 mod run;
@@ -89,6 +90,8 @@ pub(crate) struct Global {
     /// Print no colours
     #[arg(long, global = true, action = ArgAction::SetTrue, help_heading = "Global options")]
     colorless: bool,
+    #[command(flatten)]
+    rcc: rcc::OfRcc,
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +149,8 @@ pub(crate) struct Context {
     pub(crate) json: bool,
     /// Print only results and errors.
     pub(crate) silent: bool,
+    /// What callers of rcc add.
+    pub(crate) rcc: rcc::OfRcc,
 }
 
 /// Runs the program.
@@ -226,8 +231,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
 }
 
 fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
-    let Global { json, silent, .. } = cli.global;
-    let context = Context { env: Env::new(&settings), settings, json, silent };
+    let Global { json, silent, rcc, .. } = cli.global;
+    let context = Context { env: Env::new(&settings), settings, json, silent, rcc };
     // `record` does not use these directories, and `doctor` says what is wrong with them.
     if !matches!(cli.command, Command::Record(_) | Command::Doctor(_)) {
         context.env.check_own_dirs()?;

@@ -107,10 +107,17 @@ pub(super) fn run_shell(args: ShellArgs, context: &Context) -> Result<u8, Failur
 
 fn go(args: SpaceArgs, job: Job, rcc_codes: bool, context: &Context) -> Result<u8, Failure> {
     let mut mount = args.mount.request;
+    mount.choice.build &= !context.rcc.no_build;
     if let Some(name) = args.name {
         mount.space = Some(name);
     }
-    let request = RunRequest { mount, activation: args.activation, job, cwd: args.cwd, keep: args.keep };
+    let request = RunRequest {
+        mount,
+        activation: context.rcc.managed(args.activation),
+        job,
+        cwd: args.cwd,
+        keep: args.keep,
+    };
     let settings = context.settings.mount.as_ref()?;
     let mut note = |text: &str| output::note(context.silent, text);
     match run::run(&request, &context.settings, settings, &context.env, describe, &mut note) {

@@ -17,7 +17,7 @@ use crate::session::variables::{self, VariablesRequest};
     after_help = "Prints what `rcc holotree variables` prints, in the same order, and quotes the values. If a
 name occurs more than once, its last value counts. The space is mounted if necessary, and
 stays mounted. Without FILE and --robot, the robot.yaml in the current directory chooses
-the environment.
+the environment. `--no-pyc-management` and `--no-temp-management` act as in rcc.
 
 Examples:
   source <(holofs variables -s demo -r robot.yaml)
@@ -56,41 +56,15 @@ pub(super) struct Args {
     /// Drop the changes of the space and mount it anew
     #[arg(short, long, conflicts_with = "no_mount")]
     force: bool,
-    /// What callers of rcc always add has no effect here
-    #[command(flatten)]
-    ignored: Ignored,
-}
-
-/// Flags of rcc that its callers add to every command. They have no effect here.
-#[derive(Debug, clap::Args)]
-struct Ignored {
-    #[arg(long, hide = true)]
-    bundled: bool,
-    #[arg(long, hide = true)]
-    robocorp: bool,
-    #[arg(long, hide = true)]
-    sema4ai: bool,
-    #[arg(long, hide = true)]
-    no_retry_build: bool,
-    #[arg(long, hide = true)]
-    no_build: bool,
-    #[arg(long, hide = true)]
-    liveonly: bool,
-    #[arg(long, hide = true)]
-    config: Option<OsString>,
-    #[arg(long, hide = true)]
-    anything: Option<OsString>,
-    #[arg(long, hide = true)]
-    tag: Option<OsString>,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    tracing::debug!(ignored = ?args.ignored, "flags without effect");
     let mut choice = args.choice;
     choice.conda.extend(args.files);
+    choice.build &= !context.rcc.no_build;
     let request = VariablesRequest {
         mount: MountRequest { library: args.library, space: args.space, choice, ..MountRequest::default() },
-        activation: args.activation,
+        activation: context.rcc.managed(args.activation),
         no_mount: args.no_mount,
         force: args.force,
     };

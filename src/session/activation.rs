@@ -21,14 +21,14 @@ pub struct ActivationFlags {
     /// A JSON or YAML file with variables to add, as rcc's env.json
     #[arg(short, long = "environment", value_name = "FILE")]
     pub env_file: Option<PathBuf>,
-    /// Let Python write bytecode into the space
-    #[arg(long)]
+    /// Let Python write bytecode into the space.
+    #[arg(skip)]
     pub no_pyc_management: bool,
-    /// Leave TEMP and TMP as they are
-    #[arg(long)]
+    /// Leave `TEMP` and `TMP` as they are.
+    #[arg(skip)]
     pub no_temp_management: bool,
-    /// As in rcc
-    #[arg(long, hide = true)]
+    /// As in rcc.
+    #[arg(skip)]
     pub warranty_voided: bool,
 }
 

@@ -170,6 +170,45 @@ fn bad_input() {
     }
 }
 
+/// The exact command lines of programs that call rcc. Their flags are accepted by every command.
+#[test]
+fn command_lines_of_rccs_callers() {
+    let library = environment().named("of a caller\nchannels: []\ndependencies: []");
+    let world = World::with(&library);
+    let dir = world.path().join("project");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("conda.yaml"), "name: of a caller\n").unwrap();
+    let holofs = |args: &str| {
+        let done = finish(world.holofs().args(args.split(' ')).current_dir(&dir));
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stdout
+    };
+    let hash = holofs(
+        "hash conda.yaml --silent --no-temp-management --warranty-voided --controller action-server --bundled --sema4ai",
+    );
+    assert_eq!(hash.trim(), library.hash());
+    for line in [
+        "variables --space HASH conda.yaml --config C --json --no-retry-build --no-pyc-management --liveonly --controller action-server --bundled --sema4ai",
+        "variables --space NAME conda.yaml --json --controller RobocorpCode",
+        "--bundled variables --no-build --build --space NAME conda.yaml --json --controller RobocorpCode",
+    ] {
+        let list: Value = serde_json::from_str(&holofs(line)).unwrap();
+        let value = |name: &str| {
+            let found = list.as_array().unwrap().iter().rev().find(|entry| entry["key"] == name);
+            found.unwrap()["value"].as_str().unwrap().to_owned()
+        };
+        assert!(Path::new(&value("PYTHON_EXE")).exists());
+        let identity =
+            std::fs::read_to_string(Path::new(&value("CONDA_PREFIX")).join("identity.yaml")).unwrap();
+        assert!(identity.starts_with("name: of a caller\n"));
+        assert_eq!(
+            list.as_array().unwrap().iter().any(|e| e["key"] == "PYTHONDONTWRITEBYTECODE"),
+            !line.contains("pyc")
+        );
+    }
+    holofs("unmount --all");
+}
+
 /// With the real rcc, byte for byte, if `HOLOFS_TEST_RCC` names one.
 #[test]
 fn json_is_rccs_byte_for_byte() {
