@@ -26,7 +26,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
 use crate::sys::{lexically_clean, plain};
-pub use choices::{IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy};
+pub use choices::{IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy, Verify};
 pub use network::Network;
 
 /// A value, and where it was set.
@@ -116,6 +116,8 @@ pub struct Flags {
     pub io: Option<IoMode>,
     /// `--cache-size`, in bytes
     pub cache_size: Option<u64>,
+    /// `--verify`
+    pub verify: Option<Verify>,
     /// `--cache-dir`
     pub cache_dir: Option<OsString>,
 }
@@ -169,6 +171,8 @@ pub struct MountSettings {
     pub restore_strategy: Setting<RestoreStrategy>,
     /// Who reads and writes files.
     pub io: Setting<IoMode>,
+    /// When blobs are verified.
+    pub verify: Setting<Verify>,
     /// The limit of the blob cache, in bytes.
     pub cache_size: Setting<u64>,
     /// The mount helper to start.
@@ -303,12 +307,17 @@ impl MountSettings {
             Some(io) => Setting::flag(io),
             None => variable(variables, "HOLOFS_IO", choice)?.unwrap_or_default(),
         };
+        let verify = match flags.verify {
+            Some(verify) => Setting::flag(verify),
+            None => variable(variables, "HOLOFS_VERIFY", choice)?.unwrap_or_default(),
+        };
         let mount_helper = variables(MountHelper::VARIABLE)
             .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
         Ok(Self {
             strategy,
             restore_strategy,
             io,
+            verify,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),

@@ -12,7 +12,7 @@ use crate::settings::{SetBy, Setting};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
 (HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
-HOLOFS_MOUNT_HELPER), a variable of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
+HOLOFS_VERIFY, HOLOFS_MOUNT_HELPER), a variable of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
 
 settings.yaml:
   holotree:
@@ -49,6 +49,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
         row("controller", &settings.controller, |name| name.as_str().into()),
         row("strategy", &mount.strategy, |strategy| strategy.to_string().into()),
         row("io", &mount.io, |io| io.to_string().into()),
+        row("verify", &mount.verify, |verify| verify.to_string().into()),
         row("cache-size", &mount.cache_size, |bytes| (*bytes).into()),
         row("lock-timeout", &settings.lock_timeout, |wait| wait.as_secs_f64().into()),
         row("mount-helper", &mount.mount_helper, |helper| helper.to_string().into()),

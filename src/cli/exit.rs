@@ -279,7 +279,10 @@ impl Advice for BlueprintError {
         match self {
             Self::Unreadable(_) => try_this(ENVIRONMENT, "a regular file that you may read"),
             Self::Bad { .. } => try_this(ENVIRONMENT, "correct this line"),
-            Self::Conflict { .. } => try_this(ENVIRONMENT, "name the version in one of the files only"),
+            Self::Conflict { .. } => try_this(
+                ENVIRONMENT,
+                "name the version in one of the files only; without -r, ./robot.yaml counts too",
+            ),
             Self::Devdeps { .. } => try_this(ENVIRONMENT, "leave out --devdeps, or use a package.yaml"),
             Self::IsRobot { .. } => try_this(ENVIRONMENT, "-r with this file"),
             Self::NoFile => try_this(ENVIRONMENT, "a conda.yaml or package.yaml, or -r robot.yaml"),
@@ -327,6 +330,7 @@ impl Advice for session::Error {
             Self::NoRcc(_) => try_this(NOT_FOUND, "install rcc, or put it on PATH"),
             Self::NotBuilt(_) => try_this(ENVIRONMENT, "read rcc's messages above"),
             Self::Settings(error) => error.advice(),
+            Self::NotOurs(_) => try_this(USAGE, "--verify once, which verifies each blob one time"),
             Self::Link { .. } => try_this(MOUNTPOINT, "another path for --link"),
             Self::NothingChosen => try_this(USAGE, "`holofs mount --help`"),
             Self::Mount { source, .. } => source.advice(),

@@ -8,7 +8,7 @@ use super::values::{seconds, size, strategy};
 use super::{Context, output};
 use crate::session;
 use crate::session::request::MountRequest;
-use crate::settings::{Flags, IoMode, Strategy};
+use crate::settings::{Flags, IoMode, Strategy, Verify};
 
 /// A mount: what `mount`, `run` and `shell` have in common.
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,9 @@ pub(super) struct MountArgs {
     /// Serve reads and writes through the page cache, or let the kernel use the backing files [default: auto]
     #[arg(long, value_name = "auto|cached|passthrough", hide_possible_values = true, ignore_case = true)]
     io: Option<IoMode>,
+    /// When to compare blobs with their digests [default: once]
+    #[arg(long, value_name = "once|always|never", hide_possible_values = true, ignore_case = true)]
+    verify: Option<Verify>,
     /// Seconds to wait for rcc's locks [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
@@ -72,6 +75,7 @@ impl MountArgs {
         flags.strategy = self.strategy;
         flags.io = self.io;
         flags.cache_size = self.cache_size;
+        flags.verify = self.verify;
         flags.cache_dir = self.cache_dir.clone();
     }
 }

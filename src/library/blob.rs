@@ -30,11 +30,12 @@ use super::stored::StoredBlob;
 use super::stream::{Failed, Filling, Outcome};
 use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
+use crate::settings::Verify;
 use crate::sys::fd;
 use crate::sys::thread::{self, Panicked};
 pub use error::BlobError;
-use read::is_content;
 pub(super) use read::{Fault, not_opened, read_through};
+use read::{is_content, read_pieces};
 
 /// The blobs of one library, and the cache of raw copies that all spaces of a user share.
 #[derive(Debug)]
@@ -47,6 +48,10 @@ pub struct Blobs {
     streams: Mutex<HashMap<Digest, Arc<Filling>>>,
     /// Blobs whose stream failed after readers got bytes. They are not streamed again. A leaf lock.
     distrusted: Mutex<HashSet<Digest>>,
+    /// When blobs are verified.
+    verify: Verify,
+    /// With [`Verify::Always`], the blobs that these `Blobs` have verified. A leaf lock.
+    checked: Mutex<HashSet<Digest>>,
     /// Copies without a name in the cache. A leaf lock.
     unkept: Mutex<Unkept<Digest>>,
     metrics: Arc<Metrics>,
@@ -111,6 +116,8 @@ impl Blobs {
             in_progress: Mutex::default(),
             streams: Mutex::default(),
             distrusted: Mutex::default(),
+            verify: Verify::Once,
+            checked: Mutex::default(),
             unkept: Mutex::default(),
             metrics: Arc::default(),
             in_memory: Mutex::default(),
@@ -121,6 +128,12 @@ impl Blobs {
     #[must_use]
     pub fn latency(&self) -> Latency {
         self.library.latency()
+    }
+
+    /// Sets when blobs are verified.
+    #[must_use]
+    pub fn verified(self, verify: Verify) -> Self {
+        Self { verify, ..self }
     }
 
     /// Counts in `metrics`.
@@ -248,28 +261,43 @@ impl Blobs {
             return reopened(&file).map(Some).map_err(cache_error);
         }
         let copy = self.cache.get(digest, size).map_err(cache_error)?;
-        Ok(copy.filter(|copy| copy.is_verified).map(|copy| copy.file))
+        Ok(copy.filter(|copy| self.may_use(copy, digest)).map(|copy| copy.file))
+    }
+
+    /// Whether a copy in the cache needs no verification now.
+    fn may_use(&self, copy: &CachedCopy, digest: &Digest) -> bool {
+        match self.verify {
+            Verify::Once => copy.is_verified,
+            Verify::Always => copy.is_verified && self.checked.lock().contains(digest),
+            Verify::Never => true,
+        }
+    }
+
+    /// Notes that a blob was verified.
+    fn note_checked(&self, digest: &Digest) {
+        if self.verify == Verify::Always {
+            self.checked.lock().insert(*digest);
+        }
     }
 
     /// The copy of a blob, verified if it was made before the last boot. Verifying reads it from the disk, so it is safe
     /// from then on.
     fn confirmed(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
-        let Some(CachedCopy { file, is_verified }) = self.cache.get(digest, size).map_err(cache_error)?
-        else {
-            return Ok(None);
-        };
-        if is_verified {
-            return Ok(Some(file));
+        let Some(copy) = self.cache.get(digest, size).map_err(cache_error)? else { return Ok(None) };
+        if self.may_use(&copy, digest) {
+            return Ok(Some(copy.file));
         }
+        let file = copy.file;
         if is_content(&file, digest).map_err(cache_error)? {
+            self.note_checked(digest);
             if let Err(error) = Stamp::Safe.set(&file) {
                 // Without the stamp the copy is verified again after the next boot.
                 tracing::debug!(%digest, %error, "cannot stamp a verified copy");
             }
             return Ok(Some(file));
         }
-        tracing::warn!(%digest, "a cached blob lost its content in a power cut; fetching it again");
+        tracing::warn!(%digest, "a cached blob has other content, as after a power cut; fetching it again");
         self.cache.remove(digest).map_err(cache_error)?;
         Ok(None)
     }
@@ -322,7 +350,9 @@ impl Blobs {
             stored.drop_pages();
         }
         let in_memory = if pending.in_memory { size } else { 0 };
-        let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
+        let stamp = if self.verify == Verify::Never { Stamp::Unverified } else { Stamp::ThisBoot };
+        let file = self.cache.commit_as(stamp, pending, digest, size).map_err(cache_error)?;
+        self.note_checked(digest);
         if fd::has_name(&file).map_err(|errno| cache_error(errno.into()))? {
             // Cloning a file waits until its bytes are written out.
             fd::start_writeback(&file);
@@ -342,8 +372,12 @@ impl Blobs {
         stored: &mut StoredBlob,
         out: &mut dyn Write,
     ) -> Result<(), BlobError> {
-        read_through(stored, digest, Some(size), &mut |bytes| out.write_all(bytes))
-            .map_err(|fault| self.fault(digest, fault))?;
+        let take = &mut |bytes: &[u8]| out.write_all(bytes);
+        let read = match self.verify {
+            Verify::Never => read_pieces(stored, digest, Some(size), take),
+            Verify::Once | Verify::Always => read_through(stored, digest, Some(size), take),
+        };
+        read.map_err(|fault| self.fault(digest, fault))?;
         self.metrics.add(Counter::BlobsFetched, 1);
         self.metrics.add(Counter::FetchedBytes, size);
         Ok(())

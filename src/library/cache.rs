@@ -205,14 +205,28 @@ impl BlobCache {
     ///
     /// # Errors
     /// When a system call fails.
-    pub fn commit(&self, mut pending: Pending, digest: &Digest, size: u64) -> io::Result<File> {
+    pub fn commit(&self, pending: Pending, digest: &Digest, size: u64) -> io::Result<File> {
+        self.commit_as(Stamp::ThisBoot, pending, digest, size)
+    }
+
+    /// As [`BlobCache::commit`], with a stamp that says whether the copy was verified.
+    ///
+    /// # Errors
+    /// As [`BlobCache::commit`].
+    pub(super) fn commit_as(
+        &self,
+        stamp: Stamp,
+        mut pending: Pending,
+        digest: &Digest,
+        size: u64,
+    ) -> io::Result<File> {
         if pending.in_memory || !self.keeps(size) {
             return reopened(&pending.file);
         }
         let path = self.place(digest);
         rustix::fs::fchmod(&pending.file, Mode::RUSR)?;
         // No fsync: after the next boot the copy is verified again.
-        Stamp::ThisBoot.set(&pending.file)?;
+        stamp.set(&pending.file)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }

@@ -25,6 +25,8 @@ pub enum Stamp {
     ThisBoot,
     /// The file is complete on the disk.
     Safe,
+    /// The file may be complete. It does not count before it is verified.
+    Unverified,
 }
 
 impl Stamp {
@@ -32,6 +34,7 @@ impl Stamp {
         match self {
             Self::ThisBoot => time_of(boot::this()),
             Self::Safe => SAFE,
+            Self::Unverified => super::MOTHER_TIME,
         }
     }
 

@@ -191,6 +191,9 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         let in_force = extra.cache_dir.as_ref().map(|dir| dir.display().to_string());
         differ(format!("--cache-dir {}", dir.display()), &in_words(in_force));
     }
+    if let Some(verify) = asked.verify.typed().filter(|verify| Some(**verify) != extra.verify) {
+        differ(format!("--verify {verify}"), &in_words(extra.verify));
+    }
     if let Some(size) = asked.cache_size.typed().filter(|size| **size != extra.cache_size) {
         differ(format!("--cache-size {size}"), &extra.cache_size.to_string());
     }

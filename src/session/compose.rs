@@ -60,7 +60,8 @@ pub(super) fn filesystem(
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.settings.cache_size.value);
     let metrics = Arc::<Metrics>::default();
-    let blobs = Arc::new(blobs(&plan.location, cache).counted_by(Arc::clone(&metrics)));
+    let blobs = blobs(&plan.location, cache).verified(plan.settings.verify.value);
+    let blobs = Arc::new(blobs.counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.settings.strategy.value);
     let relocated = open_dir(&state_dir.join("reloc"))?;

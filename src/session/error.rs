@@ -55,6 +55,9 @@ pub enum Error {
     /// `--cache-dir`, `--upper-dir` or `--link` is relative, and there is no current directory.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// `--verify never` with a library to which other users may write.
+    #[error("{}: other users may write to this library, so its blobs must be verified", .0.display())]
+    NotOurs(PathBuf),
     /// `--link` cannot be made.
     #[error("{path}: {why}")]
     Link {

@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +17,11 @@ use super::environment::Environment;
 use super::error::Error;
 use super::{link, wanted};
 use crate::blueprint::robot::{self, Robot};
+use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
-use crate::settings::{MountSettings, Prefetch, Settings, absolute};
+use crate::settings::{MountSettings, Prefetch, Settings, Verify, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -130,7 +132,15 @@ impl MountPlan {
     pub fn extra(&self) -> Extra {
         let MountRequest { allow_other, options, prefetch, .. } = self.request.clone();
         let cache_dir = Some(self.env.cache.clone());
-        Extra { allow_other, options, prefetch, cache_size: self.settings.cache_size.value, cache_dir }
+        let verify = Some(self.settings.verify.value);
+        Extra {
+            allow_other,
+            options,
+            prefetch,
+            cache_size: self.settings.cache_size.value,
+            cache_dir,
+            verify,
+        }
     }
 }
 
@@ -158,6 +168,9 @@ impl MountRequest {
         }
         let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
         self.check_options()?;
+        if mount.verify.value == Verify::Never {
+            check_own(&location)?;
+        }
         if let Some(dir) = &mut self.upper_dir {
             *dir = absolute(dir)?;
             check_outside(&dir.join(space.identity.as_str()), &location.path)?;
@@ -236,4 +249,11 @@ impl MountRequest {
         }
         Ok(())
     }
+}
+
+/// Checks that nobody else can write to the library. `--verify never` trusts what is there.
+fn check_own(location: &Location) -> Result<(), Error> {
+    let found = std::fs::metadata(&location.path).map_err(LibraryError::io(&location.path))?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    if is_own { Ok(()) } else { Err(Error::NotOurs(location.path.clone())) }
 }

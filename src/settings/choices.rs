@@ -70,6 +70,25 @@ impl fmt::Display for RestoreStrategy {
     }
 }
 
+/// When the content of a blob is compared with its digest (`--verify`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// When its copy in the cache is made, and again in a later boot.
+    #[default]
+    Once,
+    /// When a mount first uses it, too.
+    Always,
+    /// By no mount with this setting. Other mounts verify the copies that it makes.
+    Never,
+}
+
+impl fmt::Display for Verify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// Who reads and writes files: the daemon, or the kernel (`--io`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::materialize::ReflinkProbe;
-use crate::settings::{IoMode, Prefetch, Strategy};
+use crate::settings::{IoMode, Prefetch, Strategy, Verify};
 use crate::sys::guarded;
 use crate::sys::process;
 
@@ -69,6 +69,9 @@ pub struct Extra {
     pub prefetch: Option<Prefetch>,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
+    /// When blobs are verified. None in the record of an older version.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "known")]
+    pub verify: Option<Verify>,
     /// The directory of the cache. None in the record of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,

@@ -42,5 +42,6 @@ mod settings;
 mod surroundings;
 mod variables;
 mod venv;
+mod verify;
 mod warm;
 mod zip;

@@ -104,8 +104,26 @@ pub(in crate::library) fn read_through(
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<u64, Fault> {
-    let mut reader = unpacked(stored, digest).map_err(not_read)?;
     let mut hasher = Hasher::new(digest.kind());
+    let total = read_pieces(stored, digest, size, &mut |bytes| {
+        hasher.update(bytes);
+        take(bytes)
+    })?;
+    let found = hasher.finish();
+    if found != *digest {
+        return Err(Fault::Corrupt(format!("its content has the digest {found}")));
+    }
+    Ok(total)
+}
+
+/// As [`read_through`], without a look at the digest.
+pub(super) fn read_pieces(
+    stored: &mut StoredBlob,
+    digest: &Digest,
+    size: Option<u64>,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<u64, Fault> {
+    let mut reader = unpacked(stored, digest).map_err(not_read)?;
     let mut buffer = vec![0u8; FIRST_PIECE];
     let mut total = 0u64;
     loop {
@@ -120,7 +138,6 @@ pub(in crate::library) fn read_through(
         if let Some(size) = size.filter(|size| total > *size) {
             return Err(Fault::Corrupt(format!("it is larger than the {size} bytes of the catalog")));
         }
-        hasher.update(bytes);
         take(bytes).map_err(Fault::Taken)?;
         if n == buffer.len() && n < LARGEST_PIECE {
             // Then every piece begins at a multiple of its size.
@@ -130,10 +147,6 @@ pub(in crate::library) fn read_through(
     }
     if let Some(size) = size.filter(|size| total != *size) {
         return Err(Fault::Corrupt(wrong_size(total, size)));
-    }
-    let found = hasher.finish();
-    if found != *digest {
-        return Err(Fault::Corrupt(format!("its content has the digest {found}")));
     }
     Ok(total)
 }
