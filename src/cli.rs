@@ -7,6 +7,7 @@
 mod blueprint;
 mod catalogs;
 mod check;
+mod commit;
 mod config;
 mod doctor;
 mod escape;
@@ -131,6 +132,8 @@ enum Command {
     Record(record::Args),
     /// Restore an environment as plain files, without FUSE
     Restore(restore::Args),
+    /// Record a space with its changes as a new environment in a library
+    Commit(commit::Args),
     /// Print each setting and where it was set
     Config(config::Args),
     /// Examine whether and how well holofs works here
@@ -225,6 +228,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Run(args) => args.set(&mut flags),
         Command::Shell(args) => args.set(&mut flags),
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
+        Command::Commit(args) => flags.lock_timeout = args.lock_timeout,
         _ => {}
     }
     Ok(Settings::read(flags)?)
@@ -253,6 +257,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),
         Command::Restore(args) => restore::run(args, &context),
+        Command::Commit(args) => commit::run(args, &context),
         Command::Config(_) => config::run(&context),
         Command::Doctor(args) => doctor::run(args, &context),
     }

@@ -14,14 +14,18 @@
 mod catalog;
 mod error;
 mod place;
+mod rename;
 mod search;
 mod stage;
 mod store;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tree;
 mod walk;
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -33,40 +37,48 @@ use indicatif::ProgressBar;
 
 pub use self::error::RecordError;
 
-use self::catalog::Facts;
 use self::place::Opened;
 use self::stage::Stage;
-use self::store::{Store, replace};
-use self::walk::{Kind, Tree};
+pub(crate) use self::store::Reading;
+use self::store::{Store, Written, replace};
+use self::tree::{Facts, Kind, Tree};
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
+use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::library::name;
 
-/// What is recorded, and where.
+/// The library to record into, and how.
 #[derive(Clone, Debug)]
-pub struct RecordOptions {
+pub struct Target {
     /// LIBRARY as typed: a library in any of its forms, `auto`, or a directory to create.
     pub library: OsString,
     /// What `auto` means: rcc's own hololib.
     pub default_hololib: PathBuf,
     /// rcc's home, which may become a library no matter what it contains.
     pub robocorp_home: Option<PathBuf>,
-    /// `$HOME`, from which the stage's name is made.
-    pub home: Option<OsString>,
-    /// The blueprint's text. It is trimmed, and its hash names the catalog.
-    pub blueprint: String,
-    /// The program that fills the stage, and its arguments.
-    pub command: Vec<OsString>,
     /// Whether blobs are compressed. None means as in the library, and compressed in a new one.
     pub compress: Option<bool>,
-    /// Whether to leave the stage in place, also after a failure.
-    pub keep_stage: bool,
     /// How long to wait for rcc's lock.
     pub lock_timeout: Duration,
     /// Makes the progress bar for a number of bytes.
     pub progress: fn(u64) -> ProgressBar,
     /// Set by another thread to cancel the recording: the command is terminated and the stage removed.
     pub cancel: Arc<AtomicBool>,
+}
+
+/// What is recorded, and where.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// Where to record.
+    pub target: Target,
+    /// `$HOME`, from which the stage's name is made.
+    pub home: Option<OsString>,
+    /// The blueprint's text. It is trimmed, and its hash names the catalog.
+    pub blueprint: String,
+    /// The program that fills the stage, and its arguments.
+    pub command: Vec<OsString>,
+    /// Whether to leave the stage in place, also after a failure.
+    pub keep_stage: bool,
 }
 
 /// What was recorded. Sizes are in bytes.
@@ -114,54 +126,118 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     if options.command.is_empty() {
         return Err(RecordError::NoCommand);
     }
-    let place = place::find(options)?.open()?;
-    let lock = place.lock(options.lock_timeout, &options.cancel)?;
-    let kind = place.digest_kind(options.compress)?;
+    let destination = Destination::open(&options.target)?;
     let platform = this_platform();
     let home = options.home.as_deref().map(OsStrExt::as_bytes);
     let identity = name::stage_identity(home, &platform.replacen('_', " ", 1));
-    let stage = Stage::make(&place.holotree, OsStr::new(identity.as_str()), options.keep_stage)?;
-    stage.run(&options.command, &options.cancel)?;
+    let holotree = &destination.place.holotree;
+    let stage = Stage::make(holotree, OsStr::new(identity.as_str()), options.keep_stage)?;
+    stage.run(&options.command, &options.target.cancel)?;
     stage.put_blueprint(blueprint)?;
 
-    let store = Store::new(&place.library, kind, place.shared);
-    let recording = Recording { options, place: &place, store: &store, stage: stage.path() };
-    let recorded = recording.record(identity.as_str(), &platform, blueprint)?;
+    let path = stage.path().to_str();
+    let path = path.ok_or_else(|| RecordError::NameNotUtf8 { path: stage.path().into() })?;
+    let header = header(identity.as_str(), path, &platform, blueprint);
+    let reading = Reading { stage: identity.as_str().as_bytes(), space: None, origin: None };
+    let recorded = destination.record(&header, &walk::walk(stage.path())?, reading, &|| Ok(()))?;
     stage.finish()?;
-    drop(lock);
     Ok(recorded)
+}
+
+/// The header of a new catalog. `path` is that of the stage.
+pub(crate) fn header(identity: &str, path: &str, platform: &str, blueprint: &str) -> Header {
+    Header {
+        rcc: concat!("holofs v", env!("CARGO_PKG_VERSION")).into(),
+        identity: identity.into(),
+        path: path.into(),
+        platform: platform.into(),
+        blueprint: name::sipit_hex(blueprint.as_bytes()),
+        ..Header::default()
+    }
 }
 
 /// How often an environment is stored if another process removes what was stored.
 const ATTEMPTS: u32 = 3;
 
-/// What the steps after the command share.
-struct Recording<'a> {
-    options: &'a RecordOptions,
-    place: &'a Opened,
-    store: &'a Store<'a>,
-    stage: &'a Path,
+/// The library that is recorded into. It holds rcc's lock.
+#[derive(Debug)]
+pub(crate) struct Destination<'t> {
+    target: &'t Target,
+    place: Opened,
+    /// How blobs are stored.
+    pub(crate) kind: DigestKind,
+    /// By all recordings into it.
+    written: Written,
+    _lock: File,
 }
 
+impl<'t> Destination<'t> {
+    /// Finds or makes the library, and takes rcc's lock.
+    ///
+    /// # Errors
+    /// When something other than a library is there, or the lock does not become free in time.
+    pub(crate) fn open(target: &'t Target) -> Result<Self, RecordError> {
+        let place = place::find(target)?.open()?;
+        let lock = place.lock(target.lock_timeout, &target.cancel)?;
+        let kind = place.digest_kind(target.compress)?;
+        Ok(Self { target, place, kind, written: Written::default(), _lock: lock })
+    }
+
+    /// The library's directory.
+    pub(crate) fn hololib(&self) -> &Path {
+        self.place.catalog.path().parent().unwrap_or(self.place.catalog.path())
+    }
+
+    /// Stores what the library lacks of a tree, and then its catalog, unless `check` fails.
+    ///
+    /// # Errors
+    /// See [`RecordError`]. The library has no new catalog then, and perhaps new blobs that no catalog names.
+    pub(crate) fn record(
+        &self,
+        header: &Header,
+        tree: &Tree,
+        reading: Reading<'_>,
+        check: Check<'_>,
+    ) -> Result<Recorded, RecordError> {
+        let (store, written) = (&self.store(), &self.written);
+        let Self { target, place, .. } = self;
+        Recording { target, place, store, written, reading, check }.record(header, tree)
+    }
+
+    /// Whether the library has a blob for a content of this size.
+    ///
+    /// # Errors
+    /// When the blob cannot be opened.
+    pub(crate) fn has(&self, digest: &Digest, size: u64) -> Result<bool, RecordError> {
+        Ok(digest.kind() == self.kind && self.store().has(digest, size)?)
+    }
+
+    fn store(&self) -> Store<'_> {
+        Store::new(&self.place.library, self.kind, self.place.shared, &self.written)
+    }
+}
+
+/// What the steps of one recording share.
+struct Recording<'a> {
+    target: &'a Target,
+    place: &'a Opened,
+    store: &'a Store<'a>,
+    written: &'a Written,
+    reading: Reading<'a>,
+    check: Check<'a>,
+}
+
+/// Called when all files were read. An error of it ends the recording.
+pub(crate) type Check<'a> = &'a dyn Fn() -> Result<(), RecordError>;
+
 impl Recording<'_> {
-    fn record(&self, identity: &str, platform: &str, blueprint: &str) -> Result<Recorded, RecordError> {
-        let tree = walk::walk(self.stage)?;
-        let path = self.stage.to_str().ok_or_else(|| RecordError::NameNotUtf8 { path: self.stage.into() })?;
-        let hash = name::sipit_hex(blueprint.as_bytes());
-        let header = Header {
-            rcc: concat!("holofs v", env!("CARGO_PKG_VERSION")).into(),
-            identity: identity.into(),
-            path: path.into(),
-            platform: platform.into(),
-            blueprint: hash.clone(),
-            ..Header::default()
-        };
-        let name = format!("{hash}v12.{platform}");
+    fn record(&self, header: &Header, tree: &Tree) -> Result<Recorded, RecordError> {
+        let name = format!("{}v12.{}", header.blueprint, header.platform);
         let catalog = self.place.catalog.path().join(&name);
         let replaced = self.place.catalog.stat(name.as_ref()).is_ok();
         let mut attempt = 1;
         let facts = loop {
-            let facts = self.store(&tree, &header, &name)?;
+            let facts = self.store(tree, header, &name)?;
             if self.is_whole(&name)? {
                 break facts;
             }
@@ -172,29 +248,30 @@ impl Recording<'_> {
             tracing::warn!(path = %catalog.display(), "another process removed recorded files; storing them again");
             self.store.forget();
         };
+        let digests: HashSet<Digest> = facts.iter().map(|facts| facts.digest).collect();
+        let empty = Hasher::digest(self.store.kind, b"");
         let mut recorded = Recorded {
             catalog,
-            blueprint: hash,
-            stage: self.stage.to_owned(),
+            blueprint: header.blueprint.clone(),
+            stage: header.path.clone().into(),
             replaced,
             dirs: tree.dirs.len().saturating_sub(1) as u64,
-            blobs_new: self.store.written.load(Ordering::Relaxed),
-            blobs_total: self.store.distinct(),
-            bytes_stored: self.store.written_bytes.load(Ordering::Relaxed),
+            blobs_new: self.written.blobs.load(Ordering::Relaxed),
+            blobs_total: digests.len() as u64 + u64::from(!digests.contains(&empty)),
+            bytes_stored: self.written.bytes.load(Ordering::Relaxed),
             ..Recorded::default()
         };
-        count(&tree, &facts, path, &mut recorded)?;
+        count(tree, &facts, &header.path, &mut recorded)?;
         Ok(recorded)
     }
 
     fn store(&self, tree: &Tree, header: &Header, name: &str) -> Result<Vec<Facts>, RecordError> {
-        let progress = (self.options.progress)(tree.files.iter().map(|file| file.size).sum());
-        let name_bytes = header.identity.as_bytes();
-        let facts = self.store.store_all(&tree.files, name_bytes, &self.options.cancel, &|size| {
-            progress.inc(size);
-        });
+        let progress = (self.target.progress)(tree.files.iter().map(|file| file.content.to_read()).sum());
+        let done = |size| progress.inc(size);
+        let facts = self.store.store_all(&tree.files, self.reading, &self.target.cancel, &done);
         progress.finish_and_clear();
         let facts = facts?;
+        (self.check)()?;
         let empty = self.store.store_empty()?;
         // The blobs reach the disk, all at once, before the catalog that names them.
         self.place.library.sync_filesystem()?;
@@ -222,7 +299,7 @@ impl Recording<'_> {
     fn write(
         &self,
         name: &str,
-        content: impl FnOnce(&mut std::fs::File) -> io::Result<()>,
+        content: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> Result<(), RecordError> {
         let written = replace(&self.place.catalog, name.as_ref(), self.place.shared, |file| {
             content(file)?;
@@ -253,7 +330,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> 
                 }
             }
             Kind::File(id) => {
-                let facts = facts.get(id.0).ok_or_else(|| store::not_hashed(stage))?;
+                let facts = facts.get(id.0).ok_or_else(store::not_hashed)?;
                 let mut offsets = facts.rewrite.clone();
                 offsets.dedup();
                 recorded.files += 1;

@@ -14,6 +14,7 @@ mod child;
 pub mod choice;
 mod chores;
 pub mod claim;
+pub mod commit;
 pub mod compose;
 mod daemon;
 pub mod doctor;

@@ -4,6 +4,7 @@
 //! know. It knows nothing of FUSE or of the content of files. Invariant: changes of the user are dropped only when the user
 //! asks for that.
 
+pub mod commit;
 pub mod held;
 pub mod home;
 pub mod lock;

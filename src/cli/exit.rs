@@ -20,8 +20,10 @@ use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::session;
 use crate::session::run::RunError;
+use crate::session::spaces::SpaceState;
 use crate::session::wanted::Near;
 use crate::settings::SettingsError;
+use crate::space::upper::UpperError;
 use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 use crate::sys::guarded::{GuardedError, Problem};
@@ -377,6 +379,22 @@ impl Advice for session::Error {
             Self::OtherHome(_) => try_this(USAGE, "give its home with --home, or set HOLOFS_HOME"),
             Self::ChangesInUse(_) => try_this(BUSY, "a longer --timeout"),
             Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
+            Self::NotCommittable { state: SpaceState::Restored, .. } => {
+                try_this(NOT_FOUND, "mount the space; what rcc restored has no changes to commit")
+            }
+            Self::NotCommittable { .. } => try_this(NOT_FOUND, "`holofs list`"),
+            Self::OwnBlueprint { .. } => {
+                try_this(ENVIRONMENT, "a FILE that also names what was installed in the space")
+            }
+            Self::ChangedMeanwhile { .. } => {
+                try_this(BUSY, "wait until nothing writes to the space, or unmount it")
+            }
+            Self::Changes { source: UpperError::Damaged { path, .. }, .. } => {
+                try_this(INTEGRITY, format!("remove the damaged entry {} in the space", path.display()))
+            }
+            Self::Changes { .. } => only(FAILED),
+            Self::MissingBlobs { .. } => try_this(INTEGRITY, CATALOG_AGAIN),
+            Self::Record(error) => error.advice(),
             Self::Limits(_) => try_this(FAILED, "raise this limit in your shell or container"),
             Self::Fuse(_) => only(FUSE),
             Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => only(FAILED),
@@ -456,6 +474,17 @@ impl Advice for RecordError {
             | Self::NameNotUtf8 { .. }
             | Self::TooDeep { .. }
             | Self::Changed { .. } => only(ENVIRONMENT),
+            Self::Blob(error) => error.advice(),
+            Self::Io { .. } | Self::Panicked(_) => only(FAILED),
+        }
+    }
+}
+
+impl Advice for BlobError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Missing { .. } | Self::Corrupt { .. } => try_this(INTEGRITY, CATALOG_AGAIN),
+            Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
             Self::Io { .. } | Self::Panicked(_) => only(FAILED),
         }
     }

@@ -1,16 +1,18 @@
 //! `holofs record`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use indicatif::ProgressBar;
 
 use super::exit::{ENVIRONMENT, Failure, OK, failure};
 use super::values::seconds;
 use super::{Context, cancel_on_signals, output};
 use crate::blueprint::{Blueprint, Source, local_channel};
-use crate::record::{RecordOptions, record};
+use crate::record::{RecordOptions, Recorded, Target, record};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -41,34 +43,46 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let blueprint = blueprint(&args, context)?;
+    let blueprint = blueprint(&args.blueprint, args.devdeps, context)?;
     let cancel = cancel_on_signals()?;
     let done = record(&RecordOptions {
-        library: args.library,
-        default_hololib: context.env.hololib(),
-        robocorp_home: Some(context.env.robocorp_home.clone()),
+        target: Target {
+            library: args.library,
+            default_hololib: context.env.hololib(),
+            robocorp_home: Some(context.env.robocorp_home.clone()),
+            compress: args.no_compress.then_some(false),
+            lock_timeout: context.settings.lock_timeout.value,
+            progress: progress(context),
+            cancel: Arc::clone(&cancel),
+        },
         home: context.env.home.clone(),
         blueprint,
         command: args.command,
-        compress: args.no_compress.then_some(false),
         keep_stage: args.keep_stage,
-        lock_timeout: context.settings.lock_timeout.value,
-        progress: if context.silent {
-            |total| output::progress_bar("recording", true, total)
-        } else {
-            |total| output::progress_bar("recording", false, total)
-        },
-        cancel: Arc::clone(&cancel),
     });
     if cancel.load(Ordering::Relaxed) && done.is_ok() {
         output::note(context.silent, "the signal came after everything was recorded");
     }
     let recorded = done?;
+    print(&recorded, context)
+}
+
+/// Makes the progress bar of a recording.
+pub(super) fn progress(context: &Context) -> fn(u64) -> ProgressBar {
+    if context.silent {
+        |total| output::progress_bar("recording", true, total)
+    } else {
+        |total| output::progress_bar("recording", false, total)
+    }
+}
+
+/// Prints what was recorded: the hash of its blueprint, and a summary.
+pub(super) fn print(recorded: &Recorded, context: &Context) -> Result<u8, Failure> {
     for warning in &recorded.warnings {
         output::note(context.silent, &format!("holofs: {warning}"));
     }
     if context.json {
-        output::print_json(&recorded)?;
+        output::print_json(recorded)?;
     } else {
         output::note(
             context.silent,
@@ -89,15 +103,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 }
 
 /// The text of the environment. Its hash is the name under which rcc and holofs find the environment.
-fn blueprint(args: &Args, context: &Context) -> Result<String, Failure> {
-    let file = &args.blueprint;
+pub(super) fn blueprint(file: &Path, devdeps: bool, context: &Context) -> Result<String, Failure> {
     if !file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml") {
         return std::fs::read_to_string(file).map_err(|error| {
             failure(ENVIRONMENT, format!("{}: {error}", file.display()), Some("a conda.yaml or package.yaml"))
         });
     }
     let channel = local_channel(&context.env.robocorp_home);
-    let made = Blueprint::compose(&[Source::File(file.clone())], args.devdeps, channel.as_deref())?;
+    let made = Blueprint::compose(&[Source::File(file.to_owned())], devdeps, channel.as_deref())?;
     for note in &made.notes {
         output::note(context.silent, &format!("holofs: {note}"));
     }

@@ -14,7 +14,7 @@
 
 use std::io::{self, Write};
 
-use super::walk::{Dir, DirId, FileId, Kind, Target, Tree};
+use super::tree::{Dir, DirId, Facts, FileId, Kind, Target, Tree};
 use crate::library::catalog::write::{DirEntry, Document, FileEntry, go_mode, write_json};
 use crate::library::catalog::{Header, MAX_DEPTH};
 use crate::library::digest::Digest;
@@ -25,14 +25,6 @@ const FOREIGN_FILE: u32 = 0o100_644;
 const FOREIGN_DIR: u32 = 0o040_755;
 /// The deepest nesting of links to directories, which is what the kernel follows in one path.
 const MAX_LINKS: usize = 40;
-
-/// What was found when a file was hashed.
-#[derive(Clone, Debug)]
-pub(super) struct Facts {
-    pub(super) digest: Digest,
-    pub(super) size: u64,
-    pub(super) rewrite: Vec<u64>,
-}
 
 /// Writes the text of a catalog. `facts` has one element for each of `tree.files`. `empty` is the digest of the empty
 /// file.
@@ -109,9 +101,9 @@ impl<'a> Lister<'a> {
             match &entry.kind {
                 Kind::Dir(id) => listed.subdirs.push(self.dir(name, None, Some(*id))?),
                 Kind::File(id) => listed.files.push(self.file(name, None, Some(*id))?),
-                Kind::Link { text, end } => match self.tree.target(*end) {
-                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), id)?),
-                    Target::File(id) => listed.files.push(self.file(name, Some(text), id)?),
+                Kind::Link { text, target } => match target {
+                    Target::Dir(id) => listed.subdirs.push(self.dir(name, Some(text), *id)?),
+                    Target::File(id) => listed.files.push(self.file(name, Some(text), *id)?),
                 },
             }
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use crate::library::LibraryError;
+use crate::library::blob::BlobError;
 use crate::sys::guarded::GuardedError;
 use crate::sys::thread::Panicked;
 
@@ -42,7 +43,7 @@ pub enum RecordError {
     CommandStart { program: OsString, source: io::Error },
     #[error("{}: {status}", program.display())]
     CommandFailed { program: OsString, status: ExitStatus },
-    /// [`RecordOptions::cancel`](super::RecordOptions::cancel) was set.
+    /// [`Target::cancel`](super::Target::cancel) was set.
     #[error("interrupted")]
     Interrupted,
     /// An entry that a catalog cannot list. A catalog is JSON, so link targets must be UTF-8.
@@ -72,13 +73,16 @@ pub enum RecordError {
     /// A file or directory could not be read or written.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    /// A blob of the library from which the environment comes cannot be read.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     #[error(transparent)]
     Panicked(#[from] Panicked),
 }
 
 impl RecordError {
     /// For `map_err` on an I/O call about a path.
-    pub(super) fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { path: path.as_ref().to_owned(), source }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::FileType;
 
-use super::RecordOptions;
+use super::Target;
 use super::error::RecordError;
 use super::store::make_dir;
 use crate::library::LibraryError;
@@ -47,12 +47,12 @@ pub(super) struct Opened {
     pub(super) shared: bool,
 }
 
-/// Finds the place that the options mean.
+/// Finds the place that the target means.
 ///
 /// # Errors
 /// When something other than a library is there.
-pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
-    let (library, default) = (options.library.as_os_str(), options.default_hololib.as_path());
+pub(super) fn find(target: &Target) -> Result<Place, RecordError> {
+    let (library, default) = (target.library.as_os_str(), target.default_hololib.as_path());
     let refused = match locate(library, default) {
         Ok(mut found) => {
             found.path = clean(&found.path)?;
@@ -65,7 +65,7 @@ pub(super) fn find(options: &RecordOptions) -> Result<Place, RecordError> {
     };
     let given = if library == "auto" || library == "-" { default } else { Path::new(library) };
     let path = clean(&std::path::absolute(given).map_err(RecordError::io(given))?)?;
-    if !may_become_a_library(&path, options.robocorp_home.as_deref()) {
+    if !may_become_a_library(&path, target.robocorp_home.as_deref()) {
         return Err(refused.into());
     }
     if path.file_name() == Some(OsStr::new("hololib")) {
@@ -180,8 +180,8 @@ fn parent(path: &Path) -> &Path {
 mod tests {
     use super::*;
 
-    fn options(library: &Path) -> RecordOptions {
-        crate::record::tests::options(library, "")
+    fn options(library: &Path) -> Target {
+        crate::record::tests::options(library, "").target
     }
 
     fn found(library: &Path) -> Place {

@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -24,10 +24,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::catalog::Facts;
 use super::error::RecordError;
+use super::rename::{Names, Renaming};
 use super::search::Search;
-use super::walk::StageFile;
+use super::tree::{self, Content, Facts, OnDisk};
+use crate::library::blob::Blobs;
 use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::sys::guarded::{Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
@@ -49,19 +50,21 @@ pub(super) struct Store<'a> {
     pub(super) shared: bool,
     /// The digests that were seen, and the sizes of the contents.
     claimed: Mutex<HashMap<Digest, u64>>,
-    pub(super) written: AtomicU64,
-    pub(super) written_bytes: AtomicU64,
+    written: &'a Written,
+}
+
+/// What was written.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// The number of blobs.
+    pub(super) blobs: AtomicU64,
+    /// The sum of their sizes as stored.
+    pub(super) bytes: AtomicU64,
 }
 
 impl<'a> Store<'a> {
-    pub(super) fn new(library: &'a Dir, kind: DigestKind, shared: bool) -> Self {
-        let (claimed, written, written_bytes) = Default::default();
-        Self { library, kind, shared, claimed, written, written_bytes }
-    }
-
-    /// The number of distinct digests that were seen.
-    pub(super) fn distinct(&self) -> u64 {
-        self.claimed.lock().len() as u64
+    pub(super) fn new(library: &'a Dir, kind: DigestKind, shared: bool, written: &'a Written) -> Self {
+        Self { library, kind, shared, claimed: Mutex::default(), written }
     }
 
     /// Whether the library has a blob for every digest that was seen.
@@ -71,11 +74,19 @@ impl<'a> Store<'a> {
     pub(super) fn is_whole(&self) -> Result<bool, RecordError> {
         let seen = self.claimed.lock().clone();
         for (digest, size) in &seen {
-            if !self.is_there(digest, *size).map_err(self.failed(digest))? {
+            if !self.has(digest, *size)? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether the library has a blob for a content of this size.
+    ///
+    /// # Errors
+    /// When the blob cannot be opened.
+    pub(super) fn has(&self, digest: &Digest, size: u64) -> Result<bool, RecordError> {
+        self.is_there(digest, size).map_err(self.failed(digest))
     }
 
     /// Forgets the digests, so that all blobs are checked and stored again.
@@ -83,33 +94,38 @@ impl<'a> Store<'a> {
         self.claimed.lock().clear();
     }
 
-    /// Stores all files, and returns what was found in each. `name` is the name to search for. `done` is called after
-    /// each file with its size.
+    /// Stores all files, and returns what was found in each. `done` is called after each file that was read with its
+    /// size.
     ///
     /// # Errors
     /// The first error of any thread. The other threads stop soon after it.
     pub(super) fn store_all(
         &self,
-        files: &[StageFile],
-        name: &[u8],
+        files: &[tree::File],
+        reading: Reading<'_>,
         cancel: &AtomicBool,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Facts>, RecordError> {
         let facts: Vec<OnceLock<Facts>> = files.iter().map(|_| OnceLock::new()).collect();
-        let mut order: Vec<_> = files.iter().zip(&facts).collect();
-        order.sort_by_key(|(file, _)| std::cmp::Reverse(file.size));
-        let worker = || Worker { store: self, name, kept: Vec::new(), piece: vec![0; PIECE] };
+        let is_read = |file: &tree::File| !matches!(file.content, Content::Known(_));
+        let mut order: Vec<_> = files.iter().zip(&facts).filter(|(file, _)| is_read(file)).collect();
+        order.sort_by_key(|(file, _)| std::cmp::Reverse(file.content.to_read()));
+        let worker = || Worker { store: self, reading, kept: Vec::new(), piece: vec![0; PIECE] };
         thread::for_each(&order, process::processors(), worker, |worker, (file, slot)| {
             if cancel.load(Ordering::Relaxed) {
                 return Err(RecordError::Interrupted);
             }
-            let found = worker.content(file)?;
+            let found = worker.content(&file.content)?;
             slot.get_or_init(|| found);
-            done(file.size);
+            done(file.content.to_read());
             Ok(())
         })?;
         let facts = facts.into_iter().zip(files);
-        facts.map(|(facts, file)| facts.into_inner().ok_or_else(|| not_hashed(&file.path))).collect()
+        let facts = facts.map(|(facts, file)| match &file.content {
+            Content::Known(facts) => Ok(facts.clone()),
+            _ => facts.into_inner().ok_or_else(not_hashed),
+        });
+        facts.collect()
     }
 
     /// Stores the blob of the empty file, and returns its digest.
@@ -158,8 +174,8 @@ impl<'a> Store<'a> {
             stored = file.metadata()?.len();
             Ok(())
         })?;
-        self.written.fetch_add(1, Ordering::Relaxed);
-        self.written_bytes.fetch_add(stored, Ordering::Relaxed);
+        self.written.blobs.fetch_add(1, Ordering::Relaxed);
+        self.written.bytes.fetch_add(stored, Ordering::Relaxed);
         Ok(())
     }
 
@@ -211,8 +227,19 @@ impl<'a> Store<'a> {
 }
 
 /// The error for a file that the threads left out. This is a bug.
-pub(super) fn not_hashed(path: impl AsRef<Path>) -> RecordError {
-    RecordError::io(path)(io::Error::other("internal error: the file was not hashed"))
+pub(super) fn not_hashed() -> RecordError {
+    RecordError::io("a file")(io::Error::other("internal error: it was not hashed"))
+}
+
+/// How contents are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading<'a> {
+    /// The name of the stage, which is searched for.
+    pub(crate) stage: &'a [u8],
+    /// The name of the space from which files on the disk come. It is replaced by the stage's.
+    pub(crate) space: Option<&'a [u8]>,
+    /// The blobs of the library from which the environment comes.
+    pub(crate) origin: Option<&'a Blobs>,
 }
 
 /// Writes the content of a blob, and returns its digest. Called again for each attempt.
@@ -221,21 +248,48 @@ type Fill<'a> = dyn FnMut(&mut dyn Write) -> io::Result<Digest> + 'a;
 /// The buffers of one thread.
 struct Worker<'s> {
     store: &'s Store<'s>,
-    name: &'s [u8],
+    reading: Reading<'s>,
     kept: Vec<u8>,
     piece: Vec<u8>,
 }
 
 impl Worker<'_> {
-    fn content(&mut self, content: &StageFile) -> Result<Facts, RecordError> {
+    fn content(&mut self, content: &Content) -> Result<Facts, RecordError> {
+        match content {
+            Content::Known(facts) => Ok(facts.clone()),
+            Content::Bytes(bytes) => self.stored(&mut Cursor::new(bytes), None, Path::new("the blueprint")),
+            Content::OnDisk(file) => self.on_disk(file),
+            Content::Elsewhere(digest, size) => {
+                let origin = self.reading.origin.ok_or_else(not_hashed)?;
+                let mut file = origin.open_raw(digest, *size)?;
+                let path = Path::new("a blob");
+                file.rewind().map_err(RecordError::io(path))?;
+                self.stored(&mut file, None, path)
+            }
+        }
+    }
+
+    fn on_disk(&mut self, content: &OnDisk) -> Result<Facts, RecordError> {
         let path = &content.path;
         let (mut file, before) = open(content)?;
-        let (digest, size, rewrite) = self.read(&mut file).map_err(RecordError::io(path))?;
+        let names = self.reading.space.map(|from| Names { from, to: self.reading.stage });
+        let facts = self.stored(&mut file, names, path)?;
         let after = file.metadata().map_err(RecordError::io(path))?;
         let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        if state(&before) != state(&after) || size != after.len() {
+        if state(&before) != state(&after) || facts.size != after.len() {
             return Err(RecordError::Changed { path: path.clone() });
         }
+        Ok(facts)
+    }
+
+    /// Hashes a content, with its names replaced, and stores its blob.
+    fn stored(
+        &mut self,
+        file: &mut (impl Read + Seek),
+        names: Option<Names<'_>>,
+        path: &Path,
+    ) -> Result<Facts, RecordError> {
+        let (digest, size, rewrite) = self.read(file, names).map_err(RecordError::io(path))?;
         if self.store.claimed.lock().insert(digest, size).is_none() {
             let (kept, piece) = (&self.kept, &mut self.piece);
             self.store.blob(digest, size, &mut |out| {
@@ -244,7 +298,7 @@ impl Worker<'_> {
                 }
                 file.rewind()?;
                 let mut hasher = Hasher::new(digest.kind());
-                each_piece(&mut file, piece, |bytes| {
+                each_piece(file, piece, names, &mut |bytes| {
                     hasher.update(bytes);
                     out.write_all(bytes)
                 })?;
@@ -254,17 +308,22 @@ impl Worker<'_> {
         Ok(Facts { digest, size, rewrite })
     }
 
-    /// Reads a file. If it is small enough, it is in `kept` afterwards.
-    fn read(&mut self, file: &mut File) -> io::Result<(Digest, u64, Vec<u64>)> {
+    /// Reads a content. If it is small enough, it is in `kept` afterwards.
+    fn read(
+        &mut self,
+        file: &mut impl Read,
+        names: Option<Names<'_>>,
+    ) -> io::Result<(Digest, u64, Vec<u64>)> {
         let mut hasher = Hasher::new(self.store.kind);
-        let mut search = Search::new(self.name);
+        let mut search = Search::new(self.reading.stage);
         let mut size = 0u64;
         self.kept.clear();
-        each_piece(file, &mut self.piece, |read| {
+        let kept = &mut self.kept;
+        each_piece(file, &mut self.piece, names, &mut |read| {
             hasher.update(read);
             search.update(read);
-            if size == self.kept.len() as u64 && self.kept.len() + read.len() <= KEEP {
-                self.kept.extend_from_slice(read);
+            if size == kept.len() as u64 && kept.len() + read.len() <= KEEP {
+                kept.extend_from_slice(read);
             }
             size += read.len() as u64;
             Ok(())
@@ -274,7 +333,7 @@ impl Worker<'_> {
 }
 
 /// Opens the file that the walk found, but not another one in its place.
-fn open(content: &StageFile) -> Result<(File, Metadata), RecordError> {
+fn open(content: &OnDisk) -> Result<(File, Metadata), RecordError> {
     let path = &content.path;
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
@@ -286,16 +345,18 @@ fn open(content: &StageFile) -> Result<(File, Metadata), RecordError> {
     Ok((file, metadata))
 }
 
-/// Reads a file to its end, and passes each piece to `take`.
+/// Reads a file to its end, replaces names in it, and passes each piece to `take`.
 fn each_piece(
-    file: &mut File,
+    file: &mut impl Read,
     buffer: &mut [u8],
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    names: Option<Names<'_>>,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
+    let mut renaming = Renaming::new(names);
     loop {
         match file.read(buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => take(buffer.get(..n).unwrap_or_default())?,
+            Ok(0) => return renaming.finish(take),
+            Ok(n) => renaming.update(buffer.get(..n).unwrap_or_default(), take)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -327,14 +388,13 @@ pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<Dir, G
 mod tests {
     use super::*;
 
-    fn content(path: &Path) -> StageFile {
+    const READING: Reading<'_> = Reading { stage: b"needle", space: None, origin: None };
+
+    fn content(path: &Path) -> tree::File {
         let metadata = std::fs::metadata(path).unwrap();
-        StageFile {
-            path: path.to_owned(),
-            mode: metadata.mode(),
-            size: metadata.len(),
-            inode: (metadata.dev(), metadata.ino()),
-        }
+        let inode = (metadata.dev(), metadata.ino());
+        let content = OnDisk { path: path.to_owned(), size: metadata.len(), inode };
+        tree::File { mode: metadata.mode(), content: Content::OnDisk(content) }
     }
 
     fn opened(path: &Path) -> Dir {
@@ -343,11 +403,11 @@ mod tests {
 
     fn store_one(library: &Path, kind: DigestKind, file: &Path) -> (Facts, u64) {
         let library = opened(library);
-        let store = Store::new(&library, kind, false);
+        let written = Written::default();
+        let store = Store::new(&library, kind, false, &written);
         let facts =
-            store.store_all(&[content(file)], b"needle", &AtomicBool::new(false), &|_| {}).unwrap().remove(0);
-        let written = store.written.into_inner();
-        (facts, written)
+            store.store_all(&[content(file)], READING, &AtomicBool::new(false), &|_| {}).unwrap().remove(0);
+        (facts, written.blobs.into_inner())
     }
 
     fn unpack(blob: &[u8]) -> Vec<u8> {
@@ -412,9 +472,10 @@ mod tests {
         std::fs::write(dir.path().join("new"), b"y").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
         let library = opened(&library);
-        let store = Store::new(&library, DigestKind::Sha256, false);
+        let written = Written::default();
+        let store = Store::new(&library, DigestKind::Sha256, false, &written);
         let never = AtomicBool::new(false);
-        let result = store.store_all(&[seen], b"needle", &never, &|_| {});
+        let result = store.store_all(&[seen], READING, &never, &|_| {});
         assert!(matches!(result, Err(RecordError::Changed { .. })), "{result:?}");
     }
 
@@ -422,7 +483,8 @@ mod tests {
     fn failed_blob_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let library = opened(dir.path());
-        let store = Store::new(&library, DigestKind::Sha256, false);
+        let written = Written::default();
+        let store = Store::new(&library, DigestKind::Sha256, false, &written);
         let digest = Hasher::digest(DigestKind::Sha256, b"abc");
         let other = Hasher::digest(DigestKind::Sha256, b"abd");
         let error = store.blob(digest, 3, &mut |out| out.write_all(b"abd").map(|()| other)).unwrap_err();
@@ -438,9 +500,10 @@ mod tests {
         std::fs::write(&file, b"x").unwrap();
         let library = dir.path().join("library");
         let opened = opened(&library);
-        let store = Store::new(&opened, DigestKind::Sha256, true);
+        let written = Written::default();
+        let store = Store::new(&opened, DigestKind::Sha256, true, &written);
         let never = AtomicBool::new(false);
-        let facts = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap().remove(0);
+        let facts = store.store_all(&[content(&file)], READING, &never, &|_| {}).unwrap().remove(0);
         let blob = library.join(facts.digest.fan_out());
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!(mode(&blob), 0o666);
@@ -461,9 +524,10 @@ mod tests {
         std::fs::create_dir(&library).unwrap();
         std::os::unix::fs::symlink(&private, &first).unwrap();
         let opened = opened(&library);
-        let store = Store::new(&opened, DigestKind::Sha256, true);
+        let written = Written::default();
+        let store = Store::new(&opened, DigestKind::Sha256, true, &written);
         let never = AtomicBool::new(false);
-        let error = store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap_err();
+        let error = store.store_all(&[content(&file)], READING, &never, &|_| {}).unwrap_err();
         assert!(error.to_string().contains("link"), "{error}");
         assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
         // A link in the place of a blob is replaced. Its target stays.
@@ -472,7 +536,7 @@ mod tests {
         std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&file, &blob).unwrap();
         store.forget();
-        store.store_all(&[content(&file)], b"needle", &never, &|_| {}).unwrap();
+        store.store_all(&[content(&file)], READING, &never, &|_| {}).unwrap();
         assert_eq!(unpack(&std::fs::read(&blob).unwrap()), b"x");
         assert_eq!(std::fs::read(&file).unwrap(), b"x");
         assert!(store.is_whole().unwrap());

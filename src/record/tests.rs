@@ -22,17 +22,19 @@ const SPACE: &str = "ea7ce2c_5a1fac3_ca793c28";
 
 pub(super) fn options(library: &Path, script: &str) -> RecordOptions {
     RecordOptions {
-        library: library.into(),
-        default_hololib: "/nowhere".into(),
-        robocorp_home: None,
+        target: Target {
+            library: library.into(),
+            default_hololib: "/nowhere".into(),
+            robocorp_home: None,
+            compress: None,
+            lock_timeout: Duration::from_secs(30),
+            progress: |_| indicatif::ProgressBar::hidden(),
+            cancel: Arc::default(),
+        },
         home: Some(HOME.into()),
         blueprint: "a: blueprint\n".into(),
         command: ["sh", "-euc", script].map(OsString::from).to_vec(),
-        compress: None,
         keep_stage: false,
-        lock_timeout: Duration::from_secs(30),
-        progress: |_| indicatif::ProgressBar::hidden(),
-        cancel: Arc::default(),
     }
 }
 
@@ -125,7 +127,7 @@ fn recording_equals_rccs_byte_for_byte() {
 
         let script = format!("cp -a '{}/.' . ; echo overwritten > identity.yaml", prepared.display());
         let mut options = options(&home, &script);
-        options.compress = compress;
+        options.target.compress = compress;
         options.blueprint = fs::read_to_string(fixture.join(blueprint)).unwrap();
         let recorded = record(&options).unwrap();
         assert_eq!(recorded.blueprint, catalog);
@@ -205,7 +207,7 @@ fn strict_reader_restores_what_rcc_could_not_record() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         let mut options = options(&home, ODD);
-        (options.compress, options.keep_stage) = (Some(compress), true);
+        (options.target.compress, options.keep_stage) = (Some(compress), true);
         let recorded = record(&options).unwrap();
         let space = restore(&recorded, &home.join("hololib"), SPACE);
         let stage = &recorded.stage;
@@ -290,11 +292,11 @@ fn recording_again_writes_no_blob_twice_and_replaces_the_catalog() {
     let first = record(&options).unwrap();
     assert_eq!((first.files, first.blobs_new, first.replaced), (4, 4, false), "{first:?}");
     assert_eq!(first.blobs_total, 4, "one, two, the blueprint and the empty file");
-    options.compress = Some(true);
+    options.target.compress = Some(true);
     let second = record(&options).unwrap();
     assert_eq!((second.blobs_new, second.bytes_stored, second.replaced), (0, 0, true));
     assert_eq!(second.catalog, first.catalog);
-    options.compress = Some(false);
+    options.target.compress = Some(false);
     assert!(matches!(record(&options), Err(RecordError::Kind { .. })));
     let left: Vec<_> =
         list(&home).into_iter().filter(|path| path.to_string_lossy().contains("part#")).collect();

@@ -7,9 +7,6 @@
 //! A link is followed only to find out what it leads to. If its target is recorded, the link refers to that entry. Any
 //! other link is *foreign*: the target is outside the stage, skipped, missing, or a loop. A foreign target does not
 //! belong to the environment, so it is not examined and need not be readable.
-//!
-//! Invariant: a [`DirId`] or [`FileId`] is a position in `dirs` or `files` of its tree. Entries are sorted by the bytes
-//! of their names.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -18,74 +15,23 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::RecordError;
+use super::tree::{Content, Dir, DirId, Entry, File, FileId, Kind, OnDisk, Target, Tree, is_left_out};
 use crate::library::catalog::MAX_DEPTH;
 use crate::sys::guarded::odd_kind;
 
-/// The names and extensions that rcc does not record.
-const LEFT_OUT: [&str; 7] = ["__MACOSX", "__pycache__", ".pyc", ".git", ".hg", ".svn", ".gitignore"];
-
-/// Position in [`Tree::dirs`]. The root is the first.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) struct DirId(pub(super) usize);
-
-/// Position in [`Tree::files`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) struct FileId(pub(super) usize);
-
-/// The content of the stage.
+/// A walk, and the tree that it has found so far.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
-    pub(super) dirs: Vec<Dir>,
-    /// One for each inode, so that a file with several hard links is read once.
-    pub(super) files: Vec<StageFile>,
+struct Walk {
+    tree: Tree,
     /// By inode.
     dir_ids: HashMap<(u64, u64), DirId>,
     file_ids: HashMap<(u64, u64), FileId>,
-}
-
-#[derive(Debug)]
-pub(super) struct Dir {
-    /// The whole `st_mode`, with the file type.
-    pub(super) mode: u32,
-    pub(super) entries: Vec<Entry>,
-}
-
-/// The inode of a regular file.
-#[derive(Debug)]
-pub(super) struct StageFile {
-    /// One of its paths.
-    pub(super) path: PathBuf,
-    /// The whole `st_mode`, with the file type.
-    pub(super) mode: u32,
-    /// The size at the time of the walk. Only used to distribute the work.
-    pub(super) size: u64,
-    pub(super) inode: (u64, u64),
-}
-
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) kind: Kind,
-}
-
-#[derive(Debug)]
-pub(super) enum Kind {
-    Dir(DirId),
-    File(FileId),
-    Link { text: String, end: End },
+    /// The links: directory, position in it, and where the link ends.
+    links: Vec<(DirId, usize, End)>,
 }
 
 /// The end of a link: whether it is a directory, and its inode. None if it cannot be found.
 type End = Option<(bool, (u64, u64))>;
-
-/// What a link leads to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Target {
-    /// A directory. None if it is not recorded.
-    Dir(Option<DirId>),
-    /// A file. None if it is not recorded, or if there is nothing.
-    File(Option<FileId>),
-}
 
 /// Walks everything below `stage`.
 ///
@@ -93,42 +39,37 @@ pub(super) enum Target {
 /// When an entry cannot be recorded or examined. The error has its path.
 pub(super) fn walk(stage: &Path) -> Result<Tree, RecordError> {
     let metadata = std::fs::symlink_metadata(stage).map_err(RecordError::io(stage))?;
-    let mut tree = Tree::default();
-    tree.dir(&metadata);
+    let mut walk = Walk::default();
+    walk.dir(&metadata);
     let mut todo = vec![(DirId(0), stage.to_owned(), 0)];
     while let Some((id, path, depth)) = todo.pop() {
         if depth > MAX_DEPTH {
             return Err(RecordError::TooDeep { path });
         }
-        for (name, subdir) in tree.list(id, &path)? {
+        for (name, subdir) in walk.list(id, &path)? {
             todo.push((subdir, path.join(name), depth + 1));
         }
     }
-    Ok(tree)
-}
-
-/// Whether rcc skips entries of this name: the name or its extension is in the list.
-fn is_left_out(name: &str) -> bool {
-    let extension = name.rfind('.').and_then(|dot| name.get(dot..));
-    LEFT_OUT.contains(&name) || extension.is_some_and(|extension| LEFT_OUT.contains(&extension))
+    Ok(walk.finish())
 }
 
 fn inode(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-impl Tree {
+impl Walk {
     fn dir(&mut self, metadata: &Metadata) -> DirId {
-        let id = DirId(self.dirs.len());
-        self.dirs.push(Dir { mode: metadata.mode(), entries: Vec::new() });
+        let id = DirId(self.tree.dirs.len());
+        self.tree.dirs.push(Dir { mode: metadata.mode(), entries: Vec::new() });
         self.dir_ids.insert(inode(metadata), id);
         id
     }
 
     fn file(&mut self, metadata: &Metadata, path: PathBuf) -> FileId {
-        let (inode, next) = (inode(metadata), FileId(self.files.len()));
+        let (inode, next) = (inode(metadata), FileId(self.tree.files.len()));
         *self.file_ids.entry(inode).or_insert_with(|| {
-            self.files.push(StageFile { path, mode: metadata.mode(), size: metadata.len(), inode });
+            let content = Content::OnDisk(OnDisk { path, size: metadata.len(), inode });
+            self.tree.files.push(File { mode: metadata.mode(), content });
             next
         })
     }
@@ -161,26 +102,33 @@ impl Tree {
                 })?;
                 // The link may be broken, or lead to where this user has no access.
                 let end = std::fs::metadata(&path).ok().map(|end| (end.is_dir(), inode(&end)));
-                Kind::Link { text, end }
+                self.links.push((id, entries.len(), end));
+                Kind::Link { text, target: Target::File(None) }
             } else {
                 let what = odd_kind(metadata.mode()).unwrap_or("a file");
                 return Err(RecordError::Special { path, what });
             };
             entries.push(Entry { name, kind });
         }
-        if let Some(dir) = self.dirs.get_mut(id.0) {
+        if let Some(dir) = self.tree.dirs.get_mut(id.0) {
             dir.entries = entries;
         }
         Ok(subdirs)
     }
 
-    /// Finds the entry that a link leads to. The tree must be complete.
-    pub(super) fn target(&self, end: End) -> Target {
-        match end {
-            None => Target::File(None),
-            Some((true, inode)) => Target::Dir(self.dir_ids.get(&inode).copied()),
-            Some((false, inode)) => Target::File(self.file_ids.get(&inode).copied()),
+    /// Finds the entry that each link leads to.
+    fn finish(mut self) -> Tree {
+        for (dir, position, end) in self.links {
+            let entry = self.tree.dirs.get_mut(dir.0).and_then(|dir| dir.entries.get_mut(position));
+            if let Some(Entry { kind: Kind::Link { target, .. }, .. }) = entry {
+                *target = match end {
+                    None => Target::File(None),
+                    Some((true, inode)) => Target::Dir(self.dir_ids.get(&inode).copied()),
+                    Some((false, inode)) => Target::File(self.file_ids.get(&inode).copied()),
+                };
+            }
         }
+        self.tree
     }
 }
 
@@ -202,22 +150,8 @@ mod tests {
     fn target_of(tree: &Tree, name: &str) -> Target {
         let entry = tree.dirs[0].entries.iter().find(|entry| entry.name == name).unwrap();
         match &entry.kind {
-            Kind::Link { end, .. } => tree.target(*end),
+            Kind::Link { target, .. } => *target,
             other => panic!("{name} is {other:?}"),
-        }
-    }
-
-    #[test]
-    fn leaves_out_what_rcc_leaves_out() {
-        for out in ["__pycache__", "a.pyc", "x.cpython-311.pyc", ".git", "project.git", "notes.svn", ".hg"] {
-            assert!(is_left_out(out), "{out}");
-        }
-        for out in [".gitignore", "x.gitignore", "__MACOSX", ".pyc"] {
-            assert!(is_left_out(out), "{out}");
-        }
-        for kept in ["x.PYC", ".gitkeep", ".github", "git", "a.pyc.bak", "x__pycache__", "a.__pycache__", "é"]
-        {
-            assert!(!is_left_out(kept), "{kept}");
         }
     }
 

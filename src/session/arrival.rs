@@ -90,7 +90,7 @@ fn wait_while_held(lock: &Path, deadline: Instant) {
 }
 
 /// The number of the environment's blobs that the library does not have.
-fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
+pub(super) fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
     // Other errors are reported when the blob is read.
     let is_missing = |digest: &Digest| matches!(library.has_blob(digest), Ok(false));
     let missing = index.digests().into_iter().flatten().flatten().filter(is_missing).count();

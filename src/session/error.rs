@@ -9,13 +9,16 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
+use super::spaces::SpaceState;
 use super::wanted::Near;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;
+use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::settings::{SetBy, SettingsError};
 use crate::space::SpaceError;
+use crate::space::upper::UpperError;
 use crate::sys::fuse_mount::MountError;
 use crate::sys::{errno_of, plain, process};
 
@@ -271,6 +274,45 @@ pub enum Error {
         /// Which process does not answer, and what it is doing.
         why: String,
     },
+    /// The space has nothing that could be recorded.
+    #[error("{path}: there is nothing to record ({state})")]
+    NotCommittable {
+        /// The space's directory.
+        path: PathBuf,
+        /// Its state.
+        state: SpaceState,
+    },
+    /// The blueprint of a commit is the one that the space is based on.
+    #[error("{space}: the space is based on this blueprint, and a commit would replace that environment")]
+    OwnBlueprint {
+        /// The space.
+        space: String,
+    },
+    /// A process changed the space while it was read, again after each attempt.
+    #[error("{path}: changed while the space was read")]
+    ChangedMeanwhile {
+        /// The changed file, or the space's directory.
+        path: PathBuf,
+    },
+    /// The changes of a space cannot be read.
+    #[error("{path}: {source}")]
+    Changes {
+        /// The upper.
+        path: PathBuf,
+        /// The cause.
+        source: UpperError,
+    },
+    /// The library lacks blobs of the space's environment.
+    #[error("{library}: {missing} blobs of the environment are missing")]
+    MissingBlobs {
+        /// The library.
+        library: PathBuf,
+        /// How many.
+        missing: u32,
+    },
+    /// The space could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// A limit of the process is too low.
     #[error("{0}")]
     Limits(String),

@@ -16,6 +16,7 @@ mod beside_rcc;
 mod blobs;
 mod choice;
 mod cli_mount;
+mod commit;
 mod crash;
 mod damage;
 mod differential;

@@ -1,0 +1,159 @@
+//! Records a space as a new environment of a library.
+//!
+//! The changes are read from the upper, whether the space is mounted or not. An unmounted space is locked meanwhile. While
+//! a space is mounted, its processes may change it. So the changes are looked at before and after they are read. If they
+//! differ, the files that were read may not belong together, and the space is read again.
+//!
+//! Invariants: the space stays as it is. The library gets a catalog only of files that the space had at one instant. If
+//! the command dies, the library has no new catalog, and perhaps blobs that no catalog names.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::arrival::missing_blobs;
+use super::compose;
+use super::error::Error;
+use super::spaces::{Space, SpaceState, Survey};
+use crate::library::LibraryError;
+use crate::library::blob::Blobs;
+use crate::library::catalogs;
+use crate::library::digest::Hex;
+use crate::library::index::Index;
+use crate::library::index::cache::open_or_compile;
+use crate::library::locate::Location;
+use crate::library::name::sipit_hex;
+use crate::record::{self, Destination, Reading, RecordError, Recorded, Target};
+use crate::space::commit::{CommitError, Names, merge, see_at};
+use crate::space::home::Env;
+use crate::space::record::{Basis, SpaceRecord};
+use crate::space::state::StateDir;
+
+/// How often a mounted space is read before it is refused.
+const ATTEMPTS: u32 = 3;
+
+/// A space to be recorded.
+#[derive(Debug)]
+pub struct Commit<'e> {
+    env: &'e Env,
+    space: Space,
+    basis: Basis,
+    location: Location,
+    index: Index,
+}
+
+impl<'e> Commit<'e> {
+    /// Finds the space and its environment.
+    ///
+    /// # Errors
+    /// When there is no such space, or its environment is no longer in its library.
+    pub fn of(given: &OsStr, controller: &str, env: &'e Env) -> Result<Self, Error> {
+        let space = Survey::new(env)?.find(given, controller, 0)?;
+        let state_dir = env.spaces_dir().join(&space.identity);
+        let record = SpaceRecord::read(&state_dir)?;
+        let basis = match (space.state, record) {
+            (SpaceState::Deleted | SpaceState::CatalogGone, _) | (_, None) => {
+                return Err(Error::NotCommittable { path: space.path, state: space.state });
+            }
+            (_, Some(record)) => record.basis,
+        };
+        let location = Location::recorded(Path::new(&basis.library))?;
+        let found = catalogs::list(&*location.library)?;
+        for catalog in found.iter().filter(|catalog| catalog.name.blueprint == basis.blueprint) {
+            let cache = env.cache_dir().join("index");
+            let index = open_or_compile(&*location.library, &catalog.name, &cache)?;
+            if Hex(&index.catalog_sha256()).to_string() == basis.catalog_sha256 {
+                return Ok(Self { env, space, basis, location, index });
+            }
+        }
+        Err(Error::NotCommittable { path: space.path, state: SpaceState::CatalogGone })
+    }
+
+    /// The library of the space.
+    #[must_use]
+    pub fn library(&self) -> OsString {
+        self.location.path.clone().into()
+    }
+
+    /// Records the space with this blueprint.
+    ///
+    /// # Errors
+    /// See [`Error`]. The library has no new catalog then.
+    pub fn record(&self, blueprint: &str, target: &Target) -> Result<Recorded, Error> {
+        let blueprint = blueprint.trim();
+        if blueprint.is_empty() {
+            return Err(RecordError::NoBlueprint.into());
+        }
+        if sipit_hex(blueprint.as_bytes()) == self.basis.blueprint {
+            return Err(Error::OwnBlueprint { space: self.space.identity.clone() });
+        }
+        let state_dir = self.env.spaces_dir().join(&self.space.identity);
+        // No mount begins while the changes are read.
+        let _locked = if self.space.is_mounted { None } else { Some(StateDir::open_locked(&state_dir)?) };
+        let destination = Destination::open(target)?;
+        let blobs = compose::blobs(&self.location, compose::blob_cache(&self.env.cache_dir())?);
+        let upper = state_dir.join("upper");
+        let mut attempt = 1;
+        loop {
+            match self.try_record(blueprint, &destination, &blobs, &upper) {
+                Err(Error::ChangedMeanwhile { .. }) if attempt < ATTEMPTS => attempt += 1,
+                done => return done,
+            }
+        }
+    }
+
+    fn try_record(
+        &self,
+        blueprint: &str,
+        destination: &Destination<'_>,
+        blobs: &Blobs,
+        upper: &Path,
+    ) -> Result<Recorded, Error> {
+        let failed = |error: CommitError| match error {
+            CommitError::Record(RecordError::Changed { path }) => Error::ChangedMeanwhile { path },
+            CommitError::Record(error) => Error::Record(error),
+            CommitError::Upper(source) => Error::Changes { path: upper.to_owned(), source },
+        };
+        let info = self.index.info();
+        let (space, stage) = (self.space.identity.as_str(), info.identity.as_str());
+        let names = Names { space, stage, stage_path: &info.path };
+        let before = see_at(upper, &self.index).map_err(|error| failed(error.into()))?;
+        let tree = if self.is_own_library(destination)? {
+            self.check_blobs()?;
+            merge(&self.index, &before, upper, names, blueprint, &|_, _| Ok(true))
+        } else {
+            merge(&self.index, &before, upper, names, blueprint, &|digest, size| {
+                destination.has(digest, size)
+            })
+        };
+        let tree = tree.map_err(failed)?;
+        let unchanged = || match see_at(upper, &self.index) {
+            Ok(after) if after.signature == before.signature => Ok(()),
+            Ok(_) => Err(RecordError::Changed { path: self.space.path.clone() }),
+            Err(error) => Err(RecordError::io(upper)(error.into())),
+        };
+        let header = record::header(stage, &info.path, &info.platform, blueprint);
+        let reading = Reading { stage: stage.as_bytes(), space: Some(space.as_bytes()), origin: Some(blobs) };
+        destination.record(&header, &tree, reading, &unchanged).map_err(|error| failed(error.into()))
+    }
+
+    /// Whether the space's own library is recorded into.
+    fn is_own_library(&self, destination: &Destination<'_>) -> Result<bool, Error> {
+        let inode = |path: &Path| {
+            let found = std::fs::metadata(path).map_err(LibraryError::io(path))?;
+            Ok::<_, LibraryError>((found.dev(), found.ino()))
+        };
+        Ok(inode(&self.location.path)? == inode(destination.hololib())?)
+    }
+
+    /// The new catalog names the blobs of the old one. A mount has usually looked for them already.
+    fn check_blobs(&self) -> Result<(), Error> {
+        if self.index.blobs_seen {
+            return Ok(());
+        }
+        match missing_blobs(&self.index, &*self.location.library) {
+            0 => Ok(()),
+            missing => Err(Error::MissingBlobs { library: self.location.path.clone(), missing }),
+        }
+    }
+}
