@@ -1,6 +1,10 @@
 use std::io::Read as _;
 
+use proptest::prelude::*;
+
+use super::emit::Emitter;
 use super::*;
+use crate::yaml::Document;
 
 #[derive(serde::Deserialize)]
 struct Vector {
@@ -41,4 +45,76 @@ fn agrees_with_real_rcc_on_every_vector() {
         }
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn local_channel_comes_first_and_only_in_a_conda_yaml() {
+    let home = tempfile::tempdir().unwrap();
+    assert_eq!(local_channel(home.path()), None);
+    std::fs::create_dir(home.path().join("channel")).unwrap();
+    std::fs::write(home.path().join("channel/channeldata.json"), "{}").unwrap();
+    let channel = local_channel(home.path()).unwrap();
+    let made = |name: &str| {
+        let source = Source::Text(name.into(), b"channels: [a]\ndependencies: {}\n".to_vec());
+        Blueprint::compose(&[source], false, Some(&channel)).map(|made| made.text)
+    };
+    assert!(made("Package.YAML").unwrap().starts_with("channels:\n- conda-forge\n"));
+    assert!(made("conda.yaml").is_err());
+    let source = Source::Text("conda.yaml".into(), b"channels: [a]\n".to_vec());
+    let made = Blueprint::compose(&[source], false, Some(&channel)).unwrap();
+    assert_eq!(made.text, format!("channels:\n- {}\n- a\ndependencies: []", channel.display()));
+}
+
+#[test]
+fn merge_of_files() {
+    let merged = |left: &str, right: &str| {
+        let source = |text: &str| Source::Text("conda.yaml".into(), text.into());
+        Blueprint::compose(&[source(left), source(right)], false, None)
+    };
+    let made = merged(
+        "name: x\nprefix: p\nchannels: [a, b]\ndependencies: [python, {pip: [r==1]}]\nrccPostInstall: [one]\n",
+        "channels: [b, c]\ndependencies: [python=3.10, r]\nrccPostInstall: [one, two]\n",
+    );
+    let text = "name: x+\nchannels:\n- a\n- b\n- c\ndependencies:\n- python=3.10\n- r==1\nrccPostInstall:\n- one\n- two";
+    assert_eq!(made.unwrap().text, text);
+    let clash = merged("dependencies: [a=1]\n", "dependencies: [{pip: [a==2]}]\n").unwrap_err();
+    assert!(clash.to_string().contains("a=1 vs. a==2"), "{clash}");
+    assert!(matches!(Blueprint::compose(&[], false, None), Err(BlueprintError::NoFile)));
+}
+
+#[test]
+fn differences_name_what_is_missing_and_what_is_additional() {
+    let made = compose("conda.yaml", "channels: [a]\ndependencies: [python=3.10, {pip: [r==1]}]\n").unwrap();
+    let other = b"channels: [a, b]\ndependencies: [python=3.11]\n";
+    let Differences { missing, additional } = made.differences(other).unwrap();
+    assert_eq!(missing, ["python=3.10", "pip r==1"]);
+    assert_eq!(additional, ["channel b", "python=3.11"]);
+    assert_eq!(made.differences(made.text.as_bytes()), Some(Differences::default()));
+    assert_eq!(made.differences(b"- a"), None);
+}
+
+proptest! {
+    #[test]
+    fn no_file_makes_it_panic(
+        text in "(channels|dependencies|name|rccPostInstall|conda-forge|pypi|pip|<<|[-:\\[\\]{}&*!|>'\"%@`#,? \n.~<=a0é\u{85}\u{feff}]){0,60}",
+    ) {
+        for name in ["conda.yaml", "package.yaml"] {
+            Blueprint::compose(&[Source::Text(name.into(), text.clone().into_bytes())], false, None).ok();
+        }
+        robot::Robot::parse(Path::new("/r/robot.yaml"), text.as_bytes()).ok();
+    }
+
+    /// What is written is read as the same texts.
+    #[test]
+    fn texts_survive(
+        texts in prop::collection::vec("[-a0:#'\"\\\\ \n\t\r~?%@\u{85}\u{a0}\u{2028}\u{feff}é😀x]{1,120}", 1..4)
+    ) {
+        let mut out = Emitter::new();
+        out.list("channels", texts.iter().map(String::as_str), false);
+        out.list("dependencies", [], false);
+        let written = out.finish();
+        let document = Document::parse(written.as_bytes()).unwrap().unwrap();
+        let entries = document.root().unwrap().entries().unwrap();
+        prop_assert_eq!(entries[0].1.texts().unwrap(), texts);
+    }
 }
