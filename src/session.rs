@@ -56,12 +56,16 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
     }
     surroundings::serve_on();
     if plan.request.foreground {
-        return begin::begin(plan, started, &|| Ok(()), &mut |mounted| {
+        let began = begin::begin(plan, started, &|| Ok(()), &mut |mounted| {
             if let Err(error) = make_link(plan, mounted) {
                 tracing::error!("{error}");
             }
             ready(mounted);
         });
+        return match began {
+            Err(error) => restore::instead(plan, started, error).map(|restored| ready(&restored)),
+            Ok(()) => Ok(()),
+        };
     }
     ready(&variables::mount_to_stay(plan, describe)?);
     Ok(())
@@ -70,8 +74,10 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
 /// Mounts a space by a daemon. Changes nothing of this process, which may start programs afterwards.
 fn start(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
     let started = Instant::now();
-    let mut mounted = daemon::start(plan, started, describe)?;
-    mounted.mounted_ms = serve::millis(started);
+    let mounted = match daemon::start(plan, started, describe) {
+        Ok(mounted) => Mounted { mounted_ms: serve::millis(started), ..mounted },
+        Err(error) => restore::instead(plan, started, error)?,
+    };
     make_link(plan, &mounted)?;
     Ok(mounted)
 }

@@ -26,7 +26,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
 use crate::sys::{lexically_clean, plain};
-pub use choices::{IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy, Verify};
+pub use choices::{Fallback, IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy, Verify};
 pub use network::Network;
 
 /// A value, and where it was set.

@@ -70,7 +70,13 @@ pub const INTERRUPTED: u8 = 130;
 /// A failure that no error type stands for.
 #[must_use]
 pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure {
-    Failure { what: plain(&what.into()), fix: fix.map(str::to_owned), choices: Vec::new(), code }
+    Failure {
+        what: plain(&what.into()),
+        fix: fix.map(str::to_owned),
+        choices: Vec::new(),
+        code,
+        restorable: false,
+    }
 }
 
 /// What the user is told about an error in addition to its text.
@@ -260,13 +266,13 @@ fn way_out(path: &Path, problem: &MountpointProblem) -> String {
     }
 }
 
+const NO_DEVICE: &str = "modprobe fuse; with docker: --device /dev/fuse --cap-add SYS_ADMIN; with Kubernetes: a device plugin for /dev/fuse, or a privileged pod; without FUSE: `holofs restore`, or --fallback restore";
+
 impl Advice for MountError {
     fn advice(&self) -> Failure {
         match self {
-            Self::Device(_) => {
-                try_this(FUSE, "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN")
-            }
-            Self::NoFusermount => try_this(FUSE, "install the package fuse3"),
+            Self::Device(_) => try_this(FUSE, NO_DEVICE),
+            Self::NoFusermount => try_this(FUSE, "install the package fuse3, or use `holofs restore`"),
             Self::Fusermount(output) if output.contains("user_allow_other") => {
                 try_this(FUSE, "put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")
             }

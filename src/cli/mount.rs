@@ -91,6 +91,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
         let note = |text: String| output::note(context.silent, &format!("holofs: {text}"));
+        if let Some(why) = &mounted.restored {
+            note(format!("restored (no FUSE): {why}"));
+        }
         if mounted.reused {
             note(format!("already mounted, by process {}", mounted.pid));
         }

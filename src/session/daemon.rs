@@ -122,7 +122,7 @@ fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) 
     if log_file::is_open() {
         tracing::error!(%error, "the mount failed");
     }
-    let failure = describe(&error);
+    let failure = Failure { restorable: error.restorable(), ..describe(&error) };
     let code = failure.code;
     send(&mut pipe, &Err(failure));
     code

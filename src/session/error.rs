@@ -17,8 +17,8 @@ use crate::namespace;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::settings::{SetBy, SettingsError};
-use crate::space::SpaceError;
 use crate::space::upper::UpperError;
+use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
 use crate::sys::{errno_of, plain, process};
 
@@ -339,6 +339,9 @@ pub struct Failure {
     pub choices: Vec<String>,
     /// The exit code.
     pub code: u8,
+    /// A restore would do what the mount could not do; see [`Error::restorable`].
+    #[serde(default)]
+    pub restorable: bool,
 }
 
 /// Converts an error to what the command line shows.
@@ -372,6 +375,17 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
 }
 
 impl Error {
+    /// Whether a restore does not need what the mount lacked: there is no FUSE here, or the place has a restored tree.
+    #[must_use]
+    pub fn restorable(&self) -> bool {
+        match self {
+            Self::Mount { source, .. } => source.means_no_fuse(),
+            Self::Space(SpaceError::Mountpoint { problem, .. }) => *problem == MountpointProblem::Restored,
+            Self::Daemon(failure) => failure.restorable,
+            _ => false,
+        }
+    }
+
     /// Converts the error of a system call on a path, for `map_err`.
     pub(super) fn os<E: Into<io::Error>>(
         path: impl Into<PathBuf>,

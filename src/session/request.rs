@@ -21,7 +21,7 @@ use crate::library::LibraryError;
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
 use crate::library::locate::{Location, locate};
-use crate::settings::{MountSettings, Prefetch, Settings, Verify, absolute};
+use crate::settings::{Fallback, MountSettings, Prefetch, Settings, Verify, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -56,6 +56,15 @@ pub struct MountRequest {
     /// Serve in this process until the mount ends.
     #[arg(skip)]
     pub foreground: bool,
+    /// What to do where FUSE is not available: fail, or restore the environment as plain files [default: none]
+    #[arg(
+        long,
+        value_name = "none|restore",
+        hide_possible_values = true,
+        hide_default_value = true,
+        default_value = "none"
+    )]
+    pub fallback: Fallback,
     /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
     #[arg(short, value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,

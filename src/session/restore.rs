@@ -24,17 +24,18 @@ use super::compose;
 use super::error::Error;
 use super::registry;
 use super::request::MountPlan;
+use super::serve::Mounted;
 use crate::library::catalog;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::digest::Hex;
 use crate::library::index::Index;
-use crate::materialize::clone;
 use crate::materialize::source::Source;
+use crate::materialize::{ReflinkProbe, clone};
 use crate::restore::known::Known;
 use crate::restore::links::{LinkPool, patterns};
 use crate::restore::report::Report;
 use crate::restore::{self, Progress, Restore, Sharing};
-use crate::settings::{RestoreStrategy, Strategy};
+use crate::settings::{Fallback, RestoreStrategy, Strategy};
 use crate::space::held::Kept;
 use crate::space::meta::{self, MetaLock};
 use crate::space::mountpoint::open_base;
@@ -42,7 +43,7 @@ use crate::space::path::resolved;
 use crate::space::run::read_run;
 use crate::space::{MountpointProblem, SpaceError, state};
 use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
-use crate::sys::{filesystem, mountinfo, plain};
+use crate::sys::{filesystem, mountinfo, plain, process};
 
 /// What a restore did. The keys of `holofs restore --json`.
 #[derive(Debug, Serialize)]
@@ -123,6 +124,50 @@ pub fn restore(
     rustix::process::umask(umask);
     lock.release();
     restored
+}
+
+/// Restores the space because it could not be mounted, if the user allows that and it helps.
+///
+/// # Errors
+/// `error`, or why the restore failed.
+pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Result<Mounted, Error> {
+    if plan.request.fallback != Fallback::Restore || !error.restorable() {
+        return Err(error);
+    }
+    tracing::info!(%error, "restoring instead of mounting");
+    let never = AtomicBool::new(false);
+    let wishes = Wishes { jobs: process::processors(), cancel: &never };
+    let restored = restore(plan, &wishes, &Silent)?;
+    let reflink = match restored.no_reflink {
+        None => ReflinkProbe { supported: restored.reflink, reason: String::new() },
+        Some(reason) => ReflinkProbe { supported: false, reason },
+    };
+    Ok(Mounted {
+        path: restored.path,
+        identity: restored.identity,
+        blueprint: restored.blueprint,
+        library: restored.library,
+        strategy: restored.strategy.of_mount(),
+        io: None,
+        reflink: Some(reflink),
+        entries: restored.entries,
+        relocated: restored.relocated,
+        pid: std::process::id(),
+        mounted_ms: super::serve::millis(started),
+        missing_blobs: 0,
+        reused: false,
+        restored: Some(error.to_string()),
+        set_aside: None,
+    })
+}
+
+/// Shows no progress.
+struct Silent;
+
+impl Progress for Silent {
+    fn total(&self, _files: u64, _bytes: u64) {}
+
+    fn made(&self, _bytes: u64) {}
 }
 
 /// How files get their bytes, and whether reflinks are possible.

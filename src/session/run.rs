@@ -173,13 +173,16 @@ pub fn run(
         note(&format!("holofs: {text}"));
     }
     let (mounted, user) = join(&plan, request.keep, describe)?;
+    if let Some(why) = &mounted.restored {
+        note(&format!("holofs: restored (no FUSE): {why}"));
+    }
     let ran = activation.of(&mounted, plan.robot()).and_then(|activated| {
         let ran = run_in(&program, &dir, &activated, plan.robot().is_some(), &signals);
         activated.temp.into_iter().for_each(Temp::remove);
         ran
     });
     child::end_others(mounted.pid, &signals);
-    let left = leave(&plan, &user).err();
+    let left = user.and_then(|user| leave(&plan, &user).err());
     match ran {
         Ok(ended) => Ok(Finished { ended, left }),
         Err(error) => {
@@ -229,11 +232,15 @@ fn shell(settings: &Settings) -> Vec<OsString> {
 }
 
 /// Mounts the space, or joins its mount.
-fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, User), Error> {
+fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, Option<User>), Error> {
     let state_dir = plan.state_dir();
     let deadline = Instant::now() + plan.lock_timeout;
     loop {
         let mounted = super::start(plan, describe)?;
+        // A restored space stays.
+        if mounted.restored.is_some() {
+            return Ok((mounted, None));
+        }
         match User::join(&state_dir, mounted.pid, plan.lock_timeout)? {
             Some(user) => {
                 if keep {
@@ -241,7 +248,7 @@ fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, Us
                 } else if !mounted.reused {
                     user.end_with_runs(&state_dir)?;
                 }
-                return Ok((mounted, user));
+                return Ok((mounted, Some(user)));
             }
             // The last run of the space has unmounted it meanwhile.
             None if Instant::now() < deadline => {}

@@ -66,6 +66,9 @@ pub struct Mounted {
     pub missing_blobs: u32,
     /// The space was mounted already.
     pub reused: bool,
+    /// Nothing was mounted, for this reason, and the environment was restored as plain files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<String>,
     /// The directory to which the changes of a space were moved that rcc had deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<PathBuf>,
@@ -88,6 +91,7 @@ impl Mounted {
             mounted_ms: millis(started),
             missing_blobs: 0,
             reused: false,
+            restored: None,
             set_aside: None,
         }
     }

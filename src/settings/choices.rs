@@ -70,6 +70,16 @@ impl fmt::Display for RestoreStrategy {
     }
 }
 
+/// What a mount does if it is not possible here (`--fallback`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Fallback {
+    /// It fails.
+    #[default]
+    None,
+    /// It restores the environment as plain files, if there is no FUSE or such a restore is there already.
+    Restore,
+}
+
 /// When the content of a blob is compared with its digest (`--verify`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -71,6 +71,19 @@ pub enum MountError {
     Io(#[from] std::io::Error),
 }
 
+impl MountError {
+    /// Whether the cause is this machine or container, and not the directory or an option.
+    #[must_use]
+    pub fn means_no_fuse(&self) -> bool {
+        match self {
+            Self::Device(_) | Self::NoFusermount | Self::Io(_) => true,
+            Self::Fusermount(output) => !output.contains("user_allow_other"),
+            Self::Os { source, .. } => matches!(*source, Errno::PERM | Errno::NODEV | Errno::NOSYS),
+            Self::Exchanged => false,
+        }
+    }
+}
+
 /// Whether holofs supports an `-o` option.
 #[must_use]
 pub fn check_option(option: &str) -> bool {

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::as_user::{fixtures, root_or_skip};
+use crate::common::as_user::{fixtures, holofs_binary, root_or_skip};
 use crate::common::image::Image;
 use crate::common::library::{pattern, umask};
 use crate::common::manifest::{Line, Manifest, assert_same, read_golden, read_tree};
 use crate::common::random::Random;
-use crate::common::world::Done;
+use crate::common::world::{Done, finish};
 use crate::common::{Library, MOTHER_TIME, World, files_below, fixture, rcc, sh};
 
 /// The blueprints of `two-catalogs`.
@@ -431,4 +431,55 @@ fn full_disk() {
     std::fs::remove_file(&filler).unwrap();
     let (path, _) = restore(&world, "s", &[]);
     assert_same(&expected(&world, &library, &path), &read_tree(&path));
+}
+
+/// Without /dev/fuse, `mount --fallback restore` makes a real tree, and again when one is there; without the flag it says
+/// what to do.
+#[test]
+fn mount_falls_back_to_a_restore() {
+    if !root_or_skip() {
+        return;
+    }
+    let library = Library::sample();
+    let world = World::with(&library);
+    let dev = world.path().join("dev");
+    std::fs::create_dir(&dev).unwrap();
+    let without_fuse = |args: &[&str]| {
+        let script =
+            "mount -t tmpfs none \"$1\" && touch \"$1/null\" && mount --bind /dev/null \"$1/null\" &&
+            mount --move \"$1\" /dev && shift && exec \"$@\"";
+        let mut command = world.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&dev);
+        finish(command.arg(holofs_binary()).args(args))
+    };
+    let home = world.home();
+    let home = home.to_str().unwrap();
+    let done = without_fuse(&["mount", home, "s"]);
+    assert_eq!((done.code, done.stdout.as_str()), (8, ""), "{done:?}");
+    for part in
+        ["/dev/fuse: No such file or directory", "--cap-add SYS_ADMIN", "Kubernetes", "holofs restore"]
+    {
+        assert!(done.stderr.contains(part), "{part}: {done:?}");
+    }
+    for _ in 0..2 {
+        let done = without_fuse(&["mount", home, "s", "--fallback", "restore"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(done.stderr.contains("restored (no FUSE)"), "{done:?}");
+        let path = PathBuf::from(done.stdout.trim_end());
+        assert_same(&expected(&world, &library, &path), &read_tree(&path));
+    }
+    let done = without_fuse(&["run", home, "s", "--fallback", "restore", "--", "cat", "readme.txt"]);
+    assert!(done.stderr.contains("restored (no FUSE)"), "{done:?}");
+    let done = without_fuse(&[
+        "run",
+        home,
+        "s",
+        "--fallback",
+        "restore",
+        "--",
+        "sh",
+        "-c",
+        "cat $HOLOFS_MOUNT/readme.txt; exit 7",
+    ]);
+    assert_eq!((done.code, done.stdout.as_str()), (7, "hello, space\n"), "{done:?}");
 }

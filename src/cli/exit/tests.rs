@@ -101,7 +101,13 @@ fn every_error_of_a_library_has_its_code() {
 #[test]
 fn every_error_of_a_session_has_its_code() {
     let mount = |source| session::Error::Mount { path: path(), source };
-    let report = Failure { what: "said by the daemon".into(), fix: None, choices: Vec::new(), code: 9 };
+    let report = Failure {
+        what: "said by the daemon".into(),
+        fix: None,
+        choices: Vec::new(),
+        code: 9,
+        restorable: false,
+    };
     let table = [
         (session::Error::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
         (session::Error::Space(mountpoint(MountpointProblem::NotEmpty)), MOUNTPOINT, "move"),
