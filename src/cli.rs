@@ -9,6 +9,7 @@ mod catalogs;
 mod check;
 mod commit;
 mod config;
+mod diff;
 mod doctor;
 mod escape;
 pub mod exit;
@@ -116,6 +117,8 @@ enum Command {
     Status(status::Args),
     /// Print the directory of a space
     Path(status::PathArgs),
+    /// Show what was changed in a space
+    Diff(diff::Args),
     /// List the environments of a library
     Catalogs(catalogs::Args),
     /// Print the hash of an environment
@@ -250,6 +253,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::List(args) => list::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Path(args) => status::run_path(&args, &context),
+        Command::Diff(args) => diff::run(&args, &context),
         Command::Catalogs(args) => catalogs::run(&args, &context),
         Command::Hash(args) => hash::run(&args, &context),
         Command::Blueprint(args) => blueprint::run(args, &context),

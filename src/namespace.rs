@@ -43,6 +43,8 @@
 //!
 //! A thread that holds one of these locks may only take locks that come later in the list:
 //!
+//! 0. `Namespace::changes`: shared by all requests that change something, and held alone while the space is copied or
+//!    reset (`freeze`). The adapter takes it, so the operations here do not.
 //! 1. `Namespace::renames`: held by each rename and rmdir, so that the shape of the tree does not change under them.
 //! 2. `Node::change`: held while an entry is copied up or its attributes change. A child's comes before its
 //!    directory's, because a copy-up then copies up the directories above.
@@ -57,6 +59,7 @@ pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
 mod dir;
+mod freeze;
 mod handle;
 pub(crate) mod read;
 pub(crate) mod rename;
@@ -69,7 +72,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::{DirEntry, FileType};
 
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
@@ -111,6 +114,8 @@ pub struct Namespace {
     whiteouts: Whiteouts,
     /// Reading a file does not change its time of access.
     keeps_atime: bool,
+    /// Before all others in the lock order; see `freeze`.
+    changes: RwLock<()>,
     /// First in the lock order: held by each rename and rmdir.
     renames: Mutex<()>,
     unsettled: Unsettled,
@@ -180,6 +185,7 @@ impl Namespace {
             table,
             whiteouts,
             keeps_atime,
+            changes: RwLock::new(()),
             renames: Mutex::new(()),
             unsettled: Unsettled::default(),
             recorded: OnceLock::from(()),

@@ -8,14 +8,17 @@
 //! mount ends, the changes of the space stay.
 
 pub mod activation;
+mod answers;
 mod arrival;
 mod begin;
+pub mod changes;
 mod child;
 pub mod choice;
 mod chores;
 pub mod claim;
 pub mod commit;
 pub mod compose;
+pub mod control;
 mod daemon;
 pub mod doctor;
 mod end;

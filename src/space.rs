@@ -5,6 +5,7 @@
 //! asks for that.
 
 pub mod commit;
+pub mod diff;
 pub mod held;
 pub mod home;
 pub mod lock;

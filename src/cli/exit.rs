@@ -19,6 +19,7 @@ use crate::materialize::relocate::RelocateError;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::session;
+use crate::session::control::Refused;
 use crate::session::run::RunError;
 use crate::session::spaces::SpaceState;
 use crate::session::wanted::Near;
@@ -380,10 +381,21 @@ impl Advice for session::Error {
             Self::NotProbed { .. } => try_this(LIBRARY, "an existing directory that you may write to"),
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::NotMounted(_) => try_this(NOT_FOUND, "leave out --no-mount, or `holofs mount`"),
+            Self::NoUpper { .. } => try_this(
+                NOT_FOUND,
+                "`holofs mount` under another space name: a mounted space knows its changes",
+            ),
+            Self::CatalogGone { .. } => try_this(LIBRARY, CATALOG_AGAIN),
             Self::OthersMount { .. } => try_this(MOUNTPOINT, "another space name"),
             Self::MountedByOther { .. } => try_this(MOUNTPOINT, "run as that user"),
             Self::OtherHome(_) => try_this(USAGE, "give its home with --home, or set HOLOFS_HOME"),
             Self::ChangesInUse(_) => try_this(BUSY, "a longer --timeout"),
+            Self::NoControl(_) | Self::Refused(Refused::Version | Refused::NotUnderstood(_)) => {
+                try_this(BUSY, "unmount the space and mount it again: its daemon is of another version")
+            }
+            Self::Refused(Refused::Peer) => try_this(FAILED, "run as the user who mounted it"),
+            Self::Refused(Refused::Changing) => try_this(BUSY, "try again when the change has ended"),
+            Self::Refused(Refused::Failed(_)) => only(FAILED),
             Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
             Self::NotCommittable { state: SpaceState::Restored, .. } => {
                 try_this(NOT_FOUND, "mount the space; what rcc restored has no changes to commit")

@@ -50,6 +50,11 @@ pub(super) fn print_for_program(text: &[u8]) -> Result<(), Failure> {
     print(text)
 }
 
+/// Prints bytes as they are, for a program.
+pub(super) fn print_raw(bytes: &[u8]) -> Result<(), Failure> {
+    print(bytes)
+}
+
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     written(io::stdout().lock().write_all(bytes))
 }

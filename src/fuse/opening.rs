@@ -29,6 +29,11 @@ impl Wanted {
         }
     }
 
+    /// Whether the open may change the space: it copies a file up, or empties it.
+    pub(super) fn changes(self) -> bool {
+        self.write
+    }
+
     /// Answers an open that needs no file to be opened, fetched or copied.
     pub(super) fn at_once(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Option<Answer>> {
         if self.write { Ok(None) } else { Ok(modes.join(ino.0, fs.side(ino)?)) }

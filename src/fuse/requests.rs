@@ -43,6 +43,21 @@ impl Adapter {
         });
     }
 
+    /// As [`Self::serve`], for an operation that changes something. It waits while the space is frozen.
+    fn change<R: ErrorReply + Send + 'static, T: 'static>(
+        &self,
+        wait: Wait,
+        at: At<'_>,
+        reply: R,
+        send: fn(&Mount, R, T),
+        operation: impl Fn(&Mount, &[u8]) -> Result<T> + Send + 'static,
+    ) {
+        self.serve(wait, at, reply, send, move |mount, name| {
+            let _changing = mount.namespace().changing();
+            operation(mount, name)
+        });
+    }
+
     /// What a write to a file may wait for: a long copy-up if the file is large.
     fn copy_up(&self, ino: INodeNo) -> Wait {
         Wait::long_if(self.workers.mount().must_copy_much(number(ino)))
@@ -132,7 +147,7 @@ impl Filesystem for Adapter {
         let slow =
             waits || size.is_some_and(|size| size > 0) && self.workers.mount().must_copy_much(number(ino));
         let at = At::inode("setattr", ino);
-        self.serve(Wait::long_if(slow), at, reply, reply::attributes, move |mount, _| {
+        self.change(Wait::long_if(slow), at, reply, reply::attributes, move |mount, _| {
             // A new size changes the bytes.
             let modes = mount.passthrough.as_ref().filter(|_| size.is_some());
             let _change = modes.map(|modes| modes.change(ino.0)).transpose()?;
@@ -164,7 +179,7 @@ impl Filesystem for Adapter {
             file_type => Make::Node(file_type, mode, convert::device_of(rdev)),
         };
         let caller = caller(request);
-        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::entry, move |mount, name| {
             mount.namespace().make(number(parent), name, what, caller)
         });
     }
@@ -179,19 +194,19 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (at, caller) = (At::name("mkdir", parent, name), caller(request));
-        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::entry, move |mount, name| {
             mount.namespace().make(number(parent), name, Make::Dir(mode), caller)
         });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Wait::Disk, At::name("unlink", parent, name), reply, reply::empty, move |mount, name| {
+        self.change(Wait::Disk, At::name("unlink", parent, name), reply, reply::empty, move |mount, name| {
             mount.namespace().unlink(number(parent), name)
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Wait::Disk, At::name("rmdir", parent, name), reply, reply::empty, move |mount, name| {
+        self.change(Wait::Disk, At::name("rmdir", parent, name), reply, reply::empty, move |mount, name| {
             mount.namespace().rmdir(number(parent), name)
         });
     }
@@ -201,7 +216,7 @@ impl Filesystem for Adapter {
         let Ok(text) = CString::new(target.as_os_str().as_bytes()) else {
             return self.refuse(reply, at, &Error::Invalid("a link's text cannot hold a NUL byte"));
         };
-        self.serve(Wait::Disk, at, reply, reply::entry, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::entry, move |mount, name| {
             mount.namespace().make(number(parent), name, Make::Symlink(&text), caller)
         });
     }
@@ -224,14 +239,14 @@ impl Filesystem for Adapter {
             _ => return self.refuse(reply, at, &Error::Invalid("unknown flags of rename")),
         };
         let (dir, new_dir, new_name) = (number(parent), number(newparent), newname.as_bytes().to_owned());
-        self.serve(Wait::Disk, at, reply, reply::empty, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::empty, move |mount, name| {
             mount.namespace().rename(dir, name, new_dir, &new_name, mode)
         });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let at = At::name("link", newparent, newname);
-        self.serve(self.copy_up(ino), at, reply, reply::entry, move |mount, name| {
+        self.change(self.copy_up(ino), at, reply, reply::entry, move |mount, name| {
             mount.namespace().link(number(ino), number(newparent), name)
         });
     }
@@ -249,6 +264,7 @@ impl Filesystem for Adapter {
         }
         let wait = Wait::long_if(wanted.is_slow(mount, modes, number(ino)));
         self.serve(wait, At::inode("open", ino), reply, reply::opened, move |mount, _| {
+            let _changing = wanted.changes().then(|| mount.namespace().changing());
             match &mount.passthrough {
                 Some(modes) => wanted.open(mount, modes, number(ino)),
                 None => Ok(Answer::Cached { keep: true }),
@@ -315,6 +331,7 @@ impl Filesystem for Adapter {
     ) {
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.workers.run(self.copy_up(ino), data, move |mount, data| {
+            let _changing = mount.namespace().changing();
             let begun = if drop_setid { mount.drop_setid(number(ino)) } else { Ok(()) };
             // The bits are cleared first, as the kernel does it on a disk: a write that fails may have cleared them.
             let done = begun.and_then(|()| mount.retry(|| mount.write(number(ino), offset, data)));
@@ -405,7 +422,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let value = value.to_owned();
-        self.serve(Wait::Disk, At::name("setxattr", ino, name), reply, reply::empty, move |mount, name| {
+        self.change(Wait::Disk, At::name("setxattr", ino, name), reply, reply::empty, move |mount, name| {
             mount.set_xattr(number(ino), name, &value, flags.cast_unsigned())
         });
     }
@@ -424,7 +441,7 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let at = At::name("removexattr", ino, name);
-        self.serve(Wait::Disk, at, reply, reply::empty, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::empty, move |mount, name| {
             mount.remove_xattr(number(ino), name)
         });
     }
@@ -442,7 +459,7 @@ impl Filesystem for Adapter {
         let (dir, caller) = (number(parent), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
         let at = At::name("create", parent, name);
-        self.serve(Wait::Disk, at, reply, reply::created, move |mount, name| {
+        self.change(Wait::Disk, at, reply, reply::created, move |mount, name| {
             let attr = mount.namespace().make(dir, name, Make::File(mode), caller)?;
             let Some(modes) = &mount.passthrough else {
                 return Ok((attr, Answer::Cached { keep: true }));
@@ -496,7 +513,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let at = At::inode("fallocate", ino);
-        self.serve(self.copy_up(ino), at, reply, reply::empty, move |mount, _| {
+        self.change(self.copy_up(ino), at, reply, reply::empty, move |mount, _| {
             mount.fallocate(number(ino), mode.cast_unsigned(), offset, length)
         });
     }
@@ -528,7 +545,7 @@ impl Filesystem for Adapter {
     ) {
         // Not on a loop: it may copy much.
         let at = At::inode("copy_file_range", ino_in);
-        self.serve(Wait::Long, at, reply, reply::written, move |mount, _| {
+        self.change(Wait::Long, at, reply, reply::written, move |mount, _| {
             mount.copy_range(number(ino_in), offset_in, number(ino_out), offset_out, len)
         });
     }

@@ -66,6 +66,19 @@ pub fn patch_bytes(
     Ok(())
 }
 
+/// Relocates a piece of a file that begins at byte `at`. A name can begin before the piece, or end after it. The bytes that
+/// are replaced are not checked.
+pub fn patch_piece(piece: &mut [u8], at: u64, offsets: impl Iterator<Item = u64>, names: &Names) {
+    for offset in offsets {
+        for (place, byte) in (offset..).zip(names.to) {
+            let slot = place.checked_sub(at).and_then(|place| usize::try_from(place).ok());
+            if let Some(slot) = slot.and_then(|place| piece.get_mut(place)) {
+                *slot = byte;
+            }
+        }
+    }
+}
+
 /// Relocates a private file.
 ///
 /// # Errors
@@ -106,6 +119,20 @@ mod tests {
         let mut from_file = vec![0; bytes.len()];
         file.read_exact_at(&mut from_file, 0).unwrap();
         assert_eq!(from_file, bytes);
+    }
+
+    #[test]
+    fn pieces_make_the_whole() {
+        let bytes = b"#!/x/h720c7a8_493f813dad24d3t/bin/python\nh720c7a8_493f813dad24d3t".to_vec();
+        let mut whole = bytes.clone();
+        patch_bytes(&mut whole, [5, 41].into_iter(), &NAMES).unwrap();
+        for len in [1, 7, 24, 30, 100] {
+            let mut pieces = bytes.clone();
+            for (n, piece) in pieces.chunks_mut(len).enumerate() {
+                patch_piece(piece, (n * len) as u64, [5, 41].into_iter(), &NAMES);
+            }
+            assert_eq!(pieces, whole, "{len}");
+        }
     }
 
     #[test]

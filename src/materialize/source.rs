@@ -22,7 +22,7 @@ use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
 use crate::library::memory::is_full;
 use crate::settings::Strategy;
-use crate::sys::errno_of;
+use crate::sys::{errno_of, fd};
 
 /// Files up to this size are decompressed into memory and copied from there. A larger file goes through the blob
 /// cache. Below this size a cache file (an inode, a rename, a verification) costs more than decompressing again.
@@ -190,6 +190,41 @@ impl Source {
     pub fn prepare(&self, file: &LowerFile<'_>, stop: &AtomicBool) -> Result<bool, Error> {
         let prepared = self.blobs.prepare(&file.digest, file.size, stop);
         prepared.map_err(|source| self.blob_error(file.node, source))
+    }
+
+    /// Whether `other`, a file of the same size, holds the content of `file`.
+    ///
+    /// # Errors
+    /// When the blob or a relocation is bad, or `other` cannot be read.
+    pub fn is_in(&self, file: &LowerFile<'_>, other: &File) -> Result<bool, Error> {
+        const PIECE: usize = 256 * 1024;
+        let blob = if file.is_small() { None } else { Some(self.open_blob(file)?) };
+        let small = if blob.is_none() { self.read(file)? } else { Vec::new() };
+        let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
+        let mut at = 0;
+        loop {
+            let read = fd::read_full(other, at, &mut theirs).map_err(self.os_error(file, "read"))?;
+            let theirs = theirs.get(..read).unwrap_or_default();
+            let expected = match &blob {
+                None => {
+                    let start = usize::try_from(at).unwrap_or(usize::MAX).min(small.len());
+                    small.get(start..small.len().min(start + PIECE)).unwrap_or_default()
+                }
+                Some(blob) => {
+                    let read = fd::read_full(blob, at, &mut ours).map_err(self.os_error(file, "read"))?;
+                    let ours = ours.get_mut(..read).unwrap_or_default();
+                    relocate::patch_piece(ours, at, file.relocations.iter().map(|at| at.get()), &self.names);
+                    &*ours
+                }
+            };
+            if theirs != expected {
+                return Ok(false);
+            }
+            if read < PIECE {
+                return Ok(true);
+            }
+            at += PIECE as u64;
+        }
     }
 
     /// Unpacks the blob of a large file into the cache, or starts reading the blob of a small one, until `stop` is set.

@@ -169,7 +169,9 @@ pub(super) fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> 
     let is_dead = !daemon.as_ref().is_some_and(RunInfo::is_running) && fuse_mount::is_dead(&path);
     let places = if how.lazy || is_dead { Vec::new() } else { other_places(live)? };
     if how.force {
-        write_out(&path);
+        if !write_out(&path) {
+            tracing::warn!("the daemon does not answer: data written to mapped files may be lost");
+        }
         cut(&live.dev);
         for place in places.iter().chain([&path]) {
             detach(place)?;
@@ -245,15 +247,13 @@ fn detach(place: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the kernel write dirty pages of mapped files. Does not wait for a daemon that hangs.
-fn write_out(path: &Path) {
+/// Makes the kernel write dirty pages of mapped files. Does not wait for a daemon that hangs. Returns whether it was done.
+pub(super) fn write_out(path: &Path) -> bool {
     let sync = || {
         let synced = std::fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.err().map(|error| error.to_string().into_bytes()).unwrap_or_default()
     };
-    if !matches!(process::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty()) {
-        tracing::warn!("the daemon does not answer: data written to mapped files may be lost");
-    }
+    matches!(process::ask(GRACE, sync), Ok(Some(answer)) if answer.is_empty())
 }
 
 /// Waits until the daemon of an unmounted mount has ended, and kills it with `force`.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::control::Refused;
 use super::holders::Holder;
 use super::spaces::SpaceState;
 use super::wanted::Near;
@@ -223,6 +224,22 @@ pub enum Error {
         /// The name of the directory that it would have.
         identity: String,
     },
+    /// The space has no upper, so nobody knows what was changed in it.
+    #[error("{given}: {why}")]
+    NoUpper {
+        /// The space as it was typed.
+        given: String,
+        /// How the space came to be.
+        why: &'static str,
+    },
+    /// The library no longer has the catalog that the changes were made over, and the cache does not have its index.
+    #[error("{library}: it no longer has blueprint {blueprint} as it was when the space was made")]
+    CatalogGone {
+        /// The library.
+        library: String,
+        /// The blueprint.
+        blueprint: String,
+    },
     /// Something of another user is mounted on the space's directory.
     #[error("{path}: user {user} has mounted something on it")]
     OthersMount {
@@ -313,6 +330,12 @@ pub enum Error {
     /// The space could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// No daemon listens on the control socket of a mounted space.
+    #[error("{0}: its daemon has no control socket")]
+    NoControl(PathBuf),
+    /// The daemon refused a request.
+    #[error("{0}")]
+    Refused(#[from] Refused),
     /// A limit of the process is too low.
     #[error("{0}")]
     Limits(String),

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
+use super::answers;
 use super::chores::{keep_house, settle};
 use super::claim::Claim;
+use super::control::Server;
 use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
 use super::helper::{self, Device};
@@ -162,6 +164,7 @@ impl<'p> PendingMount<'p> {
     ) -> Result<(), Error> {
         let Self { plan, index, mut claim, .. } = self;
         let state_dir = plan.state_dir();
+        let notifier = session.notifier();
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
         claim.state.write_run(run)?;
@@ -184,6 +187,9 @@ impl<'p> PendingMount<'p> {
         ready();
         undo.keep();
         // From here on no failure of ours ends the mount.
+        let control = Server::listen(&state_dir)
+            .inspect_err(|error| tracing::warn!(%error, "no control socket: no command can ask this mount"))
+            .ok();
         let no_thread = thread::scope(|scope| {
             let (stop, stopped) = mpsc::channel::<()>();
             let claim = &mut claim;
@@ -198,10 +204,18 @@ impl<'p> PendingMount<'p> {
             if let Err(error) = settler {
                 tracing::warn!(%error, "no thread to write out emptied directories: that is done at the end of the mount");
             }
+            let answering = control.as_ref().map(|server| {
+                let serve = || server.serve(&|request, line| answers::answer(fs, &notifier, request, line));
+                thread::Builder::new().name("control".into()).spawn_scoped(scope, serve)
+            });
+            if let Some(Err(error)) = answering {
+                tracing::warn!(%error, "no thread for the control socket: no command can ask this mount");
+            }
             if started.is_ok() {
                 end_on_signal(&mut signals, &state_dir);
             }
             drop(stop);
+            control.iter().for_each(Server::stop);
             fs.namespace().end_settling();
             started.err()
         });

@@ -145,6 +145,14 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::OtherHome("x".into()), USAGE, "--home"),
         (session::Error::ChangesInUse("x".into()), BUSY, "--timeout"),
         (session::Error::DaemonDied(path()), FAILED, ""),
+        (session::Error::NoControl(path()), BUSY, "mount it again"),
+        (Refused::Version.into(), BUSY, "mount it again"),
+        (Refused::NotUnderstood("x".into()).into(), BUSY, "mount it again"),
+        (Refused::Peer.into(), FAILED, "the user who mounted it"),
+        (Refused::Changing.into(), BUSY, "again"),
+        (Refused::Failed("x".into()).into(), FAILED, ""),
+        (session::Error::NoUpper { given: "x".into(), why: "restored" }, NOT_FOUND, "another space name"),
+        (session::Error::CatalogGone { library: "x".into(), blueprint: "y".into() }, LIBRARY, "record"),
         (session::Error::Daemon(report), STRATEGY, ""),
     ];
     for (error, code, fix) in table {

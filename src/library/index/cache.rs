@@ -91,6 +91,14 @@ pub fn open_known(
     Some(checked_name(library, name, index))
 }
 
+/// Opens the index of the catalog with this SHA-256 (in hex), whether or not a library still has that catalog. Reads all
+/// of it. None if the cache does not have it.
+#[must_use]
+pub fn open_by_sum(sum: &str, cache_dir: &Path) -> Option<Index> {
+    let is_sum = sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_sum { open_checked(&index_path(cache_dir, sum), sum, true) } else { None }
+}
+
 /// Compares an index with the name of its catalog. The compiler cannot: catalogs with equal content share an index,
 /// whatever their names.
 fn checked_name(library: &dyn Library, name: &CatalogName, mut index: Index) -> Result<Index, LibraryError> {
