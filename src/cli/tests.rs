@@ -29,6 +29,17 @@ fn usage_is_one_line_and_where_to_read_on() {
             "`holofs mount --help`",
         ),
         (&["holofs", "mount", "a", "b", "--strategy", "hardlink"], "shares one inode between", "--help`"),
+        (
+            &["holofs", "mount", "a", "b", "--strategy", "smart", "--strategy=copy"],
+            "cannot be used",
+            "--help`",
+        ),
+        (
+            &["holofs", "mount", "a", "b", "--strategy", "smart", "--holotree-strategy", "copy"],
+            "cannot be used multiple times",
+            "--help`",
+        ),
+        (&["holofs", "mount", "a", "b", "--blueprint", "a", "-r", "b"], "cannot be used with", "--help`"),
         (&["holofs", "mount", "a", "b", "--fres"], "unexpected argument '--fres'", "'--fresh'"),
         (&["holofs", "mount", "a", "b", "c"], "unexpected argument 'c'", "`holofs mount --help`"),
         (&["holofs", "mont"], "unrecognized subcommand 'mont'", "'mount'"),

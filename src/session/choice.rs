@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::blueprint::robot::{self, Robot};
-use crate::blueprint::{Blueprint, BlueprintError, Source, local_channel};
+use crate::blueprint::{Blueprint, BlueprintError, Differences, Source, local_channel};
+use crate::library::catalogs::CatalogName;
 use crate::space::home::Env;
 
 /// The flags that choose an environment. All commands that use one flatten them; the comments are their help.
@@ -35,6 +36,15 @@ pub struct Composed {
     pub robot: Option<Robot>,
     /// What the user should know about the choice of files.
     pub notes: Vec<String>,
+}
+
+/// An environment of the library that is not the wanted one.
+#[derive(Clone, Debug)]
+pub struct Near {
+    /// Its catalog.
+    pub catalog: CatalogName,
+    /// What differs.
+    pub differences: Differences,
 }
 
 impl Choice {

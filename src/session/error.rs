@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::choice::Near;
 use super::control::Refused;
 use super::holders::Holder;
 use super::spaces::SpaceState;
-use super::wanted::Near;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;

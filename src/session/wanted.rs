@@ -7,10 +7,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::choice::{Choice, Composed};
+use super::choice::{Choice, Composed, Near};
 use super::environment::Environment;
 use super::error::Error;
-use crate::blueprint::Differences;
 use crate::library::LibraryError;
 use crate::library::catalogs::{self, CatalogName, this_platform};
 use crate::library::locate::Location;
@@ -22,15 +21,6 @@ const NEAREST: usize = 3;
 
 /// The controller and the space in which rcc builds.
 const BUILDER: (&str, &str) = ("holofs", "build");
-
-/// An environment of the library that is not the wanted one.
-#[derive(Clone, Debug)]
-pub struct Near {
-    /// Its catalog.
-    pub catalog: CatalogName,
-    /// What differs.
-    pub differences: Differences,
-}
 
 /// The blueprint under which the library has the environment. Builds it first if it is missing and the user asked for that.
 ///
