@@ -13,8 +13,10 @@ mod diff;
 mod doctor;
 mod escape;
 pub mod exit;
+mod export;
 mod hash;
 mod help;
+mod import;
 mod list;
 mod log;
 mod mount;
@@ -137,6 +139,10 @@ enum Command {
     Restore(restore::Args),
     /// Record a space with its changes as a new environment in a library
     Commit(commit::Args),
+    /// Write environments of a library to an archive
+    Export(export::Args),
+    /// Add the environments of archives to a library
+    Import(import::Args),
     /// Print each setting and where it was set
     Config(config::Args),
     /// Examine whether and how well holofs works here
@@ -232,6 +238,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Shell(args) => args.set(&mut flags),
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
         Command::Commit(args) => flags.lock_timeout = args.lock_timeout,
+        Command::Import(args) => flags.lock_timeout = args.lock_timeout,
         _ => {}
     }
     Ok(Settings::read(flags)?)
@@ -240,8 +247,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
 fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     let Global { json, silent, rcc, .. } = cli.global;
     let context = Context { env: Env::new(&settings), settings, json, silent, rcc };
-    // `record` does not use these directories, and `doctor` says what is wrong with them.
-    if !matches!(cli.command, Command::Record(_) | Command::Doctor(_)) {
+    // `record` and `import` do not use these directories, and `doctor` says what is wrong with them.
+    if !matches!(cli.command, Command::Record(_) | Command::Import(_) | Command::Doctor(_)) {
         context.env.check_own_dirs()?;
     }
     match cli.command {
@@ -262,6 +269,8 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Record(args) => record::run(args, &context),
         Command::Restore(args) => restore::run(args, &context),
         Command::Commit(args) => commit::run(args, &context),
+        Command::Export(args) => export::run(args, &context),
+        Command::Import(args) => import::run(args, &context),
         Command::Config(_) => config::run(&context),
         Command::Doctor(args) => doctor::run(args, &context),
     }

@@ -14,6 +14,7 @@ pub mod catalogs;
 pub mod check;
 pub mod digest;
 pub mod dir;
+pub mod export;
 pub mod index;
 pub mod locate;
 pub(crate) mod look;

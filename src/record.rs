@@ -13,6 +13,7 @@
 
 mod catalog;
 mod error;
+pub mod import;
 mod place;
 mod rename;
 mod search;

@@ -12,6 +12,7 @@ use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::library::blob::BlobError;
 use crate::library::catalogs::CatalogName;
+use crate::library::export::ExportError;
 use crate::library::name::NameError;
 use crate::materialize;
 use crate::materialize::clone::CloneError;
@@ -468,11 +469,27 @@ impl Advice for RunError {
     }
 }
 
+impl Advice for ExportError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Library(error) => error.advice(),
+            Self::Blob { source, .. } => source.advice(),
+            Self::Guarded(GuardedError { problem: Problem::NotAFile(_), .. }) => {
+                try_this(USAGE, "-z with the name of a file")
+            }
+            Self::Guarded(error) => error.advice(),
+            Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, "free some space"),
+            Self::Io { .. } | Self::Panicked(_) => only(FAILED),
+            Self::Interrupted => only(INTERRUPTED),
+        }
+    }
+}
+
 impl Advice for RecordError {
     fn advice(&self) -> Failure {
         match self {
             Self::Library(error) => error.advice(),
-            Self::Kind { .. } => try_this(USAGE, "leave out the flag, or use another directory"),
+            Self::Kind { .. } => try_this(USAGE, "another library; for `record`, leave out the flag"),
             Self::NoBlueprint => try_this(ENVIRONMENT, "a file with some text"),
             Self::NoCommand => try_this(USAGE, "`holofs record --help`"),
             Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),
@@ -482,8 +499,12 @@ impl Advice for RecordError {
             }
             Self::Guarded(error) => error.advice(),
             Self::NotWhole { .. } => {
-                try_this(INTEGRITY, "record it again while nothing else uses the library")
+                try_this(INTEGRITY, "record or import it again while nothing else uses the library")
             }
+            Self::Lacks { .. } => {
+                try_this(INTEGRITY, "import the archive that has them first, or export the environment again")
+            }
+            Self::NoRoom { .. } => try_this(FAILED, "free some space"),
             Self::Interrupted => only(INTERRUPTED),
             // The environment is wrong, or the command that should have made it.
             Self::CommandStart { .. }

@@ -35,7 +35,31 @@ use crate::sys::fd;
 use crate::sys::thread::{self, Panicked};
 pub use error::BlobError;
 pub(super) use read::{Fault, not_opened, read_through};
-use read::{is_content, read_pieces};
+use read::{copy_verified, is_content, read_pieces};
+
+/// Copies a blob of a library to `out` as it is stored, and compares its content with the digest and with the size in the
+/// catalog. The inner error is that of `out`.
+///
+/// # Errors
+/// See [`BlobError`]. Then the bytes in `out` may be wrong.
+pub fn copy_stored(
+    library: &dyn Library,
+    digest: &Digest,
+    size: u64,
+    out: &mut dyn Write,
+) -> Result<io::Result<()>, BlobError> {
+    let (digest, place) = (*digest, || library.blob_place(digest));
+    let copied = library.blob(&digest).map_err(not_opened);
+    match copied.and_then(|stored| copy_verified(stored, &digest, size, out)) {
+        Ok(()) => Ok(Ok(())),
+        Err(Fault::Taken(error)) => Ok(Err(error)),
+        Err(Fault::Corrupt(why)) => Err(BlobError::Corrupt { digest, place: place(), why }),
+        Err(Fault::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err(BlobError::Missing { digest, place: place() })
+        }
+        Err(Fault::Read(source)) => Err(BlobError::Io { place: place(), source }),
+    }
+}
 
 /// The blobs of one library, and the cache of raw copies that all spaces of a user share.
 #[derive(Debug)]

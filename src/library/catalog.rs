@@ -22,6 +22,8 @@ pub(crate) mod limits;
 mod tests;
 pub(crate) mod write;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::NAME_LEN;
@@ -97,8 +99,11 @@ pub struct Tree {
     pub entries: Vec<Entry>,
     /// Names and link targets.
     pub strings: Vec<u8>,
-    /// The digests, each once.
+    /// The digests of files, each once.
     pub digests: Vec<Digest>,
+    /// The digests and sizes of what rcc lists for links, each once: of a link's target, and of everything below a link to
+    /// a directory. No file of the tree needs them, but rcc looks for their blobs. Filled by [`parse_whole`] only.
+    pub linked: BTreeMap<Digest, u64>,
     /// The offsets of relocations. Those of one file are ascending, without repeats, and each leaves room for the name.
     pub relocations: Vec<u64>,
     /// The header, and rcc's own counts.
@@ -163,8 +168,20 @@ impl Tree {
 /// # Errors
 /// See [`CatalogError`].
 pub fn parse_file(bytes: &[u8]) -> Result<Tree, CatalogError> {
+    parse(bytes, false)
+}
+
+/// Like [`parse_file`], and collects what rcc lists for links too.
+///
+/// # Errors
+/// See [`CatalogError`].
+pub fn parse_whole(bytes: &[u8]) -> Result<Tree, CatalogError> {
+    parse(bytes, true)
+}
+
+fn parse(bytes: &[u8], with_links: bool) -> Result<Tree, CatalogError> {
     let limits = Limits::of(bytes.len() as u64);
-    let tree = gunzip::unpacking(bytes, limits, |pieces| build::build(pieces, limits))?;
+    let tree = gunzip::unpacking(bytes, limits, |pieces| build::build(pieces, limits, with_links))?;
     check_header(&tree.info)?;
     Ok(tree)
 }

@@ -4,8 +4,8 @@
 //! a zip archive. The central directory is read once, when the archive is opened, and gives the place of each blob. Nothing
 //! is unpacked before it is read. The archive stays open, so a mount survives that the file is renamed, replaced or removed.
 //!
-//! Limits: a bundle must store its `hololib.zip` without compression, because deflate has no random access. A reflink to a
-//! blob is not possible. Opening takes time and memory that grow with the central directory.
+//! Limits: a bundle must store its `hololib.zip` without compression, because deflate has no random access. Only an import,
+//! which reads everything once, unpacks it first. A reflink to a blob is not possible. Opening takes time and memory that grow with the central directory.
 //!
 //! Anybody may have written the archive. It is refused when two entries have one name, when entries overlap, when deflate
 //! cannot produce a declared size, when a name contains `..`, when an entry is encrypted or uses another compression method,
@@ -50,6 +50,13 @@ const LOCAL_HEADER: u64 = 30;
 
 /// The largest ratio of the sizes of a stream and its deflated form.
 const MAX_RATIO: u64 = 1032;
+
+/// The largest ratio for a compressed archive in a bundle. What it holds is compressed already, or is the files of an
+/// environment.
+const MAX_NESTED_RATIO: u64 = 64;
+
+/// Makes a file for a nested archive of so many bytes.
+pub type Unpack<'a> = &'a dyn Fn(u64) -> io::Result<File>;
 
 /// A library in a zip archive.
 #[derive(Debug)]
@@ -121,18 +128,27 @@ impl ZipLibrary {
     /// # Errors
     /// [`LibraryError::NotALibrary`] when the file is something else, and [`LibraryError::Archive`] when it is refused.
     pub fn open(path: &Path) -> Result<Self, LibraryError> {
+        Self::open_or_unpack(path, None)
+    }
+
+    /// Like [`ZipLibrary::open`]. If the library of a bundle is compressed, it is unpacked into a file that `unpack` makes.
+    ///
+    /// # Errors
+    /// As [`ZipLibrary::open`], and those of `unpack` and of writing the file.
+    pub fn open_or_unpack(path: &Path, unpack: Option<Unpack<'_>>) -> Result<Self, LibraryError> {
         // A FIFO must not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|errno| LibraryError::io(path)(errno.into()))?;
-        Self::of_file(file.into(), path.to_string_lossy().into_owned()).map_err(|refusal| match refusal {
+        let opened = Self::of_file(file.into(), path.to_string_lossy().into_owned(), unpack);
+        opened.map_err(|refusal| match refusal {
             Refusal::NotALibrary(why) => LibraryError::NotALibrary { path: path.to_owned(), why },
             Refusal::Archive(why) => LibraryError::Archive { path: path.to_owned(), why },
             Refusal::Io(source) => LibraryError::Io { path: path.to_owned(), source },
         })
     }
 
-    fn of_file(file: File, name: String) -> Result<Self, Refusal> {
+    fn of_file(file: File, name: String, unpack: Option<Unpack<'_>>) -> Result<Self, Refusal> {
         let found = file.metadata().map_err(Refusal::Io)?;
         if !found.is_file() {
             return Err(Refusal::NotALibrary("not a library: it is neither a directory nor a file"));
@@ -149,15 +165,7 @@ impl ZipLibrary {
             strays: 0,
         };
         if let Some(nested) = library.scan()?.filter(|_| library.catalogs.is_empty()) {
-            if nested.is_deflated {
-                let why = format!(
-                    "its {NESTED} is compressed, so it cannot be read in place; extract that file first"
-                );
-                return Err(Refusal::Archive(why));
-            }
-            let section = library.section(&nested).map_err(|error| Refusal::Archive(error.to_string()))?;
-            let (start, len) = section.range().ok_or_else(|| Refusal::Archive("it is truncated".into()))?;
-            library.archive = locate(Window { start, len, ..whole.clone() })?;
+            library.archive = locate(library.nested(&nested, &whole, unpack)?)?;
             library.name.push('/');
             library.name.push_str(NESTED);
             library.scan()?;
@@ -171,6 +179,34 @@ impl ZipLibrary {
             return Err(Refusal::Archive("it changes while it is read".into()));
         }
         Ok(library)
+    }
+
+    /// The archive in a bundle, where it lies or unpacked.
+    fn nested(&self, nested: &Member, whole: &Window, unpack: Option<Unpack<'_>>) -> Result<Window, Refusal> {
+        if !nested.is_deflated {
+            let section = self.section(nested).map_err(|error| Refusal::Archive(error.to_string()))?;
+            let (start, len) = section.range().ok_or_else(|| Refusal::Archive("it is truncated".into()))?;
+            return Ok(Window { start, len, ..whole.clone() });
+        }
+        let Some(unpack) = unpack else {
+            let why = format!(
+                "its {NESTED} is compressed, so it cannot be read in place; import it, or extract that file"
+            );
+            return Err(Refusal::Archive(why));
+        };
+        let (packed, len) = (nested.place.compressed_size_hint(), nested.place.uncompressed_size_hint());
+        if len > packed.saturating_mul(MAX_NESTED_RATIO) {
+            let why = "it is compressed more than any library can be";
+            return Err(refused(NESTED.as_bytes(), why));
+        }
+        let mut file = unpack(len).map_err(Refusal::Io)?;
+        let mut packed = self.open_member(nested).map_err(Refusal::Io)?;
+        // An error of the archive has no errno.
+        io::copy(&mut packed, &mut file).map_err(|error| match error.raw_os_error() {
+            Some(_) => Refusal::Io(error),
+            None => refused(NESTED.as_bytes(), &error.to_string()),
+        })?;
+        Ok(Window { file: Arc::new(file), start: 0, len })
     }
 
     /// Reads the central directory into the tables of the library. Returns the entry of a nested archive.

@@ -7,6 +7,8 @@ use std::process::ExitStatus;
 
 use crate::library::LibraryError;
 use crate::library::blob::BlobError;
+use crate::library::catalogs::CatalogName;
+use crate::library::digest::Digest;
 use crate::sys::guarded::GuardedError;
 use crate::sys::thread::Panicked;
 
@@ -31,11 +33,16 @@ pub enum RecordError {
     #[error("no command to fill the stage with")]
     NoCommand,
     /// rcc or another recorder holds the lock.
-    #[error("{path} is still locked after {seconds} s: rcc or another recording is using the holotree")]
+    #[error(
+        "{path} is still locked after {seconds} s{}: rcc or another recording is using the holotree",
+        pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+    )]
     Busy {
         path: PathBuf,
         /// How long the recorder waited.
         seconds: u64,
+        /// The process that holds it, if that is known.
+        pid: Option<u32>,
     },
     #[error("the stage {path} is not empty: an interrupted build left it; remove it if nothing uses it")]
     StageInUse { path: PathBuf },
@@ -67,6 +74,14 @@ pub enum RecordError {
         "{catalog}: another process removed it or some of its blobs while it was recorded, as `rcc holotree check` does"
     )]
     NotWhole { catalog: PathBuf },
+    /// An imported catalog names blobs that neither the archives nor the library have.
+    #[error(
+        "catalog {catalog}: {count} of its blobs are neither in the archive nor in the library, the first is {first}"
+    )]
+    Lacks { catalog: CatalogName, count: usize, first: Digest },
+    /// What would be imported does not fit.
+    #[error("{path}: the import needs {needed} bytes, and {free} are free")]
+    NoRoom { path: PathBuf, needed: u64, free: u64 },
     /// A file or directory of the library or the holotree could not be opened or made, or is of the wrong type.
     #[error(transparent)]
     Guarded(#[from] GuardedError),

@@ -158,7 +158,7 @@ impl Opened {
         Err(if stop() {
             RecordError::Interrupted
         } else {
-            RecordError::Busy { path, seconds: timeout.as_secs() }
+            RecordError::Busy { path, seconds: timeout.as_secs(), pid: fd::holder(&file) }
         })
     }
 }

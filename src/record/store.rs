@@ -140,23 +140,7 @@ impl<'a> Store<'a> {
     /// Stores a blob for a content of `size` bytes, if there is none. `content` writes the content and returns its
     /// digest.
     fn blob(&self, digest: Digest, size: u64, content: &mut Fill<'_>) -> Result<(), RecordError> {
-        for attempt in 1.. {
-            let done = self.try_blob(&digest, size, content);
-            let is_gone = done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-            if !is_gone || attempt == ATTEMPTS {
-                return done.map_err(self.failed(&digest));
-            }
-        }
-        Ok(())
-    }
-
-    fn try_blob(&self, digest: &Digest, size: u64, content: &mut Fill<'_>) -> io::Result<()> {
-        if self.is_there(digest, size)? {
-            return Ok(());
-        }
-        let dir = self.dir_of(digest, |above, name| make_dir(above, name, self.shared))?;
-        let mut stored = 0;
-        replace(&dir, digest.to_string().as_ref(), self.shared, |file| {
+        self.put(&digest, size, &mut |file| {
             let mut out = BufWriter::with_capacity(PIECE, file);
             let found = match self.kind {
                 DigestKind::Sip128 => content(&mut out)?,
@@ -167,10 +151,44 @@ impl<'a> Store<'a> {
                     found
                 }
             };
-            if found != *digest {
+            if found != digest {
                 return Err(io::Error::other("changed while it was read"));
             }
-            let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            out.flush()
+        })
+    }
+
+    /// Stores a blob for a content of `size` bytes, if there is none. `fill` writes it as it is stored, and has compared
+    /// it with its digest when it returns.
+    pub(super) fn put(
+        &self,
+        digest: &Digest,
+        size: u64,
+        fill: &mut dyn FnMut(&mut File) -> io::Result<()>,
+    ) -> Result<(), RecordError> {
+        for attempt in 1.. {
+            let done = self.try_put(digest, size, fill);
+            let is_gone = done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if !is_gone || attempt == ATTEMPTS {
+                return done.map_err(self.failed(digest));
+            }
+        }
+        Ok(())
+    }
+
+    fn try_put(
+        &self,
+        digest: &Digest,
+        size: u64,
+        fill: &mut dyn FnMut(&mut File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.is_there(digest, size)? {
+            return Ok(());
+        }
+        let dir = self.dir_of(digest, |above, name| make_dir(above, name, self.shared))?;
+        let mut stored = 0;
+        replace(&dir, digest.to_string().as_ref(), self.shared, |file| {
+            fill(file)?;
             stored = file.metadata()?.len();
             Ok(())
         })?;

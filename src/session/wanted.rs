@@ -4,6 +4,7 @@
 //! an environment that another version of rcc recorded may differ. If none is the same, the user is told which ones are
 //! near and what differs, or rcc builds the environment.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,7 @@ use crate::library::LibraryError;
 use crate::library::catalogs::{self, CatalogName, this_platform};
 use crate::library::locate::Location;
 use crate::library::name;
+use crate::space::SpaceError;
 use crate::space::home::Env;
 
 /// How many of the nearest environments are named.
@@ -49,6 +51,34 @@ pub(super) fn find(
         notes,
         nearest: nearest(location, composed, env)?,
     })
+}
+
+/// The catalogs to export: those whose names begin with one of `names`, and that of the environment that files describe.
+///
+/// # Errors
+/// When nothing fits one of them, and as [`Choice::compose`].
+pub fn catalogs(
+    location: &Location,
+    names: &[String],
+    choice: &Choice,
+    env: &Env,
+) -> Result<BTreeSet<CatalogName>, Error> {
+    let all = catalogs::list(&*location.library)?;
+    let mut chosen = BTreeSet::new();
+    for given in names {
+        let before = chosen.len();
+        let fits = |name: &CatalogName| name.to_string().starts_with(given.as_str());
+        chosen.extend(all.iter().map(|entry| entry.name.clone()).filter(fits));
+        if chosen.len() == before && !chosen.iter().any(fits) {
+            let candidates = all.iter().map(|entry| (entry.name.clone(), String::new())).collect();
+            return Err(SpaceError::NoCatalog { why: format!("no catalog {given}"), candidates }.into());
+        }
+    }
+    if let Some(composed) = choice.compose(env)? {
+        let blueprint = find(location, &composed, choice, env)?;
+        chosen.insert(CatalogName { blueprint, platform: this_platform() });
+    }
+    Ok(chosen)
 }
 
 /// The blueprint of the catalog with the same hash, or with the same text.

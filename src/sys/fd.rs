@@ -1,10 +1,11 @@
-//! File descriptors: the limit of open ones, and system calls that rustix does not have.
+//! File descriptors: locks and their holders, the limit of open ones, and system calls that rustix does not have.
 #![allow(unsafe_code)]
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,36 @@ pub fn lock(file: &File, timeout: Duration, pause: Duration, stop: impl Fn() -> 
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// The process that holds a flock on the file, if `/proc/locks` shows it. The answer may be outdated at once, so it is for
+/// messages only.
+#[must_use]
+pub fn holder(file: &File) -> Option<u32> {
+    let found = file.metadata().ok()?;
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    holder_in(&table, rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()), found.ino())
+}
+
+fn holder_in(table: &str, major: u32, minor: u32, inode: u64) -> Option<u32> {
+    // 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF      (a waiter's line has "->" after the number)
+    let exact = format!("{major:02x}:{minor:02x}:{inode}");
+    let same_inode = format!(":{inode}");
+    let holders = || {
+        table.lines().filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            if fields.next()? != "FLOCK" {
+                return None;
+            }
+            let pid: u32 = fields.nth(2)?.parse().ok()?;
+            Some((pid, fields.next()?))
+        })
+    };
+    // On some filesystems this device number differs from stat's. Then compare the inode number only.
+    let found = holders()
+        .find(|(_, at)| *at == exact)
+        .or_else(|| holders().find(|(_, at)| at.ends_with(&same_inode)));
+    found.map(|(pid, _)| pid).filter(|pid| *pid != 0)
 }
 
 /// Opens a regular file for reading. Symbolic links are followed. A FIFO or a device is refused and does not block.
@@ -141,4 +172,27 @@ pub fn identity(file: &impl AsFd) -> Option<u32> {
     let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     let hash = handle.kind.to_ne_bytes().iter().chain(bytes).fold(0x811c_9dc5, step);
     Some(hash.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+1: POSIX  ADVISORY  WRITE 11 fd:01:77 0 EOF
+2: FLOCK  ADVISORY  WRITE 4711 fd:01:77 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 4712 fd:01:77 0 EOF
+3: FLOCK  ADVISORY  WRITE 99 00:2b:78 0 EOF
+";
+
+    #[test]
+    fn holder_is_the_one_that_does_not_wait() {
+        assert_eq!(holder_in(TABLE, 0xfd, 1, 77), Some(4711));
+    }
+
+    #[test]
+    fn another_device_number_is_forgiven() {
+        assert_eq!(holder_in(TABLE, 1, 1, 78), Some(99));
+        assert_eq!(holder_in(TABLE, 1, 1, 79), None);
+    }
 }

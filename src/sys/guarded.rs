@@ -117,6 +117,8 @@ pub enum Access {
     Read,
     /// Writing and locking, without truncation.
     Write,
+    /// Reading and writing, without truncation.
+    ReadWrite,
     /// Appending.
     Append,
 }
@@ -128,6 +130,7 @@ impl Access {
             | match self {
                 Self::Read => OFlags::RDONLY,
                 Self::Write => OFlags::WRONLY,
+                Self::ReadWrite => OFlags::RDWR,
                 Self::Append => OFlags::WRONLY | OFlags::APPEND,
             }
     }

@@ -164,12 +164,13 @@ fn every_error_of_a_session_has_its_code() {
 fn every_error_of_a_recording_has_its_code() {
     let table = [
         (RecordError::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
-        (RecordError::Kind { hololib: path(), is: "raw", asked: "compressed" }, USAGE, "another directory"),
+        (RecordError::Kind { hololib: path(), is: "raw", asked: "compressed" }, USAGE, "another library"),
         (RecordError::NoBlueprint, ENVIRONMENT, "file"),
         (RecordError::NoCommand, USAGE, "--help"),
-        (RecordError::Busy { path: path(), seconds: 3 }, BUSY, "wait"),
+        (RecordError::Busy { path: path(), seconds: 3, pid: Some(7) }, BUSY, "wait"),
         (RecordError::StageInUse { path: path() }, BUSY, ""),
         (RecordError::Interrupted, INTERRUPTED, ""),
+        (RecordError::NoRoom { path: path(), needed: 2, free: 1 }, FAILED, "space"),
         (RecordError::CommandStart { program: "x".into(), source: enoent() }, ENVIRONMENT, ""),
         (RecordError::Special { path: path(), what: "a pipe" }, ENVIRONMENT, ""),
         (RecordError::NameNotUtf8 { path: path() }, ENVIRONMENT, ""),

@@ -4,7 +4,7 @@
 //! in the catalog.
 
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -26,14 +26,14 @@ pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
 
 /// Unpacks stored bytes as rcc does. With a SHA-256 digest they are gzip, or plain if they do not begin like gzip. With a
 /// SipHash digest they are always plain, because a raw library may hold a `.gz` file.
-fn unpacked<'a>(stored: &'a mut StoredBlob, digest: &Digest) -> io::Result<Box<dyn Read + 'a>> {
+fn unpacked<'a>(mut stored: impl Read + 'a, digest: &Digest) -> io::Result<Box<dyn Read + 'a>> {
     if digest.is_raw() {
         return Ok(Box::new(stored));
     }
     let mut magic = vec![0u8; 2];
-    let n = fill(stored, &mut magic)?;
+    let n = fill(&mut stored, &mut magic)?;
     magic.truncate(n);
-    let is_gzip = magic == [0x1f, 0x8b];
+    let is_gzip = magic == GZIP;
     let whole = Cursor::new(magic).chain(stored);
     if !is_gzip {
         return Ok(Box::new(whole));
@@ -99,7 +99,7 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// See [`Fault`]. Then the bytes that `take` got may be wrong.
 pub(in crate::library) fn read_through(
-    stored: &mut StoredBlob,
+    stored: impl Read,
     digest: &Digest,
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
@@ -118,7 +118,7 @@ pub(in crate::library) fn read_through(
 
 /// As [`read_through`], without a look at the digest.
 pub(super) fn read_pieces(
-    stored: &mut StoredBlob,
+    stored: impl Read,
     digest: &Digest,
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
@@ -149,4 +149,53 @@ pub(super) fn read_pieces(
         return Err(Fault::Corrupt(wrong_size(total, size)));
     }
     Ok(total)
+}
+
+/// Copies the stored bytes of a blob to `out` as they are, and compares their content with the digest and the size.
+///
+/// # Errors
+/// See [`Fault`]; also when a blob with a SHA-256 digest is not compressed. Then the bytes in `out` may be wrong.
+pub(crate) fn copy_verified(
+    stored: StoredBlob,
+    digest: &Digest,
+    size: u64,
+    out: &mut dyn Write,
+) -> Result<(), Fault> {
+    let mut tee = Tee { from: stored, to: out, begins: Vec::new(), failed: None };
+    let read = read_through(&mut tee, digest, Some(size), &mut |_| Ok(()));
+    if let Some(error) = tee.failed {
+        return Err(Fault::Taken(error));
+    }
+    read?;
+    if !digest.is_raw() && tee.begins != GZIP {
+        return Err(Fault::Corrupt("it is not compressed".into()));
+    }
+    Ok(())
+}
+
+/// The first bytes of a gzip stream.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// A reader that writes what it reads to another place.
+struct Tee<'a> {
+    from: StoredBlob,
+    to: &'a mut dyn Write,
+    /// The first two bytes.
+    begins: Vec<u8>,
+    /// Why the other place did not take the bytes.
+    failed: Option<io::Error>,
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        let bytes = buffer.get(..n).unwrap_or_default();
+        let missing = GZIP.len() - self.begins.len();
+        self.begins.extend(bytes.iter().take(missing));
+        if let Err(error) = self.to.write_all(bytes) {
+            self.failed = Some(error);
+            return Err(io::Error::other("not taken"));
+        }
+        Ok(n)
+    }
 }

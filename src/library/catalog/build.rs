@@ -17,11 +17,12 @@ use crate::library::digest::Digest;
 const SORT: usize = 1 << 12;
 
 /// Reads one document. Bytes after it are ignored.
-pub(super) fn build(pieces: &mut dyn Pieces, limits: Limits) -> Result<Tree, CatalogError> {
+pub(super) fn build(pieces: &mut dyn Pieces, limits: Limits, with_links: bool) -> Result<Tree, CatalogError> {
     let mut builder = Builder {
         json: Lexer::new(pieces),
         tree: Tree::default(),
         limits,
+        with_links,
         known_digests: HashMap::new(),
         path: Vec::new(),
         hidden: false,
@@ -44,6 +45,8 @@ struct Builder<'p> {
     json: Lexer<'p>,
     tree: Tree,
     limits: Limits,
+    /// Whether to collect what is listed for links.
+    with_links: bool,
     known_digests: HashMap<Digest, u32>,
     /// The names of the directories on the way to the current entry, and of the entry.
     path: Vec<Text>,
@@ -179,6 +182,9 @@ impl Builder<'_> {
         info.rcc_files += 1;
         info.rcc_bytes = info.rcc_bytes.saturating_add(size);
         info.rcc_relocations += u64::from(self.tree.relocations.len() > before.relocations);
+        if self.with_links && (self.hidden || link.is_some()) {
+            self.linked(&digest, size)?;
+        }
         if self.hidden {
             self.take_back(&before);
             return Ok(());
@@ -269,6 +275,17 @@ impl Builder<'_> {
 
     fn text(&mut self, text: &str) -> Result<Text, Stop> {
         add_text(&mut self.tree.strings, text)
+    }
+
+    /// Collects what is listed for a link. What is no digest names no blob.
+    fn linked(&mut self, digest: &Result<Digest, String>, size: u64) -> Result<(), Stop> {
+        if let Ok(digest) = digest {
+            self.tree.linked.insert(*digest, size);
+        }
+        if self.tree.linked.len() > self.limits.entries {
+            return Err(Limits::too_large("links", self.limits.entries as u64).into());
+        }
+        Ok(())
     }
 
     fn digest(&mut self, digest: Digest) -> Result<u32, Stop> {

@@ -23,7 +23,7 @@ impl Pieces for Chopped<'_> {
 }
 
 fn parse(text: impl AsRef<[u8]>) -> Result<Tree, CatalogError> {
-    let tree = build::build(&mut Chopped(text.as_ref(), 7), Limits::of(1 << 20))?;
+    let tree = build::build(&mut Chopped(text.as_ref(), 7), Limits::of(1 << 20), false)?;
     check_header(&tree.info)?;
     Ok(tree)
 }
@@ -374,8 +374,8 @@ proptest! {
     #[test]
     fn pieces_make_no_difference(size in 1usize..200) {
         let text = with_files(&[plain("a"), plain(r"b\u003c\ud83d\ude00"), plain("ü")].join(","));
-        let whole = lines(&build::build(&mut Chopped(text.as_bytes(), usize::MAX), Limits::of(1 << 20)).unwrap());
-        prop_assert_eq!(lines(&build::build(&mut Chopped(text.as_bytes(), size), Limits::of(1 << 20)).unwrap()), whole);
+        let whole = lines(&build::build(&mut Chopped(text.as_bytes(), usize::MAX), Limits::of(1 << 20), false).unwrap());
+        prop_assert_eq!(lines(&build::build(&mut Chopped(text.as_bytes(), size), Limits::of(1 << 20), false).unwrap()), whole);
     }
 
     /// Names and link targets are read unchanged, no matter how they are escaped.
