@@ -27,6 +27,7 @@ mod error;
 pub mod helper;
 mod holders;
 mod link;
+mod plan;
 pub mod registry;
 pub mod request;
 pub mod restore;

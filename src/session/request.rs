@@ -1,34 +1,23 @@
-//! Turns a request to mount into a plan.
+//! A mount as the user typed it, and as it is to be made.
 //!
 //! A request is what the user typed: a library, a space and some options. A plan has a catalog, a directory and a value for
-//! every option. The missing values come from the settings and from the records on disk. Nothing on disk is changed here;
-//! [`MountPlan::claim`] takes the space. Invariant: a plan's paths are absolute.
+//! every option. [`MountRequest::plan`] turns one into the other, and [`MountPlan::claim`] takes the space. Invariant: a
+//! plan's paths are absolute.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::arrival::wait_for_recording;
 use super::choice::{Choice, Composed};
-use super::environment::Environment;
-use super::error::Error;
-use super::{link, wanted};
-use crate::blueprint::robot::{self, Robot};
-use crate::library::LibraryError;
+use crate::blueprint::robot::Robot;
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
-use crate::library::locate::{Location, locate};
-use crate::settings::{Fallback, MountSettings, Prefetch, Settings, Verify, absolute};
-use crate::space::SpaceError;
+use crate::library::locate::Location;
+use crate::settings::{Fallback, MountSettings, Prefetch};
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::run::Extra;
-use crate::space::select::{Selected, Wanted, select};
-use crate::space::state::check_outside;
-use crate::sys::fuse_mount::check_option;
 
 /// A mount, as the user typed it. The comments of the fields are the help of `holofs mount`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -159,110 +148,4 @@ impl MountRequest {
     pub fn is_unspecific(&self) -> bool {
         self.library.is_none() && self.space.is_none()
     }
-
-    /// Chooses catalog, directory and options.
-    ///
-    /// # Errors
-    /// When there is no such library, catalog or option, or the space cannot be mounted.
-    pub fn plan(mut self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
-        if self.library.is_none() && self.space.is_none() && self.choice.is_empty() {
-            let here = Path::new(robot::FILE);
-            self.choice.robot = Some(here.to_owned()).filter(|file| file.is_file());
-            self.choice.robot.as_ref().ok_or(Error::NothingChosen)?;
-        }
-        let composed = self.choice.compose(env)?;
-        let location = self.locate(composed.as_ref(), env)?;
-        if let Some(composed) = &composed {
-            self.choice.blueprint = Some(wanted::find(&location, composed, &self.choice, env)?);
-        }
-        let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
-        self.check_options()?;
-        if mount.verify.value == Verify::Never {
-            check_own(&location)?;
-        }
-        if let Some(dir) = &mut self.upper_dir {
-            *dir = absolute(dir)?;
-            check_outside(&dir.join(space.identity.as_str()), &location.path)?;
-        }
-        if let Some(link) = &mut self.link {
-            *link = absolute(link)?;
-            link::check(link, &space.mountpoint)?;
-        }
-        check_outside(&env.state_dir(&space.identity), &location.path)?;
-        Ok(MountPlan {
-            request: self,
-            composed,
-            settings: mount.clone(),
-            typed_cache_dir: settings.cache_dir.typed().cloned(),
-            lock_timeout: settings.lock_timeout.value,
-            env: env.clone(),
-            location,
-            catalog,
-            index,
-            holds,
-            space,
-        })
-    }
-
-    /// The library. As in rcc, a `hololib.zip` beside robot.yaml takes the place of rcc's own library.
-    fn locate(&self, composed: Option<&Composed>, env: &Env) -> Result<Location, Error> {
-        let given = self.library.as_deref().unwrap_or(OsStr::new("auto"));
-        let zip = composed.and_then(|composed| composed.robot.as_ref()?.hololib_zip());
-        match zip.filter(|_| given == "auto" || given == "-") {
-            Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib())?),
-            None => Ok(locate(given, &env.hololib())?),
-        }
-    }
-
-    fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, SpaceError> {
-        let wanted = Wanted {
-            space: self.space.as_deref().unwrap_or(OsStr::new("user")),
-            controller: &settings.controller.value,
-            blueprint: self.choice.blueprint.as_deref(),
-            fresh: self.fresh,
-            unmanaged: self.unmanaged,
-            foreign: self.foreign,
-        };
-        let mut selected = select(location, &wanted, env);
-        // rcc writes catalogs in place, so a catalog that cannot be read may be complete a moment later.
-        if matches!(selected, Err(SpaceError::BadCatalog { .. }))
-            && wait_for_recording(location, settings.lock_timeout.value)
-        {
-            selected = select(location, &wanted, env);
-        }
-        if let Err(SpaceError::NoCatalog { candidates, .. }) = &mut selected {
-            for (catalog, about) in candidates {
-                match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
-                    Ok(lines) => *about = lines,
-                    Err(error) => tracing::debug!(%catalog, %error, "cannot read the text of the blueprint"),
-                }
-            }
-        }
-        selected
-    }
-
-    /// Checks the profile and the mount options. The daemon has another working directory, so the profile's path becomes
-    /// absolute.
-    fn check_options(&mut self) -> Result<(), Error> {
-        if let Some(Prefetch::From(path)) = &mut self.prefetch {
-            let found = std::path::absolute(&*path).and_then(|path| File::open(&path).map(|_| path));
-            *path = found.map_err(|source| Error::NoProfile { path: path.clone(), source })?;
-        }
-        for option in std::mem::take(&mut self.options) {
-            match option.as_str() {
-                "ro" => self.read_only = true,
-                "allow_other" => self.allow_other = true,
-                known if check_option(known) => self.options.push(option),
-                _ => return Err(Error::MountOption(option)),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Checks that nobody else can write to the library. `--verify never` trusts what is there.
-fn check_own(location: &Location) -> Result<(), Error> {
-    let found = std::fs::metadata(&location.path).map_err(LibraryError::io(&location.path))?;
-    let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
-    if is_own { Ok(()) } else { Err(Error::NotOurs(location.path.clone())) }
 }

@@ -1,0 +1,133 @@
+//! Turns a request to mount into a plan.
+//!
+//! The values that were not typed come from the settings and from the records on disk. Nothing on disk is changed here,
+//! except that rcc builds a missing environment when the user asked for that.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::arrival::wait_for_recording;
+use super::choice::Composed;
+use super::environment::Environment;
+use super::error::Error;
+use super::request::{MountPlan, MountRequest};
+use super::{link, wanted};
+use crate::blueprint::robot;
+use crate::library::LibraryError;
+use crate::library::locate::{Location, locate};
+use crate::settings::{MountSettings, Prefetch, Settings, Verify, absolute};
+use crate::space::SpaceError;
+use crate::space::home::Env;
+use crate::space::select::{Selected, Wanted, select};
+use crate::space::state::check_outside;
+use crate::sys::fuse_mount::check_option;
+
+impl MountRequest {
+    /// Chooses catalog, directory and options.
+    ///
+    /// # Errors
+    /// When there is no such library, catalog or option, or the space cannot be mounted.
+    pub fn plan(mut self, settings: &Settings, mount: &MountSettings, env: &Env) -> Result<MountPlan, Error> {
+        if self.is_unspecific() && self.choice.is_empty() {
+            let here = Path::new(robot::FILE);
+            self.choice.robot = Some(here.to_owned()).filter(|file| file.is_file());
+            self.choice.robot.as_ref().ok_or(Error::NothingChosen)?;
+        }
+        let composed = self.choice.compose(env)?;
+        let location = self.locate(composed.as_ref(), env)?;
+        if let Some(composed) = &composed {
+            self.choice.blueprint = Some(wanted::find(&location, composed, &self.choice, env)?);
+        }
+        let Selected { holds, catalog, index, space } = self.select(&location, settings, env)?;
+        self.check_options()?;
+        if mount.verify.value == Verify::Never {
+            check_own(&location)?;
+        }
+        if let Some(dir) = &mut self.upper_dir {
+            *dir = absolute(dir)?;
+            check_outside(&dir.join(space.identity.as_str()), &location.path)?;
+        }
+        if let Some(link) = &mut self.link {
+            *link = absolute(link)?;
+            link::check(link, &space.mountpoint)?;
+        }
+        check_outside(&env.state_dir(&space.identity), &location.path)?;
+        Ok(MountPlan {
+            request: self,
+            composed,
+            settings: mount.clone(),
+            typed_cache_dir: settings.cache_dir.typed().cloned(),
+            lock_timeout: settings.lock_timeout.value,
+            env: env.clone(),
+            location,
+            catalog,
+            index,
+            holds,
+            space,
+        })
+    }
+
+    /// The library. As in rcc, a `hololib.zip` beside robot.yaml takes the place of rcc's own library.
+    fn locate(&self, composed: Option<&Composed>, env: &Env) -> Result<Location, Error> {
+        let given = self.library.as_deref().unwrap_or(OsStr::new("auto"));
+        let zip = composed.and_then(|composed| composed.robot.as_ref()?.hololib_zip());
+        match zip.filter(|_| given == "auto" || given == "-") {
+            Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib())?),
+            None => Ok(locate(given, &env.hololib())?),
+        }
+    }
+
+    fn select(&self, location: &Location, settings: &Settings, env: &Env) -> Result<Selected, SpaceError> {
+        let wanted = Wanted {
+            space: self.space.as_deref().unwrap_or(OsStr::new("user")),
+            controller: &settings.controller.value,
+            blueprint: self.choice.blueprint.as_deref(),
+            fresh: self.fresh,
+            unmanaged: self.unmanaged,
+            foreign: self.foreign,
+        };
+        let mut selected = select(location, &wanted, env);
+        // rcc writes catalogs in place, so a catalog that cannot be read may be complete a moment later.
+        if matches!(selected, Err(SpaceError::BadCatalog { .. }))
+            && wait_for_recording(location, settings.lock_timeout.value)
+        {
+            selected = select(location, &wanted, env);
+        }
+        if let Err(SpaceError::NoCatalog { candidates, .. }) = &mut selected {
+            for (catalog, about) in candidates {
+                match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
+                    Ok(lines) => *about = lines,
+                    Err(error) => tracing::debug!(%catalog, %error, "cannot read the text of the blueprint"),
+                }
+            }
+        }
+        selected
+    }
+
+    /// Checks the profile and the mount options. The daemon has another working directory, so the profile's path becomes
+    /// absolute.
+    fn check_options(&mut self) -> Result<(), Error> {
+        if let Some(Prefetch::From(path)) = &mut self.prefetch {
+            let found = std::path::absolute(&*path).and_then(|path| File::open(&path).map(|_| path));
+            *path = found.map_err(|source| Error::NoProfile { path: path.clone(), source })?;
+        }
+        for option in std::mem::take(&mut self.options) {
+            match option.as_str() {
+                "ro" => self.read_only = true,
+                "allow_other" => self.allow_other = true,
+                known if check_option(known) => self.options.push(option),
+                _ => return Err(Error::MountOption(option)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that nobody else can write to the library. `--verify never` trusts what is there.
+fn check_own(location: &Location) -> Result<(), Error> {
+    let found = std::fs::metadata(&location.path).map_err(LibraryError::io(&location.path))?;
+    let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    if is_own { Ok(()) } else { Err(Error::NotOurs(location.path.clone())) }
+}
