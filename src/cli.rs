@@ -8,6 +8,7 @@ mod blueprint;
 mod catalogs;
 mod check;
 mod commit;
+mod completions;
 mod config;
 mod diff;
 mod doctor;
@@ -19,7 +20,9 @@ mod help;
 mod import;
 mod list;
 mod log;
+mod man;
 mod mount;
+mod mount8;
 mod output;
 mod rcc;
 mod record;
@@ -148,6 +151,10 @@ enum Command {
     /// Examine whether and how well holofs works here
     #[command(visible_alias = "probe")]
     Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+    /// Show a manual page
+    Man(man::Args),
 }
 
 /// The values that every command gets.
@@ -168,7 +175,20 @@ pub(crate) struct Context {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let code = match mount8::recognize(&args) {
+        None => execute(&args),
+        Some(call) => {
+            let done = call.and_then(|call| mount8::run(&call));
+            mount8::code(done.unwrap_or_else(|failure| output::fail(&failure)))
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// Runs holofs with these arguments; the first is the name of the program. Returns the exit code.
+fn execute(args: &[OsString]) -> u8 {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         // For clap, --help and --version are errors. They go to standard output.
         Err(error) if !error.use_stderr() => return output::print_help(&error),
@@ -177,12 +197,16 @@ pub fn main() -> ExitCode {
             for line in error.render().to_string().trim_end().lines() {
                 output::note(false, line);
             }
-            return ExitCode::from(USAGE);
+            return USAGE;
         }
-        Err(error) => {
-            return output::fail(&usage(&error, std::env::args_os().skip(1)));
-        }
+        Err(error) => return output::fail(&usage(&error, args.iter().skip(1).cloned())),
     };
+    // These need neither a home nor settings.
+    match &cli.command {
+        Command::Completions(args) => return finish(completions::run(args), None),
+        Command::Man(args) => return finish(man::run(args), None),
+        _ => {}
+    }
     surroundings::reset();
     // A daemon must not keep inherited descriptors open. A command that is run may need them, such as make's jobserver.
     let (serves, inherited) = match &cli.command {
@@ -205,14 +229,16 @@ pub fn main() -> ExitCode {
     if let Err(errno) = inherited {
         tracing::debug!(%errno, "cannot close inherited descriptors");
     }
-    match started.and_then(|settings| run(cli, settings)) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }),
-    }
+    finish(started.and_then(|settings| run(cli, settings)), failed)
+}
+
+/// Prints a failure, with another exit code if `failed` has one. Returns the exit code.
+fn finish(done: Result<u8, Failure>, failed: Option<u8>) -> u8 {
+    done.unwrap_or_else(|failure| output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }))
 }
 
 /// Parses the arguments by the definition with the help in groups.
-fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&help::definition().try_get_matches_from(args)?)
 }
 
@@ -273,6 +299,8 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Import(args) => import::run(args, &context),
         Command::Config(_) => config::run(&context),
         Command::Doctor(args) => doctor::run(args, &context),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

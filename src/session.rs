@@ -45,7 +45,7 @@ pub use error::{Describe, Error, Failure};
 pub use holders::Holder;
 pub use serve::Mounted;
 
-use crate::sys::surroundings;
+use crate::sys::{service, surroundings};
 use request::MountPlan;
 
 /// Mounts a space. Calls `ready` when the mount answers, and then returns, or in the foreground serves the mount until it
@@ -65,6 +65,7 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
                 tracing::error!("{error}");
             }
             ready(mounted);
+            service::ready(&format!("{} is mounted", mounted.path.display()));
         });
         return match began {
             Err(error) => restore::instead(plan, started, error).map(|restored| ready(&restored)),

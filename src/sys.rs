@@ -13,6 +13,7 @@ pub mod mountinfo;
 pub mod order;
 pub mod probe;
 pub mod process;
+pub mod service;
 pub mod signals;
 pub mod surroundings;
 pub mod thread;

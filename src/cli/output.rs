@@ -5,7 +5,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -78,17 +77,17 @@ fn written(done: io::Result<()>) -> Result<(), Failure> {
 }
 
 /// Prints the text of --help or --version.
-pub(super) fn print_help(help: &clap::Error) -> ExitCode {
+pub(super) fn print_help(help: &clap::Error) -> u8 {
     match written(help.print()) {
-        Ok(()) => ExitCode::from(OK),
+        Ok(()) => OK,
         Err(failure) => fail(&failure),
     }
 }
 
 /// Prints a failure, and returns its exit code.
-pub(super) fn fail(failure: &Failure) -> ExitCode {
+pub(super) fn fail(failure: &Failure) -> u8 {
     complain(failure);
-    ExitCode::from(failure.code)
+    failure.code
 }
 
 /// Prints a failure to standard error: what failed and why, what to try, and the choices.

@@ -87,6 +87,7 @@ impl MountRequest {
             fresh: self.fresh,
             unmanaged: self.unmanaged,
             foreign: self.foreign,
+            called: self.called.as_deref(),
         };
         let mut selected = select(location, &wanted, env);
         // rcc writes catalogs in place, so a catalog that cannot be read may be complete a moment later.

@@ -63,6 +63,9 @@ pub struct MountRequest {
     /// Mount on the path SPACE, which may be any directory; files with relocations still name the space's own directory
     #[arg(long)]
     pub foreign: bool,
+    /// With --foreign: the name of the space, if it is not to be made of the path. For mount(8).
+    #[arg(long, value_name = "NAME", requires = "foreign", hide = true)]
+    pub called: Option<String>,
     /// Make PATH a symbolic link to the mountpoint
     #[arg(long, value_name = "PATH")]
     pub link: Option<PathBuf>,

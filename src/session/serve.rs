@@ -32,7 +32,7 @@ use crate::space::run::RunInfo;
 use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::{self, plain, process, surroundings};
+use crate::sys::{self, plain, process, service, surroundings};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
 /// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
@@ -212,7 +212,7 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "no thread for the control socket: no command can ask this mount");
             }
             if started.is_ok() {
-                end_on_signal(&mut signals, &state_dir);
+                end_on_signal(&mut signals, plan);
             }
             drop(stop);
             control.iter().for_each(Server::stop);
@@ -222,7 +222,7 @@ impl<'p> PendingMount<'p> {
         if let Some(error) = no_thread {
             tracing::warn!(%error, "no thread for housekeeping: the cache may exceed its limit");
             let prefetcher = settle(plan, &mut claim, fs);
-            end_on_signal(&mut signals, &state_dir);
+            end_on_signal(&mut signals, plan);
             prefetcher.finish();
         }
         match loops.join() {
@@ -373,11 +373,19 @@ fn drop_pages_of_bad_blobs(fs: &Fs, session: &Session<Adapter>) {
 }
 
 /// Unmounts at each signal. Returns when the last loop has ended.
-fn end_on_signal(signals: &mut Signals, state_dir: &Path) {
+fn end_on_signal(signals: &mut Signals, plan: &MountPlan) {
+    let stopping = || {
+        // A daemon is not the service in which `holofs mount` ran.
+        if plan.request.foreground {
+            service::stopping();
+        }
+    };
     for signal in signals.forever() {
         tracing::info!(signal, "ending the mount");
-        undo_mount_of(state_dir);
+        stopping();
+        undo_mount_of(&plan.state_dir());
     }
+    stopping();
 }
 
 /// The signals that end a mount. SIGQUIT comes from a terminal's quit key.

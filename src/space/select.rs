@@ -103,6 +103,8 @@ pub struct Wanted<'a> {
     pub unmanaged: bool,
     /// `--foreign`: the typed path may be any directory.
     pub foreign: bool,
+    /// The name of the space at a typed path.
+    pub called: Option<&'a str>,
 }
 
 /// What the user means.
@@ -190,7 +192,10 @@ impl<'a> Search<'a> {
         let given = SpaceArg::parse(wanted.space)?;
         let identity = match &given {
             SpaceArg::Name(name) if wanted.unmanaged => name::unmanaged_identity(wanted.controller, name),
-            SpaceArg::Path(path) if wanted.foreign => foreign_identity(path, env, wanted.controller),
+            SpaceArg::Path(path) if wanted.foreign => match wanted.called {
+                Some(name) => name::identity(env.home_bytes(), wanted.controller, name),
+                None => foreign_identity(path, env, wanted.controller),
+            },
             SpaceArg::Name(name) if wanted.foreign => return Err(SpaceError::NotAPath(name.clone())),
             _ => given.identity(env, wanted.controller)?,
         };
@@ -252,8 +257,10 @@ impl<'a> Search<'a> {
     /// The space's name and controller: as typed, else as an earlier mount or rcc recorded them.
     fn called(&self, mountpoint: &Path) -> (String, String) {
         let controller = name::controller_identity(self.wanted.controller);
-        if let SpaceArg::Name(name) = &self.given {
-            return (name.clone(), controller);
+        match (&self.given, self.wanted.called) {
+            (SpaceArg::Name(name), _) => return (name.clone(), controller),
+            (_, Some(name)) => return (name.to_owned(), controller),
+            _ => {}
         }
         if let Ok(Some(record)) = SpaceRecord::read(&self.env.state_dir(&self.identity)) {
             return (record.basis.space, record.basis.controller);

@@ -42,6 +42,7 @@ mod run;
 mod semantics;
 mod settings;
 mod surroundings;
+mod system;
 mod transfer;
 mod variables;
 mod venv;
