@@ -44,7 +44,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::settings::{Flags, Settings};
+use crate::settings::{Flags, Product, Settings};
 use crate::space::home::Env;
 use crate::sys::{process, surroundings};
 use exit::{FAILED, Failure, USAGE};
@@ -76,6 +76,19 @@ pub(crate) struct Global {
     /// rcc's home [default: $ROBOCORP_HOME, or ~/.robocorp]
     #[arg(long, value_name = "DIR", global = true, help_heading = "Global options")]
     home: Option<OsString>,
+    /// The product whose rcc is meant, which decides the default of --home [default: robocorp]
+    #[arg(
+        long,
+        value_name = "robocorp|sema4ai",
+        global = true,
+        hide_possible_values = true,
+        ignore_case = true,
+        help_heading = "Global options"
+    )]
+    product: Option<Product>,
+    /// Ignore settings.yaml
+    #[arg(long, global = true, help_heading = "Global options")]
+    no_config: bool,
     /// The controller that owns the spaces, as in rcc [default: user]
     #[arg(long, value_name = "NAME", global = true, help_heading = "Global options")]
     controller: Option<String>,
@@ -252,6 +265,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         _ => None,
     };
     let mut flags = Flags {
+        product: global.product,
+        no_config: global.no_config,
         robocorp_home: global.home.clone(),
         controller: global.controller.clone(),
         log_level,
@@ -272,6 +287,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
 
 fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
     let Global { json, silent, rcc, .. } = cli.global;
+    rcc.log();
     let context = Context { env: Env::new(&settings), settings, json, silent, rcc };
     // `record` and `import` do not use these directories, and `doctor` says what is wrong with them.
     if !matches!(cli.command, Command::Record(_) | Command::Import(_) | Command::Doctor(_)) {

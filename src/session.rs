@@ -30,6 +30,7 @@ mod link;
 mod plan;
 pub mod registry;
 pub mod request;
+mod required;
 pub mod restore;
 pub mod run;
 mod serve;

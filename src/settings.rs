@@ -26,7 +26,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
 use crate::sys::{lexically_clean, plain};
-pub use choices::{Fallback, IoMode, MountHelper, Prefetch, RestoreStrategy, Strategy, Verify};
+pub use choices::{Fallback, IoMode, MountHelper, Prefetch, Product, RestoreStrategy, Strategy, Verify};
 pub use network::Network;
 
 /// A value, and where it was set.
@@ -73,7 +73,8 @@ impl fmt::Display for SetBy {
 }
 
 impl<T> Setting<T> {
-    fn flag(value: T) -> Self {
+    /// A value that was typed.
+    pub(crate) fn flag(value: T) -> Self {
         Self { value, source: SetBy::Flag }
     }
 
@@ -100,6 +101,10 @@ impl<T> Setting<T> {
 /// The values that were typed.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
+    /// `--product`
+    pub product: Option<Product>,
+    /// `--no-config`
+    pub no_config: bool,
     /// `--home`
     pub robocorp_home: Option<OsString>,
     /// `--controller`
@@ -127,6 +132,8 @@ pub struct Flags {
 pub struct Settings {
     /// `$HOME` as it is, not cleaned: the names of spaces are made from its bytes.
     pub home: Option<OsString>,
+    /// The product whose directories are used.
+    pub product: Setting<Product>,
     /// rcc's home.
     pub robocorp_home: Setting<PathBuf>,
     /// The directory of holofs's own files.
@@ -154,11 +161,11 @@ pub struct Caller {
     /// `SHELL`
     pub shell: Option<OsString>,
     /// `HOLOFS_RCC`: the program rcc.
-    pub rcc: Option<OsString>,
-    /// `RCC_NO_PYC_MANAGEMENT`: Python may write bytecode into the space.
-    pub no_pyc_management: bool,
-    /// `RCC_NO_TEMP_MANAGEMENT`: `TEMP` and `TMP` stay the caller's.
-    pub no_temp_management: bool,
+    pub rcc: Setting<Option<OsString>>,
+    /// Off with `RCC_NO_PYC_MANAGEMENT`: Python may write bytecode into the space.
+    pub pyc_management: Setting<bool>,
+    /// Off with `RCC_NO_TEMP_MANAGEMENT`: `TEMP` and `TMP` stay the caller's.
+    pub temp_management: Setting<bool>,
 }
 
 /// The settings of a mount.
@@ -180,7 +187,7 @@ pub struct MountSettings {
     /// The patterns of paths that a restore must not share by hard links. Mounts do not use them.
     pub hardlink_excludes: Setting<Vec<String>>,
     /// What rcc's home says about the network, for the programs in a space.
-    pub network: Network,
+    pub network: Setting<Network>,
     /// A warning about these values, for the user.
     pub warning: Option<String>,
 }
@@ -188,7 +195,7 @@ pub struct MountSettings {
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// Neither `--home`, nor `$ROBOCORP_HOME`, nor `$HOME`.
+    /// Neither `--home`, nor `$ROBOCORP_HOME` (or that of another product), nor `$HOME`.
     #[error("neither ROBOCORP_HOME nor HOME is set")]
     NoHome,
     /// A relative path, and no current directory to resolve it in.
@@ -247,12 +254,16 @@ impl Settings {
             Some(given) => absolute(&expand(&given, variables)).map(|p| Some(Setting::variable(p, name))),
             None => Ok(None),
         };
-        let robocorp_home = match (&flags.robocorp_home, place("ROBOCORP_HOME")?) {
+        let product = match flags.product {
+            Some(product) => Setting::flag(product),
+            None => variable(variables, "HOLOFS_PRODUCT", choice)?.unwrap_or_default(),
+        };
+        let robocorp_home = match (&flags.robocorp_home, place(product.value.home_variable())?) {
             (Some(flag), _) => Setting::flag(absolute(&expand(flag, variables))?),
             (None, Some(set)) => set,
             (None, None) => {
                 let home = home.as_ref().ok_or(SettingsError::NoHome)?;
-                Setting::built_in(absolute(Path::new(home))?.join(".robocorp"))
+                Setting::built_in(absolute(Path::new(home))?.join(product.value.home_name()))
             }
         };
         let holofs_home =
@@ -274,11 +285,14 @@ impl Settings {
             caller: Caller {
                 path: variables("PATH"),
                 shell: set(variables, "SHELL"),
-                rcc: set(variables, "HOLOFS_RCC"),
-                no_pyc_management: set(variables, "RCC_NO_PYC_MANAGEMENT").is_some(),
-                no_temp_management: set(variables, "RCC_NO_TEMP_MANAGEMENT").is_some(),
+                rcc: set(variables, "HOLOFS_RCC")
+                    .map(|rcc| Setting::variable(Some(rcc), "HOLOFS_RCC"))
+                    .unwrap_or_default(),
+                pyc_management: on_unless_set(variables, "RCC_NO_PYC_MANAGEMENT"),
+                temp_management: on_unless_set(variables, "RCC_NO_TEMP_MANAGEMENT"),
             },
             home,
+            product,
             robocorp_home,
             holofs_home,
             cache_dir,
@@ -299,7 +313,10 @@ impl Settings {
 
 impl MountSettings {
     fn read(flags: &Flags, variables: Variables<'_>, robocorp_home: &Path) -> Result<Self, SettingsError> {
-        let file = file::read(&robocorp_home.join("settings.yaml"))?;
+        let file = match flags.no_config {
+            true => file::Values::default(),
+            false => file::read(&robocorp_home.join("settings.yaml"))?,
+        };
         let typed = flags.restore_strategy.or(flags.strategy.map(RestoreStrategy::from));
         let restore_strategy = restore_strategy(typed, variables, file.strategy)?;
         let (strategy, warning) = strategy(flags.strategy, &restore_strategy);
@@ -321,7 +338,10 @@ impl MountSettings {
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
-            network: file.network.with_files_of(robocorp_home),
+            network: Setting {
+                value: file.network.value.with_files_of(robocorp_home),
+                source: file.network.source,
+            },
             warning,
         })
     }
@@ -372,6 +392,14 @@ fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
             .collect();
         format!("expected one of {}", names.join(", "))
     })
+}
+
+/// On, unless a variable turns it off by being set.
+fn on_unless_set(variables: Variables<'_>, name: &'static str) -> Setting<bool> {
+    match set(variables, name) {
+        Some(_) => Setting::variable(false, name),
+        None => Setting::built_in(true),
+    }
 }
 
 /// The value of a variable that is set and not empty.

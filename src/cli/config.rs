@@ -11,13 +11,15 @@ use crate::settings::{SetBy, Setting};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
-(HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
-HOLOFS_VERIFY, HOLOFS_MOUNT_HELPER), a variable of rcc (ROBOCORP_HOME, RCC_HOLOTREE_STRATEGY), settings.yaml in rcc's home, the default.
+(HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_VERIFY, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
+HOLOFS_PRODUCT, HOLOFS_MOUNT_HELPER, HOLOFS_RCC), a variable of rcc (ROBOCORP_HOME or
+SEMA4AI_HOME, RCC_HOLOTREE_STRATEGY, RCC_NO_PYC_MANAGEMENT, RCC_NO_TEMP_MANAGEMENT),
+settings.yaml in rcc's home, the default. `--no-config` leaves settings.yaml out.
 
 settings.yaml:
   holotree:
     restoration-strategy: smart    # or reflink, copy, hardlink
-    hardlink-excludes: []          # not used by mounts
+    hardlink-excludes: []          # only for restores
 
 Examples:
   holofs config
@@ -43,17 +45,25 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
     let mount = settings.mount.as_ref()?;
     let path = |path: &std::path::PathBuf| path.to_string_lossy().into();
     let rows = [
+        row("product", &settings.product, |product| product.to_string().into()),
         row("home", &settings.robocorp_home, path),
         row("holofs-home", &settings.holofs_home, path),
         row("cache-dir", &settings.cache_dir, path),
         row("controller", &settings.controller, |name| name.as_str().into()),
         row("strategy", &mount.strategy, |strategy| strategy.to_string().into()),
+        row("restore-strategy", &mount.restore_strategy, |strategy| strategy.to_string().into()),
         row("io", &mount.io, |io| io.to_string().into()),
         row("verify", &mount.verify, |verify| verify.to_string().into()),
         row("cache-size", &mount.cache_size, |bytes| (*bytes).into()),
         row("lock-timeout", &settings.lock_timeout, |wait| wait.as_secs_f64().into()),
         row("mount-helper", &mount.mount_helper, |helper| helper.to_string().into()),
         row("hardlink-excludes", &mount.hardlink_excludes, |list| list.as_slice().into()),
+        row("rcc", &settings.caller.rcc, |rcc| {
+            rcc.as_ref().map_or("rcc on PATH".into(), |rcc| rcc.to_string_lossy().into())
+        }),
+        row("pyc-management", &settings.caller.pyc_management, |is_on| (*is_on).into()),
+        row("temp-management", &settings.caller.temp_management, |is_on| (*is_on).into()),
+        row("network", &mount.network, |network| serde_json::to_value(network).unwrap_or_default()),
         row("log", &settings.log_level, |level| level.to_string().into()),
     ];
     let line = |Row { name, value, source }: &Row| {

@@ -379,6 +379,7 @@ impl Advice for session::Error {
             Self::NeverRead { .. } => {
                 try_this(NOT_FOUND, "mount the environment and use it once, or leave out --profile")
             }
+            Self::Contradiction(_) => try_this(USAGE, "leave out one of them"),
             Self::NotProbed { .. } => try_this(LIBRARY, "an existing directory that you may write to"),
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::NotMounted(_) => try_this(NOT_FOUND, "leave out --no-mount, or `holofs mount`"),

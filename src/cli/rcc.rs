@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use crate::session::activation::ActivationFlags;
 
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct OfRcc {
     #[arg(long, global = true, hide = true)]
     no_pyc_management: bool,
@@ -36,6 +36,13 @@ pub(crate) struct OfRcc {
 }
 
 impl OfRcc {
+    /// Logs the flags that were given.
+    pub(super) fn log(&self) {
+        if *self != Self::default() {
+            tracing::debug!(flags = ?self, "flags of rcc, most of which have no effect");
+        }
+    }
+
     /// Adds what concerns the variables of a space.
     pub(super) fn managed(&self, flags: ActivationFlags) -> ActivationFlags {
         let Self { no_pyc_management, no_temp_management, warranty_voided, .. } = *self;

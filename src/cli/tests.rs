@@ -53,6 +53,23 @@ fn usage_is_one_line_and_where_to_read_on() {
     }
 }
 
+/// What the Action Server, VS Code and robotmk add to every command.
+#[test]
+fn flags_that_callers_of_rcc_add_are_accepted() {
+    for command in ["hash", "variables", "blueprint"] {
+        let words = format!(
+            "holofs {command} package.yaml --silent --controller action-server --bundled --sema4ai --robocorp \
+             --no-retry-build --no-build --config c.yaml --anything x --tag y"
+        );
+        assert!(Cli::try_parse_from(words.split_whitespace()).is_ok(), "{words}");
+    }
+    let hash = "holofs hash package.yaml --silent --no-temp-management --warranty-voided --devdeps --bundled";
+    assert!(Cli::try_parse_from(hash.split_whitespace()).is_ok());
+    assert!(Cli::try_parse_from(["holofs", "--bundled", "list"]).is_ok());
+    assert_eq!(Cli::try_parse_from(["holofs", "-V"]).unwrap_err().kind(), ErrorKind::DisplayVersion);
+    assert_eq!(refused(&["holofs", "--product", "other", "list"]).code, USAGE);
+}
+
 #[test]
 fn flags_go_before_or_after_the_command() {
     for args in [&["holofs", "-j", "list"], &["holofs", "list", "-j"]] {

@@ -78,8 +78,8 @@ impl<'a> Activation<'a> {
     /// When the space cannot be read.
     pub(super) fn of(&self, mounted: &Mounted, robot: Option<&Robot>) -> Result<Activated, RunError> {
         let caller = &self.settings.caller;
-        let no_bytecode = !(self.flags.no_pyc_management || caller.no_pyc_management);
-        let own_temp = !(self.flags.no_temp_management || caller.no_temp_management);
+        let no_bytecode = !self.flags.no_pyc_management && caller.pyc_management.value;
+        let own_temp = !self.flags.no_temp_management && caller.temp_management.value;
         let home = &self.settings.robocorp_home.value;
         let temp = (no_bytecode || own_temp).then(|| Temp::make(home)).and_then(|made| {
             made.inspect_err(
@@ -109,7 +109,7 @@ impl<'a> Activation<'a> {
             rcc: self.rcc.as_deref(),
             path: caller.path.as_deref(),
             cwd: &self.cwd,
-            network: &self.mount.network,
+            network: &self.mount.network.value,
             warranty_voided: self.flags.warranty_voided,
             robot: places.clone(),
         };
@@ -128,7 +128,7 @@ impl<'a> Activation<'a> {
 /// not get what it expects from any other program, and can find out that there is none.
 pub(super) fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
     let caller = &settings.caller;
-    let name = caller.rcc.as_deref().unwrap_or("rcc".as_ref());
+    let name = caller.rcc.value.as_deref().unwrap_or("rcc".as_ref());
     match program::find(name, caller.path.as_deref().unwrap_or_default(), cwd) {
         Found::At(path) => Some(path),
         Found::NoProgram(_) | Found::Nothing => None,

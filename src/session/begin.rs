@@ -146,6 +146,10 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     if let Some(io) = asked.io.typed().map(|io| io.in_force()).filter(|asked| Some(*asked) != run.io) {
         differ(format!("--io {io}"), &in_words(run.io));
     }
+    if let Some(probe) = run.reflink.as_ref().filter(|probe| plan.request.require_reflink && !probe.supported)
+    {
+        differ("--require-reflink".to_owned(), &probe.reason);
+    }
     for (name, asked, in_force, otherwise) in [
         ("--read-only", plan.request.read_only, run.read_only, "changes are allowed"),
         ("--ephemeral", plan.request.ephemeral, run.ephemeral, "changes are kept"),

@@ -67,7 +67,8 @@ pub(super) fn filesystem(
     let relocated = open_dir(&state_dir.join("reloc"))?;
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), relocated, metrics));
     let reflink = materializer.probe_reflink(&blob_cache_dir(&cache_dir));
-    if plan.settings.strategy.value == Strategy::Reflink && !reflink.supported {
+    let is_required = plan.settings.strategy.value == Strategy::Reflink || plan.request.require_reflink;
+    if is_required && !reflink.supported {
         let filesystem = filesystem::name(&staging.dir());
         return Err(Error::NoReflink { path: state_dir, filesystem, reason: reflink.reason });
     }

@@ -208,6 +208,9 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// Two options, of which one excludes the other.
+    #[error("{0}")]
+    Contradiction(String),
     /// A directory cannot be probed.
     #[error("{path}: {why}")]
     NotProbed {

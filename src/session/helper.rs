@@ -85,7 +85,7 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     Ok(Device { fd, mount, backings, program: None })
 }
 
-fn has_privilege() -> bool {
+pub(super) fn has_privilege() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 

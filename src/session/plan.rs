@@ -13,7 +13,7 @@ use super::choice::Composed;
 use super::environment::Environment;
 use super::error::Error;
 use super::request::{MountPlan, MountRequest};
-use super::{link, wanted};
+use super::{link, required, wanted};
 use crate::blueprint::robot;
 use crate::library::LibraryError;
 use crate::library::locate::{Location, locate};
@@ -54,10 +54,11 @@ impl MountRequest {
             link::check(link, &space.mountpoint)?;
         }
         check_outside(&env.state_dir(&space.identity), &location.path)?;
+        let mount = required::apply(&self, mount.clone(), &space.mountpoint)?;
         Ok(MountPlan {
             request: self,
             composed,
-            settings: mount.clone(),
+            settings: mount,
             typed_cache_dir: settings.cache_dir.typed().cloned(),
             lock_timeout: settings.lock_timeout.value,
             env: env.clone(),

@@ -72,6 +72,12 @@ pub struct MountRequest {
     /// Keep the changes of the space below this directory
     #[arg(long, value_name = "DIR")]
     pub upper_dir: Option<PathBuf>,
+    /// Fail with exit code 9 if changed files cannot share disk blocks with the cache
+    #[arg(long)]
+    pub require_reflink: bool,
+    /// Use --io passthrough, and fail with exit code 8 if it is not possible
+    #[arg(long)]
+    pub require_passthrough: bool,
     /// Allow other users to access the mount
     #[arg(long)]
     pub allow_other: bool,

@@ -7,6 +7,44 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+/// The product whose rcc is meant (`--product`): it decides the home and the shared holotree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Product {
+    /// rcc of Robocorp.
+    #[default]
+    Robocorp,
+    /// rcc of Sema4.ai.
+    #[value(name = "sema4ai")]
+    Sema4ai,
+}
+
+impl Product {
+    /// The variable with the home.
+    #[must_use]
+    pub fn home_variable(self) -> &'static str {
+        match self {
+            Self::Robocorp => "ROBOCORP_HOME",
+            Self::Sema4ai => "SEMA4AI_HOME",
+        }
+    }
+
+    /// The name of the home in the user's home, if the variable is not set.
+    #[must_use]
+    pub fn home_name(self) -> &'static str {
+        match self {
+            Self::Robocorp => ".robocorp",
+            Self::Sema4ai => ".sema4ai",
+        }
+    }
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// How private copies are made (`--strategy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -19,7 +19,7 @@ const LIMIT: u64 = 1 << 20;
 pub(super) struct Values {
     pub(super) strategy: Option<Setting<RestoreStrategy>>,
     pub(super) hardlink_excludes: Option<Setting<Vec<String>>>,
-    pub(super) network: Network,
+    pub(super) network: Setting<Network>,
 }
 
 /// Reads the file. A file that does not exist sets nothing.
@@ -45,7 +45,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
 }
 
 fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {
-    let network = network(root)?;
+    let network = network(path, root)?;
     let Some(section) = entry(root, "holotree")? else {
         return Ok(Values { network, ..Values::default() });
     };
@@ -74,21 +74,27 @@ fn entry<'d>(mapping: Value<'d>, key: &str) -> Result<Option<Value<'d>>, YamlErr
 }
 
 /// As in rcc, a section `certificates` replaces all of rcc's defaults: what it leaves out is off.
-fn network(root: Value<'_>) -> Result<Network, YamlError> {
+fn network(path: &Path, root: Value<'_>) -> Result<Setting<Network>, YamlError> {
     let mut network = Network::default();
+    let mut first = None;
     if let Some(section) = entry(root, "certificates")? {
+        first = Some(section);
         let is_set = |key| entry(section, key)?.map_or(Ok(false), truth);
         network.verify_ssl = is_set("verify-ssl")?;
         network.no_revoke = is_set("ssl-no-revoke")?;
         network.legacy_renegotiation = is_set("legacy-renegotiation-allowed")?;
     }
     if let Some(section) = entry(root, "network")? {
+        first = first.or(Some(section));
         let text = |key| entry(section, key)?.map_or(Ok(String::new()), Value::text);
         network.https_proxy = text("https-proxy")?;
         network.http_proxy = text("http-proxy")?;
         network.no_proxy = text("no-proxy")?;
     }
-    Ok(network)
+    Ok(match first {
+        Some(section) => setting(path, section, network),
+        None => Setting { value: network, source: SetBy::Default },
+    })
 }
 
 fn truth(value: Value<'_>) -> Result<bool, YamlError> {

@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 /// What rcc's home says about the network.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Network {
     /// `certificates: verify-ssl`
     pub verify_ssl: bool,

@@ -86,6 +86,24 @@ fn relative_home_is_made_absolute() {
 }
 
 #[test]
+fn product_decides_the_home() {
+    let set = [("HOME", "/h"), ("ROBOCORP_HOME", "/r"), ("SEMA4AI_HOME", "/s")];
+    let sema4ai = || Flags { product: Some(Product::Sema4ai), ..Flags::default() };
+    assert_eq!(read(sema4ai(), &set).unwrap().robocorp_home, Setting::variable("/s".into(), "SEMA4AI_HOME"));
+    assert_eq!(read(sema4ai(), &set[..1]).unwrap().robocorp_home.value, Path::new("/h/.sema4ai"));
+    let by_variable = read(Flags::default(), &[("HOME", "/h"), ("HOLOFS_PRODUCT", "Sema4ai")]).unwrap();
+    assert_eq!(by_variable.product, Setting::variable(Product::Sema4ai, "HOLOFS_PRODUCT"));
+    let complaint = complaint(read(Flags::default(), &[("HOME", "/h"), ("HOLOFS_PRODUCT", "x")]));
+    assert_eq!(complaint, "HOLOFS_PRODUCT=x: expected one of robocorp, sema4ai");
+}
+
+#[test]
+fn settings_yaml_can_be_left_out() {
+    let flags = Flags { no_config: true, ..Flags::default() };
+    assert_eq!(mount("holotree: [broken", flags, &[]).unwrap().strategy.source, SetBy::Default);
+}
+
+#[test]
 fn no_home_at_all_is_an_error() {
     assert!(matches!(read(Flags::default(), &[]), Err(SettingsError::NoHome)));
 }

@@ -6,15 +6,21 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::library::name;
-use crate::settings::Settings;
+use crate::settings::{Product, Settings};
 use crate::sys::guarded::{Dir, GuardedError, Trust};
 
 /// The holotree that the users of one machine share. rcc has no variable for it.
-const SHARED_ROOT: &str =
-    if cfg!(target_os = "macos") { "/Users/Shared/robocorp/ht" } else { "/opt/robocorp/ht" };
+fn shared_root(product: Product) -> PathBuf {
+    let above = if cfg!(target_os = "macos") { "/Users/Shared" } else { "/opt" };
+    let name = match product {
+        Product::Robocorp => "robocorp",
+        Product::Sema4ai => "sema4ai",
+    };
+    Path::new(above).join(name).join("ht")
+}
 
 /// The directories of one invocation.
 #[derive(Clone, Debug)]
@@ -40,7 +46,7 @@ impl Env {
             robocorp_home: settings.robocorp_home.value.clone(),
             holofs_home: settings.holofs_home.value.clone(),
             cache: settings.cache_dir.value.clone(),
-            shared_root: PathBuf::from(SHARED_ROOT),
+            shared_root: shared_root(settings.product.value),
         }
     }
 

@@ -45,6 +45,98 @@ fn config_names_the_place_of_each_value() {
     assert!(shown.stdout.contains("lock-timeout      = 30.0 (default)\n"), "{shown:?}");
 }
 
+/// A mount that must not fall back to copies, or to the page cache, fails before it exists, and says which setting or
+/// filesystem is in the way.
+#[test]
+fn requirements_are_errors_before_the_mount() {
+    let world = World::sample();
+    let home = world.home();
+    let home = home.to_str().unwrap();
+    let refused = |args: &[&str], variable: Option<(&str, &str)>, code: i32, why: &str| {
+        let mut command = world.holofs();
+        command.args(["mount", home, "s"]).args(args).env_remove("HOLOFS_IO");
+        if let Some((name, value)) = variable {
+            command.env(name, value);
+        }
+        let done = finish(&mut command);
+        assert_eq!((done.code, done.stdout.as_str()), (code, ""), "{done:?}");
+        assert!(done.stderr.contains(why) && done.stderr.contains("  try: "), "{done:?}");
+        assert!(world.mounts().is_empty());
+    };
+    refused(&["--require-reflink", "--strategy", "copy"], None, 2, "the strategy is copy (command line)");
+    refused(&["--require-reflink"], Some(("RCC_HOLOTREE_STRATEGY", "copy")), 2, "RCC_HOLOTREE_STRATEGY");
+    refused(&["--require-passthrough", "--io", "cached"], None, 2, "--io is cached");
+    let (_, report) = doctor_of(&world);
+    if report["fallbacks"].to_string().contains("reflink") {
+        refused(&["--require-reflink"], None, 9, "FICLONE");
+        // A mount that fell back is not one that the requirement accepts.
+        let mounted = world.mount("s");
+        let again = world.run(["mount", home, "s", "--require-reflink"]);
+        assert!(again.code == 7 && again.stderr.contains("--require-reflink"), "{again:?}");
+        drop(mounted);
+    }
+}
+
+fn doctor_of(world: &World) -> (i32, serde_json::Value) {
+    let done = finish(world.holofs().args(["doctor", "--json"]));
+    (done.code, serde_json::from_str(&done.stdout).unwrap())
+}
+
+#[test]
+fn passthrough_that_is_required_is_used_or_an_error() {
+    let world = World::sample();
+    let mount = |helper: &str| {
+        let mut command = world.holofs();
+        command.args(["mount", world.home().to_str().unwrap(), "s", "--require-passthrough", "--json"]);
+        command.env_remove("HOLOFS_IO").env("HOLOFS_MOUNT_HELPER", helper);
+        finish(&mut command)
+    };
+    let done = mount("/nonexistent");
+    if done.code == 0 {
+        let mut command = world.holofs();
+        command.args(["mount", world.home().to_str().unwrap(), "s", "--io", "passthrough", "--json"]);
+        let mounted = Mounted::by(&world, "s", &mut command);
+        assert_eq!(mounted.output["io"], "passthrough");
+    } else {
+        assert_eq!((done.code, done.stdout.as_str()), (8, ""), "{done:?}");
+        assert!(done.stderr.contains("no passthrough here"), "{done:?}");
+        assert!(world.mounts().is_empty());
+    }
+    if crate::common::as_user::is_root() {
+        let world = World::sample().by_ordinary_user();
+        let mut command = world.holofs();
+        command.args(["mount", world.home().to_str().unwrap(), "s", "--require-passthrough"]);
+        let done = finish(command.env_remove("HOLOFS_IO").env("HOLOFS_MOUNT_HELPER", ""));
+        assert!(done.code == 8 && done.stderr.contains("mount helper"), "{done:?}");
+        assert!(world.mounts().is_empty());
+    }
+}
+
+#[test]
+fn every_setting_is_listed() {
+    let world = World::sample();
+    write_settings(&world, "network:\n  https-proxy: http://proxy:1\n");
+    let mut command = world.holofs();
+    command.args(["config", "--json", "--product", "sema4ai"]).env("RCC_NO_PYC_MANAGEMENT", "1");
+    let done = finish(command.env("SEMA4AI_HOME", world.home()));
+    let config: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(config["product"], json!({ "value": "sema4ai", "source": "flag" }));
+    assert_eq!(config["home"]["name"], "SEMA4AI_HOME");
+    assert_eq!(config["network"]["value"]["https-proxy"], "http://proxy:1");
+    assert_eq!(config["network"]["line"], 2);
+    assert_eq!(
+        config["pyc-management"],
+        json!({ "value": false, "source": "variable", "name": "RCC_NO_PYC_MANAGEMENT" })
+    );
+    for name in ["cache-dir", "restore-strategy", "rcc", "temp-management", "mount-helper", "log"] {
+        assert!(config[name]["source"].is_string(), "{name}");
+    }
+    // Without settings.yaml, also a broken one is no error.
+    write_settings(&world, "holotree: [");
+    assert_eq!(world.run(["config"]).code, 4);
+    assert_eq!(world.json(["config", "--no-config"])["network"]["source"], "default");
+}
+
 #[test]
 fn bad_settings_yaml_stops_a_mount_and_not_an_unmount() {
     let world = World::sample();
