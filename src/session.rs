@@ -38,6 +38,7 @@ pub mod spaces;
 mod users;
 pub mod variables;
 pub mod wanted;
+mod watch;
 
 use std::time::Instant;
 
@@ -61,6 +62,9 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
     }
     surroundings::serve_on();
     if plan.request.foreground {
+        if plan.request.auto_unmount {
+            watch::start(std::process::id(), &plan.state_dir())?;
+        }
         let began = begin::begin(plan, started, &|| Ok(()), &mut |mounted| {
             if let Err(error) = make_link(plan, mounted) {
                 tracing::error!("{error}");
@@ -84,6 +88,9 @@ fn start(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
         Ok(mounted) => Mounted { mounted_ms: serve::millis(started), ..mounted },
         Err(error) => restore::instead(plan, started, error)?,
     };
+    if plan.request.auto_unmount && !mounted.reused {
+        watch::start(mounted.pid, &plan.state_dir())?;
+    }
     make_link(plan, &mounted)?;
     Ok(mounted)
 }

@@ -179,6 +179,9 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
     if wanted.allow_other && !extra.allow_other {
         differ("--allow-other".to_owned(), "other users have no access");
     }
+    if wanted.auto_unmount && !extra.auto_unmount {
+        differ("--auto-unmount".to_owned(), "it stays mounted when its daemon is killed");
+    }
     for option in wanted.options.iter().filter(|option| !extra.options.contains(option)) {
         let in_force = extra.options.join(",");
         differ(format!("-o {option}"), if in_force.is_empty() { "no options" } else { &in_force });

@@ -78,6 +78,9 @@ pub struct MountRequest {
     /// Use --io passthrough, and fail with exit code 8 if it is not possible
     #[arg(long)]
     pub require_passthrough: bool,
+    /// Unmount the space when its daemon was killed
+    #[arg(long)]
+    pub auto_unmount: bool,
     /// Allow other users to access the mount
     #[arg(long)]
     pub allow_other: bool,
@@ -137,13 +140,14 @@ impl MountPlan {
     /// What `run.json` records of the options under `extra`.
     #[must_use]
     pub fn extra(&self) -> Extra {
-        let MountRequest { allow_other, options, prefetch, .. } = self.request.clone();
+        let MountRequest { allow_other, options, prefetch, auto_unmount, .. } = self.request.clone();
         let cache_dir = Some(self.env.cache.clone());
         let verify = Some(self.settings.verify.value);
         Extra {
             allow_other,
             options,
             prefetch,
+            auto_unmount,
             cache_size: self.settings.cache_size.value,
             cache_dir,
             verify,

@@ -67,6 +67,9 @@ pub struct Extra {
     pub options: Vec<String>,
     /// What is unpacked in the background.
     pub prefetch: Option<Prefetch>,
+    /// A process unmounts the space when the daemon was killed.
+    #[serde(skip_serializing_if = "is_false")]
+    pub auto_unmount: bool,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
     /// When blobs are verified. None in the record of an older version.
@@ -75,6 +78,10 @@ pub struct Extra {
     /// The directory of the cache. None in the record of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl RunInfo {

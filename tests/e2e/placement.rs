@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::common::world::Done;
-use crate::common::{Mounted, World, files_below};
+use crate::common::{Mounted, World, files_below, wait_until};
 
 fn arguments<'a>(world: &'a World, home: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
     assert_eq!(world.home(), Path::new(home));
@@ -102,6 +102,17 @@ for_both_users! {
         refused(&mount(&world, &["s", "--upper-dir", &below(&world, "other")]), 7, "its changes are kept in");
         assert!(upper.join("new").is_file());
         drop(mounted(&world, "s", &["--upper-dir", &dir]));
+    }
+
+    fn killed_daemon_leaves_no_mount_with_auto_unmount() {
+        let world = World::sample();
+        let space = mounted(&world, "s", &["--auto-unmount"]);
+        space.kill();
+        wait_until("the dead mount to be unmounted", || world.mounts().is_empty());
+        assert_eq!(world.json(["status", "s"])["state"], "unmounted");
+        let plain = mounted(&world, "s", &[]);
+        refused(&mount(&world, &["s", "--auto-unmount"]), 7, "--auto-unmount");
+        drop(plain);
     }
 
     fn cache_can_be_elsewhere() {

@@ -1,0 +1,47 @@
+//! `--auto-unmount`: a small process that unmounts a space when its daemon was killed.
+//!
+//! Without it the dead mount stays, and programs get errors from it, until the next `mount` of the space removes it. The
+//! watcher sleeps until the daemon ends. A daemon that ends in good order leaves no mount behind, and the watcher then ends
+//! without doing anything.
+
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::error::Error;
+use super::{end, registry};
+use crate::sys::{fuse_mount, process};
+
+/// Starts the watcher of a daemon. The process must have a single thread.
+pub(super) fn start(daemon: u32, state_dir: &Path) -> Result<(), Error> {
+    let failed = |call| Error::os(state_dir, call);
+    let pid = i32::try_from(daemon).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+    let daemon = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty())).map_err(failed("pidfd_open"))?;
+    match process::fork().map_err(failed("fork"))? {
+        Some(_) => Ok(()),
+        None => {
+            process::close_noted();
+            let code = match process::detach() {
+                Ok(()) => wait(&daemon, state_dir),
+                Err(_) => 1,
+            };
+            // The child must not return to the caller's code.
+            std::process::exit(code);
+        }
+    }
+}
+
+fn wait(daemon: &std::os::fd::OwnedFd, state_dir: &Path) -> i32 {
+    while matches!(poll(&mut [PollFd::new(daemon, PollFlags::IN)], None), Err(Errno::INTR)) {}
+    match registry::find(state_dir) {
+        // Another daemon may have taken the place of the dead mount.
+        Ok(Some(mount)) if fuse_mount::is_dead(&mount.mountpoint) => {
+            end::undo_mount(&mount);
+            0
+        }
+        Ok(_) => 0,
+        Err(_) => 1,
+    }
+}
