@@ -81,7 +81,9 @@ impl<'a> Activation<'a> {
         let no_bytecode = !self.flags.no_pyc_management && caller.pyc_management.value;
         let own_temp = !self.flags.no_temp_management && caller.temp_management.value;
         let home = &self.settings.robocorp_home.value;
-        let temp = (no_bytecode || own_temp).then(|| Temp::make(home)).and_then(|made| {
+        // rcc's home may be read-only, as in a container.
+        let make = || Temp::make(home).or_else(|_| Temp::make(&self.env.holofs_home));
+        let temp = (no_bytecode || own_temp).then(make).and_then(|made| {
             made.inspect_err(
                 |error| tracing::warn!(%error, "TEMP is not set: no directory can be made for it"),
             )
