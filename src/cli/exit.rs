@@ -20,6 +20,7 @@ use crate::materialize::relocate::RelocateError;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::session;
+use crate::session::activation::ActivationError;
 use crate::session::choice::Near;
 use crate::session::control::Refused;
 use crate::session::run::RunError;
@@ -432,7 +433,7 @@ pub(super) fn code_of_run(error: Option<&RunError>, rcc: bool) -> u8 {
         (Some(RunError::Robot(BlueprintError::Unreadable(_) | BlueprintError::Bad { .. })), _) => 1,
         (Some(RunError::Robot(BlueprintError::NoRobot { .. })), _) => 2,
         (Some(RunError::Robot(BlueprintError::NoTask { .. }) | RunError::NothingToRun), _) => 3,
-        (Some(RunError::EnvFile(_)), _) => 5,
+        (Some(RunError::Activation(ActivationError::EnvFile(_))), _) => 5,
         (Some(RunError::NotFound(_)), _) => 6,
         (Some(RunError::NotStarted { .. }), _) => 7,
         (Some(RunError::Artifacts { .. } | RunError::Directory { .. }), _) => 9,
@@ -440,25 +441,34 @@ pub(super) fn code_of_run(error: Option<&RunError>, rcc: bool) -> u8 {
         (Some(RunError::PreRun { .. }), _) => 12,
         (
             None
-            | Some(RunError::Settings(_) | RunError::Session(_) | RunError::Robot(_) | RunError::Wait(_)),
+            | Some(RunError::Activation(_) | RunError::Session(_) | RunError::Robot(_) | RunError::Wait(_)),
             _,
         ) => 4,
     }
 }
 
-/// For `variables`; `run` has codes of its own.
-impl Advice for RunError {
+impl Advice for ActivationError {
     fn advice(&self) -> Failure {
         match self {
-            Self::Settings(error) => error.advice(),
             Self::Session(error) => error.advice(),
-            Self::Robot(error) | Self::PreRunScript(error) => error.advice(),
             Self::EnvFile(EnvFileError::Unreadable(_)) => {
                 try_this(ENVIRONMENT, "a regular file that you may read")
             }
             Self::EnvFile(EnvFileError::Bad { .. }) => {
                 try_this(ENVIRONMENT, "a map of names to texts, for example {\"NAME\": \"value\"}")
             }
+            Self::Settings(error) => error.advice(),
+        }
+    }
+}
+
+/// The exit codes are those of [`code_of_run`].
+impl Advice for RunError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Activation(error) => error.advice(),
+            Self::Session(error) => error.advice(),
+            Self::Robot(error) | Self::PreRunScript(error) => error.advice(),
             Self::NothingToRun => try_this(USAGE, "`holofs run -- COMMAND`, or --robot FILE"),
             Self::Directory { .. } => try_this(USAGE, "another --cwd"),
             Self::Artifacts { .. } => try_this(FAILED, "check `artifactsDir` in robot.yaml"),

@@ -90,26 +90,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     }
     let mut printed = Ok(());
     session::mount(&plan, describe, &mut |mounted| {
-        let note = |text: String| output::note(context.silent, &format!("holofs: {text}"));
-        if let Some(why) = &mounted.restored {
-            note(format!("restored (no FUSE): {why}"));
-        }
         if mounted.reused {
-            note(format!("already mounted, by process {}", mounted.pid));
+            output::note(context.silent, &format!("holofs: already mounted, by process {}", mounted.pid));
         }
-        if mounted.missing_blobs > 0 {
-            let count = mounted.missing_blobs;
-            note(format!(
-                "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
-            ));
-        }
-        if let Some(own) = &plan.space.own {
-            let (count, own) = (mounted.relocated, own.display());
-            note(format!("{count} files name {own}, on which this space is not mounted"));
-        }
-        if let Some(aside) = &mounted.set_aside {
-            let aside = aside.display();
-            note(format!("rcc deleted this space, so a new one was made; the old changes are in {aside}"));
+        for note in mounted.notes(&plan) {
+            output::note(context.silent, &format!("holofs: {note}"));
         }
         printed = if context.json { output::print_json(mounted) } else { output::print_path(&mounted.path) };
     })?;

@@ -5,13 +5,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::Mounted;
-use super::run::RunError;
+use super::{Error, Mounted};
+use crate::activate::env_file::EnvFileError;
 use crate::activate::program::{self, Found};
 use crate::activate::temp::Temp;
 use crate::activate::{self, Facts, Given, Places, Variable, env_file};
 use crate::blueprint::robot::Robot;
-use crate::settings::{MountSettings, Settings, absolute};
+use crate::settings::{MountSettings, Settings, SettingsError, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
 
@@ -30,6 +30,20 @@ pub struct ActivationFlags {
     /// As in rcc.
     #[arg(skip)]
     pub warranty_voided: bool,
+}
+
+/// Why there are no variables of a space.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivationError {
+    /// The space cannot be mounted or read.
+    #[error(transparent)]
+    Session(#[from] Error),
+    /// The file of variables cannot be used.
+    #[error(transparent)]
+    EnvFile(#[from] EnvFileError),
+    /// There is no current directory.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
 }
 
 /// What is known before the space is mounted.
@@ -65,7 +79,7 @@ impl<'a> Activation<'a> {
         settings: &'a Settings,
         mount: &'a MountSettings,
         env: &'a Env,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, ActivationError> {
         let extra = flags.env_file.as_deref().map(env_file::read).transpose()?.unwrap_or_default();
         let cwd = absolute(Path::new("."))?;
         let rcc = rcc(settings, &cwd);
@@ -76,7 +90,7 @@ impl<'a> Activation<'a> {
     ///
     /// # Errors
     /// When the space cannot be read.
-    pub(super) fn of(&self, mounted: &Mounted, robot: Option<&Robot>) -> Result<Activated, RunError> {
+    pub(super) fn of(&self, mounted: &Mounted, robot: Option<&Robot>) -> Result<Activated, ActivationError> {
         let caller = &self.settings.caller;
         let no_bytecode = !self.flags.no_pyc_management && caller.pyc_management.value;
         let own_temp = !self.flags.no_temp_management && caller.temp_management.value;
@@ -99,7 +113,7 @@ impl<'a> Activation<'a> {
         let installation = self.settings.installation();
         let given = Given {
             extra: self.extra.clone(),
-            facts: Facts::of(&mounted.path).map_err(|error| super::Error::from(SpaceError::from(error)))?,
+            facts: Facts::of(&mounted.path).map_err(|error| Error::from(SpaceError::from(error)))?,
             root: &mounted.path,
             blueprint: &mounted.blueprint,
             robocorp_home: home,

@@ -10,19 +10,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::activation::{Activated, Activation, ActivationFlags};
+use super::activation::{Activated, Activation, ActivationError, ActivationFlags};
 use super::child::{self, Ended};
 use super::end::{How, unmount};
 use super::request::{MountPlan, MountRequest};
 use super::users::User;
 use super::{Describe, Error, Mounted, registry};
 use crate::activate::Variable;
-use crate::activate::env_file::EnvFileError;
 use crate::activate::program::{Found, find};
 use crate::activate::temp::Temp;
 use crate::blueprint::BlueprintError;
 use crate::blueprint::robot::Robot;
-use crate::settings::{MountSettings, Settings, SettingsError};
+use crate::settings::{MountSettings, Settings};
 use crate::space::home::Env;
 use crate::sys::plain;
 use crate::sys::signals::Signals;
@@ -72,12 +71,9 @@ pub enum RunError {
     /// The robot cannot be used.
     #[error(transparent)]
     Robot(#[from] BlueprintError),
-    /// The file of variables cannot be used.
+    /// There are no variables of the space.
     #[error(transparent)]
-    EnvFile(#[from] EnvFileError),
-    /// There is no current directory.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
+    Activation(#[from] ActivationError),
     /// There is neither a command nor a robot.
     #[error("no command, and no robot.yaml in this directory")]
     NothingToRun,
@@ -173,10 +169,13 @@ pub fn run(
         note(&format!("holofs: {text}"));
     }
     let (mounted, user) = join(&plan, request.keep, describe)?;
+    for text in mounted.notes(&plan) {
+        note(&format!("holofs: {text}"));
+    }
     if let Some(why) = &mounted.restored {
         note(&format!("holofs: restored (no FUSE): {why}"));
     }
-    let ran = activation.of(&mounted, plan.robot()).and_then(|activated| {
+    let ran = activation.of(&mounted, plan.robot()).map_err(RunError::from).and_then(|activated| {
         let ran = run_in(&program, &dir, &activated, plan.robot().is_some(), &signals);
         activated.temp.into_iter().for_each(Temp::remove);
         ran

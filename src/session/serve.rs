@@ -77,6 +77,32 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// What the user should know about it.
+    #[must_use]
+    pub fn notes(&self, plan: &MountPlan) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(why) = &self.restored {
+            notes.push(format!("restored (no FUSE): {why}"));
+        }
+        if self.missing_blobs > 0 {
+            let count = self.missing_blobs;
+            notes.push(format!(
+                "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
+            ));
+        }
+        if let Some(own) = &plan.space.own {
+            let (count, own) = (self.relocated, own.display());
+            notes.push(format!("{count} files name {own}, on which this space is not mounted"));
+        }
+        if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
+            notes.push(format!(
+                "rcc deleted this space, so a new one was made; the old changes are in {aside}"
+            ));
+        }
+        notes
+    }
+
     /// The mount of a plan that this daemon serves.
     pub(super) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
         Self {

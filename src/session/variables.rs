@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::activation::{Activation, ActivationFlags};
+use super::activation::{Activation, ActivationError, ActivationFlags};
 use super::end::{How, unmount};
 use super::request::{MountPlan, MountRequest};
-use super::run::RunError;
 use super::{Describe, Error, Mounted, registry, users};
 use crate::activate::Variable;
 use crate::activate::temp::Temp;
@@ -37,7 +36,7 @@ pub fn variables(
     env: &Env,
     describe: Describe,
     note: &mut dyn FnMut(&str),
-) -> Result<Vec<Variable>, RunError> {
+) -> Result<Vec<Variable>, ActivationError> {
     let activation = Activation::new(&request.activation, settings, mount, env)?;
     request.mount.choice = request.mount.choice.or_robot_here();
     let mut plan = request.mount.plan(settings, mount, env)?;
@@ -57,6 +56,9 @@ pub fn variables(
         plan.request.fresh = true;
     }
     let mounted = mount_to_stay(&plan, describe)?;
+    for text in mounted.notes(&plan) {
+        note(&format!("holofs: {text}"));
+    }
     let activated = activation.of(&mounted, plan.robot())?;
     activated.temp.into_iter().for_each(Temp::leave);
     Ok(activated.variables)
