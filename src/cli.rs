@@ -10,6 +10,7 @@ mod check;
 mod commit;
 mod completions;
 mod config;
+mod delete;
 mod diff;
 mod doctor;
 mod escape;
@@ -159,6 +160,9 @@ enum Command {
     Export(export::Args),
     /// Add the environments of archives to a library
     Import(import::Args),
+    /// Delete spaces with their changes
+    #[command(visible_alias = "del")]
+    Delete(delete::Args),
     /// Print each setting and where it was set
     Config(config::Args),
     /// Examine whether and how well holofs works here
@@ -313,6 +317,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Commit(args) => commit::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),
+        Command::Delete(args) => delete::run(args, &context),
         Command::Config(_) => config::run(&context),
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Completions(args) => completions::run(&args),

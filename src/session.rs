@@ -20,6 +20,7 @@ pub mod commit;
 pub mod compose;
 pub mod control;
 mod daemon;
+pub mod delete;
 pub mod doctor;
 mod end;
 pub mod environment;

@@ -13,6 +13,7 @@ pub mod meta;
 pub mod mountpoint;
 pub mod path;
 pub mod record;
+pub mod remove;
 pub mod run;
 pub mod select;
 pub mod state;

@@ -20,6 +20,7 @@ mod cli_mount;
 mod commit;
 mod crash;
 mod damage;
+mod delete;
 mod differential;
 mod doctor;
 mod frozen;
