@@ -9,6 +9,7 @@ use super::exit::{Failure, NOT_FOUND, OK};
 use super::{Context, output};
 use crate::blueprint::BlueprintError;
 use crate::blueprint::robot;
+use crate::library::LibraryError;
 use crate::library::catalogs::{CatalogName, this_platform};
 use crate::library::locate::locate;
 use crate::session::choice::Choice;
@@ -59,14 +60,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     for note in composed.notes.iter().chain(&composed.blueprint.notes) {
         output::note(context.silent, &format!("holofs: {note}"));
     }
-    let library = locate(&args.library, &context.env.hololib())?;
-    let found = wanted::look(&library, &composed, &context.env)?;
-    let catalog = found.as_ref().map(|blueprint| {
-        let name = CatalogName { blueprint: blueprint.clone(), platform: this_platform() };
-        library.library.catalog_place(&name)
-    });
+    let catalog = match locate(&args.library, &context.env.hololib()) {
+        Ok(library) => wanted::look(&library, &composed, &context.env)?.map(|blueprint| {
+            library.library.catalog_place(&CatalogName { blueprint, platform: this_platform() })
+        }),
+        // rcc has built nothing yet.
+        Err(LibraryError::NotALibrary { .. }) if args.library == "auto" => None,
+        Err(error) => return Err(error.into()),
+    };
     let answer = Answer {
-        exist: found.is_some(),
+        exist: catalog.is_some(),
         hash: composed.blueprint.hash,
         catalog,
         layers: composed.blueprint.layers,

@@ -36,7 +36,16 @@ impl MountRequest {
             self.choice.robot.as_ref().ok_or(Error::NothingChosen)?;
         }
         let composed = self.choice.compose(env)?;
-        let location = self.locate(composed.as_ref(), env)?;
+        let location = match self.locate(composed.as_ref(), env) {
+            // rcc makes its library when it first builds.
+            Err(Error::Library(LibraryError::NotALibrary { .. }))
+                if self.choice.build && composed.is_some() && self.is_auto() =>
+            {
+                wanted::build(&env.robocorp_home, &self.choice, env)?;
+                self.locate(composed.as_ref(), env)?
+            }
+            location => location?,
+        };
         if let Some(composed) = &composed {
             self.choice.blueprint = Some(wanted::find(&location, composed, &self.choice, env)?);
         }
@@ -70,11 +79,16 @@ impl MountRequest {
         })
     }
 
+    /// Whether the library is rcc's own.
+    fn is_auto(&self) -> bool {
+        self.library.as_ref().is_none_or(|given| given == "auto" || given == "-")
+    }
+
     /// The library. As in rcc, a `hololib.zip` beside robot.yaml takes the place of rcc's own library.
     fn locate(&self, composed: Option<&Composed>, env: &Env) -> Result<Location, Error> {
         let given = self.library.as_deref().unwrap_or(OsStr::new("auto"));
         let zip = composed.and_then(|composed| composed.robot.as_ref()?.hololib_zip());
-        match zip.filter(|_| given == "auto" || given == "-") {
+        match zip.filter(|_| self.is_auto()) {
             Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib())?),
             None => Ok(locate(given, &env.hololib())?),
         }

@@ -39,7 +39,7 @@ pub(super) fn find(
     }
     let mut notes = composed.notes.clone();
     if choice.build {
-        build(location, choice, env)?;
+        build(home_of(location, env)?, choice, env)?;
         if let Some(found) = look(location, composed, env)? {
             return Ok(found);
         }
@@ -125,16 +125,19 @@ fn text(location: &Location, catalog: &CatalogName, env: &Env) -> Option<String>
     })
 }
 
-/// Lets rcc build the environment into its library. rcc does so when it makes a space of it, so it makes one and deletes it
-/// again. rcc gets the same files in the same directory, and so composes the same environment.
-fn build(location: &Location, choice: &Choice, env: &Env) -> Result<(), Error> {
-    let is_rccs = |library: &Path| library.canonicalize().ok() == location.path.canonicalize().ok();
-    let home = location.path.parent().filter(|home| is_rccs(&home.join("hololib")));
-    let home = match home {
-        _ if is_rccs(&env.hololib()) => &env.robocorp_home,
-        Some(home) => home,
-        None => return Err(Error::NotRccs(location.path.clone())),
-    };
+/// The home of rcc whose library this is.
+fn home_of<'a>(location: &'a Location, env: &'a Env) -> Result<&'a Path, Error> {
+    let is_it = |library: &Path| library.canonicalize().ok() == location.path.canonicalize().ok();
+    let above = location.path.parent().filter(|home| is_it(&home.join("hololib")));
+    if is_it(&env.hololib()) {
+        return Ok(&env.robocorp_home);
+    }
+    above.ok_or_else(|| Error::NotRccs(location.path.clone()))
+}
+
+/// Lets rcc build the environment into the library of this home. rcc does so when it makes a space of it, so it makes one and
+/// deletes it again. rcc gets the same files in the same directory, and so composes the same environment.
+pub(super) fn build(home: &Path, choice: &Choice, env: &Env) -> Result<(), Error> {
     let (controller, space) = BUILDER;
     let rcc = || {
         let mut command = Command::new("rcc");

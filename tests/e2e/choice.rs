@@ -171,6 +171,28 @@ fn rcc_builds_what_is_missing() {
 }
 
 #[test]
+fn rcc_builds_on_a_machine_without_a_library() {
+    let robots = Robots::with(World::new());
+    robots.write("conda.yaml", CONDA);
+    robots.write("robot.yaml", ROBOT);
+    assert_eq!(robots.run(&["bp"]).stdout, format!("{ONE} missing\n"));
+    assert_eq!(robots.run(&["bp", "--library", "/nowhere"]).code, 3);
+    assert_eq!(robots.run(&["mount"]).code, 3);
+    let built = fixture::world("basic-gz");
+    let name = format!("catalog/{ONE}v12.linux_amd64");
+    let catalog =
+        fixture::at_base(&std::fs::read(built.hololib().join(&name)).unwrap(), &robots.world.base());
+    std::fs::write(built.hololib().join(&name), catalog).unwrap();
+    let script = format!(
+        "[ \"$2\" = variables ] || exit 0\nmkdir -p \"$ROBOCORP_HOME/hololib\"\ncp -r {}/. \"$ROBOCORP_HOME/hololib\"\n",
+        built.hololib().display()
+    );
+    let done = robots.with_rcc(&script, &["mount", "auto", "s", "-r", "robot.yaml", "--build"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(Mounted::adopt(&robots.world, "s").output["blueprint"], ONE);
+}
+
+#[test]
 fn build_needs_rcc_and_its_own_library() {
     let robots = Robots::new();
     robots.write("conda.yaml", "dependencies: [x]\n");
