@@ -16,6 +16,7 @@ mod doctor;
 mod escape;
 pub mod exit;
 mod export;
+mod fork;
 mod hash;
 mod help;
 mod import;
@@ -138,6 +139,8 @@ enum Command {
     Path(status::PathArgs),
     /// Show what was changed in a space
     Diff(diff::Args),
+    /// Make a further space with the changes of a space
+    Fork(fork::Args),
     /// List the environments of a library
     Catalogs(catalogs::Args),
     /// Print the hash of an environment
@@ -307,6 +310,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Status(args) => status::run(&args, &context),
         Command::Path(args) => status::run_path(&args, &context),
         Command::Diff(args) => diff::run(&args, &context),
+        Command::Fork(args) => fork::run(&args, &context),
         Command::Catalogs(args) => catalogs::run(&args, &context),
         Command::Hash(args) => hash::run(&args, &context),
         Command::Blueprint(args) => blueprint::run(args, &context),

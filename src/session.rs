@@ -25,6 +25,7 @@ pub mod doctor;
 mod end;
 pub mod environment;
 mod error;
+pub mod fork;
 pub mod helper;
 mod holders;
 mod link;

@@ -5,7 +5,9 @@
 //! asks for that.
 
 pub mod commit;
+pub mod copy;
 pub mod diff;
+pub mod fork;
 pub mod held;
 pub mod home;
 pub mod lock;
@@ -60,6 +62,9 @@ pub enum SpaceError {
         /// The blueprint with which the changes can be used. None if that blueprint has other files now.
         blueprint: Option<String>,
     },
+    /// There is such a space already, or something else in its place.
+    #[error("{0}: there is such a space already")]
+    Exists(PathBuf),
     /// `--ephemeral` would drop the changes of earlier mounts, too.
     #[error("{0}: it has changes from earlier mounts, which --ephemeral would drop")]
     EphemeralOverChanges(String),

@@ -196,6 +196,10 @@ impl Advice for SpaceError {
                 try_this(MOUNTPOINT, format!("--blueprint {blueprint} to keep them, or --fresh to drop them"))
             }
             Self::OtherContent { blueprint: None, .. } => try_this(MOUNTPOINT, "--fresh to drop them"),
+            Self::Exists(path) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                try_this(MOUNTPOINT, format!("another name, or `holofs delete {name}`"))
+            }
             Self::EphemeralOverChanges(_) => {
                 try_this(USAGE, "another space name, or --fresh to drop the changes")
             }
@@ -384,6 +388,10 @@ impl Advice for session::Error {
             Self::NotProbed { .. } => try_this(LIBRARY, "an existing directory that you may write to"),
             Self::NoSpace { .. } => try_this(NOT_FOUND, "`holofs list`"),
             Self::NotMounted(_) => try_this(NOT_FOUND, "leave out --no-mount, or `holofs mount`"),
+            Self::Converted { blueprint, .. } => {
+                try_this(NOT_FOUND, format!("mount another space with --blueprint {blueprint}"))
+            }
+            Self::KeepsChanging(_) => try_this(BUSY, "end these programs, or unmount the space first"),
             Self::NoUpper { .. } => try_this(
                 NOT_FOUND,
                 "`holofs mount` under another space name: a mounted space knows its changes",

@@ -227,6 +227,17 @@ pub enum Error {
         /// The name of the directory that it would have.
         identity: String,
     },
+    /// rcc converted the space to another environment, so its changes do not tell what it holds.
+    #[error("{identity}: rcc converted it to blueprint {blueprint}")]
+    Converted {
+        /// The space.
+        identity: String,
+        /// The blueprint of what it holds.
+        blueprint: String,
+    },
+    /// There was no instant at which the space could be copied.
+    #[error("{0}: programs keep writing to it")]
+    KeepsChanging(PathBuf),
     /// The space has no upper, so nobody knows what was changed in it.
     #[error("{given}: {why}")]
     NoUpper {

@@ -1,6 +1,7 @@
 //! `diff`, `reset` and `fork`: what was changed in a space, undone, and copied.
 
 mod diff;
+mod fork;
 mod model;
 
 use crate::common::{Library, World};

@@ -152,6 +152,13 @@ fn every_error_of_a_session_has_its_code() {
         (Refused::Changing.into(), BUSY, "again"),
         (Refused::Failed("x".into()).into(), FAILED, ""),
         (session::Error::NoUpper { given: "x".into(), why: "restored" }, NOT_FOUND, "another space name"),
+        (session::Error::KeepsChanging(path()), BUSY, "unmount"),
+        (
+            session::Error::Converted { identity: "x".into(), blueprint: "y".into() },
+            NOT_FOUND,
+            "--blueprint y",
+        ),
+        (SpaceError::Exists(path()).into(), MOUNTPOINT, "holofs delete where"),
         (session::Error::CatalogGone { library: "x".into(), blueprint: "y".into() }, LIBRARY, "record"),
         (session::Error::Daemon(report), STRATEGY, ""),
     ];

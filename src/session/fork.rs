@@ -1,0 +1,175 @@
+//! Makes a further space with the changes of another one, as of one instant, also while that one is mounted.
+//!
+//! The first pass copies the changes while programs go on. Then the daemon lets no change begin, and a second pass copies
+//! what has changed since: that takes about as long as one stat(2) of each changed entry. If this process dies, or takes
+//! longer than [`FROZEN_AT_MOST`], the daemon lets changes go on.
+//!
+//! In passthrough mode the kernel writes to open files without the daemon. Such files are copied until a pass finds none
+//! that was written to since.
+//!
+//! Limits: a store to a shared map becomes part of the copy when the kernel has written it back, for which it is asked just
+//! before the instant.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::changes::Changed;
+use super::control::{Client, Request};
+use super::end::write_out;
+use super::error::Error;
+use crate::library::index::NodeId;
+use crate::library::name;
+use crate::settings::IoMode;
+use crate::space::SpaceError;
+use crate::space::copy::CopyError;
+use crate::space::fork::{NewSpace, copy, is_taken, rename_in};
+use crate::space::held::Held;
+use crate::space::home::Env;
+use crate::space::path::resolved;
+use crate::space::record::Basis;
+use crate::space::run::read_run;
+use crate::space::select::SpaceArg;
+use crate::space::state::StateDir;
+
+/// The longest time for which programs that change the space wait.
+const FROZEN_AT_MOST: Duration = Duration::from_secs(30);
+
+/// How long the daemon may take to answer. It waits for changes that are in progress.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often files are copied that programs write to without the daemon.
+const PASSES: u32 = 40;
+
+/// A further space. The keys of `holofs fork --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Forked {
+    /// The directory of the new space.
+    pub path: PathBuf,
+    /// The name of that directory.
+    pub identity: String,
+    /// The blueprint of its environment.
+    pub blueprint: String,
+    /// Files whose extents it shares with the other space.
+    pub reflinked: u64,
+    /// Files that were copied.
+    pub copied: u64,
+    /// The bytes of the latter.
+    pub bytes: u64,
+    /// For how long changes of the other space waited, in milliseconds. None while it was not mounted.
+    pub frozen_ms: Option<u64>,
+    /// Changed files and links that name the directory of the other space. They are copied as they are.
+    pub mentions: Vec<PathBuf>,
+}
+
+/// Keeps the space as it is: the daemon lets no change begin, or no mount can begin.
+enum Quiet {
+    Frozen(Client, Instant),
+    Locked,
+}
+
+/// Makes the space `new` from the space `given`.
+///
+/// # Errors
+/// See [`Error`]. There is no new space then.
+pub fn fork(env: &Env, given: &OsStr, new: &OsStr, controller: &str) -> Result<Forked, Error> {
+    let space = Changed::open(env, given, controller)?;
+    let old = space.record.basis.clone();
+    if let Held::Converted { blueprint } = Held::of(&space.state_dir, &space.record, &old.place())? {
+        return Err(Error::Converted { identity: old.identity, blueprint });
+    }
+    let basis = basis_of(env, &old, new, controller)?;
+    if basis.identity == old.identity || is_taken(&basis.place())? {
+        return Err(SpaceError::Exists(basis.place()).into());
+    }
+    let locked = match &space.mounted {
+        Some(_) => None,
+        None => Some(StateDir::open_locked(&space.state_dir)?),
+    };
+    let made = NewSpace::begin(&env.spaces_dir(), &basis.identity)?;
+    let forked = fill(&space, &made, &basis);
+    drop(locked);
+    match forked {
+        Ok(forked) => {
+            made.publish(basis)?;
+            Ok(forked)
+        }
+        Err(error) => {
+            made.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// What the new space's changes are based on.
+fn basis_of(env: &Env, old: &Basis, new: &OsStr, controller: &str) -> Result<Basis, Error> {
+    let arg = SpaceArg::parse(new)?;
+    let identity = arg.identity(env, controller)?.to_string();
+    let label = match &arg {
+        SpaceArg::Name(name) => name.clone(),
+        SpaceArg::Identity(_) => identity.clone(),
+        SpaceArg::Path(path) => {
+            let base = PathBuf::from(&old.base);
+            if path.parent().map(resolved) != Some(resolved(&base)) {
+                return Err(SpaceError::BaseMismatch { given: path.clone(), base }.into());
+            }
+            identity.clone()
+        }
+    };
+    let controller = name::controller_identity(controller);
+    Ok(Basis { identity, space: label, controller, ephemeral: false, ..old.clone() })
+}
+
+/// Copies the changes.
+fn fill(space: &Changed, made: &NewSpace, basis: &Basis) -> Result<Forked, Error> {
+    let (old, new) = (space.record.basis.identity.as_bytes(), basis.identity.as_bytes());
+    let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, old, new);
+    // Before anything waits: a store to a map is written back by a request that would have to wait.
+    let settled = || space.mounted.as_ref().is_none_or(|mountpoint| write_out(mountpoint));
+    let freeze = || -> Result<Quiet, Error> {
+        if space.mounted.is_none() {
+            return Ok(Quiet::Locked);
+        }
+        if !settled() {
+            tracing::warn!("the mount does not answer: stores to mapped files may be missing");
+        }
+        let mut client = Client::connect(&space.state_dir)?;
+        let ms = u64::try_from(FROZEN_AT_MOST.as_millis()).unwrap_or(u64::MAX);
+        client.ask(&Request::Freeze { ms }, ANSWER_WITHIN)?;
+        Ok(Quiet::Frozen(client, Instant::now()))
+    };
+    let io = read_run(&space.state_dir).and_then(|run| run.io);
+    let bypasses = space.mounted.is_some() && io != Some(IoMode::Cached);
+    let upper = made.upper()?;
+    let copied = copy(&space.upper, upper, &edit, if bypasses { PASSES } else { 0 }, freeze)?;
+    let Some((copied, held)) = copied else { return Err(Error::KeepsChanging(space.record.basis.place())) };
+    let frozen_ms = match held {
+        Quiet::Locked => None,
+        Quiet::Frozen(client, since) => {
+            let frozen = since.elapsed();
+            if client.finish(ANSWER_WITHIN)? != true {
+                return Err(Error::KeepsChanging(space.record.basis.place()));
+            }
+            Some(u64::try_from(frozen.as_millis()).unwrap_or(u64::MAX))
+        }
+    };
+    Ok(Forked {
+        path: basis.place(),
+        identity: basis.identity.clone(),
+        blueprint: basis.blueprint.clone(),
+        reflinked: copied.reflinked,
+        copied: copied.copied,
+        bytes: copied.bytes,
+        frozen_ms,
+        mentions: made.mentions(&space.record.basis.identity)?,
+    })
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        SpaceError::Io { path: error.path, source: error.source }.into()
+    }
+}
