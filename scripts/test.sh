@@ -47,4 +47,5 @@ if [ $# -gt 0 ]; then
     in_run "$patience" cargo test --workspace "$@"
 else
     in_run "$patience" cargo test --workspace --no-fail-fast
+    in_run 300 scripts/test-package.sh
 fi

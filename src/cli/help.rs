@@ -32,8 +32,8 @@ const BEFORE: &str = "\
 Usage: holofs COMMAND [ARGUMENTS]        In a robot's directory: holofs mount
 ";
 const AFTER: &str = "
-Every command: -j/--json, -q/--silent, --debug, --trace, --log-file FILE, --home DIR,
---controller NAME, --colorless. `holofs help COMMAND` explains a command and its options.";
+Every command has `--json`, `--silent`, `--debug`, `--home DIR` and more:
+`holofs help COMMAND` explains it. `holofs man` has the exit codes.";
 
 /// The definition of the command line.
 pub(super) fn definition() -> clap::Command {
