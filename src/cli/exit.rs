@@ -376,7 +376,9 @@ impl Advice for session::Error {
                 BUSY,
                 "end the processes that use it, or unmount with --force, which keeps the changes",
             ),
-            Self::MountOption(_) => try_this(USAGE, "one of ro, noexec, noatime, sync, dirsync, allow_other"),
+            Self::MountOption(_) => {
+                try_this(USAGE, "one of ro, noexec, noatime, sync, dirsync, allow_other, auto_unmount")
+            }
             Self::NoProfile { .. } => try_this(
                 NOT_FOUND,
                 "a profile of this environment, from profiles/ in holofs's cache; or --prefetch alone",

@@ -95,7 +95,10 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
     if plan.request.fresh {
         return Err(Error::InUse { path: live.mountpoint, pids: vec![run.pid] });
     }
-    let differs = differences(plan, &run);
+    let mut differs = differences(plan, &run);
+    if let Some(place) = record.basis.foreign.as_ref().filter(|_| plan.space.own.is_none()) {
+        differs.push(format!("no --foreign (in force: --foreign, on {})", place.display()));
+    }
     if !differs.is_empty() {
         return Err(Error::OtherOptions { path: live.mountpoint, differs });
     }

@@ -133,6 +133,7 @@ impl MountRequest {
             match option.as_str() {
                 "ro" => self.read_only = true,
                 "allow_other" => self.allow_other = true,
+                "auto_unmount" => self.auto_unmount = true,
                 known if check_option(known) => self.options.push(option),
                 _ => return Err(Error::MountOption(option)),
             }

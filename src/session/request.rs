@@ -54,7 +54,7 @@ pub struct MountRequest {
         default_value = "none"
     )]
     pub fallback: Fallback,
-    /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other
+    /// Mount options: ro, noexec, noatime, sync, dirsync, allow_other, auto_unmount
     #[arg(short, value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Mount an unmanaged space, which `rcc run --unmanaged` uses without checking it
@@ -89,7 +89,7 @@ pub struct MountRequest {
 /// A mount to be made. Every decision is made, and nothing is done yet.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
-    /// The options that were typed. `-o ro` and `-o allow_other` are set as flags.
+    /// The options that were typed. `-o ro` and the like are set as flags.
     pub request: MountRequest,
     /// The environment, if files describe it.
     pub composed: Option<Composed>,

@@ -26,6 +26,12 @@ fn below(world: &World, name: &str) -> String {
     world.path().join(name).to_str().unwrap().to_owned()
 }
 
+/// Whether a repeated mount found the space mounted.
+fn mounted_again(world: &World, rest: &[&str]) -> Option<bool> {
+    let home = world.home();
+    world.json(arguments(world, home.to_str().unwrap(), rest))["reused"].as_bool()
+}
+
 #[track_caller]
 fn refused(done: &Done, code: i32, what: &str) {
     assert_eq!(done.code, code, "{done:?}");
@@ -74,6 +80,17 @@ for_both_users! {
         assert_eq!(std::fs::read(again.at("new")).unwrap(), b"new");
     }
 
+    fn foreign_mount_is_no_mount_on_the_spaces_own_directory() {
+        let world = World::sample();
+        let (name, place) = ("a-name-of-24-bytes-here!", below(&world, "a-name-of-24-bytes-here!"));
+        let foreign = self::mounted(&world, &place, &["--foreign"]);
+        assert_eq!(foreign.output["identity"], name);
+        let own = world.base().join(name);
+        refused(&mount(&world, &[own.to_str().unwrap()]), 7, "no --foreign");
+        drop(foreign);
+        assert_eq!(self::mounted(&world, own.to_str().unwrap(), &[]).path(), own);
+    }
+
     fn link_leads_to_the_mountpoint() {
         let world = World::sample();
         let link = below(&world, "link");
@@ -106,7 +123,8 @@ for_both_users! {
 
     fn killed_daemon_leaves_no_mount_with_auto_unmount() {
         let world = World::sample();
-        let space = mounted(&world, "s", &["--auto-unmount"]);
+        let space = mounted(&world, "s", &["-o", "auto_unmount"]);
+        assert_eq!(mounted_again(&world, &["s", "--auto-unmount"]), Some(true));
         space.kill();
         wait_until("the dead mount to be unmounted", || world.mounts().is_empty());
         assert_eq!(world.json(["status", "s"])["state"], "unmounted");
