@@ -30,6 +30,7 @@ mod rcc;
 mod record;
 mod restore;
 mod run;
+mod stats;
 mod status;
 mod unmount;
 mod values;
@@ -135,6 +136,8 @@ enum Command {
     List(list::Args),
     /// Show one space in detail
     Status(status::Args),
+    /// Show what the mounts of spaces have done
+    Stats(stats::Args),
     /// Print the directory of a space
     Path(status::PathArgs),
     /// Show what was changed in a space
@@ -307,6 +310,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Variables(args) => variables::run(args, &context),
         Command::Unmount(args) => unmount::run(&args, &context),
         Command::List(args) => list::run(&args, &context),
+        Command::Stats(args) => stats::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Path(args) => status::run_path(&args, &context),
         Command::Diff(args) => diff::run(&args, &context),

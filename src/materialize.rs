@@ -373,10 +373,9 @@ impl Materializer {
 
     /// Notes that bytes of a file are asked for.
     fn touch(&self, node: NodeId) {
-        let mut touched = self.touched.lock();
-        let before = touched.order().len();
-        touched.add(node);
-        self.metrics.add(Counter::FilesTouched, (touched.order().len() - before) as u64);
+        if self.metrics.touch(node.0) {
+            self.touched.lock().add(node);
+        }
     }
 
     fn count(&self, done: Method, size: u64) {
@@ -385,7 +384,8 @@ impl Materializer {
                 self.metrics.add(Counter::Reflinked, 1);
                 self.metrics.add(Counter::SharedBytes, size);
             }
-            Method::CopyRange | Method::Copy => self.metrics.add(Counter::Copied, 1),
+            Method::CopyRange => self.metrics.add(Counter::CopiedInKernel, 1),
+            Method::Copy => self.metrics.add(Counter::Copied, 1),
         }
         self.metrics.add(Counter::CopiedBytes, size);
     }

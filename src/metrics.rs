@@ -1,31 +1,51 @@
-//! The counters of one mount.
+//! The counters of one mount, and what they add up to over all mounts of a space.
 //!
-//! One [`Metrics`] is made where the mount is put together, and shared by all who count. `holofs status` reads the
-//! counters of a live mount from an extended attribute of its root: one JSON object, from name to value.
+//! One [`Metrics`] is made where the mount is put together, and shared by all who count. `holofs status` and `holofs stats`
+//! read the counters of a live mount from extended attributes of its root. `docs/METRICS.md` documents each.
 //!
-//! Counting must not slow the mount down: nothing is counted by a lookup, a getattr, or a read that finds its data.
-//! Counters only grow, and start at 0 with each mount. They are not exact with respect to each other.
+//! Counting must not slow the mount down: nothing is counted by a lookup or a getattr, and a read adds its length to one
+//! counter on a cache line of its own. All operations are relaxed. Counters only grow, and start at 0 with each mount. They
+//! are not exact with respect to each other.
+
+pub mod prometheus;
+pub mod totals;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize};
 
+use totals::{CorruptFile, Totals};
+
+/// Whether a name may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stability {
+    /// The name and the meaning stay the same until the next major version.
+    Stable,
+    /// May change with any version.
+    Unstable,
+}
+
 /// What is known of a counter.
 #[derive(Debug)]
 pub struct Definition {
-    /// Key in the JSON of the attribute. Stable between versions.
+    /// Key in JSON.
     pub name: &'static str,
+    /// The family in Prometheus's format, with a label and its value. Empty if the counter is not there.
+    pub family: (&'static str, &'static str, &'static str),
     /// What is counted, in the plural.
     pub unit: &'static str,
-    /// What it counts, for documentation.
+    /// Whether the name may change.
+    pub stability: Stability,
+    /// What it counts.
     pub meaning: &'static str,
 }
 
 macro_rules! counters {
-    ($($counter:ident = $name:literal, $unit:literal, $meaning:literal;)*) => {
+    ($($counter:ident = $name:literal, $unit:literal, $stability:ident, $family:expr, $meaning:literal;)*) => {
         /// A counter.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Counter {
@@ -33,45 +53,127 @@ macro_rules! counters {
         }
 
         /// All counters, in the order of [`Counter`].
-        pub const COUNTERS: &[Definition] =
-            &[$(Definition { name: $name, unit: $unit, meaning: $meaning },)*];
+        pub const COUNTERS: &[Definition] = &[$(Definition {
+            name: $name, family: $family, unit: $unit, stability: Stability::$stability, meaning: $meaning,
+        },)*];
     };
 }
 
+/// A family with one sample, and one that Prometheus's format does not have.
+const fn alone(family: &'static str) -> (&'static str, &'static str, &'static str) {
+    (family, "", "")
+}
+
+const COPIES: &str = "holofs_private_copies_total";
+const OPENS: &str = "holofs_opens_total";
+
 counters! {
-    Reflinked = "reflink", "files", "Private copies that share the extents of their blob.";
-    Copied = "copy", "files", "Private copies whose bytes were copied.";
-    Relocated = "relocated", "files", "Relocated files that were given a private file to read from.";
-    CopiedBytes = "bytes", "bytes", "Size of all private copies.";
-    SharedBytes = "bytes_shared", "bytes", "Size of the private copies that share extents.";
-    FilesTouched = "files_touched", "files", "Library files of which bytes were asked for.";
-    BlobsFetched = "blobs_fetched", "blobs", "Blobs that were read from the library and verified.";
-    FetchedBytes = "blob_bytes_fetched", "bytes", "Unpacked size of the blobs that were read from the library.";
-    BlobsRefused = "blobs_refused", "blobs", "Blobs of the library that were missing or corrupt when they were needed.";
-    RequestsFailed = "requests_failed", "requests", "Requests that were answered with an error. `errors.NAME` counts those of one errno.";
+    Reflinked = "reflink", "files", Stable, (COPIES, "method", "reflink"), "Private copies that share the extents of their blob.";
+    CopiedInKernel = "copy_file_range", "files", Stable, (COPIES, "method", "copy_file_range"), "Private copies that the kernel copied.";
+    Copied = "copy", "files", Stable, (COPIES, "method", "copy"), "Private copies that the daemon wrote.";
+    Relocated = "relocated", "files", Stable, alone("holofs_relocated_copies_total"), "Among the private copies, those of relocated files that were only read.";
+    CopiedBytes = "bytes", "bytes", Stable, alone("holofs_private_copy_bytes_total"), "Size of all private copies.";
+    SharedBytes = "bytes_shared", "bytes", Stable, alone("holofs_private_copy_shared_bytes_total"), "Size of the private copies that share extents.";
+    FilesTouched = "files_touched", "files", Stable, alone(""), "Library files of which bytes were asked for.";
+    ServedBytes = "bytes_served", "bytes", Stable, alone("holofs_served_bytes_total"), "Bytes that the daemon answered reads with. What the kernel had cached, or reads by passthrough, is not seen.";
+    CacheHits = "cache_hits", "blobs", Stable, alone("holofs_blob_cache_hits_total"), "Times that a blob was found unpacked in the blob cache.";
+    CacheHitBytes = "cache_hit_bytes", "bytes", Stable, alone("holofs_blob_cache_hit_bytes_total"), "Unpacked size of the blobs that were found in the blob cache.";
+    BlobsFetched = "blobs_fetched", "blobs", Stable, alone("holofs_blobs_fetched_total"), "Blobs that were read from the library and verified.";
+    FetchedBytes = "blob_bytes_fetched", "bytes", Stable, alone("holofs_blob_fetched_bytes_total"), "Unpacked size of the blobs that were read from the library.";
+    BlobsRefused = "blobs_refused", "blobs", Stable, alone("holofs_blobs_refused_total"), "Blobs of the library that were missing or corrupt when they were needed.";
+    OpensByPassthrough = "opens_passthrough", "opens", Stable, (OPENS, "mode", "passthrough"), "Opens after which the kernel uses the backing file.";
+    OpensByCache = "opens_cached", "opens", Stable, (OPENS, "mode", "cached"), "Opens in passthrough mode after which the kernel uses its page cache.";
+    RequestsFailed = "requests_failed", "requests", Stable, alone(""), "Requests that were answered with an error. `errors.NAME` counts those of one errno.";
 }
 
 /// One more than the largest errno of Linux.
 const ERRNOS: usize = 134;
 
+/// A counter that many threads add to, on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
+/// Returns what earlier mounts of the space added up to.
+pub type Earlier = Box<dyn Fn() -> Totals + Send + Sync>;
+
 /// The counters of one mount.
-#[derive(Debug)]
 pub struct Metrics {
     counters: [AtomicU64; COUNTERS.len()],
+    served: Apart,
     errors: [AtomicU64; ERRNOS],
+    /// One bit for each node of the environment: whether its bytes were asked for. Empty in a mount without an environment.
+    touched: Box<[AtomicU64]>,
+    /// Files with a corrupt blob. A leaf lock.
+    corrupt: Mutex<Vec<CorruptFile>>,
+    /// Read when somebody asks for the totals, and so never by a mount that nobody asks.
+    earlier: Option<Earlier>,
+    /// Held while the totals are made, by `stats` and when they are saved. Taken before `corrupt`.
+    base: Mutex<Option<Totals>>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").field("counters", &self.snapshot()).finish_non_exhaustive()
+    }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { counters: [const { AtomicU64::new(0) }; _], errors: [const { AtomicU64::new(0) }; _] }
+        Self {
+            counters: [const { AtomicU64::new(0) }; _],
+            served: Apart::default(),
+            errors: [const { AtomicU64::new(0) }; _],
+            touched: Box::default(),
+            corrupt: Mutex::default(),
+            earlier: None,
+            base: Mutex::default(),
+        }
     }
 }
 
 impl Metrics {
+    /// The counters of a mount of an environment with this many nodes.
+    #[must_use]
+    pub fn of_environment(nodes: u32, earlier: Earlier) -> Self {
+        let words = (nodes as usize).div_ceil(64);
+        Self {
+            touched: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            earlier: Some(earlier),
+            ..Self::default()
+        }
+    }
+
     /// Adds to a counter.
     pub fn add(&self, counter: Counter, n: u64) {
         if let Some(counter) = self.counters.get(counter as usize) {
             counter.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts the bytes of an answer to a read.
+    pub fn served(&self, bytes: usize) {
+        self.served.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes that bytes of a node were asked for. Returns whether this is the first time. Without an environment always true.
+    pub fn touch(&self, node: u32) -> bool {
+        let Some(word) = self.touched.get(node as usize / 64) else { return true };
+        let bit = 1 << (node % 64);
+        // Most files were touched before. A load does not take the cache line from the other processors.
+        if word.load(Ordering::Relaxed) & bit != 0 || word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            return false;
+        }
+        self.add(Counter::FilesTouched, 1);
+        true
+    }
+
+    /// Notes that a file cannot be read because its blob is corrupt.
+    pub fn corrupt(&self, path: &str, digest: &str) {
+        let file = CorruptFile { path: path.to_owned(), digest: digest.to_owned() };
+        let mut corrupt = self.corrupt.lock();
+        if corrupt.len() < totals::MOST_CORRUPT && !corrupt.contains(&file) {
+            corrupt.push(file);
         }
     }
 
@@ -86,6 +188,9 @@ impl Metrics {
     /// The value of a counter.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
+        if counter == Counter::ServedBytes {
+            return self.served.0.load(Ordering::Relaxed);
+        }
         self.counters.get(counter as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
@@ -97,7 +202,28 @@ impl Metrics {
         let counters = counters.map(|(definition, counter)| (definition.name.to_owned(), value(counter)));
         let errors = (0..).zip(&self.errors).map(|(errno, counter)| (errno, value(counter)));
         let errors = errors.filter(|(_, n)| *n > 0).map(|(errno, n)| (error_name(errno), n));
-        counters.chain(errors).collect()
+        let mut all: Snapshot = counters.chain(errors).collect();
+        all.insert("bytes_served".to_owned(), value(&self.served.0));
+        all
+    }
+
+    /// What all mounts of the space add up to, this one included.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut base = self.base.lock();
+        let base = base.get_or_insert_with(|| self.earlier.as_ref().map(|read| read()).unwrap_or_default());
+        let touched: Vec<u64> = self.touched.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        base.with(&self.snapshot(), &touched, &self.corrupt.lock())
+    }
+
+    /// Starts all counters anew, and forgets the earlier mounts. What is counted meanwhile may be lost.
+    pub fn reset(&self) {
+        let mut base = self.base.lock();
+        let known = base.take().or_else(|| self.earlier.as_ref().map(|read| read())).unwrap_or_default();
+        let words = self.counters.iter().chain(&self.errors).chain(&*self.touched).chain([&self.served.0]);
+        words.for_each(|word| word.store(0, Ordering::Relaxed));
+        self.corrupt.lock().clear();
+        *base = Some(known.anew());
     }
 }
 
@@ -125,6 +251,9 @@ fn error_name(errno: usize) -> String {
 pub struct Counts {
     /// [`Counter::Reflinked`].
     pub reflink: u64,
+    /// [`Counter::CopiedInKernel`].
+    #[serde(default)]
+    pub copy_file_range: u64,
     /// [`Counter::Copied`].
     pub copy: u64,
     /// [`Counter::Relocated`].
@@ -178,5 +307,44 @@ mod tests {
         let names: HashSet<_> = COUNTERS.iter().map(|definition| definition.name).collect();
         assert_eq!(names.len(), COUNTERS.len());
         assert!(names.iter().all(|name| !name.starts_with("errors.")));
+    }
+
+    #[test]
+    fn a_file_is_touched_once() {
+        let metrics = Metrics::of_environment(70, Box::new(Totals::default));
+        assert!(metrics.touch(69) && !metrics.touch(69) && metrics.touch(0));
+        assert_eq!(metrics.get(Counter::FilesTouched), 2);
+        // Beyond the environment nothing is known.
+        assert!(metrics.touch(1000) && metrics.touch(1000));
+        assert_eq!(metrics.get(Counter::FilesTouched), 2);
+    }
+
+    #[test]
+    fn totals_are_those_of_all_mounts_and_end_with_a_reset() {
+        let earlier = Totals { catalog: "c".into(), files: 100, mounts: 2, ..Totals::default() };
+        let earlier = earlier.with(&[("copy".to_owned(), 5)].into(), &[0b11], &[]);
+        let base = earlier.clone();
+        let metrics = Metrics::of_environment(100, Box::new(move || base.clone()));
+        metrics.add(Counter::Copied, 1);
+        metrics.served(10);
+        metrics.touch(1);
+        metrics.touch(64);
+        metrics.corrupt("lib/a", "d");
+        metrics.corrupt("lib/a", "d");
+        metrics.request_failed(Errno::IO);
+        let all = metrics.totals();
+        assert_eq!(
+            (all.counters["copy"], all.counters["bytes_served"], all.counters["errors.EIO"]),
+            (6, 10, 1)
+        );
+        assert_eq!((all.touched, all.mounts, all.files), (3, 4, 100));
+        assert_eq!(all.corrupt, [CorruptFile { path: "lib/a".into(), digest: "d".into() }]);
+        // Asking again changes nothing.
+        assert_eq!(metrics.totals(), all);
+        metrics.reset();
+        let anew = metrics.totals();
+        assert_eq!((anew.counters["copy"], anew.touched, anew.mounts, anew.files), (0, 0, 1, 100));
+        assert!(anew.corrupt.is_empty() && !anew.counters.contains_key("errors.EIO"));
+        assert!(metrics.touch(1));
     }
 }

@@ -37,6 +37,7 @@ pub mod restore;
 pub mod run;
 mod serve;
 pub mod spaces;
+pub mod statistics;
 mod users;
 pub mod variables;
 pub mod wanted;

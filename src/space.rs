@@ -19,6 +19,7 @@ pub mod remove;
 pub mod run;
 pub mod select;
 pub mod state;
+pub mod statistics;
 pub mod upper;
 
 use std::io;

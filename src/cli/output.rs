@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -108,6 +110,25 @@ pub(super) fn note(silent: bool, text: &str) {
     if !silent {
         io::stderr().lock().write_all(format!("{}\n", one_line(text)).as_bytes()).ok();
     }
+}
+
+/// Whether standard output is a terminal.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Clears the terminal.
+pub(super) fn clear() -> Result<(), Failure> {
+    print(b"\x1b[H\x1b[2J")
+}
+
+/// Whether the reader of standard output has closed its end.
+pub(super) fn is_closed() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let polled = rustix::event::poll(&mut watched, Some(&now));
+    polled.is_ok() && watched.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::NVAL))
 }
 
 /// A column of a table: its heading, and its cell in a row.

@@ -18,6 +18,8 @@ use crate::session::spaces::{Detail, Survey};
   unmounted
   stale         the daemon has died; mount the space again
   moved         mounted, but a directory above the mountpoint was renamed
+  degraded      mounted, and files cannot be read: blobs are missing or corrupt, see
+                `holofs stats`
   catalog-gone  the library no longer has the environment
   damaged       the record of the space cannot be read
   deleted       rcc deleted the space; the next mount makes a new one
@@ -113,7 +115,7 @@ fn copied(counts: &Counts) -> String {
     format!(
         "{} files by reflink, {} by copy, {} relocated; {}, of which {} shared with the library",
         counts.reflink,
-        counts.copy,
+        counts.copy_file_range + counts.copy,
         counts.relocated,
         output::human_bytes(counts.bytes),
         output::human_bytes(counts.bytes_shared)

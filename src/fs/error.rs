@@ -54,6 +54,18 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
     }
 }
 
+/// The path of the file, and the digest that its blob should have, if an error is about a corrupt blob.
+#[must_use]
+pub fn corrupt(error: &Error) -> Option<(&str, String)> {
+    match error {
+        Error::Materialize(materialize::Error::Blob { path, source }) => match &**source {
+            BlobError::Corrupt { digest, .. } => Some((path, digest.to_string())),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 fn blob_errno(error: &BlobError) -> Errno {
     match error {
         // Not ENOENT: the file exists, and only its bytes cannot be read.

@@ -16,9 +16,10 @@ use rustix::fs::StatVfs;
 use super::convert;
 use super::passthrough::Answer;
 use super::workers::{Mount, TTL, guarded};
-use crate::fs::error::errno;
+use crate::fs::error::{corrupt, errno};
 use crate::fs::{Fs, read_file};
 use crate::materialize::FileData;
+use crate::metrics::Counter;
 use crate::namespace::NAME_MAX;
 use crate::namespace::types::{Attr, Error, Result, upper as call};
 
@@ -70,6 +71,9 @@ impl<'n> At<'n> {
 pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error) {
     let errno = errno(error);
     fs.metrics().request_failed(errno);
+    if let Some((path, digest)) = corrupt(error) {
+        fs.metrics().corrupt(path, &digest);
+    }
     let At { operation, ino: INodeNo(ino), name } = at;
     let name = &*String::from_utf8_lossy(name);
     match errno {
@@ -174,6 +178,7 @@ pub(super) fn data(
         FileData::Bytes(bytes) => {
             let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let end = start.saturating_add(size as usize).min(bytes.len());
+            mount.metrics().served(end - start);
             reply.data(bytes.get(start..end).unwrap_or_default());
         }
         FileData::File(file) => from_file(mount, reply, at, Ok(file), offset, size),
@@ -206,18 +211,34 @@ fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, off
             let room = buffer.get_mut(..size).ok_or_else(|| call("read")(rustix::io::Errno::NOMEM))?;
             Ok((read_file(file, offset, room)?, room))
         });
-        answer(fs, reply, at, read, |reply, (n, room)| reply.data(room.get(..n).unwrap_or_default()));
+        answer(fs, reply, at, read, |reply, (n, room)| {
+            fs.metrics().served(n);
+            reply.data(room.get(..n).unwrap_or_default());
+        });
     });
 }
 
-pub(super) fn opened(_: &Mount, reply: ReplyOpen, answer: Answer) {
+pub(super) fn opened(mount: &Mount, reply: ReplyOpen, answer: Answer) {
+    count_open(mount, &answer);
     match answer {
         Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
         Answer::Cached { keep } => reply.opened(FileHandle(0), cache_flags(keep)),
     }
 }
 
-pub(super) fn created(_: &Mount, reply: ReplyCreate, (attr, answer): (Attr, Answer)) {
+/// Counts an open by how the kernel goes on. In cached mode the kernel sends no opens.
+fn count_open(mount: &Mount, answer: &Answer) {
+    mount.metrics().add(
+        match answer {
+            Answer::Passthrough(_) => Counter::OpensByPassthrough,
+            Answer::Cached { .. } => Counter::OpensByCache,
+        },
+        1,
+    );
+}
+
+pub(super) fn created(mount: &Mount, reply: ReplyCreate, (attr, answer): (Attr, Answer)) {
+    count_open(mount, &answer);
     let (attr, generation) = (convert::attr(&attr), Generation(attr.generation.into()));
     match answer {
         Answer::Passthrough(id) => {

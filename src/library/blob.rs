@@ -181,6 +181,7 @@ impl Blobs {
             return self.open_raw(digest, size).map(Streamed::Whole);
         }
         if let Some(file) = self.ready(digest, size)? {
+            self.hit(size);
             return Ok(Streamed::Whole(file));
         }
         let failed: Failed = Box::new(failed);
@@ -212,6 +213,7 @@ impl Blobs {
     /// See [`BlobError`].
     pub fn open_raw(&self, digest: &Digest, size: u64) -> Result<File, BlobError> {
         if let Some(file) = self.ready(digest, size)? {
+            self.hit(size);
             return Ok(file);
         }
         self.once(digest, size, |blobs| blobs.fetch(digest, size, Audience::default()))
@@ -278,6 +280,12 @@ impl Blobs {
         Ok(bytes)
     }
 
+    /// Counts a blob that somebody needs and the cache has.
+    fn hit(&self, size: u64) {
+        self.metrics.add(Counter::CacheHits, 1);
+        self.metrics.add(Counter::CacheHitBytes, size);
+    }
+
     /// The copy of a blob, if there is one that needs no verification.
     fn ready(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
@@ -329,6 +337,7 @@ impl Blobs {
     /// Fetches a blob for the readers of a stream, if there are any. Fails with any error once `stop` is set.
     fn fetch(&self, digest: &Digest, size: u64, audience: Audience<'_>) -> Result<File, BlobError> {
         if let Some(file) = self.confirmed(digest, size)? {
+            self.hit(size);
             return Ok(file);
         }
         let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));

@@ -14,8 +14,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::claim::Claim;
-use super::compose;
 use super::request::MountPlan;
+use super::{compose, statistics};
 use crate::fs::Fs;
 use crate::library::profile::{self, Touched};
 use crate::settings::Prefetch;
@@ -23,6 +23,9 @@ use crate::sys::process;
 
 /// How often a mount renews the environment's usage mark, so that rcc does not take the environment for unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
+
+/// How often the statistics are saved. kill -9 loses what was counted since.
+const SAVE_PERIOD: Duration = Duration::from_secs(600);
 
 /// How long after a mount the blob cache is first brought within its limit.
 const FIRST_EVICTION: Duration = Duration::from_secs(60);
@@ -44,19 +47,26 @@ pub(super) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> P
     Prefetcher::start(plan, fs)
 }
 
-/// Runs until `stopped` is closed. A minute after the mount, and then daily, it brings the cache within its limit and
-/// saves the profile, which would be lost if the daemon were killed. Daily it also renews the usage mark.
+/// Runs until `stopped` is closed. Saves the statistics every ten minutes. A minute after the mount, and then daily, it
+/// brings the cache within its limit and saves the profile, which would be lost if the daemon were killed. Daily it also
+/// renews the usage mark.
 pub(super) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Receiver<()>) {
-    let mut wait = FIRST_EVICTION;
+    let (mut wait, mut left, mut saved) = (FIRST_EVICTION, FIRST_EVICTION, None);
+    let mut is_first = true;
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-        evict(plan);
-        prefetcher.save();
-        if wait == USAGE_PERIOD
-            && let Err(error) = plan.touch_usage()
-        {
-            tracing::warn!(%error, "the usage mark is not renewed");
+        statistics::save(&prefetcher.fs, &plan.state_dir(), &mut saved);
+        left = left.saturating_sub(wait);
+        if left.is_zero() {
+            evict(plan);
+            prefetcher.save();
+            if !std::mem::take(&mut is_first)
+                && let Err(error) = plan.touch_usage()
+            {
+                tracing::warn!(%error, "the usage mark is not renewed");
+            }
+            left = USAGE_PERIOD;
         }
-        wait = USAGE_PERIOD;
+        wait = SAVE_PERIOD.min(left);
     }
 }
 

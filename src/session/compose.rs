@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::request::MountPlan;
+use super::statistics;
 use crate::fs::Fs;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;
@@ -59,7 +60,12 @@ pub(super) fn filesystem(
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.settings.cache_size.value);
-    let metrics = Arc::<Metrics>::default();
+    // Read when somebody asks for statistics, and at the end.
+    let earlier = {
+        let (state_dir, index) = (state_dir.clone(), Arc::clone(index));
+        Box::new(move || statistics::earlier(&state_dir, &index))
+    };
+    let metrics = Arc::new(Metrics::of_environment(index.len(), earlier));
     let blobs = blobs(&plan.location, cache).verified(plan.settings.verify.value);
     let blobs = Arc::new(blobs.counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;

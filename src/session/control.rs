@@ -59,6 +59,10 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(2);
 pub enum Request {
     /// Whether the daemon answers. The answer has its process id.
     Ping,
+    /// What the mounts of the space add up to, as [`crate::metrics::totals::Totals`].
+    Statistics,
+    /// Start that anew.
+    ResetStatistics,
     /// Let no change of the space begin until the peer sends a further line or closes the connection, for at most this
     /// many milliseconds. There are two answers: when no change is in progress any more, and at the end whether changes
     /// were held back all the time.

@@ -21,7 +21,7 @@ use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
 use super::helper::{self, Device};
 use super::request::MountPlan;
-use super::{compose, registry};
+use super::{compose, registry, statistics};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
 use crate::library::index::Index;
@@ -231,7 +231,9 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "no thread to write out emptied directories: that is done at the end of the mount");
             }
             let answering = control.as_ref().map(|server| {
-                let serve = || server.serve(&|request, line| answers::answer(fs, &notifier, request, line));
+                let serve = || {
+                    server.serve(&|request, line| answers::answer(fs, &state_dir, &notifier, request, line))
+                };
                 thread::Builder::new().name("control".into()).spawn_scoped(scope, serve)
             });
             if let Some(Err(error)) = answering {
@@ -259,6 +261,7 @@ impl<'p> PendingMount<'p> {
         // Loops that failed leave a dead mount behind.
         undo_mount_of(&state_dir);
         fs.namespace().settle(Duration::ZERO);
+        statistics::save(fs, &state_dir, &mut None);
         claim.state.remove_run()?;
         if plan.request.ephemeral {
             claim.state.discard_changes()?;

@@ -59,6 +59,8 @@ pub enum SpaceState {
     Moved,
     /// `state.json` cannot be read.
     Damaged,
+    /// A daemon serves it, and the library lacks blobs or has corrupt ones that were needed. Only `status` finds out.
+    Degraded,
     /// rcc deleted it. The next mount makes a new one.
     Deleted,
     /// The library no longer has its catalog.
@@ -214,7 +216,7 @@ impl<'e> Survey<'e> {
     /// # Errors
     /// As [`Survey::find`], and when the space's record is damaged.
     pub fn detail(&self, given: &OsStr, controller: &str) -> Result<(Space, Detail), Error> {
-        let space = self.find(given, controller, COUNTED_AT_MOST)?;
+        let mut space = self.find(given, controller, COUNTED_AT_MOST)?;
         let state_dir = self.env.spaces_dir().join(&space.identity);
         SpaceRecord::read(&state_dir)?;
         let is_served = matches!(space.state, SpaceState::Mounted | SpaceState::Moved);
@@ -227,6 +229,10 @@ impl<'e> Survey<'e> {
             log: log_of(&state_dir),
             set_aside: aside_of(&state_dir),
         };
+        let refused = detail.metrics.as_ref().and_then(|metrics| metrics.get("blobs_refused"));
+        if space.state == SpaceState::Mounted && refused.is_some_and(|refused| *refused > 0) {
+            space.state = SpaceState::Degraded;
+        }
         Ok((space, detail))
     }
 

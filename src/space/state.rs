@@ -5,6 +5,7 @@
 //!   lock        flock, held for the life of a mount
 //!   state.json  which catalog the changes are based on
 //!   run.json    the running daemon; true only while `lock` is held
+//!   stats.json  the sums of the counters of all mounts
 //!   log         the daemon's log, and log.old the one before it
 //!   upper/      the user's changes
 //!   work/       staging

@@ -42,6 +42,7 @@ mod restore;
 mod run;
 mod semantics;
 mod settings;
+mod stats;
 mod surroundings;
 mod system;
 mod transfer;

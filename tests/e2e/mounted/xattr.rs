@@ -56,7 +56,7 @@ for_both_users! {
             serde_json::from_str(&world.run(["--json", "status", "s"]).stdout).unwrap();
         assert_eq!(status["metrics"]["blobs_refused"], counted["blobs_refused"]);
         let keys: Vec<&String> = status["copy_up"].as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["reflink", "copy", "relocated", "bytes", "bytes_shared"]);
+        assert_eq!(keys, ["reflink", "copy_file_range", "copy", "relocated", "bytes", "bytes_shared"]);
     }
 
     fn set_get_list_remove() {
