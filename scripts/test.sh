@@ -47,5 +47,6 @@ if [ $# -gt 0 ]; then
     in_run "$patience" cargo test --workspace "$@"
 else
     in_run "$patience" cargo test --workspace --no-fail-fast
+    in_run 300 scripts/test-robot.sh
     in_run 300 scripts/test-package.sh
 fi
