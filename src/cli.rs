@@ -4,6 +4,7 @@
 //! error. A failure is one line with what failed and why, and one line with what to try. A closed standard output is not
 //! a failure.
 
+mod bench;
 mod blueprint;
 mod catalogs;
 mod check;
@@ -160,6 +161,8 @@ enum Command {
     Record(record::Args),
     /// Restore an environment as plain files, without FUSE
     Restore(restore::Args),
+    /// Time the ways to get an environment
+    Bench(bench::Args),
     /// Record a space with its changes as a new environment in a library
     Commit(commit::Args),
     /// Write environments of a library to an archive
@@ -322,6 +325,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Warm(args) => warm::run(&args, &context),
         Command::Record(args) => record::run(args, &context),
         Command::Restore(args) => restore::run(args, &context),
+        Command::Bench(args) => bench::run(args, &context),
         Command::Commit(args) => commit::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),

@@ -11,6 +11,7 @@ pub mod activation;
 mod answers;
 mod arrival;
 mod begin;
+pub mod bench;
 pub mod changes;
 mod child;
 pub mod choice;

@@ -23,6 +23,7 @@ use crate::session;
 use crate::session::activation::ActivationError;
 use crate::session::choice::Near;
 use crate::session::control::Refused;
+use crate::session::bench::BenchError;
 use crate::session::run::RunError;
 use crate::session::spaces::SpaceState;
 use crate::settings::SettingsError;
@@ -546,6 +547,18 @@ impl Advice for BlobError {
             Self::Missing { .. } | Self::Corrupt { .. } => try_this(INTEGRITY, CATALOG_AGAIN),
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
             Self::Io { .. } | Self::Panicked(_) => only(FAILED),
+        }
+    }
+}
+
+impl Advice for BenchError {
+    fn advice(&self) -> Failure {
+        match self {
+            Self::Session(error) => error.advice(),
+            Self::NoRoom { .. } => try_this(FAILED, "fewer --runs, or a disk with more room"),
+            Self::NotStarted { .. } => try_this(FAILED, "the path of the program"),
+            Self::Failed { .. } => only(FAILED),
+            Self::Interrupted => only(INTERRUPTED),
         }
     }
 }

@@ -126,6 +126,11 @@ pub fn restore(
     restored
 }
 
+/// The directory above the space, opened, or made if it may be.
+pub(super) fn base_of(plan: &MountPlan) -> Result<Dir, Error> {
+    Ok(open_base(&plan.space)?)
+}
+
 /// Restores the space because it could not be mounted, if the user allows that and it helps.
 ///
 /// # Errors
