@@ -48,7 +48,7 @@ pub enum Sharing {
     Copies,
     /// Large files are cloned from the blob cache, and small ones unpacked.
     Clones,
-    /// All files are cloned from the blob cache.
+    /// All files that are larger than a block are cloned from the blob cache.
     OnlyClones,
     /// Hard links to read-only copies. Files that must not be shared are unpacked.
     Links(LinkPool),

@@ -18,6 +18,7 @@ use crate::library::NAME_LEN;
 use crate::library::blob::direct::Room;
 use crate::library::index::{NodeId, NodeKind};
 use crate::materialize::clone::Method;
+use crate::materialize::source::LowerFile;
 use crate::sys::order::Order;
 use crate::sys::thread;
 
@@ -152,11 +153,7 @@ impl Restore<'_> {
         let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(perm & 0o777))
             .map_err(failed("create"))?;
         let file = File::from(file);
-        let is_cloned = match self.sharing {
-            Sharing::Clones => !lower.is_small(),
-            Sharing::OnlyClones => size > 0,
-            Sharing::Copies | Sharing::Links(_) => false,
-        };
+        let is_cloned = self.sharing.clones(&lower);
         let (way, written) = if is_cloned && self.source.fill(&lower, &file)? == Method::Reflink {
             // A power cut must not leave the file with its size and without its relocations: nobody would notice.
             if lower.is_relocated() {
@@ -182,16 +179,11 @@ impl Restore<'_> {
 
     /// Unpacks the blobs to clone into the cache, before any is cloned: cloning waits until the bytes are on the disk.
     pub(super) fn prepare(&self, batches: &[Batch], report: &mut Report) -> Result<(), RestoreError> {
-        let is_cloned = |size: u64, is_small: bool| match self.sharing {
-            Sharing::Clones => !is_small,
-            Sharing::OnlyClones => size > 0,
-            Sharing::Copies | Sharing::Links(_) => false,
-        };
         let mut seen = std::collections::HashSet::new();
         let mut wanted = Vec::new();
         for node in batches.iter().flat_map(|batch| &batch.nodes) {
             if let NodeKind::File { size, digest, .. } = self.index.node(*node)?.kind
-                && is_cloned(size, self.source.file(*node)?.is_small())
+                && self.sharing.clones(&self.source.file(*node)?)
                 && seen.insert(digest)
             {
                 wanted.push((size, *node));
@@ -212,6 +204,20 @@ impl Restore<'_> {
             });
         report.add(&sum.into_inner());
         prepared
+    }
+}
+
+/// The size in bytes up to which a file has nothing to share: a block, or less than one in the metadata of btrfs.
+const BLOCK: u64 = 4096;
+
+impl Sharing {
+    /// Whether a file is cloned.
+    fn clones(&self, file: &LowerFile<'_>) -> bool {
+        match self {
+            Self::Clones => !file.is_small(),
+            Self::OnlyClones => file.size > BLOCK,
+            Self::Copies | Self::Links(_) => false,
+        }
     }
 }
 

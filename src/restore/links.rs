@@ -30,6 +30,8 @@ use crate::materialize::source::{LowerFile, Source};
 use crate::sys::guarded::{Dir, GuardedError};
 use crate::sys::tree;
 
+/// How often a copy is looked up that others replace.
+const ATTEMPTS: u32 = 10;
 /// How old in seconds a temporary file is when its writer must have died.
 const OLD: i64 = 3600;
 
@@ -123,15 +125,22 @@ impl LinkPool {
     ) -> Result<Option<u64>, RestoreError> {
         let place = place_of(digest, perm);
         let mut written = 0;
-        if self.copy(&place, file.size, perm).is_none() {
-            self.make(source, file, &place, perm, room)?;
-            written = file.size;
+        for attempt in 1.. {
+            if self.copy(&place, file.size, perm).is_none() {
+                self.make(source, file, &place, perm, room)?;
+                written = file.size;
+            }
+            match rustix::fs::linkat(&self.dir, place.as_str(), dir, name, AtFlags::empty()) {
+                Ok(()) => return Ok(Some(written)),
+                Err(Errno::MLINK) => break,
+                // Another thread has put its own copy there after this one was looked up.
+                Err(Errno::NOENT) if attempt < ATTEMPTS => {}
+                Err(source) => {
+                    return Err(RestoreError::NoLinks { pool: self.place.display().to_string(), source });
+                }
+            }
         }
-        match rustix::fs::linkat(&self.dir, place.as_str(), dir, name, AtFlags::empty()) {
-            Ok(()) => Ok(Some(written)),
-            Err(Errno::MLINK) => Ok(None),
-            Err(source) => Err(RestoreError::NoLinks { pool: self.place.display().to_string(), source }),
-        }
+        Ok(None)
     }
 
     /// The copy, if it is as it was made.

@@ -8,6 +8,7 @@
 //! directory is replaced, and so is a file in the place of a link.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
@@ -22,6 +23,9 @@ use crate::sys::{thread, tree};
 
 /// How much of a directory is listed by one call, in bytes.
 const LISTING: usize = 32 * 1024;
+
+/// How many directories a thread makes before it takes the next ones.
+const DIRS: usize = 64;
 
 /// A directory of the tree, by its position, and what is to be made in it.
 pub(super) type Dirty = (usize, Vec<NodeId>);
@@ -49,25 +53,44 @@ pub(super) fn open_dir(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<Ow
 impl Restore<'_> {
     /// Makes the missing directories. What stands in the place of one is removed.
     pub(super) fn make_directories(&self, root: &OwnedFd, dirs: &[LaidDir]) -> Result<u64, RestoreError> {
-        let mut made = 0;
-        for dir in dirs.iter().skip(1) {
-            let path = dir.path.as_slice();
-            let failed = |errno| os(dir.shown(), "mkdir")(errno);
-            match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(self.dir_mode)) {
-                Ok(()) => made += 1,
-                Err(Errno::EXIST) => {
-                    let found = rustix::fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-                    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-                        continue;
-                    }
-                    rustix::fs::unlinkat(root, path, AtFlags::empty()).map_err(failed)?;
-                    rustix::fs::mkdirat(root, path, Mode::from_raw_mode(self.dir_mode)).map_err(failed)?;
-                    made += 1;
-                }
-                Err(errno) => return Err(failed(errno)),
-            }
+        let made = AtomicU64::new(0);
+        let depth = |dir: &LaidDir| dir.path.iter().filter(|byte| **byte == b'/').count();
+        // The directories are in the order of their depth, and those of one depth do not need each other.
+        for level in dirs.get(1..).unwrap_or_default().chunk_by(|a, b| depth(a) == depth(b)) {
+            let batches: Vec<&[LaidDir]> = level.chunks(DIRS).collect();
+            thread::for_each(
+                &batches,
+                self.jobs,
+                || (),
+                |(), batch| {
+                    self.go_on()?;
+                    batch.iter().try_for_each(|dir| {
+                        made.fetch_add(u64::from(self.make_directory(root, dir)?), Ordering::Relaxed);
+                        Ok::<(), RestoreError>(())
+                    })
+                },
+            )?;
         }
-        Ok(made)
+        Ok(made.into_inner())
+    }
+
+    /// Makes a directory, unless it is there. Returns whether it was made.
+    fn make_directory(&self, root: &OwnedFd, dir: &LaidDir) -> Result<bool, RestoreError> {
+        let path = dir.path.as_slice();
+        let failed = |errno| os(dir.shown(), "mkdir")(errno);
+        match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(self.dir_mode)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => {
+                let found = rustix::fs::statat(root, path, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                    return Ok(false);
+                }
+                rustix::fs::unlinkat(root, path, AtFlags::empty()).map_err(failed)?;
+                rustix::fs::mkdirat(root, path, Mode::from_raw_mode(self.dir_mode)).map_err(failed)?;
+                Ok(true)
+            }
+            Err(errno) => Err(failed(errno)),
+        }
     }
 
     /// Finds what is to be made, in the order of the directories.

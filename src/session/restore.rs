@@ -197,7 +197,8 @@ fn restore_to(
     progress: &(dyn Progress + Sync),
 ) -> Result<(Report, How), Error> {
     let how = how(plan, base)?;
-    let cache = compose::blob_cache(&plan.env.cache_dir())?.with_limit(plan.settings.cache_size.value);
+    let cache =
+        compose::blob_cache(&plan.env.cache_dir())?.with_limit(plan.settings.cache_size.value).pinned();
     let blobs = Arc::new(compose::blobs(&plan.location, cache));
     let names = compose::names(index, plan.space.identity.as_str())?;
     let strategy = match how.sharing {

@@ -71,7 +71,7 @@ pub enum RestoreStrategy {
     /// Reflink large files where the filesystem supports it, and copy the others.
     #[default]
     Smart,
-    /// Reflink every file, or fail.
+    /// Reflink every file that is larger than a block, or fail.
     Reflink,
     /// Hard links to read-only copies that all spaces share.
     Hardlink,

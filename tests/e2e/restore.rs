@@ -380,7 +380,10 @@ fn reflinks_share_extents() {
         return;
     }
     for kind in ["xfs", "btrfs"] {
-        let library = Library::sample().file("lib/big.so", &pattern(4 << 20));
+        let mut library = Library::sample().file("lib/big.so", &pattern(4 << 20));
+        for n in 0..10 {
+            library = library.file(&format!("lib/part{n}"), format!("{n}\n").repeat(4000).as_bytes());
+        }
         let image = Image::new(kind, 400);
         let world = World::at(image.path());
         world.add(&library);
@@ -395,9 +398,9 @@ fn reflinks_share_extents() {
         assert!(map.contains("shared"), "{map}");
         let (all, done) = restore(&world, "all", &["--strategy", "reflink"]);
         assert_same(&expected(&world, &library, &all), &read_tree(&all));
-        assert_eq!(done["report"]["copy"]["bytes"], 0, "{done}");
-        // Relocated files have the extents of the blob and their own bytes.
-        assert!(done["report"]["reflink"]["files"].as_u64().unwrap() > 10, "{done}");
+        // Files of less than a block have nothing to share.
+        assert!(done["report"]["copy"]["bytes"].as_u64().unwrap() < 1000, "{done}");
+        assert_eq!(done["report"]["reflink"]["files"], 12, "{done}");
     }
 }
 
@@ -482,4 +485,35 @@ fn mount_falls_back_to_a_restore() {
         "cat $HOLOFS_MOUNT/readme.txt; exit 7",
     ]);
     assert_eq!((done.code, done.stdout.as_str()), (7, "hello, space\n"), "{done:?}");
+}
+
+/// `bench` prints a row for each way, and leaves nothing: no space, no home, no mount.
+#[test]
+fn bench_leaves_nothing() {
+    let world = World::sample();
+    world.run(["catalogs", world.home().to_str().unwrap()]);
+    let done = world.json(["bench", world.home().to_str().unwrap(), "--runs", "2"]);
+    let rows: Vec<(&str, usize)> = done["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["how"].as_str().unwrap(), row["runs_ms"].as_array().unwrap().len()))
+        .collect();
+    for wanted in
+        [("mount, with empty caches", 1), ("mount", 2), ("restore by copy", 2), ("restore by hardlink", 2)]
+    {
+        assert!(rows.contains(&wanted), "{wanted:?}: {done}");
+    }
+    assert_eq!(std::fs::read_dir(world.base()).unwrap().count(), 0);
+    let left: Vec<_> =
+        std::fs::read_dir(world.state()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "cache" || name == "spaces"), "{left:?}");
+    let done =
+        world.run(["bench", world.home().to_str().unwrap(), "--against", "/nowhere/rcc", "--runs", "1"]);
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{done:?}");
+    assert!(
+        done.stderr.contains("/nowhere/rcc: No such file") && done.stderr.contains("\n  try: "),
+        "{done:?}"
+    );
+    assert_eq!(std::fs::read_dir(world.base()).unwrap().count(), 0);
 }
