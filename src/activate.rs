@@ -53,6 +53,8 @@ pub struct Given<'a> {
     pub blueprint: &'a str,
     /// rcc's home.
     pub robocorp_home: &'a Path,
+    /// The variable that names rcc's home.
+    pub home_variable: &'a str,
     /// The user part of the names of this user's spaces.
     pub user7: &'a str,
     /// rcc's `tracking.identity`.
@@ -120,7 +122,7 @@ pub fn variables(given: &Given<'_>) -> Vec<Variable> {
         set(name, &"");
     }
     set("PYTHONNOUSERSITE", &"1");
-    set("ROBOCORP_HOME", &given.robocorp_home);
+    set(given.home_variable, &given.robocorp_home);
     set("RCC_ENVIRONMENT_HASH", &given.blueprint);
     set("RCC_INSTALLATION_ID", &given.installation);
     set("RCC_HOLOTREE_SPACE_ROOT", &given.root);
@@ -186,12 +188,22 @@ fn network(given: &Given<'_>, out: &mut Vec<Variable>) {
 /// without other environments.
 #[must_use]
 pub fn search_path(given: &Given<'_>, first: &[PathBuf]) -> OsString {
-    let mut parts: Vec<OsString> = first.iter().map(|path| path.clone().into_os_string()).collect();
-    parts.push(given.root.join("bin").into_os_string());
-    parts.extend(path::of_caller(given.path.unwrap_or_default(), given.user7));
-    let absolute = parts.iter().map(|part| lexically_clean(&given.cwd.join(part)).into_os_string());
-    let absolute: Vec<OsString> = absolute.collect();
-    path::join(absolute.iter().map(OsString::as_os_str))
+    let bin = given.root.join("bin");
+    let mut callers = path::of_caller(given.path.unwrap_or_default(), given.user7);
+    callers.retain(|entry| !path::is_of_another_environment(entry));
+    joined(first.iter().chain([&bin]), &callers, given.cwd)
+}
+
+/// As [`search_path`], for a robot without an environment: everything of the caller, except his spaces.
+#[must_use]
+pub fn plain_search_path(path: Option<&OsStr>, user7: &str, cwd: &Path, first: &[PathBuf]) -> OsString {
+    joined(first.iter(), &path::of_caller(path.unwrap_or_default(), user7), cwd)
+}
+
+fn joined<'a>(first: impl Iterator<Item = &'a PathBuf>, callers: &[OsString], cwd: &Path) -> OsString {
+    let parts = first.map(|path| path.as_os_str()).chain(callers.iter().map(OsString::as_os_str));
+    let absolute: Vec<PathBuf> = parts.map(|part| lexically_clean(&cwd.join(part))).collect();
+    path::join(absolute.iter().map(|path| path.as_os_str()))
 }
 
 /// Keeps the last value of each name.

@@ -6,17 +6,21 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// Words in the path of another Python environment. rcc drops an entry with one of them, in upper or lower case.
 const OTHERS: [&str; 7] = ["python", "conda", "pyenv", "venv", "pypoetry", ".poetry", "virtualenv"];
 
-/// The entries of `PATH`: each once, without spaces of this user, and without other Python environments.
+/// Whether an entry leads into another Python environment.
+pub(super) fn is_of_another_environment(entry: &OsStr) -> bool {
+    let lower = entry.to_string_lossy().to_lowercase();
+    OTHERS.iter().any(|other| lower.contains(other))
+}
+
+/// The entries of `PATH`: each once, without spaces of this user.
 pub(super) fn of_caller(path: &OsStr, user7: &str) -> Vec<OsString> {
     let mut kept: Vec<OsString> = Vec::new();
     if path.is_empty() {
         return kept;
     }
     for entry in path.as_bytes().split(|byte| *byte == b':') {
-        let lower = String::from_utf8_lossy(entry).to_lowercase();
-        let is_other = OTHERS.iter().any(|other| lower.contains(other));
         let entry = OsStr::from_bytes(entry);
-        if !is_other && !names_a_space(entry.as_bytes(), user7) && !kept.iter().any(|known| known == entry) {
+        if !names_a_space(entry.as_bytes(), user7) && !kept.iter().any(|known| known == entry) {
             kept.push(entry.to_owned());
         }
     }
@@ -64,7 +68,8 @@ mod tests {
     use super::*;
 
     fn of(path: &str) -> String {
-        let kept = of_caller(OsStr::new(path), "ea7ce2c");
+        let mut kept = of_caller(OsStr::new(path), "ea7ce2c");
+        kept.retain(|entry| !is_of_another_environment(entry));
         join(kept.iter().map(OsString::as_os_str)).into_string().unwrap()
     }
 

@@ -16,6 +16,7 @@ fn given<'a>(network: &'a Network, path: &'a str) -> Given<'a> {
         root: Path::new("/h/holotree/ea7ce2c_5a1fac3_9fcd2534"),
         blueprint: "adb8c26db4d86a93",
         robocorp_home: Path::new("/h"),
+        home_variable: "ROBOCORP_HOME",
         user7: "ea7ce2c",
         installation: "1-2-3-4-5",
         temp: Some(Path::new("/h/temp/0123456789abcdef")),

@@ -117,6 +117,7 @@ impl<'a> Activation<'a> {
             root: &mounted.path,
             blueprint: &mounted.blueprint,
             robocorp_home: home,
+            home_variable: self.settings.product.value.home_variable(),
             user7: &user7,
             installation: &installation,
             temp: temp.as_ref().map(Temp::path),
@@ -132,6 +133,15 @@ impl<'a> Activation<'a> {
         let variables = activate::variables(&given);
         let path = activate::search_path(&given, places.as_ref().map_or(&[], |places| &places.path));
         Ok(Activated { variables, path, temp })
+    }
+
+    /// What a robot without an environment gets, as in rcc: the caller's variables, and the directories of its programs.
+    pub(super) fn plain(&self, robot: &Robot) -> Activated {
+        let caller = self.settings.caller.path.as_deref();
+        let path = activate::plain_search_path(caller, &self.env.user7(), &self.cwd, &robot.paths());
+        let mut variables = self.extra.clone();
+        variables.push(Variable { name: "PATH".to_owned(), value: path.clone() });
+        Activated { variables, path, temp: None }
     }
 
     /// The current directory.

@@ -136,6 +136,8 @@ struct Program {
     dir: PathBuf,
     /// The directory for results of a task.
     artifacts: Option<PathBuf>,
+    /// The robot, if it has no environment. Its tasks need no space.
+    without_space: Option<Robot>,
 }
 
 /// Runs a program in a space. `note` tells the user what was not typed and counts.
@@ -164,6 +166,10 @@ pub fn run(
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
         made.map_err(|source| RunError::Artifacts { path: path.clone(), source })?;
     }
+    if let Some(robot) = &program.without_space {
+        let ended = run_in(&program, &dir, &activation.plain(robot), true, &signals)?;
+        return Ok(Finished { ended, left: None });
+    }
     let plan = wanted.plan(settings, mount, env)?;
     for text in plan.notes() {
         note(&format!("holofs: {text}"));
@@ -171,9 +177,6 @@ pub fn run(
     let (mounted, user) = join(&plan, request.keep, describe)?;
     for text in mounted.notes(&plan) {
         note(&format!("holofs: {text}"));
-    }
-    if let Some(why) = &mounted.restored {
-        note(&format!("holofs: restored (no FUSE): {why}"));
     }
     let ran = activation.of(&mounted, plan.robot()).map_err(RunError::from).and_then(|activated| {
         let ran = run_in(&program, &dir, &activated, plan.robot().is_some(), &signals);
@@ -197,7 +200,7 @@ fn program(request: &RunRequest, wanted: &MountRequest, settings: &Settings) -> 
     let dir = request.cwd.clone();
     let command = |words| {
         let dir = dir.clone().unwrap_or_default();
-        Program { words, before: Vec::new(), dir, artifacts: None }
+        Program { words, before: Vec::new(), dir, artifacts: None, without_space: None }
     };
     match &request.job {
         Job::Command(words) => Ok(command(words.clone())),
@@ -212,7 +215,10 @@ fn program(request: &RunRequest, wanted: &MountRequest, settings: &Settings) -> 
             let before = if *dev { Ok(Vec::new()) } else { robot.pre_run_commands() };
             let before = before.map_err(RunError::PreRunScript)?;
             let dir = dir.clone().unwrap_or_else(|| robot.root().to_owned());
-            Ok(Program { words, before, dir, artifacts: Some(robot.artifacts()) })
+            let artifacts = Some(robot.artifacts());
+            let without_space =
+                Some(robot).filter(|robot| wanted.is_unspecific() && !robot.has_environment());
+            Ok(Program { words, before, dir, artifacts, without_space })
         }
     }
 }

@@ -98,6 +98,24 @@ fn only_task_needs_no_name() {
     assert_eq!(task(&world, &["--", "echo", "a command"]).stdout, "a command\n");
 }
 
+/// As in rcc, such a task gets the caller's variables.
+#[test]
+fn robot_without_an_environment_needs_no_space() {
+    let world = World::new();
+    let dir = robot(&world, "");
+    let text = "tasks: {one: {shell: count a}, two: {shell: env}}\nartifactsDir: o\nPATH: [bin]\n";
+    std::fs::write(dir.join("robot.yaml"), text).unwrap();
+    let one = task(&world, &["-t", "one"]);
+    assert_eq!((one.code, one.stdout.as_str()), (0, "1: a\n"), "{one:?}");
+    let two = task(&world, &["-t", "two"]);
+    assert!(
+        two.stdout.contains(&format!("PATH={}/bin:", dir.display())) && !two.stdout.contains("CONDA_PREFIX"),
+        "{two:?}"
+    );
+    assert!(dir.join("o").is_dir());
+    assert!(!world.state().exists(), "nothing was mounted");
+}
+
 #[test]
 fn scripts_run_before_the_task() {
     let world = World::with(&library());
