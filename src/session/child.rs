@@ -1,7 +1,7 @@
 //! Runs one program in the foreground, as if it had been started in our place.
 //!
 //! The program stays in our process group, so that pipelines and job control work as without us: the terminal sends a key's
-//! signal to both. What another process sends to us is passed on. When the program is stopped, we stop too, so that the
+//! signal to both. What another process sends to us is passed on, and so is the end of the terminal. When the program is stopped, we stop too, so that the
 //! shell notices; when we are continued, so is the program. As process 1 of a container we also reap orphans.
 //!
 //! Invariant: a signal reaches the program once. Signals are blocked from before the mount to our end
@@ -89,7 +89,8 @@ pub(super) fn run(
         let Some(came) = signals.wait(None)? else { continue };
         match came.signal {
             SIGCHLD => {}
-            signal if came.by_process => pass_on(child, signal),
+            // When a terminal is closed, the kernel tells only the first process of the session, which we may be.
+            signal if came.by_process || signal == SIGHUP => pass_on(child, signal),
             // A key: the program has it too.
             _ => {}
         }

@@ -62,8 +62,23 @@ print(read_until("had 1.")[-6:])
 "#;
     assert_eq!(on_a_terminal(&world, script, drive).lines().last(), Some("3"));
     // A program without a handler ends.
-    let drive = "read_until(\"ready.\")\nos.write(master, b\"\\x03\")";
+    let drive = r#"
+read_until("ready.")
+# A shell that is just starting a program may lose the signal.
+while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    os.write(master, b"\x03")
+    time.sleep(0.1)
+"#;
     assert_eq!(on_a_terminal(&world, "echo ready.; sleep 1000", drive).lines().last(), Some("130"));
+    assert!(world.mounts().is_empty());
+}
+
+/// The kernel tells only the first process of the session that its terminal was closed.
+#[test]
+fn closed_terminal_ends_the_program() {
+    let world = World::with(&environment());
+    let drive = "read_until(\"ready.\")\nos.close(master)";
+    assert_eq!(on_a_terminal(&world, "echo ready.; exec sleep 1000", drive).lines().last(), Some("129"));
     assert!(world.mounts().is_empty());
 }
 
