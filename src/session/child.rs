@@ -1,8 +1,9 @@
 //! Runs one program in the foreground, as if it had been started in our place.
 //!
 //! The program stays in our process group, so that pipelines and job control work as without us: the terminal sends a key's
-//! signal to both. What another process sends to us is passed on, and so is the end of the terminal. When the program is stopped, we stop too, so that the
-//! shell notices; when we are continued, so is the program. As process 1 of a container we also reap orphans.
+//! signal to both. What another process sends to us is passed on, and so is the end of the terminal. When the program is
+//! stopped, we stop too, so that the shell notices; when we are continued, so is the program. As process 1 of a container
+//! we also reap orphans.
 //!
 //! Invariant: a signal reaches the program once. Signals are blocked from before the mount to our end
 //! ([`crate::sys::signals`]), so none is lost and none ends us before the space is unmounted.

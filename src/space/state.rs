@@ -6,6 +6,7 @@
 //!   state.json  which catalog the changes are based on
 //!   run.json    the running daemon; true only while `lock` is held
 //!   stats.json  the sums of the counters of all mounts
+//!   runs        the runs that use the mount; see `session::users`
 //!   log         the daemon's log, and log.old the one before it
 //!   upper/      the user's changes
 //!   work/       staging
