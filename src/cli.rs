@@ -18,6 +18,7 @@ mod escape;
 pub mod exit;
 mod export;
 mod fork;
+mod gc;
 mod hash;
 mod help;
 mod import;
@@ -172,6 +173,8 @@ enum Command {
     /// Delete spaces with their changes
     #[command(visible_alias = "del")]
     Delete(delete::Args),
+    /// Remove what is left of spaces, mounts and catalogs that are gone
+    Gc(gc::Args),
     /// Print each setting and where it was set
     Config(config::Args),
     /// Examine whether and how well holofs works here
@@ -293,6 +296,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
         Command::Commit(args) => flags.lock_timeout = args.lock_timeout,
         Command::Import(args) => flags.lock_timeout = args.lock_timeout,
+        Command::Gc(args) => flags.cache_size = args.cache_size,
         _ => {}
     }
     Ok(Settings::read(flags)?)
@@ -330,6 +334,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),
         Command::Delete(args) => delete::run(args, &context),
+        Command::Gc(args) => gc::run(&args, &context),
         Command::Config(_) => config::run(&context),
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Completions(args) => completions::run(&args),

@@ -27,6 +27,7 @@ mod end;
 pub mod environment;
 mod error;
 pub mod fork;
+pub mod gc;
 pub mod helper;
 mod holders;
 mod link;

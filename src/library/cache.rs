@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use super::LibraryError;
 use super::digest::Digest;
-use super::index::cache::{make_dir, sweep};
+use super::index::cache::{left_behind, make_dir, sweep};
 use super::stamp::Stamp;
 use crate::sys::tree;
 
@@ -101,10 +101,22 @@ impl BlobCache {
     /// # Errors
     /// When the directory cannot be created.
     pub fn open(dir: &Path) -> Result<Self, LibraryError> {
-        let cache = Self { dir: dir.to_owned(), next: AtomicU64::new(0), limit: u64::MAX, pinned: None };
+        let cache = Self::existing(dir);
         make_dir(&cache.tmp())?;
         sweep(&cache.tmp(), "");
         Ok(cache)
+    }
+
+    /// The cache in `dir`, of which nothing is made or removed yet.
+    #[must_use]
+    pub fn existing(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), next: AtomicU64::new(0), limit: u64::MAX, pinned: None }
+    }
+
+    /// The copies that killed processes did not finish, with their sizes.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<(PathBuf, u64)> {
+        left_behind(&self.tmp(), "")
     }
 
     /// Sets the largest size of all copies together in bytes.

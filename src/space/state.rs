@@ -326,6 +326,12 @@ pub fn link_target(state_dir: &Path) -> Option<PathBuf> {
     std::fs::read_link(state_dir).ok().filter(|target| target.is_absolute())
 }
 
+/// The dropped directories of a space that are still on the disk. [`StateDir::open_locked`] removes them.
+#[must_use]
+pub fn trash_of(state_dir: &Path) -> Vec<PathBuf> {
+    named(state_dir, TRASH).collect()
+}
+
 /// The path of a space's log.
 #[must_use]
 pub fn log_of(dir: &Path) -> PathBuf {
@@ -351,12 +357,14 @@ fn has_entries(dir: &Path) -> Result<bool, SpaceError> {
 /// The directories with changes of this space that were moved aside, in no order.
 #[must_use]
 pub fn aside_of(state_dir: &Path) -> Vec<PathBuf> {
+    named(state_dir, ASIDE).filter(|path| path.join("upper").is_dir()).collect()
+}
+
+/// The entries of a state directory whose names begin with a prefix.
+fn named(state_dir: &Path, prefix: &'static str) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
-    let is_aside = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(ASIDE.as_bytes()))
-            && path.join("upper").is_dir()
-    };
-    entries.map(|entry| entry.path()).filter(is_aside).collect()
+    let fits = |name: &OsStr| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    entries.filter(move |entry| fits(&entry.file_name())).map(|entry| entry.path())
 }
 
 /// Whether the root of the upper has entries other than whiteouts.

@@ -4,6 +4,7 @@
 //! by a link during the walk. Each level of the tree takes one descriptor and one stack frame.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -48,10 +49,20 @@ pub fn clear(dir: OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The sum of the sizes in bytes of all files in a directory. What cannot be read is left out, and links are not followed.
+#[must_use]
+pub fn size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| match entry.metadata().ok()? {
+        found if found.is_dir() => Some(size(&entry.path())),
+        found => Some(found.len()),
+    });
+    sizes.sum()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use rustix::fs::CWD;
 

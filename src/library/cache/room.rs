@@ -79,17 +79,37 @@ impl BlobCache {
         Ok(freed)
     }
 
-    /// Returns the bytes that are left and the bytes that were freed.
-    fn evict_locked(&self, limit: u64) -> io::Result<(u64, u64)> {
+    /// The number and the bytes of the copies that [`BlobCache::evict`] would remove.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn surplus(&self, limit: u64) -> io::Result<(u64, u64)> {
+        let (copies, _) = self.over(limit)?;
+        Ok((copies.len() as u64, copies.iter().map(|copy| copy.0).sum()))
+    }
+
+    /// The copies that were not read for the longest time and do not fit the limit, size and path of each, and the size of
+    /// all copies.
+    fn over(&self, limit: u64) -> io::Result<(Vec<(u64, PathBuf)>, u64)> {
         let mut copies = Vec::new();
         collect(&self.dir, 0, &mut copies)?;
-        let mut total: u64 = copies.iter().map(|copy| copy.1).sum();
+        let total: u64 = copies.iter().map(|copy| copy.1).sum();
         copies.sort_unstable();
+        let mut left = total;
+        let is_over = |(_, size, _): &(_, u64, PathBuf)| {
+            let is_over = left > limit;
+            left -= size;
+            is_over
+        };
+        let over = copies.into_iter().take_while(is_over).map(|(_, size, path)| (size, path));
+        Ok((over.collect(), total))
+    }
+
+    /// Returns the bytes that are left and the bytes that were freed.
+    fn evict_locked(&self, limit: u64) -> io::Result<(u64, u64)> {
+        let (over, mut total) = self.over(limit)?;
         let mut freed = 0;
-        for (_, size, path) in copies {
-            if total <= limit {
-                break;
-            }
+        for (size, path) in over {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),

@@ -8,8 +8,11 @@
 //! look as in the note. Otherwise the sums are computed again. A damaged index, and one of another version, is compiled
 //! again.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -121,6 +124,70 @@ pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Pa
     }
 }
 
+/// The files in the cache of indexes and in that of profiles that none of the known catalogs needs, with their sizes in bytes:
+/// indexes and notes of catalogs that are gone, indexes of other versions, and temporary files of killed processes. Files
+/// that were written in the last hour may belong to a catalog that is not known yet. `sums` are the SHA-256 sums of further
+/// catalogs that are needed.
+///
+/// # Errors
+/// When the catalogs of a library cannot be listed. Then nobody knows what is needed.
+pub fn unneeded(
+    libraries: &[&dyn Library],
+    mut sums: BTreeSet<String>,
+    index_dir: &Path,
+    profile_dir: &Path,
+) -> Result<Vec<(PathBuf, u64)>, LibraryError> {
+    let mut needed = BTreeSet::new();
+    for library in libraries {
+        for entry in library.catalogs()?.entries {
+            let note = note_path(*library, &entry.name, index_dir);
+            sums.extend(read_note(&note).map(|note| note.catalog_sha256));
+            needed.insert(note);
+        }
+    }
+    for sum in sums {
+        needed.insert(index_path(index_dir, &sum));
+        needed.insert(profile_dir.join(sum));
+    }
+    let mut unneeded = Vec::new();
+    for dir in [index_dir, profile_dir] {
+        let entries = match std::fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(LibraryError::io(dir))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(LibraryError::io(dir))?;
+            let Ok(found) = entry.metadata() else { continue };
+            let is_old = found.modified().is_ok_and(|modified| is_past(modified, SETTLED));
+            if found.is_file() && is_old && !needed.contains(&entry.path()) {
+                unneeded.push((entry.path(), found.len()));
+            }
+        }
+    }
+    unneeded.sort();
+    Ok(unneeded)
+}
+
+/// After this time nobody writes to a file any more.
+const SETTLED: Duration = Duration::from_secs(3600);
+
+fn is_past(time: SystemTime, age: Duration) -> bool {
+    time.elapsed().is_ok_and(|elapsed| elapsed > age)
+}
+
+/// The temporary files in a directory that a killed process left, with their sizes: those with `part` in their name that
+/// nobody has written to for an hour.
+pub(crate) fn left_behind(dir: &Path, part: &str) -> Vec<(PathBuf, u64)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let left = entries.filter_map(|entry| {
+        let found = entry.metadata().ok()?;
+        let is_left =
+            entry.file_name().to_string_lossy().contains(part) && is_past(found.modified().ok()?, SETTLED);
+        is_left.then(|| (entry.path(), found.len()))
+    });
+    left.collect()
+}
+
 fn look_of(path: &Path) -> std::io::Result<Look> {
     std::fs::metadata(path).map(|found| Look::from(&found))
 }
@@ -186,13 +253,8 @@ pub(crate) fn cached(durability: Durability) -> Replace {
 /// Removes the temporary files that a process left in a directory when it was killed: those with `part` in their name that
 /// nobody has written to for an hour.
 pub(crate) fn sweep(dir: &Path, part: &str) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-        if entry.file_name().to_string_lossy().contains(part)
-            && age().is_some_and(|age| age.as_secs() > 3600)
-            && let Err(error) = std::fs::remove_file(entry.path())
-        {
+    for (path, _) in left_behind(dir, part) {
+        if let Err(error) = std::fs::remove_file(path) {
             tracing::debug!(%error, "cannot remove a temporary file of the cache");
         }
     }
