@@ -56,7 +56,7 @@ fn source_text(dir: &Path, text: &mut String) {
 }
 
 /// The documents, each with its text.
-const PAGES: [(&str, &str); 7] = [
+const PAGES: [(&str, &str); 8] = [
     ("README.md", include_str!("../../README.md")),
     ("docs/ARCHITECTURE.md", include_str!("../../docs/ARCHITECTURE.md")),
     ("docs/DEPENDENCIES.md", include_str!("../../docs/DEPENDENCIES.md")),
@@ -64,6 +64,7 @@ const PAGES: [(&str, &str); 7] = [
     ("docs/PERFORMANCE.md", include_str!("../../docs/PERFORMANCE.md")),
     ("docs/SECURITY.md", include_str!("../../docs/SECURITY.md")),
     ("docs/TESTING.md", include_str!("../../docs/TESTING.md")),
+    ("docs/TROUBLESHOOTING.md", TROUBLESHOOTING),
 ];
 
 /// What a page has between backticks, without code blocks.
@@ -111,4 +112,83 @@ fn every_named_file_exists() {
         }
     }
     assert!(named > 20, "only {named} files were found");
+}
+
+/// The text of the sources, with the lines of a literal joined as the compiler joins them.
+fn joined_sources() -> String {
+    let mut text = String::new();
+    source_text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    let parts: Vec<&str> = text.split("\\\n").collect();
+    parts.iter().map(|part| if std::ptr::eq(*part, parts[0]) { part } else { part.trim_start() }).collect()
+}
+
+const TROUBLESHOOTING: &str = include_str!("../../docs/TROUBLESHOOTING.md");
+
+/// The page quotes messages that holofs prints: what is between two `…` is in the sources.
+#[test]
+fn troubleshooting_quotes_messages_that_exist() {
+    let sources = joined_sources();
+    let (_, messages) = TROUBLESHOOTING.split_once("## Messages").unwrap();
+    let mut quoted = 0;
+    for row in messages.lines().filter(|line| line.starts_with("| ")) {
+        let message = row.split('|').nth(1).unwrap();
+        for quote in message.split('`').skip(1).step_by(2) {
+            // Of the kernel, of fusermount3, and names of files and options.
+            if [
+                "No space left",
+                "user_allow_other",
+                "LINE",
+                ".json",
+                ".yaml",
+                "--",
+                "-z",
+                "-e",
+                "artifactsDir",
+            ]
+            .iter()
+            .any(|other| quote.contains(other))
+                && !sources.contains(quote)
+            {
+                continue;
+            }
+            let words = |part: &&str| part.chars().filter(|c| c.is_alphabetic()).count() >= 4;
+            for part in quote.split('…').filter(words) {
+                let part = part.trim_matches([' ', ':', ',', '(', ')']);
+                let escaped = part.replace('"', "\\\"");
+                assert!(
+                    sources.contains(part) || sources.contains(&escaped),
+                    "{quote:?}: no source has {part:?}"
+                );
+                quoted += 1;
+            }
+        }
+    }
+    assert!(quoted > 60, "only {quoted} messages were found");
+}
+
+/// Nearly every advice that holofs prints is on the page, and so can be searched for.
+#[test]
+fn troubleshooting_has_what_holofs_tells_to_try() {
+    let source = include_str!("../../src/cli/exit.rs");
+    let mut missing = Vec::new();
+    let mut all = 0;
+    let calls = source.split("try_this(").skip(1);
+    let constants = source.split("&str = ").skip(1).map(|rest| rest.split(';').next().unwrap_or_default());
+    let ways = source.split("fn way_out").nth(1).unwrap().split("const NO_DEVICE").next().unwrap();
+    let ways = ways.split("=> ").skip(1);
+    for text in calls.map(|rest| &rest[..rest.len().min(160)]).chain(constants).chain(ways) {
+        let Some(literal) = text.split_once('"').map(|(_, rest)| rest.replace("\\\"", "\u{1}")) else {
+            continue;
+        };
+        let literal = literal.split('"').next().unwrap().replace('\u{1}', "\"");
+        let longest = literal.split(['{', '}']).max_by_key(|part| part.len()).unwrap().trim();
+        if longest.len() >= 8 {
+            all += 1;
+            if !TROUBLESHOOTING.contains(longest) {
+                missing.push(longest.to_owned());
+            }
+        }
+    }
+    assert!(all > 80, "only {all} were found");
+    assert!(missing.len() * 10 < all, "add to docs/TROUBLESHOOTING.md: {missing:#?}");
 }
