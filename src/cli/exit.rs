@@ -7,6 +7,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use crate::activate::env_file::EnvFileError;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
@@ -17,6 +19,7 @@ use crate::library::name::NameError;
 use crate::materialize;
 use crate::materialize::clone::CloneError;
 use crate::materialize::relocate::RelocateError;
+use crate::namespace;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::session;
@@ -429,6 +432,12 @@ impl Advice for session::Error {
             Self::Record(error) => error.advice(),
             Self::Limits(_) => try_this(FAILED, "raise this limit in your shell or container"),
             Self::Fuse(_) => only(FUSE),
+            Self::Upper {
+                source: namespace::types::Error::Upper { source: Errno::OPNOTSUPP, .. }, ..
+            } => try_this(
+                FAILED,
+                "HOLOFS_HOME on a filesystem with user attributes, such as ext4, xfs or btrfs",
+            ),
             Self::Upper { .. } | Self::Os { .. } | Self::DaemonDied(_) => only(FAILED),
             Self::Daemon(failure) => failure.clone(),
         }

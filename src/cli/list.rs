@@ -20,6 +20,9 @@ pub(super) struct Args {
     /// List only mounted spaces
     #[arg(long)]
     mounted: bool,
+    /// List the spaces of all controllers, as always
+    #[arg(long, hide = true)]
+    all_controllers: bool,
 }
 
 /// One space. The keys with a hyphen, and the paths beside `path`, are rcc's.
@@ -99,6 +102,9 @@ const COLUMNS: [Column<Row>; 10] = [
 ];
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
+    if args.all_controllers {
+        tracing::debug!("--all-controllers has no effect: the list has the spaces of all controllers");
+    }
     let spaces = Survey::new(&context.env)?.all(COUNTED_AT_MOST)?.into_iter();
     let rows: Vec<Row> = spaces.filter(|space| space.is_mounted || !args.mounted).map(Row::from).collect();
     let by_id: BTreeMap<_, _> = rows.iter().map(|row| (&row.space.identity, row)).collect();

@@ -50,6 +50,10 @@ struct Status {
     row: Row,
     #[serde(flatten)]
     detail: Detail,
+    /// The process that answers the kernel. The same as `pid`, because no other process holds the mount.
+    worker: Option<u32>,
+    /// How often that process was replaced.
+    restarts: Option<u32>,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
 }
@@ -58,7 +62,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let (space, detail) =
         Survey::new(&context.env)?.detail(&args.space, &context.settings.controller.value)?;
     let copy_up = detail.metrics.as_ref().and_then(Counts::of);
-    let status = Status { row: space.into(), detail, copy_up };
+    let row = Row::from(space);
+    let (worker, restarts) = (row.pid, row.pid.map(|_| 0));
+    let status = Status { row, detail, worker, restarts, copy_up };
     output::print_result(context, &status, || text(&status))
 }
 

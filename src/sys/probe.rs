@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use holofs_mount_helper::passthrough::backing_open;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,16 @@ pub fn reflink(from: &Path, to: &Path) -> Result<(), Refusal> {
     rustix::io::write(&source, &[1; 8192]).map_err(Refusal::of("write"))?;
     let target = nameless(to)?;
     rustix::fs::ioctl_ficlone(&target, &source).map_err(Refusal::of(FICLONE))
+}
+
+/// Gives a temporary file an extended attribute of a user.
+///
+/// # Errors
+/// The step that failed.
+pub fn user_attribute(dir: &Path) -> Result<(), Refusal> {
+    let file = nameless(dir)?;
+    rustix::fs::fsetxattr(&file, c"user.holofs.probe", b"x", XattrFlags::empty())
+        .map_err(Refusal::of("setxattr"))
 }
 
 /// A temporary file without a name.

@@ -104,6 +104,63 @@ fn reflink_is_tried() {
 }
 
 #[test]
+fn other_filesystem_and_few_descriptors_are_warnings() {
+    let world = World::sample();
+    let dir = tempfile::Builder::new().prefix("holofs-test-").tempdir_in("/dev/shm").unwrap();
+    let binary = crate::common::as_user::holofs_binary();
+    let script = format!("ulimit -n 256; exec {} doctor --json", binary.display());
+    let mut command = world.command("sh");
+    command.args(["-c", &script]).env("HOLOFS_HOME", dir.path().join("state"));
+    let (code, report) = examine(&mut command);
+    assert_eq!(code, 1, "{report}");
+    assert_found(&report, "one-filesystem", "warning", "reflink impossible across filesystems");
+    assert_found(&report, "limits", "warning", "256 files");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// A mount fails where the disk keeps no user attributes, so `doctor` says so before.
+#[test]
+fn disk_without_user_attributes_cannot_hold_spaces() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::sample();
+    let place = world.path().join("ramfs");
+    fs::create_dir(&place).unwrap();
+    let binary = crate::common::as_user::holofs_binary();
+    let run = |args: &str| {
+        let script = format!(
+            "mount -t ramfs -o mode=700 none {} && exec {} {args}",
+            place.display(),
+            binary.display()
+        );
+        finish(
+            world
+                .command("unshare")
+                .args(["-m", "sh", "-c", &script])
+                .env("HOLOFS_HOME", place.join("state")),
+        )
+    };
+    let done = run("doctor --json");
+    let report = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(done.code, 8, "{done:?}");
+    assert_found(&report, "user-attributes", "fail", "ramfs");
+    let refused = run(&format!("mount {} s", world.home().display()));
+    assert_refused(&refused, 1);
+    assert!(refused.stderr.contains("user attributes"), "{refused:?}");
+}
+
+/// Where files without a name cannot be made, the probe file loses its name at once.
+#[test]
+fn mounted_space_can_be_probed() {
+    let world = World::sample();
+    let mounted = world.mount("s");
+    let (_, report) = doctor(&world, &[mounted.path().to_str().unwrap()]);
+    assert_eq!((&report["fs"], &report["reflink"]), (&"fuse.holofs".into(), &false.into()), "{report}");
+    assert!(mounted.upper_entries().is_empty(), "{:?}", mounted.upper_entries());
+}
+
+#[test]
 fn path_that_cannot_be_probed_is_refused() {
     let world = World::sample();
     assert_refused(&world.run(["doctor", "/nowhere/at/all"]), 3);

@@ -81,6 +81,12 @@ pub(super) fn examine(report: &mut Report, library: Option<&Path>, settings: &Se
                 if role != "library" && !place.is_writable {
                     let fix = "run as its owner, or set HOLOFS_HOME to a directory of your own";
                     report.fail(kind, format!("{message}: you may not write there"), fix);
+                } else if REMOTE.contains(&&*place.fs) {
+                    let fix = match role {
+                        "library" => "`holofs warm` before the first use",
+                        _ => "HOLOFS_HOME on a local disk",
+                    };
+                    report.warn(kind, format!("{message}: each access may wait for a server"), fix);
                 } else if role != "library" && place.free < LITTLE {
                     let message = format!("{message}: {} MiB are free", place.free >> 20);
                     report.warn(kind, message, "free some space, or set HOLOFS_HOME to another disk");
@@ -93,6 +99,7 @@ pub(super) fn examine(report: &mut Report, library: Option<&Path>, settings: &Se
         }
     }
     one_filesystem(report, &disks);
+    user_attributes(report, &disks);
     reflink(report, &disks, settings);
     disks
 }
@@ -120,6 +127,28 @@ fn one_filesystem(report: &mut Report, disks: &Disks) {
         report.ok(kind, "library, cache and spaces are on one filesystem");
     }
 }
+
+/// The upper keeps in user attributes what a file on the disk cannot hold.
+fn user_attributes(report: &mut Report, disks: &Disks) {
+    let kind = "user-attributes";
+    let Some(spaces) = disks.get("spaces").filter(|spaces| spaces.is_writable) else { return };
+    match ask(|| probe::user_attribute(&spaces.path)) {
+        Ok(Ok(())) => report.ok(kind, format!("{} keeps the attributes of spaces", spaces.fs)),
+        Ok(Err(refusal)) => {
+            let message = format!("{} is {}: {refusal}", shown(&spaces.path), spaces.fs);
+            report.fail(
+                kind,
+                message,
+                "HOLOFS_HOME on a filesystem with user attributes, such as ext4, xfs or btrfs",
+            );
+        }
+        Err(why) => report.warn(kind, why, "look at this disk"),
+    }
+}
+
+/// Reading a file for the first time waits for a server where the library is on one of these.
+const REMOTE: [&str; 10] =
+    ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse"];
 
 fn reflink(report: &mut Report, disks: &Disks, settings: &Settings) {
     let kind = "reflink";
