@@ -63,6 +63,8 @@ pub struct Given<'a> {
     pub temp: Option<&'a Path>,
     /// Keep Python from writing bytecode into the space.
     pub no_bytecode: bool,
+    /// The space shows bytecode, and Python is to find it there.
+    pub bytecode: bool,
     /// Set `TEMP` and `TMP`.
     pub own_temp: bool,
     /// The program rcc, if there is one.
@@ -100,7 +102,7 @@ pub fn variables(given: &Given<'_>) -> Vec<Variable> {
     if let Some(python) = &given.facts.python {
         set("PYTHON_EXE", &given.root.join(python));
     }
-    if let Some(temp) = given.temp.filter(|_| given.no_bytecode) {
+    if let Some(temp) = given.temp.filter(|_| given.no_bytecode && !given.bytecode) {
         set("PYTHONDONTWRITEBYTECODE", &"x");
         set("PYTHONPYCACHEPREFIX", &temp);
     } else if given.no_bytecode {

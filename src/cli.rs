@@ -239,7 +239,7 @@ fn execute(args: &[OsString]) -> u8 {
     surroundings::reset();
     // A daemon must not keep inherited descriptors open. A command that is run may need them, such as make's jobserver.
     let (serves, inherited) = match &cli.command {
-        Command::Mount(_) | Command::Variables(_) => (true, process::close_inherited()),
+        Command::Mount(_) | Command::Variables(_) | Command::Warm(_) => (true, process::close_inherited()),
         Command::Run(_) | Command::Shell(_) => {
             process::note_inherited();
             (true, Ok(()))

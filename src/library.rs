@@ -8,6 +8,7 @@
 //! are compared with its digest.
 
 pub mod blob;
+pub mod bytecode;
 pub mod cache;
 pub mod catalog;
 pub mod catalogs;

@@ -154,10 +154,10 @@ impl Namespace {
         owner: Owner,
         keeps_atime: bool,
     ) -> Result<Self> {
-        if index.len() >= TOO_MANY_NODES {
+        if index.ids() >= TOO_MANY_NODES {
             return Err(Error::NotSupported("an environment of more than a billion entries"));
         }
-        let table = Table::new(index.len());
+        let table = Table::new(index.ids());
         let root = Arc::new(root);
         // A root without a mark is new. It gets the attributes that rcc gives the root directory of a space.
         let parent = root.as_fd();
@@ -249,7 +249,7 @@ impl Namespace {
             return Ok(View::Node(node));
         }
         match ino.lower() {
-            Some(lower) if lower.0 < self.index.len() => Ok(View::Lower(lower)),
+            Some(lower) if lower.0 < self.index.ids() => Ok(View::Lower(lower)),
             _ => Err(Error::Stale(ino)),
         }
     }
@@ -348,7 +348,9 @@ impl Namespace {
         name: &[u8],
         entry: impl Into<Option<Entry>>,
     ) -> Result<()> {
-        let (lower, entry) = (self.lower_child(node, name)?, entry.into());
+        // Bytecode is neither listed nor counted, until the space has an entry of its own in its place.
+        let lower = self.lower_child(node, name)?.filter(|lower| !self.index.is_bytecode(*lower));
+        let entry = entry.into();
         let before = self.shows_dir(lower, state.get(name))?;
         let after = self.shows_dir(lower, entry)?;
         state.subdir_delta += i64::from(after) - i64::from(before);

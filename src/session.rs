@@ -12,6 +12,7 @@ mod answers;
 mod arrival;
 mod begin;
 pub mod bench;
+pub mod bytecode;
 pub mod changes;
 mod child;
 pub mod choice;

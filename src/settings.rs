@@ -123,6 +123,8 @@ pub struct Flags {
     pub cache_size: Option<u64>,
     /// `--verify`
     pub verify: Option<Verify>,
+    /// `--pycache`
+    pub pycache: bool,
     /// `--cache-dir`
     pub cache_dir: Option<OsString>,
 }
@@ -180,6 +182,8 @@ pub struct MountSettings {
     pub io: Setting<IoMode>,
     /// When blobs are verified.
     pub verify: Setting<Verify>,
+    /// Mounts show bytecode.
+    pub pycache: Setting<bool>,
     /// The limit of the blob cache, in bytes.
     pub cache_size: Setting<u64>,
     /// The mount helper to start.
@@ -328,6 +332,10 @@ impl MountSettings {
             Some(verify) => Setting::flag(verify),
             None => variable(variables, "HOLOFS_VERIFY", choice)?.unwrap_or_default(),
         };
+        let pycache = match flags.pycache {
+            true => Setting::flag(true),
+            false => variable(variables, "HOLOFS_PYCACHE", on_or_off)?.or(file.pycache).unwrap_or_default(),
+        };
         let mount_helper = variables(MountHelper::VARIABLE)
             .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
         Ok(Self {
@@ -335,6 +343,7 @@ impl MountSettings {
             restore_strategy,
             io,
             verify,
+            pycache,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
@@ -392,6 +401,15 @@ fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
             .collect();
         format!("expected one of {}", names.join(", "))
     })
+}
+
+/// Parses the value of a switch.
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
 }
 
 /// On, unless a variable turns it off by being set.

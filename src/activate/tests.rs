@@ -21,6 +21,7 @@ fn given<'a>(network: &'a Network, path: &'a str) -> Given<'a> {
         installation: "1-2-3-4-5",
         temp: Some(Path::new("/h/temp/0123456789abcdef")),
         no_bytecode: true,
+        bytecode: false,
         own_temp: true,
         rcc: Some(Path::new("/usr/bin/rcc")),
         path: Some(OsStr::new(path)),

@@ -54,6 +54,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
         row("restore-strategy", &mount.restore_strategy, |strategy| strategy.to_string().into()),
         row("io", &mount.io, |io| io.to_string().into()),
         row("verify", &mount.verify, |verify| verify.to_string().into()),
+        row("pycache", &mount.pycache, |is_on| (*is_on).into()),
         row("cache-size", &mount.cache_size, |bytes| (*bytes).into()),
         row("lock-timeout", &settings.lock_timeout, |wait| wait.as_secs_f64().into()),
         row("mount-helper", &mount.mount_helper, |helper| helper.to_string().into()),

@@ -414,6 +414,8 @@ impl Advice for session::Error {
             Self::Refused(Refused::Changing) => try_this(BUSY, "try again when the change has ended"),
             Self::Refused(Refused::Failed(_)) => only(FAILED),
             Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
+            Self::NoPython(_) => try_this(ENVIRONMENT, "leave out --pycache"),
+            Self::Python { .. } => only(FAILED),
             Self::NotCommittable { state: SpaceState::Restored, .. } => {
                 try_this(NOT_FOUND, "mount the space; what rcc restored has no changes to commit")
             }

@@ -24,6 +24,9 @@ pub(super) struct MountArgs {
     /// When to compare blobs with their digests [default: once]
     #[arg(long, value_name = "once|always|never", hide_possible_values = true, ignore_case = true)]
     verify: Option<Verify>,
+    /// Show the bytecode that `holofs warm --pycache` has compiled
+    #[arg(long)]
+    pycache: bool,
     /// Seconds to wait for rcc's locks [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
@@ -76,6 +79,7 @@ impl MountArgs {
         flags.io = self.io;
         flags.cache_size = self.cache_size;
         flags.verify = self.verify;
+        flags.pycache = self.pycache;
         flags.cache_dir = self.cache_dir.clone();
     }
 }

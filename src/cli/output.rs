@@ -164,6 +164,16 @@ pub(super) fn progress_bar(what: &str, silent: bool, total: u64) -> ProgressBar 
     }
 }
 
+/// A progress bar for a number of things.
+pub(super) fn counting_bar(what: &str, silent: bool, total: u64) -> ProgressBar {
+    let bar = progress_bar(what, silent, total);
+    match ProgressStyle::with_template(&format!("{what} {{wide_bar}} {{pos}}/{{len}}")) {
+        Ok(style) => bar.with_style(style),
+        // A plain bar will do.
+        Err(_) => bar,
+    }
+}
+
 /// A number of bytes with a unit.
 pub(super) fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;

@@ -1,13 +1,19 @@
 //! `holofs warm`: compiles the index of an environment and unpacks its large files, before a mount needs them.
 
 use std::ffi::OsString;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, failure};
+use serde::Serialize;
+
+use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, describe, failure};
 use super::{Context, cancel_on_signals, output};
+use crate::library::LibraryError;
 use crate::library::blob::BlobError;
-use crate::library::locate::locate;
+use crate::library::bytecode::build::sources;
+use crate::library::catalogs::CatalogName;
+use crate::library::locate::{Location, locate};
 use crate::library::warm::Warmed;
+use crate::session::bytecode::{self, Compiled};
 use crate::session::environment::Environment;
 use crate::space::select::select_environment;
 use crate::sys::process;
@@ -20,7 +26,8 @@ interrupted, it keeps what it has unpacked.
 
 Examples:
   holofs warm auto demo
-  holofs warm ~/.robocorp adb8c26d --profile"
+  holofs warm ~/.robocorp adb8c26d --profile
+  holofs warm auto demo --pycache && holofs run auto demo --pycache -- python task.py"
 )]
 pub(super) struct Args {
     /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own
@@ -31,6 +38,9 @@ pub(super) struct Args {
     /// Unpack only files that earlier mounts read
     #[arg(long)]
     profile: bool,
+    /// Also compile the Python sources, for `mount --pycache`
+    #[arg(long)]
+    pycache: bool,
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -55,15 +65,52 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
         return Err(failure(INTERRUPTED, what, None));
     }
+    let bytecode = if args.pycache {
+        Some(compile(&library, &catalog, &environment, jobs, &cancel, context)?)
+    } else {
+        None
+    };
+    let warmed = All { warmed, bytecode };
     output::print_result(context, &warmed, || text(&warmed))?;
+    let warmed = warmed.warmed;
     Ok(if warmed.failed.is_empty() { OK } else { INTEGRITY })
 }
 
-fn text(warmed: &Warmed) -> Vec<String> {
+/// The keys of `holofs warm --json`.
+#[derive(Serialize)]
+struct All {
+    #[serde(flatten)]
+    warmed: Warmed,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytecode: Option<Compiled>,
+}
+
+/// Compiles the Python sources of an environment.
+fn compile(
+    library: &Location,
+    catalog: &CatalogName,
+    environment: &Environment<'_>,
+    jobs: usize,
+    cancel: &AtomicBool,
+    context: &Context,
+) -> Result<Compiled, Failure> {
+    let request = bytecode::request(&library.path, &catalog.blueprint);
+    let plan = request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
+    let count = sources(&environment.index).map_err(LibraryError::from)?.len() as u64;
+    let bar = output::counting_bar("compiling", context.silent, count);
+    let compiled = bytecode::compile(&plan, &environment.index, jobs, describe, cancel, &|n| bar.inc(n));
+    bar.finish_and_clear();
+    if cancel.load(Ordering::Relaxed) {
+        return Err(failure(INTERRUPTED, "interrupted; the sources are not compiled", None));
+    }
+    Ok(compiled?)
+}
+
+fn text(All { warmed, bytecode }: &All) -> Vec<String> {
     for line in &warmed.failed {
         output::note(false, &format!("holofs: {line}"));
     }
-    vec![format!(
+    let mut lines = vec![format!(
         "{}: {} entries; {} of {} large blobs unpacked now ({} of {}){}",
         warmed.blueprint,
         warmed.entries,
@@ -72,5 +119,11 @@ fn text(warmed: &Warmed) -> Vec<String> {
         output::human_bytes(warmed.bytes_fetched),
         output::human_bytes(warmed.bytes),
         if warmed.failed.is_empty() { String::new() } else { format!("; {} failed", warmed.failed.len()) },
-    )]
+    )];
+    if let Some(Compiled { python, files, bytes, failed }) = bytecode {
+        let (bytes, failed) = (output::human_bytes(*bytes), *failed);
+        let failed = if failed > 0 { format!("; {failed} are no Python") } else { String::new() };
+        lines.push(format!("{}: {files} sources compiled for {python} ({bytes}){failed}", warmed.blueprint));
+    }
+    lines
 }

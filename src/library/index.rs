@@ -17,12 +17,14 @@ mod tests;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, Unaligned};
 
+use super::bytecode::{self, Bytecode};
 use super::digest::Digest;
 use crate::sys::fd;
 use crate::sys::guarded::{self, Access};
@@ -109,6 +111,8 @@ pub struct Index {
     info: CatalogInfo,
     /// The library had all blobs at the last check, and the catalog file has not changed since. Set by `cache`.
     pub blobs_seen: bool,
+    /// Shown beside the sources of the catalog.
+    bytecode: OnceLock<Arc<Bytecode>>,
 }
 
 impl Index {
@@ -125,7 +129,7 @@ impl Index {
         let header = Header::decode(&map)?;
         let info = serde_json::from_slice(header.info.of(&map)?)
             .map_err(|_| IndexError("the catalog's header cannot be read"))?;
-        Ok(Self { map, header, info, blobs_seen: false })
+        Ok(Self { map, header, info, blobs_seen: false, bytecode: OnceLock::new() })
     }
 
     /// Compares the body with its checksum. Reads all of the file.
@@ -146,6 +150,29 @@ impl Index {
     #[allow(clippy::len_without_is_empty)] // there is always a root
     pub fn len(&self) -> u32 {
         self.header.node_count.get()
+    }
+
+    /// The number of node ids: of the catalog's entries, and of the bytecode that is shown.
+    #[must_use]
+    pub fn ids(&self) -> u32 {
+        if self.bytecode.get().is_some() { self.len().saturating_mul(2) } else { self.len() }
+    }
+
+    /// Shows the bytecode of the catalog's sources from now on: see [`bytecode`].
+    pub fn show(&self, bytecode: Arc<Bytecode>) {
+        self.bytecode.get_or_init(|| bytecode);
+    }
+
+    /// The bytecode that is shown.
+    #[must_use]
+    pub fn bytecode(&self) -> Option<&Arc<Bytecode>> {
+        self.bytecode.get()
+    }
+
+    /// Whether this is the id of bytecode or of its directory, shown or not. Such entries may come and go.
+    #[must_use]
+    pub fn is_bytecode(&self, id: NodeId) -> bool {
+        (self.len()..self.len().saturating_mul(2)).contains(&id.0)
     }
 
     #[must_use]
@@ -178,7 +205,7 @@ impl Index {
     /// # Errors
     /// When there is no such node, or the index is damaged.
     pub fn node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
-        let raw = self.raw(id)?;
+        let Ok(raw) = self.raw(id) else { return self.bytecode_node(id) };
         let (a, b) = (raw.a.get(), raw.b.get());
         let kind = match raw.kind.get() {
             format::DIR => {
@@ -205,6 +232,9 @@ impl Index {
     /// # Errors
     /// When the index is damaged.
     pub fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, IndexError> {
+        if dir.0 >= self.len() {
+            return self.lookup_bytecode(dir, name);
+        }
         let NodeKind::Dir { children, .. } = self.node(dir)?.kind else { return Ok(None) };
         let (mut low, mut high) = (children.start, children.end);
         while low < high {
@@ -215,7 +245,35 @@ impl Index {
                 std::cmp::Ordering::Equal => return Ok(Some(NodeId(middle))),
             }
         }
+        if name == bytecode::DIRECTORY
+            && let Some(bytecode) = self.bytecode.get()
+            && bytecode.has_any(&children)
+        {
+            return Ok(Some(NodeId(self.len() + dir.0)));
+        }
         Ok(None)
+    }
+
+    /// Finds the bytecode of a source by its name, in the `__pycache__` with the id `dir`.
+    fn lookup_bytecode(&self, dir: NodeId, name: &[u8]) -> Result<Option<NodeId>, IndexError> {
+        let Some(bytecode) = self.bytecode.get() else { return Ok(None) };
+        let above = self.node(NodeId(dir.0 - self.len()))?;
+        let NodeKind::Dir { children, .. } = above.kind else { return Ok(None) };
+        Ok(bytecode.find(&children, name).map(|source| NodeId(self.len() + source.0)))
+    }
+
+    /// A node of bytecode. Its directory has no entries, because bytecode is not listed.
+    fn bytecode_node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
+        const NONE: IndexError = IndexError("a node that does not exist");
+        let of = NodeId(id.0.checked_sub(self.len()).ok_or(NONE)?);
+        let raw = self.raw(of)?;
+        if raw.kind.get() == format::DIR {
+            let kind = NodeKind::Dir { children: 0..0, subdirs: 0 };
+            return Ok(Node { id, parent: of, name: bytecode::DIRECTORY, kind });
+        }
+        let found = self.bytecode.get().and_then(|bytecode| bytecode.of(of)).ok_or(NONE)?;
+        let kind = NodeKind::File { size: found.size, perm: 0o644, digest: found.digest, relocations: &[] };
+        Ok(Node { id, parent: NodeId(self.len() + raw.parent.get()), name: found.name, kind })
     }
 
     /// The path of a node from the root, for messages. If the index is damaged, it begins below the damage.

@@ -38,7 +38,7 @@ impl Namespace {
             return self.node_attr(&node).inspect_err(|_| self.forget(ino, 1));
         }
         let place = match ino.lower() {
-            Some(lower) if lower.0 >= self.index.len() => None,
+            Some(lower) if lower.0 >= self.index.ids() => None,
             _ => self.place_of(ino)?,
         };
         let (dir, name) = place.ok_or(Error::Stale(ino))?;

@@ -226,7 +226,7 @@ impl Namespace {
         origin: NodeId,
         made_in: Boot,
     ) -> Result<Mark> {
-        if made_in == boot::this() || origin.0 >= self.index.len() {
+        if made_in == boot::this() || origin.0 >= self.index.ids() {
             return Ok(Mark::Data(origin));
         }
         let file = backing::open_path(dir, name)?;

@@ -122,6 +122,7 @@ impl<'a> Activation<'a> {
             installation: &installation,
             temp: temp.as_ref().map(Temp::path),
             no_bytecode,
+            bytecode: mounted.bytecode,
             own_temp,
             rcc: self.rcc.as_deref(),
             path: caller.path.as_deref(),

@@ -197,6 +197,9 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         };
         differ(format!("--prefetch {}", name(&wanted.prefetch)), &name(&extra.prefetch));
     }
+    if asked.pycache.typed().is_some() && !extra.pycache {
+        differ("--pycache".to_owned(), "no bytecode is shown");
+    }
     if let Some(dir) = plan.typed_cache_dir.as_ref().filter(|dir| extra.cache_dir.as_ref() != Some(dir)) {
         let in_force = extra.cache_dir.as_ref().map(|dir| dir.display().to_string());
         differ(format!("--cache-dir {}", dir.display()), &in_words(in_force));

@@ -128,7 +128,9 @@ impl Prefetcher {
     pub(super) fn save(&self) {
         let index = self.fs.namespace().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
-        let new = self.fs.materializer().touched();
+        let mut new = self.fs.materializer().touched();
+        // A profile is of the catalog's own files.
+        new.retain(|node| node.0 < index.len());
         if !known.would_grow_by(&new) {
             return;
         }

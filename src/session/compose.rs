@@ -9,15 +9,17 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::bytecode;
 use super::error::Error;
 use super::request::MountPlan;
 use super::statistics;
 use crate::fs::Fs;
-use crate::library::LibraryError;
 use crate::library::blob::Blobs;
+use crate::library::bytecode::WithBytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
 use crate::library::locate::Location;
+use crate::library::{Library, LibraryError};
 use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
@@ -60,6 +62,7 @@ pub(super) fn filesystem(
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.settings.cache_size.value);
+<<<<<<< HEAD
     // Read when somebody asks for statistics, and at the end.
     let earlier = {
         let (state_dir, index) = (state_dir.clone(), Arc::clone(index));
@@ -67,6 +70,10 @@ pub(super) fn filesystem(
     };
     let metrics = Arc::new(Metrics::of_environment(index.len(), earlier));
     let blobs = blobs(&plan.location, cache).verified(plan.settings.verify.value);
+=======
+    let metrics = Arc::<Metrics>::default();
+    let blobs = Blobs::new(library(plan, index, &cache_dir), cache).verified(plan.settings.verify.value);
+>>>>>>> 5735546 (Compile an environment's Python once, and show the bytecode in each of its spaces)
     let blobs = Arc::new(blobs.counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.settings.strategy.value);
@@ -92,6 +99,18 @@ pub(super) fn filesystem(
     // With `--upper-dir`, the name of the directory is a link, in a directory of this user. The dot follows it.
     let space = open_dir(&state_dir.join("."))?;
     Ok((Arc::new(Fs::new(namespace.until_recorded(), materializer, space)), reflink))
+}
+
+/// The library of a mount, with the bytecode of its environment if that is shown.
+fn library(plan: &MountPlan, index: &Index, cache_dir: &Path) -> Arc<dyn Library> {
+    if plan.settings.pycache.value {
+        bytecode::show(index, cache_dir);
+    }
+    let library = Arc::clone(&plan.location.library);
+    match index.bytecode() {
+        Some(bytecode) => Arc::new(WithBytecode::new(library, Arc::clone(bytecode))),
+        None => library,
+    }
 }
 
 /// The name that relocation replaces, and the space's name.

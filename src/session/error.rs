@@ -305,6 +305,17 @@ pub enum Error {
         /// Which process does not answer, and what it is doing.
         why: String,
     },
+    /// The environment has no Python.
+    #[error("{}: the environment has no Python", .0.display())]
+    NoPython(PathBuf),
+    /// Python did not compile.
+    #[error("{path}: {why}")]
+    Python {
+        /// The program.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
     /// The space has nothing that could be recorded.
     #[error("{path}: there is nothing to record ({state})")]
     NotCommittable {
@@ -409,6 +420,12 @@ fn lives_on(daemon: u32, holders: &[Holder]) -> String {
         "still mounted in the mount namespace of process {}; its daemon is process {daemon}",
         joined(holders.iter())
     )
+}
+
+impl From<crate::sys::thread::Panicked> for Error {
+    fn from(panicked: crate::sys::thread::Panicked) -> Self {
+        LibraryError::from(panicked).into()
+    }
 }
 
 impl Error {

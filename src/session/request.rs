@@ -148,6 +148,8 @@ impl MountPlan {
             options,
             prefetch,
             auto_unmount,
+            pycache: self.settings.pycache.value,
+            bytecode: false,
             cache_size: self.settings.cache_size.value,
             cache_dir,
             verify,

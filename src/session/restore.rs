@@ -155,6 +155,7 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         strategy: restored.strategy.of_mount(),
         io: None,
         reflink: Some(reflink),
+        bytecode: false,
         entries: restored.entries,
         relocated: restored.relocated,
         pid: std::process::id(),

@@ -28,7 +28,7 @@ use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
 use crate::settings::{IoMode, Strategy};
-use crate::space::run::RunInfo;
+use crate::space::run::{Extra, RunInfo};
 use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::MountEntry;
@@ -66,6 +66,9 @@ pub struct Mounted {
     /// Number of blobs that the library does not have. Files with these blobs cannot be read.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub missing_blobs: u32,
+    /// Bytecode is shown: see [`crate::library::bytecode`].
+    #[serde(default)]
+    pub bytecode: bool,
     /// The space was mounted already.
     pub reused: bool,
     /// Nothing was mounted, for this reason, and the environment was restored as plain files.
@@ -83,6 +86,9 @@ impl Mounted {
         let mut notes = Vec::new();
         if let Some(why) = &self.restored {
             notes.push(format!("restored (no FUSE): {why}"));
+        }
+        if plan.settings.pycache.value && !self.bytecode && self.restored.is_none() {
+            notes.push("no bytecode is shown: compile it with `holofs warm --pycache` before the mount".to_owned());
         }
         if self.missing_blobs > 0 {
             let count = self.missing_blobs;
@@ -114,6 +120,7 @@ impl Mounted {
             io: run.io,
             reflink: run.reflink,
             entries: index.len(),
+            bytecode: run.extra.as_ref().is_some_and(|extra| extra.bytecode),
             relocated: index.relocated_files(),
             pid: run.pid,
             mounted_ms: millis(started),
@@ -159,7 +166,7 @@ impl<'p> PendingMount<'p> {
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
-        let run = run_info(plan, reflink, undo.mount.as_ref())?;
+        let run = run_info(plan, &self.index, reflink, undo.mount.as_ref())?;
         let mounted = Mounted {
             missing_blobs: self.missing_blobs,
             set_aside: self.claim.aside.clone(),
@@ -431,7 +438,12 @@ fn device_number(dev: u64) -> String {
     format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
 }
 
-fn run_info(plan: &MountPlan, reflink: ReflinkProbe, mount: Option<&MountEntry>) -> Result<RunInfo, Error> {
+fn run_info(
+    plan: &MountPlan,
+    index: &Index,
+    reflink: ReflinkProbe,
+    mount: Option<&MountEntry>,
+) -> Result<RunInfo, Error> {
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
     Ok(RunInfo {
         pid: std::process::id(),
@@ -444,6 +456,6 @@ fn run_info(plan: &MountPlan, reflink: ReflinkProbe, mount: Option<&MountEntry>)
         started: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         read_only: plan.request.read_only,
         ephemeral: plan.request.ephemeral,
-        extra: Some(plan.extra()),
+        extra: Some(Extra { bytecode: index.bytecode().is_some(), ..plan.extra() }),
     })
 }

@@ -19,6 +19,7 @@ const LIMIT: u64 = 1 << 20;
 pub(super) struct Values {
     pub(super) strategy: Option<Setting<RestoreStrategy>>,
     pub(super) hardlink_excludes: Option<Setting<Vec<String>>>,
+    pub(super) pycache: Option<Setting<bool>>,
     pub(super) network: Setting<Network>,
 }
 
@@ -56,10 +57,12 @@ fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {
         }
         None => None,
     };
+    let pycache = entry(section, "pycache")?;
+    let pycache = pycache.map(|value| Ok::<_, YamlError>(setting(path, value, truth(value)?))).transpose()?;
     let excludes = entry(section, "hardlink-excludes")?;
     let hardlink_excludes =
         excludes.map(|value| Ok::<_, YamlError>(setting(path, value, value.texts()?))).transpose()?;
-    Ok(Values { strategy, hardlink_excludes, network })
+    Ok(Values { strategy, hardlink_excludes, pycache, network })
 }
 
 /// The value of a key in a mapping. None when the mapping or the value is null, or there is no such key.

@@ -70,6 +70,12 @@ pub struct Extra {
     /// A process unmounts the space when the daemon was killed.
     #[serde(skip_serializing_if = "is_false")]
     pub auto_unmount: bool,
+    /// Bytecode was asked for.
+    #[serde(skip_serializing_if = "is_false")]
+    pub pycache: bool,
+    /// Bytecode is shown.
+    #[serde(skip_serializing_if = "is_false")]
+    pub bytecode: bool,
     /// How many bytes of unpacked blobs the cache may keep.
     pub cache_size: u64,
     /// When blobs are verified. None in the record of an older version.

@@ -14,6 +14,7 @@ mod common;
 mod bad_input;
 mod beside_rcc;
 mod blobs;
+mod bytecode;
 mod changes;
 mod choice;
 mod cli_mount;

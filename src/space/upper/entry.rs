@@ -135,7 +135,12 @@ impl Present {
         let backing_ino = on_disk.ino;
         let Some(mark) = on_disk.mark else { return Ok(Some(Self::created(kind, backing_ino))) };
         let Some(origin) = mark.origin() else { return Ok(None) };
-        if origin.0 >= index.len() {
+        let is_shown = || index.bytecode().is_some() && index.node(origin).is_ok();
+        if index.is_bytecode(origin) && !is_shown() {
+            // The bytecode of a source that is not shown, or not any more. What the space has written stays.
+            return Ok(Some(Self::created(kind, backing_ino)).filter(|_| !matches!(mark, Mark::Meta(_))));
+        }
+        if origin.0 >= index.ids() {
             return damaged("its mark names a node that the catalog does not have");
         }
         let lower_kind = Kind::of_lower(&index.node(origin)?);
