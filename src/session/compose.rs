@@ -62,18 +62,13 @@ pub(super) fn filesystem(
         tracing::info!(swept, "removed files that an interrupted change had left");
     }
     let cache = blob_cache(&cache_dir)?.with_limit(plan.settings.cache_size.value);
-<<<<<<< HEAD
     // Read when somebody asks for statistics, and at the end.
     let earlier = {
         let (state_dir, index) = (state_dir.clone(), Arc::clone(index));
         Box::new(move || statistics::earlier(&state_dir, &index))
     };
     let metrics = Arc::new(Metrics::of_environment(index.len(), earlier));
-    let blobs = blobs(&plan.location, cache).verified(plan.settings.verify.value);
-=======
-    let metrics = Arc::<Metrics>::default();
     let blobs = Blobs::new(library(plan, index, &cache_dir), cache).verified(plan.settings.verify.value);
->>>>>>> 5735546 (Compile an environment's Python once, and show the bytecode in each of its spaces)
     let blobs = Arc::new(blobs.counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.settings.strategy.value);

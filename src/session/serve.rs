@@ -88,7 +88,9 @@ impl Mounted {
             notes.push(format!("restored (no FUSE): {why}"));
         }
         if plan.settings.pycache.value && !self.bytecode && self.restored.is_none() {
-            notes.push("no bytecode is shown: compile it with `holofs warm --pycache` before the mount".to_owned());
+            notes.push(
+                "no bytecode is shown: compile it with `holofs warm --pycache` before the mount".to_owned(),
+            );
         }
         if self.missing_blobs > 0 {
             let count = self.missing_blobs;
