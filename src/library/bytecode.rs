@@ -157,8 +157,9 @@ impl Bytecode {
             return damaged("the bytecode is of another catalog");
         }
         let bytecode = Self { map, file: Arc::new(file), header };
-        match (bytecode.entries(), bytecode.by_digest()) {
-            (Some(_), Some(_)) => Ok(Some(bytecode)),
+        let names = bytecode.part(bytecode.header.names, bytecode.header.names_len.get());
+        match (bytecode.entries(), bytecode.by_digest(), names) {
+            (Some(_), Some(_), Some(_)) => Ok(Some(bytecode)),
             _ => damaged("the bytecode is truncated"),
         }
     }

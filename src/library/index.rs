@@ -265,13 +265,14 @@ impl Index {
     /// A node of bytecode. Its directory has no entries, because bytecode is not listed.
     fn bytecode_node(&self, id: NodeId) -> Result<Node<'_>, IndexError> {
         const NONE: IndexError = IndexError("a node that does not exist");
+        let bytecode = self.bytecode.get().ok_or(NONE)?;
         let of = NodeId(id.0.checked_sub(self.len()).ok_or(NONE)?);
         let raw = self.raw(of)?;
         if raw.kind.get() == format::DIR {
             let kind = NodeKind::Dir { children: 0..0, subdirs: 0 };
             return Ok(Node { id, parent: of, name: bytecode::DIRECTORY, kind });
         }
-        let found = self.bytecode.get().and_then(|bytecode| bytecode.of(of)).ok_or(NONE)?;
+        let found = bytecode.of(of).ok_or(NONE)?;
         let kind = NodeKind::File { size: found.size, perm: 0o644, digest: found.digest, relocations: &[] };
         Ok(Node { id, parent: NodeId(self.len() + raw.parent.get()), name: found.name, kind })
     }

@@ -135,8 +135,7 @@ impl Present {
         let backing_ino = on_disk.ino;
         let Some(mark) = on_disk.mark else { return Ok(Some(Self::created(kind, backing_ino))) };
         let Some(origin) = mark.origin() else { return Ok(None) };
-        let is_shown = || index.bytecode().is_some() && index.node(origin).is_ok();
-        if index.is_bytecode(origin) && !is_shown() {
+        if index.is_bytecode(origin) && index.node(origin).is_err() {
             // The bytecode of a source that is not shown, or not any more. What the space has written stays.
             return Ok(Some(Self::created(kind, backing_ino)).filter(|_| !matches!(mark, Mark::Meta(_))));
         }
