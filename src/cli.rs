@@ -30,6 +30,7 @@ mod mount8;
 mod output;
 mod rcc;
 mod record;
+mod reset;
 mod restore;
 mod run;
 mod stats;
@@ -144,6 +145,8 @@ enum Command {
     Path(status::PathArgs),
     /// Show what was changed in a space
     Diff(diff::Args),
+    /// Undo changes of a space
+    Reset(reset::Args),
     /// Make a further space with the changes of a space
     Fork(fork::Args),
     /// List the environments of a library
@@ -321,6 +324,7 @@ fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
         Command::Status(args) => status::run(&args, &context),
         Command::Path(args) => status::run_path(&args, &context),
         Command::Diff(args) => diff::run(&args, &context),
+        Command::Reset(args) => reset::run(&args, &context),
         Command::Fork(args) => fork::run(&args, &context),
         Command::Catalogs(args) => catalogs::run(&args, &context),
         Command::Hash(args) => hash::run(&args, &context),

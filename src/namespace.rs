@@ -63,6 +63,7 @@ mod freeze;
 mod handle;
 pub(crate) mod read;
 pub(crate) mod rename;
+pub(crate) mod revert;
 mod settle;
 mod table;
 pub mod types;
@@ -112,6 +113,7 @@ pub struct Namespace {
     owner: Owner,
     table: Table,
     whiteouts: Whiteouts,
+    aliases: revert::Aliases,
     /// Reading a file does not change its time of access.
     keeps_atime: bool,
     /// Before all others in the lock order; see `freeze`.
@@ -184,6 +186,7 @@ impl Namespace {
             owner,
             table,
             whiteouts,
+            aliases: revert::Aliases::default(),
             keeps_atime,
             changes: RwLock::new(()),
             renames: Mutex::new(()),
@@ -262,7 +265,7 @@ impl Namespace {
         };
         let found = self.index.node(lower)?;
         let kind = Kind::of_lower(&found);
-        let place = (Ino::of_lower(found.parent), c_name(found.name)?);
+        let place = (self.ino_of(found.parent), c_name(found.name)?);
         Ok(self.table.acquire(ino, 0, || Node::new(ino, Some(lower), kind, vec![place], InUpper::Nothing, 0)))
     }
 
@@ -275,7 +278,7 @@ impl Namespace {
     /// the root.
     fn parent_of(&self, view: &View) -> Result<Ino> {
         match view {
-            View::Lower(lower) => Ok(Ino::of_lower(self.index.node(*lower)?.parent)),
+            View::Lower(lower) => Ok(self.ino_of(self.index.node(*lower)?.parent)),
             View::Node(node) => Ok(node.state.lock().places.first().map_or(Ino::ROOT, |(parent, _)| *parent)),
         }
     }
@@ -379,6 +382,7 @@ impl Namespace {
                 name: String::from_utf8_lossy(name).into_owned(),
                 why: "see the log of the mount",
             }),
+            None if state.is_removed() => Ok(None),
             None => Ok(self.lower_child(node, name)?.map(Found::Lower)),
         }
     }

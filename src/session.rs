@@ -36,6 +36,7 @@ mod plan;
 pub mod registry;
 pub mod request;
 mod required;
+pub mod reset;
 pub mod restore;
 pub mod run;
 mod serve;

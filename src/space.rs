@@ -16,6 +16,7 @@ pub mod mountpoint;
 pub mod path;
 pub mod record;
 pub mod remove;
+pub mod reset;
 pub mod run;
 pub mod select;
 pub mod state;

@@ -30,6 +30,7 @@ use crate::session::control::Refused;
 use crate::session::run::RunError;
 use crate::session::spaces::SpaceState;
 use crate::settings::SettingsError;
+use crate::space::reset::Refusal;
 use crate::space::upper::UpperError;
 use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
@@ -413,6 +414,12 @@ impl Advice for session::Error {
             Self::Refused(Refused::Peer) => try_this(FAILED, "run as the user who mounted it"),
             Self::Refused(Refused::Changing) => try_this(BUSY, "try again when the change has ended"),
             Self::Refused(Refused::Failed(_)) => only(FAILED),
+            Self::Refused(Refused::Reset(refusal)) => match refusal {
+                Refusal::NotThere(_) => try_this(NOT_FOUND, "`holofs diff` lists what was changed"),
+                Refusal::Above { above, .. } => try_this(NOT_FOUND, format!("reset {above} as a whole")),
+                Refusal::Linked { other, .. } => try_this(BUSY, format!("reset {other} as well")),
+            },
+            Self::MountedReadOnly(_) => try_this(BUSY, "unmount it first"),
             Self::NoAnswer { .. } => try_this(BUSY, "wait, or end that process and mount again"),
             Self::NoPython(_) => try_this(ENVIRONMENT, "leave out --pycache"),
             Self::Python { .. } => only(FAILED),

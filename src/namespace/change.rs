@@ -220,7 +220,7 @@ impl Namespace {
         let state = self.loaded(&dir, &mut guard)?;
         let found = self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
         let node = match found {
-            Found::Lower(lower) => self.node(Ino::of_lower(lower))?,
+            Found::Lower(lower) => self.node(self.ino_of(lower))?,
             Found::Upper(present) => self.entry_node(&dir, &name, present, 0),
         };
         if node.kind == Kind::Dir {

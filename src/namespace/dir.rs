@@ -47,9 +47,21 @@ pub(super) struct DirState {
     extra: BTreeMap<u64, Box<[u8]>>,
     /// How many more subdirectories (or, if negative, fewer) the space shows than the lower directory has.
     pub(super) subdir_delta: i64,
+    /// The directory was removed with what is below it, so it does not show the entries of the lower either.
+    removed: bool,
 }
 
 impl DirState {
+    /// What a directory has that was removed with what is below it.
+    pub(super) fn of_removed() -> Self {
+        Self { removed: true, ..Self::default() }
+    }
+
+    /// Whether the directory was removed with what is below it.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed
+    }
+
     /// What the upper has under a name; None when it does not mention the name.
     pub(super) fn get(&self, name: &[u8]) -> Option<Entry> {
         self.entries.get(name).map(|slot| slot.entry)

@@ -56,7 +56,7 @@ impl Namespace {
     fn place_of(&self, ino: Ino) -> Result<Option<Place>> {
         if let Some(lower) = ino.lower() {
             let found = self.index.node(lower)?;
-            let own = (Ino::of_lower(found.parent), c_name(found.name)?);
+            let own = (self.ino_of(found.parent), c_name(found.name)?);
             // A directory can be searched only when its own place is known. A catalog is at most 256 directories deep.
             let is_known = own.0 == Ino::ROOT || self.place_of(own.0)?.is_some();
             if is_known && self.leads_to(&own, ino)? {
@@ -92,7 +92,7 @@ impl Namespace {
     }
 
     /// The place of a path below the root. Each directory on the path is looked up, so that it has a node.
-    fn place_at(&self, path: &Path) -> Result<Option<Place>> {
+    pub(super) fn place_at(&self, path: &Path) -> Result<Option<Place>> {
         let mut dir = Ino::ROOT;
         for step in path.parent().into_iter().flatten() {
             dir = match self.must_show(dir, &c_name(step.as_bytes())?) {

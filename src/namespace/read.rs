@@ -137,9 +137,12 @@ impl Namespace {
         if matches!(name, b"." | b"..") {
             return self.lookup_number(parent, name == b"..");
         }
-        let counted = |child| {
-            self.table.count_lower(child, 1);
-            View::Lower(child)
+        let counted = |child| match self.aliased(child, 1) {
+            Some(node) => View::Node(node),
+            None => {
+                self.table.count_lower(child, 1);
+                View::Lower(child)
+            }
         };
         let found = match self.view(parent)? {
             View::Lower(lower) => {
@@ -263,8 +266,25 @@ impl Namespace {
         for (position, child) in children.enumerate().skip(skip) {
             let found = self.index.node(child)?;
             let cookie = FIRST_LOWER + position as u64;
-            let taken = match over.and_then(|(node, state)| Some((node, state.get(found.name)?))) {
-                None => {
+            let entry = over.and_then(|(node, state)| Some((node, state.get(found.name)?)));
+            let alias = if entry.is_none() { self.aliased(child, u32::from(out.plus)) } else { None };
+            let taken = match (entry, alias) {
+                (None, Some(node)) => {
+                    let attr = self.node_attr(&node)?;
+                    let shown = DirEntry {
+                        name: found.name,
+                        ino: node.ino,
+                        kind: node.kind,
+                        cookie,
+                        attr: out.plus.then_some(attr),
+                    };
+                    let taken = (out.take)(shown);
+                    if out.plus && taken == Taken::Full {
+                        self.table.forget(node.ino, 1);
+                    }
+                    taken
+                }
+                (None, None) => {
                     let taken = (out.take)(DirEntry {
                         name: found.name,
                         ino: Ino::of_lower(child),
@@ -277,7 +297,7 @@ impl Namespace {
                     }
                     taken
                 }
-                Some((node, entry)) => self.list_upper(node, found.name, entry, cookie, out)?,
+                (Some((node, entry)), _) => self.list_upper(node, found.name, entry, cookie, out)?,
             };
             if taken == Taken::Full {
                 return Ok(Taken::Full);
@@ -359,6 +379,7 @@ impl Namespace {
         };
         if in_upper == InUpper::Nothing {
             let mut attr = lower.ok_or(Error::Stale(node.ino))?;
+            attr.ino = node.ino;
             if gone {
                 attr.nlink = 0;
             }

@@ -146,7 +146,7 @@ impl Namespace {
         let in_upper = matches!(new_state.get(new_name.as_bytes()), Some(Entry::Present(_)));
         // Unlink and create do not take the rename lock, so the target may have changed since it was looked up.
         let now = self.find(new_dir, new_state, new_name.as_bytes())?.map(|found| match found {
-            Found::Lower(lower) => Ino::of_lower(lower),
+            Found::Lower(lower) => self.ino_of(lower),
             Found::Upper(present) => present.ino,
         });
         if now != target.map(|target| target.ino) {

@@ -285,6 +285,11 @@ impl Table {
         drop(closed_later);
     }
 
+    /// All nodes, in no order.
+    pub(super) fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.read().values().cloned().collect()
+    }
+
     /// The number of nodes.
     pub(super) fn len(&self) -> usize {
         self.nodes.read().len()

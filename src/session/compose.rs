@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::bytecode;
+use super::changes::Changed;
 use super::error::Error;
 use super::request::MountPlan;
 use super::statistics;
@@ -27,6 +28,7 @@ use crate::materialize::{Materializer, ReflinkProbe};
 use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
+use crate::space::diff::Pristine;
 use crate::sys::filesystem;
 
 /// The blobs of a library, with the cache in which they are kept unpacked.
@@ -106,6 +108,23 @@ fn library(plan: &MountPlan, index: &Index, cache_dir: &Path) -> Arc<dyn Library
         Some(bytecode) => Arc::new(WithBytecode::new(library, Arc::clone(bytecode))),
         None => library,
     }
+}
+
+/// The namespace of a space that is not mounted. The caller holds the lock of the space.
+pub(super) fn unmounted(space: &Changed) -> Result<Namespace, Error> {
+    let basis = &space.record.basis;
+    let gone = || Error::CatalogGone { library: basis.library.clone(), blueprint: basis.blueprint.clone() };
+    let source = space.source()?.ok_or_else(gone)?;
+    let (work, reloc) = (space.state_dir.join("work"), space.state_dir.join("reloc"));
+    let staging = Arc::new(Staging::new(open_dir(&work)?));
+    staging.sweep().map_err(Error::os(work, "sweep"))?;
+    let metrics = Arc::<Metrics>::default();
+    let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), open_dir(&reloc)?, metrics));
+    let Pristine { uid, gid, dir_mode } = space.pristine()?;
+    let upper = open_dir(&space.state_dir.join("upper"))?;
+    let owner = Owner { uid, gid, dir_mode };
+    Namespace::open(Arc::clone(&space.index), materializer, staging, upper, owner, true)
+        .map_err(|source| Error::Upper { path: space.state_dir.clone(), source })
 }
 
 /// The name that relocation replaces, and the space's name.

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::Error;
+use crate::space::reset::Refusal;
 use crate::sys::fd::proc_path;
 use crate::sys::guarded::{Dir, Trust};
 
@@ -70,6 +71,13 @@ pub enum Request {
         /// In milliseconds.
         ms: u64,
     },
+    /// Reset paths, or with none the whole space. The answer has the paths.
+    Reset {
+        /// Paths below the root, in bytes.
+        paths: Vec<Vec<u8>>,
+        /// Only answer what would be done.
+        dry_run: bool,
+    },
 }
 
 /// Why a daemon did not do what it was asked.
@@ -88,6 +96,9 @@ pub enum Refused {
     /// A change that is in progress takes too long.
     #[error("a change of the space is in progress and does not end")]
     Changing,
+    /// The paths cannot be reset.
+    #[error("{0}")]
+    Reset(Refusal),
     /// The request failed.
     #[error("{0}")]
     Failed(String),

@@ -235,6 +235,9 @@ pub enum Error {
         /// The blueprint of what it holds.
         blueprint: String,
     },
+    /// The space is mounted read-only.
+    #[error("{0}: it is mounted read-only")]
+    MountedReadOnly(PathBuf),
     /// There was no instant at which the space could be copied.
     #[error("{0}: programs keep writing to it")]
     KeepsChanging(PathBuf),

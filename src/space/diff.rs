@@ -89,13 +89,15 @@ pub struct Entry {
     before: Option<NodeId>,
     /// The bytes, or the text of a link, are those of `origin` or `before`.
     same_bytes: bool,
-    metadata: bool,
+    pub(super) metadata: bool,
+    /// Of a directory: its time of modification is not that of the catalog's.
+    pub(super) touched: bool,
 }
 
 /// All entries of an upper.
 #[derive(Debug)]
 pub struct Scan<'a> {
-    index: &'a Index,
+    pub(super) index: &'a Index,
     /// Each directory before what is below it.
     pub entries: Vec<Entry>,
     /// The nodes that show no more at their own place in their directory.
@@ -171,6 +173,7 @@ impl<'a> Scan<'a> {
             before,
             same_bytes: what != What::Created && what != What::Bytes,
             metadata: false,
+            touched: found.now.is_some_and(|now| now.stat.st_mtime != MOTHER_TIME),
         };
         if let (Some(node), Some(now)) = (compared, found.now) {
             if !entry.same_bytes {

@@ -3,6 +3,7 @@
 mod diff;
 mod fork;
 mod model;
+mod reset;
 
 use crate::common::{Library, World};
 

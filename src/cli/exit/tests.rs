@@ -152,6 +152,14 @@ fn every_error_of_a_session_has_its_code() {
         (Refused::Changing.into(), BUSY, "again"),
         (Refused::Failed("x".into()).into(), FAILED, ""),
         (session::Error::NoUpper { given: "x".into(), why: "restored" }, NOT_FOUND, "another space name"),
+        (session::Error::MountedReadOnly(path()), BUSY, "unmount"),
+        (Refused::Reset(Refusal::NotThere("x".into())).into(), NOT_FOUND, "diff"),
+        (
+            Refused::Reset(Refusal::Above { path: "a/x".into(), above: "a".into() }).into(),
+            NOT_FOUND,
+            "reset a as a whole",
+        ),
+        (Refused::Reset(Refusal::Linked { path: "x".into(), other: "y".into() }).into(), BUSY, "reset y"),
         (session::Error::KeepsChanging(path()), BUSY, "unmount"),
         (
             session::Error::Converted { identity: "x".into(), blueprint: "y".into() },

@@ -15,6 +15,7 @@ fn with_server(test: impl FnOnce(&Path)) {
             server.serve(&|request, line| match request {
                 Request::Ping => Ok(Value::from(7)),
                 Request::Statistics | Request::ResetStatistics => Ok(Value::Null),
+                Request::Reset { .. } => Err(Refused::Changing),
                 Request::Freeze { ms: 13 } => panic!("a test"),
                 Request::Freeze { ms } => {
                     line.say(Ok(Value::Null)).unwrap();
