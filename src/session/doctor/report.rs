@@ -128,13 +128,15 @@ impl Report {
             .filter(|check| check.status > Status::Ok && check.kind != "shared")
             .map(|check| format!("{}: {}", check.kind, check.message))
             .collect();
-        let performance = match slow.is_empty() {
-            true => vec![
-                "Nothing here slows holofs down. The first read of a file unpacks it; `holofs warm` does that before."
-                    .to_owned(),
-            ],
-            false => slow,
-        };
+        let mut performance = slow;
+        if performance.is_empty() {
+            performance.push("Nothing here slows holofs down.".to_owned());
+        }
+        performance.push(
+            "The first use of an environment unpacks what it reads; `holofs warm` does that before. `holofs bench` \
+             measures this machine."
+                .to_owned(),
+        );
         self.answers = vec![
             Answer { question: "Reflinks not supported?", answer: reflinks },
             Answer { question: "Performance not improved?", answer: performance },
