@@ -18,6 +18,7 @@ fi
 need_package setcap libcap2-bin
 need_package fusermount3 fuse3
 need_package setpriv util-linux
+need_package man man-db
 need_python
 install_missing
 built=${CARGO_TARGET_DIR:-target}/debug
@@ -51,11 +52,12 @@ is "the capability of the helper" test \
     "$(PATH=$PATH:/usr/sbin:/sbin getcap /usr/libexec/holofs/holofs-mount-helper)" = \
     "/usr/libexec/holofs/holofs-mount-helper cap_sys_admin=ep"
 is "the helper's mode" test "$(stat -c '%a %U:%G' /usr/libexec/holofs/holofs-mount-helper)" = "755 root:root"
-is "all files belong to root" test "$(xargs -d '\n' stat -c %U <"$dir/files" | sort -u)" = root
+is "all files belong to root" test "$(xargs -d '\n' stat -c %U <"$dir/files" 2>/dev/null | sort -u)" = root
 for command in $(holofs --help | sed -n 's/^.\{11\}\([a-z][a-z]*\)  .*/\1/p'); do
     is "the page of $command" grep -qx "/usr/share/man/man1/holofs-$command.1.gz" "$dir/files"
 done
-is "man finds the page" test "$(man -w holofs-mount)" = /usr/share/man/man1/holofs-mount.1.gz
+# The images of containers may leave out manual pages.
+[ ! -e /usr/share/man/man1/holofs-mount.1.gz ] || is "man finds the page" test "$(man -w holofs-mount)" = /usr/share/man/man1/holofs-mount.1.gz
 # shellcheck disable=SC2016
 is "bash completes" bash -c '. /usr/share/bash-completion/completions/holofs; complete -p holofs >/dev/null'
 

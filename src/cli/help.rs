@@ -13,14 +13,8 @@ use super::Cli;
 /// The commands in the order in which they are shown. A command is shown when [`Cli`] has it.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Use", &["mount", "run", "unmount"]),
-    ("Spaces", &["list", "status", "path", "stats", "diff", "reset", "commit", "fork", "delete", "upgrade"]),
-    (
-        "Libraries",
-        &[
-            "catalogs", "check", "warm", "record", "restore", "import", "export", "pull", "push", "gc",
-            "bench",
-        ],
-    ),
+    ("Spaces", &["list", "status", "path", "stats", "diff", "reset", "commit", "fork", "delete"]),
+    ("Libraries", &["catalogs", "check", "warm", "record", "restore", "import", "export", "gc", "bench"]),
     ("As in rcc", &["shell", "variables", "hash", "blueprint"]),
     ("Machine", &["doctor", "config", "completions", "man"]),
 ];

@@ -152,17 +152,20 @@ fn root_mounts_for_a_user() {
     }
     let world = World::sample().by_ordinary_user();
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(world.home()).unwrap());
+    let user = sh(Command::new("id").arg("-nu").arg(owner.to_string()));
+    let user = user.trim_end();
     let new = world.path().join("sbin");
     std::fs::create_dir(&new).unwrap();
     std::fs::copy(holofs_binary(), new.join("holofs")).unwrap();
     let done = with_programs(
         &world,
-        r#"ln -s holofs "$new/mount.fuse.holofs"; mkdir "$dir"; chown holofs-test "$dir""#,
-        r#"
-        mount -t fuse.holofs "$home" "$dir" -o setuid=holofs-test,home="$home",space=demo
+        &r#"ln -s holofs "$new/mount.fuse.holofs"; mkdir "$dir"; chown USER "$dir""#.replace("USER", user),
+        &r#"
+        mount -t fuse.holofs "$home" "$dir" -o setuid=USER,home="$home",space=demo
         grep " $dir .*fuse.holofs" /proc/self/mountinfo
         umount "$dir"
-        "#,
+        "#
+        .replace("USER", user),
     );
     assert_done(&done);
     assert!(done.stdout.contains(&format!("user_id={owner}")), "{done:?}");
