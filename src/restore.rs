@@ -11,6 +11,10 @@
 //! the tree. The library is only read. No file is shared with another space except by reflinks, or by hard links to
 //! read-only copies ([`links`]); a relocated file never is.
 //!
+//! Files are not synced, because that would take longer than the restore. After a loss of power, a file whose bytes were not
+//! on the disk is shorter than the catalog says (ext4, XFS and btrfs set the size when they write the bytes), so the next
+//! restore makes it anew. Only a clone gets its size before its relocations, so that is synced.
+//!
 //! This layer knows no locks, no `.meta` and no names of spaces: see `session::restore`.
 
 mod error;
