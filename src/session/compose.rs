@@ -13,7 +13,6 @@ use super::bytecode;
 use super::changes::Changed;
 use super::error::Error;
 use super::request::MountPlan;
-use super::statistics;
 use crate::fs::Fs;
 use crate::library::blob::Blobs;
 use crate::library::bytecode::WithBytecode;
@@ -29,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
 use crate::space::diff::Pristine;
+use crate::space::statistics;
 use crate::sys::filesystem;
 
 /// The blobs of a library, with the cache in which they are kept unpacked.

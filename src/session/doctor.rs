@@ -18,8 +18,7 @@ use super::error::Error;
 use crate::settings::Settings;
 use crate::space::home::Env;
 use crate::sys::confinement::Confinement;
-pub use disks::PathReport;
-pub use report::{Answer, Check, Fallback, Report, Status};
+pub use report::{Answer, Check, Fallback, PathReport, Report, Status};
 
 /// What to examine.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +53,7 @@ pub fn examine(subject: &Subject, settings: &Settings, env: &Env) -> Result<Repo
     if let Some(path) = &subject.path {
         report.path = Some(disks::path(path, library.as_deref())?);
     }
-    report.answer_questions(&disks);
+    report.answer_questions(disks.table());
     Ok(report)
 }
 

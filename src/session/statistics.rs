@@ -13,8 +13,6 @@ use super::error::Error;
 use super::spaces::Space;
 use crate::fs::Fs;
 use crate::library::catalogs;
-use crate::library::digest::Hex;
-use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::Location;
 use crate::metrics::totals::Totals;
 use crate::space::home::Env;
@@ -23,20 +21,6 @@ use crate::sys::guarded::{Dir, Trust};
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// What earlier mounts of a space with this environment add up to.
-pub(super) fn earlier(state_dir: &Path, index: &Index) -> Totals {
-    let catalog = Hex(&index.catalog_sha256()).to_string();
-    statistics::read(state_dir).filter(|totals| totals.catalog == catalog).unwrap_or_else(|| of_index(index))
-}
-
-/// The totals of an environment without a mount.
-fn of_index(index: &Index) -> Totals {
-    let is_file =
-        |id: &u32| matches!(index.node(NodeId(*id)).map(|node| node.kind), Ok(NodeKind::File { .. }));
-    let files = (0..index.len()).filter(is_file).count() as u64;
-    Totals::new(Hex(&index.catalog_sha256()).to_string(), files, index.relocated_files().into())
-}
 
 /// Saves the totals of a live mount, unless they are those that were saved last.
 pub(super) fn save(fs: &Fs, state_dir: &Path, last: &mut Option<Totals>) {
@@ -79,7 +63,7 @@ fn of_space(space: &Space, env: &Env) -> Result<Totals, Error> {
     let Some(found) = all.into_iter().find(|catalog| catalog.name.blueprint == space.blueprint) else {
         return Ok(Totals::default());
     };
-    Ok(of_index(&Environment::open(&location, &found.name, env)?.index))
+    Ok(statistics::of_index(&Environment::open(&location, &found.name, env)?.index))
 }
 
 fn ask(state_dir: &Path, request: &Request) -> Result<Totals, Error> {

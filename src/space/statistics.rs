@@ -7,6 +7,8 @@ use std::path::Path;
 
 use super::SpaceError;
 use super::record::write_json;
+use crate::library::digest::Hex;
+use crate::library::index::{Index, NodeId, NodeKind};
 use crate::metrics::totals::Totals;
 use crate::sys::guarded::{self, Durability};
 
@@ -41,4 +43,20 @@ pub fn read(state_dir: &Path) -> Option<Totals> {
 /// When the file cannot be written. The earlier one stays then.
 pub fn write(state_dir: &Path, totals: &Totals) -> Result<(), SpaceError> {
     write_json(state_dir, FILE, totals, Durability::CacheOnly)
+}
+
+/// What earlier mounts of a space with this environment add up to.
+#[must_use]
+pub fn earlier(state_dir: &Path, index: &Index) -> Totals {
+    let catalog = Hex(&index.catalog_sha256()).to_string();
+    read(state_dir).filter(|totals| totals.catalog == catalog).unwrap_or_else(|| of_index(index))
+}
+
+/// The totals of an environment without a mount.
+#[must_use]
+pub fn of_index(index: &Index) -> Totals {
+    let is_file =
+        |id: &u32| matches!(index.node(NodeId(*id)).map(|node| node.kind), Ok(NodeKind::File { .. }));
+    let files = (0..index.len()).filter(is_file).count() as u64;
+    Totals::new(Hex(&index.catalog_sha256()).to_string(), files, index.relocated_files().into())
 }

@@ -3,9 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
-
-use super::report::{Report, ask};
+use super::report::{PathReport, Report, ask};
 use super::{Error, shown};
 use crate::settings::{Settings, Strategy};
 use crate::space::home::Env;
@@ -46,23 +44,6 @@ impl Disks {
         });
         lines
     }
-}
-
-/// What was found about a directory that the user named.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct PathReport {
-    /// The directory, without links.
-    pub path: String,
-    /// Its filesystem, as the mount table names it.
-    pub fs: String,
-    /// The number by which statfs(2) names the kind of filesystem, in hexadecimal.
-    pub magic: String,
-    /// Whether two files in it can share extents.
-    pub reflink: bool,
-    /// `ok`, or the call that failed and why.
-    pub probe: String,
-    /// Whether the library is on the same filesystem. False without a library.
-    pub same_fs_as_library: bool,
 }
 
 /// Examines the disks of an installation.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::disks::{Disks, PathReport};
 use crate::sys::process;
 
 /// How long one question may take. A disk that does not answer for so long is a finding.
@@ -67,6 +66,23 @@ pub struct Answer {
     pub answer: Vec<String>,
 }
 
+/// What was found about a directory that the user named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PathReport {
+    /// The directory, without links.
+    pub path: String,
+    /// Its filesystem, as the mount table names it.
+    pub fs: String,
+    /// The number by which statfs(2) names the kind of filesystem, in hexadecimal.
+    pub magic: String,
+    /// Whether two files in it can share extents.
+    pub reflink: bool,
+    /// `ok`, or the call that failed and why.
+    pub probe: String,
+    /// Whether the library is on the same filesystem. False without a library.
+    pub same_fs_as_library: bool,
+}
+
 /// All findings. The first two keys are those of rcc's diagnostics.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -112,8 +128,9 @@ impl Report {
         self.fallbacks.push(Fallback { from, to, because: because.into() });
     }
 
-    /// Answers the questions of users whose environments are slow, or share nothing.
-    pub(super) fn answer_questions(&mut self, disks: &Disks) {
+    /// Answers the questions of users whose environments are slow, or share nothing. `filesystems` are the lines that
+    /// `df -T` would show.
+    pub(super) fn answer_questions(&mut self, filesystems: Vec<String>) {
         let fallback = |from: &str| self.fallbacks.iter().find(|fallback| fallback.from == from);
         let reflinks = match fallback("reflink") {
             None => vec!["They are supported between the cache and the spaces.".to_owned()],
@@ -140,7 +157,7 @@ impl Report {
         self.answers = vec![
             Answer { question: "Reflinks not supported?", answer: reflinks },
             Answer { question: "Performance not improved?", answer: performance },
-            Answer { question: "Which filesystems (df -T)?", answer: disks.table() },
+            Answer { question: "Which filesystems (df -T)?", answer: filesystems },
         ];
     }
 }
