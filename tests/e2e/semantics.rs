@@ -153,7 +153,7 @@ fn troubleshooting_quotes_messages_that_exist() {
             }
             let words = |part: &&str| part.chars().filter(|c| c.is_alphabetic()).count() >= 4;
             for part in quote.split('…').filter(words) {
-                let part = part.trim_matches([' ', ':', ',', '(', ')']);
+                let part = part.trim_matches([' ', ':', ',', '(', ')', '"']);
                 let escaped = part.replace('"', "\\\"");
                 assert!(
                     sources.contains(part) || sources.contains(&escaped),
