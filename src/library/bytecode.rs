@@ -27,6 +27,7 @@ pub mod build;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::mem::offset_of;
@@ -119,10 +120,10 @@ pub fn dir(cache_dir: &Path) -> PathBuf {
     cache_dir.join("pycache")
 }
 
-/// The name of the file of a catalog.
+/// The name of the file of the catalog with this SHA-256.
 #[must_use]
-pub fn file_name(catalog_sha256: &[u8; 32]) -> String {
-    format!("{}.v{VERSION}.pyc", Hex(catalog_sha256))
+pub fn file_name(catalog_sha256: impl Display) -> String {
+    format!("{catalog_sha256}.v{VERSION}.pyc")
 }
 
 impl Bytecode {
@@ -132,7 +133,7 @@ impl Bytecode {
     /// When the file is damaged, or somebody else could have written it.
     pub fn open(cache_dir: &Path, catalog_sha256: &[u8; 32]) -> io::Result<Option<Self>> {
         let opened = Dir::open(&dir(cache_dir), Trust::Private)
-            .and_then(|dir| dir.open_file(file_name(catalog_sha256).as_ref(), Access::Read));
+            .and_then(|dir| dir.open_file(file_name(Hex(catalog_sha256)).as_ref(), Access::Read));
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.is_not_found() => return Ok(None),

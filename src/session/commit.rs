@@ -2,17 +2,22 @@
 //!
 //! The changes are read from the upper, whether the space is mounted or not. An unmounted space is locked meanwhile. While
 //! a space is mounted, its processes may change it. So the changes are looked at before and after they are read. If they
-//! differ, the files that were read may not belong together, and the space is read again.
+//! differ, the files that were read may not belong together. The space is read again, and its daemon holds back changes
+//! meanwhile. Most of what was read is stored by then, so this takes a moment.
 //!
 //! Invariants: the space stays as it is. The library gets a catalog only of files that the space had at one instant. If
 //! the command dies, the library has no new catalog, and perhaps blobs that no catalog names.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::arrival::missing_blobs;
 use super::compose;
+use super::control::{Client, Request};
+use super::end::write_out;
 use super::error::Error;
 use super::spaces::{Space, SpaceState, Survey};
 use crate::library::LibraryError;
@@ -31,6 +36,10 @@ use crate::space::state::StateDir;
 
 /// How often a mounted space is read before it is refused.
 const ATTEMPTS: u32 = 3;
+/// How long the changes of a mounted space are held back, in milliseconds.
+const FROZEN_AT_MOST: u64 = 5_000;
+/// How long the daemon may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A space to be recorded.
 #[derive(Debug)]
@@ -95,11 +104,33 @@ impl<'e> Commit<'e> {
         let upper = state_dir.join("upper");
         let mut attempt = 1;
         loop {
-            match self.try_record(blueprint, &destination, &blobs, &upper) {
+            let held = self.hold(&state_dir, attempt > 1);
+            match self.try_record(blueprint, &destination, &blobs, &upper, &held) {
                 Err(Error::ChangedMeanwhile { .. }) if attempt < ATTEMPTS => attempt += 1,
                 done => return done,
             }
         }
+    }
+
+    /// Prepares a look at a mounted space. With `frozen`, its changes are held back until the value is dropped.
+    fn hold(&self, state_dir: &Path, frozen: bool) -> Cell<Option<Client>> {
+        if !self.space.is_mounted {
+            return Cell::default();
+        }
+        // Before anything waits: a store to a map is written back by a request that would have to wait.
+        if !write_out(&self.space.path) {
+            tracing::warn!("the mount does not answer: stores to mapped files may be missing");
+        }
+        let freeze = || {
+            let mut client = Client::connect(state_dir)?;
+            client.ask(&Request::Freeze { ms: FROZEN_AT_MOST }, ANSWER_WITHIN)?;
+            Ok::<_, Error>(client)
+        };
+        let client = frozen.then(freeze).transpose().unwrap_or_else(|error| {
+            tracing::debug!(%error, "the changes of the space are not held back");
+            None
+        });
+        Cell::new(client)
     }
 
     fn try_record(
@@ -108,6 +139,7 @@ impl<'e> Commit<'e> {
         destination: &Destination<'_>,
         blobs: &Blobs,
         upper: &Path,
+        held: &Cell<Option<Client>>,
     ) -> Result<Recorded, Error> {
         let failed = |error: CommitError| match error {
             CommitError::Record(RecordError::Changed { path }) => Error::ChangedMeanwhile { path },
@@ -128,7 +160,15 @@ impl<'e> Commit<'e> {
         };
         let tree = tree.map_err(failed)?;
         let unchanged = || match see_at(upper, &self.index) {
-            Ok(after) if after.signature == before.signature => Ok(()),
+            Ok(after) if after.signature == before.signature => {
+                // What the kernel writes by itself, in passthrough, was not held back, and shows in the signature.
+                if let Some(client) = held.take()
+                    && let Err(error) = client.finish(ANSWER_WITHIN)
+                {
+                    tracing::debug!(%error, "the mount ended while its space was read");
+                }
+                Ok(())
+            }
             Ok(_) => Err(RecordError::Changed { path: self.space.path.clone() }),
             Err(error) => Err(RecordError::io(upper)(error.into())),
         };

@@ -17,6 +17,7 @@ use super::compose::blob_cache_dir;
 use super::end::{How, Unmounting};
 use super::error::Error;
 use super::spaces::{Space, SpaceState, Survey};
+use crate::library::bytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::cache::unneeded;
 use crate::library::locate::Location;
@@ -190,7 +191,7 @@ impl Plan {
             let libraries: Vec<&dyn Library> =
                 found.iter().filter(has_catalogs).map(|location| &*location.library).collect();
             let cache = env.cache_dir();
-            unneeded(&libraries, sums, &cache.join("index"), &cache.join("profiles"))
+            unneeded(&libraries, sums, &cache.join("index"), &cache.join("profiles"), &bytecode::dir(&cache))
         };
         match find() {
             Ok(files) => {

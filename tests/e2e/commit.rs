@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::common::library::{STAGE, hex, pattern};
 use crate::common::rcc;
 use crate::common::world::{Done, finish};
-use crate::common::{Library, Mounted, World, files_below};
+use crate::common::{Library, Mounted, World, files_below, passthrough};
 
 /// The blueprint of what is committed.
 const BLUEPRINT: &str = "name: committed";
@@ -283,6 +283,8 @@ fn commit_of_a_busy_space_is_of_one_instant_or_refused() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+    // The daemon holds the writes back while the space is read again.
+    assert!(passthrough() || hashes.len() == 4, "{hashes:?}");
     hashes.push(commit(&world, "s")["blueprint"].as_str().unwrap().to_owned());
     for hash in hashes {
         let new = world.mount_with(&hash, &["--blueprint", &hash]);

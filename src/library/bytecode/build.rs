@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Entry, HEADER_SIZE, Header, MAGIC, VERSION, dir, file_name};
 use crate::library::LibraryError;
-use crate::library::digest::{Digest, DigestKind, Hasher};
+use crate::library::digest::{Digest, DigestKind, Hasher, Hex};
 use crate::library::index::cache::cached;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind};
 use crate::sys::guarded::{Dir, Durability};
@@ -129,7 +129,7 @@ pub fn write<E: From<LibraryError>>(
     catalog_sha256: &[u8; 32],
     fill: impl FnOnce(&mut Builder<'_>) -> Result<(), E>,
 ) -> Result<Written, E> {
-    let (dir, name) = (dir(cache_dir), file_name(catalog_sha256));
+    let (dir, name) = (dir(cache_dir), file_name(Hex(catalog_sha256)));
     let path = dir.join(&name);
     let failed = |error: io::Error| E::from(LibraryError::io(&path)(error));
     let dir = Dir::make_ours(&dir).map_err(|error| failed(error.into()))?;

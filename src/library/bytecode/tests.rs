@@ -49,7 +49,7 @@ fn bytecode_is_found_by_source_and_by_name() {
 fn damaged_and_foreign_files_are_refused() {
     let cache = tempfile::tempdir().unwrap();
     drop(made(cache.path()));
-    let path = dir(cache.path()).join(file_name(&CATALOG));
+    let path = dir(cache.path()).join(file_name(Hex(&CATALOG)));
     let good = std::fs::read(&path).unwrap();
     for len in [0, 50, HEADER_SIZE, good.len() - 60] {
         std::fs::write(&path, &good[..len]).unwrap();

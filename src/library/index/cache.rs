@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::compile::compile;
 use super::format::VERSION;
 use super::{Index, IndexError};
+use crate::library::bytecode;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::{CatalogName, CatalogStamp};
 use crate::library::digest::Hex;
@@ -124,8 +125,8 @@ pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Pa
     }
 }
 
-/// The files in the cache of indexes and in that of profiles that none of the known catalogs needs, with their sizes in bytes:
-/// indexes and notes of catalogs that are gone, indexes of other versions, and temporary files of killed processes. Files
+/// The files in the caches of indexes, profiles and bytecode that none of the known catalogs needs, with their sizes in bytes:
+/// those of catalogs that are gone, indexes of other versions, and temporary files of killed processes. Files
 /// that were written in the last hour may belong to a catalog that is not known yet. `sums` are the SHA-256 sums of further
 /// catalogs that are needed.
 ///
@@ -136,6 +137,7 @@ pub fn unneeded(
     mut sums: BTreeSet<String>,
     index_dir: &Path,
     profile_dir: &Path,
+    bytecode_dir: &Path,
 ) -> Result<Vec<(PathBuf, u64)>, LibraryError> {
     let mut needed = BTreeSet::new();
     for library in libraries {
@@ -147,10 +149,11 @@ pub fn unneeded(
     }
     for sum in sums {
         needed.insert(index_path(index_dir, &sum));
+        needed.insert(bytecode_dir.join(bytecode::file_name(&sum)));
         needed.insert(profile_dir.join(sum));
     }
     let mut unneeded = Vec::new();
-    for dir in [index_dir, profile_dir] {
+    for dir in [index_dir, profile_dir, bytecode_dir] {
         let entries = match std::fs::read_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries.map_err(LibraryError::io(dir))?,
