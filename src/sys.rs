@@ -11,6 +11,7 @@ pub mod guarded;
 pub mod log_file;
 pub mod mountinfo;
 pub mod order;
+pub mod private_ns;
 pub mod probe;
 pub mod process;
 pub mod service;

@@ -71,6 +71,9 @@ struct SpaceArgs {
     /// Leave the space mounted
     #[arg(long)]
     keep: bool,
+    /// Mount where only this command sees it, if the directory of spaces belongs to others
+    #[arg(long, conflicts_with = "keep")]
+    private_ns: bool,
     /// The directory to run in
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
@@ -117,6 +120,7 @@ fn go(args: SpaceArgs, job: Job, rcc_codes: bool, context: &Context) -> Result<u
         job,
         cwd: args.cwd,
         keep: args.keep,
+        private_ns: args.private_ns,
     };
     let settings = context.settings.mount.as_ref()?;
     let mut note = |text: &str| output::note(context.silent, text);

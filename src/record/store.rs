@@ -397,9 +397,11 @@ pub(super) fn replace(
 }
 
 /// Opens or makes a directory of a library. In a shared library all users may write to it; otherwise the mode is 0750,
-/// as in rcc.
+/// as in rcc, and others may read what they may read in the directory above.
 pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<Dir, GuardedError> {
-    above.make_dir_with(name, if shared { 0o777 } else { 0o750 }, shared).map(|(dir, _)| dir)
+    let readable = || rustix::fs::fstat(above).map_or(0, |found| found.st_mode & 0o005);
+    let mode = if shared { 0o777 } else { 0o750 | readable() };
+    above.make_dir_with(name, mode, shared).map(|(dir, _)| dir)
 }
 
 #[cfg(test)]

@@ -43,8 +43,10 @@ impl MountPlan {
             let (path, feature) = (self.state_dir().join(record::FILE), feature.clone());
             return Err(SpaceError::UnknownFeature { path, feature, may_read: true });
         }
-        let described = Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
-            != Held::Catalog { described: false };
+        // Files that only this run sees must not count: without them, the space would later look deleted.
+        let described = self.request.private_ns
+            || Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
+                != Held::Catalog { described: false };
         let (lock, umask) = (Some(lock), process::umask());
         Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
     }

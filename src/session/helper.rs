@@ -24,7 +24,6 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::CapabilitySet;
 
 use super::error::Error;
 use super::request::MountPlan;
@@ -34,6 +33,7 @@ use crate::sys::fuse_mount;
 use crate::sys::guarded::Dir;
 use crate::sys::mountinfo::MountEntry;
 use crate::sys::plain;
+use crate::sys::private_ns::may_mount;
 
 /// The program's name. It lies beside holofs, or in one of the directories below.
 pub const PROGRAM: &str = "holofs-mount-helper";
@@ -86,7 +86,7 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
 }
 
 pub(super) fn has_privilege() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    may_mount()
 }
 
 /// Why the helper cannot be used.

@@ -39,6 +39,9 @@ pub struct MountRequest {
     /// Drop the changes of earlier mounts
     #[arg(long)]
     pub fresh: bool,
+    /// The directory of spaces is one that only this run sees. Set by `run`.
+    #[arg(skip)]
+    pub private_ns: bool,
     /// Drop the changes at unmount
     #[arg(long)]
     pub ephemeral: bool,

@@ -23,8 +23,11 @@ use crate::blueprint::BlueprintError;
 use crate::blueprint::robot::Robot;
 use crate::settings::{MountSettings, Settings};
 use crate::space::home::Env;
-use crate::sys::plain;
+use crate::space::record::SpaceRecord;
+use crate::space::state::StateDir;
+use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::signals::Signals;
+use crate::sys::{plain, private_ns};
 
 /// How long the daemon may take to end.
 const ENDING: Duration = Duration::from_secs(10);
@@ -60,6 +63,8 @@ pub struct RunRequest {
     pub cwd: Option<PathBuf>,
     /// Leave the space mounted.
     pub keep: bool,
+    /// Mount the space where only this run sees it, over a directory in which the user may not make one.
+    pub private_ns: bool,
 }
 
 /// Why a program was not run.
@@ -153,7 +158,7 @@ pub fn run(
     note: &mut dyn FnMut(&str),
 ) -> Result<Finished, RunError> {
     let signals = child::block_signals();
-    let mut wanted = request.mount.clone();
+    let mut wanted = MountRequest { private_ns: request.private_ns, ..request.mount.clone() };
     let is_task = matches!(request.job, Job::Task { .. });
     if is_task || wanted.is_unspecific() {
         wanted.choice = wanted.choice.or_robot_here();
@@ -173,6 +178,9 @@ pub fn run(
     let plan = wanted.plan(settings, mount, env)?;
     for text in plan.notes() {
         note(&format!("holofs: {text}"));
+    }
+    if request.private_ns {
+        cover_base(&plan)?;
     }
     let (mounted, user) = join(&plan, request.keep, describe)?;
     for text in mounted.notes(&plan) {
@@ -260,6 +268,26 @@ fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, Op
             None => return Err(Error::no_answer(mounted.path, Some(mounted.pid))),
         }
     }
+}
+
+/// Covers the directory of all spaces by an empty one that only this process and its children see. The library stays visible
+/// if it lies there, as in a shared holotree.
+fn cover_base(plan: &MountPlan) -> Result<(), Error> {
+    if registry::find(&plan.state_dir())?.is_some() {
+        // It is mounted for all to see, which is good enough.
+        return Ok(());
+    }
+    let state_dir = plan.state_dir();
+    if let Some(mut record) = SpaceRecord::read(&state_dir)? {
+        // What an earlier mount wrote beside the space is hidden, which must not mean that rcc has deleted the space.
+        StateDir::open_locked(&state_dir)?.note_unpublished(&mut record)?;
+    }
+    let base = plan.space.base();
+    let library = Some(&*plan.location.path).filter(|path| path.starts_with(base) && *path != base);
+    private_ns::cover(base, library).map_err(|error| {
+        let problem = MountpointProblem::Refused(plain(&error));
+        SpaceError::Mountpoint { path: plan.space.mountpoint.clone(), problem }.into()
+    })
 }
 
 /// Unmounts the space if this was the last run that used it, and a run mounted it.

@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -61,7 +61,12 @@ impl MetaLock {
     pub fn take(base: &Dir, space: &SpacePath, timeout: Duration) -> Result<MetaLock, SpaceError> {
         let name = name_beside(space, ".lck");
         match lock::take(base, &name, 0o666, timeout) {
-            Ok(Ok(file)) => Ok(MetaLock { file: Some(file) }),
+            Ok(Ok(file)) => {
+                if let Err(errno) = open_to_all(base, &file) {
+                    tracing::debug!(%errno, "other users cannot take rcc's lock of this space");
+                }
+                Ok(MetaLock { file: Some(file) })
+            }
             Ok(Err(pid)) => {
                 Err(SpaceError::LockTimeout { path: base.path().join(name), pid, waited: timeout })
             }
@@ -81,6 +86,17 @@ impl MetaLock {
             tracing::warn!(%error, "cannot release rcc's lock before the daemon ends");
         }
     }
+}
+
+/// In a shared holotree every user may take the locks, as in rcc. Only a file of this user is changed.
+fn open_to_all(base: &Dir, file: &File) -> Result<(), Errno> {
+    let (above, found) = (rustix::fs::fstat(base)?, rustix::fs::fstat(file)?);
+    let is_shared = above.st_mode & 0o002 != 0;
+    let is_ours = found.st_uid == rustix::process::geteuid().as_raw();
+    if is_shared && is_ours && found.st_mode & 0o777 != 0o666 {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(0o666))?;
+    }
+    Ok(())
 }
 
 fn is_not_allowed(error: &GuardedError) -> bool {

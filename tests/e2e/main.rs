@@ -43,6 +43,7 @@ mod restore;
 mod run;
 mod semantics;
 mod settings;
+mod shared;
 mod stats;
 mod surroundings;
 mod system;
