@@ -50,7 +50,7 @@ mod watch;
 use std::time::Instant;
 
 pub use end::{How, Unmounting};
-pub use error::{Describe, Error, Failure};
+pub use error::{Describe, Error, Failure, Refused};
 pub use holders::Holder;
 pub use serve::Mounted;
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use serde_json::Value;
 
-use super::control::{Line, Refused, Request};
+use super::control::{Line, Request};
+use super::error::Refused;
 use super::statistics;
 use crate::fs::Fs;
 use crate::namespace::revert::Stale;

@@ -31,8 +31,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::Error;
-use crate::space::reset::Refusal;
+use super::error::{Error, Refused};
 use crate::sys::fd::proc_path;
 use crate::sys::guarded::{Dir, Trust};
 
@@ -78,30 +77,6 @@ pub enum Request {
         /// Only answer what would be done.
         dry_run: bool,
     },
-}
-
-/// Why a daemon did not do what it was asked.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
-#[serde(rename_all = "kebab-case")]
-pub enum Refused {
-    /// The request is of another version.
-    #[error("its daemon is of another version of holofs")]
-    Version,
-    /// The request cannot be parsed.
-    #[error("its daemon does not understand the request: {0}")]
-    NotUnderstood(String),
-    /// The peer is another user.
-    #[error("its daemon answers only its own user")]
-    Peer,
-    /// A change that is in progress takes too long.
-    #[error("a change of the space is in progress and does not end")]
-    Changing,
-    /// The paths cannot be reset.
-    #[error("{0}")]
-    Reset(Refusal),
-    /// The request failed.
-    #[error("{0}")]
-    Failed(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

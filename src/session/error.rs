@@ -9,15 +9,15 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::choice::Near;
-use super::control::Refused;
 use super::holders::Holder;
-use super::spaces::SpaceState;
+use super::spaces::state::SpaceState;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
 use crate::namespace;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
 use crate::settings::{SetBy, SettingsError};
+use crate::space::reset::Refusal;
 use crate::space::upper::UpperError;
 use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::fuse_mount::MountError;
@@ -393,6 +393,30 @@ pub struct Failure {
     /// A restore would do what the mount could not do; see [`Error::restorable`].
     #[serde(default)]
     pub restorable: bool,
+}
+
+/// Why a daemon did not do what it was asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refused {
+    /// The request is of another version.
+    #[error("its daemon is of another version of holofs")]
+    Version,
+    /// The request cannot be parsed.
+    #[error("its daemon does not understand the request: {0}")]
+    NotUnderstood(String),
+    /// The peer is another user.
+    #[error("its daemon answers only its own user")]
+    Peer,
+    /// A change that is in progress takes too long.
+    #[error("a change of the space is in progress and does not end")]
+    Changing,
+    /// The paths cannot be reset.
+    #[error("{0}")]
+    Reset(Refusal),
+    /// The request failed.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Converts an error to what the command line shows.

@@ -7,9 +7,10 @@
 //! If the records of one space cannot be read, the survey logs a warning and still contains the space. It fails only
 //! when the table of mounts or the directory of all state directories cannot be read.
 
+pub(super) mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -37,43 +38,13 @@ use crate::space::{SpaceError, meta};
 use crate::sys::fuse_mount::is_dead;
 use crate::sys::mountinfo::{self, MountEntry};
 use crate::sys::process;
+pub use state::SpaceState;
 
 /// How many changed files are counted for [`Survey::detail`].
 const COUNTED_AT_MOST: usize = 200_000;
 
 /// How long a mount may take to return its counters.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The state of a space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SpaceState {
-    /// A daemon serves it.
-    Mounted,
-    /// Nothing is mounted.
-    #[default]
-    Unmounted,
-    /// It is mounted, but its daemon has died. The next mount removes the dead mount.
-    Stale,
-    /// It is mounted, and a directory above it was renamed after the mount.
-    Moved,
-    /// `state.json` cannot be read.
-    Damaged,
-    /// A daemon serves it, and the library lacks blobs or has corrupt ones that were needed. Only `status` finds out.
-    Degraded,
-    /// rcc deleted it. The next mount makes a new one.
-    Deleted,
-    /// The library no longer has its catalog.
-    CatalogGone,
-    /// rcc restored it.
-    Restored,
-}
-
-impl fmt::Display for SpaceState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
-}
 
 /// A space, as the survey found it. The keys of `holofs list --json`; the first ones are rcc's.
 #[derive(Clone, Debug, Default, Serialize)]

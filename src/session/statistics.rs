@@ -7,9 +7,9 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::control::{Client, Refused, Request};
+use super::control::{Client, Request};
 use super::environment::Environment;
-use super::error::Error;
+use super::error::{Error, Refused};
 use super::spaces::Space;
 use crate::fs::Fs;
 use crate::library::catalogs;
