@@ -49,6 +49,12 @@ impl Waiting {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Waits for a program that a signal ends, and returns the exit code. The script's `read` has nothing to read until
+    /// then: a line could end the script before the signal has been passed on.
+    fn ended(mut self) -> i32 {
+        wait(&mut self.child, "holofs run")
+    }
+
     /// Lets the program go on, and returns the exit code and the rest of its output.
     fn finish(mut self) -> (i32, String) {
         // The program may have ended.
@@ -234,7 +240,7 @@ fn signals_are_passed_on() {
     }
     let waiting = Waiting::start(command(&world, &[], "echo ready; read line"));
     waiting.signal(Signal::TERM);
-    assert_eq!(waiting.finish().0, 128 + 15);
+    assert_eq!(waiting.ended(), 128 + 15);
     assert!(world.mounts().is_empty());
 }
 
@@ -300,7 +306,7 @@ fn is_a_good_process_1() {
     let waiting = Waiting::start(as_init("echo ready; read line"));
     let init = sh(Command::new("pgrep").args(["-P", &waiting.child.id().to_string()]));
     sh(Command::new("kill").args(["-TERM", init.trim()]));
-    assert_eq!(waiting.finish().0, 128 + 15);
+    assert_eq!(waiting.ended(), 128 + 15);
     // The daemon ended in good order, so the space is free.
     let mounted = world.mount("s");
     assert_eq!(mounted.output["reused"], false);
