@@ -28,7 +28,7 @@ chmod 755 "$dir"
 finish() {
     local status=$?
     trap - EXIT
-    grep -o " $dir/[^ ]* " /proc/self/mountinfo | while read -r point; do umount -l "$point" || true; done
+    { grep -o " $dir/[^ ]* " /proc/self/mountinfo || true; } | while read -r point; do umount -l "$point" || true; done
     dpkg --purge holofs >/dev/null 2>&1 || true
     rm -rf --one-file-system "$dir"
     [ "$status" = 0 ] || printf '%s: failed\n' "$(basename "$0")" >&2
