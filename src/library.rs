@@ -10,6 +10,7 @@
 pub mod blob;
 pub mod bytecode;
 pub mod cache;
+pub(crate) mod cancellable;
 pub mod catalog;
 pub mod catalogs;
 pub mod check;

@@ -27,7 +27,7 @@ mod walk;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub use self::error::RecordError;
 use self::place::Opened;
 use self::stage::Stage;
 pub(crate) use self::store::Reading;
-use self::store::{Store, Written, replace};
+use self::store::{Store, Written, replace_synced};
 use self::tree::{Facts, Kind, Tree};
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
@@ -276,12 +276,13 @@ impl Recording<'_> {
         let empty = self.store.store_empty()?;
         // The blobs reach the disk, all at once, before the catalog that names them.
         self.place.library.sync_filesystem()?;
-        self.write(&format!("{name}.info"), |file| {
+        let (dir, shared) = (&self.place.catalog, self.place.shared);
+        replace_synced(dir, &format!("{name}.info"), shared, |file| {
             let mut out = BufWriter::new(file);
             write::write_json(header, &mut out)?;
             out.flush()
         })?;
-        self.write(name, |file| {
+        replace_synced(dir, name, shared, |file| {
             let mut out = write::gzip(BufWriter::new(file));
             catalog::write(header, tree, &facts, empty, &mut out)?;
             out.finish()?.flush()
@@ -294,19 +295,6 @@ impl Recording<'_> {
     /// catalog named when it began, and catalogs that lack a blob.
     fn is_whole(&self, catalog: &str) -> Result<bool, RecordError> {
         Ok(self.place.catalog.stat(catalog.as_ref()).is_ok() && self.store.is_whole()?)
-    }
-
-    /// Replaces a file of the catalog directory in one step.
-    fn write(
-        &self,
-        name: &str,
-        content: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> Result<(), RecordError> {
-        let written = replace(&self.place.catalog, name.as_ref(), self.place.shared, |file| {
-            content(file)?;
-            file.sync_all()
-        });
-        written.map_err(RecordError::io(self.place.catalog.path().join(name)))
     }
 }
 

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Variable;
-use crate::sys::errno_of;
-use crate::sys::guarded::{self, GuardedError, Problem};
+use crate::sys::guarded::{self, GuardedError};
 use crate::yaml::{Document, Value, YamlError};
 
 /// The largest file that is read, in bytes.
@@ -31,12 +30,7 @@ pub enum EnvFileError {
 /// # Errors
 /// [`EnvFileError`].
 pub fn read(path: &Path) -> Result<Vec<Variable>, EnvFileError> {
-    // The file may be a link, but what the link leads to must be a regular file.
-    let real = path
-        .canonicalize()
-        .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) })?;
-    let bytes =
-        guarded::read(&real, LIMIT).map_err(|error| GuardedError { path: path.to_owned(), ..error })?;
+    let bytes = guarded::read_through_link(path, LIMIT)?;
     parse(&bytes).map_err(|problem| EnvFileError::Bad { path: path.to_owned(), problem })
 }
 

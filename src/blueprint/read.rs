@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::BlueprintError;
-use crate::sys::errno_of;
-use crate::sys::guarded::{self, GuardedError, Problem};
+use crate::sys::guarded;
 use crate::yaml::{Document, YamlError};
 
 /// The largest file that is read, in bytes. rcc's templates have less than 2,000.
@@ -12,11 +11,7 @@ pub const MAX_FILE: u64 = 1 << 20;
 
 /// The content of a file. The file may be a link, but what the link leads to must be a regular file.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, BlueprintError> {
-    let real = path
-        .canonicalize()
-        .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) })?;
-    let read = guarded::read(&real, MAX_FILE);
-    Ok(read.map_err(|error| GuardedError { path: path.to_owned(), ..error })?)
+    Ok(guarded::read_through_link(path, MAX_FILE)?)
 }
 
 /// The document of a file with this content.

@@ -24,6 +24,7 @@
 //! error or finds nothing. A content is compared with its digest like every other blob.
 
 pub mod build;
+pub mod library;
 #[cfg(test)]
 mod tests;
 
@@ -39,11 +40,9 @@ use memmap2::Mmap;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::catalogs::{CatalogName, CatalogStamp, Catalogs};
 use super::digest::{Digest, Hex};
-use super::index::{IndexError, NodeId};
-use super::stored::{Section, StoredBlob, StoredBlobs};
-use super::{Latency, Library, LibraryError};
+use super::index::node::{IndexError, NodeId};
+use super::stored::{Section, StoredBlob};
 use crate::sys::fd;
 use crate::sys::guarded::{Access, Dir, Trust};
 
@@ -239,61 +238,5 @@ impl Bytecode {
     fn part(&self, at: U64, len: u64) -> Option<&[u8]> {
         let end = at.get().checked_add(len)?;
         self.map.get(usize::try_from(at.get()).ok()?..usize::try_from(end).ok()?)
-    }
-}
-
-/// A library, and the bytecode of one of its environments as further blobs.
-#[derive(Debug)]
-pub struct WithBytecode {
-    library: Arc<dyn Library>,
-    bytecode: Arc<Bytecode>,
-}
-
-impl WithBytecode {
-    /// Adds the bytecode to a library.
-    #[must_use]
-    pub fn new(library: Arc<dyn Library>, bytecode: Arc<Bytecode>) -> Self {
-        Self { library, bytecode }
-    }
-}
-
-impl Library for WithBytecode {
-    fn name(&self) -> &str {
-        self.library.name()
-    }
-
-    fn catalogs(&self) -> Result<Catalogs, LibraryError> {
-        self.library.catalogs()
-    }
-
-    fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp> {
-        self.library.catalog_stamp(name)
-    }
-
-    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob> {
-        self.library.open_catalog(name)
-    }
-
-    fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
-        self.library.catalog(name)
-    }
-
-    fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
-        match self.bytecode.content(digest) {
-            Some(content) => Ok(content),
-            None => self.library.blob(digest),
-        }
-    }
-
-    fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
-        Ok(self.bytecode.content(digest).is_some() || self.library.has_blob(digest)?)
-    }
-
-    fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
-        self.library.blobs()
-    }
-
-    fn latency(&self) -> Latency {
-        self.library.latency()
     }
 }

@@ -22,6 +22,7 @@ use rawzip::ZipArchiveWriter;
 use serde::Serialize;
 
 use super::blob::{BlobError, copy_stored};
+use super::cancellable::Cancellable;
 use super::catalog::{EntryKind, Tree, parse_whole};
 use super::catalogs::CatalogName;
 use super::digest::Digest;
@@ -212,7 +213,7 @@ impl Writing<'_> {
             let name = format!("library/{}", blob.digest.fan_out().display());
             self.member(zip, &name, |out| match stored.get() {
                 Some(stored) => Ok(out.write_all(stored)),
-                None => self.copy(blob, &mut Cancelled { out, cancel: self.cancel }),
+                None => self.copy(blob, &mut Cancellable { out, cancel: self.cancel }),
             })?;
             self.progress.inc(blob.size);
         }
@@ -269,24 +270,5 @@ fn of_zip(error: rawzip::Error) -> io::Error {
     match error.into_kind() {
         rawzip::ErrorKind::IO(error) => error,
         other => io::Error::other(rawzip::Error::from(other)),
-    }
-}
-
-/// A writer that refuses everything once it was cancelled.
-struct Cancelled<'a> {
-    out: &'a mut dyn Write,
-    cancel: &'a AtomicBool,
-}
-
-impl Write for Cancelled<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(io::Error::other("interrupted"));
-        }
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }

@@ -11,17 +11,16 @@
 pub mod cache;
 pub mod compile;
 pub mod format;
+pub(crate) mod node;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
-use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, Unaligned};
 
 use super::bytecode::{self, Bytecode};
@@ -29,21 +28,7 @@ use super::digest::Digest;
 use crate::sys::fd;
 use crate::sys::guarded::{self, Access};
 use format::{Header, RawDigest, RawNode, Section};
-
-/// A node, by its position in the index.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct NodeId(pub u32);
-
-/// The index is damaged.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the compiled index is damaged: {0}")]
-pub struct IndexError(pub &'static str);
-
-impl From<IndexError> for io::Error {
-    fn from(error: IndexError) -> Self {
-        Self::new(io::ErrorKind::InvalidData, error)
-    }
-}
+pub use node::{IndexError, Node, NodeId, NodeKind, Relocations};
 
 /// The header of a catalog, and rcc's own counts of its entries.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -66,43 +51,6 @@ pub struct CatalogInfo {
     /// Files with relocations.
     pub rcc_relocations: u64,
 }
-
-#[derive(Clone, Debug)]
-pub struct Node<'a> {
-    pub id: NodeId,
-    /// The directory. The root's is the root.
-    pub parent: NodeId,
-    /// Empty for the root.
-    pub name: &'a [u8],
-    pub kind: NodeKind<'a>,
-}
-
-/// The kind of a node.
-#[derive(Clone, Debug)]
-pub enum NodeKind<'a> {
-    /// A directory.
-    Dir {
-        /// The ids of the children.
-        children: Range<u32>,
-        /// The number of children that are directories.
-        subdirs: u32,
-    },
-    /// A regular file.
-    File {
-        /// In bytes.
-        size: u64,
-        /// Permission bits with setuid, setgid and sticky (07777).
-        perm: u32,
-        digest: Digest,
-        /// Where the stage's name stands in the file.
-        relocations: Relocations<'a>,
-    },
-    /// A symbolic link.
-    Symlink { target: &'a [u8] },
-}
-
-/// The offsets at which a file is relocated: ascending, without repeats, each with room for the name.
-pub type Relocations<'a> = &'a [U64];
 
 #[derive(Debug)]
 pub struct Index {

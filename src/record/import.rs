@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -28,8 +28,9 @@ use serde::Serialize;
 use super::Target;
 use super::error::RecordError;
 use super::place::{self, Opened, Place};
-use super::store::{Store, Written, replace};
+use super::store::{Store, Written, replace_synced};
 use crate::library::blob::{BlobError, copy_stored};
+use crate::library::cancellable::Cancellable;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{CatalogError, EntryKind, Header, Tree, parse_whole, write};
 use crate::library::catalogs::CatalogName;
@@ -341,7 +342,7 @@ impl Importing<'_> {
         let mut refused = None;
         let stored = self.store.put(&blob.digest, blob.size, &mut |file| {
             let mut out =
-                Cancellable { out: BufWriter::with_capacity(PIECE, file), stop: &self.target.cancel };
+                Cancellable { out: BufWriter::with_capacity(PIECE, file), cancel: &self.target.cancel };
             match copy_stored(blob.archive, &blob.digest, blob.size, &mut out) {
                 Ok(written) => written.and_then(|()| out.flush()),
                 Err(error) => {
@@ -364,6 +365,7 @@ impl Importing<'_> {
         &self,
         catalogs: &BTreeMap<CatalogName, Catalog>,
     ) -> Result<Vec<ImportedCatalog>, RecordError> {
+        let (dir, shared) = (&self.opened.catalog, self.opened.shared);
         let mut written = Vec::new();
         for (name, Catalog { bytes, tree }) in catalogs {
             let file = name.to_string();
@@ -383,8 +385,10 @@ impl Importing<'_> {
                     blueprint: info.blueprint.clone(),
                     ..Header::default()
                 };
-                self.write(&format!("{file}.info"), |file| write::write_json(&header, BufWriter::new(file)))?;
-                self.write(&file, |file| file.write_all(bytes))?;
+                replace_synced(dir, &format!("{file}.info"), shared, |file| {
+                    write::write_json(&header, BufWriter::new(file))
+                })?;
+                replace_synced(dir, &file, shared, |file| file.write_all(bytes))?;
             }
             let holotree = Path::new(&info.path).parent().unwrap_or(Path::new("/")).to_owned();
             written.push(ImportedCatalog {
@@ -397,41 +401,10 @@ impl Importing<'_> {
         }
         Ok(written)
     }
-
-    fn write(
-        &self,
-        name: &str,
-        content: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> Result<(), RecordError> {
-        let written = replace(&self.opened.catalog, name.as_ref(), self.opened.shared, |file| {
-            content(file)?;
-            file.sync_all()
-        });
-        written.map_err(RecordError::io(self.opened.catalog.path().join(name)))
-    }
 }
 
 /// The blobs to import, and how many the catalogs name in all.
 struct Wanted<'a> {
     packed: Vec<Packed<'a>>,
     total: usize,
-}
-
-/// A writer that refuses everything once it was cancelled: unpacking a blob can take long.
-struct Cancellable<'a, W: Write> {
-    out: W,
-    stop: &'a AtomicBool,
-}
-
-impl<W: Write> Write for Cancellable<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::other("interrupted"));
-        }
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

@@ -396,6 +396,20 @@ pub(super) fn replace(
     })
 }
 
+/// As [`replace`], with the content on the disk at the end.
+pub(super) fn replace_synced(
+    dir: &Dir,
+    name: &str,
+    shared: bool,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), RecordError> {
+    let written = replace(dir, name.as_ref(), shared, |file| {
+        fill(file)?;
+        file.sync_all()
+    });
+    written.map_err(RecordError::io(dir.path().join(name)))
+}
+
 /// Opens or makes a directory of a library. In a shared library all users may write to it; otherwise the mode is 0750,
 /// as in rcc, and others may read what they may read in the directory above.
 pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<Dir, GuardedError> {

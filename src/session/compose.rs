@@ -10,12 +10,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::bytecode;
-use super::changes::Changed;
 use super::error::Error;
 use super::request::MountPlan;
 use crate::fs::Fs;
 use crate::library::blob::Blobs;
-use crate::library::bytecode::WithBytecode;
+use crate::library::bytecode::library::WithBytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
 use crate::library::locate::Location;
@@ -27,7 +26,6 @@ use crate::materialize::{Materializer, ReflinkProbe};
 use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
 use crate::settings::Strategy;
-use crate::space::diff::Pristine;
 use crate::space::statistics;
 use crate::sys::filesystem;
 
@@ -110,21 +108,22 @@ fn library(plan: &MountPlan, index: &Index, cache_dir: &Path) -> Arc<dyn Library
     }
 }
 
-/// The namespace of a space that is not mounted. The caller holds the lock of the space.
-pub(super) fn unmounted(space: &Changed) -> Result<Namespace, Error> {
-    let basis = &space.record.basis;
-    let gone = || Error::CatalogGone { library: basis.library.clone(), blueprint: basis.blueprint.clone() };
-    let source = space.source()?.ok_or_else(gone)?;
-    let (work, reloc) = (space.state_dir.join("work"), space.state_dir.join("reloc"));
+/// The namespace of a space that is not mounted, over the directories in its state directory. The caller holds the lock of
+/// the space.
+pub(super) fn unmounted(
+    state_dir: &Path,
+    index: &Arc<Index>,
+    source: Source,
+    owner: Owner,
+) -> Result<Namespace, Error> {
+    let (work, reloc) = (state_dir.join("work"), state_dir.join("reloc"));
     let staging = Arc::new(Staging::new(open_dir(&work)?));
     staging.sweep().map_err(Error::os(work, "sweep"))?;
     let metrics = Arc::<Metrics>::default();
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), open_dir(&reloc)?, metrics));
-    let Pristine { uid, gid, dir_mode } = space.pristine()?;
-    let upper = open_dir(&space.state_dir.join("upper"))?;
-    let owner = Owner { uid, gid, dir_mode };
-    Namespace::open(Arc::clone(&space.index), materializer, staging, upper, owner, true)
-        .map_err(|source| Error::Upper { path: space.state_dir.clone(), source })
+    let upper = open_dir(&state_dir.join("upper"))?;
+    Namespace::open(Arc::clone(index), materializer, staging, upper, owner, true)
+        .map_err(|source| Error::Upper { path: state_dir.to_owned(), source })
 }
 
 /// The name that relocation replaces, and the space's name.

@@ -16,6 +16,9 @@ use super::compose;
 use super::control::{Client, Request};
 use super::end::write_out;
 use super::error::{Error, Refused};
+use crate::namespace::Owner;
+use crate::space::diff::Pristine;
+use crate::space::record::Basis;
 use crate::space::reset::{PlanError, Refusal};
 use crate::space::run::read_run;
 use crate::space::state::StateDir;
@@ -52,7 +55,11 @@ fn live(space: &Changed, mountpoint: &Path, paths: &[PathBuf], dry_run: bool) ->
 
 fn unmounted(space: &Changed, paths: &[PathBuf], dry_run: bool) -> Result<Vec<PathBuf>, Error> {
     let state = StateDir::open_locked(&space.state_dir)?;
-    let namespace = compose::unmounted(space)?;
+    let Basis { library, blueprint, .. } = space.record.basis.clone();
+    let source = space.source()?.ok_or(Error::CatalogGone { library, blueprint })?;
+    let Pristine { uid, gid, dir_mode } = space.pristine()?;
+    let owner = Owner { uid, gid, dir_mode };
+    let namespace = compose::unmounted(&space.state_dir, &space.index, source, owner)?;
     let is_whole = paths.is_empty();
     let done =
         reset_in(&namespace, paths, dry_run || is_whole, &mut Vec::new()).map_err(|error| match error {

@@ -7,8 +7,7 @@
 use std::path::Path;
 
 use super::{Network, RestoreStrategy, SetBy, Setting, SettingsError, choice};
-use crate::sys::errno_of;
-use crate::sys::guarded::{self, GuardedError, Problem};
+use crate::sys::guarded;
 use crate::yaml::{Document, Meaning, Value, YamlError};
 
 /// The largest file that is read, in bytes. rcc's template has 3,000 bytes.
@@ -25,11 +24,7 @@ pub(super) struct Values {
 
 /// Reads the file. A file that does not exist sets nothing.
 pub(super) fn read(path: &Path) -> Result<Values, SettingsError> {
-    // The file may be a link, but what the link leads to must be a regular file.
-    let read = path
-        .canonicalize()
-        .map_err(|error| GuardedError { path: path.to_owned(), problem: Problem::Os(errno_of(&error)) });
-    match read.and_then(|real| guarded::read(&real, LIMIT)) {
+    match guarded::read_through_link(path, LIMIT) {
         Ok(bytes) => parse(path, &bytes),
         Err(error) if error.is_not_found() => Ok(Values::default()),
         Err(error) => Err(error.into()),

@@ -354,6 +354,15 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, GuardedError> {
     dir.read(name, limit).map_err(|error| GuardedError { path: path.to_owned(), ..error })
 }
 
+/// As [`read`], for a path that may be a link. What the link leads to must be a regular file.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_through_link(path: &Path, limit: u64) -> Result<Vec<u8>, GuardedError> {
+    let real = path.canonicalize().map_err(|error| GuardedError::new(path, Problem::Os(errno_of(&error))))?;
+    read(&real, limit).map_err(|error| GuardedError { path: path.to_owned(), ..error })
+}
+
 fn split(path: &Path) -> Result<(Dir, &OsStr), GuardedError> {
     let name = path.file_name().ok_or_else(|| GuardedError::new(path, Problem::Os(Errno::INVAL)))?;
     let above = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

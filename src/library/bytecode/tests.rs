@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::build::write;
 use super::*;
+use crate::library::LibraryError;
 use crate::library::digest::{DigestKind, Hasher};
 
 const CATALOG: [u8; 32] = [7; 32];

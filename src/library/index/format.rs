@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::IndexError;
+use super::node::IndexError;
 use crate::library::digest::Digest;
 
 /// Raised with every change after which an old index could be misread.
