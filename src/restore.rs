@@ -37,7 +37,7 @@ use crate::materialize::source::Source;
 
 pub use error::RestoreError;
 use links::LinkPool;
-pub use place::settle;
+pub use place::{ENDING, left_in, remove_left, settle};
 
 /// The access and modification time of everything that is restored.
 pub(crate) const TIMES: rustix::fs::Timestamps = rustix::fs::Timestamps {

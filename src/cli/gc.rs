@@ -10,8 +10,9 @@ use crate::session::gc::{Options, Plan};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Unmounts mounts whose daemons have died. Removes the state of spaces that rcc has deleted, what
-interrupted processes have left, and compiled indexes of catalogs that are gone. Keeps the cache
-of unpacked blobs within its limit. Changes of a user are kept and listed, unless --unused
+interrupted processes have left, compiled indexes of catalogs that are gone, and the copies of
+`restore --strategy hardlink` to which no space has a link. Keeps the cache of unpacked blobs
+within its limit. Changes of a user are kept and listed, unless --unused
 allows to remove those of deleted spaces. Prints each item with its bytes, and the sum.
 
 Examples:

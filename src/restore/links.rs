@@ -13,8 +13,10 @@
 //! Invariant: a copy is linked only while its size, mode and time are those that it was made with. A write would have
 //! changed the time. After a loss of power a copy that was not on the disk is too short.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,7 +29,7 @@ use crate::library::MOTHER_TIME;
 use crate::library::blob::direct::Room;
 use crate::library::digest::Digest;
 use crate::materialize::source::{LowerFile, Source};
-use crate::sys::guarded::{Dir, GuardedError};
+use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::tree;
 
 /// How often a copy is looked up that others replace.
@@ -199,21 +201,104 @@ impl LinkPool {
 
     /// Removes what writers that were killed have left.
     fn remove_old_parts(&self) {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
-        let Ok(entries) = std::fs::read_dir(&self.place) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let is_part = name.as_encoded_bytes().starts_with(b"part.");
-            let age = |found: Stat| now - found.st_ctime;
-            let is_old = || self.dir.stat(&name).is_ok_and(|found| age(found) > OLD);
-            if is_part
-                && is_old()
-                && let Err(error) = self.dir.remove_file(&name)
-            {
+        for (name, _) in old_parts(&self.dir, now()) {
+            if let Err(error) = self.dir.remove_file(&name) {
                 tracing::debug!(%error, "cannot remove a temporary copy");
             }
         }
     }
+}
+
+/// The sum of the sizes of what [`sweep`] removes, and how many files that are.
+///
+/// # Errors
+/// When others can write to the directory, or it cannot be read.
+pub fn surplus(place: &Path) -> Result<(u64, u64), GuardedError> {
+    visit(place, now(), |_, _| Ok(()))
+}
+
+/// Removes the copies that no tree has a link to, and what writers that were killed have left. A restore that has just made
+/// a copy makes it again.
+///
+/// # Errors
+/// As [`surplus`], and those of unlink(2).
+pub fn sweep(place: &Path) -> Result<(), GuardedError> {
+    visit(place, now(), Dir::remove_file).map(drop)
+}
+
+fn visit(
+    place: &Path,
+    now: i64,
+    mut each: impl FnMut(&Dir, &OsStr) -> Result<(), GuardedError>,
+) -> Result<(u64, u64), GuardedError> {
+    let pool = match Dir::open(place, Trust::Private) {
+        Err(error) if error.is_not_found() => return Ok((0, 0)),
+        pool => pool?,
+    };
+    let (mut files, mut bytes) = (0, 0);
+    let mut count = |dir: &Dir, name: &OsStr, size: u64| {
+        (files, bytes) = (files + 1, bytes + size);
+        each(dir, name)
+    };
+    for (name, size) in old_parts(&pool, now) {
+        count(&pool, &name, size)?;
+    }
+    for mode in directories_in(&pool)? {
+        for dir in directories_in(&mode)? {
+            for name in names_in(&dir)? {
+                let found = dir.stat(&name)?;
+                if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_nlink == 1 {
+                    count(&dir, &name, found.st_size as u64)?;
+                }
+            }
+        }
+    }
+    Ok((files, bytes))
+}
+
+fn now() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec
+}
+
+/// The temporary files whose writers must have died, with their sizes.
+fn old_parts(pool: &Dir, now: i64) -> Vec<(OsString, u64)> {
+    let names = names_in(pool).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot look for temporary copies");
+        Vec::new()
+    });
+    let parts = names.into_iter().filter(|name| name.as_encoded_bytes().starts_with(b"part."));
+    // Without a look at one that is gone by now.
+    let found = parts.filter_map(|name| pool.stat(&name).ok().map(|found| (name, found)));
+    found
+        .filter(|(_, found)| now - found.st_ctime > OLD)
+        .map(|(name, found)| (name, found.st_size as u64))
+        .collect()
+}
+
+fn directories_in(dir: &Dir) -> Result<Vec<Dir>, GuardedError> {
+    let opened = names_in(dir)?.into_iter().map(|name| dir.open_dir(&name, Trust::Private));
+    let is_directory = |opened: &Result<Dir, GuardedError>| {
+        !matches!(
+            opened,
+            Err(GuardedError { problem: Problem::NotADirectory(_) | Problem::Os(Errno::NOENT), .. })
+        )
+    };
+    opened.filter(is_directory).collect()
+}
+
+fn names_in(dir: &Dir) -> Result<Vec<OsString>, GuardedError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let list = || -> Result<Vec<OsString>, Errno> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(rustix::fs::openat(dir, ".", flags, Mode::empty())?)? {
+            let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    };
+    list().map_err(|errno| GuardedError { path: dir.path().to_owned(), problem: Problem::Os(errno) })
 }
 
 impl AsFd for LinkPool {
@@ -260,6 +345,25 @@ mod tests {
         }
         assert!(!pool.allows(b"\xff"));
         assert!(patterns(&["a[".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn unused_copies_and_old_parts_are_swept() {
+        let (dir, pool) = pool(&[]);
+        let at = |path: &str| pool.place.join(path);
+        std::fs::create_dir_all(at("0444/ab")).unwrap();
+        for (path, bytes) in [("0444/ab/unused", 7), ("0444/ab/used", 5), ("part.1.2", 3), ("else", 9)] {
+            std::fs::write(at(path), vec![0; bytes]).unwrap();
+        }
+        std::fs::hard_link(at("0444/ab/used"), dir.path().join("space")).unwrap();
+        std::os::unix::fs::symlink("/etc", at("link")).unwrap();
+        // A young part may still be written to.
+        assert_eq!(surplus(&pool.place).unwrap(), (1, 7));
+        assert_eq!(visit(&pool.place, now() + OLD + 9, |_, _| Ok(())).unwrap(), (2, 10));
+        sweep(&pool.place).unwrap();
+        assert_eq!(surplus(&pool.place).unwrap(), (0, 0));
+        assert!(at("0444/ab/used").exists() && at("part.1.2").exists() && at("else").exists());
+        assert_eq!(surplus(&dir.path().canonicalize().unwrap().join("none")).unwrap(), (0, 0));
     }
 
     #[test]

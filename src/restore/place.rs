@@ -4,6 +4,7 @@
 //! tree, or a file, the mark that an existing tree is being changed. The mark outlives a crash: after it, sizes and modes
 //! say nothing about files, because they may be of the environment before or after the change. So all are made anew.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -26,9 +27,12 @@ enum There {
     Tree,
 }
 
+/// What follows the name of the place.
+pub const ENDING: &str = ".restoring";
+
 /// The name of the new tree, or of the mark.
 fn aside(name: &str) -> String {
-    format!("{name}.restoring")
+    format!("{name}{ENDING}")
 }
 
 impl Restore<'_> {
@@ -138,6 +142,34 @@ impl Restore<'_> {
 pub fn settle(base: &Dir, name: &str) -> Result<(), RestoreError> {
     let aside = aside(name);
     tree::remove(base, aside.as_str()).map_err(os(aside.clone(), "remove"))
+}
+
+/// The names in `base` of trees that were not finished, and of marks without a tree, if they are this user's. A mark beside
+/// a tree is needed by the next restore. A restore may be working on them: whoever removes one locks its place before.
+#[must_use]
+pub fn left_in(base: &Dir) -> Vec<String> {
+    let entries = std::fs::read_dir(base.path()).into_iter().flatten().flatten();
+    let names =
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(ENDING)?.to_owned()));
+    names.filter(|name| is_left(base, name)).collect()
+}
+
+/// Removes one of [`left_in`], if it still is one.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_left(base: &Dir, name: &str) -> Result<(), RestoreError> {
+    if is_left(base, name) { settle(base, name) } else { Ok(()) }
+}
+
+fn is_left(base: &Dir, name: &str) -> bool {
+    let Ok(found) = base.stat(OsStr::new(&aside(name))) else { return false };
+    let is_unneeded = match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => true,
+        FileType::RegularFile => base.stat(OsStr::new(name)).is_err_and(|error| error.is_not_found()),
+        _ => false,
+    };
+    is_unneeded && found.st_uid == rustix::process::geteuid().as_raw()
 }
 
 /// Marks the tree before its first change, on the disk too.

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::compose::blob_cache_dir;
 use super::end::{How, Unmounting};
 use super::error::Error;
+use super::restore::{left_in, left_of, links_dir, remove_left};
 use super::spaces::{Space, SpaceState, Survey};
 use crate::library::bytecode;
 use crate::library::cache::BlobCache;
@@ -23,6 +24,9 @@ use crate::library::index::cache::unneeded;
 use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::library::{Library, LibraryError};
+use crate::restore::links;
+use crate::space::SpaceError;
+use crate::space::fork::{is_unfinished, remove_unfinished, unfinished};
 use crate::space::home::Env;
 use crate::space::meta::beside;
 use crate::space::record::SpaceRecord;
@@ -57,6 +61,8 @@ pub enum What {
     Index,
     /// Raw copies of blobs that were not read for the longest time.
     Blobs,
+    /// Copies of blobs for hard links, to which no restored space has a link any more.
+    Links,
 }
 
 /// Something that is cleaned up.
@@ -64,7 +70,7 @@ pub enum What {
 pub struct Item {
     /// Its kind.
     pub what: What,
-    /// The file or directory. For blobs the directory of all of them.
+    /// The file or directory. For blobs and links the directory of all of them.
     pub path: PathBuf,
     /// The sum of the sizes of the files that are removed.
     pub bytes: u64,
@@ -111,7 +117,11 @@ impl Plan {
             plan.space(space, &state_dir, is_ephemeral, options.unused)?;
             records.extend(record);
         }
-        for path in half_removed(&env.spaces_dir()).map_err(Error::os(env.spaces_dir(), "list"))? {
+        let removed = half_removed(&env.spaces_dir()).map_err(Error::os(env.spaces_dir(), "list"))?;
+        let places = spaces.iter().filter_map(|space| space.path.parent().map(Path::to_owned));
+        let bases: BTreeSet<PathBuf> = survey.bases().iter().cloned().chain(places).collect();
+        let restores = bases.iter().flat_map(|base| left_in(base));
+        for path in removed.into_iter().chain(unfinished(&env.spaces_dir())).chain(restores) {
             let bytes = tree::size(&path);
             plan.add(What::Leftover, path, bytes);
         }
@@ -124,6 +134,12 @@ impl Plan {
         let (copies, bytes) = cache.surplus(options.cache_size).map_err(Error::os(&dir, "list"))?;
         if copies > 0 {
             plan.add(What::Blobs, dir, bytes);
+        }
+        let links = links_dir(&env.cache_dir());
+        match links::surplus(&links) {
+            Ok((0, _)) => {}
+            Ok((_, bytes)) => plan.add(What::Links, links, bytes),
+            Err(error) => tracing::warn!(%error, "copies for hard links stay"),
         }
         Ok(plan)
     }
@@ -218,7 +234,15 @@ impl Plan {
                 What::SetAside => locked(&item.path, remove),
                 // Whoever locks the space removes it.
                 What::Leftover if is_in_state(&item.path, env) => locked(&item.path, |_| Ok(())),
-                What::Leftover | What::Index => remove(&item.path),
+                What::Leftover if is_unfinished(&item.path) => {
+                    remove_unfinished(&item.path).map_err(Error::from)
+                }
+                What::Leftover => match left_of(&item.path) {
+                    Some(name) => remove_left(&item.path, name),
+                    None => remove(&item.path),
+                },
+                What::Index => remove(&item.path),
+                What::Links => links::sweep(&item.path).map_err(|error| SpaceError::from(error).into()),
                 What::Blobs => BlobCache::existing(&item.path)
                     .evict(options.cache_size)
                     .map(drop)
@@ -245,9 +269,8 @@ fn age(path: &Path) -> u64 {
 /// Removes the state of a space that is gone. Its place is looked at again, under the locks.
 fn remove_state(state_dir: &Path, wait: Duration) -> Result<(), Error> {
     let name = state_dir.file_name().unwrap_or_default();
-    let identity = Identity::from_name(name.as_encoded_bytes()).map_err(|source| {
-        crate::space::SpaceError::Name { given: name.to_string_lossy().into_owned(), source }
-    })?;
+    let identity = Identity::from_name(name.as_encoded_bytes())
+        .map_err(|source| SpaceError::Name { given: name.to_string_lossy().into_owned(), source })?;
     let record = SpaceRecord::read(state_dir).ok().flatten();
     // Without a record nobody knows where the space was, so only the state is removed.
     let place = record.map_or_else(|| PathBuf::from("/nonexistent"), |record| record.basis.place());

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -29,6 +29,7 @@ use crate::library::catalog;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::digest::Hex;
 use crate::library::index::Index;
+use crate::library::name::Identity;
 use crate::materialize::source::Source;
 use crate::materialize::{ReflinkProbe, clone};
 use crate::restore::known::Known;
@@ -41,7 +42,7 @@ use crate::space::meta::{self, MetaLock};
 use crate::space::mountpoint::open_base;
 use crate::space::path::resolved;
 use crate::space::run::read_run;
-use crate::space::{MountpointProblem, SpaceError, state};
+use crate::space::{MountpointProblem, SpaceError, lock, state};
 use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
 use crate::sys::{filesystem, mountinfo, plain, process};
 
@@ -247,12 +248,52 @@ fn how(plan: &MountPlan, base: &Dir) -> Result<How, Error> {
             let patterns = patterns(&excluded.value)
                 .map_err(|bad| Error::BadPattern { set_by: excluded.source.clone(), why: bad.to_string() })?;
             (
-                Sharing::Links(LinkPool::open(&cache_dir.join("links"), patterns).map_err(SpaceError::from)?),
+                Sharing::Links(LinkPool::open(&links_dir(&cache_dir), patterns).map_err(SpaceError::from)?),
                 false,
             )
         }
     };
     Ok(How { sharing, reflink, wants_reflinks })
+}
+
+/// The copies of blobs to which `--strategy hardlink` links.
+pub(super) fn links_dir(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("links")
+}
+
+/// What interrupted restores have left in a directory of spaces: nobody restores there now.
+pub(super) fn left_in(base: &Path) -> Vec<PathBuf> {
+    let base = match Dir::open(base, Trust::Shared) {
+        Ok(base) => base,
+        Err(error) => {
+            if !error.is_not_found() {
+                tracing::warn!(%error, "cannot look for what interrupted restores have left");
+            }
+            return Vec::new();
+        }
+    };
+    let names =
+        restore::left_in(&base).into_iter().filter(|name| Identity::from_name(name.as_bytes()).is_ok());
+    let free = names.filter(|name| lock::busy(&base.path().join(format!("{name}.lck"))).is_none());
+    let mut left: Vec<PathBuf> = free.map(|name| base.path().join(name + restore::ENDING)).collect();
+    left.sort();
+    left
+}
+
+/// The name of the space beside whose directory an interrupted restore has left this. None for any other path.
+pub(super) fn left_of(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()?.strip_suffix(restore::ENDING)
+}
+
+/// Removes one of [`left_in`] under rcc's lock, unless somebody has begun to restore there.
+///
+/// # Errors
+/// When it cannot be locked or removed.
+pub(super) fn remove_left(path: &Path, name: &str) -> Result<(), Error> {
+    let base = Dir::open(path.parent().unwrap_or(path), Trust::Shared).map_err(SpaceError::from)?;
+    let lock_name = format!("{name}.lck");
+    let Ok(_lock) = lock::take(&base, OsStr::new(&lock_name), 0o666, Duration::ZERO)? else { return Ok(()) };
+    restore::remove_left(&base, name).map_err(|source| Error::Restore { path: path.to_owned(), source })
 }
 
 /// Tries a reflink from the blob cache to the space.

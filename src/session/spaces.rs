@@ -129,6 +129,11 @@ impl<'e> Survey<'e> {
         })
     }
 
+    /// The directories with the spaces of rcc's own library.
+    pub(super) fn bases(&self) -> &[PathBuf] {
+        &self.bases
+    }
+
     /// All spaces, sorted by identity. Counts at most `entries` changed files of each.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Makes the state directory of a space that is a copy of another one.
 //!
 //! The new directory is made beside the others under a name that no space has, `fork.<identity>`, and gets its name by
-//! one rename when it is complete and on the disk. A crash leaves a directory that the next fork removes.
+//! one rename when it is complete and on the disk. A crash leaves a directory that the next fork or `holofs gc` removes.
 //!
 //! A file that came from the catalog names the directory of its space at the offsets that the catalog lists. In the copy,
 //! the new name is written there, where the old one still stands. All else are the user's bytes and stay as they are, also
@@ -20,13 +20,14 @@ use rustix::io::Errno;
 
 use super::copy::{Copied, Copy, CopyError, Edit};
 use super::record::{Basis, SpaceRecord};
+use super::state::is_locked;
 use super::upper::walk::Walk;
 use super::upper::{self, UpperError, entry};
 use super::{SpaceError, lock};
 use crate::library::NAME_LEN;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::sys::fd::read_full;
-use crate::sys::guarded::{Dir, Durability, GuardedError, Problem, Trust};
+use crate::sys::guarded::{Dir, Durability, Trust};
 use crate::sys::tree;
 
 /// The beginning of the name of an unfinished state directory.
@@ -137,27 +138,50 @@ impl NewSpace {
 
 /// Removes what forks that were killed have left.
 fn sweep(spaces: &Dir) {
-    let Ok(names) = std::fs::read_dir(spaces.path()) else { return };
-    for name in names.flatten().map(|entry| entry.file_name()) {
-        if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
-            continue;
-        }
-        let locked = spaces
-            .open_dir(&name, Trust::Private)
-            .map_err(SpaceError::from)
-            .and_then(|dir| lock::take(&dir, OsStr::new("lock"), 0o600, Duration::ZERO));
-        match locked {
-            Ok(Ok(_lock)) => {
-                if let Err(error) = tree::remove(spaces, Path::new(&name)) {
-                    tracing::warn!(?name, %error, "cannot remove an unfinished space");
-                }
-            }
-            // It is being made.
-            Ok(Err(_)) => {}
-            Err(SpaceError::Guarded(GuardedError { problem: Problem::Os(Errno::NOENT), .. })) => {}
-            Err(error) => tracing::warn!(?name, %error, "cannot remove an unfinished space"),
+    for name in names(spaces.path()) {
+        if let Err(error) = remove(spaces, &name) {
+            tracing::warn!(?name, %error, "cannot remove an unfinished space");
         }
     }
+}
+
+fn names(spaces_dir: &Path) -> impl Iterator<Item = OsString> {
+    let names = std::fs::read_dir(spaces_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+}
+
+/// Removes an unfinished state directory, unless it is being made.
+fn remove(spaces: &Dir, name: &OsStr) -> Result<(), SpaceError> {
+    let dir = match spaces.open_dir(name, Trust::Private) {
+        Err(error) if error.is_not_found() => return Ok(()),
+        dir => dir?,
+    };
+    let Ok(_lock) = lock::take(&dir, OsStr::new("lock"), 0o600, Duration::ZERO)? else { return Ok(()) };
+    tree::remove(spaces, Path::new(name)).map_err(|errno| SpaceError::io(dir.path())(errno.into()))
+}
+
+/// The unfinished state directories that nobody makes any more.
+#[must_use]
+pub fn unfinished(spaces_dir: &Path) -> Vec<PathBuf> {
+    let paths = names(spaces_dir).map(|name| spaces_dir.join(name));
+    let mut left: Vec<PathBuf> = paths.filter(|path| !is_locked(path)).collect();
+    left.sort();
+    left
+}
+
+/// Whether the name of a state directory is that of an unfinished one.
+#[must_use]
+pub fn is_unfinished(state_dir: &Path) -> bool {
+    state_dir.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+}
+
+/// Removes one of [`unfinished`], unless it is being made again by now.
+///
+/// # Errors
+/// When it is not this user's, or cannot be removed.
+pub fn remove_unfinished(state_dir: &Path) -> Result<(), SpaceError> {
+    let spaces = Dir::open(state_dir.parent().unwrap_or(state_dir), Trust::Private)?;
+    remove(&spaces, state_dir.file_name().unwrap_or_default())
 }
 
 /// Writes `new` over `old` at the offsets at which the catalog relocates a node, where `old` still stands.

@@ -145,6 +145,76 @@ fn indexes_of_catalogs_that_are_gone_and_leftovers_go() {
     assert_eq!(look(), before);
 }
 
+/// What `restore --strategy hardlink` keeps, and what killed restores and forks have left.
+#[test]
+fn what_restores_and_forks_have_left_goes() {
+    let world = World::with(&library());
+    let home = world.home();
+    let restored = |space: &str| {
+        let done = world.json(["restore", home.to_str().unwrap(), space, "--strategy", "hardlink"]);
+        PathBuf::from(done["path"].as_str().unwrap())
+    };
+    let (kept, gone) = (restored("kept"), restored("gone"));
+    let links = world.state().join("cache/links");
+    let copies = files_below(&links).len();
+    assert!(copies > 2);
+    // Another space has links to all copies but one.
+    std::fs::remove_file(kept.join("lib/b.so")).unwrap();
+    std::fs::remove_dir_all(&gone).unwrap();
+    let printed = gc(&world, &[]);
+    assert!(printed.contains(&format!("800001 links {}\n", links.display())), "{printed}");
+    assert_eq!(files_below(&links).len(), copies - 1);
+    assert!(std::fs::read(kept.join("lib/a.so")).unwrap() == pattern(700_000));
+
+    // Unfinished: a tree beside a space, a tree of a space that is being restored, and marks with and without a tree.
+    let unfinished = |path: &Path| {
+        std::fs::create_dir_all(beside(path, ".restoring").join("lib")).unwrap();
+        std::fs::write(beside(path, ".restoring").join("lib/half"), "half").unwrap();
+    };
+    let other = |end: &str| {
+        kept.with_file_name(format!("{}{end}", &kept.file_name().unwrap().to_str().unwrap()[..23]))
+    };
+    let (locked, marked) = (other("_"), other("-"));
+    for path in [&kept, &locked] {
+        unfinished(path);
+    }
+    let lock = std::fs::File::create(beside(&locked, ".lck")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    std::fs::write(beside(&gone, ".restoring"), "").unwrap();
+    std::fs::create_dir(&marked).unwrap();
+    std::fs::write(beside(&marked, ".restoring"), "").unwrap();
+    std::fs::create_dir(kept.with_file_name("mine.restoring")).unwrap();
+    // Forks.
+    let spaces = world.state().join("spaces");
+    let fork = |name: &str| spaces.join(format!("fork.{}", name));
+    for name in ["busy", "dead"] {
+        std::fs::create_dir_all(fork(name).join("upper")).unwrap();
+        std::fs::write(fork(name).join("upper/new"), "new").unwrap();
+        std::fs::set_permissions(fork(name), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    }
+    let busy = std::fs::File::create(fork("busy").join("lock")).unwrap();
+    rustix::fs::flock(&busy, rustix::fs::FlockOperation::LockExclusive).unwrap();
+
+    let dry = world.run(["gc", "--dry-run"]);
+    let left = [beside(&kept, ".restoring"), beside(&gone, ".restoring"), fork("dead")];
+    assert!(
+        left.iter()
+            .all(|path| dry.stdout.contains(&format!("leftover {}\n", path.display())) && path.exists())
+    );
+    let done = world.run(["gc"]);
+    assert_eq!((done.code, &done.stdout), (0, &dry.stdout), "{done:?}");
+    assert_eq!(done.stdout.matches("leftover").count(), left.len(), "{done:?}");
+    assert!(left.iter().all(|path| !path.exists()));
+    assert!(
+        beside(&locked, ".restoring").join("lib/half").exists() && beside(&marked, ".restoring").exists()
+    );
+    assert!(kept.with_file_name("mine.restoring").exists() && fork("busy").join("upper/new").exists());
+    drop((lock, busy));
+    let done = world.run(["gc"]);
+    assert_eq!(done.stdout.matches("leftover").count(), 2, "{done:?}");
+    assert!(!beside(&locked, ".restoring").exists() && !fork("busy").exists());
+}
+
 #[test]
 fn bad_options_and_an_unreadable_library_remove_nothing() {
     let world = World::with(&library());
