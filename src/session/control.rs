@@ -6,7 +6,7 @@
 //!
 //! One thread of the daemon serves one connection after the other. It takes no part in serving the filesystem, so a
 //! request that waits never delays a FUSE request. The client has a time limit of its own: a socket can be left at any
-//! time, also while the daemon is stopped or hangs.
+//! time, also while the daemon is stopped or hangs. A daemon that is stopped is not waited for.
 //!
 //! Limits: a request has at most [`LONGEST_REQUEST`] bytes, and a peer gets [`PATIENCE`] to send it. The path of a socket
 //! has at most 107 bytes, and that of a state directory can be longer. So both sides name the socket by an open descriptor
@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -34,6 +35,7 @@ use serde_json::Value;
 use super::error::{Error, Refused};
 use crate::sys::fd::proc_path;
 use crate::sys::guarded::{Dir, Trust};
+use crate::sys::process::{Condition, condition};
 
 /// The version of the protocol. A request of another version is refused.
 pub const VERSION: u32 = 1;
@@ -52,6 +54,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a client looks for the socket of a mount. A daemon makes it just after the mount has been reported.
 const APPEARS_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often a client that waits looks whether the daemon is stopped.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What a command asks the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -202,6 +207,10 @@ fn talk(stream: UnixStream, answer: &dyn Fn(Request, &mut Line) -> Result<Value,
         return line.say(Err(Refused::Peer));
     }
     let answered = match line.read_line(LONGEST_REQUEST, Instant::now() + PATIENCE) {
+        // A client that has gone was told that there is no answer, so nothing is done for it later.
+        Ok(_) if poll(&line.stream, PollFlags::empty(), Duration::ZERO)?.contains(PollFlags::HUP) => {
+            return Ok(());
+        }
         Ok(text) => match parse(&text) {
             // A panic must not end the mount.
             Ok(request) => {
@@ -295,7 +304,9 @@ impl Client {
     }
 
     fn answer(&mut self, limit: Duration) -> Result<Value, Error> {
-        let read = self.line.read_line(LONGEST_ANSWER, Instant::now() + limit);
+        let deadline = Instant::now() + limit;
+        self.wait(deadline)?;
+        let read = self.line.read_line(LONGEST_ANSWER, deadline);
         let text = read.map_err(|error| self.failed(error))?;
         // The daemon has ended.
         if text.is_empty() {
@@ -306,6 +317,26 @@ impl Client {
         answered.answer.map_err(Error::Refused)
     }
 
+    /// Waits until there is something to read, unless the daemon stays stopped.
+    fn wait(&self, deadline: Instant) -> Result<(), Error> {
+        let daemon = crate::space::run::read_run(&self.state_dir).map(|run| run.pid);
+        let is_stopped = || daemon.is_some_and(|pid| condition(pid) == Condition::Stopped);
+        let mut was_stopped = false;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).min(LOOK_EVERY);
+            match poll(&self.line.stream, PollFlags::IN, left) {
+                Ok(ready) if !ready.is_empty() => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed(errno.into())),
+            }
+            let is_stopped = is_stopped();
+            if is_stopped && was_stopped || Instant::now() >= deadline {
+                return Err(no_answer(&self.state_dir));
+            }
+            was_stopped = is_stopped;
+        }
+    }
+
     fn failed(&self, error: io::Error) -> Error {
         match error.kind() {
             _ if is_late(&error) => no_answer(&self.state_dir),
@@ -313,6 +344,14 @@ impl Client {
             _ => Error::os(&self.state_dir, "control")(error),
         }
     }
+}
+
+fn poll(stream: &UnixStream, events: PollFlags, limit: Duration) -> Result<PollFlags, Errno> {
+    let limit = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
+    let mut polled = [PollFd::new(stream, events)];
+    rustix::event::poll(&mut polled, Some(&limit))?;
+    let [polled] = polled;
+    Ok(polled.revents())
 }
 
 fn no_answer(state_dir: &Path) -> Error {
