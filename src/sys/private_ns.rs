@@ -46,8 +46,10 @@ pub fn cover(dir: &Path, keep: Option<&Path>) -> Result<(), NotCovered> {
     };
     enter()?;
     let root = Path::new("/");
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(root, private).map_err(failed(root, "mount"))?;
+    // What is mounted here stays here, and what is unmounted outside goes here too: otherwise the copies of other spaces'
+    // mounts would keep their daemons alive for as long as this program runs.
+    let inwards = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change(root, inwards).map_err(failed(root, "mount"))?;
     // Opened in the new namespace, and before the directory is covered.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let kept = match keep {
