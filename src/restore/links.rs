@@ -280,7 +280,10 @@ fn directories_in(dir: &Dir) -> Result<Vec<Dir>, GuardedError> {
     let is_directory = |opened: &Result<Dir, GuardedError>| {
         !matches!(
             opened,
-            Err(GuardedError { problem: Problem::NotADirectory(_) | Problem::Os(Errno::NOENT), .. })
+            Err(GuardedError {
+                problem: Problem::NotADirectory(_) | Problem::Os(Errno::NOENT | Errno::NOTDIR),
+                ..
+            })
         )
     };
     opened.filter(is_directory).collect()
