@@ -141,11 +141,11 @@ for_both_users! {
             std::fs::write(mounted.at(format!("f{n}")), vec![b'x'; 20_000]).unwrap();
         }
         let before = tree(mounted.path());
-        for round in 0..4_u64 {
+        for round in 0..3_u64 {
             let new = format!("k{round}");
             let mut command = world.holofs();
             let mut child = command.args(["fork", "s", &new]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(4 + 15 * round));
+            std::thread::sleep(Duration::from_millis(4 + 20 * round));
             drop(child.kill());
             wait(&mut child, "fork");
             // Programs go on at once.

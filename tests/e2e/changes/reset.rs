@@ -51,7 +51,7 @@ for_both_users! {
         let mounted = world.mount(space);
         let before = tree(mounted.path());
         let mut random = Random::new(21);
-        for _ in 0..40 {
+        for _ in 0..30 {
             change(mounted.path(), &mut random);
         }
         let changed = tree(mounted.path());
@@ -59,7 +59,7 @@ for_both_users! {
         assert_same(&tree(mounted.path()), &before, |_| true);
         assert_eq!(diff(&world, space), [""; 0]);
         // The space can be changed again, and the changes stay.
-        for _ in 0..40 {
+        for _ in 0..30 {
             change(mounted.path(), &mut random);
         }
         let (lines, again) = (diff(&world, space), tree(mounted.path()));
@@ -79,7 +79,7 @@ for_both_users! {
         let at = live.as_ref().unwrap().path().to_owned();
         let pristine = tree(&at);
         let mut random = Random::new(31);
-        for round in 0..15 {
+        for round in 0..10 {
             for _ in 0..6 {
                 change(&at, &mut random);
             }
