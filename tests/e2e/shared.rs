@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::as_user::{as_user_args, tools};
+use crate::common::as_user::{as_user_args, root_or_skip, tools};
 use crate::common::world::{Done, finish};
 use crate::common::{Library, World, files_below, sh};
 
@@ -164,4 +164,23 @@ fn a_directory_of_spaces_that_one_may_not_write() {
     }
     let done = users.run(0, "holofs run auto demo --private-ns -- cat /proc/self/uid_map");
     assert!(done.code == 0 && !done.stdout.contains("4294967295"), "{done:?}");
+}
+
+/// The namespace of the run has copies of all mounts. Where mounts are shared, as systemd has them, the copies go with them.
+#[test]
+fn private_namespace_keeps_no_other_space_mounted() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::with(&library());
+    let script = r#"mount --make-rshared / && cd "$1" && mkfifo ready go || exit 99
+        "$2" mount auto other || exit 98
+        "$2" run auto demo --private-ns -- sh -c ': >"$0/ready"; read x <"$0/go"' "$1" &
+        read x <ready
+        "$2" unmount other --timeout 1; code=$?
+        echo >go; wait; exit $code"#;
+    let mut command = world.command("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+    let done = finish(command.arg(world.path()).arg(world.holofs().get_program()));
+    assert_eq!(done.code, 0, "{done:?}");
 }

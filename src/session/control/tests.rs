@@ -132,6 +132,30 @@ fn client_leaves_a_daemon_that_does_not_answer() {
     assert!(matches!(asked, Err(Error::NoAnswer { .. })), "{asked:?}");
 }
 
+#[test]
+fn nothing_is_done_for_a_client_that_has_gone() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let server = Server::listen(dir.path()).unwrap();
+    let mut gone = Client::connect(dir.path()).unwrap();
+    gone.send(&Asked { version: VERSION, request: Request::Statistics }).unwrap();
+    drop(gone);
+    let asked = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            server.serve(&|request, _| {
+                asked.lock().push(request);
+                Ok(Value::Null)
+            });
+        });
+        // Connections are served in turn.
+        let answer = Client::connect(dir.path()).and_then(|mut client| client.ask(&Request::Ping, PATIENCE));
+        server.stop();
+        assert_eq!(answer.unwrap(), Value::Null);
+    });
+    assert_eq!(*asked.lock(), [Request::Ping]);
+}
+
 /// Root may ask any daemon, so the peer is an ordinary user and the daemon root.
 #[test]
 fn other_users_are_refused() {
