@@ -277,11 +277,7 @@ impl Recording<'_> {
         // The blobs reach the disk, all at once, before the catalog that names them.
         self.place.library.sync_filesystem()?;
         let (dir, shared) = (&self.place.catalog, self.place.shared);
-        replace_synced(dir, &format!("{name}.info"), shared, |file| {
-            let mut out = BufWriter::new(file);
-            write::write_json(header, &mut out)?;
-            out.flush()
-        })?;
+        replace_synced(dir, &format!("{name}.info"), shared, |file| write::write_info(header, file))?;
         replace_synced(dir, name, shared, |file| {
             let mut out = write::gzip(BufWriter::new(file));
             catalog::write(header, tree, &facts, empty, &mut out)?;

@@ -386,7 +386,7 @@ impl Importing<'_> {
                     ..Header::default()
                 };
                 replace_synced(dir, &format!("{file}.info"), shared, |file| {
-                    write::write_json(&header, BufWriter::new(file))
+                    write::write_info(&header, file)
                 })?;
                 replace_synced(dir, &file, shared, |file| file.write_all(bytes))?;
             }

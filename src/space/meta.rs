@@ -226,9 +226,7 @@ fn write_both(
         out.finish()?.flush()
     })?;
     replace(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
-        let mut out = BufWriter::new(file);
-        write::write_json(&header, &mut out)?;
-        out.flush()
+        write::write_info(&header, file)
     })
 }
 

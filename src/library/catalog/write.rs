@@ -3,7 +3,8 @@
 //!
 //! Two writers use it: the recorder, for whole catalogs, and a space, for the `.meta` beside its directory.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
@@ -86,6 +87,17 @@ pub(crate) fn write_empty(header: &Header, out: impl Write) -> io::Result<()> {
 pub(crate) fn write_json(value: &impl Serialize, out: impl Write) -> io::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(out, GoFormatter(PrettyFormatter::new())))?;
     Ok(())
+}
+
+/// Writes a header to a file of its own, as beside each catalog and each space.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write_info(header: &Header, file: &mut File) -> io::Result<()> {
+    let mut out = BufWriter::new(file);
+    write_json(header, &mut out)?;
+    // A write error would be lost when the writer is dropped.
+    out.flush()
 }
 
 /// A stream that compresses as Go does: no name, no time, and an unknown operating system in the gzip header.
