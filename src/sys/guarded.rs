@@ -49,7 +49,7 @@ pub enum Problem {
     NotAFile(&'static str),
     /// It has several hard links, so a write would change a file elsewhere.
     #[error("it has {0} hard links, so holofs does not write to it")]
-    Linked(u64),
+    Linked(u32),
     /// It is not a directory.
     #[error("it is {0}, not a directory")]
     NotADirectory(&'static str),
@@ -398,7 +398,7 @@ fn check_file(fd: &OwnedFd, access: Access) -> Result<(), Problem> {
     }
     // A file without a link was removed after the open. A caller that locks the file checks for that.
     if access != Access::Read && stat.st_nlink > 1 {
-        return Err(Problem::Linked(stat.st_nlink));
+        return Err(Problem::Linked(u32::try_from(stat.st_nlink).unwrap_or(u32::MAX)));
     }
     Ok(())
 }
