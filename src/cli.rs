@@ -116,8 +116,6 @@ pub(crate) struct Global {
     /// Print no colours
     #[arg(long, global = true, action = ArgAction::SetTrue, help_heading = "Global options")]
     colorless: bool,
-    #[command(flatten)]
-    rcc: rcc::OfRcc,
 }
 
 #[derive(Debug, Subcommand)]
@@ -220,7 +218,8 @@ pub fn main() -> ExitCode {
 
 /// Runs holofs with these arguments; the first is the name of the program. Returns the exit code.
 fn execute(args: &[OsString]) -> u8 {
-    let cli = match parse(args) {
+    let (rcc, args) = rcc::OfRcc::take(args);
+    let cli = match parse(&args) {
         Ok(cli) => cli,
         // For clap, --help and --version are errors. They go to standard output.
         Err(error) if !error.use_stderr() => return output::print_help(&error),
@@ -261,7 +260,7 @@ fn execute(args: &[OsString]) -> u8 {
     if let Err(errno) = inherited {
         tracing::debug!(%errno, "cannot close inherited descriptors");
     }
-    finish(started.and_then(|settings| run(cli, settings)), failed)
+    finish(started.and_then(|settings| run(cli, rcc, settings)), failed)
 }
 
 /// Prints a failure, with another exit code if `failed` has one. Returns the exit code.
@@ -269,9 +268,11 @@ fn finish(done: Result<u8, Failure>, failed: Option<u8>) -> u8 {
     done.unwrap_or_else(|failure| output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }))
 }
 
-/// Parses the arguments by the definition with the help in groups.
-fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
-    Cli::from_arg_matches(&help::definition().try_get_matches_from(args)?)
+/// Parses the arguments. Makes the help in groups only where it may be shown.
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let shows_help = args.len() < 2 || args.iter().any(|arg| arg == "-h" || arg == "--help" || arg == "help");
+    let definition = if shows_help { help::definition() } else { Cli::command() };
+    Cli::from_arg_matches(&definition.try_get_matches_from(args)?)
 }
 
 /// Reads the settings, with the flags of this command line.
@@ -305,8 +306,8 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
     Ok(Settings::read(flags)?)
 }
 
-fn run(cli: Cli, settings: Settings) -> Result<u8, Failure> {
-    let Global { json, silent, rcc, .. } = cli.global;
+fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
+    let Global { json, silent, .. } = cli.global;
     rcc.log();
     let context = Context { env: Env::new(&settings), settings, json, silent, rcc };
     // `record` and `import` do not use these directories, and `doctor` says what is wrong with them.

@@ -56,16 +56,28 @@ fn usage_is_one_line_and_where_to_read_on() {
 /// What the Action Server, VS Code and robotmk add to every command.
 #[test]
 fn flags_that_callers_of_rcc_add_are_accepted() {
+    let take = |words: &str| {
+        let args: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+        rcc::OfRcc::take(&args)
+    };
     for command in ["hash", "variables", "blueprint"] {
-        let words = format!(
+        let (flags, args) = take(&format!(
             "holofs {command} package.yaml --silent --controller action-server --bundled --sema4ai --robocorp \
-             --no-retry-build --no-build --config c.yaml --anything x --tag y"
-        );
-        assert!(Cli::try_parse_from(words.split_whitespace()).is_ok(), "{words}");
+             --no-retry-build --no-build --config c.yaml --anything=x --tag y"
+        ));
+        assert!(flags.no_build);
+        assert!(Cli::try_parse_from(&args).is_ok(), "{args:?}");
     }
-    let hash = "holofs hash package.yaml --silent --no-temp-management --warranty-voided --devdeps --bundled";
-    assert!(Cli::try_parse_from(hash.split_whitespace()).is_ok());
-    assert!(Cli::try_parse_from(["holofs", "--bundled", "list"]).is_ok());
+    let (_, args) =
+        take("holofs hash package.yaml --silent --no-temp-management --warranty-voided --devdeps --bundled");
+    assert!(Cli::try_parse_from(&args).is_ok());
+    assert_eq!(take("holofs --bundled list").1, take("holofs list").1);
+    // A command's own flags stay, and so does a flag without its value.
+    for whole in ["holofs run auto s -- cmd --bundled --config x", "holofs list --config"] {
+        let (flags, args) = take(whole);
+        assert_eq!(flags, rcc::OfRcc::default());
+        assert_eq!(args.len(), whole.split_whitespace().count(), "{whole}");
+    }
     assert_eq!(Cli::try_parse_from(["holofs", "-V"]).unwrap_err().kind(), ErrorKind::DisplayVersion);
     assert_eq!(refused(&["holofs", "--product", "other", "list"]).code, USAGE);
 }
