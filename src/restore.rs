@@ -1,7 +1,7 @@
 //! Writes an environment as a tree of plain files, as rcc does, for machines without FUSE.
 //!
 //! A place without a tree gets a new one: it is made beside its place under another name, and one rename puts it there. The
-//! files in it are created under their own names, because nobody sees the tree before. In an existing tree ([`sweep`]) only
+//! files in it are created under their own names, because nobody sees the tree before. In an existing tree (`sweep`) only
 //! what differs is made anew, as rcc decides that: each such file is written under a temporary name, and renamed.
 //!
 //! Both work in parallel on batches of the files of one directory, relative to its descriptor. A file is complete when it

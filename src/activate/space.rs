@@ -1,7 +1,7 @@
 //! What the variables need to know of the files of a space.
 //!
 //! Three names are looked up, and one small file is read, whatever the size of the space. Invariant: the file is read
-//! only if it is a regular file within [`MAX_ACTIVATION`].
+//! only if it is a regular file within `MAX_ACTIVATION`.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! `holofs run` and `holofs shell`.
 //!
 //! The exit code is the program's, so the codes of other commands would be ambiguous: a failure of holofs is
-//! [`RUN_FAILED`], or with `--rcc-exit-codes` what `rcc run` uses.
+//! `RUN_FAILED`, or with `--rcc-exit-codes` what `rcc run` uses.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@
 //! request that waits never delays a FUSE request. The client has a time limit of its own: a socket can be left at any
 //! time, also while the daemon is stopped or hangs. A daemon that is stopped is not waited for.
 //!
-//! Limits: a request has at most [`LONGEST_REQUEST`] bytes, and a peer gets [`PATIENCE`] to send it. The path of a socket
+//! Limits: a request has at most [`LONGEST_REQUEST`] bytes, and a peer gets `PATIENCE` to send it. The path of a socket
 //! has at most 107 bytes, and that of a state directory can be longer. So both sides name the socket by an open descriptor
 //! of the directory, `/proc/self/fd/N/control`.
 //!
@@ -360,7 +360,7 @@ fn no_answer(state_dir: &Path) -> Error {
     Error::no_answer(place, run.map(|run| run.pid))
 }
 
-/// Connects within [`PATIENCE`]: a daemon that is stopped has a queue of connections, which can be full.
+/// Connects within `PATIENCE`: a daemon that is stopped has a queue of connections, which can be full.
 fn connect(dir: &Dir) -> Result<UnixStream, Errno> {
     let socket: OwnedFd =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

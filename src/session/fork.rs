@@ -2,7 +2,7 @@
 //!
 //! The first pass copies the changes while programs go on. Then the daemon lets no change begin, and a second pass copies
 //! what has changed since: that takes about as long as one stat(2) of each changed entry. If this process dies, or takes
-//! longer than [`FROZEN_AT_MOST`], the daemon lets changes go on.
+//! longer than `FROZEN_AT_MOST`, the daemon lets changes go on.
 //!
 //! In passthrough mode the kernel writes to open files without the daemon. Such files are copied until a pass finds none
 //! that was written to since.

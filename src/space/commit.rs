@@ -7,7 +7,7 @@
 //! What is never recorded is left out, as `record` leaves it out. Links are resolved within the tree. A link that leads
 //! out of it is foreign, and nothing of its target is looked at.
 //!
-//! Invariant: the same changes give the same [`Signature`]. Equal signatures before and after the files were read mean
+//! Invariant: the same changes give the same `Signature`. Equal signatures before and after the files were read mean
 //! that nobody changed the space meanwhile.
 
 mod links;

@@ -199,7 +199,7 @@ pub fn rename_in(index: &Index, node: NodeId, file: &File, old: &[u8], new: &[u8
     Ok(())
 }
 
-/// Copies an upper in passes; see [`Copy`]. `frozen` is called after the first pass, and returns once nothing changes any
+/// Copies an upper in passes; see the module `copy`. `frozen` is called after the first pass, and returns once nothing changes any
 /// more. `settle` is how often to look again for files that change nevertheless.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 //!
 //! Mechanism: one read of the stored bytes, one call of the inflater into a buffer of the known size, one digest. The
 //! buffers and the inflater are used again for the next blob. Anything unusual (several gzip members, a name in the gzip
-//! header, plain bytes, a wrong digest) is left to [`super::read`], which decides whether the blob is good.
+//! header, plain bytes, a wrong digest) is left to `library::blob::read`, which decides whether the blob is good.
 //!
 //! Invariant: the caller gets the bytes of a small blob only after they were compared with the digest. The bytes of a large
 //! one are compared when the last of them has been given to the caller.
