@@ -1,7 +1,8 @@
 //! The counters of one mount, and what they add up to over all mounts of a space.
 //!
-//! One [`Metrics`] is made where the mount is put together, and shared by all who count. `holofs status` and `holofs stats`
-//! read the counters of a live mount from extended attributes of its root. `docs/METRICS.md` documents each.
+//! One [`Metrics`] is made where the mount is put together, and shared by all who count. `holofs status`
+//! reads the counters of a live mount from an extended attribute of its root, and `holofs stats` asks its daemon for the
+//! totals. `docs/METRICS.md` documents each.
 //!
 //! Counting must not slow the mount down: nothing is counted by a lookup or a getattr, and a read adds its length to one
 //! counter on a cache line of its own. All operations are relaxed. Counters only grow, and start at 0 with each mount. They
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize};
+use zerocopy::FromZeros;
 
 use totals::{CorruptFile, Totals};
 
@@ -138,7 +140,9 @@ impl Metrics {
     pub fn of_environment(nodes: u32, earlier: Earlier) -> Self {
         let words = (nodes as usize).div_ceil(64);
         Self {
-            touched: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            // The allocator returns fresh pages as they are, so a mount of a large environment writes to none of them.
+            // Without the memory, every touch counts as the first.
+            touched: <[AtomicU64]>::new_box_zeroed_with_elems(words).unwrap_or_default(),
             earlier: Some(earlier),
             ..Self::default()
         }

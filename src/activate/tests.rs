@@ -25,7 +25,7 @@ fn given<'a>(network: &'a Network, path: &'a str) -> Given<'a> {
         own_temp: true,
         rcc: Some(Path::new("/usr/bin/rcc")),
         path: Some(OsStr::new(path)),
-        cwd: Path::new("/work"),
+        cwd: Path::new("/robot"),
         network,
         warranty_voided: false,
         robot: None,
@@ -37,7 +37,7 @@ fn given<'a>(network: &'a Network, path: &'a str) -> Given<'a> {
 fn order_is_rccs() {
     let network = Network::default();
     let given = given(&network, "/usr/bin:rel/../x:/opt/conda/bin:/usr/bin");
-    let path = "PATH=/h/holotree/ea7ce2c_5a1fac3_9fcd2534/bin:/usr/bin:/work/x";
+    let path = "PATH=/h/holotree/ea7ce2c_5a1fac3_9fcd2534/bin:/usr/bin:/robot/x";
     let expected = [
         "EXTRA=1",
         "PYTHON_EXE=/h/holotree/ea7ce2c_5a1fac3_9fcd2534/bin/python3",
