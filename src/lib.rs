@@ -16,6 +16,7 @@
 //! | [`restore`] | a classic tree of plain files, for machines without FUSE |
 //! | [`library`] | catalogs, compiled indexes, blobs, digests, the blob cache, rcc's names |
 //! | [`blueprint`] | robot.yaml, conda.yaml and package.yaml become rcc's text and hash |
+//! | [`handoff`] | what a worker leaves to the one that takes its place |
 //! | [`metrics`] | the counters of one mount |
 //! | [`settings`] | what a user can choose, by flags, variables and files |
 //! | [`yaml`] | a YAML document as rcc reads it |
@@ -28,6 +29,7 @@ pub mod blueprint;
 pub mod cli;
 pub mod fs;
 pub mod fuse;
+pub mod handoff;
 pub mod library;
 pub mod materialize;
 pub mod metrics;

@@ -76,6 +76,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{DirEntry, FileType};
 
+use crate::handoff::Handoff;
 use crate::library::index::{Index, Node as LowerNode, NodeId, NodeKind};
 use crate::materialize::Materializer;
 use crate::materialize::staging::Staging;
@@ -106,6 +107,8 @@ pub struct Owner {
 #[derive(Debug)]
 pub struct Namespace {
     index: Arc<Index>,
+    /// What an earlier worker left, and what the next one will find.
+    handoff: Arc<Handoff>,
     materializer: Arc<Materializer>,
     staging: Arc<Staging>,
     /// The root directory of the upper.
@@ -155,6 +158,7 @@ impl Namespace {
         root: OwnedFd,
         owner: Owner,
         keeps_atime: bool,
+        handoff: Arc<Handoff>,
     ) -> Result<Self> {
         if index.ids() >= TOO_MANY_NODES {
             return Err(Error::NotSupported("an environment of more than a billion entries"));
@@ -180,6 +184,7 @@ impl Namespace {
         whiteouts.finish_moves(&staging, root.as_fd());
         Ok(Self {
             index,
+            handoff,
             materializer,
             staging,
             root,
@@ -217,6 +222,12 @@ impl Namespace {
     #[must_use]
     pub fn keeps_atime(&self) -> bool {
         self.keeps_atime
+    }
+
+    /// What an earlier worker left, and what the next one will find.
+    #[must_use]
+    pub fn handoff(&self) -> &Arc<Handoff> {
+        &self.handoff
     }
 
     /// The compiled index of the catalog.

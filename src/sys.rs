@@ -15,6 +15,7 @@ pub mod private_ns;
 pub mod probe;
 pub mod process;
 pub mod service;
+pub mod shared_memory;
 pub mod signals;
 pub mod surroundings;
 pub mod thread;

@@ -13,6 +13,7 @@ use super::bytecode;
 use super::error::Error;
 use super::request::MountPlan;
 use crate::fs::Fs;
+use crate::handoff::Handoff;
 use crate::library::blob::Blobs;
 use crate::library::bytecode::library::WithBytecode;
 use crate::library::cache::BlobCache;
@@ -47,11 +48,13 @@ pub(super) fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
     cache_dir.join("blobs")
 }
 
-/// The filesystem of a space, over the directories in its state directory. `umask` is the user's.
+/// The filesystem of a space, over the directories in its state directory, as an earlier worker left it. `umask` is the
+/// user's.
 pub(super) fn filesystem(
     plan: &MountPlan,
     index: &Arc<Index>,
     umask: u32,
+    handoff: &Arc<Handoff>,
 ) -> Result<(Arc<Fs>, ReflinkProbe), Error> {
     let state_dir = plan.state_dir();
     let cache_dir = plan.env.cache_dir();
@@ -89,7 +92,7 @@ pub(super) fn filesystem(
     // The kernel leaves access times to the filesystem. A read-only filesystem does not update them either.
     let keeps_atime = plan.request.read_only || plan.has("noatime");
     let (index, source) = (Arc::clone(index), Arc::clone(&materializer));
-    let namespace = Namespace::open(index, source, staging, upper, owner, keeps_atime)
+    let namespace = Namespace::open(index, source, staging, upper, owner, keeps_atime, Arc::clone(handoff))
         .map_err(|source| Error::Upper { path: state_dir.clone(), source })?;
     // With `--upper-dir`, the name of the directory is a link, in a directory of this user. The dot follows it.
     let space = open_dir(&state_dir.join("."))?;
@@ -122,7 +125,8 @@ pub(super) fn unmounted(
     let metrics = Arc::<Metrics>::default();
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), open_dir(&reloc)?, metrics));
     let upper = open_dir(&state_dir.join("upper"))?;
-    Namespace::open(Arc::clone(index), materializer, staging, upper, owner, true)
+    let handoff = Handoff::private().map_err(Error::os(state_dir, "mmap for"))?;
+    Namespace::open(Arc::clone(index), materializer, staging, upper, owner, true, Arc::new(handoff))
         .map_err(|source| Error::Upper { path: state_dir.to_owned(), source })
 }
 

@@ -24,6 +24,7 @@ use super::request::MountPlan;
 use super::{compose, registry, statistics};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
+use crate::handoff::Handoff;
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
@@ -162,7 +163,9 @@ impl<'p> PendingMount<'p> {
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
         process::map_large_blocks();
         let loops = possible_loops()?;
-        let (fs, reflink) = compose::filesystem(plan, &self.index, umask)?;
+        let handoff = Arc::new(Handoff::create().map_err(Error::os(plan.state_dir(), "memfd_create for"))?);
+        handoff.begin();
+        let (fs, reflink) = compose::filesystem(plan, &self.index, umask, &handoff)?;
         // Before the mount exists: a signal that comes while it is being made ends it in good order.
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::fs::Fs;
 use crate::fs::error::errno;
+use crate::handoff::Handoff;
 use crate::library::blob::Blobs;
 use crate::library::cache::BlobCache;
 use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
@@ -234,8 +235,10 @@ fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: 
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc"), Arc::default()));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
+    let handoff = Arc::new(Handoff::private().unwrap());
     let names =
-        Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner, false).unwrap();
+        Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner, false, handoff)
+            .unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };
     Fs::new(names, materializer, fd("."))
 }

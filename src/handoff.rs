@@ -1,0 +1,290 @@
+//! What a worker leaves to the one that takes its place.
+//!
+//! A *worker* is the process that serves a mount. The *keeper* starts it, and starts the next one when it dies
+//! (`session::keeper`). All workers of a mount share this memory and one table of descriptors: a descriptor that a worker
+//! opened stays open under its number when the worker dies.
+//!
+//! A worker can be killed at any instant. So a record here has a state word, which is written last (`Release`) and read
+//! first (`Acquire`); the other words of the record count only if it says so.
+//!
+//! The layout is fixed and has a version, because a program of another version may read it. It holds numbers only: no
+//! addresses.
+//!
+//! | words | what |
+//! |---|---|
+//! | 0.. | the header: magic, version, size; counters; the kernel's INIT request; the descriptors that stay |
+//! | requests | operations that are under way ([`requests`]) |
+//! | held | descriptors of files that have no name any more ([`held`]) |
+//! | opens | what the kernel has open by passthrough ([`opens`]) |
+
+pub mod held;
+pub mod opens;
+pub mod requests;
+
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use rustix::io::Errno;
+
+use crate::sys::shared_memory::SharedMemory;
+use held::Held;
+use opens::Opens;
+use requests::Requests;
+
+/// The first word: `holofs` in ASCII.
+const MAGIC: u64 = u64::from_le_bytes(*b"holofs\0\0");
+
+/// The layout. A program that finds a number that it does not know must not use the memory.
+const VERSION: u64 = 1;
+
+/// The regions, in words.
+const HEADER: Range<usize> = 0..1024;
+const REQUESTS: Range<usize> = HEADER.end..HEADER.end + (1 << 17);
+const HELD: Range<usize> = REQUESTS.end..REQUESTS.end + (1 << 19);
+const OPENS: Range<usize> = HELD.end..HELD.end + (1 << 20);
+const WORDS: usize = OPENS.end;
+
+/// The words of the header.
+mod word {
+    use std::ops::Range;
+
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const VERSION: usize = 1;
+    pub(super) const WORDS: usize = 2;
+    /// Number of workers that were started.
+    pub(super) const WORKERS: usize = 8;
+    /// How far the mount is: a [`super::Phase`].
+    pub(super) const PHASE: usize = 9;
+    /// The bytes of the INIT request; 0 until it is there.
+    pub(super) const INIT_LEN: usize = 16;
+    pub(super) const INIT: Range<usize> = 17..145;
+    /// Descriptors that stay open when a worker dies, each plus 1; 0 is free.
+    pub(super) const KEPT: Range<usize> = 256..512;
+}
+
+/// How far the mount is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Phase {
+    /// It has not answered yet. A worker that dies now ends it.
+    Starting,
+    /// It answers. A worker that dies now is replaced.
+    Serving,
+    /// It has ended, and its state is being written out. A worker that dies now is not replaced by one that serves.
+    Ending,
+}
+
+/// The memory that the workers of one mount share.
+#[derive(Debug)]
+pub struct Handoff {
+    memory: SharedMemory,
+}
+
+impl Handoff {
+    /// The memory of a new mount, for this process and those that it will fork.
+    ///
+    /// # Errors
+    /// Those of [`SharedMemory::create`].
+    pub fn create() -> Result<Self, Errno> {
+        Ok(Self { memory: SharedMemory::create("holofs-handoff", WORDS)? }.stamped())
+    }
+
+    /// Memory that nobody takes over: of a space that is not mounted.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn private() -> Result<Self, Errno> {
+        Ok(Self { memory: SharedMemory::private(WORDS)? }.stamped())
+    }
+
+    /// The memory of an existing mount.
+    ///
+    /// # Errors
+    /// EINVAL when its layout is not this version's.
+    pub fn of(memory: OwnedFd) -> Result<Self, Errno> {
+        let memory = SharedMemory::of(memory)?;
+        let is =
+            |at: usize, value: u64| memory.words().get(at).is_some_and(|word| word.load(Acquire) == value);
+        let fits = is(word::MAGIC, MAGIC) && is(word::VERSION, VERSION) && is(word::WORDS, WORDS as u64);
+        if fits && memory.words().len() == WORDS { Ok(Self { memory }) } else { Err(Errno::INVAL) }
+    }
+
+    fn stamped(self) -> Self {
+        self.word(word::VERSION).store(VERSION, Relaxed);
+        self.word(word::WORDS).store(WORDS as u64, Relaxed);
+        self.word(word::MAGIC).store(MAGIC, Release);
+        self
+    }
+
+    /// The descriptor of the memory. None for memory that nobody takes over.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.fd()
+    }
+
+    /// Counts a worker that starts. Returns how many were started before.
+    pub fn begin(&self) -> u64 {
+        self.word(word::WORKERS).fetch_add(1, Relaxed)
+    }
+
+    /// Whether an earlier worker served this mount. What it knew about the kernel (lookup counts, open files) is lost
+    /// except for what is here.
+    #[must_use]
+    pub fn is_takeover(&self) -> bool {
+        self.restarts() > 0
+    }
+
+    /// The number of workers that took the place of an earlier one.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.word(word::WORKERS).load(Relaxed).saturating_sub(1)
+    }
+
+    /// How far the mount is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.word(word::PHASE).load(Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Ending,
+        }
+    }
+
+    /// Notes how far the mount is.
+    pub fn reach(&self, phase: Phase) {
+        let value = match phase {
+            Phase::Starting => 0,
+            Phase::Serving => 1,
+            Phase::Ending => 2,
+        };
+        self.word(word::PHASE).store(value, Release);
+    }
+
+    /// Notes the kernel's INIT request, with which each worker starts its session. EMSGSIZE if it is too long.
+    ///
+    /// # Errors
+    /// EMSGSIZE.
+    pub fn set_init(&self, request: &[u8]) -> Result<(), Errno> {
+        let room = self.range(word::INIT);
+        if request.len() > size_of_val(room) {
+            return Err(Errno::MSGSIZE);
+        }
+        for (to, from) in room.iter().zip(request.chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            to.store(u64::from_ne_bytes(bytes), Relaxed);
+        }
+        self.word(word::INIT_LEN).store(request.len() as u64, Release);
+        Ok(())
+    }
+
+    /// The kernel's INIT request. None before it came.
+    #[must_use]
+    pub fn init(&self) -> Option<Vec<u8>> {
+        let len = usize::try_from(self.word(word::INIT_LEN).load(Acquire)).ok().filter(|len| *len > 0)?;
+        let bytes = self.range(word::INIT).iter().flat_map(|word| word.load(Relaxed).to_ne_bytes());
+        Some(bytes.take(len).collect())
+    }
+
+    /// Keeps a descriptor open for the next worker. Every other one is closed when a worker has died, except those in
+    /// [`Handoff::held`]. False when there is no room.
+    #[must_use]
+    pub fn keep_fd(&self, fd: RawFd) -> bool {
+        let Ok(value) = u64::try_from(i64::from(fd) + 1) else { return false };
+        self.range(word::KEPT).iter().any(|slot| slot.compare_exchange(0, value, Release, Relaxed).is_ok())
+    }
+
+    /// Takes back [`Handoff::keep_fd`]. Called before the descriptor is closed.
+    pub fn let_go_of_fd(&self, fd: RawFd) {
+        for slot in self.range(word::KEPT) {
+            if RawFd::try_from(slot.load(Acquire)).is_ok_and(|value| value == fd.saturating_add(1)) {
+                slot.store(0, Release);
+            }
+        }
+    }
+
+    /// Whether the next worker finds this descriptor as it is.
+    #[must_use]
+    pub fn keeps_fd(&self, fd: RawFd) -> bool {
+        let value = fd.saturating_add(1);
+        let kept = |slot: &AtomicU64| RawFd::try_from(slot.load(Acquire)).is_ok_and(|kept| kept == value);
+        value > 0 && self.range(word::KEPT).iter().any(kept)
+    }
+
+    /// Operations that are under way.
+    #[must_use]
+    pub fn requests(&self) -> Requests<'_> {
+        Requests::new(self.range(REQUESTS))
+    }
+
+    /// Descriptors of files that have no name any more.
+    #[must_use]
+    pub fn held(&self) -> Held<'_> {
+        Held::new(self.range(HELD))
+    }
+
+    /// What the kernel has open by passthrough.
+    #[must_use]
+    pub fn opens(&self) -> Opens<'_> {
+        Opens::new(self.range(OPENS))
+    }
+
+    fn range(&self, range: Range<usize>) -> &[AtomicU64] {
+        self.memory.words().get(range).unwrap_or_default()
+    }
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        static NONE: AtomicU64 = AtomicU64::new(0);
+        // Cannot be missing: the memory has `WORDS` words.
+        self.memory.words().get(at).unwrap_or(&NONE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_comes_back_whole() {
+        let handoff = Handoff::private().unwrap();
+        assert_eq!(handoff.init(), None);
+        for len in [1, 7, 8, 104, 1024] {
+            let request: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            handoff.set_init(&request).unwrap();
+            assert_eq!(handoff.init().unwrap(), request);
+        }
+        assert_eq!(handoff.set_init(&[0; 1025]), Err(Errno::MSGSIZE));
+    }
+
+    #[test]
+    fn another_layout_is_refused() {
+        let handoff = Handoff::create().unwrap();
+        let fd = || handoff.fd().unwrap().try_clone_to_owned().unwrap();
+        handoff.begin();
+        handoff.begin();
+        assert_eq!(Handoff::of(fd()).unwrap().restarts(), 1);
+        handoff.word(word::VERSION).store(VERSION + 1, Relaxed);
+        assert_eq!(Handoff::of(fd()).unwrap_err(), Errno::INVAL);
+    }
+
+    #[test]
+    fn descriptors_are_kept_until_they_are_let_go() {
+        let handoff = Handoff::private().unwrap();
+        for fd in 0..256 {
+            assert!(handoff.keep_fd(fd));
+        }
+        assert!(!handoff.keep_fd(256) && !handoff.keeps_fd(256) && !handoff.keeps_fd(-1));
+        handoff.let_go_of_fd(0);
+        assert!(!handoff.keeps_fd(0) && handoff.keeps_fd(1) && handoff.keep_fd(256));
+    }
+
+    #[test]
+    fn phases_are_in_order() {
+        let handoff = Handoff::private().unwrap();
+        for phase in [Phase::Starting, Phase::Serving, Phase::Ending] {
+            handoff.reach(phase);
+            assert_eq!(handoff.phase(), phase);
+        }
+    }
+}
