@@ -10,7 +10,7 @@ pub mod error;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Access, FallocateFlags, SeekFrom, StatVfs, XattrFlags};
 use rustix::io::Errno;
 
+use crate::handoff::requests::Requests;
 use crate::library::index::NodeId;
 use crate::library::stream::Outcome;
 use crate::materialize::{FileData, Materializer};
@@ -365,7 +366,17 @@ impl Fs {
         if flags.contains(XattrFlags::REPLACE) {
             self.get_xattr(ino, name.to_bytes())?;
         }
+        let is_new = flags.contains(XattrFlags::CREATE);
+        if is_new && self.has_xattr(ino, &name)? {
+            // An earlier worker may have set it for this request.
+            self.requests().noted().ok_or(Error::Exists)?;
+            self.namespace.attribute_changed(ino);
+            return Ok(());
+        }
         let fd = self.namespace.changed_fd(ino)?;
+        if is_new {
+            self.requests().note(0);
+        }
         backing::set_xattr(fd.as_fd(), &name, value, flags)?;
         self.namespace.attribute_changed(ino);
         Ok(())
@@ -377,10 +388,30 @@ impl Fs {
     /// `NoAttribute`, `NotPermitted` for holofs's own attributes, and those of removexattr(2).
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let name = checked(name)?;
+        if !self.has_xattr(ino, &name)? {
+            // An earlier worker may have removed it for this request.
+            self.requests().noted().ok_or(Error::NoAttribute)?;
+            self.namespace.attribute_changed(ino);
+            return Ok(());
+        }
+        self.requests().note(0);
         let fd = self.namespace.existing_fd(ino)?.ok_or(Error::NoAttribute)?;
         backing::remove_xattr(fd.as_fd(), &name)?;
         self.namespace.attribute_changed(ino);
         Ok(())
+    }
+
+    fn has_xattr(&self, ino: Ino, name: &CStr) -> Result<bool> {
+        match self.get_xattr(ino, name.to_bytes()) {
+            Ok(_) => Ok(true),
+            Err(Error::NoAttribute) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What each thread is doing, for the worker that comes after this one.
+    fn requests(&self) -> Requests<'_> {
+        self.namespace.handoff().requests()
     }
 
     /// Free space and inodes of the filesystem that holds the upper.

@@ -13,7 +13,7 @@
 //! | words | what |
 //! |---|---|
 //! | 0.. | the header: magic, version, size; counters; the kernel's INIT request; the descriptors that stay |
-//! | requests | operations that are under way ([`requests`]) |
+//! | requests | what each thread is doing, and how workers died ([`requests`]) |
 //! | held | descriptors of files that have no name any more ([`held`]) |
 //! | opens | what the kernel has open by passthrough ([`opens`]) |
 
@@ -23,6 +23,7 @@ pub mod requests;
 
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -79,6 +80,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Handoff {
     memory: SharedMemory,
+    requests: Arc<requests::Local>,
 }
 
 impl Handoff {
@@ -87,7 +89,7 @@ impl Handoff {
     /// # Errors
     /// Those of [`SharedMemory::create`].
     pub fn create() -> Result<Self, Errno> {
-        Ok(Self { memory: SharedMemory::create("holofs-handoff", WORDS)? }.stamped())
+        Ok(Self::over(SharedMemory::create("holofs-handoff", WORDS)?).stamped())
     }
 
     /// Memory that nobody takes over: of a space that is not mounted.
@@ -95,7 +97,7 @@ impl Handoff {
     /// # Errors
     /// Those of mmap(2).
     pub fn private() -> Result<Self, Errno> {
-        Ok(Self { memory: SharedMemory::private(WORDS)? }.stamped())
+        Ok(Self::over(SharedMemory::private(WORDS)?).stamped())
     }
 
     /// The memory of an existing mount.
@@ -107,7 +109,11 @@ impl Handoff {
         let is =
             |at: usize, value: u64| memory.words().get(at).is_some_and(|word| word.load(Acquire) == value);
         let fits = is(word::MAGIC, MAGIC) && is(word::VERSION, VERSION) && is(word::WORDS, WORDS as u64);
-        if fits && memory.words().len() == WORDS { Ok(Self { memory }) } else { Err(Errno::INVAL) }
+        if fits && memory.words().len() == WORDS { Ok(Self::over(memory)) } else { Err(Errno::INVAL) }
+    }
+
+    fn over(memory: SharedMemory) -> Self {
+        Self { memory, requests: Arc::default() }
     }
 
     fn stamped(self) -> Self {
@@ -212,10 +218,10 @@ impl Handoff {
         value > 0 && self.range(word::KEPT).iter().any(kept)
     }
 
-    /// Operations that are under way.
+    /// What each thread is doing, and which requests an earlier worker may have done.
     #[must_use]
     pub fn requests(&self) -> Requests<'_> {
-        Requests::new(self.range(REQUESTS))
+        Requests::new(self.range(REQUESTS), &self.requests, self.restarts())
     }
 
     /// Descriptors of files that have no name any more.

@@ -61,6 +61,7 @@ mod copy_up;
 mod dir;
 mod freeze;
 mod handle;
+mod once;
 pub(crate) mod read;
 pub(crate) mod rename;
 pub(crate) mod revert;

@@ -30,6 +30,8 @@ pub fn errno(error: &Error) -> Errno {
         Error::BeyondEnd => Errno::NXIO,
         // holofs's own files are inconsistent. For the caller that is a failed read.
         Error::Damaged { .. } | Error::Index(_) => Errno::IO,
+        // A further try would kill this one as well, and with it all requests that are under way.
+        Error::Poisoned => Errno::IO,
         Error::Materialize(error) => materialize_errno(error),
         Error::Upper { source, .. } => *source,
     }

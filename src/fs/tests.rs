@@ -1,6 +1,7 @@
 //! File operations without FUSE: results, errors, the content of the upper afterwards, and what a remount shows.
 
 mod changes;
+mod once;
 mod whiteouts;
 pub(crate) mod world;
 

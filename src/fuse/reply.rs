@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr,
+    ReplyXattr, Request, RequestId,
 };
 use rustix::fs::StatVfs;
 
@@ -48,9 +48,10 @@ error_replies! {
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr
 }
 
-/// What a request is about, for the log.
+/// What a request is about.
 #[derive(Clone, Copy)]
 pub(super) struct At<'n> {
+    pub(super) request: RequestId,
     pub(super) operation: &'static str,
     pub(super) ino: INodeNo,
     /// A name in the directory `ino`, or of an attribute. Empty without one.
@@ -58,12 +59,12 @@ pub(super) struct At<'n> {
 }
 
 impl<'n> At<'n> {
-    pub(super) fn inode(operation: &'static str, ino: INodeNo) -> Self {
-        Self { operation, ino, name: &[] }
+    pub(super) fn inode(request: &Request, operation: &'static str, ino: INodeNo) -> Self {
+        Self { request: request.unique(), operation, ino, name: &[] }
     }
 
-    pub(super) fn name(operation: &'static str, ino: INodeNo, name: &'n OsStr) -> Self {
-        Self { operation, ino, name: name.as_bytes() }
+    pub(super) fn name(request: &Request, operation: &'static str, ino: INodeNo, name: &'n OsStr) -> Self {
+        Self { request: request.unique(), operation, ino, name: name.as_bytes() }
     }
 }
 
@@ -74,7 +75,7 @@ pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error)
     if let Some((path, digest)) = corrupt(error) {
         fs.metrics().corrupt(path, &digest);
     }
-    let At { operation, ino: INodeNo(ino), name } = at;
+    let At { operation, ino: INodeNo(ino), name, .. } = at;
     let name = &*String::from_utf8_lossy(name);
     match errno {
         rustix::io::Errno::IO => tracing::error!(operation, ino, name, %error, "failed"),

@@ -21,7 +21,7 @@ use super::passthrough::Answer;
 use super::reply::{self, At, ErrorReply};
 use super::workers::{Mount, Wait};
 use crate::fs::{DataLocation, Make};
-use crate::namespace::read::Taken;
+use crate::namespace::read::{DirEntry, Taken};
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Error, Result, SetAttr, upper as call};
 
@@ -35,10 +35,10 @@ impl Adapter {
         send: fn(&Mount, R, T),
         operation: impl Fn(&Mount, &[u8]) -> Result<T> + Send + 'static,
     ) {
-        let At { operation: named, ino, name } = at;
+        let At { request, operation: named, ino, name } = at;
         self.workers.run(wait, name, move |mount, name| {
-            let done = mount.retry(|| operation(mount, name));
-            let at = At { operation: named, ino, name };
+            let done = mount.begin(request).and_then(|()| mount.retry(|| operation(mount, name)));
+            let at = At { request, operation: named, ino, name };
             reply::answer(mount, reply, at, done, |reply, value| send(mount, reply, value));
         });
     }
@@ -87,8 +87,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let at = At::name("lookup", parent, name);
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let at = At::name(request, "lookup", parent, name);
         self.serve(names(parent), at, reply, reply::found, move |mount, name| {
             match mount.namespace().lookup(number(parent), name) {
                 Err(Error::NotFound) => Ok(None),
@@ -107,10 +107,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(names(ino), At::inode("getattr", ino), reply, reply::attributes, move |mount, _| {
-            mount.namespace().attr(number(ino))
-        });
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(
+            names(ino),
+            At::inode(request, "getattr", ino),
+            reply,
+            reply::attributes,
+            move |mount, _| mount.namespace().attr(number(ino)),
+        );
     }
 
     fn setattr(
@@ -146,7 +150,7 @@ impl Filesystem for Adapter {
         let waits = modes.is_some_and(|modes| modes.must_wait(ino.0));
         let slow =
             waits || size.is_some_and(|size| size > 0) && self.workers.mount().must_copy_much(number(ino));
-        let at = At::inode("setattr", ino);
+        let at = At::inode(request, "setattr", ino);
         self.change(Wait::long_if(slow), at, reply, reply::attributes, move |mount, _| {
             // A new size changes the bytes.
             let modes = mount.passthrough.as_ref().filter(|_| size.is_some());
@@ -155,8 +159,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve(names(ino), At::inode("readlink", ino), reply, reply::text, move |mount, _| {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(names(ino), At::inode(request, "readlink", ino), reply, reply::text, move |mount, _| {
             mount.namespace().readlink(number(ino))
         });
     }
@@ -171,7 +175,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let at = At::name("mknod", parent, name);
+        let at = At::name(request, "mknod", parent, name);
         // The kernel has applied the umask: we do not set FUSE_DONT_MASK.
         let what = match rustix::fs::FileType::from_raw_mode(mode) {
             rustix::fs::FileType::RegularFile => Make::File(mode),
@@ -193,26 +197,34 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let (at, caller) = (At::name("mkdir", parent, name), caller(request));
+        let (at, caller) = (At::name(request, "mkdir", parent, name), caller(request));
         self.change(Wait::Disk, at, reply, reply::entry, move |mount, name| {
             mount.namespace().make(number(parent), name, Make::Dir(mode), caller)
         });
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.change(Wait::Disk, At::name("unlink", parent, name), reply, reply::empty, move |mount, name| {
-            mount.namespace().unlink(number(parent), name)
-        });
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.change(
+            Wait::Disk,
+            At::name(request, "unlink", parent, name),
+            reply,
+            reply::empty,
+            move |mount, name| mount.namespace().unlink(number(parent), name),
+        );
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.change(Wait::Disk, At::name("rmdir", parent, name), reply, reply::empty, move |mount, name| {
-            mount.namespace().rmdir(number(parent), name)
-        });
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.change(
+            Wait::Disk,
+            At::name(request, "rmdir", parent, name),
+            reply,
+            reply::empty,
+            move |mount, name| mount.namespace().rmdir(number(parent), name),
+        );
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (at, caller) = (At::name("symlink", parent, name), caller(request));
+        let (at, caller) = (At::name(request, "symlink", parent, name), caller(request));
         let Ok(text) = CString::new(target.as_os_str().as_bytes()) else {
             return self.refuse(reply, at, &Error::Invalid("a link's text cannot hold a NUL byte"));
         };
@@ -223,7 +235,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -231,7 +243,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let at = At::name("rename", parent, name);
+        let at = At::name(request, "rename", parent, name);
         let mode = match flags {
             _ if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -244,8 +256,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let at = At::name("link", newparent, newname);
+    fn link(&self, request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let at = At::name(request, "link", newparent, newname);
         self.change(self.copy_up(ino), at, reply, reply::entry, move |mount, name| {
             mount.namespace().link(number(ino), number(newparent), name)
         });
@@ -260,10 +272,10 @@ impl Filesystem for Adapter {
         match wanted.at_once(mount, modes, number(ino)) {
             Ok(None) => {}
             Ok(Some(answer)) => return reply::opened(mount, reply, answer),
-            Err(error) => return self.refuse(reply, At::inode("open", ino), &error),
+            Err(error) => return self.refuse(reply, At::inode(request, "open", ino), &error),
         }
         let wait = Wait::long_if(wanted.is_slow(mount, modes, number(ino)));
-        self.serve(wait, At::inode("open", ino), reply, reply::opened, move |mount, _| {
+        self.serve(wait, At::inode(request, "open", ino), reply, reply::opened, move |mount, _| {
             let _changing = wanted.changes().then(|| mount.namespace().changing());
             match &mount.passthrough {
                 Some(modes) => wanted.open(mount, modes, number(ino)),
@@ -292,7 +304,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -301,13 +313,15 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let at = At::inode(request, "read", ino);
         self.workers.run_in_steps(move |mount| {
-            let at = At::inode("read", ino);
-            match mount.retry(|| mount.find_data(number(ino))) {
+            let begun = mount.begin(at.request);
+            match begun.and_then(|()| mount.retry(|| mount.find_data(number(ino)))) {
                 Ok(DataLocation::Here(data)) => reply::data(mount, reply, at, Ok(data), offset, size),
                 Ok(DataLocation::Fetch(lower)) => {
                     return Some(move |mount: &Arc<Mount>| {
-                        let fetched = mount.retry(|| mount.fetch_data(lower));
+                        let begun = mount.begin(at.request);
+                        let fetched = begun.and_then(|()| mount.retry(|| mount.fetch_data(lower)));
                         reply::data(mount, reply, at, fetched, offset, size);
                     });
                 }
@@ -319,7 +333,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -330,12 +344,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let at = At::inode(request, "write", ino);
         self.workers.run(self.copy_up(ino), data, move |mount, data| {
             let _changing = mount.namespace().changing();
-            let begun = if drop_setid { mount.drop_setid(number(ino)) } else { Ok(()) };
+            let begun = mount.begin(at.request);
+            let begun = begun.and_then(|()| if drop_setid { mount.drop_setid(number(ino)) } else { Ok(()) });
             // The bits are cleared first, as the kernel does it on a disk: a write that fails may have cleared them.
             let done = begun.and_then(|()| mount.retry(|| mount.write(number(ino), offset, data)));
-            let at = At::inode("write", ino);
             reply::answer(mount, reply, at, done, |reply, n| reply::written(mount, reply, n));
         });
     }
@@ -345,9 +360,9 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         // Not on a loop: it waits for the disk.
-        self.serve(Wait::Long, At::inode("fsync", ino), reply, reply::empty, move |mount, _| {
+        self.serve(Wait::Long, At::inode(request, "fsync", ino), reply, reply::empty, move |mount, _| {
             mount.sync(number(ino), datasync)
         });
     }
@@ -368,26 +383,38 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let at = At::inode(request, "readdir", ino);
         self.workers.run(names(ino), &[], move |mount, _| {
-            let done = mount.namespace().readdir(number(ino), offset, false, &mut |entry| {
+            let mut take = |entry: DirEntry<'_>| {
                 let (number, kind) = (INodeNo(entry.ino.0), convert::kind(entry.kind));
                 taken(reply.add(number, entry.cookie, kind, OsStr::from_bytes(entry.name)))
-            });
-            reply::answer(mount, reply, At::inode("readdir", ino), done, |reply, ()| reply.ok());
+            };
+            let done = mount
+                .begin(at.request)
+                .and_then(|()| mount.namespace().readdir(number(ino), offset, false, &mut take));
+            reply::answer(mount, reply, at, done, |reply, ()| reply.ok());
         });
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let at = At::inode(request, "readdirplus", ino);
         self.workers.run(names(ino), &[], move |mount, _| {
-            let done = mount.namespace().readdir(number(ino), offset, true, &mut |entry| {
+            let mut take = |entry: DirEntry<'_>| {
                 // `.` and `..` come without attributes; the kernel uses only their names.
                 let attr = entry.attr.unwrap_or(Attr { ino: entry.ino, kind: entry.kind, ..Attr::default() });
                 // The name and the attributes have one TTL.
@@ -402,18 +429,23 @@ impl Filesystem for Adapter {
                     generation,
                 );
                 taken(full)
-            });
-            reply::answer(mount, reply, At::inode("readdirplus", ino), done, |reply, ()| reply.ok());
+            };
+            let done = mount
+                .begin(at.request)
+                .and_then(|()| mount.namespace().readdir(number(ino), offset, true, &mut take));
+            reply::answer(mount, reply, at, done, |reply, ()| reply.ok());
         });
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.serve(Wait::Disk, At::inode("statfs", ino), reply, reply::statfs, |mount, _| mount.statfs());
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.serve(Wait::Disk, At::inode(request, "statfs", ino), reply, reply::statfs, |mount, _| {
+            mount.statfs()
+        });
     }
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -422,25 +454,33 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let value = value.to_owned();
-        self.change(Wait::Disk, At::name("setxattr", ino, name), reply, reply::empty, move |mount, name| {
-            mount.set_xattr(number(ino), name, &value, flags.cast_unsigned())
-        });
+        self.change(
+            Wait::Disk,
+            At::name(request, "setxattr", ino, name),
+            reply,
+            reply::empty,
+            move |mount, name| mount.set_xattr(number(ino), name, &value, flags.cast_unsigned()),
+        );
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(names(ino), At::name("getxattr", ino, name), reply, reply::xattr, move |mount, name| {
-            reply::fitting(mount.get_xattr(number(ino), name)?, size)
-        });
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.serve(
+            names(ino),
+            At::name(request, "getxattr", ino, name),
+            reply,
+            reply::xattr,
+            move |mount, name| reply::fitting(mount.get_xattr(number(ino), name)?, size),
+        );
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(names(ino), At::inode("listxattr", ino), reply, reply::xattr, move |mount, _| {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(names(ino), At::inode(request, "listxattr", ino), reply, reply::xattr, move |mount, _| {
             reply::fitting(mount.list_xattrs(number(ino))?, size)
         });
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let at = At::name("removexattr", ino, name);
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let at = At::name(request, "removexattr", ino, name);
         self.change(Wait::Disk, at, reply, reply::empty, move |mount, name| {
             mount.remove_xattr(number(ino), name)
         });
@@ -458,7 +498,7 @@ impl Filesystem for Adapter {
     ) {
         let (dir, caller) = (number(parent), caller(request));
         let wanted = Wanted::new(OpenFlags(flags), request.uid());
-        let at = At::name("create", parent, name);
+        let at = At::name(request, "create", parent, name);
         self.change(Wait::Disk, at, reply, reply::created, move |mount, name| {
             let attr = mount.namespace().make(dir, name, Make::File(mode), caller)?;
             let Some(modes) = &mount.passthrough else {
@@ -477,9 +517,9 @@ impl Filesystem for Adapter {
     }
 
     /// For `access` and `chdir`, where the kernel does not check permission bits itself.
-    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let mask = Access::from_bits_truncate(mask.bits().cast_unsigned());
-        self.serve(names(ino), At::inode("access", ino), reply, reply::empty, move |mount, _| {
+        self.serve(names(ino), At::inode(request, "access", ino), reply, reply::empty, move |mount, _| {
             match mount.may_access(number(ino), mask)? {
                 true => Ok(()),
                 false => Err(call("access")(rustix::io::Errno::ACCESS)),
@@ -490,7 +530,7 @@ impl Filesystem for Adapter {
     /// No ioctl has a meaning here. ENOTTY is the answer of a regular file to an unknown ioctl.
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -499,12 +539,12 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.refuse(reply, At::inode("ioctl", ino), &call("ioctl")(rustix::io::Errno::NOTTY));
+        self.refuse(reply, At::inode(request, "ioctl", ino), &call("ioctl")(rustix::io::Errno::NOTTY));
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -512,14 +552,22 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let at = At::inode("fallocate", ino);
+        let at = At::inode(request, "fallocate", ino);
         self.change(self.copy_up(ino), at, reply, reply::empty, move |mount, _| {
             mount.fallocate(number(ino), mode.cast_unsigned(), offset, length)
         });
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.serve(Wait::Disk, At::inode("lseek", ino), reply, reply::offset, move |mount, _| {
+    fn lseek(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.serve(Wait::Disk, At::inode(request, "lseek", ino), reply, reply::offset, move |mount, _| {
             let from = match (whence, u64::try_from(offset)) {
                 (libc::SEEK_DATA, Ok(offset)) => SeekFrom::Data(offset),
                 (libc::SEEK_HOLE, Ok(offset)) => SeekFrom::Hole(offset),
@@ -532,7 +580,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _: FileHandle,
         offset_in: u64,
@@ -544,7 +592,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         // Not on a loop: it may copy much.
-        let at = At::inode("copy_file_range", ino_in);
+        let at = At::inode(request, "copy_file_range", ino_in);
         self.change(Wait::Long, at, reply, reply::written, move |mount, _| {
             mount.copy_range(number(ino_in), offset_in, number(ino_out), offset_out, len)
         });

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
+use fuser::RequestId;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
 use super::passthrough::Passthrough;
 use crate::fs::Fs;
 use crate::metrics::Metrics;
-use crate::namespace::types::Ino;
+use crate::namespace::types::{Error, Ino, Result};
 use crate::sys::thread;
 
 /// After this time without work, a thread of the pool ends.
@@ -47,6 +48,15 @@ impl Deref for Mount {
 }
 
 impl Mount {
+    /// Notes that the calling thread works on a request, for the worker that comes after this one.
+    ///
+    /// # Errors
+    /// `Poisoned` if earlier workers died of it.
+    pub(super) fn begin(&self, request: RequestId) -> Result<()> {
+        let RequestId(unique) = request;
+        if self.namespace().handoff().requests().begin(unique) { Ok(()) } else { Err(Error::Poisoned) }
+    }
+
     /// How long the kernel may keep an inode's attributes.
     pub(super) fn attr_ttl(&self, ino: Ino) -> &'static Duration {
         match &self.passthrough {

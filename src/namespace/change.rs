@@ -54,10 +54,14 @@ impl Namespace {
     /// `Exists`, `NotFound` when the directory itself was removed, and those of the system calls on the upper.
     pub fn make(&self, parent: Ino, name: &[u8], what: Make<'_>, caller: Caller) -> Result<Attr> {
         let name = c_name(name)?;
+        if let Some(attr) = self.made_before(parent, name.as_bytes())? {
+            return Ok(attr);
+        }
         let dir = self.upper_dir(parent)?;
         let mut guard = dir.dir.write();
         let state = self.loaded(&dir, &mut guard)?;
         let covered = self.must_be_free(&dir, state, &name)?;
+        self.about_to_make();
         let at = self.backing_fd(&dir)?;
         let dir_stat = rustix::fs::fstat(&at).map_err(call("stat"))?;
         let dir_setgid = self.held_mode(&dir, &at)?.unwrap_or(dir_stat.st_mode) & 0o2000 != 0;
@@ -171,6 +175,9 @@ impl Namespace {
     /// `NotPermitted` for a directory, `Exists`, and those of a copy-up.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         let name = c_name(name)?;
+        if let Some(attr) = self.linked_before(ino, parent, name.as_bytes())? {
+            return Ok(attr);
+        }
         let how = match self.attr(ino)?.kind {
             Kind::Dir => return Err(Error::NotPermitted("a directory cannot have two names")),
             // Both names are links to one backing file. A later copy-up would replace it under one name only, so the
@@ -185,6 +192,7 @@ impl Namespace {
         let mut guard = dir.dir.write();
         let state = self.loaded(&dir, &mut guard)?;
         let covered = self.must_be_free(&dir, state, &name)?;
+        self.about_to_change(ino);
         let at = self.backing_fd(&dir)?;
         let before = self.node_attr(&node)?;
         let fd = self.backing_fd(&node)?;
@@ -213,6 +221,9 @@ impl Namespace {
     /// `NotFound`, `IsADirectory`, and those of the system calls on the upper.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let name = c_name(name)?;
+        if self.removed_before(parent, &name)? {
+            return Ok(());
+        }
         // Checked before the directory is copied up, so that an operation which fails leaves no trace.
         self.must_show(parent, &name)?;
         let dir = self.upper_dir(parent)?;
@@ -238,6 +249,9 @@ impl Namespace {
     /// `NotFound`, `NotADirectory`, `NotEmpty`, and those of the system calls on the upper.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
         let name = c_name(name)?;
+        if self.removed_before(parent, &name)? {
+            return Ok(());
+        }
         let _renames = self.renames.lock();
         let attr = self.must_show(parent, &name)?;
         if attr.kind != Kind::Dir {
@@ -276,7 +290,9 @@ impl Namespace {
     ) -> Result<()> {
         let at = self.backing_fd(dir)?;
         let in_lower = self.lower_child(dir, name.as_bytes())?.is_some();
-        match self.find(dir, state, name.as_bytes())?.ok_or(Error::NotFound)? {
+        let found = self.find(dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
+        self.about_to_change(node.ino);
+        match found {
             Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), name)?,
             Found::Upper(_) => {
                 self.pin(node)?;

@@ -266,6 +266,7 @@ impl Namespace {
         // A change of the size always changes something, because it also sets the times.
         let asked = as_asked(attr, change);
         if change.size.is_none() && (Attr { ctime: attr.ctime, ..asked }) == attr {
+            self.changed_before(ino, attr.kind);
             return Ok(attr);
         }
         let node = if attr.kind == Kind::Dir {

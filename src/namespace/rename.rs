@@ -44,6 +44,9 @@ impl Namespace {
         mode: RenameMode,
     ) -> Result<()> {
         let (name, new_name) = (c_name(name)?, c_name(new_name)?);
+        if self.renamed_before((parent, &name), (new_parent, &new_name), mode)? {
+            return Ok(());
+        }
         self.write_out_what_replaces((parent, &name), (new_parent, &new_name));
         if mode == RenameMode::Exchange {
             self.write_out_what_replaces((new_parent, &new_name), (parent, &name));
@@ -174,6 +177,7 @@ impl Namespace {
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
         let done = target.map_or(Ok(()), |target| self.pin(target));
+        self.about_to_change(source.ino);
         let done = done.and_then(|()| match (changes_places, stand_in) {
             (true, _) => over_whiteout(&step),
             (false, Some(stand_in)) => self.move_over_stand_in(&step, stand_in),
@@ -212,6 +216,7 @@ impl Namespace {
         let two = self.present_at(new_dir, new_name, target, &mut locked)?;
         let (at, new_at) = (self.backing_fd(dir)?, self.backing_fd(new_dir)?);
         self.pin(source)?;
+        self.about_to_change(source.ino);
         let done = self.pin(target).and_then(|()| {
             rustix::fs::renameat_with(&at, name, &new_at, new_name, RenameFlags::EXCHANGE)
                 .map_err(call("rename"))

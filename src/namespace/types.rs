@@ -135,6 +135,9 @@ pub enum Error {
     /// A search for data or a hole started at the end of the file, or found none.
     #[error("offset beyond the end")]
     BeyondEnd,
+    /// The process that serves the mount died of this request, again and again.
+    #[error("earlier daemons died of this request")]
+    Poisoned,
     /// An entry of the upper has a mark that makes no sense.
     #[error("the upper entry {name:?} is damaged: {why}")]
     Damaged {

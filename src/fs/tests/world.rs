@@ -68,7 +68,7 @@ impl World {
     pub(crate) fn new(items: &[(&str, Item)], raw: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let catalog = write_library(&dir.path().join("hololib"), items, raw);
-        let fs = open(dir.path(), &catalog, false);
+        let fs = open(dir.path(), &catalog, false, Handoff::create().unwrap());
         Self { dir, fs, catalog, marking: false }
     }
 
@@ -85,7 +85,14 @@ impl World {
 
     /// Simulates the death of the daemon and a new mount.
     pub(crate) fn remount(mut self) -> Self {
-        self.fs = open(self.dir.path(), &self.catalog, self.marking);
+        self.fs = open(self.dir.path(), &self.catalog, self.marking, Handoff::create().unwrap());
+        self
+    }
+
+    /// Simulates the death of a worker and a new one that takes its place.
+    pub(crate) fn takeover(mut self) -> Self {
+        let memory = self.fs.namespace().handoff().fd().unwrap().try_clone_to_owned().unwrap();
+        self.fs = open(self.dir.path(), &self.catalog, self.marking, Handoff::of(memory).unwrap());
         self
     }
 
@@ -100,7 +107,8 @@ impl World {
     /// The same library, as slow as a network.
     pub(crate) fn far(mut self) -> Self {
         let library = Arc::new(Far(DirLibrary::new(&self.dir.path().join("hololib"))));
-        self.fs = open_library(self.dir.path(), library, &self.catalog, self.marking);
+        let handoff = Handoff::create().unwrap();
+        self.fs = open_library(self.dir.path(), library, &self.catalog, self.marking, handoff);
         self
     }
 
@@ -215,11 +223,18 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-fn open(dir: &Path, catalog: &Path, marking: bool) -> Fs {
-    open_library(dir, Arc::new(DirLibrary::new(&dir.join("hololib"))), catalog, marking)
+fn open(dir: &Path, catalog: &Path, marking: bool, handoff: Handoff) -> Fs {
+    open_library(dir, Arc::new(DirLibrary::new(&dir.join("hololib"))), catalog, marking, handoff)
 }
 
-fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: bool) -> Fs {
+fn open_library(
+    dir: &Path,
+    library: Arc<dyn Library>,
+    catalog: &Path,
+    marking: bool,
+    handoff: Handoff,
+) -> Fs {
+    handoff.begin();
     let state = dir.join("state");
     for name in ["upper", "work", "reloc"] {
         std::fs::create_dir_all(state.join(name)).unwrap();
@@ -235,10 +250,16 @@ fn open_library(dir: &Path, library: Arc<dyn Library>, catalog: &Path, marking: 
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc"), Arc::default()));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
-    let handoff = Arc::new(Handoff::private().unwrap());
-    let names =
-        Namespace::open(index, Arc::clone(&materializer), staging, fd("upper"), owner, false, handoff)
-            .unwrap();
+    let names = Namespace::open(
+        index,
+        Arc::clone(&materializer),
+        staging,
+        fd("upper"),
+        owner,
+        false,
+        Arc::new(handoff),
+    )
+    .unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };
     Fs::new(names, materializer, fd("."))
 }
