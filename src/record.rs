@@ -22,6 +22,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
+pub(crate) mod unfinished;
 mod walk;
 
 use std::collections::HashSet;
@@ -43,6 +44,8 @@ use self::stage::Stage;
 pub(crate) use self::store::Reading;
 use self::store::{Store, Written, replace_synced};
 use self::tree::{Facts, Kind, Tree};
+use self::unfinished::Mark;
+use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
 use crate::library::digest::{Digest, DigestKind, Hasher};
@@ -80,6 +83,8 @@ pub struct RecordOptions {
     pub command: Vec<OsString>,
     /// Whether to leave the stage in place, also after a failure.
     pub keep_stage: bool,
+    /// Whether to replace an environment of this blueprint that the library has.
+    pub replace: bool,
 }
 
 /// What was recorded. Sizes are in bytes.
@@ -129,6 +134,11 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     }
     let destination = Destination::open(&options.target)?;
     let platform = this_platform();
+    let catalog = catalog_name(&name::sipit_hex(blueprint.as_bytes()), &platform);
+    // Before the command, which may run for minutes.
+    if !options.replace && destination.place.has_catalog(&catalog) {
+        return Err(RecordError::Exists { catalog: destination.place.catalog.path().join(catalog) });
+    }
     let home = options.home.as_deref().map(OsStrExt::as_bytes);
     let identity = name::stage_identity(home, &platform.replacen('_', " ", 1));
     let holotree = &destination.place.holotree;
@@ -140,7 +150,8 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     let path = path.ok_or_else(|| RecordError::NameNotUtf8 { path: stage.path().into() })?;
     let header = header(identity.as_str(), path, &platform, blueprint);
     let reading = Reading { stage: identity.as_str().as_bytes(), space: None, origin: None };
-    let recorded = destination.record(&header, &walk::walk(stage.path())?, reading, &|| Ok(()))?;
+    let tree = walk::walk(stage.path())?;
+    let recorded = destination.record(&header, &tree, reading, &|| Ok(()), options.replace)?;
     stage.finish()?;
     Ok(recorded)
 }
@@ -155,6 +166,11 @@ pub(crate) fn header(identity: &str, path: &str, platform: &str, blueprint: &str
         blueprint: name::sipit_hex(blueprint.as_bytes()),
         ..Header::default()
     }
+}
+
+/// The file name of a catalog.
+fn catalog_name(blueprint: &str, platform: &str) -> String {
+    format!("{blueprint}v12.{platform}")
 }
 
 /// How often an environment is stored if another process removes what was stored.
@@ -189,7 +205,8 @@ impl<'t> Destination<'t> {
         self.place.catalog.path().parent().unwrap_or(self.place.catalog.path())
     }
 
-    /// Stores what the library lacks of a tree, and then its catalog, unless `check` fails.
+    /// Stores what the library lacks of a tree, and then its catalog, unless `check` fails. Without `replace`, a catalog of
+    /// the blueprint that lists something else is an error: the changes of spaces are based on what it lists.
     ///
     /// # Errors
     /// See [`RecordError`]. The library has no new catalog then, and perhaps new blobs that no catalog names.
@@ -199,10 +216,12 @@ impl<'t> Destination<'t> {
         tree: &Tree,
         reading: Reading<'_>,
         check: Check<'_>,
+        replace: bool,
     ) -> Result<Recorded, RecordError> {
         let (store, written) = (&self.store(), &self.written);
         let Self { target, place, .. } = self;
-        Recording { target, place, store, written, reading, check }.record(header, tree)
+        let _mark = Mark::make(&place.catalog)?;
+        Recording { target, place, store, written, reading, check, replace }.record(header, tree)
     }
 
     /// Whether the library has a blob for a content of this size.
@@ -226,6 +245,7 @@ struct Recording<'a> {
     written: &'a Written,
     reading: Reading<'a>,
     check: Check<'a>,
+    replace: bool,
 }
 
 /// Called when all files were read. An error of it ends the recording.
@@ -233,9 +253,9 @@ pub(crate) type Check<'a> = &'a dyn Fn() -> Result<(), RecordError>;
 
 impl Recording<'_> {
     fn record(&self, header: &Header, tree: &Tree) -> Result<Recorded, RecordError> {
-        let name = format!("{}v12.{}", header.blueprint, header.platform);
+        let name = catalog_name(&header.blueprint, &header.platform);
         let catalog = self.place.catalog.path().join(&name);
-        let replaced = self.place.catalog.stat(name.as_ref()).is_ok();
+        let replaced = self.replace && self.place.has_catalog(&name);
         let mut attempt = 1;
         let facts = loop {
             let facts = self.store(tree, header, &name)?;
@@ -274,6 +294,16 @@ impl Recording<'_> {
         let facts = facts?;
         (self.check)()?;
         let empty = self.store.store_empty()?;
+        if !self.replace && self.place.has_catalog(name) {
+            let mut new = write::gzip(Vec::new());
+            let unpacked = RecordError::io(self.place.catalog.path());
+            let done = catalog::write(header, tree, &facts, empty, &mut new).and_then(|()| new.finish());
+            return if self.place.catalog.read(name.as_ref(), MAX_FILE)? == done.map_err(unpacked)? {
+                Ok(facts)
+            } else {
+                Err(RecordError::Exists { catalog: self.place.catalog.path().join(name) })
+            };
+        }
         // The blobs reach the disk, all at once, before the catalog that names them.
         self.place.library.sync_filesystem()?;
         let (dir, shared) = (&self.place.catalog, self.place.shared);

@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// Include the dev-dependencies of package.yaml
     #[arg(long)]
     devdeps: bool,
+    /// Replace another environment of this blueprint. Spaces with changes over the old one are then refused by mount
+    #[arg(long)]
+    force: bool,
     /// The library to record into [default: the space's own]
     #[arg(long, value_name = "LIBRARY")]
     library: Option<OsString>,
@@ -55,6 +58,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             progress: progress(context),
             cancel: Arc::clone(&cancel),
         },
+        args.force,
     )?;
     print(&recorded, context)
 }

@@ -122,7 +122,7 @@ fn only(code: u8) -> Failure {
 
 pub(super) const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
 const CATALOG_AGAIN: &str =
-    "record or import the environment again; `holofs check` looks at the whole library";
+    "record the environment again with --force, or import it; `holofs check` looks at the whole library";
 
 impl Advice for SettingsError {
     fn advice(&self) -> Failure {
@@ -530,6 +530,10 @@ impl Advice for RecordError {
         match self {
             Self::Library(error) => error.advice(),
             Self::Kind { .. } => try_this(USAGE, "another library; for `record`, leave out the flag"),
+            Self::Exists { .. } => try_this(
+                ENVIRONMENT,
+                "a FILE that describes the difference; or --force, after which spaces with changes over the other one are refused",
+            ),
             Self::NoBlueprint => try_this(ENVIRONMENT, "a file with some text"),
             Self::NoCommand => try_this(USAGE, "`holofs record --help`"),
             Self::Busy { .. } => try_this(BUSY, "wait until it has finished"),

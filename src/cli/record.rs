@@ -1,6 +1,8 @@
 //! `holofs record`.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,6 +33,9 @@ pub(super) struct Args {
     /// Store blobs without compression, in a new library only; reflinks then need no cache
     #[arg(long)]
     no_compress: bool,
+    /// Replace the environment of this blueprint. Spaces with changes over the old one are then refused by mount
+    #[arg(long)]
+    force: bool,
     /// Keep the stage directory
     #[arg(long)]
     keep_stage: bool,
@@ -59,6 +64,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         blueprint,
         command: args.command,
         keep_stage: args.keep_stage,
+        replace: args.force,
     });
     if cancel.load(Ordering::Relaxed) && done.is_ok() {
         output::note(context.silent, "the signal came after everything was recorded");
@@ -102,12 +108,22 @@ pub(super) fn print(recorded: &Recorded, context: &Context) -> Result<u8, Failur
     Ok(OK)
 }
 
+/// The largest blueprint that is read, in bytes: that of a conda.yaml.
+const MAX_BLUEPRINT: u64 = 1 << 20;
+
 /// The text of the environment. Its hash is the name under which rcc and holofs find the environment.
 pub(super) fn blueprint(file: &Path, devdeps: bool, context: &Context) -> Result<String, Failure> {
     if !file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml") {
-        return std::fs::read_to_string(file).map_err(|error| {
-            failure(ENVIRONMENT, format!("{}: {error}", file.display()), Some("a conda.yaml or package.yaml"))
-        });
+        // It may be a pipe of the shell: `--blueprint <(...)`.
+        let mut text = String::new();
+        let read = File::open(file).and_then(|open| open.take(MAX_BLUEPRINT + 1).read_to_string(&mut text));
+        let why = match read {
+            Ok(len) if len as u64 <= MAX_BLUEPRINT => return Ok(text),
+            Ok(_) => "larger than 1 MiB".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let what = format!("{}: {why}", file.display());
+        return Err(failure(ENVIRONMENT, what, Some("a conda.yaml or package.yaml")));
     }
     let channel = local_channel(&context.env.robocorp_home);
     let made = Blueprint::compose(&[Source::File(file.to_owned())], devdeps, channel.as_deref())?;

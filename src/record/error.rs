@@ -32,6 +32,9 @@ pub enum RecordError {
     NoBlueprint,
     #[error("no command to fill the stage with")]
     NoCommand,
+    /// A blueprint names one environment of a library.
+    #[error("{catalog}: the library has another environment of this blueprint")]
+    Exists { catalog: PathBuf },
     /// rcc or another recorder holds the lock.
     #[error(
         "{path} is still locked after {seconds} s{}: rcc or another recording is using the holotree",

@@ -29,6 +29,7 @@ use super::Target;
 use super::error::RecordError;
 use super::place::{self, Opened, Place};
 use super::store::{Store, Written, replace_synced};
+use super::unfinished::Mark;
 use crate::library::blob::{BlobError, copy_stored};
 use crate::library::cancellable::Cancellable;
 use crate::library::catalog::limits::MAX_FILE;
@@ -116,6 +117,7 @@ pub fn import(options: &ImportOptions) -> Result<Imported, RecordError> {
     let lock = opened.lock(target.lock_timeout, &target.cancel)?;
     // An existing library of the other kind is refused before anything is made.
     let kind = opened.digest_kind(kind.map(|kind| kind == DigestKind::Sha256))?;
+    let _mark = Mark::make(&opened.catalog)?;
     let written = Written::default();
     let store = Store::new(&opened.library, kind, opened.shared, &written);
     let importing = Importing { target, opened: &opened, store: &store, archives: &archives };

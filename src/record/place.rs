@@ -26,7 +26,7 @@ use crate::sys::{fd, lexically_clean};
 /// rcc's mark of a library with raw blobs.
 const MARKER: &str = "compress.no";
 /// The file of the lock that rcc takes to build, record and restore.
-const LOCK: &str = "global.lck";
+pub(super) const LOCK: &str = "global.lck";
 
 /// A library and its holotree. Both paths are absolute and clean.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,6 +120,12 @@ impl Place {
 }
 
 impl Opened {
+    /// Whether there is a catalog of this name. What is not a regular file is none, and is replaced.
+    pub(super) fn has_catalog(&self, name: &str) -> bool {
+        let found = self.catalog.stat(name.as_ref());
+        found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
+    }
+
     /// How blobs are stored here. `compress` is the user's choice, and decides if the library is empty.
     ///
     /// # Errors

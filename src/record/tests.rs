@@ -35,6 +35,7 @@ pub(super) fn options(library: &Path, script: &str) -> RecordOptions {
         blueprint: "a: blueprint\n".into(),
         command: ["sh", "-euc", script].map(OsString::from).to_vec(),
         keep_stage: false,
+        replace: false,
     }
 }
 
@@ -293,6 +294,7 @@ fn recording_again_writes_no_blob_twice_and_replaces_the_catalog() {
     assert_eq!((first.files, first.blobs_new, first.replaced), (4, 4, false), "{first:?}");
     assert_eq!(first.blobs_total, 4, "one, two, the blueprint and the empty file");
     options.target.compress = Some(true);
+    options.replace = true;
     let second = record(&options).unwrap();
     assert_eq!((second.blobs_new, second.bytes_stored, second.replaced), (0, 0, true));
     assert_eq!(second.catalog, first.catalog);
@@ -301,6 +303,20 @@ fn recording_again_writes_no_blob_twice_and_replaces_the_catalog() {
     let left: Vec<_> =
         list(&home).into_iter().filter(|path| path.to_string_lossy().contains("part#")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_environment_of_this_blueprint_stays_and_no_command_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, ran) = (dir.path().join("home"), dir.path().join("ran"));
+    let first = record(&options(&home, "echo one > one")).unwrap();
+    let before = fs::read(&first.catalog).unwrap();
+    let error = record(&options(&home, &format!("echo two > two; touch {}", ran.display()))).unwrap_err();
+    assert!(matches!(&error, RecordError::Exists { catalog } if *catalog == first.catalog), "{error}");
+    assert!(!ran.exists());
+    assert!(fs::read(&first.catalog).unwrap() == before);
+    let replaced = record(&RecordOptions { replace: true, ..options(&home, "echo two > two") }).unwrap();
+    assert!(replaced.replaced && fs::read(&first.catalog).unwrap() != before);
 }
 
 #[test]

@@ -16,7 +16,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -245,7 +244,7 @@ fn visit(
     }
     for mode in directories_in(&pool)? {
         for dir in directories_in(&mode)? {
-            for name in names_in(&dir)? {
+            for name in dir.names()? {
                 let found = dir.stat(&name)?;
                 if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_nlink == 1 {
                     count(&dir, &name, found.st_size as u64)?;
@@ -262,7 +261,7 @@ fn now() -> i64 {
 
 /// The temporary files whose writers must have died, with their sizes.
 fn old_parts(pool: &Dir, now: i64) -> Vec<(OsString, u64)> {
-    let names = names_in(pool).unwrap_or_else(|error| {
+    let names = pool.names().unwrap_or_else(|error| {
         tracing::debug!(%error, "cannot look for temporary copies");
         Vec::new()
     });
@@ -276,7 +275,7 @@ fn old_parts(pool: &Dir, now: i64) -> Vec<(OsString, u64)> {
 }
 
 fn directories_in(dir: &Dir) -> Result<Vec<Dir>, GuardedError> {
-    let opened = names_in(dir)?.into_iter().map(|name| dir.open_dir(&name, Trust::Private));
+    let opened = dir.names()?.into_iter().map(|name| dir.open_dir(&name, Trust::Private));
     let is_directory = |opened: &Result<Dir, GuardedError>| {
         !matches!(
             opened,
@@ -287,21 +286,6 @@ fn directories_in(dir: &Dir) -> Result<Vec<Dir>, GuardedError> {
         )
     };
     opened.filter(is_directory).collect()
-}
-
-fn names_in(dir: &Dir) -> Result<Vec<OsString>, GuardedError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let list = || -> Result<Vec<OsString>, Errno> {
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(rustix::fs::openat(dir, ".", flags, Mode::empty())?)? {
-            let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            if name != "." && name != ".." {
-                names.push(name);
-            }
-        }
-        Ok(names)
-    };
-    list().map_err(|errno| GuardedError { path: dir.path().to_owned(), problem: Problem::Os(errno) })
 }
 
 impl AsFd for LinkPool {

@@ -8,6 +8,8 @@
 //! Before each run the filesystem is synced: no run waits for the writes of another one. What a run writes is counted from
 //! its report, and for rcc from the files that it made.
 
+pub(super) mod made;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,14 +20,14 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::made::{Made, end_mount, in_home};
 use super::environment::Environment;
 use super::error::Error;
 use super::request::MountPlan;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::{LibraryError, name};
-use crate::space::meta::beside;
-use crate::sys::guarded::{Dir, Trust};
-use crate::sys::{plain, tree};
+use crate::sys::guarded::Dir;
+use crate::sys::plain;
 
 /// What to time.
 #[derive(Debug)]
@@ -116,10 +118,11 @@ struct Bench<'a> {
     plan: &'a MountPlan,
     wishes: &'a Wishes<'a>,
     program: PathBuf,
-    /// The home of holofs's files, and `conda.yaml` for rcc.
-    home: PathBuf,
+    /// Its home has holofs's files, and `conda.yaml` for rcc.
+    made: Made,
     base: Dir,
-    spaces: Vec<String>,
+    /// How many spaces were begun.
+    spaces: u32,
 }
 
 /// Times all ways. `step` is told how many runs there are, and then of each run.
@@ -137,14 +140,13 @@ pub fn bench(
         .map_err(|source| BenchError::NotStarted { program: "holofs".to_owned(), source })?;
     let base = super::restore::base_of(plan)?;
     check_room(&base, bytes, wishes)?;
-    let home = plan.env.holofs_home.join(format!("bench.{}", std::process::id()));
-    let ours = Dir::make_ours(&home).map_err(|error| Error::from(crate::space::SpaceError::from(error)))?;
     let conda = environment.identity_text()?.unwrap_or_default();
-    std::fs::write(home.join("conda.yaml"), conda)
-        .map_err(|source| BenchError::NotStarted { program: "conda.yaml".to_owned(), source })?;
-    let mut bench = Bench { plan, wishes, program, home, base, spaces: Vec::new() };
-    let timed = bench.all(step);
-    bench.remove(&ours);
+    let made = Made::make(&plan.env)?;
+    let mut bench = Bench { plan, wishes, program, made, base, spaces: 0 };
+    let written = std::fs::write(bench.made.home.join("conda.yaml"), conda)
+        .map_err(|source| BenchError::NotStarted { program: "conda.yaml".to_owned(), source });
+    let timed = written.and_then(|()| bench.all(step));
+    bench.made.remove(&bench.program, &plan.env);
     let (rows, notes) = timed?;
     Ok(Benched {
         library: plan.location.path.clone(),
@@ -201,7 +203,8 @@ impl Bench<'_> {
         if self.wishes.cancel.load(Ordering::Relaxed) {
             return Err(BenchError::Interrupted);
         }
-        let space = format!("bench-{}-{}", std::process::id(), self.spaces.len());
+        let space = format!("bench-{}-{}", std::process::id(), self.spaces);
+        let place = self.place(&space);
         let mut command = match way {
             Way::Mount => self.holofs("mount", &space),
             Way::Restore(strategy) => {
@@ -211,7 +214,10 @@ impl Bench<'_> {
             }
             Way::Rcc => self.rcc(&space),
         };
-        self.spaces.push(space.clone());
+        self.spaces += 1;
+        self.made
+            .add(&place)
+            .map_err(|source| BenchError::NotStarted { program: "places".to_owned(), source })?;
         if let Ok(fd) =
             rustix::fs::open(self.base.path(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
             && let Err(errno) = rustix::fs::syncfs(fd)
@@ -234,11 +240,11 @@ impl Bench<'_> {
         }
         let written = match way {
             Way::Mount => {
-                self.end_mount(&space);
+                end_mount(&place, &self.program, &self.made.home, &self.plan.env);
                 0
             }
             Way::Restore(_) => written(&serde_json::from_slice(&done.stdout).unwrap_or_default()),
-            Way::Rcc => bytes_in(&self.place(&space)),
+            Way::Rcc => bytes_in(&place),
         };
         Ok((ms, written))
     }
@@ -247,16 +253,8 @@ impl Bench<'_> {
         let mut command = Command::new(&self.program);
         command.arg(verb).arg(&self.plan.location.path).arg(space);
         command.args(["--json", "--blueprint", &self.plan.catalog.blueprint]);
-        self.in_home(&mut command);
+        in_home(&mut command, &self.made.home, &self.plan.env);
         command
-    }
-
-    fn in_home(&self, command: &mut Command) {
-        command.env("HOLOFS_HOME", &self.home).env("ROBOCORP_HOME", &self.plan.env.robocorp_home);
-        for inherited in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY", "HOLOFS_CACHE_DIR"] {
-            command.env_remove(inherited);
-        }
-        command.stdin(Stdio::null());
     }
 
     /// rcc finds the environment by the text of its blueprint, and takes no robot.yaml from its own directory.
@@ -265,55 +263,14 @@ impl Bench<'_> {
         command.args(["holotree", "variables", "--no-build", "--space", space, "conda.yaml"]);
         command
             .env("ROBOCORP_HOME", &self.plan.env.robocorp_home)
-            .current_dir(&self.home)
+            .current_dir(&self.made.home)
             .stdin(Stdio::null());
         command
     }
 
+    /// The commands are called without a controller, so they take the default.
     fn place(&self, space: &str) -> PathBuf {
-        let controller = self.plan.space.controller.trim_start_matches("rcc.");
-        // rcc is called without a controller, so it takes its default.
-        let mine =
-            self.base.path().join(name::identity(self.plan.env.home_bytes(), controller, space).as_str());
-        if mine.exists() {
-            return mine;
-        }
         self.base.path().join(name::identity(self.plan.env.home_bytes(), "user", space).as_str())
-    }
-
-    fn end_mount(&self, space: &str) {
-        let mut command = Command::new(&self.program);
-        self.in_home(command.args(["unmount", space, "--discard"]));
-        if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
-            tracing::warn!(%error, space, "cannot unmount a space of the benchmark");
-        }
-    }
-
-    /// Removes what the runs have made.
-    fn remove(&self, home: &Dir) {
-        let failed = |path: &Path, error: &dyn std::fmt::Display| {
-            tracing::warn!(path = %path.display(), %error, "cannot remove what the benchmark made");
-        };
-        for space in &self.spaces {
-            let place = self.place(space);
-            self.end_mount(space);
-            let name = place.file_name().unwrap_or_default().to_owned();
-            for ending in ["", ".meta", ".meta.info", ".use", ".lck", ".restoring"] {
-                let path = if ending.is_empty() { place.clone() } else { beside(Path::new(&name), ending) };
-                let entry = path.file_name().unwrap_or_default();
-                if let Err(errno) = tree::remove(&self.base, entry) {
-                    failed(&place, &errno);
-                }
-            }
-        }
-        let above = self.home.parent().map(|above| Dir::open(above, Trust::Owned));
-        let removed = match (above, self.home.file_name()) {
-            (Some(Ok(above)), Some(name)) => tree::remove(&above, name),
-            _ => Ok(()),
-        };
-        if let Err(errno) = removed {
-            failed(home.path(), &errno);
-        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::settings::Strategy;
 use crate::space::diff::{Difference, Pristine, Scan};
 use crate::space::home::Env;
 use crate::space::record::SpaceRecord;
+use crate::space::run::read_run;
 use crate::space::upper::{self, UpperError};
 use crate::sys::process;
 
@@ -90,7 +91,7 @@ impl Changed {
     /// When the upper cannot be read.
     pub fn differences(&self) -> Result<Vec<Difference>, Error> {
         if let Some(mountpoint) = &self.mounted
-            && !write_out(mountpoint)
+            && !write_out(mountpoint, read_run(&self.state_dir).as_ref())
         {
             tracing::warn!("the mount does not answer: stores to mapped files may be missing");
         }

@@ -32,6 +32,7 @@ use crate::record::{self, Destination, Reading, RecordError, Recorded, Target};
 use crate::space::commit::{CommitError, Names, merge, see_at};
 use crate::space::home::Env;
 use crate::space::record::{Basis, SpaceRecord};
+use crate::space::run::read_run;
 use crate::space::state::StateDir;
 
 /// How often a mounted space is read before it is refused.
@@ -84,11 +85,11 @@ impl<'e> Commit<'e> {
         self.location.path.clone().into()
     }
 
-    /// Records the space with this blueprint.
+    /// Records the space with this blueprint. With `replace`, it takes the place of another environment of this blueprint.
     ///
     /// # Errors
     /// See [`Error`]. The library has no new catalog then.
-    pub fn record(&self, blueprint: &str, target: &Target) -> Result<Recorded, Error> {
+    pub fn record(&self, blueprint: &str, target: &Target, replace: bool) -> Result<Recorded, Error> {
         let blueprint = blueprint.trim();
         if blueprint.is_empty() {
             return Err(RecordError::NoBlueprint.into());
@@ -105,7 +106,7 @@ impl<'e> Commit<'e> {
         let mut attempt = 1;
         loop {
             let held = self.hold(&state_dir, attempt > 1);
-            match self.try_record(blueprint, &destination, &blobs, &upper, &held) {
+            match self.try_record(blueprint, &destination, &blobs, &upper, &held, replace) {
                 Err(Error::ChangedMeanwhile { .. }) if attempt < ATTEMPTS => attempt += 1,
                 done => return done,
             }
@@ -118,7 +119,7 @@ impl<'e> Commit<'e> {
             return Cell::default();
         }
         // Before anything waits: a store to a map is written back by a request that would have to wait.
-        if !write_out(&self.space.path) {
+        if !write_out(&self.space.path, read_run(state_dir).as_ref()) {
             tracing::warn!("the mount does not answer: stores to mapped files may be missing");
         }
         let freeze = || {
@@ -140,6 +141,7 @@ impl<'e> Commit<'e> {
         blobs: &Blobs,
         upper: &Path,
         held: &Cell<Option<Client>>,
+        replace: bool,
     ) -> Result<Recorded, Error> {
         let failed = |error: CommitError| match error {
             CommitError::Record(RecordError::Changed { path }) => Error::ChangedMeanwhile { path },
@@ -174,7 +176,7 @@ impl<'e> Commit<'e> {
         };
         let header = record::header(stage, &info.path, &info.platform, blueprint);
         let reading = Reading { stage: stage.as_bytes(), space: Some(space.as_bytes()), origin: Some(blobs) };
-        destination.record(&header, &tree, reading, &unchanged).map_err(|error| failed(error.into()))
+        destination.record(&header, &tree, reading, &unchanged, replace).map_err(|error| failed(error.into()))
     }
 
     /// Whether the space's own library is recorded into.

@@ -25,7 +25,7 @@ use crate::space::select::SpaceArg;
 use crate::space::state::{StateDir, is_locked};
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::mountinfo::{self, MountEntry};
-use crate::sys::process;
+use crate::sys::process::{self, Condition};
 
 /// How long to retry while the mount is in use. A process that ends, or is between fork and exec, holds its files for a
 /// moment longer.
@@ -169,7 +169,7 @@ pub(super) fn unmount(live: &MountEntry, state_dir: Option<&Path>, how: How) -> 
     let is_dead = !daemon.as_ref().is_some_and(RunInfo::is_running) && fuse_mount::is_dead(&path);
     let places = if how.lazy || is_dead { Vec::new() } else { other_places(live)? };
     if how.force {
-        if !write_out(&path) {
+        if !write_out(&path, daemon.as_ref()) {
             tracing::warn!("the daemon does not answer: data written to mapped files may be lost");
         }
         cut(&live.dev);
@@ -247,8 +247,12 @@ fn detach(place: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the kernel write dirty pages of mapped files. Does not wait for a daemon that hangs. Returns whether it was done.
-pub(super) fn write_out(path: &Path) -> bool {
+/// Makes the kernel write dirty pages of mapped files. Does not wait long for a daemon that hangs, and not at all for one
+/// that is stopped. Returns whether it was done.
+pub(super) fn write_out(path: &Path, daemon: Option<&RunInfo>) -> bool {
+    if daemon.is_some_and(|run| process::condition(run.pid) == Condition::Stopped) {
+        return false;
+    }
     let sync = || {
         let synced = std::fs::File::open(path).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.err().map(|error| error.to_string().into_bytes()).unwrap_or_default()

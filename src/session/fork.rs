@@ -128,7 +128,12 @@ fn fill(space: &Changed, made: &NewSpace, basis: &Basis) -> Result<Forked, Error
     let (old, new) = (space.record.basis.identity.as_bytes(), basis.identity.as_bytes());
     let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, old, new);
     // Before anything waits: a store to a map is written back by a request that would have to wait.
-    let settled = || space.mounted.as_ref().is_none_or(|mountpoint| write_out(mountpoint));
+    let settled = || {
+        space
+            .mounted
+            .as_ref()
+            .is_none_or(|mountpoint| write_out(mountpoint, read_run(&space.state_dir).as_ref()))
+    };
     let freeze = || -> Result<Quiet, Error> {
         if space.mounted.is_none() {
             return Ok(Quiet::Locked);

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::CWD;
 use serde::Serialize;
 
+use super::bench::made as bench;
 use super::compose::blob_cache_dir;
 use super::end::{How, Unmounting};
 use super::error::Error;
@@ -24,6 +25,7 @@ use crate::library::index::cache::unneeded;
 use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::library::{Library, LibraryError};
+use crate::record::unfinished;
 use crate::restore::links;
 use crate::space::SpaceError;
 use crate::space::fork::{is_unfinished, remove_unfinished, unfinished};
@@ -125,6 +127,9 @@ impl Plan {
             let bytes = tree::size(&path);
             plan.add(What::Leftover, path, bytes);
         }
+        for (home, bytes) in bench::left_in(env) {
+            plan.add(What::Leftover, home, bytes);
+        }
         plan.indexes(env, &records);
         let cache = BlobCache::existing(&blob_cache_dir(&env.cache_dir()));
         for (path, bytes) in cache.unfinished() {
@@ -209,6 +214,11 @@ impl Plan {
             let cache = env.cache_dir();
             unneeded(&libraries, sums, &cache.join("index"), &cache.join("profiles"), &bytecode::dir(&cache))
         };
+        for library in paths.iter().filter_map(|path| Location::recorded(path).ok()) {
+            if let Some((mark, bytes)) = unfinished::find(&library) {
+                self.add(What::Leftover, mark, bytes);
+            }
+        }
         match find() {
             Ok(files) => {
                 for (path, bytes) in files {
@@ -236,6 +246,10 @@ impl Plan {
                 What::Leftover if is_in_state(&item.path, env) => locked(&item.path, |_| Ok(())),
                 What::Leftover if is_unfinished(&item.path) => {
                     remove_unfinished(&item.path).map_err(Error::from)
+                }
+                What::Leftover if bench::is_home(&item.path) => bench::remove_left(&item.path, env),
+                What::Leftover if unfinished::is_mark(&item.path) => {
+                    unfinished::remove(&item.path).map_err(|error| SpaceError::from(error).into())
                 }
                 What::Leftover => match left_of(&item.path) {
                     Some(name) => remove_left(&item.path, name),

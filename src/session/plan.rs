@@ -144,7 +144,12 @@ impl MountRequest {
 
 /// Checks that nobody else can write to the library. `--verify never` trusts what is there.
 fn check_own(location: &Location) -> Result<(), Error> {
-    let found = std::fs::metadata(&location.path).map_err(LibraryError::io(&location.path))?;
-    let is_own = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
-    if is_own { Ok(()) } else { Err(Error::NotOurs(location.path.clone())) }
+    let inner = location.hololib().into_iter().flat_map(|dir| [dir.join("catalog"), dir.join("library")]);
+    for path in std::iter::once(location.path.clone()).chain(inner) {
+        let found = std::fs::metadata(&path).map_err(LibraryError::io(&path))?;
+        if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err(Error::NotOurs(location.path.clone()));
+        }
+    }
+    Ok(())
 }

@@ -43,7 +43,7 @@ fn live(space: &Changed, mountpoint: &Path, paths: &[PathBuf], dry_run: bool) ->
         return Err(Error::MountedReadOnly(mountpoint.to_owned()));
     }
     // A store to a map that is written back later would be a change after the reset.
-    if !write_out(mountpoint) {
+    if !write_out(mountpoint, read_run(&space.state_dir).as_ref()) {
         tracing::debug!("the mount does not write back mapped files");
     }
     let paths = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();

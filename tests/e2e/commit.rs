@@ -216,6 +216,7 @@ fn bad_input_has_its_own_exit_code() {
     fails(commit_as(&world, "s", sample, &[]), 5, "based on this blueprint");
     fails(world.run(["commit", "s", "--blueprint", "/no/such.yaml"]), 5, "/no/such.yaml");
     fails(world.run(["commit", "s", "--blueprint", "/no/such"]), 5, "/no/such");
+    fails(world.run(["commit", "s", "--blueprint", "/dev/zero"]), 5, "/dev/zero: larger than 1 MiB");
     fails(commit_as(&world, "nobody", BLUEPRINT, &[]), 6, "no such space");
     fails(world.run(["commit", "s"]), 2, "--blueprint");
     // What a catalog cannot list.
@@ -240,6 +241,31 @@ fn bad_input_has_its_own_exit_code() {
     std::fs::remove_file(world.hololib().join("catalog").join(&before[0])).unwrap();
     let done = commit_as(&world, "s", BLUEPRINT, &[]);
     assert_eq!(done.code, 6, "{done:?}");
+}
+
+/// A blueprint names one environment. Spaces with changes over it must still be mountable after somebody commits.
+#[test]
+fn an_environment_of_another_content_is_replaced_by_force_only() {
+    let world = World::sample();
+    let one = world.mount("one");
+    std::fs::write(one.at("new.txt"), "one\n").unwrap();
+    let hash = commit(&world, "one")["blueprint"].as_str().unwrap().to_owned();
+    let based = world.mount_with("based", &["--blueprint", &hash]);
+    std::fs::write(based.at("work.txt"), "work\n").unwrap();
+    based.unmount();
+    let two = world.mount_with("two", &["--blueprint", &Library::sample().hash()]);
+    std::fs::write(two.at("new.txt"), "two\n").unwrap();
+    let done = commit_as(&world, "two", BLUEPRINT, &[]);
+    assert_eq!((done.code, done.stdout.as_str()), (5, ""), "{done:?}");
+    assert!(done.stderr.contains("another environment of this blueprint"), "{done:?}");
+    assert!(done.stderr.contains("--force"), "{done:?}");
+    let based = world.mount_with("based", &["--blueprint", &hash]);
+    assert_eq!(std::fs::read_to_string(based.at("work.txt")).unwrap(), "work\n");
+    // The same content is no other environment.
+    let again = commit(&world, "one");
+    assert_eq!((again["blueprint"].as_str(), &again["replaced"]), (Some(&*hash), &false.into()), "{again}");
+    let done = commit_as(&world, "two", BLUEPRINT, &["--force", "--json"]);
+    assert!(done.code == 0 && done.stdout.contains("\"replaced\": true"), "{done:?}");
 }
 
 #[test]

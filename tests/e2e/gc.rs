@@ -1,11 +1,12 @@
 //! `holofs gc`.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use crate::common::library::pattern;
-use crate::common::rcc::{beside, delete};
-use crate::common::{Library, World, files_below};
+use crate::common::rcc::{self, beside, delete};
+use crate::common::{Library, World, files_below, wait_until};
 
 /// An environment with two large files, which the blob cache keeps.
 fn library() -> Library {
@@ -213,6 +214,80 @@ fn what_restores_and_forks_have_left_goes() {
     let done = world.run(["gc"]);
     assert_eq!(done.stdout.matches("leftover").count(), 2, "{done:?}");
     assert!(!beside(&locked, ".restoring").exists() && !fork("busy").exists());
+}
+
+/// The spaces of a killed benchmark lie in the holotree, and its caches in a home of their own.
+#[test]
+fn what_a_killed_benchmark_has_left_goes() {
+    let world = World::with(&library());
+    let spaces = || -> Vec<PathBuf> {
+        let mut found = files_below(&world.base());
+        found.retain(|path| path.to_string_lossy() != "global.lck");
+        found
+    };
+    let homes = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(world.state()).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.to_string_lossy().contains("/bench.")).collect()
+    };
+    let mut command = world.holofs();
+    command.args(["bench", world.home().to_str().unwrap(), "--runs", "50"]);
+    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a restore of the benchmark", || spaces().iter().any(|path| path.ends_with("lib/a.so")));
+    // It is running: nothing of it goes.
+    let meanwhile = world.run(["gc", "--dry-run"]);
+    assert!(!meanwhile.stdout.contains("bench."), "{meanwhile:?}");
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    assert_eq!(homes().len(), 1);
+    wait_until("the end of the command that it had started", || {
+        world.run(["gc"]).code == 0 && homes().is_empty()
+    });
+    assert_eq!(spaces(), Vec::<PathBuf>::new());
+    assert!(world.mounts().is_empty());
+}
+
+/// The temporary files of a killed import, whose names no reader uses.
+#[test]
+fn what_a_killed_import_has_left_goes() {
+    let library = Library::sample().file("lib/a.so", &pattern(30_000_000));
+    let world = World::with(&library);
+    let (zip, other) = (world.path().join("x.zip"), world.path().join("other"));
+    let done = world.run(["export", "auto", "--all", "-z", zip.to_str().unwrap()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let parts = || {
+        let mut found = files_below(&other.join("hololib"));
+        found.retain(|path| path.to_string_lossy().contains(".part#"));
+        found
+    };
+    let other_home = || ["--home", other.to_str().unwrap()];
+    // A kill may come between two files: the next attempt comes earlier or later.
+    for round in 0.. {
+        let mut command = world.holofs();
+        command.args(other_home()).args(["import", other.to_str().unwrap(), zip.to_str().unwrap()]);
+        let mut import = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("a partial blob", || parts().len() > 1 || import.try_wait().unwrap().is_some());
+        import.kill().unwrap();
+        let ended = import.wait().unwrap();
+        if !ended.success() && parts().len() > 1 {
+            break;
+        }
+        assert!(round < 50, "every import was faster than its kill");
+        std::fs::remove_dir_all(&other).unwrap();
+    }
+    let lock = rcc::lock(&other.join("holotree/global.lck"));
+    let run = |args: &[&str]| world.run([&other_home()[..], args].concat());
+    assert_eq!(run(&["gc"]).stdout, "0 bytes\n", "somebody records");
+    drop(lock);
+    let bytes: u64 =
+        parts().iter().map(|path| other.join("hololib").join(path).metadata().unwrap().len()).sum();
+    let dry = run(&["gc", "--dry-run"]);
+    assert!(dry.stdout.ends_with(&format!("{bytes} bytes\n")) && parts().len() > 1, "{dry:?}");
+    assert_eq!(run(&["gc"]).stdout, dry.stdout);
+    assert_eq!(parts(), Vec::<PathBuf>::new());
+    assert_eq!(run(&["gc"]).stdout, "0 bytes\n");
+    let again = run(&["import", other.to_str().unwrap(), zip.to_str().unwrap()]);
+    assert_eq!(again.code, 0, "{again:?}");
+    assert_eq!(parts(), Vec::<PathBuf>::new());
 }
 
 #[test]

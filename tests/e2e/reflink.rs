@@ -102,6 +102,77 @@ fn ext4_copies_as_ordinary_user() {
     first_write("ext4", true);
 }
 
+/// Forks a space with a changed and a new file, while it is mounted and afterwards, and checks where their bytes are.
+fn fork(kind: &str, ordinary_user: bool) {
+    if !root_or_skip() {
+        return;
+    }
+    let image = Image::new(kind, 400);
+    let world = World::at(image.path());
+    world.add(&Library::new().raw().file("lib/big.so", &pattern(SIZE)));
+    let world = if ordinary_user { world.by_ordinary_user() } else { world };
+    let mounted = world.mount("s");
+    let (changed, new) = (mounted.at("lib/big.so"), mounted.at("new"));
+    let write = format!(
+        "printf CHANGED | dd of='{0}' bs=1 seek=1000 conv=notrunc && cp '{0}' '{1}'",
+        changed.display(),
+        new.display()
+    );
+    let done = finish(world.command("sh").args(["-c", &write]));
+    assert_eq!(done.code, 0, "{done:?}");
+    let mut want = pattern(SIZE);
+    want[1000..1007].copy_from_slice(b"CHANGED");
+    let originals = ["lib/big.so", "new"].map(|name| mounted.upper(name));
+    let check = |name: &str| {
+        let forked = world.json(["fork", "s", name]);
+        let identity = forked["identity"].as_str().unwrap();
+        let upper = world.state().join("spaces").join(identity).join("upper");
+        for (original, name) in originals.iter().zip(["lib/big.so", "new"]) {
+            let copy = upper.join(name);
+            assert!(std::fs::read(&copy).unwrap() == want, "{name}");
+            let common = shared_blocks(original).intersection(&shared_blocks(&copy)).count() * 4096;
+            if kind == "ext4" {
+                assert_eq!(common, 0, "{name}");
+            } else {
+                assert!(common > SIZE - 1024 * 1024, "{name}: {common} of {SIZE} bytes are shared");
+            }
+        }
+        let (reflinked, copied) = (&forked["reflinked"], &forked["copied"]);
+        let wanted = if kind == "ext4" { (0, 2) } else { (2, 0) };
+        assert_eq!((reflinked.as_u64(), copied.as_u64()), (Some(wanted.0), Some(wanted.1)), "{forked}");
+    };
+    check("live");
+    mounted.unmount();
+    check("dead");
+    // A space of its own: a write to it leaves the other one.
+    let fork = world.mount("live");
+    let write = format!("printf OTHER | dd of='{}' bs=1 conv=notrunc", fork.at("new").display());
+    let done = finish(world.command("sh").args(["-c", &write]));
+    assert_eq!(done.code, 0, "{done:?}");
+    fork.unmount();
+    assert!(std::fs::read(&originals[1]).unwrap() == want);
+}
+
+#[test]
+fn fork_shares_extents_on_btrfs() {
+    fork("btrfs", false);
+}
+
+#[test]
+fn fork_shares_extents_on_xfs() {
+    fork("xfs", false);
+}
+
+#[test]
+fn fork_shares_extents_on_xfs_as_ordinary_user() {
+    fork("xfs", true);
+}
+
+#[test]
+fn fork_copies_on_ext4() {
+    fork("ext4", false);
+}
+
 /// A compressed blob is unpacked once into the cache that all spaces share. After that, it behaves like a raw blob.
 #[test]
 fn compressed_library_shares_with_the_cache() {

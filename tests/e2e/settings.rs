@@ -115,14 +115,18 @@ fn passthrough_that_is_required_is_used_or_an_error() {
 #[test]
 fn every_setting_is_listed() {
     let world = World::sample();
-    write_settings(&world, "network:\n  https-proxy: http://proxy:1\n");
+    write_settings(&world, "network:\n  https-proxy: http://me:secret@proxy:1\n");
     let mut command = world.holofs();
     command.args(["config", "--json", "--product", "sema4ai"]).env("RCC_NO_PYC_MANAGEMENT", "1");
     let done = finish(command.env("SEMA4AI_HOME", world.home()));
     let config: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
     assert_eq!(config["product"], json!({ "value": "sema4ai", "source": "flag" }));
     assert_eq!(config["home"]["name"], "SEMA4AI_HOME");
-    assert_eq!(config["network"]["value"]["https-proxy"], "http://proxy:1");
+    assert_eq!(config["network"]["value"]["https-proxy"], "http://me:***@proxy:1");
+    for command in [&["config"][..], &["doctor"], &["doctor", "--json"]] {
+        let done = world.run(command);
+        assert!(!format!("{done:?}").contains("secret"), "{done:?}");
+    }
     assert_eq!(config["network"]["line"], 2);
     assert_eq!(
         config["pyc-management"],

@@ -53,11 +53,15 @@ for_both_users! {
 
     fn never_needs_a_library_of_ones_own() {
         let world = World::sample();
-        std::fs::set_permissions(world.hololib(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let home = world.home();
-        let done = world.run(["mount", home.to_str().unwrap(), "s", "--verify", "never"]);
-        assert_eq!(done.code, 2, "{done:?}");
-        assert!(done.stderr.contains("other users may write to this library"), "{done:?}");
+        for open in [world.hololib().join("catalog"), world.hololib().join("library"), world.hololib()] {
+            let mode = |bits| std::fs::set_permissions(&open, std::fs::Permissions::from_mode(bits)).unwrap();
+            mode(0o777);
+            let done = world.run(["mount", home.to_str().unwrap(), "s", "--verify", "never"]);
+            assert_eq!(done.code, 2, "{done:?}");
+            assert!(done.stderr.contains("other users may write to this library"), "{done:?}");
+            mode(0o755);
+        }
         let mounted = world.mount_with("s", &["--verify", "always"]);
         let other = world.run(["mount", home.to_str().unwrap(), "s", "--verify", "once"]);
         assert!(other.code == 7 && other.stderr.contains("--verify once (in force: always)"), "{other:?}");

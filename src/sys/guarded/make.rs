@@ -2,8 +2,9 @@
 //!
 //! Invariant: the mode of a directory is changed by its descriptor, and only if the directory belongs to this user.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -117,13 +118,23 @@ impl Dir {
     /// # Errors
     /// When it cannot be read.
     pub fn is_empty(&self) -> Result<bool, GuardedError> {
+        Ok(self.names()?.is_empty())
+    }
+
+    /// The names of its entries, in no order.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn names(&self) -> Result<Vec<OsString>, GuardedError> {
         let failed = GuardedError::os(&self.path);
+        let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(self.readable()?).map_err(failed)? {
-            if !matches!(entry.map_err(failed)?.file_name().to_bytes(), b"." | b"..") {
-                return Ok(false);
+            let entry = entry.map_err(failed)?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
             }
         }
-        Ok(true)
+        Ok(names)
     }
 
     /// Syncs the filesystem of the directory to the disk.
