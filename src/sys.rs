@@ -4,6 +4,7 @@
 pub mod backing;
 pub mod boot;
 pub mod confinement;
+pub mod crash;
 pub mod fd;
 pub mod filesystem;
 pub mod fuse_mount;

@@ -13,18 +13,23 @@
 //!
 //! A worker never writes to the slots of those before it: slots are used in turn, as a ring. So the slots are also the
 //! history that tells how many workers died while they worked on a request. A request that came with the [`RESENT`] bit,
-//! and that was under work at two crashes, is *poisoned*: it gets an error instead of a third worker.
+//! and that was under work at two crashes, is *poisoned*: it gets an error instead of a third worker. A thread that crashes
+//! marks its slot, so the requests of other threads do not count ([`note_crashes`]).
 //!
 //! Limits: the ring holds [`SLOTS`] threads. A worker starts about ten, so a note lasts for hundreds of workers, and its
 //! request comes back to the first of them. A thread that finds no slot makes no notes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::Handoff;
+use crate::sys::crash::{self, is_crash};
 
 /// The bit of a request's number by which the kernel says that it may have sent the request before
 /// (`FUSE_UNIQUE_RESEND`).
@@ -65,6 +70,8 @@ mod slot {
     pub(super) const NOTE: usize = 2;
     /// What the request was about.
     pub(super) const WITNESS: usize = 3;
+    /// 1 if the worker died of a crash of this thread.
+    pub(super) const CRASHED: usize = 4;
 }
 
 /// What this process knows beside the shared memory.
@@ -78,15 +85,20 @@ pub(super) struct Local {
 }
 
 /// What earlier workers left, by the number of the request.
-type Everything = HashMap<u64, Earlier>;
+#[derive(Debug, Default)]
+struct Everything {
+    requests: HashMap<u64, Earlier>,
+    /// The workers of which a thread is known to have crashed.
+    crashed: HashSet<u64>,
+}
 
 /// What earlier workers left of one request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Earlier {
     /// The last note, and the number of the worker that made it.
     note: Option<(u64, Note)>,
-    /// The workers that had it under work when they died.
-    workers: Vec<u64>,
+    /// The workers that had it under work when they died, and whether it was a crash of the thread that did.
+    workers: Vec<(u64, bool)>,
 }
 
 /// A note that an earlier worker made: the precondition of the operation was true, so its effect, if it is there, is the
@@ -117,6 +129,22 @@ impl Drop for Taken {
             self.local.free.lock().push(slot);
         }
     }
+}
+
+/// The memory of the mount that this process serves.
+static SERVED: OnceLock<Arc<Handoff>> = OnceLock::new();
+
+/// Has a crash of this process noted, so that only the request that was to blame counts.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn note_crashes(handoff: &Arc<Handoff>) -> Result<(), Errno> {
+    SERVED.get_or_init(|| Arc::clone(handoff));
+    crash::before(|| {
+        if let Some(handoff) = SERVED.get() {
+            handoff.requests().crashed();
+        }
+    })
 }
 
 thread_local! {
@@ -174,7 +202,16 @@ impl<'h> Requests<'h> {
         if !self.is_resent() {
             return None;
         }
-        Some(self.earlier(CURRENT.get()).note?.1)
+        Some(self.everything().requests.get(&(CURRENT.get() & !RESENT))?.note?.1)
+    }
+
+    /// Notes that the worker is about to die of a crash of the calling thread. For a handler of signals.
+    fn crashed(self) {
+        let (id, first) = AT.get();
+        let crashed = self.words.get(first + slot::CRASHED).filter(|_| id == self.id() && first != 0);
+        if let Some(crashed) = crashed {
+            crashed.store(1, Relaxed);
+        }
     }
 
     /// Notes how a worker died. The keeper does so before it starts the next one.
@@ -188,10 +225,20 @@ impl<'h> Requests<'h> {
 
     /// Whether too many workers died of a request.
     fn is_poisoned(self, unique: u64) -> bool {
-        let workers = self.earlier(unique).workers;
-        let signals = workers.iter().filter_map(|worker| self.death_of(*worker));
-        let (crashes, kills): (Vec<i32>, Vec<i32>) = signals.partition(|signal| is_crash(*signal));
-        crashes.len() + kills.len().saturating_sub(KILLS_FORGIVEN) >= DEATHS_ALLOWED
+        let all = self.everything();
+        let (mut crashes, mut kills) = (0_usize, 0_usize);
+        for (worker, crashed_here) in
+            all.requests.get(&(unique & !RESENT)).iter().flat_map(|one| &one.workers)
+        {
+            match self.death_of(*worker) {
+                // Another thread has crashed.
+                Some(signal) if is_crash(signal) && !crashed_here && all.crashed.contains(worker) => {}
+                Some(signal) if is_crash(signal) => crashes += 1,
+                Some(_) => kills += 1,
+                None => {}
+            }
+        }
+        crashes + kills.saturating_sub(KILLS_FORGIVEN) >= DEATHS_ALLOWED
     }
 
     /// The signal of which a worker died. None when nobody has noted it, or it was too long ago.
@@ -201,24 +248,22 @@ impl<'h> Requests<'h> {
         i32::try_from((death & 0xff) - 1).ok()
     }
 
-    fn earlier(self, unique: u64) -> Earlier {
-        let all = {
-            let mut earlier = self.local.earlier.lock();
-            match &*earlier {
-                Some((worker, all)) if *worker == self.worker => Arc::clone(all),
-                _ => {
-                    let all = Arc::new(self.read_earlier());
-                    *earlier = Some((self.worker, Arc::clone(&all)));
-                    all
-                }
-            }
-        };
-        all.get(&(unique & !RESENT)).cloned().unwrap_or_default()
+    /// What earlier workers left.
+    fn everything(self) -> Arc<Everything> {
+        let mut earlier = self.local.earlier.lock();
+        if let Some((worker, all)) = &*earlier
+            && *worker == self.worker
+        {
+            return Arc::clone(all);
+        }
+        let all = Arc::new(self.read_earlier());
+        *earlier = Some((self.worker, Arc::clone(&all)));
+        all
     }
 
     /// Reads the slots of all earlier workers.
     fn read_earlier(self) -> Everything {
-        let mut all = Everything::new();
+        let mut all = Everything::default();
         let used = self.words.get(word::CURSOR).map_or(0, |used| used.load(Relaxed));
         for at in 0..usize::try_from(used).unwrap_or(SLOTS).min(SLOTS) {
             let Some(words) = self.words_of(at) else { break };
@@ -228,16 +273,21 @@ impl<'h> Requests<'h> {
                 continue;
             };
             let (working, noted) = (read(slot::WORKING), read(slot::NOTE));
+            let crashed = read(slot::CRASHED) == 1;
+            if crashed {
+                all.crashed.insert(worker);
+            }
             if working != 0 {
-                let workers = &mut all.entry(working).or_default().workers;
+                let workers = &mut all.requests.entry(working).or_default().workers;
                 // A request can move from a thread to another.
-                if !workers.contains(&worker) {
-                    workers.push(worker);
+                match workers.iter_mut().find(|(by, _)| *by == worker) {
+                    Some((_, here)) => *here |= crashed,
+                    None => workers.push((worker, crashed)),
                 }
             }
             if noted != 0 {
                 let note = Note { witness: read(slot::WITNESS) };
-                let last = &mut all.entry(noted).or_default().note;
+                let last = &mut all.requests.entry(noted).or_default().note;
                 if last.is_none_or(|(by, _)| by <= worker) {
                     *last = Some((worker, note));
                 }
@@ -285,7 +335,7 @@ impl<'h> Requests<'h> {
                 continue;
             }
             let words = self.words_of(at)?;
-            for word in [slot::NOTE, slot::WORKING, slot::WITNESS] {
+            for word in [slot::NOTE, slot::WORKING, slot::WITNESS, slot::CRASHED] {
                 store(words, word, 0);
             }
             words.get(slot::WORKER)?.store(self.worker + 1, Release);
@@ -316,14 +366,6 @@ impl<'h> Requests<'h> {
     }
 }
 
-/// Whether a signal says that the process itself went wrong.
-fn is_crash(signal: i32) -> bool {
-    matches!(
-        signal,
-        libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE | libc::SIGSYS
-    )
-}
-
 fn store(words: &[AtomicU64], at: usize, value: u64) {
     if let Some(word) = words.get(at) {
         word.store(value, Relaxed);
@@ -333,7 +375,6 @@ fn store(words: &[AtomicU64], at: usize, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handoff::Handoff;
     use crate::sys::shared_memory::SharedMemory;
 
     /// The workers of one mount. Each acts in a thread of its own.
@@ -472,6 +513,25 @@ mod tests {
                 assert!(requests.begin(2), "{signals:?}: without the bit it is new");
             });
         }
+    }
+
+    #[test]
+    fn only_the_thread_that_crashed_is_to_blame() {
+        let mut workers = Workers::new();
+        for _ in 0..3 {
+            workers.run(11, |requests| {
+                assert!(requests.begin(2));
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        assert!(requests.begin(4));
+                        requests.crashed();
+                    });
+                });
+            });
+        }
+        workers.run(9, |requests| {
+            assert!(requests.begin(2 | RESENT) && !requests.begin(4 | RESENT));
+        });
     }
 
     #[test]
