@@ -312,7 +312,7 @@ fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
     let context = Context { env: Env::new(&settings), settings, json, silent, rcc };
     // `record` and `import` do not use these directories, and `doctor` says what is wrong with them.
     if !matches!(cli.command, Command::Record(_) | Command::Import(_) | Command::Doctor(_)) {
-        context.env.check_own_dirs()?;
+        context.env.check_own_dirs().map_err(exit::of_own_dirs)?;
     }
     match cli.command {
         Command::Mount(args) => mount::run(args, &context),
@@ -362,12 +362,18 @@ fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failu
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or_default();
     let what: Vec<&str> = what.trim_start_matches("error:").split_whitespace().collect();
+    // Nobody who mistypes a flag wants to pass it as a value.
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    let tip = tip.filter(|tip| !tip.starts_with("to pass "));
+    let what = match error.kind() {
+        ErrorKind::MissingSubcommand => "no command was given".to_owned(),
+        _ => what.join(" "),
+    };
     let cli = Cli::command();
     let command = args.find_map(|arg| cli.find_subcommand(arg)).map(clap::Command::get_name);
     let help = command.map_or("`holofs --help`".to_owned(), |name| format!("`holofs {name} --help`"));
     let code = if matches!(command, Some("run" | "shell")) { exit::RUN_FAILED } else { USAGE };
-    exit::failure(code, what.join(" "), Some(tip.unwrap_or(&help)))
+    exit::failure(code, what, Some(tip.unwrap_or(&help)))
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //! catalog whose blobs are missing. And it stores a blob for every digest in the catalog, also for broken links.
 //! `record/search.rs` and `record/catalog.rs` describe the two intended differences in the catalogs.
 //!
+//! `record/repair.rs` is the exception to the invariant: it renames blobs that are damaged.
+//!
 //! Invariant: the recorder only adds to a library. If it dies at any moment, the library holds no partial file under a
 //! name that readers use.
 
@@ -16,6 +18,7 @@ mod error;
 pub mod import;
 mod place;
 mod rename;
+pub mod repair;
 mod search;
 mod stage;
 mod store;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::exit::{FAILED, FUSE, Failure, OK};
 use super::{Context, output};
 use crate::session::doctor::{self, Report, Status, Subject};
+use crate::settings::absolute;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Each line is `ok`, a `warning` (holofs works, slower or with less) or `fail` (spaces
@@ -26,7 +27,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let subject = Subject { path: args.path, robot: args.robot };
+    // The probes run in another directory.
+    let robot = args.robot.map(|file| absolute(&file)).transpose()?;
+    let subject = Subject { path: args.path, robot };
     let report = doctor::examine(&subject, &context.settings, &context.env)?;
     output::print_result(context, &report, || text(&report, context.silent))?;
     Ok(match report.status() {

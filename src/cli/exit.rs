@@ -129,7 +129,8 @@ impl Advice for SettingsError {
         match self {
             Self::NoHome => try_this(CONFIG, "set HOME, or give --home DIRECTORY"),
             Self::NoCurrentDir(_) => only(FAILED),
-            Self::Variable { .. } | Self::File { .. } => only(CONFIG),
+            Self::Variable { name, .. } => try_this(CONFIG, format!("another value, or unset {name}")),
+            Self::File { .. } => try_this(CONFIG, "correct this line; --no-config ignores the file"),
             Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or no file"),
         }
     }
@@ -140,6 +141,7 @@ impl Advice for GuardedError {
         let path = self.path.display();
         match &self.problem {
             Problem::Os(errno) if is_about_writing(&(*errno).into()) => try_this(FAILED, MORE_SPACE),
+            Problem::Os(Errno::ACCESS | Errno::PERM) => try_this(FAILED, "run as a user who may do that"),
             Problem::Os(_) => only(FAILED),
             Problem::NotAFile(_)
             | Problem::Linked(_)
@@ -155,6 +157,17 @@ impl Advice for GuardedError {
                 try_this(CONFIG, format!("chmod go-w {path}, or set HOLOFS_HOME to a directory of your own"))
             }
         }
+    }
+}
+
+/// Converts an error of a directory that settings name. A path that cannot be such a directory is a wrong setting.
+pub(super) fn of_own_dirs(error: GuardedError) -> Failure {
+    match error.problem {
+        Problem::NotADirectory(_) | Problem::Os(Errno::ACCESS | Errno::PERM | Errno::NOTDIR) => {
+            let fix = "a directory of your own: look at `--home`, `--cache-dir` and HOLOFS_HOME";
+            failure(CONFIG, plain(&error), Some(fix))
+        }
+        _ => error.into(),
     }
 }
 
@@ -219,9 +232,9 @@ impl Advice for SpaceError {
             Self::LockTimeout { .. } => {
                 try_this(BUSY, "wait until rcc has finished, or give a longer --lock-timeout")
             }
-            Self::Name { source: NameError::NotUtf8 | NameError::NoDirectory(_), .. } => {
-                try_this(USAGE, "another name for the space")
-            }
+            Self::Name {
+                source: NameError::NotUtf8 | NameError::NoDirectory(_) | NameError::Empty, ..
+            } => try_this(USAGE, "another name for the space"),
             Self::Name { .. } => try_this(
                 MOUNTPOINT,
                 "the name of a space, without a slash: holofs then chooses the directory",
@@ -263,7 +276,7 @@ fn way_out(path: &Path, problem: &MountpointProblem) -> String {
         MountpointProblem::NoParent(base) => format!("mkdir -p {}", base.display()),
         MountpointProblem::Restored => {
             let identity = path.file_name().unwrap_or_default().to_string_lossy();
-            format!("another space name, or `rcc holotree delete {identity}` and mount it again")
+            format!("another space name, or `holofs delete {identity}` and mount it again")
         }
         MountpointProblem::Mounted(_) => format!("umount {}", path.display()),
         MountpointProblem::Owner(_) => {
@@ -304,7 +317,9 @@ impl Advice for BlueprintError {
                 "name the version in one of the files only; without -r, ./robot.yaml counts too",
             ),
             Self::Devdeps { .. } => try_this(ENVIRONMENT, "leave out --devdeps, or use a package.yaml"),
-            Self::IsRobot { .. } => try_this(ENVIRONMENT, "-r with this file"),
+            Self::IsRobot { .. } => {
+                try_this(ENVIRONMENT, "the conda.yaml that it names, or -r with this file")
+            }
             Self::NoFile => try_this(ENVIRONMENT, "a conda.yaml or package.yaml, or -r robot.yaml"),
             Self::NoRobot { .. } => try_this(ENVIRONMENT, "complete the robot.yaml"),
             Self::NoEnvironment { .. } => try_this(ENVIRONMENT, "add `condaConfigFile: conda.yaml`"),
@@ -352,6 +367,7 @@ impl Advice for session::Error {
             Self::Settings(error) => error.advice(),
             Self::NotOurs(_) => try_this(USAGE, "--verify once, which verifies each blob one time"),
             Self::Link { .. } => try_this(MOUNTPOINT, "another path for --link"),
+            Self::UpperDir { .. } => try_this(USAGE, "--upper-dir with a directory that you may write to"),
             Self::NothingChosen => try_this(USAGE, "`holofs mount --help`"),
             Self::Mount { source, .. } => source.advice(),
             Self::OtherBlueprint { .. } => {
@@ -518,6 +534,9 @@ impl Advice for ExportError {
                 try_this(USAGE, "-z with the name of a file")
             }
             Self::Guarded(error) => error.advice(),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                try_this(FAILED, "-z with a file that you may write")
+            }
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, "free some space"),
             Self::Io { .. } | Self::Panicked(_) => only(FAILED),
             Self::Interrupted => only(INTERRUPTED),
@@ -540,6 +559,9 @@ impl Advice for RecordError {
             Self::StageInUse { .. } => only(BUSY),
             Self::Guarded(GuardedError { path, problem: Problem::Owner { .. } | Problem::Writable(_) }) => {
                 try_this(FAILED, format!("find out who put it there, and remove it: {}", path.display()))
+            }
+            Self::Guarded(GuardedError { problem: Problem::Os(Errno::ACCESS | Errno::PERM), .. }) => {
+                try_this(LIBRARY, "a library that you may write to")
             }
             Self::Guarded(error) => error.advice(),
             Self::NotWhole { .. } => {

@@ -22,7 +22,7 @@ Examples:
 )]
 pub(super) struct Args {
     /// Files conda.yaml and package.yaml, merged from left to right
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "stdin")]
     files: Vec<PathBuf>,
     /// Print rcc's text of the environment too
     #[arg(long)]
@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// Include the dev-dependencies of package.yaml
     #[arg(long)]
     devdeps: bool,
-    /// Read the content of FILE from standard input
+    /// Read the content of FILE from standard input [default FILE: conda.yaml]
     #[arg(long)]
     stdin: bool,
 }
@@ -44,14 +44,15 @@ struct Hash {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let sources = if args.stdin {
-        let [file] = args.files.as_slice() else {
-            return Err(failure(
-                USAGE,
-                "--stdin needs exactly one FILE, whose name tells what is read",
-                None,
-            ));
+        let file = match args.files.as_slice() {
+            [] => PathBuf::from("conda.yaml"),
+            [file] => file.clone(),
+            _ => {
+                let what = "--stdin takes one FILE, whose name tells what is read";
+                return Err(failure(USAGE, what, Some("one FILE, or none for a conda.yaml")));
+            }
         };
-        vec![Source::Text(file.clone(), read_stdin()?)]
+        vec![Source::Text(file, read_stdin()?)]
     } else {
         args.files.iter().cloned().map(Source::File).collect()
     };

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 
 use super::exit::{Failure, OK};
-use super::values::seconds;
+use super::values::{seconds, threads};
 use super::{Context, cancel_on_signals, output};
 use crate::restore::Progress;
 use crate::restore::report::{Report, Row};
@@ -47,7 +47,7 @@ pub(super) struct Args {
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|hardlink|copy", value_parser = strategy)]
     strategy: Option<RestoreStrategy>,
     /// Number of threads [default: one for each processor]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     jobs: Option<usize>,
     /// Print how many files got their bytes in which way
     #[arg(long)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::exit::{Failure, OK};
 use super::output::{self, Column};
-use super::values::seconds;
+use super::values::interval;
 use super::{Context, cancel_on_signals};
 use crate::metrics::prometheus::{self, Labelled};
 use crate::metrics::totals::{CorruptFile, Totals};
@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["reset", "watch"])]
     prometheus: bool,
     /// Print again every S seconds, until interrupted [default: 2]
-    #[arg(long, value_name = "S", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = seconds)]
+    #[arg(long, value_name = "S", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = interval)]
     watch: Option<Duration>,
     /// Start the counters anew
     #[arg(long, conflicts_with = "watch")]

@@ -43,21 +43,33 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let how = How { lazy: args.lazy, force: args.force, timeout: args.timeout };
     let unmounting = Unmounting::new(&context.env, &context.settings.controller.value, how, args.discard)?;
-    let mut ended = if args.all { unmounting.all()? } else { Vec::new() };
-    for space in &args.spaces {
-        let not_mounted = format!("{}: not mounted", space.to_string_lossy());
-        match unmounting.one(space)? {
-            Some(path) => ended.push(path),
-            None if args.strict => return Err(failure(NOT_FOUND, not_mounted, Some("`holofs list`"))),
-            None => output::note(context.silent, &format!("holofs: {not_mounted}")),
+    let (mut ended, mut failed) = (Vec::new(), Vec::new());
+    if args.all {
+        for done in unmounting.all() {
+            done.map_or_else(|error| failed.push(error.into()), |path| ended.push(path));
         }
     }
-    if context.json {
+    for space in &args.spaces {
+        let not_mounted = format!("{}: not mounted", space.to_string_lossy());
+        match unmounting.one(space) {
+            Ok(Some(path)) => ended.push(path),
+            Ok(None) if args.strict => failed.push(failure(NOT_FOUND, not_mounted, Some("`holofs list`"))),
+            Ok(None) => output::note(context.silent, &format!("holofs: {not_mounted}")),
+            Err(error) => failed.push(error.into()),
+        }
+    }
+    // One space that cannot be unmounted does not keep the others mounted. Those that have ended are named.
+    let mut failed = failed.into_iter();
+    let first = failed.next();
+    if context.json && (first.is_none() || !ended.is_empty()) {
         output::print_json(&ended)?;
     } else {
         for path in &ended {
             output::print_path(path)?;
         }
     }
-    Ok(OK)
+    let Some(first) = first else { return Ok(OK) };
+    let code = output::fail(&first);
+    failed.for_each(|failure| output::complain(&failure));
+    Ok(code)
 }

@@ -12,6 +12,20 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value).map_err(|error| error.to_string())
 }
 
+/// The time between two prints.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    let value = seconds(text)?;
+    if value < Duration::from_millis(100) { Err("at least 0.1 seconds".to_owned()) } else { Ok(value) }
+}
+
+/// A number of threads.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "expected a number of threads, 1 or more".to_owned())
+}
+
 /// A number of bytes, with an optional unit K, M, G or T (powers of 1024).
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let no_size = || "expected a number of bytes, or a number with a unit K, M, G or T".to_owned();
@@ -51,6 +65,13 @@ mod tests {
         for bad in ["", "G", "1.5G", "-1", "99999999T", "10GiB"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nothing_runs_without_a_thread_or_a_pause() {
+        assert_eq!((threads("1"), interval("0.1")), (Ok(1), Ok(Duration::from_millis(100))));
+        assert!(threads("0").is_err() && threads("x").is_err() && threads("-1").is_err());
+        assert!(interval("0").is_err() && interval("x").is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, describe, failure};
+use super::values::threads;
 use super::{Context, cancel_on_signals, output};
 use crate::library::LibraryError;
 use crate::library::blob::BlobError;
@@ -42,7 +43,7 @@ pub(super) struct Args {
     #[arg(long)]
     pycache: bool,
     /// Number of threads [default: one for each processor]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     jobs: Option<usize>,
 }
 

@@ -1,12 +1,14 @@
 //! Checks the integrity of a library: parses every catalog, looks for every blob, and verifies the blobs' contents.
 //!
-//! It reports problems and deletes nothing. rcc's own check removes whole environments, in some libraries also intact
+//! It reports problems and changes nothing. rcc's own check removes whole environments, in some libraries also intact
 //! ones.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::PathBuf;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -36,6 +38,9 @@ pub struct CheckReport {
     pub unreferenced_bytes: u64,
     /// By blueprint, the paths of the files that cannot be read.
     pub affected: BTreeMap<String, BTreeSet<String>>,
+    /// With `--repair`: where the corrupt blobs are now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set_aside: Vec<PathBuf>,
 }
 
 /// A blob whose content does not match its digest or a catalog.
@@ -189,6 +194,19 @@ fn contents(library: &dyn Library, digest: &Digest, users: &[User<'_>]) -> Optio
     }
     let missed = searches.iter().find_map(|search| search.missed)?;
     Some(format!("a relocation at {missed}, but the stage's name is not there"))
+}
+
+/// Whether a blob does not have the content that its digest names, whatever the catalogs say about it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_damaged(library: &dyn Library, digest: &Digest) -> io::Result<bool> {
+    let read = library.blob(digest).map_err(not_opened);
+    match read.and_then(|mut stored| read_through(&mut stored, digest, None, &mut |_| Ok(()))) {
+        Ok(_) => Ok(false),
+        Err(Fault::Corrupt(_)) => Ok(true),
+        Err(Fault::Read(error) | Fault::Taken(error)) => Err(error),
+    }
 }
 
 /// What a catalog says about a file.

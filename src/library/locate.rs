@@ -1,6 +1,7 @@
 //! Finds and opens the library that the user named.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +74,9 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
             .filter(holds_library)
             .ok_or_else(|| not(default, "rcc has no library here: it holds no catalog/ and library/"));
     }
+    if given.is_empty() {
+        return Err(not(Path::new("LIBRARY"), "it is empty"));
+    }
     let path = std::path::absolute(given).map_err(LibraryError::io(given))?;
     // A new home may have no `library/` yet. There the name `hololib` or `lib` tells enough.
     let found = hololib_at(&path)
@@ -85,10 +89,15 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => Location::archive(&path),
         Ok(found) if found.is_dir() => {
+            // Nobody can tell what is in a directory that may not be entered.
+            std::fs::metadata(path.join(".")).map_err(LibraryError::io(&path))?;
             Err(not(&path, "not a library: it holds neither catalog/ and library/, nor hololib/, nor lib/"))
         }
         Ok(_) => Err(not(&path, "not a library: it is neither a directory nor a file")),
-        Err(_) => Err(not(&path, "there is no such file or directory")),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(not(&path, "there is no such file or directory"))
+        }
+        Err(error) => Err(LibraryError::io(&path)(error)),
     }
 }
 

@@ -100,6 +100,13 @@ impl ReaderAt for Window {
     }
 }
 
+impl Window {
+    fn begins_with(&self, magic: &[u8; 4]) -> bool {
+        let mut begin = [0; 4];
+        self.file.read_exact_at(&mut begin, self.start).is_ok_and(|()| begin == *magic)
+    }
+}
+
 /// Why a file is not read as a library.
 #[derive(Debug)]
 enum Refusal {
@@ -151,13 +158,25 @@ impl ZipLibrary {
     fn of_file(file: File, name: String, unpack: Option<Unpack<'_>>) -> Result<Self, Refusal> {
         let found = file.metadata().map_err(Refusal::Io)?;
         if !found.is_file() {
-            return Err(Refusal::NotALibrary("not a library: it is neither a directory nor a file"));
+            let is_dir = found.is_dir();
+            return Err(Refusal::NotALibrary(if is_dir {
+                "it is a directory, not an archive"
+            } else {
+                "it is not a file"
+            }));
         }
         let modified = found.modified().map_err(Refusal::Io)?;
         let whole = Window { file: Arc::new(file), start: 0, len: found.len() };
+        let archive = locate(whole.clone()).map_err(|refusal| match refusal {
+            // The beginning is that of an archive, so only the end is missing.
+            Refusal::NotALibrary(_) if whole.begins_with(b"PK\x03\x04") => {
+                Refusal::Archive("it is truncated".into())
+            }
+            other => other,
+        })?;
         let mut library = Self {
             name,
-            archive: locate(whole.clone())?,
+            archive,
             stamp: Look::from(&found).into(),
             modified,
             catalogs: Vec::new(),

@@ -55,7 +55,7 @@ impl Changed {
         let space = Survey::new(env)?.find(given, controller, 0)?;
         let no_upper = |why| Error::NoUpper { given: given.to_string_lossy().into_owned(), why };
         match space.state {
-            SpaceState::Restored => {
+            SpaceState::Restored if space.library.is_none() => {
                 return Err(no_upper("it was restored as plain files, so its changes are not known"));
             }
             SpaceState::Deleted => return Err(no_upper("rcc deleted it; the next mount makes a new space")),
@@ -67,7 +67,7 @@ impl Changed {
         let state_dir = env.spaces_dir().join(&space.identity);
         let record = SpaceRecord::read(&state_dir)?.ok_or_else(|| Error::NoSpace {
             given: given.to_string_lossy().into_owned(),
-            identity: space.identity,
+            identity: Some(space.identity),
         })?;
         let mounted = space.is_mounted.then_some(space.path);
         let cache_dir = env.cache_dir();

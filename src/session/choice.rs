@@ -77,6 +77,7 @@ impl Choice {
                 sources.push(Source::File(robot.environment_file()?));
                 Some(robot)
             }
+            None if self.conda.is_empty() && self.devdeps => return Err(BlueprintError::NoFile),
             None if self.conda.is_empty() => return Ok(None),
             None if here.is_file() => {
                 match Robot::read(here).and_then(|robot| Ok((robot.environment_file()?, robot))) {

@@ -72,12 +72,9 @@ impl<'e> Unmounting<'e> {
         Ok(Self { env, controller, how, discard, live: live.collect() })
     }
 
-    /// Ends all mounts of this home's spaces, and returns their mountpoints.
-    ///
-    /// # Errors
-    /// When a mount cannot be ended; the later ones are then not tried.
-    pub fn all(&self) -> Result<Vec<PathBuf>, Error> {
-        self.live.iter().map(|mount| self.end(mount)).collect()
+    /// Ends all mounts of this home's spaces: for each its mountpoint, or why it could not be ended.
+    pub fn all(&self) -> impl Iterator<Item = Result<PathBuf, Error>> {
+        self.live.iter().map(|mount| self.end(mount))
     }
 
     /// Ends the mount or the daemon of one space, and returns its mountpoint. None when there is neither.
@@ -85,7 +82,7 @@ impl<'e> Unmounting<'e> {
     /// # Errors
     /// As `unmount`, and when the mount is another user's.
     pub fn one(&self, typed: &OsStr) -> Result<Option<PathBuf>, Error> {
-        let given = SpaceArg::parse(typed)?;
+        let given = SpaceArg::parse(typed)?.behind_link();
         let identity = match (given.existing(self.env, self.controller), &given) {
             // The path cannot be the mountpoint of a space, so nothing of ours is mounted there.
             (Err(_), SpaceArg::Path(_)) => None,

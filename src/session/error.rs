@@ -219,13 +219,21 @@ pub enum Error {
         /// The cause.
         why: String,
     },
+    /// The directory of `--upper-dir` cannot be used.
+    #[error("{}: {why}", path.display())]
+    UpperDir {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
     /// No space has this name, identity or path.
-    #[error("{given}: no such space ({identity})")]
+    #[error("{given}: no such space{}", identity.as_ref().map(|id| format!(" ({id})")).unwrap_or_default())]
     NoSpace {
         /// The space as it was typed.
         given: String,
-        /// The name of the directory that it would have.
-        identity: String,
+        /// The name of the directory that it would have. None for a path that cannot be that of a space.
+        identity: Option<String>,
     },
     /// rcc converted the space to another environment, so its changes do not tell what it holds.
     #[error("{identity}: rcc converted it to blueprint {blueprint}")]

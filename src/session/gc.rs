@@ -115,8 +115,7 @@ impl Plan {
             }
             // The survey has warned of a record that cannot be read.
             let record = SpaceRecord::read(&state_dir).ok().flatten();
-            let is_ephemeral = record.as_ref().is_some_and(|record| record.basis.ephemeral);
-            plan.space(space, &state_dir, is_ephemeral, options.unused)?;
+            plan.space(space, &state_dir, record.as_ref(), options.unused)?;
             records.extend(record);
         }
         let removed = half_removed(&env.spaces_dir()).map_err(Error::os(env.spaces_dir(), "list"))?;
@@ -158,7 +157,7 @@ impl Plan {
         &mut self,
         space: &Space,
         state_dir: &Path,
-        is_ephemeral: bool,
+        record: Option<&SpaceRecord>,
         unused: Option<u64>,
     ) -> Result<(), Error> {
         if space.state == SpaceState::Stale {
@@ -171,10 +170,14 @@ impl Plan {
         let is_old = |path: &Path| unused.is_some_and(|days| age(path) >= days);
         let is_there = |path: &Path| std::fs::symlink_metadata(path).is_ok();
         let is_gone = !is_there(&space.path) && !is_there(&beside(&space.path, ".meta"));
+        let is_ephemeral = record.is_some_and(|record| record.basis.ephemeral);
+        let was_published = record.is_none_or(SpaceRecord::is_published);
         let aside = aside_of(state_dir);
         let has_changes = !is_ephemeral && has_changes(state_dir)?;
         let holds = has_changes || !aside.is_empty();
-        if is_gone && (!holds || is_old(state_dir)) {
+        // A fork that was never mounted has nothing beside it yet, and is not gone.
+        let is_kept = has_changes && !was_published;
+        if is_gone && (!holds || is_old(state_dir) && !is_kept) {
             self.add(What::OrphanState, state_dir.to_owned(), tree::size(state_dir));
             return Ok(());
         }
@@ -191,7 +194,7 @@ impl Plan {
             }
         }
         let upper = state_dir.join("upper");
-        if is_gone && has_changes {
+        if is_gone && has_changes && !is_kept {
             self.kept.push(Kept { bytes: tree::size(&upper), path: upper });
         }
         Ok(())

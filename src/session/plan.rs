@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use crate::space::home::Env;
 use crate::space::select::{Selected, Wanted, select};
 use crate::space::state::check_outside;
 use crate::sys::fuse_mount::check_option;
+use crate::sys::plain;
 
 impl MountRequest {
     /// Chooses catalog, directory and options.
@@ -56,6 +58,7 @@ impl MountRequest {
         }
         if let Some(dir) = &mut self.upper_dir {
             *dir = absolute(dir)?;
+            check_dir(dir)?;
             check_outside(&dir.join(space.identity.as_str()), &location.path)?;
         }
         if let Some(link) = &mut self.link {
@@ -139,6 +142,16 @@ impl MountRequest {
             }
         }
         Ok(())
+    }
+}
+
+/// Checks that a directory for changes, which a mount makes if necessary, is not something else.
+fn check_dir(dir: &Path) -> Result<(), Error> {
+    let not = |why: String| Error::UpperDir { path: dir.to_owned(), why };
+    match std::fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(not("it is not a directory".to_owned())),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(not(plain(&error))),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -172,8 +172,15 @@ impl<'e> Survey<'e> {
     /// # Errors
     /// [`Error::NoSpace`], and when the name is not valid.
     pub fn find(&self, given: &OsStr, controller: &str, entries: usize) -> Result<Space, Error> {
-        let arg = SpaceArg::parse(given)?;
-        let identity = arg.existing(self.env, controller)?;
+        let arg = SpaceArg::parse(given)?.behind_link();
+        let identity = match (arg.existing(self.env, controller), &arg) {
+            (Ok(identity), _) => identity,
+            // Such a directory cannot be that of a space.
+            (Err(SpaceError::Name { .. }), SpaceArg::Path(path)) => {
+                return Err(Error::NoSpace { given: path.display().to_string(), identity: None });
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
         let found = if self.env.state_dir(&identity).is_dir() {
             Some(self.recorded(&identity, entries))
         } else {
@@ -184,7 +191,7 @@ impl<'e> Survey<'e> {
             SpaceArg::Identity(_) | SpaceArg::Name(_) => true,
         });
         let given = given.to_string_lossy().into_owned();
-        found.ok_or_else(|| Error::NoSpace { given, identity: identity.to_string() })
+        found.ok_or_else(|| Error::NoSpace { given, identity: Some(identity.to_string()) })
     }
 
     /// One space in detail.
@@ -260,6 +267,8 @@ impl<'e> Survey<'e> {
                 SpaceState::CatalogGone
             }
             Some(_) => SpaceState::Mounted,
+            // A directory without a mount is empty, unless rcc or `holofs restore` has made its tree there.
+            None if place.as_ref().is_some_and(|place| has_entries(place)) => SpaceState::Restored,
             None => SpaceState::Unmounted,
         };
         let path = place.unwrap_or_else(|| {
@@ -331,6 +340,11 @@ fn counters(mountpoint: &Path, daemon: u32) -> Option<Snapshot> {
         Err(error) => tracing::warn!(%path, %error, "cannot ask the mount for its counters"),
     }
     None
+}
+
+/// Whether something is in a directory that this user can read.
+fn has_entries(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// The names in a directory. A missing directory has none.

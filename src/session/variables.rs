@@ -8,6 +8,7 @@ use super::request::{MountPlan, MountRequest};
 use super::{Describe, Error, Mounted, registry, users};
 use crate::activate::Variable;
 use crate::activate::temp::Temp;
+use crate::blueprint::BlueprintError;
 use crate::settings::{MountSettings, Settings};
 use crate::space::home::Env;
 
@@ -39,6 +40,9 @@ pub fn variables(
 ) -> Result<Vec<Variable>, ActivationError> {
     let activation = Activation::new(&request.activation, settings, mount, env)?;
     request.mount.choice = request.mount.choice.or_robot_here();
+    if request.mount.is_unspecific() && request.mount.choice.is_empty() {
+        return Err(Error::Blueprint(BlueprintError::NoFile).into());
+    }
     let mut plan = request.mount.plan(settings, mount, env)?;
     for text in plan.notes() {
         note(&format!("holofs: {text}"));

@@ -22,6 +22,7 @@ use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::record::SpaceRecord;
 use crate::space::{SpaceError, meta};
+use crate::sys::lexically_clean;
 
 /// The argument SPACE.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,9 +57,12 @@ impl SpaceArg {
     /// Parses the argument.
     ///
     /// # Errors
-    /// When a name is not UTF-8, which rcc requires.
+    /// When a name is not UTF-8, which rcc requires, or empty.
     pub fn parse(given: &OsStr) -> Result<SpaceArg, SpaceError> {
         let bad = |source| SpaceError::Name { given: given.to_string_lossy().into_owned(), source };
+        if given.is_empty() {
+            return Err(bad(name::NameError::Empty));
+        }
         if given.as_bytes().contains(&b'/') {
             let path = absolute(Path::new(given));
             let path = path.map_err(|error| bad(name::NameError::NoDirectory(error.to_string())))?;
@@ -69,6 +73,20 @@ impl SpaceArg {
             Some(identity) => SpaceArg::Identity(identity),
             None => SpaceArg::Name(text.to_owned()),
         })
+    }
+
+    /// The directory to which the typed path leads if it is a link, as `mount --link` makes it. The directory itself, which a
+    /// hanging daemon may serve, is not accessed.
+    #[must_use]
+    pub fn behind_link(self) -> SpaceArg {
+        match self {
+            SpaceArg::Path(path) => match std::fs::read_link(&path) {
+                Ok(target) if target.is_absolute() => SpaceArg::Path(lexically_clean(&target)),
+                // It is no link, or not one of ours.
+                Ok(_) | Err(_) => SpaceArg::Path(path),
+            },
+            other => other,
+        }
     }
 
     /// The name of the space's directory.

@@ -48,6 +48,7 @@ mod stats;
 mod surroundings;
 mod system;
 mod transfer;
+mod typed;
 mod variables;
 mod venv;
 mod verify;

@@ -139,7 +139,7 @@ fn every_error_of_a_session_has_its_code() {
         (SpaceError::NoCatalog { why: "none".into(), candidates: Vec::new() }.into(), NOT_FOUND, "record"),
         (session::Error::MountOption("x".into()), USAGE, "noexec"),
         (session::Error::NoProfile { path: path(), source: enoent() }, NOT_FOUND, "--prefetch"),
-        (session::Error::NoSpace { given: "x".into(), identity: "y".into() }, NOT_FOUND, "list"),
+        (session::Error::NoSpace { given: "x".into(), identity: Some("y".into()) }, NOT_FOUND, "list"),
         (session::Error::OthersMount { path: path(), user: 1 }, MOUNTPOINT, "another space name"),
         (session::Error::MountedByOther { path: path(), user: 1 }, MOUNTPOINT, "that user"),
         (session::Error::OtherHome("x".into()), USAGE, "--home"),
