@@ -21,6 +21,7 @@ pub mod signals;
 pub mod surroundings;
 pub mod thread;
 pub mod tree;
+pub mod xattr;
 
 use std::path::{Component, Path, PathBuf};
 

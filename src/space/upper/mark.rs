@@ -16,7 +16,7 @@
 //! link of the catalog is a regular file in the upper.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::{Time, UpperError};
 use crate::library::index::NodeId;
 use crate::sys::boot::Boot;
+use crate::sys::xattr;
 
 /// The attribute that holds a [`Mark`].
 pub const MARK_XATTR: &CStr = c"user.holofs.entry";
@@ -116,7 +117,7 @@ impl Mark {
         }
         let damaged = |why| Err(UpperError::damaged(name, why));
         let mut text = [0u8; LONGEST];
-        match rustix::fs::lgetxattr(proc_path(dir, name), MARK_XATTR, &mut text[..]) {
+        match xattr::get_at(dir, name, MARK_XATTR, &mut text) {
             Ok(len) => match text.get(..len).and_then(Mark::parse) {
                 Some(mark) => Ok(Some(mark)),
                 None => damaged("its user.holofs.entry attribute cannot be read"),
@@ -144,7 +145,7 @@ pub fn read_mode(dir: BorrowedFd<'_>, name: &CStr, stored: u32) -> Result<u32, U
         return Ok(stored_bits);
     }
     let mut text = [0u8; 8];
-    match rustix::fs::lgetxattr(proc_path(dir, name), MODE_XATTR, &mut text[..]) {
+    match xattr::get_at(dir, name, MODE_XATTR, &mut text) {
         Ok(len) => text.get(..len).and_then(parse_mode).ok_or_else(|| UpperError::damaged(name, BAD_MODE)),
         Err(Errno::NODATA) => Ok(stored_bits),
         Err(errno) => Err(UpperError::os(name, "getxattr")(errno)),
@@ -198,13 +199,6 @@ impl KeptCtime {
         let (ctime, mtime) = std::str::from_utf8(text).ok()?.split_once(' ')?;
         Some(Self { ctime: time(ctime)?, mtime: time(mtime)? })
     }
-}
-
-/// A path to an entry of an open directory, for calls that take no directory descriptor.
-fn proc_path(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
-    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
-    path
 }
 
 #[cfg(test)]
