@@ -14,7 +14,7 @@
 //! |---|---|
 //! | 0.. | the header: magic, version, size; counters; the kernel's INIT request; the descriptors that stay |
 //! | requests | what each thread is doing, and how workers died ([`requests`]) |
-//! | held | descriptors of files that have no name any more ([`held`]) |
+//! | held | entries that cannot be found in the upper ([`held`]) |
 //! | opens | what the kernel has open by passthrough ([`opens`]) |
 
 pub mod held;
@@ -43,7 +43,7 @@ const VERSION: u64 = 1;
 /// The regions, in words.
 const HEADER: Range<usize> = 0..1024;
 const REQUESTS: Range<usize> = HEADER.end..HEADER.end + (1 << 17);
-const HELD: Range<usize> = REQUESTS.end..REQUESTS.end + (1 << 19);
+const HELD: Range<usize> = REQUESTS.end..REQUESTS.end + held::WORDS;
 const OPENS: Range<usize> = HELD.end..HELD.end + (1 << 20);
 const WORDS: usize = OPENS.end;
 
@@ -224,7 +224,7 @@ impl Handoff {
         Requests::new(self.range(REQUESTS), &self.requests, self.restarts())
     }
 
-    /// Descriptors of files that have no name any more.
+    /// Entries that cannot be found in the upper.
     #[must_use]
     pub fn held(&self) -> Held<'_> {
         Held::new(self.range(HELD))

@@ -37,7 +37,7 @@
 //!    a staging directory first. (Where the filesystem has no whiteout devices, a rename takes two; see `whiteout`.)
 //! 3. Inode numbers stay the same over copy-up, rename and remount.
 //! 4. The table has a node for each entry in the upper that the kernel knows. A node that the kernel may still
-//!    name is never dropped.
+//!    name is never dropped. (After the death of a worker, `adopt` brings that about again.)
 //!
 //! # Lock order
 //!
@@ -50,11 +50,16 @@
 //!    directory's, because a copy-up then copies up the directories above.
 //! 3. `Node::dir`: the state of a directory. Several are locked in the order of their inode numbers.
 //! 4. `Node::state`: the small mutable part of a node.
-//! 5. The locks of the table and of the kept descriptors, which are held for one map operation only.
+//! 5. The locks of the table, of the kept descriptors and of the queue of `adopt`, which are held for one map operation
+//!    only.
+//!
+//! Whoever holds the lock of a directory must not ask for the entry of a number (`view`), because that may wait for
+//! `adopt`, which takes these locks.
 //!
 //! While bytes are copied, only the `change` lock of the one entry is held, so a large copy-up does not delay anybody
 //! else.
 
+mod adopt;
 pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
@@ -86,7 +91,7 @@ use crate::space::upper::entry::{self, OnDisk, Present};
 use crate::space::upper::mark::{KeptCtime, Mark};
 use dir::{DirState, Entry};
 use settle::Unsettled;
-use table::{InUpper, Node, Table, let_go};
+use table::{InUpper, Node, Pin, Table, let_go};
 use types::{Error, Ino, Kind, Result, upper as call};
 use whiteout::Whiteouts;
 
@@ -116,6 +121,7 @@ pub struct Namespace {
     root: Arc<OwnedFd>,
     owner: Owner,
     table: Table,
+    adoption: adopt::Adoption,
     whiteouts: Whiteouts,
     aliases: revert::Aliases,
     /// Reading a file does not change its time of access.
@@ -164,7 +170,7 @@ impl Namespace {
         if index.ids() >= TOO_MANY_NODES {
             return Err(Error::NotSupported("an environment of more than a billion entries"));
         }
-        let table = Table::new(index.ids());
+        let table = Table::new(index.ids(), Arc::clone(&handoff));
         let root = Arc::new(root);
         // A root without a mark is new. It gets the attributes that rcc gives the root directory of a space.
         let parent = root.as_fd();
@@ -183,7 +189,9 @@ impl Namespace {
         table.keep_open(Ino::ROOT, &root);
         let whiteouts = Whiteouts::probe(&staging);
         whiteouts.finish_moves(&staging, root.as_fd());
-        Ok(Self {
+        let this = Self {
+            adoption: adopt::Adoption::new(&handoff, index.ids()),
+            aliases: revert::Aliases::new(&handoff),
             index,
             handoff,
             materializer,
@@ -192,13 +200,14 @@ impl Namespace {
             owner,
             table,
             whiteouts,
-            aliases: revert::Aliases::default(),
             keeps_atime,
             changes: RwLock::new(()),
             renames: Mutex::new(()),
             unsettled: Unsettled::default(),
             recorded: OnceLock::from(()),
-        })
+        };
+        this.take_over()?;
+        Ok(this)
     }
 
     /// Makes every change wait until [`Namespace::is_recorded`] is called.
@@ -246,7 +255,7 @@ impl Namespace {
     /// Whether an entry has nothing in the upper, so that reading its attributes waits for no disk.
     #[must_use]
     pub fn is_pure_lower(&self, ino: Ino) -> bool {
-        ino.lower().is_some() && self.table.get(ino).is_none()
+        ino.lower().is_some() && self.table.get(ino).is_none() && !self.adoption.is_pending()
     }
 
     /// Closes the descriptors of backing files that are kept for speed only.
@@ -257,10 +266,16 @@ impl Namespace {
     /// Takes back `count` lookups that the kernel had counted for an entry.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.table.forget(ino, count);
+        self.drop_if_unknown(ino);
     }
 
     fn view(&self, ino: Ino) -> Result<View> {
         if let Some(node) = self.table.get(ino) {
+            return Ok(View::Node(node));
+        }
+        if self.adoption.is_pending()
+            && let Some(node) = self.adopted(ino)?
+        {
             return Ok(View::Node(node));
         }
         match ino.lower() {
@@ -271,10 +286,18 @@ impl Namespace {
 
     /// The node of a number. A pure lower entry gets one, so that threads which copy it up can exclude each other.
     fn node(&self, ino: Ino) -> Result<Arc<Node>> {
-        let lower = match self.view(ino)? {
-            View::Node(node) => return Ok(node),
-            View::Lower(lower) => lower,
-        };
+        match self.view(ino)? {
+            View::Node(node) => Ok(node),
+            View::Lower(lower) => self.node_of_lower(lower),
+        }
+    }
+
+    /// The node of a lower entry that a directory shows and the upper does not mention.
+    fn node_of_lower(&self, lower: NodeId) -> Result<Arc<Node>> {
+        let ino = self.ino_of(lower);
+        if let Some(node) = self.table.get(ino) {
+            return Ok(node);
+        }
         let found = self.index.node(lower)?;
         let kind = Kind::of_lower(&found);
         let place = (self.ino_of(found.parent), c_name(found.name)?);
@@ -310,20 +333,22 @@ impl Namespace {
             let mut state = DirState::default();
             if node.in_upper() == InUpper::All && !node.is_gone() {
                 let dir = self.backing_fd(node)?;
-                for listed in entry::list(dir.as_fd())? {
-                    let listed = listed?;
-                    let entry = match self.read_entry(node, dir.as_fd(), &listed) {
+                let listed = entry::list(dir.as_fd())?.collect::<Result<Vec<_>, _>>()?;
+                let entries = adopt::in_parallel(&listed, |listed| {
+                    match self.read_entry(node, dir.as_fd(), listed) {
                         // Also a whiteout without a lower entry, which a crash can leave behind. It has no effect,
                         // but a create must replace it and an rmdir must remove it.
-                        Ok(None) => Entry::Whiteout,
-                        Ok(Some(present)) => Entry::Present(present),
+                        Ok(None) => Ok(Entry::Whiteout),
+                        Ok(Some(present)) => Ok(Entry::Present(present)),
                         Err(error @ Error::Damaged { .. }) => {
                             tracing::error!(%error, "a damaged entry of the upper is not shown");
-                            Entry::Damaged
+                            Ok(Entry::Damaged)
                         }
-                        Err(error) => return Err(error),
-                    };
-                    self.set_entry(node, &mut state, listed.file_name().to_bytes(), entry)?;
+                        Err(error) => Err(error),
+                    }
+                });
+                for (listed, entry) in listed.iter().zip(entries) {
+                    self.set_entry(node, &mut state, listed.file_name().to_bytes(), entry?)?;
                 }
             }
             *guard = Some(state);
@@ -341,6 +366,7 @@ impl Namespace {
             on_disk.mark = Some(mark);
         }
         let present = Present::of(&self.index, listed.file_name(), &on_disk)?;
+        let present = present.map(|present| self.aliases.known(present));
         if let (Some(origin), Some(present)) = (unsettled, present) {
             self.was_emptied(&self.entry_node(node, listed.file_name(), present, 0), Some(origin));
         }
@@ -414,7 +440,10 @@ impl Namespace {
             unpinned = state.pinned.take();
         }
         drop(state);
-        let_go(unpinned);
+        let_go(unpinned.map(Pin::into_fd));
+        if node.kind == Kind::Dir {
+            self.adoption.add(&node);
+        }
         node
     }
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod once;
+mod takeover;
 mod whiteouts;
 pub(crate) mod world;
 

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::Namespace;
-use super::table::{InUpper, Node};
+use super::table::{InUpper, Node, Pin};
 use super::types::{Attr, Error, Ino, Kind, Result, SetTime, Time, upper as call};
 use crate::space::upper::entry;
 use crate::space::upper::mark::{
@@ -251,7 +251,7 @@ impl Namespace {
             let (place, in_upper, backing_ino) = {
                 let state = node.state.lock();
                 if let Some(pinned) = &state.pinned {
-                    return Ok(Arc::clone(pinned));
+                    return Ok(Arc::clone(&pinned.fd));
                 }
                 (state.places.first().cloned(), state.in_upper, state.backing_ino)
             };
@@ -309,11 +309,30 @@ impl Namespace {
                 return Ok(());
             }
         }
-        if self.table.lookups(node) > 0 {
+        if self.table.may_be_known(node) {
             let fd = self.backing_fd(node)?;
-            node.state.lock().pinned = Some(fd);
+            node.state.lock().pinned = Some(Pin::new(fd));
         }
         Ok(())
+    }
+
+    /// Pins an entry that is about to lose a name, in a way that the next worker has it as well. Ends with
+    /// [`Namespace::unhold`], or when the entry is not used any more.
+    pub(super) fn hold(&self, node: &Node) -> Result<()> {
+        self.pin(node)?;
+        match &mut node.state.lock().pinned {
+            Some(pin) => pin.hold(node.ino, &self.handoff),
+            // It has no file in the upper.
+            None if self.table.may_be_known(node) => self.note_gone(node.ino, true),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Ends [`Namespace::hold`]: the entry has kept its name.
+    pub(super) fn unhold(&self, node: &Node) {
+        node.unpin();
+        self.note_gone(node.ino, false);
     }
 }
 

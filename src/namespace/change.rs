@@ -5,6 +5,8 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
@@ -98,6 +100,7 @@ impl Namespace {
         let ino = present.ino;
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         let node = self.entry_node(&dir, &name, present, 1);
+        node.is_counted.store(true, Ordering::Relaxed);
         if kind == Kind::Dir {
             *node.dir.write() = Some(DirState::default());
         }
@@ -231,7 +234,7 @@ impl Namespace {
         let state = self.loaded(&dir, &mut guard)?;
         let found = self.find(&dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
         let node = match found {
-            Found::Lower(lower) => self.node(self.ino_of(lower))?,
+            Found::Lower(lower) => self.node_of_lower(lower)?,
             Found::Upper(present) => self.entry_node(&dir, &name, present, 0),
         };
         if node.kind == Kind::Dir {
@@ -291,15 +294,13 @@ impl Namespace {
         let at = self.backing_fd(dir)?;
         let in_lower = self.lower_child(dir, name.as_bytes())?.is_some();
         let found = self.find(dir, state, name.as_bytes())?.ok_or(Error::NotFound)?;
+        self.hold(node)?;
         self.about_to_change(node.ino);
-        match found {
-            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), name)?,
-            Found::Upper(_) => {
-                self.pin(node)?;
-                self.remove_backing(at.as_fd(), name, node.kind, in_lower, silent)
-                    .inspect_err(|_| node.unpin())?;
-            }
-        }
+        let done = match found {
+            Found::Lower(_) => self.whiteouts.put(&self.staging, at.as_fd(), name),
+            Found::Upper(_) => self.remove_backing(at.as_fd(), name, node.kind, in_lower, silent),
+        };
+        done.inspect_err(|_| self.unhold(node))?;
         self.set_entry(dir, state, name.as_bytes(), in_lower.then_some(Entry::Whiteout))
     }
 
@@ -334,7 +335,7 @@ impl Namespace {
         let (last, pinned) = {
             let mut state = node.state.lock();
             state.places.retain(|(at, known)| *at != parent || known != name);
-            (state.places.is_empty(), state.pinned.clone())
+            (state.places.is_empty(), state.pinned.as_ref().map(|pin| Arc::clone(&pin.fd)))
         };
         if !last {
             return node.unpin();

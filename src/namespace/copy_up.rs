@@ -14,7 +14,7 @@ use rustix::fs::Stat;
 
 use super::dir::{DirState, Entry};
 use super::read::must_be_dir;
-use super::table::{InUpper, Node};
+use super::table::{InUpper, Node, Pin};
 use super::types::{Attr, Error, Ino, Kind, Result, SetAttr, SetTime, Time, upper as call};
 use super::{Namespace, View, backing};
 use crate::materialize::staging::Staged;
@@ -162,8 +162,10 @@ impl Namespace {
             let Some((parent, name)) = node.state.lock().places.first().cloned() else {
                 // The entry was unlinked while it was open. Its bytes live as long as the descriptor.
                 drop(staged);
+                let mut pin = Pin::new(Arc::new(fd));
+                pin.hold(node.ino, &self.handoff);
                 let mut state = node.state.lock();
-                let before = state.pinned.replace(Arc::new(fd));
+                let before = state.pinned.replace(pin);
                 (state.in_upper, state.backing_ino) = (in_upper, stat.st_ino);
                 drop(state);
                 drop(before);
@@ -179,7 +181,10 @@ impl Namespace {
             let before = rustix::fs::fstat(&at).map_err(call("stat"))?;
             // Until the node has the new file, other threads use the old one.
             self.pin(node)?;
+            let noted = self.note_times(&dir, &at, &before);
+            self.note_named(node, stat.st_ino);
             if let Err(errno) = staged.publish(at.as_fd(), &name) {
+                self.times_are_back(noted);
                 node.unpin();
                 return Err(call("rename")(errno));
             }
@@ -199,6 +204,7 @@ impl Namespace {
             if let Err(error) = hidden {
                 tracing::warn!(%error, "a directory shows the time of a copy-up as its own");
             }
+            self.times_are_back(noted);
             return Ok(());
         }
     }

@@ -176,7 +176,7 @@ impl Namespace {
         // behind, change places with it.
         let changes_places =
             covered && (source.kind == Kind::Dir || (in_lower && self.whiteouts == Whiteouts::Marked));
-        let done = target.map_or(Ok(()), |target| self.pin(target));
+        let done = target.map_or(Ok(()), |target| self.hold(target));
         self.about_to_change(source.ino);
         let done = done.and_then(|()| match (changes_places, stand_in) {
             (true, _) => over_whiteout(&step),
@@ -186,7 +186,7 @@ impl Namespace {
         let left = done.inspect_err(|_| {
             source.unpin();
             if let Some(target) = target {
-                target.unpin();
+                self.unhold(target);
             }
         })?;
         let state = self.loaded(dir, locked.of(dir)?)?;

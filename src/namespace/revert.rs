@@ -6,7 +6,8 @@
 //!
 //! Open files keep the entry that they opened: it has no name any more, as after a rename over it. But its inode number is
 //! that of the lower node which now shows again, and one number cannot stand for both. Such a lower node shows under
-//! another number, an *alias*, until the end of the mount. The next mount gives it its own number again.
+//! another number, an *alias*, until the end of the mount, also if the
+//! worker is replaced (`handoff`). The next mount gives it its own number again.
 //!
 //! Limit: programs of 32 bits cannot stat an entry with an alias.
 
@@ -25,32 +26,63 @@ use super::read::MOTHER;
 use super::table::{InUpper, Node};
 use super::types::{Error, Ino, Kind, Result, SetAttr, upper as call};
 use super::{Namespace, Owner, View, backing, c_name};
+use crate::handoff::Handoff;
 use crate::library::index::NodeId;
+use crate::space::upper::entry::Present;
 
 /// The first alias. It is above the numbers of created entries and below those with large numbers.
-const FIRST_ALIAS: u64 = 1 << 40;
+pub(super) const FIRST_ALIAS: u64 = 1 << 40;
+const PAST_ALIASES: u64 = 1 << 48;
 
 /// The lower nodes that show under another number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Aliases {
     /// There are some. Else nobody takes the lock.
     any: AtomicBool,
     /// A leaf lock.
     of: RwLock<(HashMap<NodeId, Ino>, u64)>,
+    /// The files in the upper that aliases had when an earlier worker died, with their origins.
+    backing: HashMap<u64, (NodeId, Ino)>,
 }
 
 impl Aliases {
-    fn get(&self, lower: NodeId) -> Option<Ino> {
+    /// The aliases that an earlier worker gave.
+    pub(super) fn new(handoff: &Handoff) -> Self {
+        let (mut of, mut backing, mut next) = (HashMap::new(), HashMap::new(), 0);
+        for alias in handoff.held().aliases() {
+            let (lower, ino) = (NodeId(alias.lower), Ino(FIRST_ALIAS + next));
+            of.insert(lower, ino);
+            backing.extend(alias.backing.into_iter().filter(|file| *file != 0).map(|file| (file, (lower, ino))));
+            next += 1;
+        }
+        Self { any: AtomicBool::new(next > 0), of: RwLock::new((of, next)), backing }
+    }
+
+    pub(super) fn get(&self, lower: NodeId) -> Option<Ino> {
         if self.any.load(Ordering::Acquire) { self.of.read().0.get(&lower).copied() } else { None }
     }
 
-    fn add(&self, lower: NodeId) -> Ino {
+    fn add(&self, handoff: &Handoff, lower: NodeId) -> Ino {
         let mut of = self.of.write();
         let ino = Ino(FIRST_ALIAS + of.1);
         of.1 += 1;
         of.0.insert(lower, ino);
+        handoff.held().add_alias(lower.0);
         self.any.store(true, Ordering::Release);
         ino
+    }
+
+    /// The position of an alias; None for any other number.
+    pub(super) fn position(ino: Ino) -> Option<u64> {
+        ino.0.checked_sub(FIRST_ALIAS).filter(|position| *position < PAST_ALIASES - FIRST_ALIAS)
+    }
+
+    /// An entry of the upper, under the number that an earlier worker gave it.
+    pub(super) fn known(&self, present: Present) -> Present {
+        match self.backing.get(&present.backing_ino) {
+            Some((lower, ino)) if present.origin == Some(*lower) => Present { ino: *ino, ..present },
+            _ => present,
+        }
     }
 }
 
@@ -94,6 +126,8 @@ impl Namespace {
     /// # Errors
     /// When the path does not lead anywhere, and those of the system calls. The entry is then as it was.
     pub fn revert(&self, path: &Path) -> Result<Option<Stale>> {
+        // What is below a directory is looked for in the table.
+        self.finish_adoption();
         let Some((parent, name)) = self.place_at(path)? else { return Err(Error::NotFound) };
         let _renames = self.renames.lock();
         let View::Node(dir) = self.view(parent)? else { return Ok(None) };
@@ -110,7 +144,7 @@ impl Namespace {
         let at = self.backing_fd(&dir)?;
         let before = rustix::fs::fstat(&at).map_err(call("stat"))?;
         // Files that are open must not be opened by their names any more.
-        let pinned = node.iter().chain(&below).try_for_each(|node| self.pin(node)).and_then(|()| {
+        let pinned = node.iter().chain(&below).try_for_each(|node| self.hold(node)).and_then(|()| {
             if !is_dir {
                 rustix::fs::unlinkat(&at, &name, AtFlags::empty()).map_err(call("unlink"))?;
                 return Ok(None);
@@ -119,7 +153,7 @@ impl Namespace {
             rustix::fs::renameat(&at, &name, self.staging.dir(), &junk).map_err(call("rename"))?;
             Ok(Some(self.staging.adopt(junk, true)))
         });
-        let junk = pinned.inspect_err(|_| node.iter().chain(&below).for_each(|node| node.unpin()))?;
+        let junk = pinned.inspect_err(|_| node.iter().chain(&below).for_each(|node| self.unhold(node)))?;
         for below in &below {
             self.gone_with_its_directory(below);
         }
@@ -136,7 +170,7 @@ impl Namespace {
             self.make_aliases(lower)?;
         }
         self.set_entry(&dir, state, name.to_bytes(), None)?;
-        if node.is_some_and(|node| node.lower.is_some() && node.lower == lower) {
+        if node.as_ref().is_some_and(|node| node.lower.is_some() && node.lower == lower) {
             // For a reader of the directory, no entry came or went.
             let hidden =
                 backing::put_times_back(&at, &before).and_then(|()| self.keep_ctime(&dir, &at, &before));
@@ -145,6 +179,8 @@ impl Namespace {
             }
         }
         drop(guard);
+        // The kernel may have forgotten some of them already, so that no FORGET comes.
+        node.iter().chain(&below).for_each(|node| self.drop_if_unknown(node.ino));
         // Removed without a lock, because it can be large.
         drop(junk);
         Ok(Some(Stale::Name(parent, name)))
@@ -219,7 +255,7 @@ impl Namespace {
             let state = node.state.lock();
             let names = state.places.len() as u64;
             match &state.pinned {
-                Some(fd) if node.kind != Kind::Dir => rustix::fs::fstat(fd)
+                Some(pin) if node.kind != Kind::Dir => rustix::fs::fstat(&pin.fd)
                     .map_or(1, |stat| u64::from(stat.st_nlink as u32).saturating_sub(names)),
                 _ => 0,
             }
@@ -253,7 +289,7 @@ impl Namespace {
             }
             let found = self.index.node(taken)?;
             let place = (self.ino_of(found.parent), c_name(found.name)?);
-            let alias = self.aliases.add(taken);
+            let alias = self.aliases.add(&self.handoff, taken);
             self.table.acquire(alias, 1, || {
                 Node::new(alias, Some(taken), node.kind, vec![place], InUpper::Nothing, 0)
             });

@@ -10,7 +10,7 @@
 //! * Soon afterwards its new bytes are written out, and then the mark becomes an ordinary one. From then on, an empty
 //!   file is meant to be empty. That happens after [`DELAY`], or after [`EMPTY`] while the file stays empty, and also
 //!   at a sync of the file and at the end of the mount. If the daemon is killed, the next one finds the marks when it
-//!   reads the directory.
+//!   reads the directory. If a worker is replaced (`handoff`), the next one knows the files that wait.
 //! * A file that has its bytes in the upper already, and is emptied, has no old bytes to show. Its new bytes are
 //!   written out after the same time. ext4 does that when such a file is closed, but no close is reported to this
 //!   daemon.
@@ -33,6 +33,7 @@ use super::dir::Entry;
 use super::table::{InUpper, Node};
 use super::types::{Ino, Kind, Result, upper as call};
 use super::{Namespace, View, backing, read};
+use crate::handoff::Handoff;
 use crate::library::index::NodeId;
 use crate::space::upper::mark::Mark;
 use crate::sys::boot::{self, Boot};
@@ -80,23 +81,27 @@ impl Unsettled {
     }
 
     /// Adds a file. Returns false if it was there already; its time then starts anew.
-    fn add(&self, ino: Ino, marked: Option<NodeId>) -> bool {
+    fn add(&self, handoff: &Handoff, ino: Ino, marked: Option<NodeId>) -> bool {
         let mut state = self.state.lock();
         let since = Instant::now();
         let old = state.files.get(&ino).and_then(|old| old.marked);
         let is_new = state.files.insert(ino, Waiting { since, marked: marked.or(old) }).is_none();
         self.count.store(state.files.len(), Ordering::Relaxed);
+        if is_new {
+            handoff.held().add_emptied(ino.0);
+        }
         drop(state);
         self.changed.notify_all();
         is_new
     }
 
     /// Removes a file that was written out. Returns false if it was emptied again meanwhile; it then stays.
-    fn remove(&self, ino: Ino, as_it_was: Waiting) -> bool {
+    fn remove(&self, handoff: &Handoff, ino: Ino, as_it_was: Waiting) -> bool {
         let mut state = self.state.lock();
         let same = state.files.get(&ino).is_some_and(|now| now.since == as_it_was.since);
         if same {
             state.files.remove(&ino);
+            handoff.held().remove_emptied(ino.0);
         } else if let Some(now) = state.files.get_mut(&ino) {
             now.marked = None;
         }
@@ -160,9 +165,7 @@ impl Namespace {
                     tracing::warn!(?ino, %error, "cannot write out a file that was emptied; after a loss of power it may have its old bytes");
                 }
             }
-            if self.unsettled.remove(ino, waiting) {
-                self.table.forget(ino, 1);
-            }
+            self.is_settled(ino, waiting);
         }
     }
 
@@ -183,7 +186,7 @@ impl Namespace {
 
     /// Notes that a file was emptied. `marked` is its origin if its mark is [`Mark::Emptied`].
     pub(super) fn was_emptied(&self, node: &Arc<Node>, marked: Option<NodeId>) {
-        if self.unsettled.add(node.ino, marked) {
+        if self.unsettled.add(&self.handoff, node.ino, marked) {
             self.table.acquire(node.ino, 1, || Arc::clone(node));
         }
     }
@@ -211,10 +214,23 @@ impl Namespace {
         if !is_empty {
             backing::write_mark(file.as_fd(), Mark::Data(origin))?;
         }
-        if self.unsettled.remove(ino, waiting) {
+        self.is_settled(ino, waiting);
+        Ok(())
+    }
+
+    /// Forgets a file of which an earlier worker has noted that it was emptied.
+    pub(super) fn forget_emptied(&self, ino: Ino) {
+        let state = self.unsettled.state.lock();
+        if !state.files.contains_key(&ino) {
+            self.handoff.held().remove_emptied(ino.0);
+        }
+    }
+
+    /// Notes that a file was written out, or cannot be.
+    fn is_settled(&self, ino: Ino, waiting: Waiting) {
+        if self.unsettled.remove(&self.handoff, ino, waiting) {
             self.table.forget(ino, 1);
         }
-        Ok(())
     }
 
     /// The ordinary mark of a file whose mark is [`Mark::Emptied`], as it is written to a file of an earlier boot.

@@ -9,11 +9,15 @@
 //!
 //! Invariant: a node that the kernel may still name is never dropped. Finding a node and counting a lookup are one
 //! step under the table's lock, and a node is dropped only after its count was compared with 0 under that lock.
+//!
+//! A worker that takes the place of another one (`handoff`) does not know how often the kernel has looked up an entry
+//! before. A count of 0 then means nothing. So a node is kept for good, unless its entry was created by this worker, or has
+//! no name any more and the kernel says that it does not know it.
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -21,6 +25,7 @@ use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::dir::DirState;
 use super::types::{Error, Ino, Kind, Result};
+use crate::handoff::Handoff;
 use crate::library::index::NodeId;
 use crate::space::upper::entry::Present;
 use crate::space::upper::mark::KeptCtime;
@@ -63,6 +68,10 @@ pub(super) struct Node {
     lookups: AtomicU64,
     /// [`Attr::generation`](super::types::Attr::generation), once it was computed.
     pub(super) generation: OnceLock<u32>,
+    /// All lookups of the entry are counted, because this worker created it.
+    pub(super) is_counted: AtomicBool,
+    /// The directory was put into the queue of `adopt`.
+    pub(super) is_queued: AtomicBool,
 }
 
 /// The mutable part of a node.
@@ -81,9 +90,54 @@ pub(super) struct NodeState {
     pub(super) ctime: Option<Option<KeptCtime>>,
     /// A descriptor of the backing file: during a change of its name (see `backing`), and after the last name was
     /// unlinked.
-    pub(super) pinned: Option<Arc<OwnedFd>>,
+    pub(super) pinned: Option<Pin>,
     /// The entry has no name any more.
     pub(super) gone: bool,
+}
+
+/// A descriptor of a backing file.
+#[derive(Debug)]
+pub(super) struct Pin {
+    /// Dropped before the descriptor, which may be closed then.
+    held: Option<Held>,
+    pub(super) fd: Arc<OwnedFd>,
+}
+
+/// The descriptor of a [`Pin`] stays open for the next worker.
+#[derive(Debug)]
+struct Held {
+    fd: RawFd,
+    handoff: Arc<Handoff>,
+}
+
+impl Pin {
+    pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
+        Self { held: None, fd }
+    }
+
+    /// Lets the next worker find the descriptor.
+    pub(super) fn hold(&mut self, ino: Ino, handoff: &Arc<Handoff>) {
+        let fd = self.fd.as_raw_fd();
+        if self.held.is_some() {
+            return;
+        }
+        if handoff.held().hold_fd(fd, ino.0) {
+            self.held = Some(Held { fd, handoff: Arc::clone(handoff) });
+        } else {
+            tracing::warn!(?ino, fd, "too many open files without a name: if this process dies, this one is lost");
+        }
+    }
+
+    /// The descriptor, which the next worker does not find any more.
+    pub(super) fn into_fd(self) -> Arc<OwnedFd> {
+        self.fd
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.handoff.held().let_go_of_fd(self.fd);
+    }
 }
 
 impl Node {
@@ -105,6 +159,8 @@ impl Node {
             state: Mutex::new(NodeState { places, in_upper, backing_ino, ..NodeState::default() }),
             lookups: AtomicU64::new(0),
             generation: OnceLock::new(),
+            is_counted: AtomicBool::new(false),
+            is_queued: AtomicBool::new(false),
         })
     }
 
@@ -133,7 +189,7 @@ impl Node {
     /// Ends a [`Namespace::pin`](super::Namespace::pin): the backing file can be found by its name again.
     pub(super) fn unpin(&self) {
         let pinned = self.state.lock().pinned.take();
-        let_go(pinned);
+        let_go(pinned.map(Pin::into_fd));
     }
 }
 
@@ -164,12 +220,17 @@ pub(super) struct Table {
     lower_lookups: LowerLookups,
     /// Descriptors of backing files, kept for speed. A leaf lock.
     open: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
+    handoff: Arc<Handoff>,
+    /// There was a worker before this one.
+    is_takeover: bool,
 }
 
 impl Table {
     /// An empty table over an index of `lower_nodes` nodes.
-    pub(super) fn new(lower_nodes: u32) -> Self {
+    pub(super) fn new(lower_nodes: u32, handoff: Arc<Handoff>) -> Self {
         Self {
+            is_takeover: handoff.is_takeover(),
+            handoff,
             nodes: RwLock::new(HashMap::new()),
             lower_lookups: LowerLookups::new(lower_nodes),
             open: Mutex::new(LruCache::new(fd::share(OPEN_LIMIT, 3))),
@@ -223,6 +284,24 @@ impl Table {
         }
     }
 
+    /// Whether the kernel may know the number of a node.
+    pub(super) fn may_be_known(&self, node: &Node) -> bool {
+        (self.is_takeover && !node.is_counted.load(Ordering::Relaxed)) || self.lookups(node) > 0
+    }
+
+    /// The node of an entry without a name that an earlier worker may have told the kernel.
+    pub(super) fn doubtful(&self, ino: Ino) -> Option<Arc<Node>> {
+        let node = self.get(ino).filter(|_| self.is_takeover)?;
+        (node.is_gone() && !node.is_counted.load(Ordering::Relaxed)).then_some(node)
+    }
+
+    /// Drops the node of an entry without a name, which the kernel does not know any more. There can be no later lookup of
+    /// it.
+    pub(super) fn is_unknown(&self, node: &Node) {
+        node.is_counted.store(true, Ordering::Relaxed);
+        self.forget(node.ino, u64::MAX);
+    }
+
     /// Takes `count` lookups of an inode number away, and drops its node if none are left.
     pub(super) fn forget(&self, ino: Ino, count: u64) {
         let left = match ino.lower() {
@@ -246,8 +325,12 @@ impl Table {
     pub(super) fn drop_unused(&self, ino: Ino) {
         let mut nodes = self.nodes.write();
         let Some(node) = nodes.get(&ino) else { return };
-        if self.lookups(node) > 0 || (node.kind == Kind::Dir && !node.is_gone()) {
+        let is_gone = node.is_gone();
+        if self.may_be_known(node) || (node.kind == Kind::Dir && !is_gone) {
             return;
+        }
+        if let Some(lower) = ino.lower().filter(|_| is_gone) {
+            self.handoff.held().clear_gone(lower.0);
         }
         let node = nodes.remove(&ino);
         drop(nodes);
@@ -256,7 +339,7 @@ impl Table {
         // thread.
         self.close(ino);
         // If another thread still uses the node, the descriptor is closed when that thread drops the node.
-        let_go(node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned));
+        let_go(node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned).map(Pin::into_fd));
     }
 
     /// The descriptor that is kept for an inode number.
@@ -365,6 +448,11 @@ fn update(counter: &AtomicU32, change: impl Fn(u32) -> u32) -> u32 {
 mod tests {
     use super::*;
 
+    /// The table of a first worker.
+    fn first(nodes: u32) -> Table {
+        Table::new(nodes, Arc::new(Handoff::private().unwrap()))
+    }
+
     fn file(ino: Ino) -> Arc<Node> {
         Node::new(ino, ino.lower(), Kind::File, Vec::new(), InUpper::All, 9)
     }
@@ -381,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_node_is_dropped_with_its_last_lookup() {
-        let table = Table::new(10);
+        let table = first(10);
         let ino = Ino::of_created(5);
         table.acquire(ino, 2, || file(ino));
         forget_one_by_one(&table, ino, 2);
@@ -389,7 +477,7 @@ mod tests {
 
     #[test]
     fn lookups_from_before_the_copy_up_count() {
-        let table = Table::new(10);
+        let table = first(10);
         let ino = Ino::of_lower(NodeId(3));
         table.count_lower(NodeId(3), 2);
         table.acquire(ino, 1, || file(ino));
@@ -397,8 +485,28 @@ mod tests {
     }
 
     #[test]
+    fn a_node_from_before_is_dropped_when_it_has_no_name_and_the_kernel_does_not_know_it() {
+        let handoff = Arc::new(Handoff::private().unwrap());
+        handoff.begin();
+        handoff.begin();
+        let table = Table::new(10, handoff);
+        for ino in [Ino::of_lower(NodeId(3)), Ino::of_created(5)] {
+            let node = table.acquire(ino, 1, || file(ino));
+            table.forget(ino, 1);
+            assert!(table.get(ino).is_some() && table.doubtful(ino).is_none());
+            node.state.lock().gone = true;
+            table.forget(ino, 1);
+            table.is_unknown(&table.doubtful(ino).unwrap());
+            assert!(table.get(ino).is_none());
+            let made = table.acquire(ino, 1, || file(ino));
+            made.is_counted.store(true, Ordering::Relaxed);
+            forget_one_by_one(&table, ino, 1);
+        }
+    }
+
+    #[test]
     fn forgetting_too_much_or_the_unknown_is_harmless() {
-        let table = Table::new(1);
+        let table = first(1);
         table.forget(Ino::of_lower(NodeId(77)), 3);
         table.forget(Ino::of_created(1), 3);
         table.count_lower(NodeId(0), 1);

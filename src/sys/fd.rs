@@ -4,7 +4,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -140,6 +140,20 @@ pub(super) fn write_pages(file: &impl AsFd, flags: u32) -> Result<(), Errno> {
         0 => Ok(()),
         _ => Err(super::last_errno()),
     }
+}
+
+/// Takes over a descriptor that another process has left open in the table that it shares with this one. From now on it
+/// belongs to the result, so nothing else may own it.
+///
+/// # Errors
+/// EBADF when it is not open.
+pub fn adopt(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call only reads the flags of the descriptor, if there is one.
+    if number < 0 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the descriptor is open, and its owner, a thread of another process, is dead.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Distinguishes a file from an earlier file with the same inode number: a digest of its file handle. None if the

@@ -89,10 +89,13 @@ impl World {
         self
     }
 
-    /// Simulates the death of a worker and a new one that takes its place.
+    /// Simulates the death of a worker and a new one that takes its place. Open descriptors are not closed, as the
+    /// table of descriptors stays.
     pub(crate) fn takeover(mut self) -> Self {
+        self.fs.namespace().close_kept();
         let memory = self.fs.namespace().handoff().fd().unwrap().try_clone_to_owned().unwrap();
-        self.fs = open(self.dir.path(), &self.catalog, self.marking, Handoff::of(memory).unwrap());
+        let next = open(self.dir.path(), &self.catalog, self.marking, Handoff::of(memory).unwrap());
+        std::mem::forget(std::mem::replace(&mut self.fs, next));
         self
     }
 
@@ -250,16 +253,8 @@ fn open_library(
     let source = Source::new(Arc::clone(&index), blobs, names, Strategy::Smart);
     let materializer = Arc::new(Materializer::new(source, Arc::clone(&staging), fd("reloc"), Arc::default()));
     let owner = Owner { uid: caller().uid, gid: caller().gid, dir_mode: 0o750 };
-    let names = Namespace::open(
-        index,
-        Arc::clone(&materializer),
-        staging,
-        fd("upper"),
-        owner,
-        false,
-        Arc::new(handoff),
-    )
-    .unwrap();
+    let (source, handoff) = (Arc::clone(&materializer), Arc::new(handoff));
+    let names = Namespace::open(index, source, staging, fd("upper"), owner, false, handoff).unwrap();
     let names = if marking { names.marking_whiteouts() } else { names };
     Fs::new(names, materializer, fd("."))
 }
