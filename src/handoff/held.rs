@@ -82,7 +82,9 @@ impl<'h> Held<'h> {
     #[must_use]
     pub fn hold_fd(&self, fd: RawFd, ino: u64) -> bool {
         let Ok(at) = usize::try_from(fd) else { return false };
-        let (Some(word), Some(end)) = (self.range(FDS).get(at), self.words.get(FDS_END)) else { return false };
+        let (Some(word), Some(end)) = (self.range(FDS).get(at), self.words.get(FDS_END)) else {
+            return false;
+        };
         end.fetch_max(at as u64 + 1, Relaxed);
         word.store(ino, Release);
         true
@@ -98,7 +100,10 @@ impl<'h> Held<'h> {
     /// Whether a descriptor is held, so that it must stay open for the next worker.
     #[must_use]
     pub fn holds_fd(&self, fd: RawFd) -> bool {
-        usize::try_from(fd).ok().and_then(|at| self.range(FDS).get(at)).is_some_and(|word| word.load(Acquire) != 0)
+        usize::try_from(fd)
+            .ok()
+            .and_then(|at| self.range(FDS).get(at))
+            .is_some_and(|word| word.load(Acquire) != 0)
     }
 
     /// The descriptors that are held, each with the inode number of its file.

@@ -298,8 +298,7 @@ impl Namespace {
             return None;
         }
         let time = |time: Time| (time.sec, time.nsec);
-        let times =
-            DirTimes { atime: time(shown.atime), mtime: time(shown.mtime), ctime: time(shown.ctime) };
+        let times = DirTimes { atime: time(shown.atime), mtime: time(shown.mtime), ctime: time(shown.ctime) };
         self.handoff.held().keep_times(dir.ino.0, times)
     }
 

@@ -52,7 +52,8 @@ impl Aliases {
         for alias in handoff.held().aliases() {
             let (lower, ino) = (NodeId(alias.lower), Ino(FIRST_ALIAS + next));
             of.insert(lower, ino);
-            backing.extend(alias.backing.into_iter().filter(|file| *file != 0).map(|file| (file, (lower, ino))));
+            backing
+                .extend(alias.backing.into_iter().filter(|file| *file != 0).map(|file| (file, (lower, ino))));
             next += 1;
         }
         Self { any: AtomicBool::new(next > 0), of: RwLock::new((of, next)), backing }

@@ -124,7 +124,11 @@ impl Pin {
         if handoff.held().hold_fd(fd, ino.0) {
             self.held = Some(Held { fd, handoff: Arc::clone(handoff) });
         } else {
-            tracing::warn!(?ino, fd, "too many open files without a name: if this process dies, this one is lost");
+            tracing::warn!(
+                ?ino,
+                fd,
+                "too many open files without a name: if this process dies, this one is lost"
+            );
         }
     }
 
@@ -339,7 +343,9 @@ impl Table {
         // thread.
         self.close(ino);
         // If another thread still uses the node, the descriptor is closed when that thread drops the node.
-        let_go(node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned).map(Pin::into_fd));
+        let_go(
+            node.and_then(Arc::into_inner).and_then(|node| node.state.into_inner().pinned).map(Pin::into_fd),
+        );
     }
 
     /// The descriptor that is kept for an inode number.

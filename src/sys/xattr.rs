@@ -31,12 +31,7 @@ struct Args {
 ///
 /// # Errors
 /// Those of getxattr(2).
-pub fn get_at(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    attribute: &CStr,
-    value: &mut [u8],
-) -> Result<usize, Errno> {
+pub fn get_at(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
     if !IS_MISSING.load(Ordering::Relaxed) {
         match get_by_call(dir, name, attribute, value) {
             // A filter of system calls that does not know the number answers EPERM. No filesystem does.
@@ -47,12 +42,7 @@ pub fn get_at(
     get_by_path(dir, name, attribute, value)
 }
 
-fn get_by_call(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    attribute: &CStr,
-    value: &mut [u8],
-) -> Result<usize, Errno> {
+fn get_by_call(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
     let size = u32::try_from(value.len()).unwrap_or(u32::MAX);
     let mut args = Args { value: value.as_mut_ptr() as u64, size, flags: 0 };
     // SAFETY: both names end with a NUL, and `args` is laid out as the kernel expects it. It writes at most `size` bytes to
@@ -71,12 +61,7 @@ fn get_by_call(
     usize::try_from(len).map_err(|_| last_errno())
 }
 
-fn get_by_path(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
-    attribute: &CStr,
-    value: &mut [u8],
-) -> Result<usize, Errno> {
+fn get_by_path(dir: BorrowedFd<'_>, name: &CStr, attribute: &CStr, value: &mut [u8]) -> Result<usize, Errno> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;

@@ -305,7 +305,11 @@ fn times_are_noted_during_a_copy_up_only() {
     let world = World::usual();
     world.fs.write(world.ino("lib/a.txt"), 0, b"x").unwrap();
     rename(&world, "lib/sub", "sub");
-    world.fs.namespace().setattr(world.ino("bin"), &SetAttr { mtime: Some(MOTHER), ..SetAttr::default() }).unwrap();
+    world
+        .fs
+        .namespace()
+        .setattr(world.ino("bin"), &SetAttr { mtime: Some(MOTHER), ..SetAttr::default() })
+        .unwrap();
     assert_eq!(world.fs.namespace().handoff().held().take_times(), []);
 }
 
@@ -317,7 +321,9 @@ fn a_file_that_was_emptied_is_still_written_out() {
     for ino in [own, lower] {
         world.fs.namespace().setattr(ino, &SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
     }
-    let waiting = |world: &World| world.fs.namespace().handoff().held().emptied().into_iter().map(Ino).collect::<HashSet<_>>();
+    let waiting = |world: &World| {
+        world.fs.namespace().handoff().held().emptied().into_iter().map(Ino).collect::<HashSet<_>>()
+    };
     let mut world = world;
     for _ in 0..2 {
         world = world.takeover();
@@ -338,14 +344,24 @@ fn an_alias_of_a_reset_keeps_its_number() {
     let (open, below) = (world.ino("lib/a.txt"), world.ino("lib/b.txt"));
     for ino in [open, below] {
         world.fs.write(ino, 0, b"mine").unwrap();
-        assert!(world.fs.namespace().revert(Path::new(if ino == open { "lib/a.txt" } else { "lib/b.txt" })).unwrap().is_some());
+        assert!(
+            world
+                .fs
+                .namespace()
+                .revert(Path::new(if ino == open { "lib/a.txt" } else { "lib/b.txt" }))
+                .unwrap()
+                .is_some()
+        );
     }
     let (a, b) = (world.ino("lib/a.txt"), world.ino("lib/b.txt"));
     assert!(a != open && b != below);
     let check = |world: &World, a_bytes: &[u8]| {
         assert_eq!((read(world, open), read(world, a)), (b"mineo\n".to_vec(), a_bytes.to_vec()));
         assert_eq!((read(world, below), read(world, b)), (b"mined\n".to_vec(), b"world\n".to_vec()));
-        assert_eq!((world.fs.namespace().attr(open).unwrap().nlink, world.fs.namespace().attr(a).unwrap().nlink), (0, 1));
+        assert_eq!(
+            (world.fs.namespace().attr(open).unwrap().nlink, world.fs.namespace().attr(a).unwrap().nlink),
+            (0, 1)
+        );
     };
     let world = world.takeover();
     check(&world, b"hello\n");
@@ -440,8 +456,7 @@ impl Pair {
     /// As the kernel looks up each name that it is about to change.
     fn look(&mut self, dir: (Ino, Ino), name: &str) {
         let side = |dying: bool| if dying { dir.0 } else { dir.1 };
-        let found =
-            self.both(|world, dying| world.fs.namespace().lookup(side(dying), name.as_bytes()));
+        let found = self.both(|world, dying| world.fs.namespace().lookup(side(dying), name.as_bytes()));
         self.found(found);
     }
 
@@ -510,7 +525,8 @@ impl Pair {
                 attr.kind == Kind::Dir && attr.nlink > 0
             })
             .collect();
-        let names = ["a.txt", "b.txt", "sub", "lib", "bin", "link", "deep.txt", "tool", "x", "y", "z", "empty"];
+        let names =
+            ["a.txt", "b.txt", "sub", "lib", "bin", "link", "deep.txt", "tool", "x", "y", "z", "empty"];
         let (ino, dir, to) = (*random.of(&known), *random.of(&dirs), *random.of(&dirs));
         let (name, new_name) = (*random.of(&names), *random.of(&names));
         let side = |pair: (Ino, Ino), dying: bool| if dying { pair.0 } else { pair.1 };
