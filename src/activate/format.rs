@@ -27,7 +27,7 @@ pub enum Format {
     Null,
     /// fish: `set -gx NAME 'VALUE';`
     Fish,
-    /// PowerShell: `$env:NAME = 'VALUE'`
+    /// PowerShell: assignments to `env:NAME`
     PowerShell,
 }
 

@@ -258,7 +258,7 @@ impl Advice for SpaceError {
                     format!("{blueprint} {platform}  {about}").trim_end().to_owned()
                 };
                 let choices = candidates.iter().map(choice).collect();
-                let fix = "--blueprint with the first digits of one of these:";
+                let fix = "--blueprint, or CATALOG, with the first digits of one of these:";
                 Failure { choices, ..try_this(NOT_FOUND, fix) }
             }
             Self::Library(error) => error.advice(),
@@ -286,7 +286,8 @@ fn way_out(path: &Path, problem: &MountpointProblem) -> String {
             "another space name, or move the files away".to_owned()
         }
         MountpointProblem::Refused(_) => {
-            "run as a user who may write there, or use another space name".to_owned()
+            "run as a user who may write there, make this directory yourself (empty, and yours), or `holofs run --private-ns`"
+                .to_owned()
         }
     }
 }

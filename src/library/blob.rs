@@ -342,9 +342,13 @@ impl Blobs {
         }
         let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));
         match begun.and_then(|pending| self.fetch_into(pending, digest, size, audience)) {
-            // Readers of a stream have the file on the disk already, so it cannot be replaced by one in memory.
+            // Readers of a stream have the file on the disk already, so it cannot be replaced by one in memory. And what is
+            // fetched for later readers is of no use in the memory of this process.
             Err(BlobError::Io { source, .. })
-                if is_full(&source) && audience.readers.is_none() && size <= memory_limit() =>
+                if is_full(&source)
+                    && audience.readers.is_none()
+                    && audience.stop.is_none()
+                    && size <= memory_limit() =>
             {
                 tracing::debug!(%digest, "the disk is full; unpacking a blob into memory");
                 let _one_at_a_time = self.in_memory.lock();

@@ -73,7 +73,7 @@ pub struct Identity(String);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
     /// An empty variable in a script, most often.
-    #[error("the name of the space is empty")]
+    #[error("the name is empty")]
     Empty,
     /// Relocation replaces [`NAME_LEN`] bytes by as many.
     #[error("the name is {0} bytes long, and must be {NAME_LEN}")]

@@ -94,14 +94,12 @@ impl<'l> Environment<'l> {
         Ok(compose::blobs(self.location, compose::blob_cache(&self.cache_dir)?))
     }
 
-    /// The beginning of the blueprint in one line. Users tell environments apart by it.
+    /// The blueprint in one short line. Users tell environments apart by it.
     ///
     /// # Errors
     /// As [`Environment::identity_text`].
-    pub fn first_lines(&self) -> Result<String, Error> {
-        let text = self.identity_text()?.unwrap_or_default();
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
-        Ok(lines.join(" ").chars().take(70).collect())
+    pub fn in_short(&self) -> Result<String, Error> {
+        Ok(in_short(&self.identity_text()?.unwrap_or_default()))
     }
 
     /// The paths and sizes of the `n` largest files.
@@ -153,5 +151,38 @@ impl<'l> Environment<'l> {
             })
         };
         Ok(find().map_err(LibraryError::from)?)
+    }
+}
+
+/// The first dependencies of a blueprint, or the first lines of a text that has none.
+fn in_short(text: &str) -> String {
+    /// The number of characters.
+    const LENGTH: usize = 70;
+    let below = text.lines().skip_while(|line| line.trim_end() != "dependencies:").skip(1);
+    let items = below.map_while(|line| line.trim_start().strip_prefix("- "));
+    let mut parts: Vec<&str> = items.map(str::trim).filter(|item| *item != "pip:").collect();
+    let separator = if parts.is_empty() {
+        parts = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(6).collect();
+        " "
+    } else {
+        ", "
+    };
+    let joined = parts.join(separator);
+    let short: String = joined.chars().take(LENGTH).collect();
+    if short.len() < joined.len() { format!("{short}...") } else { short }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_tell_environments_apart() {
+        let text = "channels:\n- conda-forge\ndependencies:\n- python=3.11\n- pip=23.2\n- pip:\n  - numpy==1.26.4\nrccPostInstall:\n- x";
+        assert_eq!(in_short(text), "python=3.11, pip=23.2, numpy==1.26.4");
+        assert_eq!(in_short("packages: numpy\nother: x\n"), "packages: numpy other: x");
+        assert_eq!(in_short(""), "");
+        let long = format!("dependencies:\n- {}", "ä".repeat(100));
+        assert_eq!(in_short(&long), format!("{}...", "ä".repeat(70)));
     }
 }

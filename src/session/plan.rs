@@ -116,7 +116,7 @@ impl MountRequest {
         }
         if let Err(SpaceError::NoCatalog { candidates, .. }) = &mut selected {
             for (catalog, about) in candidates {
-                match Environment::open(location, catalog, env).and_then(|found| found.first_lines()) {
+                match Environment::open(location, catalog, env).and_then(|found| found.in_short()) {
                     Ok(lines) => *about = lines,
                     Err(error) => tracing::debug!(%catalog, %error, "cannot read the text of the blueprint"),
                 }

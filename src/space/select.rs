@@ -61,7 +61,7 @@ impl SpaceArg {
     pub fn parse(given: &OsStr) -> Result<SpaceArg, SpaceError> {
         let bad = |source| SpaceError::Name { given: given.to_string_lossy().into_owned(), source };
         if given.is_empty() {
-            return Err(bad(name::NameError::Empty));
+            return Err(SpaceError::Name { given: "SPACE".to_owned(), source: name::NameError::Empty });
         }
         if given.as_bytes().contains(&b'/') {
             let path = absolute(Path::new(given));

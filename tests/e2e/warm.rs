@@ -3,8 +3,10 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::common::as_user::is_root;
+use crate::common::as_user::{is_root, root_or_skip};
+use crate::common::image::Image;
 use crate::common::library::pattern;
+use crate::common::world::finish;
 use crate::common::{Library, World, assert_errno, files_below, wait_until};
 
 fn library() -> Library {
@@ -108,4 +110,24 @@ for_both_users! {
         let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
         assert!(log.contains("lib/large.so") && log.contains("corrupt"), "{log}");
     }
+}
+
+/// What does not fit on the disk is not said to be unpacked.
+#[test]
+fn warm_fails_when_the_disk_is_full() {
+    if !root_or_skip() {
+        return;
+    }
+    let parts = pattern(12_000_000);
+    let library = parts.chunks(4_000_000).zip(["a", "b", "c"]);
+    let library = library.fold(Library::new(), |library, (bytes, name)| library.file(name, bytes));
+    let (world, disk) = (World::with(&library), Image::new("ext4", 10));
+    let mut command = world.holofs();
+    command.env("HOLOFS_HOME", disk.path().join("holofs")).args(["warm", "auto", "s"]);
+    let done = finish(&mut command);
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{done:?}");
+    assert!(
+        done.stderr.contains("No space left") && done.stderr.contains("try: free some space"),
+        "{done:?}"
+    );
 }
