@@ -41,7 +41,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let library = locate(&args.library, &context.env.hololib())?;
     let jobs = args.jobs.unwrap_or_else(process::processors);
-    let mut report = check(&*library.library, &args.blueprint, args.fast, jobs)?;
+    let bar = |total| output::progress_bar("checking", context.silent, total);
+    let mut report = check(&*library.library, &args.blueprint, args.fast, jobs, bar)?;
     if report.catalogs == 0 && !args.blueprint.is_empty() {
         let what = format!("no catalog of blueprint {}", args.blueprint);
         return Err(failure(NOT_FOUND, what, Some("`holofs catalogs`")));

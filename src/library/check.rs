@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 
+use indicatif::ProgressBar;
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -62,7 +63,7 @@ impl CheckReport {
 type User<'t> = (&'t Tree, usize);
 
 /// Checks the catalogs whose blueprint begins with `blueprint`, and their blobs, in `jobs` threads. With `fast` only that
-/// the blobs exist, and their sizes.
+/// the blobs exist, and their sizes. `progress` makes the progress bar for a number of bytes.
 ///
 /// # Errors
 /// When its catalogs or blobs cannot be listed.
@@ -71,6 +72,7 @@ pub fn check(
     blueprint: &str,
     fast: bool,
     jobs: usize,
+    progress: impl FnOnce(u64) -> ProgressBar,
 ) -> Result<CheckReport, LibraryError> {
     let mut report = CheckReport::default();
     let mut catalogs = Vec::new();
@@ -108,13 +110,16 @@ pub fn check(
     let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
     report.missing = bad.iter().map(Digest::to_string).collect();
     let corrupt = Mutex::new(Vec::new());
+    let bar = progress(blobs.iter().map(|(_, stored)| stored).sum());
     let check_blob = |(): &mut (), (digest, stored): &(Digest, u64)| {
         let users = users.get(digest).map(Vec::as_slice).unwrap_or_default();
         let wrong = if fast { sizes(digest, *stored, users) } else { contents(library, digest, users) };
         corrupt.lock().extend(wrong.map(|why| (*digest, why)));
+        bar.inc(*stored);
         Ok::<(), LibraryError>(())
     };
     thread::for_each(&blobs, jobs.clamp(1, 256), || (), check_blob)?;
+    bar.finish_and_clear();
     for (digest, why) in corrupt.into_inner() {
         bad.insert(digest);
         report.corrupt.push(Corrupt { digest: digest.to_string(), why });

@@ -154,10 +154,10 @@ impl<'l> Environment<'l> {
     }
 }
 
-/// The first dependencies of a blueprint, or the first lines of a text that has none.
+/// The first and the last dependencies of a blueprint, or the first lines of a text that has none.
 fn in_short(text: &str) -> String {
-    /// The number of characters.
-    const LENGTH: usize = 70;
+    /// The number of characters of each part, if the whole is longer than both.
+    const PART: usize = 40;
     let below = text.lines().skip_while(|line| line.trim_end() != "dependencies:").skip(1);
     let items = below.map_while(|line| line.trim_start().strip_prefix("- "));
     let mut parts: Vec<&str> = items.map(str::trim).filter(|item| *item != "pip:").collect();
@@ -167,9 +167,14 @@ fn in_short(text: &str) -> String {
     } else {
         ", "
     };
-    let joined = parts.join(separator);
-    let short: String = joined.chars().take(LENGTH).collect();
-    if short.len() < joined.len() { format!("{short}...") } else { short }
+    let all: Vec<char> = parts.join(separator).chars().collect();
+    match (all.first_chunk::<PART>(), all.last_chunk::<PART>()) {
+        // What was added is most often at the end.
+        (Some(first), Some(last)) if all.len() > 2 * PART => {
+            first.iter().chain(&[' ', '.', '.', '.', ' ']).chain(last).collect()
+        }
+        _ => all.into_iter().collect(),
+    }
 }
 
 #[cfg(test)]
@@ -182,7 +187,7 @@ mod tests {
         assert_eq!(in_short(text), "python=3.11, pip=23.2, numpy==1.26.4");
         assert_eq!(in_short("packages: numpy\nother: x\n"), "packages: numpy other: x");
         assert_eq!(in_short(""), "");
-        let long = format!("dependencies:\n- {}", "ä".repeat(100));
-        assert_eq!(in_short(&long), format!("{}...", "ä".repeat(70)));
+        let long = format!("dependencies:\n- {}{}", "ä".repeat(100), "ö".repeat(40));
+        assert_eq!(in_short(&long), format!("{} ... {}", "ä".repeat(40), "ö".repeat(40)));
     }
 }

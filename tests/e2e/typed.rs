@@ -317,3 +317,51 @@ fn gc_keeps_a_fork_that_was_never_mounted() {
     assert_eq!(done["kept"], serde_json::json!([]), "{done}");
     assert_eq!(world.run(["diff", "other"]).stdout, "A new\n");
 }
+
+/// Every command that can take long draws a bar on a terminal, and none elsewhere or with --silent.
+#[test]
+fn long_work_shows_its_progress_on_a_terminal() {
+    const ON_A_TERMINAL: &str =
+        "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let world = World::sample();
+    let (home, zip) = (world.home(), world.path().join("x.zip"));
+    let (home, zip) = (home.to_str().unwrap(), zip.to_str().unwrap());
+    let new = world.path().join("new").display().to_string();
+    let conda = world.path().join("conda.yaml");
+    std::fs::write(&conda, "dependencies:\n- python=3.11\n").unwrap();
+    let rows: [(&[&str], &str); 6] = [
+        (&["check", home], "checking"),
+        (&["export", home, "--all", "-z", zip], "exporting"),
+        (&["import", &new, zip], "importing"),
+        (&["restore", home, "s"], "restoring"),
+        (&["warm", home, "s"], "warming"),
+        (
+            &[
+                "record",
+                &new,
+                "--blueprint",
+                conda.to_str().unwrap(),
+                "--",
+                "sh",
+                "-c",
+                "echo x > $HOLOFS_STAGE/x",
+            ],
+            "recording",
+        ),
+    ];
+    for (args, word) in rows {
+        // Each run has a library of its own to write to.
+        let args =
+            |run: &str| args.iter().map(|arg| arg.replace(&new, &format!("{new}-{run}"))).collect::<Vec<_>>();
+        for (run, silent) in [("shown", false), ("silent", true)] {
+            let mut command = world.command("python3");
+            command.args(["-c", ON_A_TERMINAL]).arg(world.holofs().get_program());
+            command.args(silent.then_some("-q")).args(args(run));
+            let done = finish(command.env("TERM", "xterm"));
+            assert_eq!(done.code, 0, "{done:?}");
+            assert_eq!(done.stdout.contains(word), !silent, "{word}: {done:?}");
+        }
+        let plain = world.run(args("plain"));
+        assert!(plain.code == 0 && !plain.stderr.contains(word), "{plain:?}");
+    }
+}

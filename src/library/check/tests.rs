@@ -30,7 +30,7 @@ fn library(fixture: &str) -> tempfile::TempDir {
 }
 
 fn run(hololib: &Path, fast: bool) -> CheckReport {
-    check(&DirLibrary::new(hololib), "", fast, 3).unwrap()
+    check(&DirLibrary::new(hololib), "", fast, 3, |_| ProgressBar::hidden()).unwrap()
 }
 
 /// The blob of a file in the root of the fixtures' tree.
@@ -146,7 +146,7 @@ fn invalid_catalog_is_reported_and_others_are_checked() {
     assert!(report.bad_catalogs[name].contains("gzip"), "{report:?}");
     assert_eq!((report.catalogs, report.missing.len()), (2, 0));
     assert_eq!(report.unreferenced_bytes, 0, "it cannot be known what the bad one needs");
-    let report = check(&DirLibrary::new(dir.path()), "adb8", true, 1).unwrap();
+    let report = check(&DirLibrary::new(dir.path()), "adb8", true, 1, |_| ProgressBar::hidden()).unwrap();
     assert!(report.is_clean());
     assert_eq!((report.catalogs, report.blobs), (1, 71));
 }
@@ -205,5 +205,5 @@ fn the_keys_of_the_json() {
 #[test]
 fn missing_library_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(check(&DirLibrary::new(dir.path()), "", true, 0).is_err());
+    assert!(check(&DirLibrary::new(dir.path()), "", true, 0, |_| ProgressBar::hidden()).is_err());
 }
