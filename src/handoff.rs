@@ -41,7 +41,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"holofs\0\0");
 const VERSION: u64 = 1;
 
 /// The regions, in words.
-const HEADER: Range<usize> = 0..1024;
+const HEADER: Range<usize> = 0..2048;
 const REQUESTS: Range<usize> = HEADER.end..HEADER.end + (1 << 17);
 const HELD: Range<usize> = REQUESTS.end..REQUESTS.end + held::WORDS;
 const OPENS: Range<usize> = HELD.end..HELD.end + (1 << 20);
@@ -58,11 +58,22 @@ mod word {
     pub(super) const WORKERS: usize = 8;
     /// How far the mount is: a [`super::Phase`].
     pub(super) const PHASE: usize = 9;
+    /// The wait status of the last worker that died, plus 1, and when, in seconds since the epoch.
+    pub(super) const DEATH: usize = 10;
+    pub(super) const DEATH_AT: usize = 11;
+    /// When the space was mounted, in seconds since the epoch.
+    pub(super) const MOUNTED_AT: usize = 12;
+    /// 1 when the record of the space is on the disk.
+    pub(super) const RECORDED: usize = 13;
+    /// The number of the last worker that began to answer, plus 1.
+    pub(super) const ANSWERED: usize = 14;
     /// The bytes of the INIT request; 0 until it is there.
     pub(super) const INIT_LEN: usize = 16;
     pub(super) const INIT: Range<usize> = 17..145;
     /// Descriptors that stay open when a worker dies, each plus 1; 0 is free.
     pub(super) const KEPT: Range<usize> = 256..512;
+    /// Descriptors that were open before the first worker: number plus 1, device and inode.
+    pub(super) const FIRST: Range<usize> = 1024..2047;
 }
 
 /// How far the mount is.
@@ -167,10 +178,83 @@ impl Handoff {
         self.word(word::PHASE).store(value, Release);
     }
 
-    /// Notes the kernel's INIT request, with which each worker starts its session. EMSGSIZE if it is too long.
+    /// Notes how a worker died: its wait status, and the seconds since the epoch.
+    pub fn note_death(&self, status: u32, at: u64) {
+        self.word(word::DEATH_AT).store(at, Relaxed);
+        self.word(word::DEATH).store(u64::from(status) + 1, Release);
+    }
+
+    /// How and when the last worker died. None if none has.
+    #[must_use]
+    pub fn last_death(&self) -> Option<(u32, u64)> {
+        let status = self.word(word::DEATH).load(Acquire).checked_sub(1)?;
+        Some((u32::try_from(status).ok()?, self.word(word::DEATH_AT).load(Relaxed)))
+    }
+
+    /// When the space was mounted, in seconds since the epoch. The first worker's answer stays.
+    pub fn mounted_at(&self, now: Option<u64>) -> Option<u64> {
+        let word = self.word(word::MOUNTED_AT);
+        // Without a first answer, `now` is it.
+        let first = word.compare_exchange(0, now.unwrap_or_default(), Relaxed, Relaxed);
+        first.err().or(now)
+    }
+
+    /// Whether the record of the space is on the disk.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.word(word::RECORDED).load(Relaxed) == 1
+    }
+
+    /// Notes that the record of the space is on the disk.
+    pub fn note_recorded(&self) {
+        self.word(word::RECORDED).store(1, Relaxed);
+    }
+
+    /// Notes that this worker answers the kernel.
+    pub fn note_answering(&self) {
+        self.word(word::ANSWERED).store(self.word(word::WORKERS).load(Relaxed), Release);
+    }
+
+    /// Whether the last worker that was started got so far as to answer the kernel.
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        self.word(word::ANSWERED).load(Acquire) == self.word(word::WORKERS).load(Relaxed)
+    }
+
+    /// Notes a descriptor that was open before the first worker: its number, device and inode. False when there is no room.
+    #[must_use]
+    pub fn note_first(&self, fd: RawFd, dev: u64, ino: u64) -> bool {
+        let Ok(value) = u64::try_from(i64::from(fd) + 1) else { return false };
+        let slot = self.range(word::FIRST).chunks_exact(3).find_map(|slot| match slot {
+            [number, of_dev, of_ino] if number.load(Relaxed) == 0 => Some((number, of_dev, of_ino)),
+            _ => None,
+        });
+        let Some((number, of_dev, of_ino)) = slot else { return false };
+        of_dev.store(dev, Relaxed);
+        of_ino.store(ino, Relaxed);
+        number.store(value, Release);
+        true
+    }
+
+    /// The descriptors that were open before the first worker: number, device and inode of each.
+    pub fn first(&self) -> impl Iterator<Item = (RawFd, u64, u64)> {
+        self.range(word::FIRST).chunks_exact(3).filter_map(|slot| {
+            let [number, dev, ino] = slot else { return None };
+            let fd = RawFd::try_from(number.load(Acquire).checked_sub(1)?).ok()?;
+            Some((fd, dev.load(Relaxed), ino.load(Relaxed)))
+        })
+    }
+
+    /// The descriptors of [`Handoff::keep_fd`].
+    pub fn kept_fds(&self) -> impl Iterator<Item = RawFd> {
+        let fd = |slot: &AtomicU64| RawFd::try_from(slot.load(Acquire).checked_sub(1)?).ok();
+        self.range(word::KEPT).iter().filter_map(fd)
+    }
+
+    /// Notes the kernel's INIT request, with which each worker starts its session.
     ///
     /// # Errors
-    /// EMSGSIZE.
+    /// EMSGSIZE if it is too long.
     pub fn set_init(&self, request: &[u8]) -> Result<(), Errno> {
         let room = self.range(word::INIT);
         if request.len() > size_of_val(room) {

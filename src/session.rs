@@ -29,8 +29,10 @@ pub mod environment;
 mod error;
 pub mod fork;
 pub mod gc;
+mod handshake;
 pub mod helper;
 mod holders;
+mod keeper;
 mod link;
 mod plan;
 pub mod registry;
@@ -54,7 +56,7 @@ pub use error::{Describe, Error, Failure, Refused};
 pub use holders::Holder;
 pub use serve::Mounted;
 
-use crate::sys::{service, surroundings};
+use crate::sys::surroundings;
 use request::MountPlan;
 
 /// Mounts a space. Calls `ready` when the mount answers, and then returns, or in the foreground serves the mount until it
@@ -62,7 +64,11 @@ use request::MountPlan;
 ///
 /// # Errors
 /// See [`Error`]. In each case nothing is mounted and no change of the user is lost.
-pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
+pub fn mount(
+    plan: &MountPlan,
+    describe: Describe,
+    ready: &mut (dyn FnMut(&Mounted) + Send),
+) -> Result<(), Error> {
     let started = Instant::now();
     if let Some(warning) = &plan.settings.warning {
         tracing::warn!("{warning}");
@@ -77,7 +83,6 @@ pub fn mount(plan: &MountPlan, describe: Describe, ready: &mut dyn FnMut(&Mounte
                 tracing::error!("{error}");
             }
             ready(mounted);
-            service::ready(&format!("{} is mounted", mounted.path.display()));
         });
         return match began {
             Err(error) => restore::instead(plan, started, error).map(|restored| ready(&restored)),

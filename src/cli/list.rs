@@ -11,6 +11,7 @@ use super::output::{self, Column};
 use crate::session::spaces::{Space, Survey};
 use crate::settings::{IoMode, Strategy};
 use crate::space::meta::beside;
+use crate::space::run::Death;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -44,7 +45,14 @@ pub(super) struct Row {
     pub(super) io: Option<IoMode>,
     pub(super) read_only: Option<bool>,
     pub(super) ephemeral: Option<bool>,
+    /// The process that keeps the mount.
     pub(super) pid: Option<u32>,
+    /// The process that answers the kernel. The same as `pid` for the daemon of an older version.
+    pub(super) worker: Option<u32>,
+    /// How often that process was replaced.
+    pub(super) restarts: Option<u64>,
+    /// How the last one died.
+    pub(super) last_death: Option<Death>,
     pub(super) started: Option<u64>,
 }
 
@@ -74,6 +82,9 @@ impl From<Space> for Row {
             read_only: run.map(|run| run.read_only),
             ephemeral: run.map(|run| run.ephemeral),
             pid: run.map(|run| run.pid),
+            worker: run.map(|run| run.worker.map_or(run.pid, |worker| worker.pid)),
+            restarts: run.map(|run| run.restarts),
+            last_death: run.and_then(|run| run.last_death.clone()),
             started: run.and_then(|run| run.started),
             space,
         }

@@ -50,10 +50,6 @@ struct Status {
     row: Row,
     #[serde(flatten)]
     detail: Detail,
-    /// The process that answers the kernel. The same as `pid`, because no other process holds the mount.
-    worker: Option<u32>,
-    /// How often that process was replaced.
-    restarts: Option<u32>,
     /// Private copies made since the mount, by method.
     copy_up: Option<Counts>,
 }
@@ -63,8 +59,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         Survey::new(&context.env)?.detail(&args.space, &context.settings.controller.value)?;
     let copy_up = detail.metrics.as_ref().and_then(Counts::of);
     let row = Row::from(space);
-    let (worker, restarts) = (row.pid, row.pid.map(|_| 0));
-    let status = Status { row, detail, worker, restarts, copy_up };
+    let status = Status { row, detail, copy_up };
     output::print_result(context, &status, || text(&status))
 }
 
@@ -99,6 +94,14 @@ fn text(status: &Status) -> Vec<String> {
         ("Changed", Some(row.changed())),
         ("Copied", status.copy_up.as_ref().map(copied)),
         ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
+        ("Served by", row.worker.filter(|_| row.worker != row.pid).map(|pid| format!("process {pid}"))),
+        (
+            "Restarts",
+            row.last_death.as_ref().map(|death| {
+                let count = row.restarts.unwrap_or_default();
+                format!("{count}, the last {} ago, after {}", since(Some(death.at)), death.cause)
+            }),
+        ),
         (
             "Used",
             Some(format!("{}, last {}", row.use_count, row.last_used)).filter(|_| row.use_count != "N/A"),

@@ -32,7 +32,7 @@ pub(super) fn begin(
     plan: &MountPlan,
     started: Instant,
     claimed: &dyn Fn() -> Result<(), Error>,
-    ready: &mut dyn FnMut(&Mounted),
+    ready: &mut (dyn FnMut(&Mounted) + Send),
 ) -> Result<(), Error> {
     let (index, missing_blobs) = arrival::whole_index(plan)?;
     process::trim_heap();
@@ -63,7 +63,7 @@ fn reuse(plan: &MountPlan, index: &Index, started: Instant) -> Result<Option<Mou
     match fuse_mount::liveness(&live.mountpoint, plan.lock_timeout) {
         Liveness::Alive => {}
         Liveness::Silent => {
-            let daemon = read_run(&plan.state_dir()).map(|run| run.pid);
+            let daemon = read_run(&plan.state_dir()).map(|run| run.server());
             return Err(Error::no_answer(live.mountpoint, daemon));
         }
         Liveness::Dead => {

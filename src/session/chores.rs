@@ -33,7 +33,11 @@ const FIRST_EVICTION: Duration = Duration::from_secs(60);
 /// Finishes the mount: syncs the space's record, writes the files for rcc, starts to prefetch.
 pub(super) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
     // `mount` does not wait for the disk. The first fsync and the first change in the space do.
-    let settled = claim.state.settle();
+    let handoff = fs.namespace().handoff();
+    let settled = if handoff.is_recorded() { Ok(()) } else { claim.state.settle() };
+    if settled.is_ok() {
+        handoff.note_recorded();
+    }
     if let Err(error) = &settled {
         tracing::error!(%error, "the space's record cannot be synced: fsync fails in this mount");
     }

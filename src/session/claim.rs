@@ -1,5 +1,6 @@
 //! Takes a space for a mount: its locks, its record, its mountpoint.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use super::request::MountPlan;
@@ -125,6 +126,14 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
+    /// Goes on with a claim of an earlier worker, which may have released rcc's lock. Its descriptor is then closed, and
+    /// the number may be in use.
+    pub(super) fn resume(&mut self, is_open: impl Fn(RawFd) -> bool) {
+        if self.lock.as_ref().and_then(MetaLock::fd).is_some_and(|fd| !is_open(fd)) {
+            std::mem::forget(self.lock.take());
+        }
+    }
+
     /// Makes `rcc holotree list` show the space. The time does not depend on the size of the environment, since the list of
     /// its files is left to [`Claim::publish`].
     ///

@@ -319,7 +319,7 @@ impl Client {
 
     /// Waits until there is something to read, unless the daemon stays stopped.
     fn wait(&self, deadline: Instant) -> Result<(), Error> {
-        let daemon = crate::space::run::read_run(&self.state_dir).map(|run| run.pid);
+        let daemon = crate::space::run::read_run(&self.state_dir).map(|run| run.server());
         let is_stopped = || daemon.is_some_and(|pid| condition(pid) == Condition::Stopped);
         let mut was_stopped = false;
         loop {
@@ -357,7 +357,7 @@ fn poll(stream: &UnixStream, events: PollFlags, limit: Duration) -> Result<PollF
 fn no_answer(state_dir: &Path) -> Error {
     let run = crate::space::run::read_run(state_dir);
     let place = run.as_ref().map_or_else(|| state_dir.to_owned(), |run| run.mountpoint.clone());
-    Error::no_answer(place, run.map(|run| run.pid))
+    Error::no_answer(place, run.map(|run| run.server()))
 }
 
 /// Connects within `PATIENCE`: a daemon that is stopped has a queue of connections, which can be full.

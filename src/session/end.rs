@@ -265,10 +265,14 @@ fn wait_for_daemon(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Res
         return Ok(());
     }
     let (holders, left) = if how.force {
-        match process::kill(daemon.pid, daemon.start_time) {
-            Ok(()) | Err(Errno::SRCH) => (Vec::new(), GRACE),
-            Err(errno) => return Err(Error::os(path, "kill")(errno)),
+        // The keeper first, which would start another worker.
+        for process in daemon.processes() {
+            match process::kill(process.pid, process.start_time) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(Error::os(path, "kill")(errno)),
+            }
         }
+        (Vec::new(), GRACE)
     } else {
         // The daemon takes longer than usual: another mount namespace has the mount, or much is left to write.
         let holders = daemon.dev.as_deref().map(|dev| that_see(dev, source)).unwrap_or_default();
@@ -277,7 +281,7 @@ fn wait_for_daemon(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Res
     if holders.is_empty() && has_ended(daemon, left) {
         return Ok(());
     }
-    Err(Error::StillServed { path: path.to_owned(), daemon: daemon.pid, holders })
+    Err(Error::StillServed { path: path.to_owned(), daemon: daemon.server(), holders })
 }
 
 /// Aborts the FUSE connection, after which the daemon ends in good order.

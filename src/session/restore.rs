@@ -353,11 +353,11 @@ fn check_free(plan: &MountPlan) -> Result<(), Error> {
     let state_dir = plan.state_dir();
     let path = plan.space.mountpoint.clone();
     if let Some(live) = registry::find(&state_dir)? {
-        let pid = read_run(&state_dir).map(|run| run.pid);
+        let pid = read_run(&state_dir).map(|run| run.server());
         return Err(Error::MountedThere { path: live.mountpoint, space: plan.space.label.clone(), pid });
     }
     if state::is_locked(&state_dir) {
-        let pid = read_run(&state_dir).map(|run| run.pid);
+        let pid = read_run(&state_dir).map(|run| run.server());
         return Err(SpaceError::Busy { identity: plan.space.identity.to_string(), pid }.into());
     }
     match mountinfo::mount_at(&resolved(&path)).map_err(registry::unreadable)? {

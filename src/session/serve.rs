@@ -20,24 +20,29 @@ use super::control::Server;
 use super::end::{UnmountOnDrop, undo_mount_of};
 use super::error::Error;
 use super::helper::{self, Device};
+use super::keeper::{self, Service, Taken, Task, Worker};
 use super::request::MountPlan;
-use super::{compose, registry, statistics};
+use super::{compose, handshake, registry, statistics};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
-use crate::handoff::Handoff;
+use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
 use crate::settings::{IoMode, Strategy};
-use crate::space::run::{Extra, RunInfo};
+use crate::space::run::{Death, Extra, Process, RunInfo};
 use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
+use crate::sys::guarded::{Dir, Trust};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::{self, plain, process, service, surroundings};
+use crate::sys::{self, log_file, plain, process, surroundings};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
 /// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
 const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
+
+/// The exit code of a Rust program that panicked.
+const PANICKED: i32 = 101;
 
 /// A mount that answers. The keys of `holofs mount --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,72 +162,172 @@ pub(super) struct PendingMount<'p> {
 }
 
 impl<'p> PendingMount<'p> {
-    /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered.
-    pub(super) fn serve(self, ready: &mut dyn FnMut(&Mounted)) -> Result<(), Error> {
+    /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered. Returns in the first
+    /// worker only ([`keeper`]).
+    pub(super) fn serve(self, ready: &mut (dyn FnMut(&Mounted) + Send)) -> Result<(), Error> {
         let plan = self.plan;
+        let os = |call| Error::os(plan.state_dir(), call);
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
-        process::map_large_blocks();
-        let loops = possible_loops()?;
-        let handoff = Arc::new(Handoff::create().map_err(Error::os(plan.state_dir(), "memfd_create for"))?);
-        handoff.begin();
-        let (fs, reflink) = compose::filesystem(plan, &self.index, umask, &handoff)?;
-        // Before the mount exists: a signal that comes while it is being made ends it in good order.
-        let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
+        let handoff = Arc::new(Handoff::create().map_err(os("memfd_create for"))?);
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
+        let place = plan.space.mountpoint.display();
+        let service = plan.request.foreground.then(|| Service { ready: format!("{place} is mounted") });
+        let worker = keeper::split(&handoff, &ending_signals(plan), service).map_err(os("clone"))?;
+        let is_first = !handoff.is_takeover();
+        let done = thread::scope(|scope| {
+            let work = || self.work(&worker, &handoff, device, undo, umask, ready);
+            match thread::Builder::new().name("worker".into()).spawn_scoped(scope, work) {
+                // The panic hook has said why.
+                Ok(thread) => thread.join().unwrap_or_else(|_| std::process::exit(PANICKED)),
+                Err(error) => Err(Error::Limits(format!("no thread can be started: {}", plain(&error)))),
+            }
+        });
+        if !is_first {
+            // What is below in the stack is the keeper's. The first worker may have closed its descriptors.
+            let code = match &done {
+                Ok(()) => i32::from(matches!(worker.task, Task::GiveUp(_))),
+                Err(error) => {
+                    tracing::error!(%error, "the process that serves the mount ends");
+                    1
+                }
+            };
+            std::process::exit(code);
+        }
+        worker.unblock();
+        done
+    }
+
+    /// The work of a worker.
+    fn work(
+        mut self,
+        worker: &Worker,
+        handoff: &Arc<Handoff>,
+        device: Device,
+        mut undo: UnmountOnDrop,
+        umask: u32,
+        ready: &mut (dyn FnMut(&Mounted) + Send),
+    ) -> Result<(), Error> {
+        let plan = self.plan;
+        if handoff.is_takeover() {
+            undo.mount = None;
+            self.take_over(worker, handoff, &device)?;
+        }
+        if worker.task != Task::Serve {
+            return self.end(worker.task, device);
+        }
+        process::map_large_blocks();
+        let loops = possible_loops()?;
+        let (fs, reflink) = compose::filesystem(plan, &self.index, umask, handoff)?;
+        let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
+        worker.unblock();
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
-        let run = run_info(plan, &self.index, reflink, undo.mount.as_ref())?;
+        let run = run_info(plan, &self.index, reflink, device.mount.as_ref(), worker, handoff)?;
         let mounted = Mounted {
             missing_blobs: self.missing_blobs,
             set_aside: self.claim.aside.clone(),
             ..Mounted::of(plan, &self.index, run.clone(), self.started)
         };
-        let session = match start_session(plan, Arc::clone(&fs), loops, stop_waiting, device) {
+        let session = match start_session(plan, Arc::clone(&fs), loops, stop_waiting, &device) {
             // Somebody has unmounted it already. A mount that has ended is not a failure.
-            Err(Error::Fuse(error)) if !undo.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
+            Err(Error::Fuse(error)) if !device.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
                 tracing::info!(%error, "unmounted before the first request");
-                ready(&mounted);
+                if !handoff.is_takeover() {
+                    ready(&mounted);
+                }
                 return Ok(());
             }
             session => session?,
         };
         drop_pages_of_bad_blobs(&fs, &session);
-        self.run(session, &fs, signals, undo, &run, &mut || ready(&mounted))
+        let served = Served { fs: &fs, device, undo, run: &run };
+        self.run(session, served, signals, worker, &mut || ready(&mounted))
+    }
+
+    /// Takes the place of a worker that died.
+    fn take_over(&mut self, worker: &Worker, handoff: &Handoff, device: &Device) -> Result<(), Error> {
+        let plan = self.plan;
+        let resent = worker.task == Task::Serve;
+        let taken = keeper::take_over(handoff, resent.then_some(device.fd.as_fd()));
+        let Taken { open, resent } = taken.map_err(Error::os(plan.state_dir(), "close_range for"))?;
+        self.claim.resume(|fd| open.binary_search(&fd).is_ok());
+        if log_file::is_open() {
+            let dir = Dir::open(&plan.state_dir(), Trust::Owned);
+            if let Err(error) = dir.and_then(log_file::reopen) {
+                tracing::warn!(%error, "the log cannot be opened again");
+            }
+        }
+        let death = handoff.last_death().map(|(status, _)| keeper::cause_of(status)).unwrap_or_default();
+        let (restarts, pid) = (handoff.restarts(), std::process::id());
+        tracing::warn!(
+            death,
+            restarts,
+            pid,
+            "the process that served this mount died; this one takes its place"
+        );
+        if !resent {
+            tracing::warn!("the kernel cannot send requests again: those under way fail");
+        }
+        Ok(())
+    }
+
+    /// Does what is left to do for a mount that is served no more.
+    fn end(self, task: Task, device: Device) -> Result<(), Error> {
+        let Self { plan, claim, .. } = self;
+        // Ends the connection: requests that wait get an error.
+        drop(device);
+        undo_mount_of(&plan.state_dir());
+        if let Task::GiveUp(why) = task {
+            tracing::error!("the mount is given up: {why}");
+        }
+        claim.state.remove_run()?;
+        if plan.request.ephemeral {
+            claim.state.discard_changes()?;
+        }
+        Ok(())
     }
 
     /// Runs the loops until the kernel reports the end of the mount. This thread waits for signals meanwhile.
     fn run(
         self,
         session: Session<Adapter>,
-        fs: &Arc<Fs>,
+        served: Served<'_>,
         mut signals: Signals,
-        undo: UnmountOnDrop,
-        run: &RunInfo,
+        worker: &Worker,
         ready: &mut dyn FnMut(),
     ) -> Result<(), Error> {
         let Self { plan, index, mut claim, .. } = self;
+        let Served { fs, device, undo, run } = served;
+        let handoff = fs.namespace().handoff();
         let state_dir = plan.state_dir();
         let notifier = session.notifier();
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
         claim.state.write_run(run)?;
-        // The first request. The kernel creates the root inode without a request and does not know its owner until
-        // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
-        match rustix::fs::lstat(&plan.space.mountpoint) {
-            Ok(root) if run.dev.as_deref() == Some(&device_number(root.st_dev)) => {}
-            Ok(_) => {
-                if undo.mount.as_ref().map(registry::is_mounted).transpose()? == Some(true) {
-                    let path = plan.space.mountpoint.clone();
-                    return Err(Error::Mount { path, source: MountError::Exchanged });
+        if handoff.is_takeover() {
+            handoff.note_answering();
+        } else {
+            // The first request. The kernel creates the root inode without a request and does not know its owner until
+            // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
+            match rustix::fs::lstat(&plan.space.mountpoint) {
+                Ok(root) if run.dev.as_deref() == Some(&device_number(root.st_dev)) => {}
+                Ok(_) => {
+                    if undo.mount.as_ref().map(registry::is_mounted).transpose()? == Some(true) {
+                        let path = plan.space.mountpoint.clone();
+                        return Err(Error::Mount { path, source: MountError::Exchanged });
+                    }
+                    // Somebody has unmounted it already. The loops end, and so does this function.
                 }
-                // Somebody has unmounted it already. The loops end, and so does this function.
+                Err(error) => tracing::warn!(%error, "the mount does not answer"),
             }
-            Err(error) => tracing::warn!(%error, "the mount does not answer"),
+            if let Err(error) = claim.announce(index.info()) {
+                tracing::warn!(%error, "rcc will not list this space");
+            }
+            handoff.note_answering();
+            handoff.reach(Phase::Serving);
+            worker.tell_ready();
+            ready();
         }
-        if let Err(error) = claim.announce(index.info()) {
-            tracing::warn!(%error, "rcc will not list this space");
-        }
-        ready();
         undo.keep();
         // From here on no failure of ours ends the mount.
         let control = Server::listen(&state_dir)
@@ -270,7 +375,9 @@ impl<'p> PendingMount<'p> {
             Ok(Err(error)) => tracing::error!(%error, "the loops failed"),
             Err(_) => tracing::error!("the thread that waits for the loops panicked"),
         }
-        // Loops that failed leave a dead mount behind.
+        handoff.reach(Phase::Ending);
+        // The last descriptor of the device: loops that failed leave a dead mount behind.
+        drop(device);
         undo_mount_of(&state_dir);
         fs.namespace().settle(Duration::ZERO);
         statistics::save(fs, &state_dir, &mut None);
@@ -282,17 +389,26 @@ impl<'p> PendingMount<'p> {
     }
 }
 
+/// What a worker serves.
+struct Served<'s> {
+    fs: &'s Arc<Fs>,
+    device: Device,
+    undo: UnmountOnDrop,
+    run: &'s RunInfo,
+}
+
 /// Starts the FUSE session on a device. The adapter drops `serving` with its last loop.
 fn start_session(
     plan: &MountPlan,
     fs: Arc<Fs>,
     loops: usize,
     serving: Serving,
-    device: Device,
+    device: &Device,
 ) -> Result<Session<Adapter>, Error> {
     let Device { fd, backings, program, .. } = device;
+    let handoff = Arc::clone(fs.namespace().handoff());
     let notifier = Arc::new(OnceLock::new());
-    let offer = match &backings {
+    let offer = match backings {
         Some(backings) => Some(Offer {
             backings: Arc::clone(backings),
             stack_depth: stack_depth(plan, program.as_deref())?,
@@ -302,10 +418,11 @@ fn start_session(
     };
     let adapter = Adapter::new(fs, loops, offer, serving);
     let acl = if plan.request.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let session = Session::from_fd(adapter, fd, acl, config(loops)).map_err(Error::Fuse)?;
+    let session =
+        handshake::session(&handoff, adapter, fd.as_fd(), acl, config(loops)).map_err(Error::Fuse)?;
     notifier.get_or_init(|| session.notifier());
-    if let Some(backings) = backings {
-        try_passthrough(plan, &*backings).map_err(|error| Error::NoPassthrough {
+    if let Some(backings) = backings.as_ref().filter(|_| !handoff.is_takeover()) {
+        try_passthrough(plan, &**backings).map_err(|error| Error::NoPassthrough {
             path: plan.space.mountpoint.clone(),
             reason: plain(&error),
         })?;
@@ -415,18 +532,10 @@ fn drop_pages_of_bad_blobs(fs: &Fs, session: &Session<Adapter>) {
 
 /// Unmounts at each signal. Returns when the last loop has ended.
 fn end_on_signal(signals: &mut Signals, plan: &MountPlan) {
-    let stopping = || {
-        // A daemon is not the service in which `holofs mount` ran.
-        if plan.request.foreground {
-            service::stopping();
-        }
-    };
     for signal in signals.forever() {
         tracing::info!(signal, "ending the mount");
-        stopping();
         undo_mount_of(&plan.state_dir());
     }
-    stopping();
 }
 
 /// The signals that end a mount. SIGQUIT comes from a terminal's quit key.
@@ -448,17 +557,26 @@ fn run_info(
     index: &Index,
     reflink: ReflinkProbe,
     mount: Option<&MountEntry>,
+    worker: &Worker,
+    handoff: &Handoff,
 ) -> Result<RunInfo, Error> {
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
+    let start_time = start_time.ok_or(Errno::NODATA).map_err(Error::os("/proc/self/stat", "read"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+    let last_death = handoff.last_death().map(|(status, at)| Death { cause: keeper::cause_of(status), at });
+    let (pid, keeper_start) = worker.keeper;
     Ok(RunInfo {
-        pid: std::process::id(),
-        start_time: start_time.ok_or(Errno::NODATA).map_err(Error::os("/proc/self/stat", "read"))?,
+        pid,
+        start_time: keeper_start,
+        worker: Some(Process { pid: std::process::id(), start_time }),
+        restarts: handoff.restarts(),
+        last_death,
         mountpoint: plan.space.mountpoint.clone(),
         dev: mount.map(|mount| mount.dev.clone()),
         strategy: Some(plan.settings.strategy.value),
         io: Some(plan.settings.io.value.in_force()),
         reflink: Some(reflink),
-        started: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
+        started: handoff.mounted_at(now),
         read_only: plan.request.read_only,
         ephemeral: plan.request.ephemeral,
         extra: Some(Extra { bytecode: index.bytecode().is_some(), ..plan.extra() }),

@@ -208,7 +208,7 @@ impl<'e> Survey<'e> {
             library: space.library.clone(),
             reflink: run.and_then(|run| run.reflink.clone()),
             extra: run.and_then(|run| run.extra.clone()),
-            metrics: run.and_then(|run| counters(&space.path, run.pid)),
+            metrics: run.and_then(|run| counters(&space.path, run.server())),
             log: log_of(&state_dir),
             set_aside: aside_of(&state_dir),
         };

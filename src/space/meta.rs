@@ -9,6 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -76,6 +77,12 @@ impl MetaLock {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The number of the lock's descriptor.
+    #[must_use]
+    pub fn fd(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Releases the lock, also for processes that inherited it.

@@ -25,10 +25,20 @@ const MAX_LEN: u64 = 1 << 20;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(Default))]
 pub struct RunInfo {
-    /// Its process.
+    /// The process that keeps the mount: the keeper.
     pub pid: u32,
     /// When that process started, in clock ticks since boot. A later process may have the same number.
     pub start_time: u64,
+    /// The process that answers the kernel, a child of the keeper. None in the record of an older version, in which the two
+    /// are one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Process>,
+    /// How often that process was replaced.
+    #[serde(default)]
+    pub restarts: u64,
+    /// How the last one died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_death: Option<Death>,
     /// Where it was mounted. The mount moves when a directory above it is renamed.
     pub mountpoint: PathBuf,
     /// The mount's device number as `major:minor`, by which mountinfo shows the mount wherever it moves.
@@ -55,6 +65,32 @@ pub struct RunInfo {
     /// Further options in force. None in the record of an older version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extra: Option<Extra>,
+}
+
+/// A process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl Process {
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        i32::try_from(self.pid).is_ok_and(|pid| process::start_time(pid) == Some(self.start_time))
+    }
+}
+
+/// The death of a worker.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Death {
+    /// The name of the signal, or the exit code in words.
+    pub cause: String,
+    /// When, in seconds since the epoch.
+    pub at: u64,
 }
 
 /// The options of a mount that `run.json` keeps under `extra`.
@@ -94,7 +130,18 @@ impl RunInfo {
     /// Whether the daemon still runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        i32::try_from(self.pid).is_ok_and(|pid| process::start_time(pid) == Some(self.start_time))
+        self.processes().any(|process| process.is_running())
+    }
+
+    /// The process that should answer the kernel: the worker, or the keeper, which starts one.
+    #[must_use]
+    pub fn server(&self) -> u32 {
+        self.worker.filter(Process::is_running).map_or(self.pid, |worker| worker.pid)
+    }
+
+    /// The keeper, and the worker.
+    pub fn processes(&self) -> impl Iterator<Item = Process> {
+        [Process { pid: self.pid, start_time: self.start_time }].into_iter().chain(self.worker)
     }
 }
 

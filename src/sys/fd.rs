@@ -82,6 +82,36 @@ pub fn share(most: usize, part: u64) -> NonZeroUsize {
     NonZeroUsize::new(share.min(most)).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// Makes `number` a duplicate of `with`, in one step. What it was before is closed.
+///
+/// # Errors
+/// Those of dup3(2).
+pub fn put_in_place(number: impl AsFd, with: impl AsFd) -> Result<(), Errno> {
+    let (with, number) = (with.as_fd().as_raw_fd(), number.as_fd().as_raw_fd());
+    // SAFETY: both are open. The owner of `number` goes on owning it.
+    match unsafe { libc::dup3(with, number, libc::O_CLOEXEC) } {
+        -1 => Err(super::last_errno()),
+        _ => Ok(()),
+    }
+}
+
+/// A further descriptor of a FUSE connection, from which requests can be read beside the others.
+///
+/// # Errors
+/// Those of opening `/dev/fuse`, which a container may not allow, and of the ioctl.
+pub fn clone_fuse_device(device: impl AsFd) -> Result<OwnedFd, Errno> {
+    /// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`: `_IOR(229, 0, uint32_t)`.
+    const CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let clone = rustix::fs::open(super::fuse_mount::DEVICE, flags, Mode::empty())?;
+    let mut source = device.as_fd().as_raw_fd().unsigned_abs();
+    // SAFETY: the request reads one u32, and `source` lives until the call returns.
+    match unsafe { libc::ioctl(clone.as_raw_fd(), CLONE, &raw mut source) } {
+        -1 => Err(super::last_errno()),
+        _ => Ok(clone),
+    }
+}
+
 /// The path of an open file or directory in `/proc`. It leads to the file even if that was renamed, and works for `O_PATH`
 /// descriptors.
 #[must_use]

@@ -57,6 +57,16 @@ pub fn open(dir: Dir) -> Result<(), GuardedError> {
     Ok(())
 }
 
+/// Opens the log anew, in a process that took the place of another one. That one may have closed the descriptors of this
+/// value, and their numbers may be in use.
+///
+/// # Errors
+/// As [`open`].
+pub fn reopen(dir: Dir) -> Result<(), GuardedError> {
+    std::mem::forget(LOG.lock().take());
+    open(dir)
+}
+
 /// Whether this process has a log file.
 #[must_use]
 pub fn is_open() -> bool {

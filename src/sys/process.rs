@@ -76,6 +76,92 @@ pub fn fork() -> Result<Option<Pid>, Errno> {
     }
 }
 
+/// Proof that this process has a single thread. Whoever has one starts no thread.
+#[derive(Debug)]
+pub struct Alone(std::marker::PhantomData<*const ()>);
+
+impl Alone {
+    /// Checks it.
+    ///
+    /// # Errors
+    /// EBUSY when there are more threads, ENOENT without `/proc`.
+    pub fn check() -> Result<Self, Errno> {
+        let threads = std::fs::read_dir("/proc/self/task").map_err(|error| errno_of(&error))?.count();
+        if threads == 1 { Ok(Self(std::marker::PhantomData)) } else { Err(Errno::BUSY) }
+    }
+
+    /// Forks a child that shares the table of descriptors with this process: what one opens or closes, the other has
+    /// open or closed, and everything stays open when the child dies. Returns None to the child. The child's first
+    /// thread has the C library's notes of its parent's, so it must only start a thread and wait for it.
+    ///
+    /// Invariant: neither process closes a descriptor that the other one uses.
+    ///
+    /// # Errors
+    /// The errno of clone(2).
+    pub fn fork_sharing_descriptors(&self) -> Result<Option<Pid>, Errno> {
+        let flags = libc::CLONE_FILES | libc::SIGCHLD;
+        // SAFETY: there is one thread, so no other thread can hold a lock that the child would wait for. Without
+        // CLONE_VM and without a stack, clone(2) works as fork(2): the child has a copy of the memory and of the stack.
+        match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+            -1 => Err(last_errno()),
+            child => Ok(i32::try_from(child).ok().and_then(Pid::from_raw)),
+        }
+    }
+}
+
+/// Closes all descriptors but standard input, output and error and those in `kept`, which must be sorted. For a process
+/// that takes the place of another one and has its table of descriptors. No value may own one of those that are closed.
+///
+/// # Errors
+/// The errno of close_range(2), which needs Linux 5.9.
+pub fn close_all_but(kept: &[RawFd]) -> Result<(), Errno> {
+    let close = |from: RawFd, to: u32| {
+        let from = u32::try_from(from).unwrap_or(3);
+        if from > to {
+            return Ok(());
+        }
+        // SAFETY: the caller promises that no value owns a descriptor of this range.
+        match unsafe { libc::syscall(libc::SYS_close_range, from, to, 0u32) } {
+            0 => Ok(()),
+            _ => Err(last_errno()),
+        }
+    };
+    let mut from = 3;
+    for fd in kept.iter().copied().filter(|fd| *fd >= 3) {
+        if let Some(before) = fd.checked_sub(1).and_then(|fd| u32::try_from(fd).ok()) {
+            close(from, before)?;
+        }
+        from = fd.saturating_add(1);
+    }
+    close(from, u32::MAX)
+}
+
+/// The numbers of all open descriptors, and the device and inode of each.
+///
+/// # Errors
+/// ENOENT without `/proc`.
+pub fn open_descriptors() -> Result<Vec<(RawFd, u64, u64)>, Errno> {
+    let listing = std::fs::read_dir("/proc/self/fd").map_err(|error| errno_of(&error))?;
+    let numbers: Vec<RawFd> =
+        listing.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The descriptor of the listing itself is closed by now.
+    Ok(numbers.into_iter().filter_map(|fd| file_of(fd).map(|(dev, ino)| (fd, dev, ino))).collect())
+}
+
+/// The device and inode of what is open under this number. None if nothing is.
+#[must_use]
+pub fn file_of(fd: RawFd) -> Option<(u64, u64)> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` has room for the answer, and is read only if the call has filled it in.
+    unsafe {
+        if libc::fstat(fd, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let stat = stat.assume_init();
+        Some((stat.st_dev, stat.st_ino))
+    }
+}
+
 /// Runs `question` in a child process and returns its result; None after the timeout `limit`. The process must have a
 /// single thread.
 ///

@@ -55,6 +55,13 @@ impl Signals {
         Self(set)
     }
 
+    /// Unblocks the signals in the calling thread and the threads that it starts later. Those that are pending come at
+    /// once.
+    pub fn unblock(&self) {
+        // SAFETY: the set is initialized, and the call only changes the mask of this thread.
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, ptr::null_mut()) };
+    }
+
     /// Waits until one of the signals comes. None after `limit`.
     ///
     /// # Errors

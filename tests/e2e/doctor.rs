@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::common::as_user::{as_user_args, is_root, root_or_skip};
 use crate::common::image::Image;
 use crate::common::world::{Done, finish};
-use crate::common::{World, files_below};
+use crate::common::{World, files_below, sh};
 
 fn examine(command: &mut Command) -> (i32, Value) {
     let done = finish(command.arg("--json"));
@@ -192,9 +192,9 @@ for_both_users! {
         let mounted = world.mount("s");
         assert_found(&doctor(&world, &[]).1, "mounts", "ok", "1 mounted");
         mounted.stop();
-        let fix = format!("kill -CONT {}", mounted.pid());
+        let fix = format!("kill -CONT {}", mounted.server());
         assert_found(&doctor(&world, &[]).1, "mounts", "warning", &fix);
-        mounted.signal(rustix::process::Signal::CONT);
+        sh(Command::new("kill").args(["-CONT", &mounted.server().to_string()]));
         let identity = mounted.identity().to_owned();
         mounted.kill();
         assert_found(&doctor(&world, &[]).1, "mounts", "warning", &identity);

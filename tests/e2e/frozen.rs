@@ -61,7 +61,7 @@ for_both_users! {
         let started = Instant::now();
         let done = world.run(["mount", "auto", "s", "--lock-timeout", "1"]);
         assert_eq!(done.code, 12, "{done:?}");
-        assert!(done.stderr.contains(&format!("process {}", mounted.pid())), "{done:?}");
+        assert!(done.stderr.contains(&format!("process {}", mounted.server())), "{done:?}");
         assert!(done.stderr.contains("stopped"), "{done:?}");
         for args in [&["path", "s"][..], &["list"], &["status", "s"]] {
             let done = world.run(args);
@@ -153,7 +153,7 @@ for_both_users! {
         let mounted = world.mount("s");
         fs::write(library.blob(&world.hololib(), "bad.bin"), b"no blob").unwrap();
         let threads = || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", mounted.pid())).unwrap();
+            let tasks = fs::read_dir(format!("/proc/{}/task", mounted.server())).unwrap();
             let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
             names.collect::<Vec<_>>()
         };

@@ -121,7 +121,7 @@ impl<'w> Lab<'w> {
         let before = self.see(number);
         drop(held);
         let (number, held) = self.prepare(op);
-        let trace = Trace::counting(self.mounted().pid(), self.world.path());
+        let trace = Trace::counting(self.mounted().server(), self.world.path());
         let answer = (op.run)(&self.dir(number));
         let seen = trace.end();
         let after = self.see(number);
@@ -146,22 +146,24 @@ impl<'w> Lab<'w> {
     /// Runs an operation while `inject` disturbs one system call of the daemon. Returns the result of the operation,
     /// and whether the call was disturbed.
     fn disturbed(&self, op: &Op, number: usize, inject: &str) -> (std::io::Result<()>, bool) {
-        let pid = self.mounted().pid();
+        let mounted = self.mounted();
+        let pid = mounted.server();
         let trace = Trace::injecting(pid, self.world.path(), inject);
+        // These tests are about what a dead daemon leaves, so no other worker takes the place of a dead one.
+        mounted.signal(Signal::STOP);
         let ended = AtomicBool::new(false);
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let deadline = Instant::now() + WAIT_TIMEOUT;
                 while !ended.load(Ordering::SeqCst) {
+                    if !is_running(pid) {
+                        // The operation ends only when the keeper is dead, too.
+                        return mounted.signal(Signal::KILL);
+                    }
                     if Instant::now() > deadline {
-                        // The operation ends only when the daemon is dead. The check that follows reports the failure.
+                        // The check that follows reports the failure.
                         eprintln!("{} with {inject} has not ended: the daemon is killed", op.name);
-                        if let Err(error) =
-                            rustix::process::kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL)
-                        {
-                            eprintln!("{error}");
-                        }
-                        return;
+                        return mounted.signal(Signal::KILL);
                     }
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -170,12 +172,15 @@ impl<'w> Lab<'w> {
             ended.store(true, Ordering::SeqCst);
             answer
         });
+        if is_running(pid) {
+            mounted.signal(Signal::CONT);
+        }
         (answer, was_injected(&trace.end()))
     }
 
     /// Whether the daemon of the mount is alive. Without it the kernel would still answer much from its caches.
     fn is_served(&self) -> bool {
-        is_running(self.mounted().pid())
+        self.mounted().worker().is_some()
     }
 
     /// Mounts again after the death of the daemon.

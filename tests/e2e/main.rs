@@ -29,6 +29,7 @@ mod gc;
 mod helper;
 mod hostile_library;
 mod inject;
+mod keeper;
 mod mounted;
 mod mounted_again;
 mod neighbours;

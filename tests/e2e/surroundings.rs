@@ -126,7 +126,9 @@ for_both_users! {
         let world = world();
         let mounted = world.mount("s");
         for name in ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "PIPE", "IO", "PWR", "QUIT", "XFSZ", "XCPU", "34", "64"] {
-            sh(Command::new("kill").args(["-s", name, &mounted.pid().to_string()]));
+            for process in [mounted.pid(), mounted.server()] {
+                sh(Command::new("kill").args(["-s", name, &process.to_string()]));
+            }
             assert_works(&mounted);
         }
         mounted.signal(Signal::INT);
@@ -139,7 +141,7 @@ for_both_users! {
         let mounted = world.mount("s");
         // By now the permanent threads have started, and idle pool threads have ended.
         std::thread::sleep(std::time::Duration::from_secs(6));
-        sh(Command::new("prlimit").args(["--nproc=1:1", "--pid", &mounted.pid().to_string()]));
+        sh(Command::new("prlimit").args(["--nproc=1:1", "--pid", &mounted.server().to_string()]));
         assert_eq!(fs::read(mounted.at("large.bin")).unwrap().len(), LARGE);
         let mut file = OpenOptions::new().append(true).open(mounted.at("other/large.bin")).unwrap();
         file.write_all(b"x").unwrap();

@@ -10,6 +10,7 @@ use crate::session::choice::Choice;
 use crate::session::spaces::{SpaceState, Survey};
 use crate::session::wanted;
 use crate::space::home::Env;
+use crate::space::run::Process;
 use crate::sys::process::{self, Condition};
 
 /// Finds rcc's library and the environment of a robot in it. Returns the library.
@@ -117,7 +118,8 @@ fn mounts(report: &mut Report, env: &Env) {
         let survey = Survey::new(env).map_err(|error| crate::sys::plain(&error))?;
         let all = survey.all(0).map_err(|error| crate::sys::plain(&error))?;
         let row = |space: crate::session::spaces::Space| {
-            let stopped = space.run.as_ref().filter(|run| process::condition(run.pid) == Condition::Stopped);
+            let is_stopped = |process: &Process| process::condition(process.pid) == Condition::Stopped;
+            let stopped = space.run.as_ref().and_then(|run| run.processes().find(is_stopped));
             let name = space.identity;
             match (space.state, stopped) {
                 (SpaceState::Stale, _) => (
@@ -133,8 +135,8 @@ fn mounts(report: &mut Report, env: &Env) {
                 (SpaceState::Damaged, _) => {
                     (name, "its record is damaged; `holofs status` tells more".to_owned(), Status::Warning)
                 }
-                (_, Some(run)) => {
-                    (name, format!("its daemon is stopped; kill -CONT {}", run.pid), Status::Warning)
+                (_, Some(stopped)) => {
+                    (name, format!("its daemon is stopped; kill -CONT {}", stopped.pid), Status::Warning)
                 }
                 (SpaceState::Mounted, None) => (name, String::new(), Status::Ok),
                 _ => (String::new(), String::new(), Status::Ok),

@@ -111,7 +111,45 @@ impl<'w> Mounted<'w> {
         world.mount(&space)
     }
 
-    /// Kills the daemon with SIGKILL. The dead mount stays.
+    /// The process that answers the kernel, a child of the keeper. None while it is being replaced.
+    pub fn worker(&self) -> Option<i32> {
+        // The keeper's other child may be the mount helper.
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).ok()?;
+        let program = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe"));
+        let ours = program(&self.pid).ok()?;
+        children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .find(|pid| program(pid).ok().as_ref() == Some(&ours))
+    }
+
+    /// As [`Mounted::worker`], for a test that does not kill it.
+    #[track_caller]
+    pub fn server(&self) -> i32 {
+        self.worker().expect("a worker")
+    }
+
+    /// Kills the worker with SIGKILL, and waits until it is dead. Another one takes its place. Returns its number.
+    #[track_caller]
+    pub fn kill_worker(&self) -> i32 {
+        self.end_worker(Signal::KILL)
+    }
+
+    /// As [`Mounted::kill_worker`], with another signal that ends it.
+    #[track_caller]
+    pub fn end_worker(&self, signal: Signal) -> i32 {
+        let mut worker = None;
+        super::wait_until("a worker", || {
+            worker = self.worker();
+            worker.is_some()
+        });
+        let worker = worker.expect("a worker");
+        send(worker, signal);
+        super::wait_until("the worker to die", || !is_running(worker));
+        worker
+    }
+
+    /// Kills the daemon, both processes, with SIGKILL. The dead mount stays.
     #[track_caller]
     pub fn kill(mut self) {
         self.live = false;
@@ -119,18 +157,27 @@ impl<'w> Mounted<'w> {
         self.wait_for_daemon();
     }
 
+    /// Sends a signal to the daemon. SIGKILL goes to both processes.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.pid).expect("a pid");
-        rustix::process::kill_process(pid, signal).expect("signal the daemon");
+        if signal != Signal::KILL {
+            return send(self.pid, signal);
+        }
+        // A stopped keeper starts no other worker.
+        if is_running(self.pid) {
+            send(self.pid, Signal::STOP);
+        }
+        let worker = self.worker();
+        send(self.pid, Signal::KILL);
+        worker.into_iter().for_each(|worker| send(worker, Signal::KILL));
     }
 
-    /// Stops the daemon with SIGSTOP, and waits until none of its threads can answer any more.
+    /// Stops the worker with SIGSTOP, and waits until none of its threads can answer any more.
     #[track_caller]
     pub fn stop(&self) {
-        self.signal(Signal::STOP);
-        super::wait_until("the daemon to stop", || {
-            let threads =
-                std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the daemon's threads");
+        let worker = self.server();
+        send(worker, Signal::STOP);
+        super::wait_until("the worker to stop", || {
+            let threads = std::fs::read_dir(format!("/proc/{worker}/task")).expect("the worker's threads");
             threads
                 .map(|thread| thread.expect("a thread").path().join("stat"))
                 .all(|stat| state(&stat) == Some('T'))
@@ -219,6 +266,15 @@ impl Mounted<'_> {
         for line in lines.iter().skip(lines.len().saturating_sub(20)) {
             eprintln!("{line}");
         }
+    }
+}
+
+#[track_caller]
+fn send(pid: i32, signal: Signal) {
+    let pid = Pid::from_raw(pid).expect("a pid");
+    match rustix::process::kill_process(pid, signal) {
+        Err(rustix::io::Errno::SRCH) if signal == Signal::KILL => {}
+        sent => sent.expect("signal the daemon"),
     }
 }
 

@@ -287,7 +287,7 @@ impl Injector {
 
     fn with(mounted: &Mounted<'_>, log: &Path, call: &str, what: &str) -> Self {
         let mut strace = Command::new("strace")
-            .args(["-f", "-p", &mounted.pid().to_string(), "-e", &format!("trace={call}"), "-o"])
+            .args(["-f", "-p", &mounted.server().to_string(), "-e", &format!("trace={call}"), "-o"])
             .arg(log)
             .args(["-e", &format!("inject={what}")])
             .stderr(Stdio::piped())

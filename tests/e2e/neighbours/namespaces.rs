@@ -97,7 +97,7 @@ for_both_users! {
         mounted.stop();
         let done = soon(&world, &["unmount", SPACE, "--timeout", "1"]);
         assert_eq!(done.code, 12, "{done:?}");
-        assert_refused(&done, &format!("process {}, which is stopped", mounted.pid()));
+        assert_refused(&done, &format!("process {}, which is stopped", mounted.server()));
         let done = soon(&world, &["unmount", SPACE, "--force"]);
         assert_eq!(done.code, 0, "{done:?}");
         mounted.has_ended();
@@ -125,7 +125,7 @@ for_both_users! {
         assert_eq!(soon(&world, &["unmount", SPACE, "--lazy"]).code, 0);
         let done = soon(&world, &["unmount", SPACE, "--timeout", "0.2"]);
         assert_eq!(done.code, 12, "{done:?}");
-        assert_refused(&done, &format!("process {}", mounted.pid()));
+        assert_refused(&done, &format!("process {}", mounted.server()));
         child.kill().unwrap();
         child.wait().unwrap();
         mounted.has_ended();

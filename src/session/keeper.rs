@@ -1,0 +1,339 @@
+//! The keeper: the process that outlives the one that serves the mount.
+//!
+//! The daemon of a mount is two processes. The *keeper* has mounted, holds the locks of the space, and waits. The *worker*
+//! serves: everything that can fail happens there. When a worker dies, the keeper forks the next one from what it had
+//! prepared before the first. Programs in the space wait meanwhile, and the kernel sends their unanswered requests again.
+//!
+//! Both processes share one table of descriptors. So `/dev/fuse`, the locks and the descriptors in [`Handoff`] stay open
+//! when a worker dies. The next worker first takes over ([`take_over`]): it closes what only its predecessor knew.
+//!
+//! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. A worker that
+//! somebody kills (SIGKILL, also the kernel's when memory is short) is always replaced.
+//!
+//! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker lives.
+//! What it owns is dropped in no process but the last worker. A worker that ends by itself ends the mount.
+
+use std::ffi::c_int;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
+
+use crate::handoff::{Handoff, Phase};
+use crate::sys::process::{self, Alone};
+use crate::sys::signals::Signals;
+use crate::sys::{plain, service};
+
+/// As many crashes in this time end the mount.
+const CRASHES: usize = 5;
+const CRASHES_IN: Duration = Duration::from_secs(10);
+
+/// As many workers in a row that did not answer the kernel end the mount.
+const SILENT: u32 = 5;
+
+/// The pause before a further worker, after one that did not answer, for each such worker.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a new worker is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Task {
+    /// Serves the mount.
+    Serve,
+    /// Ends the mount, which cannot be served any more.
+    GiveUp(Why),
+    /// Does what is left to do after the mount has ended.
+    Finish,
+}
+
+/// Why a mount is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Why {
+    /// Its first worker died before it answered.
+    NeverAnswered,
+    /// Too many crashes.
+    Crashes,
+    /// Too many workers that did not answer.
+    Silent,
+    /// A worker died while the mount was to end.
+    AskedToEnd,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NeverAnswered => "its process died before it answered",
+            Self::Crashes => "its process crashed five times in ten seconds",
+            Self::Silent => "five processes in a row died before they answered",
+            Self::AskedToEnd => "its process died while the mount was ending",
+        })
+    }
+}
+
+/// This process as a worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) task: Task,
+    /// The keeper's process id and start time.
+    pub(super) keeper: (u32, u64),
+    /// Blocked until [`Worker::unblock`].
+    signals: Signals,
+}
+
+impl Worker {
+    /// Lets the signals through that end the mount. Called when they are handled.
+    pub(super) fn unblock(&self) {
+        self.signals.unblock();
+    }
+
+    /// Tells the keeper that the mount answers.
+    pub(super) fn tell_ready(&self) {
+        let keeper = i32::try_from(self.keeper.0).ok().and_then(Pid::from_raw);
+        let told = keeper.ok_or(Errno::SRCH).and_then(|pid| rustix::process::kill_process(pid, Signal::USR1));
+        if let Err(errno) = told {
+            tracing::debug!(%errno, "the keeper does not know that the mount answers");
+        }
+    }
+}
+
+/// What a worker has taken over.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The descriptors of the keeper that are still what they were, sorted. A predecessor may have closed others.
+    pub(super) open: Vec<RawFd>,
+    /// The kernel sends unanswered requests again.
+    pub(super) resent: bool,
+}
+
+/// What the keeper tells a service manager.
+#[derive(Debug)]
+pub(super) struct Service {
+    /// The status of a mount that answers.
+    pub(super) ready: String,
+}
+
+/// Makes this process the keeper, and returns in each worker. The keeper ends with its last worker, with its exit code.
+/// `ending` are the signals that end the mount. `service` is None for a daemon.
+///
+/// # Errors
+/// When the first worker cannot be started.
+pub(super) fn split(handoff: &Handoff, ending: &[c_int], service: Option<Service>) -> Result<Worker, Errno> {
+    let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
+    let keeper = (std::process::id(), start_time.ok_or(Errno::NODATA)?);
+    let alone = Alone::check()?;
+    for (fd, dev, ino) in process::open_descriptors()? {
+        if !handoff.note_first(fd, dev, ino) {
+            return Err(Errno::MFILE);
+        }
+    }
+    let signals: Vec<c_int> = ending.iter().copied().chain([SIGCHLD, SIGUSR1, SIGUSR2]).collect();
+    let signals = Signals::block(&signals);
+    let mut keeper_of =
+        Keeper { handoff, service, signals, asked: None, crashes: [None; CRASHES], silent: 0 };
+    follow_parent_until_served();
+    let mut task = Task::Serve;
+    loop {
+        handoff.begin();
+        let worker = loop {
+            match alone.fork_sharing_descriptors() {
+                Ok(None) => return Ok(Worker { task, keeper, signals }),
+                Ok(Some(worker)) => break worker,
+                Err(errno) if !handoff.is_takeover() => {
+                    signals.unblock();
+                    return Err(errno);
+                }
+                // Without memory or processes, wait and try again. Programs in the space wait, too.
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        };
+        let status = keeper_of.wait_for(worker);
+        match keeper_of.next(task, status) {
+            Next::Start(next) => task = next,
+            Next::Exit(code) => std::process::exit(code),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Keeper<'h> {
+    handoff: &'h Handoff,
+    service: Option<Service>,
+    signals: Signals,
+    /// The signal with which somebody asked for the end of the mount.
+    asked: Option<Signal>,
+    crashes: [Option<Instant>; CRASHES],
+    silent: u32,
+}
+
+/// What follows the death of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Start(Task),
+    Exit(i32),
+}
+
+impl Keeper<'_> {
+    /// Waits for the end of a worker, and passes on the signals that end the mount.
+    fn wait_for(&mut self, worker: Pid) -> WaitStatus {
+        if let Some(signal) = self.asked {
+            pass_on(worker, signal);
+        }
+        loop {
+            if let Some(status) = reap(worker) {
+                return status;
+            }
+            // The only error is a set of signals that is none.
+            let Ok(Some(came)) = self.signals.wait(None) else { continue };
+            match came.signal {
+                SIGCHLD => {}
+                // The command that waited for the mount has ended. Before the mount answers, this ends the mount.
+                SIGUSR2 if self.handoff.phase() == Phase::Starting => pass_on(worker, Signal::TERM),
+                SIGUSR2 => {}
+                SIGUSR1 => {
+                    if let Some(service) =
+                        self.service.as_ref().filter(|_| self.handoff.phase() == Phase::Serving)
+                    {
+                        service::ready(&service.ready);
+                    }
+                }
+                signal => {
+                    if self.service.is_some() {
+                        service::stopping();
+                    }
+                    self.asked = Signal::from_named_raw(signal);
+                    // A worker ends the mount at each of them. This one it handles in every mode.
+                    pass_on(worker, Signal::TERM);
+                }
+            }
+        }
+    }
+
+    /// Decides what follows.
+    fn next(&mut self, task: Task, status: WaitStatus) -> Next {
+        let phase = self.handoff.phase();
+        let code = status.exit_status();
+        let has_failed = code.unwrap_or(libc::EXIT_FAILURE);
+        match (task, phase, code) {
+            // It has said why.
+            (Task::Serve, Phase::Starting, Some(code)) => return Next::Exit(code),
+            (_, _, Some(0)) => return Next::Exit(0),
+            (Task::GiveUp(_) | Task::Finish, _, _) => return Next::Exit(has_failed),
+            _ => {}
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.handoff.note_death(u32::try_from(status.as_raw()).unwrap_or_default(), now);
+        if phase == Phase::Starting {
+            return Next::Start(Task::GiveUp(Why::NeverAnswered));
+        }
+        if phase == Phase::Ending {
+            return Next::Start(Task::Finish);
+        }
+        // A worker that had no handler yet.
+        let ends = |signal| [Signal::TERM, Signal::INT, Signal::HUP].map(Signal::as_raw).contains(&signal);
+        if self.asked.is_some() || status.terminating_signal().is_some_and(ends) {
+            return Next::Start(Task::GiveUp(Why::AskedToEnd));
+        }
+        if status.terminating_signal() != Some(Signal::KILL.as_raw()) {
+            self.crashes.rotate_left(1);
+            let now = Instant::now();
+            if let Some(last) = self.crashes.last_mut() {
+                *last = Some(now);
+            }
+            let first = self.crashes.first().copied().flatten();
+            if first.is_some_and(|first| now.duration_since(first) < CRASHES_IN) {
+                return Next::Start(Task::GiveUp(Why::Crashes));
+            }
+        }
+        if self.handoff.is_answering() {
+            self.silent = 0;
+            return Next::Start(Task::Serve);
+        }
+        self.silent += 1;
+        if self.silent >= SILENT {
+            return Next::Start(Task::GiveUp(Why::Silent));
+        }
+        std::thread::sleep(PAUSE * (self.silent - 1));
+        Next::Start(Task::Serve)
+    }
+}
+
+/// The kernel then sends another signal when the parent ends, which has no effect once the mount answers. The answer makes
+/// the parent end, and the keeper could not be quicker.
+fn follow_parent_until_served() {
+    let followed = rustix::process::parent_process_death_signal();
+    let changed = match followed {
+        Ok(Some(_)) => rustix::process::set_parent_process_death_signal(Some(Signal::USR2)),
+        other => other.map(drop),
+    };
+    if let Err(errno) = changed {
+        tracing::debug!(%errno, "the mount will not end with its parent");
+    }
+}
+
+fn pass_on(worker: Pid, signal: Signal) {
+    // It fails only when the worker has just died, which the next wait tells.
+    rustix::process::kill_process(worker, signal).unwrap_or_default();
+}
+
+/// How the worker died, if it has. Reaps other children too: the mount helper, and programs that mounted.
+fn reap(worker: Pid) -> Option<WaitStatus> {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == worker => return Some(status),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            // ECHILD cannot come while the worker is a child.
+            Ok(None) | Err(_) => return None,
+        }
+    }
+}
+
+/// Closes what only the predecessor knew, and has the kernel send the unanswered requests again. The first step of a
+/// worker that takes the place of another one. Without `device`, the kernel is asked nothing.
+///
+/// # Errors
+/// The errno of close_range(2), which needs Linux 5.9.
+pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Result<Taken, Errno> {
+    // Before the others are closed: the kernel ends the requests that were read from a closed one.
+    let resent = device.is_none_or(resend);
+    let mut open: Vec<RawFd> = handoff
+        .first()
+        .filter(|(fd, dev, ino)| process::file_of(*fd) == Some((*dev, *ino)))
+        .map(|(fd, ..)| fd)
+        .collect();
+    open.sort_unstable();
+    let mut kept: Vec<RawFd> = open.iter().copied().chain(handoff.kept_fds()).collect();
+    kept.sort_unstable();
+    process::close_all_but(&kept)?;
+    Ok(Taken { open, resent })
+}
+
+/// `FUSE_NOTIFY_RESEND`. Returns false when the kernel does not know it (before Linux 6.9).
+fn resend(device: BorrowedFd<'_>) -> bool {
+    const CODE: u32 = 7;
+    const LEN: u32 = 16;
+    let mut message = [0_u8; LEN as usize];
+    // The length of the message, the code in the place of an error, and no request.
+    let words = LEN.to_ne_bytes().into_iter().chain(CODE.to_ne_bytes());
+    message.iter_mut().zip(words).for_each(|(to, from)| *to = from);
+    match rustix::io::write(device, &message) {
+        Ok(_) => true,
+        Err(Errno::INVAL) => false,
+        // Unmounted meanwhile, which the loops will notice.
+        Err(errno) => {
+            tracing::debug!(error = plain(&errno), "no requests to send again");
+            true
+        }
+    }
+}
+
+/// The name of what ended a worker: a signal, or an exit code.
+pub(super) fn cause_of(status: u32) -> String {
+    let status = c_int::try_from(status).unwrap_or_default();
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        return signal_hook::low_level::signal_name(signal)
+            .map_or_else(|| format!("signal {signal}"), str::to_owned);
+    }
+    format!("exit code {}", libc::WEXITSTATUS(status))
+}
