@@ -223,6 +223,9 @@ impl Keeper<'_> {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         self.handoff.note_death(u32::try_from(status.as_raw()).unwrap_or_default(), now);
+        // A worker that ends by itself with an error has crashed.
+        let signal = status.terminating_signal().unwrap_or(libc::SIGABRT);
+        self.handoff.requests().worker_died(self.handoff.restarts(), signal);
         if phase == Phase::Starting {
             return Next::Start(Task::GiveUp(Why::NeverAnswered));
         }

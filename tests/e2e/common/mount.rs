@@ -157,8 +157,11 @@ impl<'w> Mounted<'w> {
         self.wait_for_daemon();
     }
 
-    /// Sends a signal to the daemon. SIGKILL goes to both processes.
+    /// Sends a signal to the daemon. SIGKILL and SIGCONT go to both processes.
     pub fn signal(&self, signal: Signal) {
+        if signal == Signal::CONT {
+            self.worker().into_iter().for_each(|worker| send(worker, signal));
+        }
         if signal != Signal::KILL {
             return send(self.pid, signal);
         }
@@ -245,10 +248,10 @@ impl Drop for Mounted<'_> {
             !is_running(self.pid)
         };
         if !ended {
-            // The world removes the mount. The daemon is killed by its pid.
-            if let Some(pid) = Pid::from_raw(self.pid).filter(|_| is_running(self.pid)) {
-                let killed = rustix::process::kill_process(pid, Signal::KILL);
-                eprintln!("the daemon did not end and was killed: {killed:?}");
+            // The world removes the mount.
+            if is_running(self.pid) {
+                eprintln!("the daemon did not end and is killed");
+                self.signal(Signal::KILL);
             }
             if !std::thread::panicking() {
                 panic!("the mount did not end: {done:?}");
