@@ -60,15 +60,7 @@ pub fn close_noted() {
 /// # Errors
 /// EBUSY when there are more threads, ENOENT without `/proc`, and the errno of fork(2).
 pub fn fork() -> Result<Option<Pid>, Errno> {
-    // A thread that was just joined can still be in the list.
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
-    while threads().map_err(|error| errno_of(&error))? > 1 {
-        if Instant::now() > deadline {
-            return Err(Errno::BUSY);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    Alone::check()?;
     // SAFETY: there is one thread, so no other thread can hold a lock that the child would wait for.
     match unsafe { libc::fork() } {
         -1 => Err(last_errno()),
@@ -86,8 +78,16 @@ impl Alone {
     /// # Errors
     /// EBUSY when there are more threads, ENOENT without `/proc`.
     pub fn check() -> Result<Self, Errno> {
-        let threads = std::fs::read_dir("/proc/self/task").map_err(|error| errno_of(&error))?.count();
-        if threads == 1 { Ok(Self(std::marker::PhantomData)) } else { Err(Errno::BUSY) }
+        // A thread that was just joined can still be in the list.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let threads = || std::fs::read_dir("/proc/self/task").map(Iterator::count);
+        while threads().map_err(|error| errno_of(&error))? > 1 {
+            if Instant::now() > deadline {
+                return Err(Errno::BUSY);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Self(std::marker::PhantomData))
     }
 
     /// Forks a child that shares the table of descriptors with this process: what one opens or closes, the other has

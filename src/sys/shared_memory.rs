@@ -26,21 +26,31 @@ const WORD: usize = size_of::<AtomicU64>();
 pub struct SharedMemory {
     map: MmapRaw,
     words: usize,
-    /// The memory itself, which another program can map. None for memory that only this process sees.
+    /// The memory itself, which another program can map.
     file: Option<File>,
 }
 
 impl SharedMemory {
-    /// Zeroed memory that forked processes share. `name` is shown in `/proc`.
+    /// Zeroed memory that forked processes share. `name` is shown in `/proc`. Where no file may be so large (`ulimit -f`),
+    /// the memory has no descriptor.
     ///
     /// # Errors
-    /// Those of memfd_create(2), ftruncate(2) (`ulimit -f`) and mmap(2).
+    /// Those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn create(name: &str, words: usize) -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(name, flags)?;
-        rustix::fs::ftruncate(&file, (words * WORD) as u64)?;
+        match rustix::fs::ftruncate(&file, (words * WORD) as u64) {
+            Err(Errno::FBIG) => return Self::without_fd(words),
+            made => made?,
+        }
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Self::of(file)
+    }
+
+    fn without_fd(words: usize) -> Result<Self, Errno> {
+        let zeroes = File::open("/dev/zero").map_err(|error| errno_of(&error))?;
+        let map = MmapOptions::new().len(words * WORD).map_raw(&zeroes).map_err(|error| errno_of(&error))?;
+        Ok(Self { map, words, file: None })
     }
 
     /// The memory behind a descriptor of [`SharedMemory::fd`].
@@ -70,7 +80,7 @@ impl SharedMemory {
         Ok(Self { map: map.into(), words, file: None })
     }
 
-    /// The descriptor of the memory. None for memory of this process alone.
+    /// The descriptor of the memory. None for memory that no other program can map.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(File::as_fd)
