@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use op::{OPS, Op, fixture, mark};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use trace::{Point, Trace, is_answer, points, was_injected};
 
 use crate::common::mount::is_running;
