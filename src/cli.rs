@@ -268,11 +268,43 @@ fn finish(done: Result<u8, Failure>, failed: Option<u8>) -> u8 {
     done.unwrap_or_else(|failure| output::fail(&Failure { code: failed.unwrap_or(failure.code), ..failure }))
 }
 
-/// Parses the arguments. Makes the help in groups only where it may be shown.
+/// Parses the arguments. To define all commands takes longer than most of them run, so the command that seems to be meant
+/// is tried alone first. What it does not accept, the whole definition accepts or explains.
 fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    let shows_help = args.len() < 2 || args.iter().any(|arg| arg == "-h" || arg == "--help" || arg == "help");
-    let definition = if shows_help { help::definition() } else { Cli::command() };
-    Cli::from_arg_matches(&definition.try_get_matches_from(args)?)
+    let command = args.iter().skip(1).find_map(|arg| alone(arg.to_str()?));
+    let short = clap::Command::new("holofs").version(env!("CARGO_PKG_VERSION")).subcommands(command);
+    let matches = Global::augment_args(short).try_get_matches_from(args);
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Err(error) if error.kind() != ErrorKind::DisplayVersion => {
+            Cli::from_arg_matches(&help::definition().try_get_matches_from(args)?)
+        }
+        done => done,
+    }
+}
+
+/// The definition of a command that programs start often.
+fn alone(name: &str) -> Option<clap::Command> {
+    let (name, define): (_, fn(clap::Command) -> clap::Command) = match name {
+        "blueprint" => ("blueprint", blueprint::Args::augment_args),
+        "catalogs" => ("catalogs", catalogs::Args::augment_args),
+        "delete" => ("delete", delete::Args::augment_args),
+        "diff" => ("diff", diff::Args::augment_args),
+        "fork" => ("fork", fork::Args::augment_args),
+        "hash" => ("hash", hash::Args::augment_args),
+        "list" => ("list", list::Args::augment_args),
+        "mount" => ("mount", mount::Args::augment_args),
+        "path" => ("path", status::PathArgs::augment_args),
+        "reset" => ("reset", reset::Args::augment_args),
+        "restore" => ("restore", restore::Args::augment_args),
+        "run" => ("run", run::Args::augment_args),
+        "shell" => ("shell", run::ShellArgs::augment_args),
+        "stats" => ("stats", stats::Args::augment_args),
+        "status" => ("status", status::Args::augment_args),
+        "unmount" | "umount" => ("unmount", unmount::Args::augment_args),
+        "variables" | "vars" => ("variables", variables::Args::augment_args),
+        _ => return None,
+    };
+    Some(define(clap::Command::new(name)))
 }
 
 /// Reads the settings, with the flags of this command line.

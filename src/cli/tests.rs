@@ -82,6 +82,43 @@ fn flags_that_callers_of_rcc_add_are_accepted() {
     assert_eq!(refused(&["holofs", "--product", "other", "list"]).code, USAGE);
 }
 
+/// A command that is defined alone takes what it takes in the whole definition.
+#[test]
+fn commands_alone_are_those_of_the_whole_definition() {
+    let (whole, mut alone_too) = (Cli::command(), 0);
+    for command in whole.get_subcommands() {
+        for name in std::iter::once(command.get_name()).chain(command.get_visible_aliases()) {
+            let Some(alone) = alone(name) else { continue };
+            alone_too += 1;
+            assert_eq!(alone.get_name(), command.get_name());
+            let args = |command: &clap::Command| command.get_arguments().cloned().collect::<Vec<_>>();
+            assert_eq!(format!("{:?}", args(&alone)), format!("{:?}", args(command)), "{name}");
+        }
+    }
+    assert!(alone_too > 10);
+}
+
+#[test]
+fn a_word_that_only_looks_like_a_command_is_not_taken_for_one() {
+    let parse = |line: &str| {
+        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        parse(&args)
+    };
+    for (line, controller) in [("holofs --controller list gc", "list"), ("holofs --controller gc list", "gc")]
+    {
+        assert_eq!(parse(line).unwrap().global.controller.as_deref(), Some(controller));
+    }
+    for line in
+        ["holofs mont list", "holofs list mount", "holofs help mount", "holofs mount --help", "holofs"]
+    {
+        let args = line.split_whitespace();
+        let whole = help::definition().try_get_matches_from(args).unwrap_err();
+        assert_eq!(parse(line).unwrap_err().to_string(), whole.to_string(), "{line}");
+    }
+    let version = parse("holofs --version").unwrap_err();
+    assert_eq!(version.to_string(), Cli::command().render_version());
+}
+
 #[test]
 fn flags_go_before_or_after_the_command() {
     for args in [&["holofs", "-j", "list"], &["holofs", "list", "-j"]] {
