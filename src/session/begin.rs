@@ -35,7 +35,10 @@ pub(super) fn begin(
     ready: &mut (dyn FnMut(&Mounted) + Send),
 ) -> Result<(), Error> {
     let (index, missing_blobs) = arrival::whole_index(plan)?;
-    process::trim_heap();
+    // The catalog was compiled.
+    if plan.index.is_none() {
+        process::trim_heap();
+    }
     let deadline = started + ENDING.min(plan.lock_timeout);
     loop {
         if let Some(reused) = reuse(plan, &index, started)? {

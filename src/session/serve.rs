@@ -307,6 +307,10 @@ impl<'p> PendingMount<'p> {
         if handoff.is_takeover() {
             handoff.note_answering();
         } else {
+            // While the loops start.
+            if let Err(error) = claim.announce(index.info()) {
+                tracing::warn!(%error, "rcc will not list this space");
+            }
             // The first request. The kernel creates the root inode without a request and does not know its owner until
             // somebody asks for its attributes. Until then it refuses the owner to set the root's times.
             match rustix::fs::lstat(&plan.space.mountpoint) {
@@ -319,9 +323,6 @@ impl<'p> PendingMount<'p> {
                     // Somebody has unmounted it already. The loops end, and so does this function.
                 }
                 Err(error) => tracing::warn!(%error, "the mount does not answer"),
-            }
-            if let Err(error) = claim.announce(index.info()) {
-                tracing::warn!(%error, "rcc will not list this space");
             }
             handoff.note_answering();
             handoff.reach(Phase::Serving);

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 /// Runs `work` with `what` on a new thread.
 ///
@@ -81,13 +81,13 @@ pub fn for_each<T: Sync, S, E: Send + From<Panicked>>(
 /// How many more threads can be started, up to `wanted`. Starts them to find out.
 #[must_use]
 pub fn obtainable(wanted: usize) -> usize {
-    let gate = Mutex::new(());
+    let gate = RwLock::new(());
     std::thread::scope(|scope| {
-        // The threads wait for the lock until all are started.
-        let _shut = gate.lock();
+        // The threads wait for the lock until all are started. As readers they all go on at once.
+        let _shut = gate.write();
         for had in 0..wanted {
             let thread = std::thread::Builder::new().name("probe".into());
-            if let Err(error) = thread.spawn_scoped(scope, || drop(gate.lock())) {
+            if let Err(error) = thread.spawn_scoped(scope, || drop(gate.read())) {
                 tracing::debug!(%error, had, wanted, "cannot start as many threads as wanted");
                 return had;
             }
