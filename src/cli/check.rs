@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     if !report.set_aside.is_empty() {
         output::note(
             context.silent,
-            "holofs: record or import the environment again: that stores these blobs anew",
+            "holofs: record the environment again with --force, or import it: that stores these blobs anew",
         );
     }
     Ok(if report.is_clean() { OK } else { INTEGRITY })

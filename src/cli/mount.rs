@@ -87,6 +87,7 @@ impl MountArgs {
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let mut request = args.mount.request;
     request.foreground = args.foreground;
+    request.show = output::show(context);
     request.choice.build &= !context.rcc.no_build;
     let plan = request.plan(&context.settings, context.settings.mount.as_ref()?, &context.env)?;
     for note in plan.notes() {

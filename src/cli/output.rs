@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Context;
 use super::escape::{self, one_line};
 use super::exit::{FAILED, Failure, OK, failure};
+use crate::session::request::Show;
 
 /// Prints a result: the value as JSON, or its lines of text.
 pub(super) fn print_result(
@@ -162,6 +163,11 @@ pub(super) fn progress_bar(what: &str, silent: bool, total: u64) -> ProgressBar 
         // A plain bar will do.
         Err(_) => bar,
     }
+}
+
+/// Makes the progress bars of a mount. None if nothing is to be said.
+pub(super) fn show(context: &Context) -> Option<Show> {
+    if context.silent { None } else { Some(|what| progress_bar(what, false, 0)) }
 }
 
 /// A progress bar for a number of things.

@@ -111,6 +111,7 @@ pub(super) fn run_shell(args: ShellArgs, context: &Context) -> Result<u8, Failur
 fn go(args: SpaceArgs, job: Job, rcc_codes: bool, context: &Context) -> Result<u8, Failure> {
     let mut mount = args.mount.request;
     mount.choice.build &= !context.rcc.no_build;
+    mount.show = output::show(context);
     if let Some(name) = args.name {
         mount.space = Some(name);
     }

@@ -63,7 +63,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     choice.conda.extend(args.files);
     choice.build &= !context.rcc.no_build;
     let request = VariablesRequest {
-        mount: MountRequest { library: args.library, space: args.space, choice, ..MountRequest::default() },
+        mount: MountRequest {
+            library: args.library,
+            space: args.space,
+            choice,
+            show: output::show(context),
+            ..MountRequest::default()
+        },
         activation: context.rcc.managed(args.activation),
         no_mount: args.no_mount,
         force: args.force,

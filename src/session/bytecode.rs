@@ -23,7 +23,7 @@ use crate::activate::Facts;
 use crate::library::LibraryError;
 use crate::library::bytecode::Bytecode;
 use crate::library::bytecode::build::{self, sources};
-use crate::library::index::{Index, NodeId};
+use crate::library::index::{Index, NodeId, NodeKind};
 use crate::space::SpaceError;
 use crate::sys::{plain, thread, tree};
 
@@ -124,7 +124,12 @@ fn compile_in(
     let chunks: Vec<&[(NodeId, PathBuf)]> = paths.chunks(AT_ONCE).collect();
     let (failed, tag) = (AtomicU32::new(0), Mutex::new(String::new()));
     let cache = plan.env.cache_dir();
-    let written = build::write(&cache, &index.catalog_sha256(), |builder| {
+    let size = |id: &NodeId| match index.node(*id).map(|node| node.kind) {
+        Ok(NodeKind::File { size, .. }) => size,
+        _ => 0,
+    };
+    let bytes = sources.iter().map(size).sum();
+    let written = build::write(&cache, &index.catalog_sha256(), bytes, |builder| {
         let builder = Mutex::new(builder);
         let take = |(id, path): &(NodeId, PathBuf), python_tag: &str, content: Option<&[u8]>| {
             done(1);

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressStyle;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -23,6 +24,12 @@ use crate::sys::{log_file, process, surroundings};
 /// How long a start may take, if the lock timeout is not longer. A start takes milliseconds, or seconds if a large catalog
 /// has to be compiled.
 const STARTING: Duration = Duration::from_secs(20);
+
+/// A start that takes longer is shown on a terminal: a large catalog is compiled, or a lock is waited for.
+const UNUSUAL: Duration = Duration::from_millis(400);
+
+/// How often that changes.
+const TICK: Duration = Duration::from_millis(100);
 
 /// How long to wait for a killed child.
 const DYING: Duration = Duration::from_secs(1);
@@ -59,7 +66,23 @@ pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> R
 fn wait(read: OwnedFd, plan: &MountPlan, child: Pid) -> Result<Mounted, Error> {
     // Longer than the lock timeout, so that the child can report which lock it did not get.
     let deadline = Instant::now() + plan.lock_timeout.max(STARTING) + DYING;
-    let received = process::read_until(read, deadline).map_err(Error::os(plan.state_dir(), "read"))?;
+    // There is no thread for the bar, because the caller may fork again.
+    let mut bar = None;
+    let received = process::read_waiting(read, deadline, UNUSUAL, &mut || {
+        let Some(show) = plan.request.show else { return Duration::MAX };
+        let bar = bar.get_or_insert_with(|| {
+            let bar = show("mounting");
+            bar.set_style(ProgressStyle::default_spinner());
+            bar
+        });
+        bar.set_message(format!("mounting, {} s", bar.elapsed().as_secs()));
+        bar.tick();
+        TICK
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let received = received.map_err(Error::os(plan.state_dir(), "read"))?;
     let Some(received) = received else {
         let error = Error::no_answer(
             plan.space.mountpoint.clone(),

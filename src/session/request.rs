@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
+
 use super::choice::{Choice, Composed};
 use crate::blueprint::robot::Robot;
 use crate::library::catalogs::CatalogName;
@@ -19,9 +21,15 @@ use crate::space::home::Env;
 use crate::space::path::SpacePath;
 use crate::space::run::Extra;
 
+/// Makes a progress bar with a name.
+pub type Show = fn(&'static str) -> ProgressBar;
+
 /// A mount, as the user typed it. The comments of the fields are the help of `holofs mount`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct MountRequest {
+    /// Makes the progress bar of long work, with its name. None for no bar.
+    #[arg(skip)]
+    pub show: Option<Show>,
     /// A hololib, a hololib.zip, a ROBOCORP_HOME, a shared holotree, or `auto` for rcc's own [default: auto]
     #[arg(requires = "space")]
     pub library: Option<OsString>,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -143,7 +144,12 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
     tracing::info!(%error, "restoring instead of mounting");
     let never = AtomicBool::new(false);
     let wishes = Wishes { jobs: process::processors(), cancel: &never };
-    let restored = restore(plan, &wishes, &Silent)?;
+    let bar = plan.request.show.map(|show| show("restoring"));
+    let restored = restore(plan, &wishes, &Bar(bar.as_ref()));
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let restored = restored?;
     let reflink = match restored.no_reflink {
         None => ReflinkProbe { supported: restored.reflink, reason: String::new() },
         Some(reason) => ReflinkProbe { supported: false, reason },
@@ -168,13 +174,21 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
     })
 }
 
-/// Shows no progress.
-struct Silent;
+/// A progress bar, if one is wanted.
+struct Bar<'b>(Option<&'b ProgressBar>);
 
-impl Progress for Silent {
-    fn total(&self, _files: u64, _bytes: u64) {}
+impl Progress for Bar<'_> {
+    fn total(&self, _files: u64, bytes: u64) {
+        if let Some(bar) = self.0 {
+            bar.set_length(bytes);
+        }
+    }
 
-    fn made(&self, _bytes: u64) {}
+    fn made(&self, bytes: u64) {
+        if let Some(bar) = self.0 {
+            bar.inc(bytes);
+        }
+    }
 }
 
 /// How files get their bytes, and whether reflinks are possible.

@@ -200,13 +200,31 @@ pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Op
 /// # Errors
 /// Those of poll(2) and read(2).
 pub fn read_until(pipe: OwnedFd, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+    read_waiting(pipe, deadline, Duration::MAX, &mut || Duration::MAX)
+}
+
+/// As [`read_until`]. Calls `waiting` when nothing has come for the time `first`, and then each time after what it returned.
+///
+/// # Errors
+/// As [`read_until`].
+pub fn read_waiting(
+    pipe: OwnedFd,
+    deadline: Instant,
+    first: Duration,
+    waiting: &mut dyn FnMut() -> Duration,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut patience = first;
     let mut pipe = File::from(pipe);
     let mut all = Vec::new();
     let mut piece = [0; 4096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        let timeout = Timespec::try_from(left.min(patience)).map_err(io::Error::other)?;
         match rustix::event::poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) if patience < left => {
+                patience = waiting();
+                continue;
+            }
             Ok(0) => return Ok(None),
             Err(Errno::INTR) => continue,
             ready => ready?,

@@ -21,30 +21,6 @@ use crate::common::{Library, MOTHER_TIME, World, files_below, fixture, rcc, sh};
 const A: &str = "adb8c26db4d86a93";
 const B: &str = "4ef4502d7023d413";
 
-/// Defines two tests: here, and as an ordinary user if root runs the tests.
-macro_rules! by_both_users {
-    ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
-        $(#[doc = $doc])*
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-
-            fn body() $body
-
-            #[test]
-            fn here() {
-                body();
-            }
-
-            #[test]
-            fn as_ordinary_user() {
-                use $crate::common::as_user::{Who, again};
-                again(concat!(module_path!(), "::as_ordinary_user"), Who::OrdinaryUser, false, body);
-            }
-        }
-    )+};
-}
-
 fn args<'a>(home: &'a Path, space: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut all = vec!["restore", home.to_str().unwrap(), space];
     all.extend(more);

@@ -14,7 +14,6 @@ Prepare Changes
 
 *** Test Cases ***
 Goal: See what was changed, mounted and unmounted.
-    Skip Without    diff
     Step    holofs diff demo
     Must Have    A${SPACE}new.txt
     Must Have    M${SPACE}readme.txt
@@ -29,7 +28,6 @@ Goal: See what was changed, mounted and unmounted.
     Refused    holofs diff nobody    6    no such space
 
 Goal: See what a mount did.
-    Skip Without    stats
     Step    cat ${PATH}/bin/random.bin > /dev/null
     Step    holofs stats demo
     Step    holofs stats demo --json
@@ -38,7 +36,6 @@ Goal: See what a mount did.
     Refused    holofs stats nobody    6    no such space
 
 Goal: Fork a space with its changes.
-    Skip Without    fork
     Step    holofs fork demo copy
     Step    holofs mount auto copy
     ${copy}=    Strip String    ${STDOUT}
@@ -47,7 +44,6 @@ Goal: Fork a space with its changes.
     Step    holofs unmount copy
 
 Goal: Keep the changes as a new environment.
-    Skip Without    commit
     Create File    ${WORLD}/more.yaml    channels:\n- conda-forge\ndependencies:\n- python=3.11\n- more\n
     Step    holofs commit demo --blueprint more.yaml
     Step    holofs mount auto more --conda more.yaml
@@ -58,7 +54,6 @@ Goal: Keep the changes as a new environment.
     Step    holofs unmount more
 
 Goal: Undo the changes of a mounted space.
-    Skip Without    reset
     Step    holofs reset demo --dry-run
     Must Have    new.txt
     Must Exist    ${PATH}/new.txt
@@ -73,7 +68,6 @@ Goal: Undo the changes of a mounted space.
     Must Be Empty
 
 Goal: Delete a space.
-    Skip Without    delete
     Step    holofs unmount demo
     Step    holofs delete demo
     Step    holofs list

@@ -6,7 +6,6 @@ Suite Teardown    Clean World
 
 *** Test Cases ***
 Goal: Examine this machine.
-    Skip Without    doctor
     ${code}    ${output}    ${errors}=    Run Command    holofs doctor    ${WORLD}    ${EMPTY}    ${{[]}}
     # 0: fine, 1: warnings
     Should Be True    ${code} in (0, 1)    ${output}${errors}

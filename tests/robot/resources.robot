@@ -78,8 +78,3 @@ Refused
     Should Match Regexp    ${USED}    ^holofs: .{10,}
     Should Contain    ${USED}    ${SPACE}${SPACE}try:${SPACE}
     Must Have    ${why}
-
-Skip Without
-    [Arguments]    ${command}
-    ${has}=    Has Command    ${command}
-    Skip If    not ${has}    holofs has no command ${command}

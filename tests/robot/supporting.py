@@ -68,12 +68,6 @@ def fuse_is_available():
     return os.path.exists("/dev/fuse") and shutil.which("fusermount3") is not None
 
 
-def has_command(name):
-    """Whether this holofs has a command."""
-    done = subprocess.run([os.environ["HOLOFS"], "help", name], capture_output=True, check=False)
-    return done.returncode == 0
-
-
 def write_robot(directory):
     """A robot with a task, whose environment is that of `conda.yaml` in it."""
     robot = Path(directory)

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::library::catalog::CatalogError;
+use crate::record::RecordError;
 use crate::sys::thread::Panicked;
 
 fn enoent() -> io::Error {

@@ -58,6 +58,8 @@ pub struct Written {
 pub struct Builder<'f> {
     out: BufWriter<&'f mut File>,
     at: u64,
+    /// The largest `at`.
+    most: u64,
     entries: Vec<(Entry, Vec<u8>)>,
 }
 
@@ -65,7 +67,7 @@ impl Builder<'_> {
     /// Adds the bytecode of a source.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or there is too much bytecode.
     pub fn add(&mut self, source: NodeId, source_name: &[u8], tag: &str, content: &[u8]) -> io::Result<()> {
         let too_large = |_| io::Error::other("more than 4 GiB of bytecode of one source");
         let size = u32::try_from(content.len()).map_err(too_large)?;
@@ -77,6 +79,9 @@ impl Builder<'_> {
         entry.size.set(size);
         entry.at.set(self.at);
         entry.digest = digest;
+        if self.at + u64::from(size) > self.most {
+            return Err(io::Error::other(format!("the bytecode is larger than {} bytes", self.most)));
+        }
         self.out.write_all(content)?;
         self.at += u64::from(size);
         self.entries.push((entry, name_of(source_name, tag)));
@@ -120,13 +125,20 @@ impl Builder<'_> {
     }
 }
 
-/// Replaces the bytecode of a catalog by what `fill` adds, in one step.
+/// The most bytecode of sources of so many bytes: the compiler is a program of the environment, which must not fill the
+/// disk. CPython's bytecode is about as large as its source.
+fn most_of(sources: u64) -> u64 {
+    sources.saturating_mul(8).saturating_add(64 << 20)
+}
+
+/// Replaces the bytecode of a catalog by what `fill` adds, in one step. `sources` is the sum of the sizes of the sources.
 ///
 /// # Errors
 /// That of `fill`, and when the cache cannot be written. The old bytecode stays.
 pub fn write<E: From<LibraryError>>(
     cache_dir: &Path,
     catalog_sha256: &[u8; 32],
+    sources: u64,
     fill: impl FnOnce(&mut Builder<'_>) -> Result<(), E>,
 ) -> Result<Written, E> {
     let (dir, name) = (dir(cache_dir), file_name(Hex(catalog_sha256)));
@@ -138,7 +150,8 @@ pub fn write<E: From<LibraryError>>(
         let filled = || -> Result<Written, E> {
             file.write_all(&[0; HEADER_SIZE]).map_err(failed)?;
             let out = BufWriter::with_capacity(1 << 20, file);
-            let mut builder = Builder { out, at: HEADER_SIZE as u64, entries: Vec::new() };
+            let mut builder =
+                Builder { out, at: HEADER_SIZE as u64, most: most_of(sources), entries: Vec::new() };
             fill(&mut builder)?;
             builder.finish(catalog_sha256).map_err(failed)
         };

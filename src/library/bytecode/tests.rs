@@ -9,7 +9,7 @@ use crate::library::digest::{DigestKind, Hasher};
 const CATALOG: [u8; 32] = [7; 32];
 
 fn made(cache: &Path) -> Bytecode {
-    let written = write::<LibraryError>(cache, &CATALOG, |builder| {
+    let written = write::<LibraryError>(cache, &CATALOG, 10, |builder| {
         // In any order, and with equal contents.
         for (source, name, content) in
             [(9, "b.py", "bb"), (4, "a.py", "aaa"), (5, "a_b.py", "aaa"), (12, "c.py", "")]
@@ -44,6 +44,25 @@ fn bytecode_is_found_by_source_and_by_name() {
     }
     assert!(bytecode.content(&Hasher::digest(DigestKind::Sip128, b"x")).is_none());
     assert!(bytecode.content(&Hasher::digest(DigestKind::Sha256, b"aaa")).is_none());
+}
+
+#[test]
+fn more_bytecode_than_the_sources_can_give_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = made(dir.path()).file.metadata().unwrap().len();
+    let mut added = 0;
+    let written = write::<LibraryError>(dir.path(), &CATALOG, 1000, |builder| {
+        let megabyte = vec![7; 1 << 20];
+        for source in 0..100 {
+            let done = builder.add(NodeId(source), b"a.py", "cpython-311", &megabyte);
+            done.map_err(LibraryError::io("x"))?;
+            added += 1;
+        }
+        Ok(())
+    });
+    assert!(written.unwrap_err().to_string().contains("larger than"), "{added}");
+    assert_eq!(added, 64);
+    assert_eq!(Bytecode::open(dir.path(), &CATALOG).unwrap().unwrap().file.metadata().unwrap().len(), good);
 }
 
 #[test]
@@ -90,7 +109,7 @@ fn damaged_and_foreign_files_are_refused() {
 fn failed_build_leaves_the_old_bytecode() {
     let cache = tempfile::tempdir().unwrap();
     drop(made(cache.path()));
-    let failed = write::<LibraryError>(cache.path(), &CATALOG, |_| {
+    let failed = write::<LibraryError>(cache.path(), &CATALOG, 0, |_| {
         Err(LibraryError::io("python")(io::Error::other("it died")))
     });
     assert_eq!(failed.unwrap_err().to_string(), "python: it died");

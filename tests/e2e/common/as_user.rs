@@ -48,25 +48,42 @@ macro_rules! for_both_users {
                 body();
             }
 
-            #[test]
-            fn as_ordinary_user() {
-                use $crate::common::as_user::{Who, again};
-                again(concat!(module_path!(), "::as_ordinary_user"), Who::OrdinaryUser, false, body);
-            }
-
-            #[test]
-            fn by_passthrough() {
-                use $crate::common::as_user::{Who, again};
-                again(concat!(module_path!(), "::by_passthrough"), Who::Us, true, body);
-            }
-
-            #[test]
-            fn by_mount_helper() {
-                use $crate::common::as_user::{Who, again};
-                again(concat!(module_path!(), "::by_mount_helper"), Who::OrdinaryUser, true, body);
-            }
+            test_as!(as_ordinary_user, OrdinaryUser, false);
+            test_as!(by_passthrough, Us, true);
+            test_as!(by_mount_helper, OrdinaryUser, true);
         }
     )+};
+}
+
+/// Defines two tests: here, and as an ordinary user if root runs the tests. For what mounts nothing.
+macro_rules! by_both_users {
+    ($($(#[doc = $doc:literal])* fn $name:ident() $body:block)+) => {$(
+        $(#[doc = $doc])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn body() $body
+
+            #[test]
+            fn here() {
+                body();
+            }
+
+            test_as!(as_ordinary_user, OrdinaryUser, false);
+        }
+    )+};
+}
+
+/// A test that runs the function `body` again, as another user or in another I/O mode.
+macro_rules! test_as {
+    ($name:ident, $who:ident, $passthrough:literal) => {
+        #[test]
+        fn $name() {
+            use $crate::common::as_user::{Who, again};
+            again(concat!(module_path!(), "::", stringify!($name)), Who::$who, $passthrough, body);
+        }
+    };
 }
 
 /// Whether this process runs as root.
