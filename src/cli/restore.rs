@@ -15,7 +15,6 @@ use crate::session::choice::Choice;
 use crate::session::request::{MountPlan, MountRequest};
 use crate::session::restore::{Restored, Wishes, restore};
 use crate::settings::{Flags, RestoreStrategy};
-use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -46,7 +45,7 @@ pub(super) struct Args {
     /// How files get their bytes [default: smart]
     #[arg(long, visible_alias = "holotree-strategy", value_name = "smart|reflink|hardlink|copy", value_parser = strategy)]
     strategy: Option<RestoreStrategy>,
-    /// Number of threads [default: one for each processor]
+    /// Number of threads [default: 8 for each processor, at most 32]
     #[arg(long, value_name = "N", value_parser = threads)]
     jobs: Option<usize>,
     /// Print how many files got their bytes in which way
@@ -116,7 +115,7 @@ pub(super) fn restore_with_bar(
 ) -> Result<Restored, Failure> {
     let cancel = cancel_on_signals()?;
     let bar = Bar(output::progress_bar("restoring", context.silent, 0));
-    let wishes = Wishes { jobs: jobs.unwrap_or_else(process::processors), cancel: &cancel };
+    let wishes = Wishes { jobs, cancel: &cancel };
     let restored = restore(plan, &wishes, &bar);
     bar.0.finish_and_clear();
     Ok(restored?)

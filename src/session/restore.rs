@@ -1,7 +1,7 @@
 //! `holofs restore`: decides where and how an environment is restored, takes rcc's locks, and writes what rcc reads.
 //!
-//! Order: the index, then rcc's locks, then the tree, and `.meta` last, so that a `.meta` never tells of a tree that is not
-//! there. rcc holds `global.lck` alone for everything that it does with a library. A restore shares it, if it is free, with
+//! Order: the index, then rcc's locks, then the tree, and the name of `.meta` last, so that a `.meta` never tells of a tree
+//! that is not there. A thread writes its content while others make the tree. rcc holds `global.lck` alone for everything that it does with a library. A restore shares it, if it is free, with
 //! other restores of holofs: then `rcc holotree import` does not write to blobs meanwhile. It does not wait for it, because
 //! rcc holds it for as long as it builds an environment.
 //!
@@ -39,13 +39,13 @@ use crate::restore::report::Report;
 use crate::restore::{self, Progress, Restore, Sharing};
 use crate::settings::{Fallback, RestoreStrategy, Strategy};
 use crate::space::held::Kept;
-use crate::space::meta::{self, MetaLock};
+use crate::space::meta::{self, MetaLock, StagedMeta};
 use crate::space::mountpoint::open_base;
 use crate::space::path::resolved;
 use crate::space::run::read_run;
 use crate::space::{MountpointProblem, SpaceError, lock, state};
 use crate::sys::guarded::{self, Access, Dir, GuardedError, Problem, Trust};
-use crate::sys::{filesystem, mountinfo, plain, process};
+use crate::sys::{filesystem, mountinfo, plain, process, thread};
 
 /// What a restore did. The keys of `holofs restore --json`.
 #[derive(Debug, Serialize)]
@@ -77,8 +77,8 @@ pub struct Restored {
 /// What the user can choose about a restore besides the place.
 #[derive(Debug)]
 pub struct Wishes<'a> {
-    /// The number of threads.
-    pub jobs: usize,
+    /// The number of threads, if the user has chosen one.
+    pub jobs: Option<usize>,
     /// Ends the restore when it is set.
     pub cancel: &'a AtomicBool,
 }
@@ -104,9 +104,13 @@ pub fn restore(
     let changes = Kept::of(&plan.state_dir())?.map(|_| plan.state_dir().join("upper"));
     // Files are created with their modes, and directories with rcc's.
     let umask = rustix::process::umask(Mode::empty());
-    let done = restore_to(plan, &index, &base, umask.bits(), wishes, progress);
+    let stage = || stage_meta(plan, &index, &base, umask.bits());
+    let (done, staged) =
+        thread::beside("meta", stage, || restore_to(plan, &index, &base, umask.bits(), wishes, progress));
     let restored = done.and_then(|(report, how)| {
-        tell_rcc(plan, &index, &base, umask.bits())?;
+        // Before that, rcc would trust a list of files that are not there.
+        staged??.publish()?;
+        tell_rcc(plan, &base, umask.bits())?;
         restore::settle(&base, plan.space.identity.as_str()).map_err(|source| in_space(plan, source))?;
         Ok(Restored {
             path: plan.space.mountpoint.clone(),
@@ -143,7 +147,7 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
     }
     tracing::info!(%error, "restoring instead of mounting");
     let never = AtomicBool::new(false);
-    let wishes = Wishes { jobs: process::processors(), cancel: &never };
+    let wishes = Wishes { jobs: None, cancel: &never };
     let bar = plan.request.show.map(|show| show("restoring"));
     let restored = restore(plan, &wishes, &Bar(bar.as_ref()));
     if let Some(bar) = bar {
@@ -172,6 +176,15 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         restored: Some(error.to_string()),
         set_aside: None,
     })
+}
+
+/// Each thread waits for the disk of the library for most of its time, if the blobs are not in the page cache: they are small
+/// files in directories of their own. So there are more threads than processors. See "Restores" in docs/PERFORMANCE.md.
+fn jobs() -> usize {
+    const FOR_EACH: usize = 8;
+    const MOST: usize = 32;
+    let processors = process::processors();
+    processors.max((processors * FOR_EACH).min(MOST))
 }
 
 /// A progress bar, if one is wanted.
@@ -228,7 +241,7 @@ fn restore_to(
         source: &source,
         sharing: &how.sharing,
         dir_mode: 0o750 & !umask,
-        jobs: wishes.jobs,
+        jobs: wishes.jobs.unwrap_or_else(jobs),
         cancel: wishes.cancel,
         progress,
     };
@@ -337,12 +350,22 @@ fn known(plan: &MountPlan) -> Known {
     }
 }
 
-/// Writes the files beside the space, and the usage mark in the library.
-fn tell_rcc(plan: &MountPlan, index: &Index, base: &Dir, umask: u32) -> Result<(), Error> {
+/// Writes the list of files beside the space, for rcc, without giving it its name. This takes about as long as a hundredth
+/// of the files, and then waits for the disk.
+fn stage_meta<'d>(
+    plan: &MountPlan,
+    index: &Index,
+    base: &'d Dir,
+    umask: u32,
+) -> Result<StagedMeta<'d>, Error> {
     let library = &plan.location.library;
     let place = PathBuf::from(library.catalog_place(&plan.catalog));
     let packed = library.open_catalog(&plan.catalog).map_err(SpaceError::io(&place))?;
-    meta::write_meta(base, &plan.space, packed, &Hex(&index.catalog_sha256()).to_string(), umask)?;
+    Ok(meta::stage_meta(base, &plan.space, packed, &Hex(&index.catalog_sha256()).to_string(), umask)?)
+}
+
+/// Counts the use of the space, and renews the usage mark in the library.
+fn tell_rcc(plan: &MountPlan, base: &Dir, umask: u32) -> Result<(), Error> {
     meta::append_use(base, &plan.space, umask)?;
     if let Err(error) = plan.touch_usage() {
         tracing::debug!(%error, "the usage mark in the library is not renewed");

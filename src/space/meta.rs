@@ -24,7 +24,9 @@ use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
 use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};
-use crate::sys::guarded::{self, Access, Dir, Durability, GuardedError, Problem, Replace, Trust, Writers};
+use crate::sys::guarded::{
+    self, Access, Dir, Durability, GuardedError, Problem, Replace, Staged, Trust, Writers,
+};
 
 /// The path of the file beside the space's directory with this ending.
 #[must_use]
@@ -164,10 +166,11 @@ pub fn write_stub(
 ) -> Result<(), SpaceError> {
     let CatalogInfo { rcc, platform, blueprint, .. } = catalog.clone();
     let header = Header { rcc, platform, blueprint, ..names(space) };
-    write_both(base, space, umask, Durability::CacheOnly, |out| {
+    let staged = stage_both(base, space, umask, Durability::CacheOnly, |out| {
         write::write_empty(&header, out)?;
         Ok(header)
-    })
+    })?;
+    staged.publish()
 }
 
 /// Writes `D.meta` and `D.meta.info` from the stored bytes of the catalog with this digest. Reads them once, with memory that
@@ -182,8 +185,22 @@ pub fn write_meta(
     catalog_sha256: &str,
     umask: u32,
 ) -> Result<(), SpaceError> {
+    stage_meta(base, space, packed, catalog_sha256, umask)?.publish()
+}
+
+/// As [`write_meta`], but the files get their names later, by [`StagedMeta::publish`]. The caller holds `D.lck` until then.
+///
+/// # Errors
+/// As [`write_meta`].
+pub fn stage_meta<'d>(
+    base: &'d Dir,
+    space: &SpacePath,
+    packed: impl Read,
+    catalog_sha256: &str,
+    umask: u32,
+) -> Result<StagedMeta<'d>, SpaceError> {
     let mut packed = Summed { from: packed.take(MAX_FILE), sum: Sha256::new() };
-    write_both(base, space, umask, Durability::Data, |out| {
+    stage_both(base, space, umask, Durability::Data, |out| {
         let header = header::rewrite(&mut packed, names(space), out)?;
         io::copy(&mut packed, &mut io::sink())?;
         if Hex(&packed.sum.finalize()).to_string() != catalog_sha256 {
@@ -191,6 +208,26 @@ pub fn write_meta(
         }
         Ok(header)
     })
+}
+
+/// A `D.meta` and a `D.meta.info` that are written and have no names yet.
+#[derive(Debug)]
+pub struct StagedMeta<'d> {
+    meta: (PathBuf, Staged<'d>),
+    info: (PathBuf, Staged<'d>),
+}
+
+impl StagedMeta<'_> {
+    /// Gives the files their names.
+    ///
+    /// # Errors
+    /// When they cannot be renamed.
+    pub fn publish(self) -> Result<(), SpaceError> {
+        for (path, staged) in [self.meta, self.info] {
+            staged.publish().map_err(|source| SpaceError::Io { path, source })?;
+        }
+        Ok(())
+    }
 }
 
 /// Computes the digest of what is read.
@@ -219,34 +256,39 @@ fn names(space: &SpacePath) -> Header {
 }
 
 /// Writes `D.meta` with the text that `fill` writes, and `D.meta.info` with the header alone, which `fill` returns.
-fn write_both(
-    base: &Dir,
+fn stage_both<'d>(
+    base: &'d Dir,
     space: &SpacePath,
     umask: u32,
     durability: Durability,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<Header>,
-) -> Result<(), SpaceError> {
+) -> Result<StagedMeta<'d>, SpaceError> {
     let mut header = Header::default();
-    replace(base, &name_beside(space, ".meta"), umask, durability, |file| {
+    let meta = stage(base, &name_beside(space, ".meta"), umask, durability, |file| {
         let mut out = write::gzip(BufWriter::new(file));
         header = fill(&mut out)?;
         out.finish()?.flush()
     })?;
-    replace(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
+    let info = stage(base, &name_beside(space, ".meta.info"), umask, durability, |file| {
         write::write_info(&header, file)
-    })
+    })?;
+    Ok(StagedMeta { meta, info })
 }
 
-/// Replaces a file beside the space's directory.
-fn replace(
-    base: &Dir,
+/// Writes the new content of a file beside the space's directory.
+fn stage<'d>(
+    base: &'d Dir,
     name: &OsStr,
     umask: u32,
     durability: Durability,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> Result<(), SpaceError> {
+) -> Result<(PathBuf, Staged<'d>), SpaceError> {
     let how = Replace { mode: 0o666 & !umask, writers: Writers::One, durability };
-    base.replace(name, how, fill).map_err(|source| SpaceError::Io { path: base.path().join(name), source })
+    let path = base.path().join(name);
+    match base.stage(name, how, fill) {
+        Ok(staged) => Ok((path, staged)),
+        Err(source) => Err(SpaceError::Io { path, source }),
+    }
 }
 
 /// Counts a use of the space in `D.use`. The size of the file is the count, its mtime the time of the last use.

@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::errno_of;
-pub use replace::{Durability, PART, Replace, Writers, replace};
+pub use replace::{Durability, PART, Replace, Staged, Writers, replace};
 
 /// How often opening and creating a file are tried in turn. Somebody else may create and remove the file each time.
 const ATTEMPTS: u32 = 100;

@@ -78,6 +78,23 @@ pub fn for_each<T: Sync, S, E: Send + From<Panicked>>(
     failed.into_inner().map_or(Ok(()), Err)
 }
 
+/// Calls `other` on a new thread and `this` on the caller's, at the same time. If no thread can be had, `other` comes last.
+pub fn beside<T, U: Send>(
+    name: &str,
+    other: impl Fn() -> U + Sync,
+    this: impl FnOnce() -> T,
+) -> (T, Result<U, Panicked>) {
+    std::thread::scope(|scope| {
+        match std::thread::Builder::new().name(name.into()).spawn_scoped(scope, &other) {
+            Ok(thread) => (this(), thread.join().map_err(|_| Panicked)),
+            Err(error) => {
+                tracing::debug!(%error, name, "no thread can be started");
+                (this(), Ok(other()))
+            }
+        }
+    })
+}
+
 /// How many more threads can be started, up to `wanted`. Starts them to find out.
 #[must_use]
 pub fn obtainable(wanted: usize) -> usize {

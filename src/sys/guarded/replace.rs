@@ -48,6 +48,42 @@ pub struct Replace {
 /// In the name of every temporary file. rcc's temporary files have it too.
 pub const PART: &str = ".part#";
 
+/// A new content that is written and has no name yet. Dropping it removes it.
+#[derive(Debug)]
+pub struct Staged<'d> {
+    dir: &'d Dir,
+    temporary: Option<OsString>,
+    name: OsString,
+    durability: Durability,
+}
+
+impl Staged<'_> {
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// Those of rename(2), and of fsync(2) for [`Durability::DataAndName`].
+    pub fn publish(mut self) -> io::Result<()> {
+        if let Some(temporary) = &self.temporary {
+            self.dir.rename(temporary, &self.name)?;
+            self.temporary = None;
+        }
+        if self.durability == Durability::DataAndName {
+            self.dir.sync()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(temporary) = self.temporary.take()
+            && let Err(error) = self.dir.remove_file(&temporary)
+        {
+            tracing::debug!(%error, "a temporary file is left behind");
+        }
+    }
+}
+
 impl Dir {
     /// Replaces `name` in this directory by a file that `fill` writes.
     ///
@@ -59,20 +95,31 @@ impl Dir {
         how: Replace,
         fill: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.stage(name, how, fill)?.publish()
+    }
+
+    /// The first half of [`Dir::replace`]: everything but the name.
+    ///
+    /// # Errors
+    /// Those of `fill`, open(2) and fsync(2).
+    pub fn stage(
+        &self,
+        name: &OsStr,
+        how: Replace,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Staged<'_>> {
         let (temporary, mut file) = self.create_temporary(name, how)?;
-        let replaced = fill(&mut file)
-            .and_then(|()| if how.durability >= Durability::Data { file.sync_data() } else { Ok(()) })
-            .and_then(|()| Ok(self.rename(&temporary, name)?));
-        if let Err(error) = replaced {
-            if let Err(error) = self.remove_file(&temporary) {
-                tracing::debug!(%error, "a temporary file is left behind");
-            }
-            return Err(error);
+        let staged = Staged {
+            dir: self,
+            temporary: Some(temporary),
+            name: name.to_owned(),
+            durability: how.durability,
+        };
+        fill(&mut file)?;
+        if how.durability >= Durability::Data {
+            file.sync_data()?;
         }
-        if how.durability == Durability::DataAndName {
-            self.sync()?;
-        }
-        Ok(())
+        Ok(staged)
     }
 
     fn create_temporary(&self, name: &OsStr, how: Replace) -> io::Result<(OsString, File)> {
