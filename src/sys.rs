@@ -9,6 +9,7 @@ pub mod fd;
 pub mod filesystem;
 pub mod fuse_mount;
 pub mod guarded;
+pub mod in_flight;
 pub mod log_file;
 pub mod mountinfo;
 pub mod order;
