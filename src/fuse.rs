@@ -13,6 +13,7 @@ mod reply;
 mod requests;
 mod workers;
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
 use fuser::{InitFlags, KernelConfig, Notifier};
@@ -55,9 +56,25 @@ impl Adapter {
     #[must_use]
     pub fn new(fs: Arc<Fs>, loops: usize, offer: Option<Offer>, serving: Serving) -> Self {
         let stack_depth = offer.as_ref().map_or(0, |offer| offer.stack_depth);
-        let passthrough = offer.map(|offer| Passthrough::new(offer.backings, offer.notifier));
+        let passthrough = offer.map(|offer| {
+            Passthrough::new(offer.backings, offer.notifier, Arc::clone(fs.namespace().handoff()))
+        });
         let workers = Workers::new(Mount { fs, passthrough }, loops);
         Self { workers, stack_depth, _serving: serving }
+    }
+
+    /// Takes over the open files from a worker that died. `devices` are the descriptors from which it read requests. Called
+    /// before the kernel sends the requests again that it had not answered.
+    pub fn take_over(&self, devices: &[BorrowedFd<'_>]) {
+        let mount = self.workers.mount();
+        let Some(modes) = &mount.passthrough else { return };
+        mount.materializer().keep_relocated();
+        let unused = modes.take_over(devices);
+        self.workers.in_background(move |mount| {
+            if let Some(modes) = &mount.passthrough {
+                modes.give_back_all(unused);
+            }
+        });
     }
 
     /// Asks the kernel for its capabilities. The mount works without each of them.

@@ -16,6 +16,7 @@ pub mod staging;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
@@ -116,6 +117,8 @@ pub struct Materializer {
     in_progress: Mutex<HashMap<NodeId, Arc<Mutex<()>>>>,
     /// Relocated files that [`Materializer::file`] handed out. A leaf lock.
     handed: Mutex<HashSet<NodeId>>,
+    /// An earlier process may have handed out any relocated file.
+    all_handed: AtomicBool,
     metrics: Arc<Metrics>,
     on_bad_blob: Arc<OnBadBlob>,
     /// The files that were read, in the order of their first read. A leaf lock.
@@ -143,6 +146,7 @@ impl Materializer {
             unkept: Mutex::default(),
             in_progress: Mutex::new(HashMap::new()),
             handed: Mutex::default(),
+            all_handed: AtomicBool::new(false),
             metrics,
             on_bad_blob: Arc::default(),
             touched: Mutex::default(),
@@ -259,6 +263,11 @@ impl Materializer {
         self.opened(&lower)
     }
 
+    /// Lets no relocated file become the private copy of a writer: an earlier process may have handed it out.
+    pub fn keep_relocated(&self) {
+        self.all_handed.store(true, Ordering::Relaxed);
+    }
+
     fn opened(&self, lower: &LowerFile<'_>) -> Result<Arc<File>, Error> {
         let file = if lower.is_relocated() {
             let gate = Arc::clone(self.in_progress.lock().entry(lower.node).or_default());
@@ -316,7 +325,9 @@ impl Materializer {
             return self.empty_copy(&lower);
         }
         // A file that was handed out may be mapped, so its bytes must stay the library's.
-        let mine = lower.is_relocated() && !self.handed.lock().contains(&node);
+        let mine = lower.is_relocated()
+            && !self.all_handed.load(Ordering::Relaxed)
+            && !self.handed.lock().contains(&node);
         let promoted = if mine { self.promote(&lower)? } else { None };
         let copy = match promoted {
             Some(copy) => {

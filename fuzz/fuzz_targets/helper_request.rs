@@ -7,13 +7,13 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     for fds in 0..4 {
-        if let Ok(request) = Request::decode(data, fds) {
-            assert_eq!(&request.encode()[..], data);
+        if let Ok((request, sequence)) = Request::decode(data, fds) {
+            assert_eq!(&request.encode(sequence)[..], data);
             assert_eq!(request.opcode().fds(), fds);
         }
     }
-    if let Ok(reply) = Reply::decode(data) {
-        assert_eq!(&reply.encode()[..], data);
+    if let Ok((reply, sequence)) = Reply::decode(data) {
+        assert_eq!(&reply.encode(sequence)[..], data);
     }
     let text = String::from_utf8_lossy(data);
     let _ = FuseConf::parse(&text);

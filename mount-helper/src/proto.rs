@@ -12,8 +12,13 @@
 //! | 6-7 | opcode | opcode of the request, 0 if it was malformed |
 //! | 8-11 | flags (mount) | status |
 //! | 12-15 | version (hello), id (close) | reason (denied), errno (failed), version (hello), id (open) |
-//! | 16-31 | source (mount) | zero |
-//! | 32-319 | source (mount) | |
+//! | 16-23 | sequence number | sequence number of the request, 0 if it was malformed |
+//! | 24-31 | source (mount) | zero |
+//! | 32-327 | source (mount) | |
+//!
+//! The process that asks can be replaced by another one, which uses the same socket, and then finds the reply to a request
+//! that it has not sent. So each request has a sequence number, and its reply has the same. The helper does not look at the
+//! number.
 //!
 //! Invariant: decoding never panics, and accepts a message only if encoding the result gives the same bytes. So a message
 //! cannot contain data that one side ignores.
@@ -27,7 +32,7 @@ pub const REPLY_SIZE: usize = 32;
 /// Longest source of a mount, in bytes.
 pub const SOURCE_SIZE: usize = 304;
 /// Size of the fields before the source.
-const HEAD: usize = 16;
+const HEAD: usize = 24;
 /// Prefix of every source, so that no mount looks like that of a disk.
 const SOURCE_PREFIX: &[u8] = b"holofs:";
 
@@ -203,10 +208,11 @@ struct Raw {
     opcode: u16,
     first: u32,
     second: u32,
+    sequence: u64,
 }
 
 impl Raw {
-    /// Encodes a message with `tail` from byte 16 on.
+    /// Encodes a message with `tail` after the numeric fields.
     fn encode<const SIZE: usize>(self, magic: [u8; 4], tail: &[u8]) -> [u8; SIZE] {
         let mut out = [0; SIZE];
         let fields = [
@@ -215,6 +221,7 @@ impl Raw {
             &self.opcode.to_le_bytes(),
             &self.first.to_le_bytes(),
             &self.second.to_le_bytes(),
+            &self.sequence.to_le_bytes(),
             tail,
         ];
         for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
@@ -226,7 +233,9 @@ impl Raw {
     /// Decodes the numeric fields of a message, and returns the rest.
     fn decode(bytes: &[u8], size: usize, magic: [u8; 4]) -> Result<(Self, &[u8]), ProtoError> {
         let wrong_size = || ProtoError(format!("a message of {} bytes", bytes.len()));
-        let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, ref tail @ ..] = bytes else {
+        let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, n0, n1, n2, n3, n4, n5, n6, n7, ref tail @ ..] =
+            bytes
+        else {
             return Err(wrong_size());
         };
         if bytes.len() != size {
@@ -241,7 +250,9 @@ impl Raw {
         }
         let opcode = u16::from_le_bytes([o0, o1]);
         let first = u32::from_le_bytes([f0, f1, f2, f3]);
-        Ok((Self { opcode, first, second: u32::from_le_bytes([s0, s1, s2, s3]) }, tail))
+        let second = u32::from_le_bytes([s0, s1, s2, s3]);
+        let sequence = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
+        Ok((Self { opcode, first, second, sequence }, tail))
     }
 }
 
@@ -274,31 +285,31 @@ impl Request {
         }
     }
 
-    /// The encoded message.
+    /// The encoded message with a sequence number.
     #[must_use]
-    pub fn encode(&self) -> [u8; REQUEST_SIZE] {
+    pub fn encode(&self, sequence: u64) -> [u8; REQUEST_SIZE] {
         let (first, second, tail) = match self {
             Self::Hello { version } => (0, (*version).into(), &[][..]),
             Self::Mount { flags, source } => (flags.bits(), 0, &source.0[..]),
             Self::BackingOpen => (0, 0, &[][..]),
             Self::BackingClose { id } => (0, id.get(), &[][..]),
         };
-        Raw { opcode: self.opcode() as u16, first, second }.encode(REQUEST, tail)
+        Raw { opcode: self.opcode() as u16, first, second, sequence }.encode(REQUEST, tail)
     }
 
-    /// Decodes a request that was received with `fds` descriptors.
+    /// Decodes a request that was received with `fds` descriptors, and its sequence number.
     ///
     /// # Errors
     /// When the bytes are not a valid request.
-    pub fn decode(bytes: &[u8], fds: usize) -> Result<Self, ProtoError> {
-        let (Raw { opcode, first, second }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
+    pub fn decode(bytes: &[u8], fds: usize) -> Result<(Self, u64), ProtoError> {
+        let (Raw { opcode, first, second, sequence }, tail) = Raw::decode(bytes, REQUEST_SIZE, REQUEST)?;
         let opcode = Opcode::of(opcode)?;
         check_fds(fds, opcode.fds())?;
         if opcode != Opcode::Mount {
             zero(first, "the flags")?;
             blank(tail)?;
         }
-        Ok(match opcode {
+        let request = match opcode {
             Opcode::Hello => Self::Hello { version: version(second)? },
             Opcode::Mount => {
                 zero(second, "the id")?;
@@ -308,7 +319,8 @@ impl Request {
             }
             Opcode::BackingOpen => zero(second, "the id").map(|()| Self::BackingOpen)?,
             Opcode::BackingClose => Self::BackingClose { id: backing_id(second)? },
-        })
+        };
+        Ok((request, sequence))
     }
 }
 
@@ -324,52 +336,55 @@ impl Reply {
         usize::from(*self == Self::Mounted)
     }
 
-    /// The encoded message.
+    /// The encoded reply to the request with a sequence number.
     #[must_use]
-    pub fn encode(&self) -> [u8; REPLY_SIZE] {
-        let done = |opcode: Opcode, second| Raw { opcode: opcode as u16, first: DONE, second };
+    pub fn encode(&self, sequence: u64) -> [u8; REPLY_SIZE] {
+        let raw = |opcode: Opcode, first, second| Raw { opcode: opcode as u16, first, second, sequence };
+        let done = |opcode, second| raw(opcode, DONE, second);
         let raw = match *self {
             Self::Hello { version } => done(Opcode::Hello, version.into()),
             Self::Mounted => done(Opcode::Mount, 0),
             Self::BackingOpened { id } => done(Opcode::BackingOpen, id.get()),
             Self::BackingClosed => done(Opcode::BackingClose, 0),
-            Self::Denied { opcode, reason } => {
-                Raw { opcode: opcode as u16, first: DENIED, second: reason as u32 }
-            }
-            Self::Failed { opcode, errno } => Raw { opcode: opcode as u16, first: FAILED, second: errno },
-            Self::NotUnderstood => Raw { opcode: 0, first: NOT_UNDERSTOOD, second: 0 },
+            Self::Denied { opcode, reason } => raw(opcode, DENIED, reason as u32),
+            Self::Failed { opcode, errno } => raw(opcode, FAILED, errno),
+            Self::NotUnderstood => Raw { opcode: 0, first: NOT_UNDERSTOOD, second: 0, sequence: 0 },
         };
         raw.encode(REPLY, &[])
     }
 
-    /// Decodes a reply.
+    /// Decodes a reply, and the sequence number of its request.
     ///
     /// # Errors
     /// When the bytes are not a valid reply.
-    pub fn decode(bytes: &[u8]) -> Result<Self, ProtoError> {
+    pub fn decode(bytes: &[u8]) -> Result<(Self, u64), ProtoError> {
         let (raw, tail) = Raw::decode(bytes, REPLY_SIZE, REPLY)?;
-        let Raw { opcode: number, first: status, second } = raw;
+        let Raw { opcode: number, first: status, second, sequence } = raw;
         blank(tail)?;
         if status == NOT_UNDERSTOOD {
             zero(number.into(), "the opcode")?;
             zero(second, "the detail")?;
-            return Ok(Self::NotUnderstood);
+            if sequence != 0 {
+                return Err(ProtoError::field("the sequence number"));
+            }
+            return Ok((Self::NotUnderstood, 0));
         }
         let opcode = Opcode::of(number)?;
-        match (status, opcode) {
-            (DONE, Opcode::Hello) => Ok(Self::Hello { version: version(second)? }),
-            (DONE, Opcode::Mount) => zero(second, "the detail").map(|()| Self::Mounted),
-            (DONE, Opcode::BackingOpen) => Ok(Self::BackingOpened { id: backing_id(second)? }),
-            (DONE, Opcode::BackingClose) => zero(second, "the detail").map(|()| Self::BackingClosed),
+        let reply = match (status, opcode) {
+            (DONE, Opcode::Hello) => Self::Hello { version: version(second)? },
+            (DONE, Opcode::Mount) => zero(second, "the detail").map(|()| Self::Mounted)?,
+            (DONE, Opcode::BackingOpen) => Self::BackingOpened { id: backing_id(second)? },
+            (DONE, Opcode::BackingClose) => zero(second, "the detail").map(|()| Self::BackingClosed)?,
             (DENIED, _) => {
                 let reason = Deny::of(second).ok_or_else(|| ProtoError::field("the reason"))?;
-                Ok(Self::Denied { opcode, reason })
+                Self::Denied { opcode, reason }
             }
             // The range of errnos in the kernel.
-            (FAILED, _) if (1..4096).contains(&second) => Ok(Self::Failed { opcode, errno: second }),
-            (FAILED, _) => Err(ProtoError::field("the errno")),
-            (other, _) => Err(ProtoError(format!("unknown status {other}"))),
-        }
+            (FAILED, _) if (1..4096).contains(&second) => Self::Failed { opcode, errno: second },
+            (FAILED, _) => return Err(ProtoError::field("the errno")),
+            (other, _) => return Err(ProtoError(format!("unknown status {other}"))),
+        };
+        Ok((reply, sequence))
     }
 }
 

@@ -31,9 +31,11 @@ pub(crate) fn serve(able: Verdict) -> Result<(), Errno> {
     let mut server = Server { caller, session, fuse: None, views, quota: Quota::default() };
     while let Some(received) = wire::receive::<{ REQUEST_SIZE + 1 }>(stdin())? {
         match Request::decode(received.bytes(), received.fds.len()) {
-            Ok(request) if !received.is_malformed => server.answer(request, received.fds)?,
+            Ok((request, sequence)) if !received.is_malformed => {
+                server.answer(request, sequence, received.fds)?;
+            }
             _ => {
-                wire::send(stdin(), &Reply::NotUnderstood.encode(), None)?;
+                wire::send(stdin(), &Reply::NotUnderstood.encode(0), None)?;
                 return Err(Errno::BADMSG);
             }
         }
@@ -78,14 +80,14 @@ struct Server {
 }
 
 impl Server {
-    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), Errno> {
+    fn answer(&mut self, request: Request, sequence: u64, fds: Vec<OwnedFd>) -> Result<(), Errno> {
         let opcode = request.opcode();
         let reply = match (request, fds.first()) {
             (Request::Hello { version }, _) => {
                 self.session.hello(version).map(|()| Reply::Hello { version: VERSION }).map_err(Refusal::from)
             }
             (Request::Mount { flags, source }, Some(dir)) => match self.mount(flags, &source, dir.as_fd()) {
-                Ok(mount) => return self.hand_over(&mount),
+                Ok(mount) => return self.hand_over(&mount, sequence),
                 Err(refusal) => Err(refusal),
             },
             (Request::BackingOpen, Some(file)) => {
@@ -96,7 +98,7 @@ impl Server {
             (_, None) => return Err(Errno::INVAL),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal.reply(opcode));
-        wire::send(stdin(), &reply.encode(), None)
+        wire::send(stdin(), &reply.encode(sequence), None)
     }
 
     fn mount(
@@ -121,9 +123,9 @@ impl Server {
     }
 
     /// Replies with the FUSE descriptor. If that fails, the mount is unmounted, because it would never be served.
-    fn hand_over(&self, mount: &OwnedFd) -> Result<(), Errno> {
+    fn hand_over(&self, mount: &OwnedFd, sequence: u64) -> Result<(), Errno> {
         let fuse = self.fuse.as_ref().map(AsFd::as_fd);
-        wire::send(stdin(), &Reply::Mounted.encode(), fuse)
+        wire::send(stdin(), &Reply::Mounted.encode(sequence), fuse)
             .or_else(|errno| kernel::undo_mount(mount.as_fd()).and(Err(errno)))
     }
 

@@ -1,7 +1,7 @@
 //! The types that both the protocol and the policy use.
 
 /// The version of the protocol.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Declares [`Deny`] with the number that stands for each reason in messages, and with its text.
 macro_rules! reasons {

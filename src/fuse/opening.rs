@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use fuser::OpenFlags;
+use fuser::{OpenFlags, Request};
 
-use super::passthrough::{Answer, Passthrough};
+use super::passthrough::{Answer, Opened, Passthrough};
 use crate::fs::{Fs, Side};
 use crate::namespace::types::{Attr, Ino, Result};
 
@@ -14,18 +14,21 @@ pub(super) struct Wanted {
     write: bool,
     read_write: bool,
     truncate: bool,
+    /// The number of the request.
+    unique: u64,
     /// Truncation clears the setuid and setgid bits, because the caller is not root.
     drop_setid: bool,
 }
 
 impl Wanted {
-    pub(super) fn new(flags: OpenFlags, uid: u32) -> Self {
+    pub(super) fn new(flags: OpenFlags, request: &Request) -> Self {
         let truncate = flags.0 & libc::O_TRUNC != 0;
         Self {
             write: truncate || flags.0 & libc::O_ACCMODE != libc::O_RDONLY,
             read_write: flags.0 & libc::O_ACCMODE == libc::O_RDWR,
             truncate,
-            drop_setid: truncate && uid != 0,
+            unique: request.unique().0,
+            drop_setid: truncate && request.uid() != 0,
         }
     }
 
@@ -35,8 +38,8 @@ impl Wanted {
     }
 
     /// Answers an open that needs no file to be opened, fetched or copied.
-    pub(super) fn at_once(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Option<Answer>> {
-        if self.write { Ok(None) } else { Ok(modes.join(ino.0, fs.side(ino)?)) }
+    pub(super) fn at_once(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Option<Opened>> {
+        if self.write { Ok(None) } else { modes.join(self.unique, ino.0, fs.side(ino)?) }
     }
 
     /// Whether the open may take long.
@@ -48,31 +51,47 @@ impl Wanted {
     }
 
     /// Opens the backing file of an inode, and counts one more open file.
-    pub(super) fn open(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
+    pub(super) fn open(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Opened> {
         if !self.write {
-            return reading(fs, modes, ino);
+            return self.reading(fs, modes, ino);
         }
         let _change = modes.change(ino.0)?;
         let file = fs.backing_for_writing(ino, self.truncate)?;
         if self.drop_setid {
             fs.drop_setid(ino)?;
         }
-        Ok(self.opened(fs, modes, &fs.namespace().attr(ino)?, file.as_fd()))
+        self.opened(fs, modes, &fs.namespace().attr(ino)?, file.as_fd())
     }
 
     /// As [`Wanted::open`], for a file that was just created.
-    pub(super) fn created(self, fs: &Fs, modes: &Passthrough, attr: &Attr) -> Result<Answer> {
+    pub(super) fn created(self, fs: &Fs, modes: &Passthrough, attr: &Attr) -> Result<Opened> {
         let file = fs.backing_for_writing(attr.ino, false)?;
-        Ok(self.opened(fs, modes, attr, file.as_fd()))
+        self.opened(fs, modes, attr, file.as_fd())
     }
 
     /// Counts one more open file of an inode whose bytes are in the upper, in `file`.
-    fn opened(self, fs: &Fs, modes: &Passthrough, attr: &Attr, file: BorrowedFd<'_>) -> Answer {
-        let answer = modes.open(attr.ino.0, Side::Upper, may_bypass(fs, attr).then_some(file));
-        if self.read_write && matches!(answer, Answer::Passthrough(_)) {
+    fn opened(self, fs: &Fs, modes: &Passthrough, attr: &Attr, file: BorrowedFd<'_>) -> Result<Opened> {
+        let file = may_bypass(fs, attr).then_some(file);
+        let opened = modes.open(self.unique, attr.ino.0, Side::Upper, file)?;
+        if self.read_write && matches!(opened.answer, Answer::Passthrough(_)) {
             modes.may_be_mapped(attr.ino.0);
         }
-        answer
+        Ok(opened)
+    }
+
+    fn reading(self, fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Opened> {
+        loop {
+            let (side, content) = fs.backing(ino)?;
+            let bypass = side == Side::Lower || may_bypass(fs, &fs.namespace().attr(ino)?);
+            let file = content.as_ref().and_then(|content| content.file()).filter(|_| bypass);
+            let opened = modes.open(self.unique, ino.0, side, file)?;
+            // A change that begins now waits for this open, or uses the same page cache. A change that was made before is
+            // noticed here.
+            if fs.side(ino)? == side {
+                return Ok(opened);
+            }
+            modes.release(opened.handle);
+        }
     }
 }
 
@@ -81,19 +100,4 @@ impl Wanted {
 /// kernel would change.
 fn may_bypass(fs: &Fs, attr: &Attr) -> bool {
     attr.mode & 0o6000 == 0 && !fs.namespace().keeps_atime()
-}
-
-fn reading(fs: &Fs, modes: &Passthrough, ino: Ino) -> Result<Answer> {
-    loop {
-        let (side, content) = fs.backing(ino)?;
-        let bypass = side == Side::Lower || may_bypass(fs, &fs.namespace().attr(ino)?);
-        let file = content.as_ref().and_then(|content| content.file()).filter(|_| bypass);
-        let answer = modes.open(ino.0, side, file);
-        // A change that begins now waits for this open, or uses the same page cache. A change that was made before is
-        // noticed here.
-        if fs.side(ino)? == side {
-            return Ok(answer);
-        }
-        modes.release(ino.0);
-    }
 }

@@ -14,10 +14,11 @@ use fuser::{
 use rustix::fs::StatVfs;
 
 use super::convert;
-use super::passthrough::Answer;
+use super::passthrough::{Answer, Opened};
 use super::workers::{Mount, TTL, guarded};
 use crate::fs::error::{corrupt, errno};
 use crate::fs::{Fs, read_file};
+use crate::handoff::opens::Handle;
 use crate::materialize::FileData;
 use crate::metrics::Counter;
 use crate::namespace::NAME_MAX;
@@ -219,11 +220,21 @@ fn from_file(fs: &Fs, reply: ReplyData, at: At<'_>, file: Result<impl AsFd>, off
     });
 }
 
-pub(super) fn opened(mount: &Mount, reply: ReplyOpen, answer: Answer) {
+pub(super) fn opened(mount: &Mount, reply: ReplyOpen, Opened { answer, handle }: Opened) {
     count_open(mount, &answer);
+    let number = FileHandle(handle.get());
     match answer {
-        Answer::Passthrough(id) => crate::sys::backing::reply_open(reply, FopenFlags::FOPEN_NOFLUSH, id),
-        Answer::Cached { keep } => reply.opened(FileHandle(0), cache_flags(keep)),
+        Answer::Passthrough(id) => {
+            crate::sys::backing::reply_open(reply, number, FopenFlags::FOPEN_NOFLUSH, id);
+        }
+        Answer::Cached { keep } => reply.opened(number, cache_flags(keep)),
+    }
+    answered(mount, handle);
+}
+
+fn answered(mount: &Mount, handle: Handle) {
+    if let Some(modes) = &mount.passthrough {
+        modes.answered(handle);
     }
 }
 
@@ -238,18 +249,21 @@ fn count_open(mount: &Mount, answer: &Answer) {
     );
 }
 
-pub(super) fn created(mount: &Mount, reply: ReplyCreate, (attr, answer): (Attr, Answer)) {
+pub(super) fn created(mount: &Mount, reply: ReplyCreate, (attr, opened): (Attr, Opened)) {
+    let Opened { answer, handle } = opened;
     count_open(mount, &answer);
     let (attr, generation) = (convert::attr(&attr), Generation(attr.generation.into()));
+    let number = FileHandle(handle.get());
     match answer {
         Answer::Passthrough(id) => {
             let flags = FopenFlags::FOPEN_NOFLUSH;
-            crate::sys::backing::reply_create(reply, &TTL, &attr, generation, flags, id);
+            crate::sys::backing::reply_create(reply, &TTL, &attr, generation, number, flags, id);
         }
         Answer::Cached { keep } => {
-            reply.created(&TTL, &attr, generation, FileHandle(0), cache_flags(keep));
+            reply.created(&TTL, &attr, generation, number, cache_flags(keep));
         }
     }
+    answered(mount, handle);
 }
 
 /// Without `keep`, the kernel drops the file's pages: they may be older than a passthrough write.

@@ -17,10 +17,11 @@ use rustix::fs::{Access, SeekFrom};
 use super::Adapter;
 use super::convert::{self, ino as number};
 use super::opening::Wanted;
-use super::passthrough::Answer;
+use super::passthrough::Opened;
 use super::reply::{self, At, ErrorReply};
 use super::workers::{Mount, Wait};
 use crate::fs::{DataLocation, Make};
+use crate::handoff::opens::Handle;
 use crate::namespace::read::{DirEntry, Taken};
 use crate::namespace::rename::RenameMode;
 use crate::namespace::types::{Attr, Caller, Error, Result, SetAttr, upper as call};
@@ -268,7 +269,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mount = self.workers.mount();
         let Some(modes) = &mount.passthrough else { return reply.error(Errno::ENOSYS) };
-        let wanted = Wanted::new(flags, request.uid());
+        let wanted = Wanted::new(flags, request);
         match wanted.at_once(mount, modes, number(ino)) {
             Ok(None) => {}
             Ok(Some(answer)) => return reply::opened(mount, reply, answer),
@@ -279,7 +280,7 @@ impl Filesystem for Adapter {
             let _changing = wanted.changes().then(|| mount.namespace().changing());
             match &mount.passthrough {
                 Some(modes) => wanted.open(mount, modes, number(ino)),
-                None => Ok(Answer::Cached { keep: true }),
+                None => Ok(Opened::CACHED),
             }
         });
     }
@@ -287,8 +288,8 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+        _: INodeNo,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -296,7 +297,7 @@ impl Filesystem for Adapter {
     ) {
         self.workers.run(Wait::Disk, &[], move |mount, _| {
             if let Some(modes) = &mount.passthrough {
-                modes.release(ino.0);
+                modes.release(Handle::of(handle.0));
             }
             reply.ok();
         });
@@ -497,14 +498,14 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (dir, caller) = (number(parent), caller(request));
-        let wanted = Wanted::new(OpenFlags(flags), request.uid());
+        let wanted = Wanted::new(OpenFlags(flags), request);
         let at = At::name(request, "create", parent, name);
         self.change(Wait::Disk, at, reply, reply::created, move |mount, name| {
             let attr = mount.namespace().make(dir, name, Make::File(mode), caller)?;
             let Some(modes) = &mount.passthrough else {
-                return Ok((attr, Answer::Cached { keep: true }));
+                return Ok((attr, Opened::CACHED));
             };
-            let answer = wanted.created(mount, modes, &attr).inspect_err(|_| {
+            let opened = wanted.created(mount, modes, &attr).inspect_err(|_| {
                 // The request fails or is tried again, so the file must go, and the kernel holds no lookup of it.
                 if let Err(error) = mount.namespace().unlink(dir, name) {
                     let name = String::from_utf8_lossy(name);
@@ -512,7 +513,7 @@ impl Filesystem for Adapter {
                 }
                 mount.namespace().forget(attr.ino, 1);
             })?;
-            Ok((attr, answer))
+            Ok((attr, opened))
         });
     }
 

@@ -156,6 +156,11 @@ impl Workers {
         }
     }
 
+    /// Runs work that no request waits for on a thread of the pool.
+    pub(super) fn in_background(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
+        self.hand_over(work);
+    }
+
     /// Runs a request on a thread of the pool.
     fn hand_over(&self, work: impl FnOnce(&Arc<Mount>) + Send + 'static) {
         let mount = Arc::clone(&self.mount);

@@ -30,10 +30,12 @@ mod word {
     pub(super) const USED_OPENS: usize = 0;
     pub(super) const USED_BACKINGS: usize = 1;
     pub(super) const USED_MAPPED: usize = 2;
-    /// The newest backing number.
+    /// The newest backing number that was noted. There can be newer ones.
     pub(super) const NEWEST: usize = 3;
+    /// No number that was lost in an earlier worker is larger.
+    pub(super) const LARGEST: usize = 4;
     /// Not 0 when an inode found no room in the table of mapped ones.
-    pub(super) const MORE_MAPPED: usize = 4;
+    pub(super) const MORE_MAPPED: usize = 5;
 }
 
 /// The newest number before a file is registered, plus 1; 0 is free.
@@ -90,11 +92,14 @@ impl Mode {
     }
 }
 
-/// The handle of an open file: it names the record. Never 0.
+/// The handle of an open file: it names the record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(u64);
 
 impl Handle {
+    /// The handle of a file that is not counted.
+    pub const NONE: Self = Self(0);
+
     /// A handle that the kernel sent.
     #[must_use]
     pub fn of(number: u64) -> Self {
@@ -111,7 +116,9 @@ impl Handle {
         Self(((state & GENERATION) << (ID_SHIFT - GENERATION_SHIFT)) | (slot as u64 + 1))
     }
 
-    fn slot(self) -> Option<usize> {
+    /// The place of the record.
+    #[must_use]
+    pub fn slot(self) -> Option<usize> {
         usize::try_from(self.0 & u64::from(u32::MAX)).ok()?.checked_sub(1)
     }
 
@@ -255,15 +262,21 @@ impl<'h> Opens<'h> {
         })
     }
 
-    /// The newest backing number before the first of the files whose registration was cut short. None when there is none.
+    /// The numbers that may belong to files whose registration was cut short: those since the first of them began, and as
+    /// many new ones as there are of them.
     #[must_use]
-    pub fn cut_short(&self) -> Option<u32> {
-        let begun = REGISTERING.filter_map(|at| self.word(at).load(Acquire).checked_sub(1)).min()?;
-        u32::try_from(begun).ok()
+    pub fn cut_short(&self) -> Range<u32> {
+        let before = REGISTERING.filter_map(|at| self.word(at).load(Acquire).checked_sub(1));
+        let (first, count) = before.fold((u64::MAX, 0), |(first, count), at| (first.min(at), count + 1));
+        let newest = self.word(word::NEWEST).load(Acquire).max(self.word(word::LARGEST).load(Acquire));
+        let number = |at: u64| u32::try_from(at.saturating_add(1)).unwrap_or(u32::MAX);
+        if count == 0 { 0..0 } else { number(first)..number(newest.saturating_add(count)) }
     }
 
-    /// Ends all registrations that were cut short.
+    /// Ends all registrations that were cut short, after the numbers of [`Opens::cut_short`] were closed.
     pub fn end_registering(&self) {
+        let largest = self.cut_short().end.saturating_sub(1);
+        self.word(word::LARGEST).fetch_max(largest.into(), AcqRel);
         REGISTERING.for_each(|at| self.word(at).store(0, Release));
     }
 
@@ -430,19 +443,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_registration_that_was_cut_short_is_found() {
+    fn numbers_of_registrations_that_were_cut_short_are_in_the_range() {
         let handoff = Handoff::private().unwrap();
         let opens = handoff.opens();
-        assert_eq!(opens.cut_short(), None);
+        assert!(opens.cut_short().is_empty());
         opens.registering(0);
         opens.registering(1);
         opens.registered(1, 0, 70, true, 5);
         opens.registering(1);
-        assert_eq!(opens.cut_short(), Some(0));
+        assert_eq!(opens.cut_short(), 1..8);
         opens.not_registered(0);
-        assert_eq!(opens.cut_short(), Some(5));
+        assert_eq!(opens.cut_short(), 6..7);
+        opens.registering(0);
         opens.end_registering();
-        assert_eq!(opens.cut_short(), None);
+        assert!(opens.cut_short().is_empty());
+        // Two were lost, so the next can be the third.
+        opens.registering(0);
+        assert_eq!(opens.cut_short(), 6..9);
+        opens.end_registering();
         opens.closing(0);
         assert!(opens.backings().all(|backing| backing.is_closing && backing.id == 5 && backing.lower));
         opens.closed(0);

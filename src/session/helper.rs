@@ -4,6 +4,10 @@
 //! (`mount-helper/`, `docs/SECURITY.md`) does both, over a socket. It registers files only on a mount that it has made.
 //! Without passthrough the helper is not used, since fusermount3 can mount as well.
 //!
+//! The processes that serve a mount one after the other use the same helper over the same socket. One that dies may leave
+//! a request whose reply nobody has read. So requests are numbered, and a reply to another request is not taken for one's
+//! own: a file that it registered is unregistered, since nobody knows the number.
+//!
 //! Invariant: the helper ends with its [`Client`]. It holds the mount's descriptor too, so as long as it ran, the kernel
 //! would not notice the end of the daemon.
 
@@ -149,11 +153,26 @@ fn programs(wanted: &MountHelper) -> Vec<PathBuf> {
 /// A running mount helper.
 #[derive(Debug)]
 pub struct Client {
-    /// Locked for a request and its reply. None after a request has failed.
-    socket: Mutex<Option<OwnedFd>>,
+    /// None when the client is dropped. A failed request does not close it, because other processes have its number.
+    socket: Option<OwnedFd>,
+    /// Locked for a request and its reply.
+    line: Mutex<Line>,
     child: Child,
     program: PathBuf,
 }
+
+/// What has been said over the socket.
+#[derive(Debug)]
+struct Line {
+    /// The number of the next request.
+    next: u64,
+    /// A request has failed. Nobody waits again for a helper that does not answer.
+    is_cut: bool,
+}
+
+/// The first request of a process that takes the place of another one has a number above all that the other one can have
+/// used.
+const NUMBERS_SHIFT: u32 = 40;
 
 impl Client {
     /// Starts the program, and compares the protocol versions.
@@ -186,7 +205,8 @@ impl Client {
             .stderr(Stdio::null())
             .spawn()
             .map_err(cannot)?;
-        let client = Self { socket: Mutex::new(Some(ours)), child, program: path.to_owned() };
+        let line = Mutex::new(Line { next: 1, is_cut: false });
+        let client = Self { socket: Some(ours), line, child, program: path.to_owned() };
         match client.ask(Request::Hello { version: VERSION }, None)? {
             (Reply::Hello { .. }, _) => Ok(client),
             _ => Err(HelperError::Confused),
@@ -226,21 +246,15 @@ impl Client {
         request: Request,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
-        let mut socket = self.socket.lock();
-        let exchanged = match socket.as_ref() {
-            Some(socket) => exchange(socket.as_fd(), request, fd),
-            None => return Err(HelperError::Gone(Errno::PIPE)),
+        let mut line = self.line.lock();
+        let Some(socket) = self.socket.as_ref().filter(|_| !line.is_cut) else {
+            return Err(HelperError::Gone(Errno::PIPE));
         };
-        let answered = exchanged.and_then(|(reply, fd)| match reply {
-            Reply::Denied { opcode, .. } | Reply::Failed { opcode, .. } if opcode != request.opcode() => {
-                Err(HelperError::Confused)
-            }
-            Reply::NotUnderstood => Err(HelperError::Confused),
-            reply => Ok((reply, fd)),
-        });
-        if answered.is_err() {
-            // A late reply would be taken for the reply to the next request.
-            *socket = None;
+        let mut nobodys = Vec::new();
+        let answered = line.exchange(socket.as_fd(), request, fd, &mut nobodys);
+        for id in nobodys {
+            let closed = line.exchange(socket.as_fd(), Request::BackingClose { id }, None, &mut Vec::new());
+            tracing::debug!(?id, ?closed, "unregistered a file whose number nobody had received");
         }
         match answered? {
             (Reply::Denied { reason, .. }, _) => Err(HelperError::Denied(reason)),
@@ -252,17 +266,55 @@ impl Client {
     }
 }
 
+impl Line {
+    /// Sends a request, and returns its reply, which can be a refusal. Files that replies to earlier requests name are
+    /// added to `nobodys`.
+    fn exchange(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        request: Request,
+        fd: Option<BorrowedFd<'_>>,
+        nobodys: &mut Vec<BackingId>,
+    ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
+        let number = self.next;
+        self.next += 1;
+        let exchanged = exchange(socket, number, request, fd, nobodys);
+        let answered = exchanged.and_then(|(reply, fd)| match reply {
+            Reply::Denied { opcode, .. } | Reply::Failed { opcode, .. } if opcode != request.opcode() => {
+                Err(HelperError::Confused)
+            }
+            Reply::NotUnderstood => Err(HelperError::Confused),
+            reply => Ok((reply, fd)),
+        });
+        self.is_cut |= answered.is_err();
+        answered
+    }
+}
+
 fn exchange(
     socket: BorrowedFd<'_>,
+    number: u64,
     request: Request,
     fd: Option<BorrowedFd<'_>>,
+    nobodys: &mut Vec<BackingId>,
 ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
-    wire::send(socket, &request.encode(), fd).map_err(HelperError::Gone)?;
-    let received = wire::receive::<{ REPLY_SIZE + 1 }>(socket).map_err(HelperError::Gone)?;
-    let mut received = received.ok_or(HelperError::Gone(Errno::PIPE))?;
-    let reply = Reply::decode(received.bytes())?;
-    check_fds(received.fds.len(), reply.fds())?;
-    Ok((reply, received.fds.pop()))
+    wire::send(socket, &request.encode(number), fd).map_err(HelperError::Gone)?;
+    loop {
+        let received = wire::receive::<{ REPLY_SIZE + 1 }>(socket).map_err(HelperError::Gone)?;
+        let mut received = received.ok_or(HelperError::Gone(Errno::PIPE))?;
+        let (reply, answers) = Reply::decode(received.bytes())?;
+        check_fds(received.fds.len(), reply.fds())?;
+        // A reply without a number says that the helper has ended.
+        if answers == number || answers == 0 {
+            return Ok((reply, received.fds.pop()));
+        }
+        if answers > number {
+            return Err(HelperError::Confused);
+        }
+        if let Reply::BackingOpened { id } = reply {
+            nobodys.push(id);
+        }
+    }
 }
 
 impl Backings for Client {
@@ -280,12 +332,20 @@ impl Backings for Client {
             _ => Err(HelperError::Confused.into()),
         }
     }
+
+    fn take_over(&self, restarts: u64) {
+        *self.line.lock() = Line { next: restarts << NUMBERS_SHIFT, is_cut: false };
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
 }
 
 impl Drop for Client {
     /// Ends the program and waits for it, but not forever: somebody may have stopped it.
     fn drop(&mut self) {
-        drop(self.socket.lock().take());
+        drop(self.socket.take());
         let deadline = Instant::now() + ENDING;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));

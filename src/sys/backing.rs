@@ -32,6 +32,13 @@ pub trait Backings: Send + Sync + Debug {
     /// # Errors
     /// ENOENT for an id that is not registered.
     fn close(&self, id: u32) -> io::Result<()>;
+
+    /// Called when this process takes the place of one that died, before the first file. `restarts` is larger than for
+    /// that one.
+    fn take_over(&self, restarts: u64);
+
+    /// The descriptor that the next process needs.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
 /// Makes the ioctls in this process.
@@ -77,13 +84,19 @@ impl Backings for Direct {
     fn close(&self, id: u32) -> io::Result<()> {
         Ok(backing_close(self.fuse.as_fd(), id)?)
     }
+
+    fn take_over(&self, _: u64) {}
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fuse.as_fd())
+    }
 }
 
 /// Replies to an open with a registered backing file. The caller still owns the backing id.
-pub fn reply_open(reply: fuser::ReplyOpen, flags: fuser::FopenFlags, id: u32) {
+pub fn reply_open(reply: fuser::ReplyOpen, handle: fuser::FileHandle, flags: fuser::FopenFlags, id: u32) {
     // SAFETY: fuser's wrapper would close the id when it is dropped; `into_raw` prevents that.
     let backing = unsafe { reply.wrap_backing(id) };
-    reply.opened_passthrough(fuser::FileHandle(0), flags, &backing);
+    reply.opened_passthrough(handle, flags, &backing);
     backing.into_raw();
 }
 
@@ -93,12 +106,13 @@ pub fn reply_create(
     ttl: &std::time::Duration,
     attr: &fuser::FileAttr,
     generation: fuser::Generation,
+    handle: fuser::FileHandle,
     flags: fuser::FopenFlags,
     id: u32,
 ) {
     // SAFETY: as in `reply_open`.
     let backing = unsafe { reply.wrap_backing(id) };
-    reply.created_passthrough(ttl, attr, generation, fuser::FileHandle(0), flags, &backing);
+    reply.created_passthrough(ttl, attr, generation, handle, flags, &backing);
     backing.into_raw();
 }
 

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::common::as_user::mount_helper;
 use crate::common::world::reachable_tempdir;
 use crate::common::{World, sh, wait_until};
-use raw::{Helper, directory, hello, line_of, mount};
+use raw::{Helper, SEQUENCE, directory, hello, line_of, mount};
 
 mod raw;
 
@@ -382,10 +382,10 @@ as_ordinary_user! {
 
     fn malformed_request_ends_the_session() {
         let file = opened("/etc/passwd", OFlags::RDONLY);
-        let good = hello().encode();
+        let good = hello().encode(SEQUENCE);
         let longer = [&good[..], &[0]].concat();
         let mut other_version = good;
-        other_version[4] = 2;
+        other_version[4] = 1;
         let mut other_opcode = good;
         other_opcode[6] = 5;
         let fds = |n| vec![file.as_fd(); n];
@@ -393,16 +393,16 @@ as_ordinary_user! {
             (&good[..1], fds(0)),
             (&good[..good.len() - 1], fds(0)),
             (&longer[..], fds(0)),
-            (&[0xff; 320][..], fds(0)),
+            (&[0xff; 328][..], fds(0)),
             (&[0; 100_000][..], fds(0)),
             (&other_version[..], fds(0)),
             (&other_opcode[..], fds(0)),
             (&good[..], fds(1)),
             (&good[..], fds(250)),
-            (&mount().encode()[..], fds(0)),
-            (&mount().encode()[..], fds(2)),
-            (&Request::BackingOpen.encode()[..], fds(0)),
-            (&Request::BackingOpen.encode()[..], fds(5)),
+            (&mount().encode(SEQUENCE)[..], fds(0)),
+            (&mount().encode(SEQUENCE)[..], fds(2)),
+            (&Request::BackingOpen.encode(SEQUENCE)[..], fds(0)),
+            (&Request::BackingOpen.encode(SEQUENCE)[..], fds(5)),
         ] {
             let mut helper = Helper::start(&mut Command::new(mount_helper()));
             assert!(helper.send(bytes, &fds));
@@ -507,7 +507,7 @@ as_ordinary_user! {
         if able.status.success() {
             let helper = Helper::start(&mut command);
             // In the namespace, the caller is not the user who made the socket, or is that user but has no capability.
-            if helper.send(&hello().encode(), &[])
+            if helper.send(&hello().encode(SEQUENCE), &[])
                 && let Some((reply, _)) = helper.receive()
             {
                 let no = [Deny::NoPrivilege, Deny::UserNamespace];

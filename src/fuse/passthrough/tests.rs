@@ -1,4 +1,6 @@
+use std::collections::HashSet;
 use std::io;
+use std::ops::Deref;
 
 use super::*;
 
@@ -25,14 +27,49 @@ impl Backings for Fake {
         assert!(self.out.lock().1.remove(&id), "{id} was given back twice");
         Ok(())
     }
+
+    fn take_over(&self, _: u64) {}
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
-fn modes(refuses: bool) -> (Arc<Fake>, Arc<Passthrough>) {
+/// The open files of a mount, with the handles of each inode in the order in which they were opened.
+struct Files {
+    modes: Arc<Passthrough>,
+    handles: Mutex<HashMap<u64, Vec<Handle>>>,
+}
+
+impl Deref for Files {
+    type Target = Passthrough;
+
+    fn deref(&self) -> &Passthrough {
+        &self.modes
+    }
+}
+
+impl Files {
+    fn open(&self, ino: u64, side: Side, file: Option<BorrowedFd<'_>>) -> Answer {
+        let Opened { answer, handle } = self.modes.open(2, ino, side, file).unwrap();
+        self.handles.lock().entry(ino).or_default().push(handle);
+        answer
+    }
+
+    fn release(&self, ino: u64) {
+        let handle = self.handles.lock().get_mut(&ino).and_then(Vec::pop);
+        self.modes.release(handle.unwrap());
+    }
+}
+
+fn modes(refuses: bool) -> (Arc<Fake>, Arc<Files>) {
     let fake = Arc::new(Fake { refuses, ..Fake::default() });
-    (Arc::clone(&fake), Arc::new(Passthrough::new(fake, Arc::default())))
+    let handoff = Arc::new(Handoff::private().unwrap());
+    let modes = Arc::new(Passthrough::new(Arc::clone(&fake) as _, Arc::default(), handoff));
+    (fake, Arc::new(Files { modes, handles: Mutex::default() }))
 }
 
-fn open(modes: &Passthrough, ino: u64, side: Side) -> Answer {
+fn open(modes: &Files, ino: u64, side: Side) -> Answer {
     let file = std::fs::File::open("/dev/null").unwrap();
     modes.open(ino, side, Some(file.as_fd()))
 }
@@ -139,6 +176,11 @@ fn more_idle_files_than_are_remembered_give_their_numbers_back() {
 #[test]
 fn a_release_without_an_open_has_no_effect() {
     let (_, modes) = modes(false);
-    modes.release(7);
+    for handle in [0, 7, u64::MAX] {
+        modes.modes.release(Handle::of(handle));
+    }
     modes.forget(7);
+    assert!(matches!(open(&modes, 7, Side::Upper), Answer::Passthrough(_)));
 }
+
+mod deaths;

@@ -17,6 +17,9 @@ use rustix::net::{
 
 use crate::common::as_user::mount_helper;
 
+/// The sequence number of all requests. The helper only repeats it.
+pub const SEQUENCE: u64 = 0x8000_0000_0000_0007;
+
 /// A running helper. It must end soon after its socket is closed.
 pub struct Helper {
     socket: Option<OwnedFd>,
@@ -75,14 +78,15 @@ impl Helper {
         if size == 0 {
             return None;
         }
-        let reply = Reply::decode(&bytes[..size]).expect("a reply");
+        let (reply, sequence) = Reply::decode(&bytes[..size]).expect("a reply");
+        assert_eq!(sequence, if reply == Reply::NotUnderstood { 0 } else { SEQUENCE });
         assert_eq!(fds.len(), reply.fds());
         Some((reply, fds.pop()))
     }
 
     #[track_caller]
     pub fn ask_fd(&self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Option<OwnedFd>) {
-        assert!(self.send(&request.encode(), fds), "the helper has ended");
+        assert!(self.send(&request.encode(SEQUENCE), fds), "the helper has ended");
         self.receive().expect("a reply")
     }
 
