@@ -13,7 +13,6 @@ mod reply;
 mod requests;
 mod workers;
 
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
 use fuser::{InitFlags, KernelConfig, Notifier};
@@ -63,13 +62,12 @@ impl Adapter {
         Self { workers, stack_depth, _serving: serving }
     }
 
-    /// Takes over the open files from a worker that died. `devices` are the descriptors from which it read requests. Called
-    /// before the kernel sends the requests again that it had not answered.
-    pub fn take_over(&self, devices: &[BorrowedFd<'_>]) {
+    /// Takes over the open files from a worker that died. Called before the first request.
+    pub fn take_over(&self) {
         let mount = self.workers.mount();
         let Some(modes) = &mount.passthrough else { return };
         mount.materializer().keep_relocated();
-        let unused = modes.take_over(devices);
+        let unused = modes.take_over();
         self.workers.in_background(move |mount| {
             if let Some(modes) = &mount.passthrough {
                 modes.give_back_all(unused);

@@ -233,8 +233,33 @@ impl Raw {
     /// Decodes the numeric fields of a message, and returns the rest.
     fn decode(bytes: &[u8], size: usize, magic: [u8; 4]) -> Result<(Self, &[u8]), ProtoError> {
         let wrong_size = || ProtoError(format!("a message of {} bytes", bytes.len()));
-        let &[a, b, c, d, v0, v1, o0, o1, f0, f1, f2, f3, s0, s1, s2, s3, n0, n1, n2, n3, n4, n5, n6, n7, ref tail @ ..] =
-            bytes
+        let &[
+            a,
+            b,
+            c,
+            d,
+            v0,
+            v1,
+            o0,
+            o1,
+            f0,
+            f1,
+            f2,
+            f3,
+            s0,
+            s1,
+            s2,
+            s3,
+            n0,
+            n1,
+            n2,
+            n3,
+            n4,
+            n5,
+            n6,
+            n7,
+            ref tail @ ..,
+        ] = bytes
         else {
             return Err(wrong_size());
         };

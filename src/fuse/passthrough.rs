@@ -33,7 +33,9 @@ use rustix::io::Errno;
 
 use crate::fs::Side;
 use crate::handoff::Handoff;
-use crate::handoff::opens::{Free, Handle, MOST_BACKINGS, MOST_MAPPED, MOST_OPENS, MOST_REGISTERING, Mode, Opens};
+use crate::handoff::opens::{
+    Free, Handle, MOST_BACKINGS, MOST_MAPPED, MOST_OPENS, MOST_REGISTERING, Mode, Opens,
+};
 use crate::namespace::types::{Error, Result, upper as call};
 use crate::sys::backing::{self, Backings};
 

@@ -202,6 +202,18 @@ impl<'h> Opens<'h> {
         closed.ok().map(|_| (slot, ino))
     }
 
+    /// Decides about the files whose answer may not have been written: those that still wait for it are not open, and will
+    /// be opened again. Called before the kernel sends the requests again.
+    pub fn settle(self, is_waiting: impl Fn(&Opened) -> bool) {
+        for open in self.opens().filter(|open| !open.is_answered) {
+            if is_waiting(&open) {
+                self.close(open.handle);
+            } else {
+                self.answered(open.handle);
+            }
+        }
+    }
+
     /// All open files.
     pub fn opens(self) -> impl Iterator<Item = Opened> + 'h {
         self.used(word::USED_OPENS, MOST_OPENS).filter_map(move |slot| {

@@ -1,12 +1,10 @@
 //! Goes on where an earlier worker of the mount died: with the open files and the backing numbers that it left.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 
 use super::{Backing, Free, Inodes, MOST_BACKINGS, MOST_MAPPED, MOST_OPENS, Open, Passthrough, Way};
 use crate::fs::Side;
 use crate::handoff::opens::{Mode, Opened};
-use crate::sys::in_flight::is_in_flight;
 
 /// Backing numbers that an earlier worker left and that nobody needs.
 #[derive(Debug)]
@@ -14,16 +12,11 @@ use crate::sys::in_flight::is_in_flight;
 pub(in crate::fuse) struct Unused(Vec<Backing>);
 
 impl Passthrough {
-    /// Takes over what an earlier worker left in the shared memory. `devices` are the descriptors from which it read
-    /// requests. Called before the kernel sends the requests again that it has not answered, and before the first request.
-    pub(in crate::fuse) fn take_over(&self, devices: &[BorrowedFd<'_>]) -> Unused {
-        self.take_over_if(|open| is_waiting(open, devices))
-    }
-
-    /// As [`Passthrough::take_over`]. `is_waiting` says whether the request that opened a file waits for its answer.
-    pub(super) fn take_over_if(&self, is_waiting: impl Fn(&Opened) -> bool) -> Unused {
+    /// Takes over what an earlier worker left in the shared memory, after [`Opens::settle`] and before the first request.
+    ///
+    /// [`Opens::settle`]: crate::handoff::opens::Opens::settle
+    pub(in crate::fuse) fn take_over(&self) -> Unused {
         self.backings.take_over(self.handoff.restarts());
-        self.settle_opens(is_waiting);
         self.close_lost();
         self.rebuild(&mut self.inodes.lock())
     }
@@ -31,19 +24,6 @@ impl Passthrough {
     /// Gives back what nobody needs. May take long, with the mount helper.
     pub(in crate::fuse) fn give_back_all(&self, unused: Unused) {
         unused.0.into_iter().for_each(|backing| self.give_back(backing));
-    }
-
-    /// Decides about the files whose answer may not have been written: those that still wait for it are not open. They
-    /// will be opened again.
-    fn settle_opens(&self, is_waiting: impl Fn(&Opened) -> bool) {
-        let records = self.records();
-        for open in records.opens().filter(|open| !open.is_answered) {
-            if is_waiting(&open) {
-                records.close(open.handle);
-            } else {
-                records.answered(open.handle);
-            }
-        }
     }
 
     /// Closes the numbers that the kernel had assigned before their records were written.
@@ -108,15 +88,4 @@ impl Passthrough {
 fn way(mode: Mode, of_id: &HashMap<u32, Backing>) -> Way {
     let side = if mode.lower { Side::Lower } else { Side::Upper };
     Way { side, backing: mode.id.and_then(|id| of_id.get(&id).copied()) }
-}
-
-/// Whether the request that opened a file still waits for its answer.
-fn is_waiting(open: &Opened, devices: &[BorrowedFd<'_>]) -> bool {
-    devices.iter().any(|device| {
-        is_in_flight(*device, open.unique).unwrap_or_else(|error| {
-            // The mount has ended.
-            tracing::debug!(%error, "cannot ask the kernel for a request");
-            false
-        })
-    })
 }

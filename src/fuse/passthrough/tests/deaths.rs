@@ -63,7 +63,10 @@ impl Kernel {
         match answer {
             Answer::Passthrough(id) => {
                 assert!(self.registered.contains(&id), "EIO: {id} is not registered");
-                assert!(others.all(|other| other.answer == answer), "EIO: another file or mode than {answer:?}");
+                assert!(
+                    others.all(|other| other.answer == answer),
+                    "EIO: another file or mode than {answer:?}"
+                );
             }
             Answer::Cached { .. } => {
                 let cached = |other: &File| matches!(other.answer, Answer::Cached { .. });
@@ -87,9 +90,7 @@ impl Kernel {
     fn seems_to_hold(&self, ino: u64) -> bool {
         let mut requests = self.queued.iter().chain(&self.read);
         self.holds(ino)
-            || requests.any(
-                |request| matches!(request.what, What::Release { file, .. } if file.holds(ino)),
-            )
+            || requests.any(|request| matches!(request.what, What::Release { file, .. } if file.holds(ino)))
     }
 
     fn uses(&self, ino: u64) -> bool {
@@ -216,9 +217,11 @@ impl World {
             if self.dice.one_in(6) {
                 *self.calls.dies.lock() = self.dice.choose(&[Instant::Before, Instant::After]);
             }
-            let waits = |open: &Record| self.kernel().read.iter().any(|request| request.unique == open.unique);
+            let waits =
+                |open: &Record| self.kernel().read.iter().any(|request| request.unique == open.unique);
+            self.handoff.opens().settle(waits);
             let took = lives(|| {
-                let unused = self.modes.take_over_if(waits);
+                let unused = self.modes.take_over();
                 self.modes.give_back_all(unused);
             });
             *self.calls.dies.lock() = None;
