@@ -336,10 +336,6 @@ impl Backings for Client {
     fn take_over(&self, restarts: u64) {
         *self.line.lock() = Line { next: restarts << NUMBERS_SHIFT, is_cut: false };
     }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_ref().map(AsFd::as_fd)
-    }
 }
 
 impl Drop for Client {

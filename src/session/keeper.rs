@@ -24,7 +24,7 @@ use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 use crate::handoff::{Handoff, Phase};
 use crate::sys::process::{self, Alone};
 use crate::sys::signals::Signals;
-use crate::sys::{plain, service};
+use crate::sys::{in_flight, plain, service};
 
 /// As many crashes in this time end the mount.
 const CRASHES: usize = 5;
@@ -298,7 +298,10 @@ fn reap(worker: Pid) -> Option<WaitStatus> {
 /// The errno of close_range(2), which needs Linux 5.9.
 pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Result<Taken, Errno> {
     // Before the others are closed: the kernel ends the requests that were read from a closed one.
-    let resent = device.is_none_or(resend);
+    let resent = device.is_none_or(|device| {
+        handoff.opens().settle(|open| waits(open.unique));
+        resend(device)
+    });
     let mut open: Vec<RawFd> = handoff
         .first()
         .filter(|(fd, dev, ino)| process::file_of(*fd) == Some((*dev, *ino)))
@@ -309,6 +312,14 @@ pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Re
     kept.sort_unstable();
     process::close_all_but(&kept)?;
     Ok(Taken { open, resent })
+}
+
+/// Whether a request waits for its answer. If that cannot be found out, it does not: a file counts as open then.
+fn waits(unique: u64) -> bool {
+    in_flight::is_in_flight_anywhere(unique).unwrap_or_else(|errno| {
+        tracing::warn!(%errno, "cannot find out which requests wait");
+        false
+    })
 }
 
 /// `FUSE_NOTIFY_RESEND`. Returns false when the kernel does not know it (before Linux 6.9).

@@ -418,6 +418,9 @@ fn start_session(
         None => None,
     };
     let adapter = Adapter::new(fs, loops, offer, serving);
+    if handoff.is_takeover() {
+        adapter.take_over();
+    }
     let acl = if plan.request.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session =
         handshake::session(&handoff, adapter, fd.as_fd(), acl, config(loops)).map_err(Error::Fuse)?;

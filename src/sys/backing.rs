@@ -36,9 +36,6 @@ pub trait Backings: Send + Sync + Debug {
     /// Called when this process takes the place of one that died, before the first file. `restarts` is larger than for
     /// that one.
     fn take_over(&self, restarts: u64);
-
-    /// The descriptor that the next process needs.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 }
 
 /// Makes the ioctls in this process.
@@ -86,10 +83,6 @@ impl Backings for Direct {
     }
 
     fn take_over(&self, _: u64) {}
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fuse.as_fd())
-    }
 }
 
 /// Replies to an open with a registered backing file. The caller still owns the backing id.

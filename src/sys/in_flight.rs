@@ -6,12 +6,12 @@
 //! `fs/fuse/dev.c`; the same since Linux 2.6.)
 #![allow(unsafe_code)]
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::errno_of;
+use super::process;
 
 /// The bit of a request's number that marks an interrupt of it.
 const INTERRUPT: u64 = 1;
@@ -45,10 +45,8 @@ pub fn is_in_flight(device: BorrowedFd<'_>, unique: u64) -> Result<bool, Errno> 
 /// # Errors
 /// When the descriptors of this process cannot be listed.
 pub fn is_in_flight_anywhere(unique: u64) -> Result<bool, Errno> {
-    let listing = std::fs::read_dir("/proc/self/fd").map_err(|error| errno_of(&error))?;
-    let open: Vec<RawFd> =
-        listing.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    Ok(open.into_iter().any(|fd| {
+    let open = process::open_descriptors()?;
+    Ok(open.into_iter().any(|(fd, ..)| {
         // SAFETY: no thread closes the descriptors of a process that died before its successor has begun.
         let device = unsafe { BorrowedFd::borrow_raw(fd) };
         is_device(device)

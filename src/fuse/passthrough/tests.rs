@@ -29,10 +29,6 @@ impl Backings for Fake {
     }
 
     fn take_over(&self, _: u64) {}
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 /// The open files of a mount, with the handles of each inode in the order in which they were opened.

@@ -152,10 +152,6 @@ impl Backings for Calls {
     }
 
     fn take_over(&self, _: u64) {}
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 /// A pseudo-random generator (xorshift), so that a failure comes again.
