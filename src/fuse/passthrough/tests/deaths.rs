@@ -177,6 +177,11 @@ impl Dice {
 
 const INODES: u64 = 6;
 
+/// Whether an inode's bytes are the library's at first.
+fn starts_lower(ino: u64) -> bool {
+    !ino.is_multiple_of(3)
+}
+
 struct World {
     calls: Arc<Calls>,
     handoff: Arc<Handoff>,
@@ -193,7 +198,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let (calls, handoff) = (Arc::new(Calls::default()), Arc::new(Handoff::private().unwrap()));
         let modes = Passthrough::new(Arc::clone(&calls) as _, Arc::default(), Arc::clone(&handoff));
-        let lower = (1..=INODES).filter(|ino| ino % 3 != 0).collect();
+        let lower = (1..=INODES).filter(|ino| starts_lower(*ino)).collect();
         Self { calls, handoff, modes, begun: Vec::new(), lower, dice: Dice(seed), deaths: 0 }
     }
 
@@ -317,7 +322,7 @@ impl World {
                         self.next_worker();
                     }
                     // It is another file now.
-                    if ino % 3 != 0 {
+                    if starts_lower(ino) {
                         self.lower.insert(ino);
                         self.modes.forget(ino);
                     }
