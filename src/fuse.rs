@@ -7,6 +7,7 @@
 //! link texts and listings without a time limit. It opens directories, and in cached mode files, without a request.
 
 mod convert;
+mod known;
 mod opening;
 mod passthrough;
 mod reply;
@@ -18,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use fuser::{InitFlags, KernelConfig, Notifier};
 
 use crate::fs::Fs;
+pub use known::knows;
 use crate::sys::backing::Backings;
 use passthrough::Passthrough;
 use workers::{Mount, Workers};

@@ -308,7 +308,8 @@ pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Re
         .map(|(fd, ..)| fd)
         .collect();
     open.sort_unstable();
-    let mut kept: Vec<RawFd> = open.iter().copied().chain(handoff.kept_fds()).collect();
+    let held = handoff.held().fds().into_iter().map(|(fd, _)| fd);
+    let mut kept: Vec<RawFd> = open.iter().copied().chain(handoff.kept_fds()).chain(held).collect();
     kept.sort_unstable();
     process::close_all_but(&kept)?;
     Ok(Taken { open, resent })

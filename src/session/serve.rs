@@ -24,7 +24,7 @@ use super::keeper::{self, Service, Taken, Task, Worker};
 use super::request::MountPlan;
 use super::{compose, handshake, registry, statistics};
 use crate::fs::Fs;
-use crate::fuse::{Adapter, Offer, Serving};
+use crate::fuse::{self, Adapter, Offer, Serving};
 use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
@@ -301,6 +301,9 @@ impl<'p> PendingMount<'p> {
         let handoff = fs.namespace().handoff();
         let state_dir = plan.state_dir();
         let notifier = session.notifier();
+        if handoff.is_takeover() {
+            adopt(fs, &device);
+        }
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
         claim.state.write_run(run)?;
@@ -396,6 +399,19 @@ struct Served<'s> {
     device: Device,
     undo: UnmountOnDrop,
     run: &'s RunInfo,
+}
+
+/// Starts to find the entries that an earlier worker told the kernel.
+fn adopt(fs: &Arc<Fs>, device: &Device) {
+    match device.fd.try_clone() {
+        Ok(device) => fs.namespace().ask_kernel_by(move |ino| fuse::knows(device.as_fd(), ino)),
+        Err(error) => tracing::warn!(%error, "removed files that are open stay on the disk until the mount ends"),
+    }
+    let fs = Arc::clone(fs);
+    let started = thread::Builder::new().name("adopt".into()).spawn(move || fs.namespace().adopt());
+    if let Err(error) = started {
+        tracing::debug!(%error, "no thread to find changed entries: the first request that needs one does it");
+    }
 }
 
 /// Starts the FUSE session on a device. The adapter drops `serving` with its last loop.
