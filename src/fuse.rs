@@ -19,8 +19,8 @@ use std::sync::{Arc, OnceLock};
 use fuser::{InitFlags, KernelConfig, Notifier};
 
 use crate::fs::Fs;
-pub use known::knows;
 use crate::sys::backing::Backings;
+pub use known::knows;
 use passthrough::Passthrough;
 use workers::{Mount, Workers};
 

@@ -405,7 +405,9 @@ struct Served<'s> {
 fn adopt(fs: &Arc<Fs>, device: &Device) {
     match device.fd.try_clone() {
         Ok(device) => fs.namespace().ask_kernel_by(move |ino| fuse::knows(device.as_fd(), ino)),
-        Err(error) => tracing::warn!(%error, "removed files that are open stay on the disk until the mount ends"),
+        Err(error) => {
+            tracing::warn!(%error, "removed files that are open stay on the disk until the mount ends")
+        }
     }
     let fs = Arc::clone(fs);
     let started = thread::Builder::new().name("adopt".into()).spawn(move || fs.namespace().adopt());

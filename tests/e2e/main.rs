@@ -48,6 +48,7 @@ mod shared;
 mod stats;
 mod surroundings;
 mod system;
+mod takeover;
 mod transfer;
 mod typed;
 mod variables;
