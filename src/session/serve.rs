@@ -25,6 +25,7 @@ use super::request::MountPlan;
 use super::{compose, handshake, registry, statistics};
 use crate::fs::Fs;
 use crate::fuse::{self, Adapter, Offer, Serving};
+use crate::handoff::requests::note_crashes;
 use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
@@ -215,6 +216,9 @@ impl<'p> PendingMount<'p> {
         }
         if worker.task != Task::Serve {
             return self.end(worker.task, device);
+        }
+        if let Err(error) = note_crashes(handoff) {
+            tracing::warn!(%error, "a crash would be blamed on all requests that are under way");
         }
         process::map_large_blocks();
         let loops = possible_loops()?;

@@ -22,6 +22,9 @@ pub fn is_crash(signal: c_int) -> bool {
     CRASHES.contains(&signal)
 }
 
+/// `SI_KERNEL` of `asm-generic/siginfo.h`.
+const SI_KERNEL: c_int = 0x80;
+
 static NOTE: OnceLock<fn()> = OnceLock::new();
 
 /// Has `note` called by a thread that crashes. It must not allocate, lock or wait. Only the first call has an effect.
@@ -53,9 +56,9 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, &raw const default, std::ptr::null_mut());
-        // A fault of the processor happens again when this returns. A signal that was sent does not, so it is sent again:
-        // it waits until this returns.
-        if (*info).si_code <= 0 {
+        // A fault of the processor happens again when this returns. A signal that was sent (by a process, or by the kernel
+        // in the name of a tracer) does not, so it is sent again: it waits until this returns.
+        if !(1..SI_KERNEL).contains(&(*info).si_code) {
             libc::raise(signal);
         }
     }

@@ -220,7 +220,7 @@ for_both_users! {
 const CHANGES: u64 = 10;
 
 /// A library with the entries that `count` rounds of [`change`] need.
-fn sets(count: u64) -> Library {
+pub fn sets(count: u64) -> Library {
     (0..count).fold(Library::new(), |library, n| {
         let n_bytes = usize::try_from(n).unwrap();
         library
@@ -235,7 +235,7 @@ fn sets(count: u64) -> Library {
 }
 
 /// Makes every change of round `n`.
-fn change(root: &Path, n: u64) -> std::io::Result<()> {
+pub fn change(root: &Path, n: u64) -> std::io::Result<()> {
     use std::os::unix::fs::{FileExt, PermissionsExt};
     let at = |dir: &str| root.join(dir).join(n.to_string());
     std::fs::rename(at("rename"), root.join(format!("rename/moved-{n}")))?;
@@ -252,7 +252,7 @@ fn change(root: &Path, n: u64) -> std::io::Result<()> {
 }
 
 /// Checks round `n`: all of it if it was acknowledged, else each change is complete or absent.
-fn check(root: &Path, n: u64, acknowledged: bool) {
+pub fn check(root: &Path, n: u64, acknowledged: bool) {
     let at = |dir: &str| root.join(dir).join(n.to_string());
     let either = |new: &Path, old: &Path| {
         let (new, old) = (new.exists(), old.exists());

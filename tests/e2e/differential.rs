@@ -3,14 +3,18 @@
 //! Random operations, including remounts and kill -9 of the daemon, run on both sides. Each result, each errno and the
 //! final trees must agree. A sequence that makes them differ is reduced to a short one and printed.
 //!
+//! A further test kills the worker at random while the operations run. Nothing may differ then either, and open files and
+//! maps stay open.
+//!
 //! `HOLOFS_DIFF_SEED=N` runs only that seed. `HOLOFS_DIFF_SEEDS` sets the number of sequences and `HOLOFS_DIFF_OPS`
-//! their length.
+//! their length. `HOLOFS_DIFF_KILLS` sets the number of sequences with kills.
 
 mod generate;
 mod op;
 mod side;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use generate::Generator;
@@ -20,6 +24,7 @@ use side::Side;
 use crate::common::library::{STAGE, pattern};
 use crate::common::see::differences;
 use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
+use crate::once::kill_again_and_again;
 
 /// The time limit for reducing a failing sequence.
 const SHRINK_TIME: Duration = Duration::from_secs(60);
@@ -162,6 +167,45 @@ fn shrink(seed: u64, mut ops: Vec<Op>, mut difference: String) -> (Vec<Op>, Stri
     }
 }
 
+/// Runs a sequence while another thread kills the worker again and again. When a kill comes is not repeatable, so the
+/// sequence is not reduced. Returns the number of kills.
+#[track_caller]
+fn run_with_kills(seed: u64, count: usize) -> u64 {
+    let library = library(seed);
+    let world = World::with(&library);
+    let mut pair = Pair::new(&world, &library);
+    let mut generator = Generator::new(seed);
+    let keeper = pair.mounted.as_ref().expect("mounted").pid();
+    let (stop, progress) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut done: Vec<Op> = Vec::new();
+    let (result, kills) = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| kill_again_and_again(keeper, seed, &progress, &stop));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            for _ in 0..count {
+                let op = generator.next(&pair.plain);
+                if matches!(op, Op::Remount | Op::Kill) {
+                    continue;
+                }
+                done.push(op.clone());
+                pair.apply(&op)?;
+                progress.fetch_add(1, Ordering::Relaxed);
+            }
+            pair.compare_trees()
+        }));
+        stop.store(true, Ordering::Relaxed);
+        (result, killer.join().unwrap())
+    });
+    let result = result.unwrap_or_else(|panic| Err(message(panic.as_ref())));
+    if let Err(difference) = result.and_then(|()| pair.apply(&Op::Remount)) {
+        let last = done.iter().rev().take(10).rev().map(|op| format!("  {op:?}\n")).collect::<String>();
+        panic!(
+            "seed {seed}: mount and plain directory differ after {} operations and {kills} kills:\n{difference}\n\nthe last operations:\n{last}",
+            done.len()
+        );
+    }
+    kills
+}
+
 #[track_caller]
 fn run(seed: u64, count: usize) {
     let Err((ops, difference)) = explore(seed, count) else { return };
@@ -179,6 +223,14 @@ fn run(seed: u64, count: usize) {
 }
 
 for_both_users! {
+    fn workers_killed_at_random_are_not_noticed() {
+        let count = usize::try_from(setting("HOLOFS_DIFF_OPS").unwrap_or(300)).unwrap();
+        let (first, seeds) = (setting("HOLOFS_DIFF_FIRST").unwrap_or(1), setting("HOLOFS_DIFF_KILLS").unwrap_or(3));
+        let kills: u64 = (first..first + seeds).map(|seed| run_with_kills(seed, count)).sum();
+        println!("differential: seed {first}: {seeds} sequences of {count} operations, {kills} kills, 0 wrong");
+        assert!(kills > 0, "nothing was killed");
+    }
+
     fn random_operations_agree_with_a_plain_directory() {
         let count = usize::try_from(setting("HOLOFS_DIFF_OPS").unwrap_or(300)).unwrap();
         if let Some(seed) = setting("HOLOFS_DIFF_SEED") {

@@ -1,7 +1,9 @@
-//! Makes each system call that changes the disk fail, and kills the daemon at each of them, in every operation.
+//! Makes each system call that changes the disk fail, and kills the worker, or both processes of the daemon, at each of
+//! them, in every operation.
 //!
-//! The visible state afterwards is the one before the operation or after it. An error means before, success means
-//! after. The same operation works when it is tried again, and the next mount shows the same state.
+//! If only the worker dies, nobody notices: the operation succeeds, and the state is the one after it. Otherwise the
+//! visible state afterwards is the one before the operation or after it. An error means before, success means after. The
+//! same operation works when it is tried again, and the next mount shows the same state.
 //!
 //! One difference is allowed. After an entry was put into an upper directory, a further system call restores the time
 //! of that directory. If the daemon dies before that call, or the call fails, the directory shows the current time.
@@ -24,7 +26,7 @@ use trace::{Point, Trace, is_answer, points, was_injected};
 use crate::common::mount::is_running;
 use crate::common::random::Random;
 use crate::common::see::{differences, hash, tree, visit};
-use crate::common::{Library, MOTHER_TIME, Mounted, World, setting};
+use crate::common::{Library, MOTHER_TIME, Mounted, World, assert_errno, setting, wait_until};
 
 type Tree = BTreeMap<String, String>;
 
@@ -45,6 +47,13 @@ struct Model {
     before: Tree,
     after: Tree,
     points: Vec<Point>,
+}
+
+/// Whether another worker takes the place of one that dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replaced {
+    Yes,
+    No,
 }
 
 /// A mount with fixtures. Each run of an operation uses up one fixture.
@@ -145,18 +154,31 @@ impl<'w> Lab<'w> {
 
     /// Runs an operation while `inject` disturbs one system call of the daemon. Returns the result of the operation,
     /// and whether the call was disturbed.
-    fn disturbed(&self, op: &Op, number: usize, inject: &str) -> (std::io::Result<()>, bool) {
+    fn disturbed(
+        &self,
+        op: &Op,
+        number: usize,
+        inject: &str,
+        replaced: Replaced,
+    ) -> (std::io::Result<()>, bool) {
         let mounted = self.mounted();
-        let pid = mounted.server();
+        let mut worker = None;
+        wait_until("a worker", || {
+            worker = mounted.worker();
+            worker.is_some()
+        });
+        let pid = worker.expect("a worker");
         let trace = Trace::injecting(pid, self.world.path(), inject);
-        // These tests are about what a dead daemon leaves, so no other worker takes the place of a dead one.
-        mounted.signal(Signal::STOP);
+        if replaced == Replaced::No {
+            // The test is about what a dead daemon leaves, so no other worker takes the place of a dead one.
+            mounted.signal(Signal::STOP);
+        }
         let ended = AtomicBool::new(false);
         let answer = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let deadline = Instant::now() + WAIT_TIMEOUT;
                 while !ended.load(Ordering::SeqCst) {
-                    if !is_running(pid) {
+                    if replaced == Replaced::No && !is_running(pid) {
                         // The operation ends only when the keeper is dead, too.
                         return mounted.signal(Signal::KILL);
                     }
@@ -172,7 +194,7 @@ impl<'w> Lab<'w> {
             ended.store(true, Ordering::SeqCst);
             answer
         });
-        if is_running(pid) {
+        if replaced == Replaced::No && is_running(pid) {
             mounted.signal(Signal::CONT);
         }
         (answer, was_injected(&trace.end()))
@@ -292,7 +314,7 @@ fn fail_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mut R
     let mut expected: Vec<(usize, String, &Model, Tree, bool)> = Vec::new();
     for (op, model, point, error) in choose(all, random) {
         let (number, held) = lab.prepare(op);
-        let (answer, injected) = lab.disturbed(op, number, &point.failing(error));
+        let (answer, injected) = lab.disturbed(op, number, &point.failing(error), Replaced::No);
         let what = format!("{}: {error} at {} #{}: {}", op.name, point.call, point.nth, point.line);
         if !lab.is_served() {
             faults.push(format!("{what}\n  answered {answer:?}, and the daemon is dead"));
@@ -337,7 +359,7 @@ fn kill_at_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mu
     let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
     for (op, model, point) in choose(all, random) {
         let (number, held) = lab.prepare(op);
-        let (answer, _) = lab.disturbed(op, number, &point.killing());
+        let (answer, _) = lab.disturbed(op, number, &point.killing(), Replaced::No);
         let what = format!("{}: killed at {} #{}: {}", op.name, point.call, point.nth, point.line);
         drop(held);
         if lab.is_served() {
@@ -373,7 +395,67 @@ fn kill_at_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mu
     report("kills", tried, missed, &faults);
 }
 
+/// Kills the worker at each of its calls. The program that waits for the operation must not notice.
+fn kill_worker_at_calls(lab: &mut Lab<'_>, models: &[(&'static Op, Model)], random: &mut Random) {
+    let all = models.iter().flat_map(|(op, model)| model.points.iter().map(move |point| (*op, model, point)));
+    let all = all.collect();
+    let (mut tried, mut missed, mut faults) = (0, 0, Vec::new());
+    let mut expected: Vec<(usize, String, Tree)> = Vec::new();
+    for (op, model, point) in choose(all, random) {
+        let (number, held) = lab.prepare(op);
+        let worker = lab.mounted().worker();
+        let (answer, _) = lab.disturbed(op, number, &point.killing(), Replaced::Yes);
+        let what = format!("{}: worker killed at {} #{}: {}", op.name, point.call, point.nth, point.line);
+        if worker.is_some_and(is_running) {
+            missed += 1;
+        } else {
+            tried += 1;
+        }
+        let seen = lab.see(number);
+        drop(held);
+        if let Err(error) = answer {
+            faults.push(format!("{what}\n  the program got {error}"));
+        } else if let Some(text) = differs("after", &model.after, &seen, false) {
+            faults.push(format!("{what}\n  {text}"));
+        }
+        expected.push((number, what, seen));
+    }
+    let mounted = lab.mounted.take().expect("mounted");
+    lab.mounted = Some(mounted.remount());
+    for (number, what, want) in expected {
+        if let Some(text) = differs("state before the remount", &want, &lab.see(number), false) {
+            faults.push(format!("{what}\n  the next mount shows another state: {text}"));
+        }
+    }
+    report("kills of the worker", tried, missed, &faults);
+}
+
 for_both_users! {
+    fn request_that_crashes_its_workers_gets_eio() {
+        if !may_trace() {
+            return;
+        }
+        let world = World::sample();
+        let mounted = world.mount("s");
+        // All workers that the keeper starts from now on are traced, too. Only a symlink makes them crash.
+        let trace = Trace::injecting(mounted.pid(), world.path(), "inject=symlinkat:signal=SIGSEGV:when=1");
+        mounted.kill_worker();
+        let made = std::os::unix::fs::symlink("text", mounted.at("new"));
+        std::fs::write(mounted.at("other"), b"other").unwrap();
+        assert_eq!(std::fs::read(mounted.at("lib/data.bin")).unwrap().len(), 300_000);
+        drop(trace);
+        assert_errno(made, rustix::io::Errno::IO);
+        let status = world.json(["--json", "status", "s"]);
+        assert_eq!(status["restarts"], 3, "{status}");
+        assert_eq!(status["last_death"]["cause"], "SIGSEGV", "{status}");
+        std::os::unix::fs::symlink("text", mounted.at("new")).unwrap();
+        mounted.unmount();
+    }
+
+    fn worker_killed_at_a_call_is_not_noticed() {
+        with_lab(kill_worker_at_calls);
+    }
+
     fn failed_call_leaves_before_or_after() {
         with_lab(fail_calls);
     }

@@ -33,6 +33,7 @@ mod keeper;
 mod mounted;
 mod mounted_again;
 mod neighbours;
+mod once;
 mod overlayfs;
 mod parity;
 mod passthrough;

@@ -113,14 +113,7 @@ impl<'w> Mounted<'w> {
 
     /// The process that answers the kernel, a child of the keeper. None while it is being replaced.
     pub fn worker(&self) -> Option<i32> {
-        // The keeper's other child may be the mount helper.
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).ok()?;
-        let program = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe"));
-        let ours = program(&self.pid).ok()?;
-        children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .find(|pid| program(pid).ok().as_ref() == Some(&ours))
+        worker_of(self.pid)
     }
 
     /// As [`Mounted::worker`], for a test that does not kill it.
@@ -279,6 +272,18 @@ fn send(pid: i32, signal: Signal) {
         Err(rustix::io::Errno::SRCH) if signal == Signal::KILL => {}
         sent => sent.expect("signal the daemon"),
     }
+}
+
+/// The worker of a keeper. None while it is being replaced.
+pub fn worker_of(keeper: i32) -> Option<i32> {
+    // The keeper's other child may be the mount helper.
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+    let program = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe"));
+    let ours = program(&keeper).ok()?;
+    children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .find(|pid| program(pid).ok().as_ref() == Some(&ours))
 }
 
 /// Whether a process exists and is not a zombie.

@@ -196,6 +196,8 @@ pub const OPS: &[Op] = ops! {
     "utimes of a directory": nothing => |d| set_time(&d.join("dir"));
     "utimes of a changed file": |d| append(&d.join("small")).and_then(ready) => |d| set_time(&d.join("small"));
     "setxattr of a file": nothing => |d| set_xattr(&d.join("small"));
+    "setxattr that must be new": nothing
+        => |d| Ok(rustix::fs::lsetxattr(d.join("small"), "user.one", b"value", XattrFlags::CREATE)?);
     "setxattr of a large file": nothing => |d| set_xattr(&d.join("big"));
     "setxattr of a directory": nothing => |d| set_xattr(&d.join("dir"));
     "setxattr of a changed file": |d| append(&d.join("small")).and_then(ready) => |d| set_xattr(&d.join("small"));
