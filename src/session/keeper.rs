@@ -8,7 +8,7 @@
 //! when a worker dies. The next worker first takes over ([`take_over`]): it closes what only its predecessor knew.
 //!
 //! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. A worker that
-//! somebody kills (SIGKILL, also the kernel's when memory is short) is always replaced.
+//! somebody kills (SIGKILL, also the kernel's when memory is short) is replaced, unless twenty in a row did not come to answer.
 //!
 //! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker lives.
 //! What it owns is dropped in no process but the last worker. A worker that ends by itself ends the mount.
@@ -30,8 +30,10 @@ use crate::sys::{in_flight, plain, service};
 const CRASHES: usize = 5;
 const CRASHES_IN: Duration = Duration::from_secs(10);
 
-/// As many workers in a row that did not answer the kernel end the mount.
+/// As many workers in a row that did not answer the kernel end the mount. More, if they were killed: on a busy machine a
+/// worker can be killed before it answers.
 const SILENT: u32 = 5;
+const SILENT_AND_KILLED: u32 = 20;
 
 /// The pause before a further worker, after one that did not answer, for each such worker.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -65,7 +67,7 @@ impl std::fmt::Display for Why {
         f.write_str(match self {
             Self::NeverAnswered => "its process died before it answered",
             Self::Crashes => "its process crashed five times in ten seconds",
-            Self::Silent => "five processes in a row died before they answered",
+            Self::Silent => "the processes that took its place died before they answered",
             Self::AskedToEnd => "its process died while the mount was ending",
         })
     }
@@ -237,7 +239,8 @@ impl Keeper<'_> {
         if self.asked.is_some() || status.terminating_signal().is_some_and(ends) {
             return Next::Start(Task::GiveUp(Why::AskedToEnd));
         }
-        if status.terminating_signal() != Some(Signal::KILL.as_raw()) {
+        let is_killed = status.terminating_signal() == Some(Signal::KILL.as_raw());
+        if !is_killed {
             self.crashes.rotate_left(1);
             let now = Instant::now();
             if let Some(last) = self.crashes.last_mut() {
@@ -253,7 +256,7 @@ impl Keeper<'_> {
             return Next::Start(Task::Serve);
         }
         self.silent += 1;
-        if self.silent >= SILENT {
+        if self.silent >= if is_killed { SILENT_AND_KILLED } else { SILENT } {
             return Next::Start(Task::GiveUp(Why::Silent));
         }
         std::thread::sleep(PAUSE * (self.silent - 1));

@@ -1,6 +1,7 @@
 //! A mount outlives the process that serves it: that process is killed, and no program in the space notices.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -61,6 +62,26 @@ fn kill_under_readers(mounted: &Mounted<'_>, times: u64) {
 }
 
 for_both_users! {
+    fn a_file_without_a_name_stays_open() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let path = mounted.path().join("unlinked");
+        let mut file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.write_all(b"before").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for round in 0..3_u8 {
+            mounted.kill_worker();
+            file.write_all(&[b'0' + round]).unwrap();
+            assert_eq!(file.metadata().unwrap().nlink(), 0);
+        }
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "before012");
+        drop(file);
+        mounted.unmount();
+    }
+
     fn readers_do_not_notice_the_death_of_the_worker() {
         let world = World::sample();
         let mounted = world.mount("s");
