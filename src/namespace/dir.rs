@@ -155,6 +155,14 @@ mod tests {
         assert_eq!(state.free_cookie(b"a"), EXTRA_COOKIES + (cookie - EXTRA_COOKIES + 1) % EXTRA_SLOTS);
     }
 
+    /// A listing goes on in the next worker, which another compiler may have built.
+    #[test]
+    fn cookies_are_the_same_in_every_build() {
+        let state = DirState::default();
+        let cookie = |name: &[u8]| state.free_cookie(name) - EXTRA_COOKIES;
+        assert_eq!([cookie(b"a"), cookie(b"new-name"), cookie(b"")], [949_688_339, 178_808_542, 353_129_260]);
+    }
+
     #[test]
     fn names_of_the_lower_take_no_extra_cookie() {
         let mut state = DirState::default();
