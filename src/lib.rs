@@ -41,3 +41,6 @@ pub mod settings;
 pub mod space;
 pub mod sys;
 pub mod yaml;
+
+#[global_allocator]
+static ALLOCATOR: sys::request_buffer::Allocator = sys::request_buffer::Allocator;

@@ -16,6 +16,7 @@ pub mod order;
 pub mod private_ns;
 pub mod probe;
 pub mod process;
+pub mod request_buffer;
 pub mod service;
 pub mod shared_memory;
 pub mod signals;

@@ -346,6 +346,7 @@ impl Filesystem for Adapter {
     ) {
         let drop_setid = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let at = At::inode(request, "write", ino);
+        self.workers.mount().namespace().handoff().requests().written(data.len());
         self.workers.run(self.copy_up(ino), data, move |mount, data| {
             let _changing = mount.namespace().changing();
             let begun = mount.begin(at.request);

@@ -56,6 +56,8 @@ mod word {
 
     /// The number of slots that were used so far.
     pub(super) const CURSOR: usize = 0;
+    /// The most bytes that a write request had so far.
+    pub(super) const LARGEST: usize = 1;
     /// How workers died: number of the worker * 256 + signal + 1, in turn.
     pub(super) const DEATHS: Range<usize> = 64..128;
 }
@@ -160,6 +162,21 @@ impl<'h> Requests<'h> {
     /// `worker`: the number of this worker.
     pub(super) fn new(words: &'h [AtomicU64], local: &'h Arc<Local>, worker: u64) -> Self {
         Self { words, local, worker }
+    }
+
+    /// Notes the size of a write request, for [`Requests::largest`].
+    pub fn written(self, len: usize) {
+        if let Some(largest) = self.words.get(word::LARGEST)
+            && largest.load(Relaxed) < len as u64
+        {
+            largest.fetch_max(len as u64, Relaxed);
+        }
+    }
+
+    /// The most bytes that a write request had so far.
+    #[must_use]
+    pub fn largest(self) -> usize {
+        self.words.get(word::LARGEST).map_or(0, |largest| largest.load(Relaxed) as usize)
     }
 
     /// Notes that the calling thread works on a request, which the kernel sent with this number. False if the request is

@@ -36,7 +36,7 @@ use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::{self, log_file, plain, process, surroundings};
+use crate::sys::{self, log_file, plain, process, request_buffer, surroundings};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
 /// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
@@ -222,6 +222,7 @@ impl<'p> PendingMount<'p> {
         }
         process::map_large_blocks();
         let loops = possible_loops()?;
+        request_buffer::populate(handoff.requests().largest());
         let (fs, reflink) = compose::filesystem(plan, &self.index, umask, handoff)?;
         let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
         worker.unblock();
