@@ -34,6 +34,7 @@ mod mounted;
 mod mounted_again;
 mod neighbours;
 mod once;
+mod opens;
 mod overlayfs;
 mod parity;
 mod passthrough;
