@@ -48,7 +48,8 @@ impl SharedMemory {
     }
 
     fn without_fd(words: usize) -> Result<Self, Errno> {
-        let zeroes = File::open("/dev/zero").map_err(|error| errno_of(&error))?;
+        let zeroes =
+            File::options().read(true).write(true).open("/dev/zero").map_err(|error| errno_of(&error))?;
         let map = MmapOptions::new().len(words * WORD).map_raw(&zeroes).map_err(|error| errno_of(&error))?;
         Ok(Self { map, words, file: None })
     }
