@@ -49,6 +49,8 @@ pub(super) struct Row {
     pub(super) pid: Option<u32>,
     /// The process that answers the kernel. The same as `pid` for the daemon of an older version.
     pub(super) worker: Option<u32>,
+    /// The version of its program.
+    pub(super) version: Option<String>,
     /// How often that process was replaced.
     pub(super) restarts: Option<u64>,
     /// How the last one died.
@@ -83,6 +85,7 @@ impl From<Space> for Row {
             ephemeral: run.map(|run| run.ephemeral),
             pid: run.map(|run| run.pid),
             worker: run.map(|run| run.worker.map_or(run.pid, |worker| worker.pid)),
+            version: run.and_then(|run| run.version.clone()),
             restarts: run.map(|run| run.restarts),
             last_death: run.and_then(|run| run.last_death.clone()),
             started: run.and_then(|run| run.started),

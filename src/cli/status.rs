@@ -95,6 +95,7 @@ fn text(status: &Status) -> Vec<String> {
         ("Copied", status.copy_up.as_ref().map(copied)),
         ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
         ("Served by", row.worker.filter(|_| row.worker != row.pid).map(|pid| format!("process {pid}"))),
+        ("Version", row.version.clone()),
         (
             "Restarts",
             row.last_death.as_ref().map(|death| {

@@ -596,6 +596,7 @@ fn run_info(
         pid,
         start_time: keeper_start,
         worker: Some(Process { pid: std::process::id(), start_time }),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         restarts: handoff.restarts(),
         last_death,
         mountpoint: plan.space.mountpoint.clone(),

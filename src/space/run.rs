@@ -33,6 +33,9 @@ pub struct RunInfo {
     /// are one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<Process>,
+    /// The version of the program that answers. None in the record of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// How often that process was replaced.
     #[serde(default)]
     pub restarts: u64,

@@ -87,6 +87,7 @@ for_both_users! {
         let mounted = world.mount("s");
         kill_under_readers(&mounted, 10);
         let said = status(&world, "s");
+        assert_eq!(said["version"], env!("CARGO_PKG_VERSION"), "{said}");
         assert_eq!(said["restarts"], 10, "{said}");
         assert_eq!(said["last_death"]["cause"], "SIGKILL", "{said}");
         assert_eq!(said["pid"], mounted.pid(), "{said}");
