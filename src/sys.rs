@@ -8,6 +8,7 @@ pub mod crash;
 pub mod fd;
 pub mod filesystem;
 pub mod fuse_mount;
+pub mod fuse_notify;
 pub mod guarded;
 pub mod in_flight;
 pub mod log_file;

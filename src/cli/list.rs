@@ -11,7 +11,7 @@ use super::output::{self, Column};
 use crate::session::spaces::{Space, Survey};
 use crate::settings::{IoMode, Strategy};
 use crate::space::meta::beside;
-use crate::space::run::Death;
+use crate::space::run::{Death, RunInfo};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -51,6 +51,8 @@ pub(super) struct Row {
     pub(super) worker: Option<u32>,
     /// The version of its program.
     pub(super) version: Option<String>,
+    /// Whether `pid` runs. Without it, nothing replaces `worker`.
+    pub(super) kept: Option<bool>,
     /// How often that process was replaced.
     pub(super) restarts: Option<u64>,
     /// How the last one died.
@@ -86,6 +88,7 @@ impl From<Space> for Row {
             pid: run.map(|run| run.pid),
             worker: run.map(|run| run.worker.map_or(run.pid, |worker| worker.pid)),
             version: run.and_then(|run| run.version.clone()),
+            kept: run.map(RunInfo::is_kept),
             restarts: run.map(|run| run.restarts),
             last_death: run.and_then(|run| run.last_death.clone()),
             started: run.and_then(|run| run.started),

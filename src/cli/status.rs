@@ -94,6 +94,12 @@ fn text(status: &Status) -> Vec<String> {
         ("Changed", Some(row.changed())),
         ("Copied", status.copy_up.as_ref().map(copied)),
         ("Daemon", row.pid.map(|pid| format!("process {pid}, for {}", since(row.started)))),
+        (
+            "Kept by",
+            row.kept
+                .filter(|kept| !kept)
+                .map(|_| "nobody: that process was killed, and nothing replaces the next".to_owned()),
+        ),
         ("Served by", row.worker.filter(|_| row.worker != row.pid).map(|pid| format!("process {pid}"))),
         ("Version", row.version.clone()),
         (

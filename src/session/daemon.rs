@@ -135,8 +135,6 @@ fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) 
     };
     let served = leave(pipe.as_ref(), plan).and_then(|()| {
         begin(plan, started, &open_log, &mut |mounted| {
-            // From here on the mount does not end with its parent.
-            follow_parent(None);
             send(&mut pipe, &Ok(mounted.clone()));
         })
     });
@@ -153,17 +151,13 @@ fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) 
 
 /// Leaves the terminal and the standard streams. Log lines go to the parent until the log file is open.
 fn leave(pipe: Option<&std::fs::File>, plan: &MountPlan) -> Result<(), Error> {
-    follow_parent(Some(Signal::TERM));
+    // The keeper sees to it that a mount that answers does not end with its parent.
+    if let Err(errno) = rustix::process::set_parent_process_death_signal(Some(Signal::TERM)) {
+        tracing::debug!(%errno, "the mount will not end with its parent");
+    }
     let pipe = pipe.ok_or(Errno::BADF);
     let left = process::detach().and_then(|()| rustix::stdio::dup2_stderr(pipe?));
     left.map_err(Error::os(plan.state_dir(), "detach"))
-}
-
-/// Sets, or with None clears, the signal that the kernel sends when the parent ends.
-fn follow_parent(signal: Option<Signal>) {
-    if let Err(errno) = rustix::process::set_parent_process_death_signal(signal) {
-        tracing::debug!(%errno, "the mount will not end with its parent");
-    }
 }
 
 /// Sends the answer, once.

@@ -7,8 +7,8 @@
 //! Both processes share one table of descriptors. So `/dev/fuse`, the locks and the descriptors in [`Handoff`] stay open
 //! when a worker dies. The next worker first takes over ([`take_over`]): it closes what only its predecessor knew.
 //!
-//! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. A worker that
-//! somebody kills (SIGKILL, also the kernel's when memory is short) is replaced, unless twenty in a row did not come to answer.
+//! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. SIGKILL, which
+//! may also be the kernel's when memory is short, is no crash: of such deaths, only a hundred in a row end the mount.
 //!
 //! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker lives.
 //! What it owns is dropped in no process but the last worker. A worker that ends by itself ends the mount.
@@ -24,18 +24,18 @@ use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 use crate::handoff::{Handoff, Phase};
 use crate::sys::process::{self, Alone};
 use crate::sys::signals::Signals;
-use crate::sys::{in_flight, plain, service};
+use crate::sys::{fuse_notify, in_flight, service};
 
 /// As many crashes in this time end the mount.
 const CRASHES: usize = 5;
 const CRASHES_IN: Duration = Duration::from_secs(10);
 
-/// As many workers in a row that did not answer the kernel end the mount. More, if they were killed: on a busy machine a
-/// worker can be killed before it answers.
+/// As many workers in a row that did not come to answer the kernel end the mount: after a crash, and after SIGKILL, with
+/// which somebody may just have been quick.
 const SILENT: u32 = 5;
-const SILENT_AND_KILLED: u32 = 20;
+const KILLED: u32 = 100;
 
-/// The pause before a further worker, after one that did not answer, for each such worker.
+/// The pause before a further worker, after one that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a new worker is for.
@@ -67,7 +67,7 @@ impl std::fmt::Display for Why {
         f.write_str(match self {
             Self::NeverAnswered => "its process died before it answered",
             Self::Crashes => "its process crashed five times in ten seconds",
-            Self::Silent => "the processes that took its place died before they answered",
+            Self::Silent => "too many processes in a row died before they answered",
             Self::AskedToEnd => "its process died while the mount was ending",
         })
     }
@@ -87,6 +87,23 @@ impl Worker {
     /// Lets the signals through that end the mount. Called when they are handled.
     pub(super) fn unblock(&self) {
         self.signals.unblock();
+    }
+
+    /// Has the kernel send SIGUSR1 when the keeper dies.
+    pub(super) fn notice_death_of_keeper(&self) {
+        if let Err(errno) = rustix::process::set_parent_process_death_signal(Some(Signal::USR1)) {
+            tracing::debug!(%errno, "the death of the keeper will not be noticed");
+        }
+        if !self.has_keeper() {
+            // It died before. The signal goes to this process.
+            rustix::process::kill_process(rustix::process::getpid(), Signal::USR1).unwrap_or_default();
+        }
+    }
+
+    /// Whether the keeper lives.
+    pub(super) fn has_keeper(&self) -> bool {
+        let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        parent == Some(self.keeper.0)
     }
 
     /// Tells the keeper that the mount answers.
@@ -239,8 +256,8 @@ impl Keeper<'_> {
         if self.asked.is_some() || status.terminating_signal().is_some_and(ends) {
             return Next::Start(Task::GiveUp(Why::AskedToEnd));
         }
-        let is_killed = status.terminating_signal() == Some(Signal::KILL.as_raw());
-        if !is_killed {
+        let killed = status.terminating_signal() == Some(Signal::KILL.as_raw());
+        if !killed {
             self.crashes.rotate_left(1);
             let now = Instant::now();
             if let Some(last) = self.crashes.last_mut() {
@@ -256,10 +273,12 @@ impl Keeper<'_> {
             return Next::Start(Task::Serve);
         }
         self.silent += 1;
-        if self.silent >= if is_killed { SILENT_AND_KILLED } else { SILENT } {
+        if self.silent >= if killed { KILLED } else { SILENT } {
             return Next::Start(Task::GiveUp(Why::Silent));
         }
-        std::thread::sleep(PAUSE * (self.silent - 1));
+        if !killed || self.silent > SILENT {
+            std::thread::sleep(PAUSE);
+        }
         Next::Start(Task::Serve)
     }
 }
@@ -303,7 +322,7 @@ pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Re
     // Before the others are closed: the kernel ends the requests that were read from a closed one.
     let resent = device.is_none_or(|device| {
         handoff.opens().settle(|open| waits(open.unique));
-        resend(device)
+        fuse_notify::resend(device)
     });
     let mut open: Vec<RawFd> = handoff
         .first()
@@ -324,25 +343,6 @@ fn waits(unique: u64) -> bool {
         tracing::warn!(%errno, "cannot find out which requests wait");
         false
     })
-}
-
-/// `FUSE_NOTIFY_RESEND`. Returns false when the kernel does not know it (before Linux 6.9).
-fn resend(device: BorrowedFd<'_>) -> bool {
-    const CODE: u32 = 7;
-    const LEN: u32 = 16;
-    let mut message = [0_u8; LEN as usize];
-    // The length of the message, the code in the place of an error, and no request.
-    let words = LEN.to_ne_bytes().into_iter().chain(CODE.to_ne_bytes());
-    message.iter_mut().zip(words).for_each(|(to, from)| *to = from);
-    match rustix::io::write(device, &message) {
-        Ok(_) => true,
-        Err(Errno::INVAL) => false,
-        // Unmounted meanwhile, which the loops will notice.
-        Err(errno) => {
-            tracing::debug!(error = plain(&errno), "no requests to send again");
-            true
-        }
-    }
 }
 
 /// The name of what ended a worker: a signal, or an exit code.

@@ -10,7 +10,7 @@ use fuser::{Config, INodeNo, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::answers;
@@ -224,8 +224,11 @@ impl<'p> PendingMount<'p> {
         let loops = possible_loops()?;
         request_buffer::populate(handoff.requests().largest());
         let (fs, reflink) = compose::filesystem(plan, &self.index, umask, handoff)?;
-        let signals = Signals::new(ending_signals(plan)).map_err(Error::Fuse)?;
+        // A worker may go on without its keeper, and says so.
+        let signals = ending_signals(plan).into_iter().chain([SIGUSR1]);
+        let signals = Signals::new(signals).map_err(Error::Fuse)?;
         worker.unblock();
+        worker.notice_death_of_keeper();
         let stop_waiting = Box::new(CloseOnDrop(signals.handle()));
         let run = run_info(plan, &self.index, reflink, device.mount.as_ref(), worker, handoff)?;
         let mounted = Mounted {
@@ -366,7 +369,7 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "no thread for the control socket: no command can ask this mount");
             }
             if started.is_ok() {
-                end_on_signal(&mut signals, plan);
+                end_on_signal(&mut signals, plan, worker);
             }
             drop(stop);
             control.iter().for_each(Server::stop);
@@ -376,7 +379,7 @@ impl<'p> PendingMount<'p> {
         if let Some(error) = no_thread {
             tracing::warn!(%error, "no thread for housekeeping: the cache may exceed its limit");
             let prefetcher = settle(plan, &mut claim, fs);
-            end_on_signal(&mut signals, plan);
+            end_on_signal(&mut signals, plan, worker);
             prefetcher.finish();
         }
         match loops.join() {
@@ -558,8 +561,16 @@ fn drop_pages_of_bad_blobs(fs: &Fs, session: &Session<Adapter>) {
 }
 
 /// Unmounts at each signal. Returns when the last loop has ended.
-fn end_on_signal(signals: &mut Signals, plan: &MountPlan) {
+fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker) {
     for signal in signals.forever() {
+        if signal == SIGUSR1 {
+            if !worker.has_keeper() {
+                tracing::error!(
+                    "the process that keeps this mount was killed: nothing replaces this one if it dies, too"
+                );
+            }
+            continue;
+        }
         tracing::info!(signal, "ending the mount");
         undo_mount_of(&plan.state_dir());
     }

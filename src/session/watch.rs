@@ -4,6 +4,7 @@
 //! watcher sleeps until the daemon ends. A daemon that ends in good order leaves no mount behind, and the watcher then ends
 //! without doing anything.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -12,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::Error;
 use super::{end, registry};
+use crate::space::run::{Process, read_run};
 use crate::sys::{fuse_mount, process};
 
 /// Starts the watcher of a daemon. The process must have a single thread.
@@ -33,8 +35,17 @@ pub(super) fn start(daemon: u32, state_dir: &Path) -> Result<(), Error> {
     }
 }
 
-fn wait(daemon: &std::os::fd::OwnedFd, state_dir: &Path) -> i32 {
-    while matches!(poll(&mut [PollFd::new(daemon, PollFlags::IN)], None), Err(Errno::INTR)) {}
+fn wait(daemon: &OwnedFd, state_dir: &Path) -> i32 {
+    let ends = |process: &OwnedFd| {
+        while matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], None), Err(Errno::INTR)) {}
+    };
+    ends(daemon);
+    // The worker goes on if only the keeper was killed.
+    let worker = read_run(state_dir).and_then(|run| run.worker).filter(Process::is_running);
+    let worker = worker.and_then(|worker| i32::try_from(worker.pid).ok()).and_then(Pid::from_raw);
+    if let Some(Ok(worker)) = worker.map(|worker| pidfd_open(worker, PidfdFlags::empty())) {
+        ends(&worker);
+    }
     match registry::find(state_dir) {
         // Another daemon may have taken the place of the dead mount.
         Ok(Some(mount)) if fuse_mount::is_dead(&mount.mountpoint) => {

@@ -142,6 +142,12 @@ impl RunInfo {
         self.worker.filter(Process::is_running).map_or(self.pid, |worker| worker.pid)
     }
 
+    /// Whether the keeper runs. Without it, nothing replaces the worker.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        Process { pid: self.pid, start_time: self.start_time }.is_running()
+    }
+
     /// The keeper, and the worker.
     pub fn processes(&self) -> impl Iterator<Item = Process> {
         [Process { pid: self.pid, start_time: self.start_time }].into_iter().chain(self.worker)

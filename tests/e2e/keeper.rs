@@ -3,12 +3,15 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Mounted, World, files_below, wait_until};
+use crate::common::mount::is_running;
+use crate::common::{Mounted, World, files_below, sh, wait_until};
 
 /// What `holofs status` says.
 fn status(world: &World, space: &str) -> Value {
@@ -61,6 +64,44 @@ fn kill_under_readers(mounted: &Mounted<'_>, times: u64) {
     });
 }
 
+/// Makes, changes, moves and removes entries of its own directory until `stop`. Each error fails the test, and so does each
+/// difference to what it has done. Returns how often.
+fn change_again_and_again(dir: &Path, stop: &AtomicBool) -> u64 {
+    std::fs::create_dir(dir).unwrap();
+    let (log, mut logged) = (dir.join("log"), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let [sub, file, moved] = [dir.join("sub"), dir.join("sub/file"), dir.join("moved")];
+        std::fs::create_dir(&sub).unwrap();
+        std::fs::write(&file, logged.to_string()).unwrap();
+        std::fs::rename(&file, &moved).unwrap();
+        std::fs::hard_link(&moved, &file).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), logged.to_string());
+        let mut open = std::fs::File::options().append(true).create(true).open(&log).unwrap();
+        writeln!(open, "{logged:08}").unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_dir(&sub).unwrap();
+        std::fs::remove_file(&moved).unwrap();
+        logged += 1;
+    }
+    let lines: Vec<String> = (0..logged).map(|n| format!("{n:08}\n")).collect();
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), lines.concat());
+    logged
+}
+
+/// The descriptors that the keeper and its worker share.
+fn descriptors(mounted: &Mounted<'_>) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap().count()
+}
+
+/// The last lines of the log of a space.
+fn log_of(mounted: &Mounted<'_>) -> String {
+    std::fs::read_to_string(mounted.state().join("log")).unwrap()
+}
+
+fn send(pid: i32, signal: Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
 for_both_users! {
     fn a_file_without_a_name_stays_open() {
         let world = World::sample();
@@ -94,4 +135,132 @@ for_both_users! {
         assert_eq!(said["worker"].as_i64().map(|pid| pid as i32), mounted.worker(), "{said}");
         mounted.unmount();
     }
+
+    fn writers_do_not_notice_the_death_of_the_worker() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..2)
+                .map(|n| {
+                    let (dir, stop) = (mounted.at(format!("dir{n}")), &stop);
+                    scope.spawn(move || change_again_and_again(&dir, stop))
+                })
+                .collect();
+            for n in 0..10 {
+                std::thread::sleep(Duration::from_millis(3 + 7 * (n % 5)));
+                mounted.kill_worker();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            stop.store(true, Ordering::Relaxed);
+            writers.into_iter().for_each(|writer| assert!(writer.join().unwrap() > 0));
+        });
+        mounted.unmount();
+    }
+
+    fn every_end_is_an_end_after_a_death() {
+        let ways = ["unmount", "unmount --force", "TERM to the keeper", "TERM to the worker", "fusermount3", "umount"];
+        for way in ways {
+            if way == "umount" && !crate::common::as_user::is_root() {
+                continue;
+            }
+            let world = World::sample();
+            let mounted = world.mount_with("s", &["--ephemeral"]);
+            std::fs::write(mounted.at("new"), "new").unwrap();
+            mounted.kill_worker();
+            assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+            match way {
+                "unmount" => assert_eq!(world.run(["unmount", "s"]).code, 0),
+                "unmount --force" => assert_eq!(world.run(["unmount", "s", "--force"]).code, 0),
+                "TERM to the keeper" => send(mounted.pid(), Signal::TERM),
+                "TERM to the worker" => send(mounted.server(), Signal::TERM),
+                "fusermount3" => drop(sh(Command::new("fusermount3").arg("-u").arg(mounted.path()))),
+                _ => drop(sh(Command::new("umount").arg(mounted.path()))),
+            }
+            let (record, upper) = (mounted.state().join("run.json"), mounted.upper("new"));
+            mounted.has_ended();
+            assert!(!record.exists() && !upper.exists(), "{way}");
+        }
+    }
+
+    fn nothing_is_left_of_dead_workers() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let serves = || {
+            assert!(std::fs::read(mounted.at("readme.txt")).is_ok());
+            wait_until("the new worker's record", || {
+                status(&world, "s")["worker"].as_i64().map(|pid| pid as i32) == mounted.worker()
+            });
+        };
+        mounted.kill_worker();
+        serves();
+        std::thread::sleep(Duration::from_millis(200));
+        let before = descriptors(&mounted);
+        for _ in 0..25 {
+            mounted.kill_worker();
+            assert!(std::fs::read(mounted.at("readme.txt")).is_ok());
+        }
+        serves();
+        wait_until("the descriptors of dead workers to be closed", || descriptors(&mounted) <= before);
+        let children = format!("/proc/{0}/task/{0}/children", mounted.pid());
+        for child in std::fs::read_to_string(children).unwrap().split_whitespace() {
+            assert!(is_running(child.parse().unwrap()), "{child} is a zombie");
+        }
+        mounted.unmount();
+    }
+
+    fn mount_that_crashes_again_and_again_is_given_up() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), "new").unwrap();
+        for n in 0..5 {
+            if n > 0 {
+                assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+            }
+            mounted.end_worker(Signal::ABORT);
+        }
+        wait_until("the daemon to end", || !is_running(mounted.pid()));
+        let log = log_of(&mounted);
+        assert!(log.contains("given up") && log.contains("SIGABRT"), "{log}");
+        mounted.has_ended();
+        assert_eq!(std::fs::read(world.mount("s").at("new")).unwrap(), b"new");
+    }
+
+    fn mount_goes_on_without_its_keeper() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        let worker = mounted.server();
+        send(mounted.pid(), Signal::KILL);
+        wait_until("the keeper to die", || !is_running(mounted.pid()));
+        std::fs::write(mounted.at("new"), "new").unwrap();
+        let said = status(&world, "s");
+        assert_eq!((&said["kept"], &said["state"]), (&false.into(), &"mounted".into()), "{said}");
+        wait_until("the log to say so", || log_of(&mounted).contains("was killed"));
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        assert!(!is_running(worker));
+        mounted.has_ended();
+    }
+
+    fn foreground_mount_outlives_its_worker() {
+        let world = World::sample();
+        let mut command = world.holofs();
+        command.arg("mount").arg(world.home()).args(["s", "--foreground"]);
+        let mut keeper = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the mount", || status_if_any(&world).is_some_and(|said| said["state"] == "mounted"));
+        let said = status(&world, "s");
+        let file = Path::new(said["path"].as_str().unwrap()).join("readme.txt");
+        let first = std::fs::read(&file).unwrap();
+        assert_eq!(said["pid"], keeper.id());
+        send(said["worker"].as_i64().unwrap() as i32, Signal::KILL);
+        assert_eq!(std::fs::read(&file).unwrap(), first);
+        wait_until("the next worker", || status(&world, "s")["restarts"] == 1);
+        send(keeper.id() as i32, Signal::INT);
+        assert_eq!(crate::common::world::wait(&mut keeper, "the foreground mount"), 0);
+        assert!(world.mounts().is_empty());
+    }
+}
+
+/// What `holofs status` says, if there is such a space.
+fn status_if_any(world: &World) -> Option<Value> {
+    serde_json::from_str(&world.run(["--json", "status", "s"]).stdout).ok()
 }
