@@ -46,7 +46,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -403,7 +403,17 @@ fn usage(error: &clap::Error, mut args: impl Iterator<Item = OsString>) -> Failu
     };
     let cli = Cli::command();
     let command = args.find_map(|arg| cli.find_subcommand(arg)).map(clap::Command::get_name);
-    let help = command.map_or("`holofs --help`".to_owned(), |name| format!("`holofs {name} --help`"));
+    let invalid = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let help = match (command, error.kind()) {
+        (None, _) => "`holofs --help`".to_owned(),
+        (Some(name @ ("mount" | "run" | "shell" | "restore")), ErrorKind::MissingRequiredArgument) => {
+            format!("LIBRARY and SPACE, for example `holofs {name} auto demo`; or `holofs {name} --help`")
+        }
+        (Some("run"), ErrorKind::UnknownArgument) if !invalid.starts_with('-') => {
+            "the command after `--`, for example `holofs run auto demo -- python -V`".to_owned()
+        }
+        (Some(name), _) => format!("`holofs {name} --help`"),
+    };
     let code = if matches!(command, Some("run" | "shell")) { exit::RUN_FAILED } else { USAGE };
     exit::failure(code, what, Some(tip.unwrap_or(&help)))
 }

@@ -363,7 +363,9 @@ impl Advice for session::Error {
             Self::NotOurs(_) => try_this(USAGE, "--verify once, which verifies each blob one time"),
             Self::Link { .. } => try_this(MOUNTPOINT, "another path for --link"),
             Self::UpperDir { .. } => try_this(USAGE, "--upper-dir with a directory that you may write to"),
-            Self::NothingChosen => try_this(USAGE, "`holofs mount --help`"),
+            Self::NothingChosen => {
+                try_this(USAGE, "LIBRARY and SPACE, for example `auto demo`, or -r robot.yaml")
+            }
             Self::Mount { source, .. } => source.advice(),
             Self::OtherBlueprint { .. } => {
                 try_this(MOUNTPOINT, "unmount it first, or use another space name")
