@@ -169,6 +169,8 @@ impl<'p> PendingMount<'p> {
         let plan = self.plan;
         let os = |call| Error::os(plan.state_dir(), call);
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
+        // Before there is a thread: each one would have an arena of its own.
+        check_memory(1)?;
         let handoff = Arc::new(Handoff::create().map_err(os("memfd_create for"))?);
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
@@ -507,10 +509,6 @@ fn unchecked(plan: &MountPlan) -> bool {
 /// # Errors
 /// When no thread can be started, or a memory limit leaves less than the loops need.
 fn possible_loops() -> Result<usize, Error> {
-    /// What each loop allocates: a buffer for the largest request, and a stack.
-    const EACH: u64 = 18 << 20;
-    /// What the rest of the daemon needs: files being unpacked, buffers of copies, threads of requests that wait.
-    const BESIDE: u64 = 64 << 20;
     let wanted = (process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end());
     // One more thread waits for the loops.
     let possible = sys::thread::obtainable(wanted + 1).saturating_sub(1);
@@ -518,16 +516,29 @@ fn possible_loops() -> Result<usize, Error> {
         let why = "two threads cannot be started: ulimit -u, or a container's limit of processes";
         return Err(Error::Limits(why.into()));
     }
-    let Some(room) = surroundings::memory_room() else { return Ok(possible) };
+    check_memory(possible)?;
+    Ok(possible)
+}
+
+/// Checks that a memory limit leaves room for so many loops. With such a limit, all threads share one arena from now on.
+///
+/// # Errors
+/// When it does not.
+fn check_memory(loops: usize) -> Result<(), Error> {
+    /// What each loop allocates: a buffer for the largest request, and a stack.
+    const EACH: u64 = 18 << 20;
+    /// What the rest of the daemon needs: files being unpacked, buffers of copies, threads of requests that wait.
+    const BESIDE: u64 = 64 << 20;
+    let Some(room) = surroundings::memory_room() else { return Ok(()) };
     surroundings::spare_addresses();
-    let needed = BESIDE + EACH * possible as u64;
+    let needed = BESIDE + EACH * loops as u64;
     if room < needed {
         let (room, needed) = (room >> 20, needed >> 20);
         let why =
             format!("{room} MB of memory are left by its limit (ulimit -v, -d), and a mount needs {needed}");
         return Err(Error::Limits(why));
     }
-    Ok(possible)
+    Ok(())
 }
 
 /// One device descriptor for each loop where /dev/fuse can be opened. A container may not allow that.
