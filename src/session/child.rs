@@ -20,6 +20,7 @@ use signal_hook::consts::{
 };
 
 use crate::activate::Variable;
+use crate::sys::process;
 use crate::sys::signals::{self, Signals};
 
 /// How long the other processes of a container may take to end after SIGTERM.
@@ -142,7 +143,8 @@ fn is_first() -> bool {
 }
 
 /// As the first process of a container: ends the other processes, which the kernel would kill at our end, so that the
-/// space can be unmounted. `daemon` serves the mount and stays.
+/// space can be unmounted. The processes that serve the mount stay: `daemon`, and those that it has started
+/// (the worker, which the daemon replaces at any time, and the mount helper).
 pub(super) fn end_others(daemon: u32, signals: &Signals) {
     if !is_first() {
         return;
@@ -170,13 +172,13 @@ pub(super) fn end_others(daemon: u32, signals: &Signals) {
     }
 }
 
-/// The other processes of the container that run.
+/// The other processes of the container that run, without the daemon and its children.
 fn others(daemon: u32) -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     numbers
         .filter(|pid| *pid != 1 && u32::try_from(*pid) != Ok(daemon))
-        .filter(|pid| crate::sys::process::start_time(*pid).is_some())
+        .filter(|pid| process::parent(*pid).is_some_and(|parent| parent != daemon))
         .filter_map(Pid::from_raw)
         .collect()
 }

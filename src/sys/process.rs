@@ -314,14 +314,22 @@ pub fn processors() -> usize {
 /// does not reap them.
 #[must_use]
 pub fn start_time(pid: i32) -> Option<u64> {
+    stat(pid)?.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The parent of a process. None when there is no such process, or it is a zombie.
+#[must_use]
+pub fn parent(pid: i32) -> Option<u32> {
+    stat(pid)?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The fields of `/proc/PID/stat` from the state on. None when there is no such process, or it is a zombie.
+fn stat(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which can itself contain parentheses and spaces.
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let rest = rest.trim_start();
+    (!rest.starts_with(['Z', 'X'])).then(|| rest.to_owned())
 }
 
 /// Kills the process with this id and start time.

@@ -293,15 +293,15 @@ fn is_a_good_process_1() {
     ));
     assert_eq!(done.code, 5, "{done:?}");
     assert_ne!(done.stdout.trim(), "1");
-    // One that stays is ended, so that the space can be unmounted.
+    // One that stays is ended, so that the space can be unmounted. It can use the space until then.
     let mark = world.path().join("ended");
     let script = format!(
-        "(trap 'echo ended >{mark}; exit' TERM; exec 3<$HOLOFS_MOUNT/readme.txt; echo ready >$TEMP/ready; while :; do sleep 0.01; done) & while [ ! -s $TEMP/ready ]; do sleep 0.01; done",
+        "(trap 'sleep 0.2; cat $HOLOFS_MOUNT/readme.txt >{mark}; exit' TERM; exec 3<$HOLOFS_MOUNT/readme.txt; echo ready >$TEMP/ready; while :; do sleep 0.01; done) & while [ ! -s $TEMP/ready ]; do sleep 0.01; done",
         mark = mark.display()
     );
     let done = finish(&mut as_init(&script));
     assert_eq!(done.code, 0, "{done:?}");
-    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "ended\n");
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "hello, space\n");
     // SIGTERM to process 1.
     let waiting = Waiting::start(as_init("echo ready; read line"));
     let init = sh(Command::new("pgrep").args(["-P", &waiting.child.id().to_string()]));
