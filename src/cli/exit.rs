@@ -291,7 +291,7 @@ const NO_DEVICE: &str = "modprobe fuse; with docker: --device /dev/fuse --cap-ad
 impl Advice for MountError {
     fn advice(&self) -> Failure {
         match self {
-            Self::Device(_) => try_this(FUSE, NO_DEVICE),
+            Self::Device(_) | Self::AnotherDevice => try_this(FUSE, NO_DEVICE),
             Self::NoFusermount => try_this(FUSE, "install the package fuse3, or use `holofs restore`"),
             Self::Fusermount(output) if output.contains("user_allow_other") => {
                 try_this(FUSE, "put `user_allow_other` into /etc/fuse.conf, or leave out --allow-other")

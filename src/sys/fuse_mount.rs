@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use holofs_mount_helper::wire;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -50,6 +50,9 @@ pub enum MountError {
     /// `/dev/fuse` cannot be opened.
     #[error("{DEVICE}: {0}")]
     Device(Errno),
+    /// `/dev/fuse` is something else.
+    #[error("{DEVICE}: it is not the device of FUSE")]
+    AnotherDevice,
     /// This user cannot call mount(2), and fusermount3 is missing.
     #[error("fusermount3 is not installed, and only root can mount without it")]
     NoFusermount,
@@ -77,7 +80,7 @@ impl MountError {
     #[must_use]
     pub fn means_no_fuse(&self) -> bool {
         match self {
-            Self::Device(_) | Self::NoFusermount | Self::Io(_) => true,
+            Self::Device(_) | Self::AnotherDevice | Self::NoFusermount | Self::Io(_) => true,
             Self::Fusermount(output) => !output.contains("user_allow_other"),
             Self::Os { source, .. } => matches!(*source, Errno::PERM | Errno::NODEV | Errno::NOSYS),
             Self::Exchanged => false,
@@ -109,8 +112,9 @@ fn flag_of(option: &str) -> Option<MountFlags> {
 /// # Errors
 /// See [`MountError`]. Nothing is mounted then.
 pub fn mount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
-    if !Path::new(DEVICE).exists() {
-        return Err(MountError::Device(Errno::NOENT));
+    let device = rustix::fs::stat(DEVICE).map_err(MountError::Device)?;
+    if !is_fuse(&device) {
+        return Err(MountError::AnotherDevice);
     }
     match mount_directly(mountpoint, options) {
         // This user may not mount, or may not open the device. fusermount3 is setuid root.
@@ -119,6 +123,12 @@ pub fn mount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError>
         }
         other => other,
     }
+}
+
+/// Whether this is the device of FUSE: Linux gives it this number everywhere.
+fn is_fuse(device: &rustix::fs::Stat) -> bool {
+    FileType::from_raw_mode(device.st_mode) == FileType::CharacterDevice
+        && device.st_rdev == rustix::fs::makedev(10, 229)
 }
 
 fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {

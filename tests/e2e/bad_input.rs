@@ -357,9 +357,14 @@ fn assert_only_this_file_fails(mounted: &Mounted<'_>, path: &str) {
 
 /// Runs a mount in a mount namespace whose /dev has no fuse.
 fn without_dev_fuse(world: &World, who: &str) -> Done {
-    let hide = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec \"$@\"";
+    where_dev_has(world, who, "true")
+}
+
+/// A mount where `/dev` has only what `make` makes there.
+fn where_dev_has(world: &World, who: &str, make: &str) -> Done {
+    let hide = format!("mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && {make} && exec \"$@\"");
     let mut command = world.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh"]);
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &hide, "sh"]);
     let tools = tools();
     if who == "ordinary" {
         command.arg("setpriv").args(as_user_args()).arg("--");
@@ -379,6 +384,22 @@ fn no_dev_fuse() {
     // Making the namespace needs root.
     let root = World::at(world.path());
     assert_refused(&world, &without_dev_fuse(&root, "ordinary"), 8, &["/dev/fuse"]);
+}
+
+#[test]
+fn dev_fuse_is_something_else() {
+    if !root_or_skip() {
+        return;
+    }
+    for make in ["mknod -m 666 /dev/fuse c 1 3", "mknod -m 666 /dev/fuse p", "touch /dev/fuse"] {
+        let world = World::sample();
+        assert_refused(
+            &world,
+            &where_dev_has(&world, "root", make),
+            8,
+            &["/dev/fuse", "not the device", "--device"],
+        );
+    }
 }
 
 /// root mounts without fusermount3; an ordinary user cannot.

@@ -188,7 +188,7 @@ for_both_users! {
             assert!(started.elapsed() < Duration::from_secs(20));
         };
         let whole = zip(b"", &good);
-        refused(&whole[..whole.len() / 2], "no zip archive");
+        refused(&whole[..whole.len() / 2], "truncated");
         refused(&whole[..whole.len() - 10], "");
         let with = |entry: ZipEntry| zip(b"", &[good.clone(), vec![entry]].concat());
         refused(&with(good[0].clone()), "two entries");

@@ -114,6 +114,7 @@ fn every_error_of_a_session_has_its_code() {
         (session::Error::Library(LibraryError::Io { path: path(), source: enoent() }), LIBRARY, ""),
         (session::Error::Space(mountpoint(MountpointProblem::NotEmpty)), MOUNTPOINT, "move"),
         (mount(MountError::Device(Errno::NOENT)), FUSE, "--device /dev/fuse"),
+        (mount(MountError::AnotherDevice), FUSE, "--device /dev/fuse"),
         (mount(MountError::NoFusermount), FUSE, "fuse3"),
         (mount(MountError::Fusermount("needs user_allow_other in".into())), FUSE, "fuse.conf"),
         (mount(MountError::Os { call: "mount", source: Errno::PERM }), FUSE, ""),
