@@ -186,7 +186,7 @@ pub enum MountpointProblem {
     #[error("it belongs to user {0}")]
     Owner(u32),
     /// rcc has restored an environment there.
-    #[error("it is not empty: rcc has restored the space there")]
+    #[error("it is not empty: an environment was restored there")]
     Restored,
     /// A filesystem is mounted on it.
     #[error("{0} is mounted on it")]
