@@ -16,7 +16,7 @@
 //! and that was under work at two crashes, is *poisoned*: it gets an error instead of a third worker. A thread that crashes
 //! marks its slot, so the requests of other threads do not count ([`note_crashes`]).
 //!
-//! Limits: the ring holds [`SLOTS`] threads. A worker starts about ten, so a note lasts for hundreds of workers, and its
+//! Limits: the ring holds `SLOTS` threads. A worker starts about ten, so a note lasts for hundreds of workers, and its
 //! request comes back to the first of them. A thread that finds no slot makes no notes.
 
 use std::cell::{Cell, RefCell};
