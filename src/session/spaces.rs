@@ -268,7 +268,9 @@ impl<'e> Survey<'e> {
             }
             Some(_) => SpaceState::Mounted,
             // A directory without a mount is empty, unless rcc or `holofs restore` has made its tree there.
-            None if place.as_ref().is_some_and(|place| has_entries(place)) => SpaceState::Restored,
+            None if place.as_ref().is_some_and(|place| !self.is_covered(place) && has_entries(place)) => {
+                SpaceState::Restored
+            }
             None => SpaceState::Unmounted,
         };
         let path = place.unwrap_or_else(|| {
@@ -292,12 +294,17 @@ impl<'e> Survey<'e> {
         space
     }
 
+    /// Whether a holofs mount of somebody is on this directory. It may never answer.
+    fn is_covered(&self, place: &Path) -> bool {
+        let place = resolved(place);
+        self.all_mounts.iter().any(|mount| mount.mountpoint == place)
+    }
+
     /// A space without a state directory in this home.
     fn restored(&self, identity: &str, base: &Path) -> Option<Space> {
         let path = base.join(identity);
         let header = meta::recorded(&path)?;
-        let place = resolved(&path);
-        let is_mounted = self.all_mounts.iter().any(|mount| mount.mountpoint == place);
+        let is_mounted = self.is_covered(&path);
         let state = if is_mounted { SpaceState::Mounted } else { SpaceState::Restored };
         Some(Space {
             is_mounted,
