@@ -45,7 +45,7 @@ const SLOT: usize = 16;
 const FIRST: usize = 1024;
 
 /// So many kills do not count, because they need not be the request's fault: somebody who tests, a lack of memory.
-const KILLS_FORGIVEN: usize = 4;
+const KILLS_FORGIVEN: usize = 18;
 
 /// A request that this many workers died of is poisoned.
 const DEATHS_ALLOWED: usize = 2;
