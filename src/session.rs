@@ -34,6 +34,7 @@ pub mod helper;
 mod holders;
 mod keeper;
 mod link;
+mod loops;
 mod plan;
 pub mod registry;
 pub mod request;

@@ -6,8 +6,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fuser::{Config, INodeNo, Session, SessionACL};
-use rustix::fs::{Mode, OFlags};
+use fuser::{INodeNo, Session, SessionACL};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
@@ -22,7 +21,7 @@ use super::error::Error;
 use super::helper::{self, Device};
 use super::keeper::{self, Service, Taken, Task, Worker};
 use super::request::MountPlan;
-use super::{compose, handshake, registry, statistics};
+use super::{compose, handshake, loops, registry, statistics};
 use crate::fs::Fs;
 use crate::fuse::{self, Adapter, Offer, Serving};
 use crate::handoff::requests::note_crashes;
@@ -36,11 +35,7 @@ use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::mountinfo::MountEntry;
-use crate::sys::{self, log_file, plain, process, request_buffer, surroundings};
-
-/// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
-/// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
-const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
+use crate::sys::{log_file, plain, process, request_buffer};
 
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
@@ -170,7 +165,7 @@ impl<'p> PendingMount<'p> {
         let os = |call| Error::os(plan.state_dir(), call);
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();
         // Before there is a thread: each one would have an arena of its own.
-        check_memory(1)?;
+        loops::check_memory(1)?;
         let handoff = Arc::new(Handoff::create().map_err(os("memfd_create for"))?);
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
@@ -223,9 +218,11 @@ impl<'p> PendingMount<'p> {
             tracing::warn!(%error, "a crash would be blamed on all requests that are under way");
         }
         process::map_large_blocks();
-        let loops = possible_loops()?;
         request_buffer::populate(handoff.requests().largest());
-        let (fs, reflink) = compose::filesystem(plan, &self.index, umask, handoff)?;
+        let (loops, composed) =
+            loops::beside_probe(|| compose::filesystem(plan, &self.index, umask, handoff));
+        let loops = loops?;
+        let (fs, reflink) = composed?;
         // A worker may go on without its keeper, and says so.
         let signals = ending_signals(plan).into_iter().chain([SIGUSR1]);
         let signals = Signals::new(signals).map_err(Error::Fuse)?;
@@ -339,8 +336,9 @@ impl<'p> PendingMount<'p> {
             }
             handoff.note_answering();
             handoff.reach(Phase::Serving);
-            worker.tell_ready();
             ready();
+            // The keeper does not run before whoever waits for the mount has its answer.
+            worker.tell_ready();
         }
         undo.keep();
         // From here on no failure of ours ends the mount.
@@ -451,7 +449,7 @@ fn start_session(
     }
     let acl = if plan.request.allow_other { SessionACL::All } else { SessionACL::Owner };
     let session =
-        handshake::session(&handoff, adapter, fd.as_fd(), acl, config(loops)).map_err(Error::Fuse)?;
+        handshake::session(&handoff, adapter, fd.as_fd(), acl, loops::config(loops)).map_err(Error::Fuse)?;
     notifier.get_or_init(|| session.notifier());
     if let Some(backings) = backings.as_ref().filter(|_| !handoff.is_takeover()) {
         try_passthrough(plan, &**backings).map_err(|error| Error::NoPassthrough {
@@ -502,52 +500,6 @@ fn unchecked(plan: &MountPlan) -> bool {
         && !plan.request.allow_other
         && !plan.has("default_permissions")
         && process::overrides_permissions()
-}
-
-/// The number of loops: one more than there are processors, or as many as threads can be started.
-///
-/// # Errors
-/// When no thread can be started, or a memory limit leaves less than the loops need.
-fn possible_loops() -> Result<usize, Error> {
-    let wanted = (process::processors() + 1).clamp(*LOOPS.start(), *LOOPS.end());
-    // One more thread waits for the loops.
-    let possible = sys::thread::obtainable(wanted + 1).saturating_sub(1);
-    if possible == 0 {
-        let why = "two threads cannot be started: ulimit -u, or a container's limit of processes";
-        return Err(Error::Limits(why.into()));
-    }
-    check_memory(possible)?;
-    Ok(possible)
-}
-
-/// Checks that a memory limit leaves room for so many loops. With such a limit, all threads share one arena from now on.
-///
-/// # Errors
-/// When it does not.
-fn check_memory(loops: usize) -> Result<(), Error> {
-    /// What each loop allocates: a buffer for the largest request, and a stack.
-    const EACH: u64 = 18 << 20;
-    /// What the rest of the daemon needs: files being unpacked, buffers of copies, threads of requests that wait.
-    const BESIDE: u64 = 64 << 20;
-    let Some(room) = surroundings::memory_room() else { return Ok(()) };
-    surroundings::spare_addresses();
-    let needed = BESIDE + EACH * loops as u64;
-    if room < needed {
-        let (room, needed) = (room >> 20, needed >> 20);
-        let why =
-            format!("{room} MB of memory are left by its limit (ulimit -v, -d), and a mount needs {needed}");
-        return Err(Error::Limits(why));
-    }
-    Ok(())
-}
-
-/// One device descriptor for each loop where /dev/fuse can be opened. A container may not allow that.
-fn config(loops: usize) -> Config {
-    let mut config = Config::default();
-    config.n_threads = Some(loops);
-    let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    config.clone_fd = openable.is_ok();
-    config
 }
 
 /// Closes the signal iterator when it is dropped. The adapter drops it with its last loop.

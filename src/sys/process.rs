@@ -325,7 +325,10 @@ pub fn parent(pid: i32) -> Option<u32> {
 
 /// The fields of `/proc/PID/stat` from the state on. None when there is no such process, or it is a zombie.
 fn stat(pid: i32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let file = File::open(format!("/proc/{pid}/stat")).ok()?;
+    // With room from the start, it is read in one call. A line is shorter.
+    let mut stat = String::with_capacity(2048);
+    file.take(2048).read_to_string(&mut stat).ok()?;
     // The second field is the name in parentheses, which can itself contain parentheses and spaces.
     let (_, rest) = stat.rsplit_once(')')?;
     let rest = rest.trim_start();
