@@ -49,6 +49,7 @@ mod users;
 pub mod variables;
 pub mod wanted;
 mod watch;
+mod writeback;
 
 use std::time::Instant;
 

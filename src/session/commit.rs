@@ -10,6 +10,7 @@
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -17,9 +18,9 @@ use std::time::Duration;
 use super::arrival::missing_blobs;
 use super::compose;
 use super::control::{Client, Request};
-use super::end::write_out;
 use super::error::Error;
 use super::spaces::{Space, SpaceState, Survey};
+use super::writeback::hand_over_stores;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;
 use crate::library::catalogs;
@@ -119,7 +120,9 @@ impl<'e> Commit<'e> {
             return Cell::default();
         }
         // Before anything waits: a store to a map is written back by a request that would have to wait.
-        if !write_out(&self.space.path, read_run(state_dir).as_ref()) {
+        let upper = std::fs::File::open(state_dir.join("upper"));
+        let daemon = read_run(state_dir);
+        if !upper.is_ok_and(|upper| hand_over_stores(&self.space.path, upper.as_fd(), daemon.as_ref())) {
             tracing::warn!("the mount does not answer: stores to mapped files may be missing");
         }
         let freeze = || {

@@ -7,11 +7,12 @@
 //! In passthrough mode the kernel writes to open files without the daemon. Such files are copied until a pass finds none
 //! that was written to since.
 //!
-//! Limits: a store to a shared map becomes part of the copy when the kernel has written it back, for which it is asked just
-//! before the instant.
+//! A store to a shared map becomes part of the copy when the kernel has written it back. Just before the instant, the kernel
+//! is made to (`writeback`), so the stores from before the fork are in the copy, and of later ones some.
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use serde::Serialize;
 
 use super::changes::Changed;
 use super::control::{Client, Request};
-use super::end::write_out;
 use super::error::Error;
+use super::writeback::hand_over_stores;
 use crate::library::index::NodeId;
 use crate::library::name;
 use crate::settings::IoMode;
@@ -129,10 +130,9 @@ fn fill(space: &Changed, made: &NewSpace, basis: &Basis) -> Result<Forked, Error
     let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, old, new);
     // Before anything waits: a store to a map is written back by a request that would have to wait.
     let settled = || {
-        space
-            .mounted
-            .as_ref()
-            .is_none_or(|mountpoint| write_out(mountpoint, read_run(&space.state_dir).as_ref()))
+        space.mounted.as_ref().is_none_or(|mountpoint| {
+            hand_over_stores(mountpoint, space.upper.as_fd(), read_run(&space.state_dir).as_ref())
+        })
     };
     let freeze = || -> Result<Quiet, Error> {
         if space.mounted.is_none() {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -172,6 +172,27 @@ pub fn file_of(fd: RawFd) -> Option<(u64, u64)> {
 /// # Errors
 /// When the child cannot be started.
 pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    ask_child(limit, None, question)
+}
+
+/// As [`ask`], for a question that may take long: the child keeps only the descriptor `kept`, which is all that the question
+/// may use. So it holds no lock of this process, which may be killed meanwhile.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_apart(
+    limit: Duration,
+    kept: BorrowedFd<'_>,
+    question: impl FnOnce() -> Vec<u8>,
+) -> io::Result<Option<Vec<u8>>> {
+    ask_child(limit, Some(kept), question)
+}
+
+fn ask_child(
+    limit: Duration,
+    kept: Option<BorrowedFd<'_>>,
+    question: impl FnOnce() -> Vec<u8>,
+) -> io::Result<Option<Vec<u8>>> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     match fork()? {
         Some(child) => {
@@ -187,6 +208,14 @@ pub fn ask(limit: Duration, question: impl FnOnce() -> Vec<u8>) -> io::Result<Op
         }
         None => {
             drop(read);
+            if let Some(kept) = kept {
+                let mut both = [kept.as_raw_fd(), write.as_raw_fd()];
+                both.sort_unstable();
+                // The child drops nothing of what it has from its parent. An old kernel cannot close all at once.
+                if let Err(errno) = close_all_but(&both) {
+                    tracing::debug!(%errno, "a child keeps the descriptors of its parent");
+                }
+            }
             let written =
                 detach().map_err(io::Error::from).and_then(|()| File::from(write).write_all(&question()));
             // SAFETY: the call ends the process. It skips the exit handlers, which belong to the parent.
