@@ -513,9 +513,9 @@ mod tests {
             (vec![11], false),
             (vec![11, 7], true),
             (vec![6, 9, 6], true),
-            (vec![9; 5], false),
-            (vec![9; 6], true),
-            (vec![9, 9, 9, 9, 9, 11], true),
+            (vec![9; KILLS_FORGIVEN + 1], false),
+            (vec![9; KILLS_FORGIVEN + 2], true),
+            ([vec![9; KILLS_FORGIVEN + 1], vec![11]].concat(), true),
             (vec![15, 11], false),
         ] {
             let mut workers = Workers::new();
