@@ -20,12 +20,10 @@ use fuser::{InitFlags, KernelConfig, Notifier};
 
 use crate::fs::Fs;
 use crate::sys::backing::Backings;
+use crate::sys::request_buffer::LARGEST_WRITE;
 pub use known::knows;
 use passthrough::Passthrough;
 use workers::{Mount, Workers};
-
-/// The size limit of a write request and of readahead, in bytes.
-const MAX_REQUEST: u32 = 1024 * 1024;
 
 /// Answers the kernel from a mounted space.
 #[derive(Debug)]
@@ -104,7 +102,7 @@ impl Adapter {
                 tracing::debug!(?missing, "the kernel lacks a FUSE capability");
             }
         }
-        if let Err(nearest) = config.set_max_write(MAX_REQUEST) {
+        if let Err(nearest) = config.set_max_write(LARGEST_WRITE) {
             tracing::debug!(nearest, "the kernel allows only smaller writes");
         }
     }

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 
 use super::Handoff;
 use crate::sys::crash::{self, is_crash};
+use crate::sys::request_buffer;
 
 /// The bit of a request's number by which the kernel says that it may have sent the request before
 /// (`FUSE_UNIQUE_RESEND`).
@@ -169,7 +170,10 @@ impl<'h> Requests<'h> {
         if let Some(largest) = self.words.get(word::LARGEST)
             && largest.load(Relaxed) < len as u64
         {
-            largest.fetch_max(len as u64, Relaxed);
+            let before = largest.fetch_max(len as u64, Relaxed);
+            if request_buffer::is_large(len) && !request_buffer::is_large(before as usize) {
+                request_buffer::prepare(len);
+            }
         }
     }
 

@@ -218,7 +218,7 @@ impl<'p> PendingMount<'p> {
             tracing::warn!(%error, "a crash would be blamed on all requests that are under way");
         }
         process::map_large_blocks();
-        request_buffer::populate(handoff.requests().largest());
+        request_buffer::prepare(handoff.requests().largest());
         let (loops, composed) =
             loops::beside_probe(|| compose::filesystem(plan, &self.index, umask, handoff));
         let loops = loops?;

@@ -5,9 +5,10 @@
 //! worker. With all pages there, the copy cannot fail.
 //!
 //! fuser allocates the buffers, zeroed and much larger than the requests of this program. So the allocator of the program
-//! recognises them by their size, and makes the pages that requests have needed so far.
+//! recognises them by their size, and makes the pages that requests need: two at first, and all at the first write that does
+//! not fit there. A mount in which nobody writes much stays small.
 //!
-//! Limit: Linux before 5.14 cannot make pages in advance.
+//! Limits: that first large write itself is not covered. Linux before 5.14 cannot make pages in advance.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -17,7 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The size of such a buffer, with some room for other versions of fuser.
 const SIZES: RangeInclusive<usize> = 16 << 20..=(16 << 20) + (64 << 10);
 
-/// Enough for all requests but writes.
+/// The largest data of a write, in bytes. The kernel splits larger writes.
+pub const LARGEST_WRITE: u32 = 1 << 20;
+
+/// Enough for all requests but large writes.
 const LEAST: usize = 8 << 10;
 
 /// `MADV_POPULATE_WRITE` of `asm-generic/mman-common.h`.
@@ -25,9 +29,35 @@ const POPULATE_WRITE: libc::c_int = 23;
 
 static WANTED: AtomicUsize = AtomicUsize::new(0);
 
-/// Has this many bytes of each buffer in memory that is allocated from now on, for requests with that much data.
-pub fn populate(bytes: usize) {
-    WANTED.store(bytes.saturating_add(LEAST), Ordering::Relaxed);
+/// The buffers: their addresses, or 0. More loops than that get no pages later.
+static BUFFERS: [AtomicUsize; 16] = [const { AtomicUsize::new(0) }; 16];
+
+/// Whether writes of this many bytes need all pages of the buffers.
+#[must_use]
+pub fn is_large(bytes: usize) -> bool {
+    bytes > LEAST
+}
+
+/// Has the pages in memory that writes of this many bytes need: those of the buffers that are there, and of those that are
+/// allocated from now on.
+pub fn prepare(bytes: usize) {
+    let wanted = if is_large(bytes) { LARGEST_WRITE as usize + LEAST } else { LEAST };
+    WANTED.store(wanted, Ordering::Relaxed);
+    for buffer in &BUFFERS {
+        let at = buffer.load(Ordering::Relaxed);
+        if at != 0 {
+            populate(at, wanted);
+        }
+    }
+}
+
+fn populate(at: usize, len: usize) {
+    let first = at & !(PAGE - 1);
+    // SAFETY: the call makes pages and does not change bytes, whatever is mapped there: the buffer, or after its end something
+    // else or nothing. Without it, pages are made when they are needed.
+    unsafe {
+        libc::madvise(std::ptr::without_provenance_mut(first), len + (at - first), POPULATE_WRITE);
+    }
 }
 
 /// The system's allocator.
@@ -43,6 +73,11 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        if SIZES.contains(&layout.size()) {
+            for buffer in BUFFERS.iter().filter(|buffer| buffer.load(Ordering::Relaxed) == at.addr()) {
+                buffer.store(0, Ordering::Relaxed);
+            }
+        }
         // SAFETY: as the caller's.
         unsafe { System.dealloc(at, layout) }
     }
@@ -50,13 +85,14 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller's.
         let at = unsafe { System.alloc_zeroed(layout) };
-        let wanted = WANTED.load(Ordering::Relaxed).min(layout.size());
+        let wanted = WANTED.load(Ordering::Relaxed);
         if SIZES.contains(&layout.size()) && wanted > 0 && !at.is_null() {
-            let first = at.map_addr(|at| at & !(PAGE - 1));
-            let len = wanted + (at.addr() - first.addr());
-            // SAFETY: the range is mapped: it is that of the allocation, from the start of the page in which it begins. The
-            // call makes pages and does not change bytes. Without it, they are made when they are needed.
-            unsafe { libc::madvise(first.cast(), len, POPULATE_WRITE) };
+            let free = |buffer: &&AtomicUsize| {
+                buffer.compare_exchange(0, at.addr(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            };
+            if BUFFERS.iter().find(free).is_some() {
+                populate(at.addr(), wanted);
+            }
         }
         at
     }
@@ -86,11 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_has_its_first_pages_in_memory() {
-        populate(1 << 20);
+    fn a_buffer_has_the_pages_in_memory_that_writes_need() {
+        prepare(0);
         let buffer = vec![0_u8; (16 << 20) + 4096];
+        assert_eq!(present(&buffer, 2), 2);
+        prepare(LEAST + 1);
         assert_eq!(present(&buffer, 256), 256);
-        assert_eq!(present(&buffer[8 << 20..], 256), 0);
         assert!(buffer.iter().all(|byte| *byte == 0));
     }
 }
