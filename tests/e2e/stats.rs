@@ -102,7 +102,7 @@ fn text_has_the_lines_that_people_look_for() {
     assert!(table.stdout.starts_with("Space") && table.stdout.contains("mounted"), "{table:?}");
     // A reader that has seen enough ends the watch.
     let binary = crate::common::as_user::holofs_binary();
-    let script = format!("{} stats s --watch=0.05 | head -n 30 | grep -c '^space s'", binary.display());
+    let script = format!("{} stats s --watch=0.1 | head -n 30 | grep -c '^space s'", binary.display());
     let watched = finish(world.command("sh").args(["-c", &script]));
     assert_eq!(watched.stdout, "3\n", "{watched:?}");
 }
