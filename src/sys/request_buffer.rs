@@ -60,6 +60,28 @@ fn populate(at: usize, len: usize) {
     }
 }
 
+/// Notes a new buffer. Not inlined, as [`forget`].
+#[cold]
+#[inline(never)]
+fn note(at: usize) {
+    let wanted = WANTED.load(Ordering::Relaxed);
+    let free =
+        |buffer: &&AtomicUsize| buffer.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    if wanted > 0 && BUFFERS.iter().find(free).is_some() {
+        populate(at, wanted);
+    }
+}
+
+/// Notes that a buffer is gone. Not inlined: the compiler inlines the allocator wherever memory is freed, and this loop
+/// there made the program five times as large.
+#[cold]
+#[inline(never)]
+fn forget(at: usize) {
+    for buffer in BUFFERS.iter().filter(|buffer| buffer.load(Ordering::Relaxed) == at) {
+        buffer.store(0, Ordering::Relaxed);
+    }
+}
+
 /// The system's allocator.
 #[derive(Debug)]
 pub struct Allocator;
@@ -74,9 +96,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         if SIZES.contains(&layout.size()) {
-            for buffer in BUFFERS.iter().filter(|buffer| buffer.load(Ordering::Relaxed) == at.addr()) {
-                buffer.store(0, Ordering::Relaxed);
-            }
+            forget(at.addr());
         }
         // SAFETY: as the caller's.
         unsafe { System.dealloc(at, layout) }
@@ -85,14 +105,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller's.
         let at = unsafe { System.alloc_zeroed(layout) };
-        let wanted = WANTED.load(Ordering::Relaxed);
-        if SIZES.contains(&layout.size()) && wanted > 0 && !at.is_null() {
-            let free = |buffer: &&AtomicUsize| {
-                buffer.compare_exchange(0, at.addr(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            };
-            if BUFFERS.iter().find(free).is_some() {
-                populate(at.addr(), wanted);
-            }
+        if SIZES.contains(&layout.size()) && !at.is_null() {
+            note(at.addr());
         }
         at
     }
