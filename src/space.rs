@@ -7,6 +7,7 @@
 pub mod commit;
 pub mod copy;
 pub mod diff;
+pub mod ended;
 pub mod fork;
 pub mod held;
 pub mod home;

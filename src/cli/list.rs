@@ -113,7 +113,10 @@ const COLUMNS: [Column<Row>; 10] = [
     ("Full path", |row| row.space.path.display().to_string()),
     ("Last used", |row| row.last_used.clone()),
     ("Use count", |row| row.use_count.clone()),
-    ("State", |row| row.space.state.to_string()),
+    ("State", |row| {
+        let given_up = if row.space.given_up.is_some() { ", given up" } else { "" };
+        format!("{}{given_up}", row.space.state)
+    }),
     ("Changed", Row::changed),
     ("Pid", |row| row.pid.map(|pid| pid.to_string()).unwrap_or_default()),
 ];

@@ -110,6 +110,13 @@ fn text(status: &Status) -> Vec<String> {
             }),
         ),
         (
+            "Given up",
+            space.given_up.as_ref().map(|ended| {
+                let cause = ended.cause.as_ref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+                format!("{} ago: {}{cause}", since(Some(ended.at)), ended.why)
+            }),
+        ),
+        (
             "Used",
             Some(format!("{}, last {}", row.use_count, row.last_used)).filter(|_| row.use_count != "N/A"),
         ),

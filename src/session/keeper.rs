@@ -355,3 +355,6 @@ pub(super) fn cause_of(status: u32) -> String {
     }
     format!("exit code {}", libc::WEXITSTATUS(status))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Serves one mount: agrees with the kernel on options, threads and passthrough, mounts, runs the loops, cleans up.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
@@ -30,6 +30,7 @@ use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
 use crate::settings::{IoMode, Strategy};
+use crate::space::ended::Ended;
 use crate::space::run::{Death, Extra, Process, RunInfo};
 use crate::sys::backing::Backings;
 use crate::sys::fuse_mount::{self, MountError};
@@ -207,12 +208,20 @@ impl<'p> PendingMount<'p> {
         ready: &mut (dyn FnMut(&Mounted) + Send),
     ) -> Result<(), Error> {
         let plan = self.plan;
+        let mut has_device = true;
         if handoff.is_takeover() {
             undo.mount = None;
-            self.take_over(worker, handoff, &device)?;
+            has_device = self.take_over(worker, handoff, &device)?;
         }
         if worker.task != Task::Serve {
-            return self.end(worker.task, device);
+            if has_device {
+                // Ends the connection: requests that wait get an error.
+                drop(device);
+            } else {
+                // Another file may have its number.
+                std::mem::forget(device);
+            }
+            return self.end(worker.task, handoff);
         }
         if let Err(error) = note_crashes(handoff) {
             tracing::warn!(%error, "a crash would be blamed on all requests that are under way");
@@ -251,8 +260,9 @@ impl<'p> PendingMount<'p> {
         self.run(session, served, signals, worker, &mut || ready(&mounted))
     }
 
-    /// Takes the place of a worker that died.
-    fn take_over(&mut self, worker: &Worker, handoff: &Handoff, device: &Device) -> Result<(), Error> {
+    /// Takes the place of a worker that died. Returns whether the device is still open: a worker that died while it ended
+    /// the mount may have closed it.
+    fn take_over(&mut self, worker: &Worker, handoff: &Handoff, device: &Device) -> Result<bool, Error> {
         let plan = self.plan;
         let resent = worker.task == Task::Serve;
         let taken = keeper::take_over(handoff, resent.then_some(device.fd.as_fd()));
@@ -275,17 +285,20 @@ impl<'p> PendingMount<'p> {
         if !resent {
             tracing::warn!("the kernel cannot send requests again: those under way fail");
         }
-        Ok(())
+        Ok(open.binary_search(&device.fd.as_raw_fd()).is_ok())
     }
 
     /// Does what is left to do for a mount that is served no more.
-    fn end(self, task: Task, device: Device) -> Result<(), Error> {
+    fn end(self, task: Task, handoff: &Handoff) -> Result<(), Error> {
         let Self { plan, claim, .. } = self;
-        // Ends the connection: requests that wait get an error.
-        drop(device);
         undo_mount_of(&plan.state_dir());
         if let Task::GiveUp(why) = task {
             tracing::error!("the mount is given up: {why}");
+            let (cause, at) = handoff.last_death().map(|(status, at)| (keeper::cause_of(status), at)).unzip();
+            let ended = Ended { why: why.to_string(), cause, at: at.unwrap_or_default() };
+            if let Err(error) = claim.state.write_ended(&ended) {
+                tracing::warn!(%error, "`status` cannot say why the mount was given up");
+            }
         }
         claim.state.remove_run()?;
         if plan.request.ephemeral {

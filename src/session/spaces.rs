@@ -26,6 +26,7 @@ use crate::library::locate::Location;
 use crate::library::name::Identity;
 use crate::materialize::ReflinkProbe;
 use crate::metrics::Snapshot;
+use crate::space::ended::{Ended, read_ended};
 use crate::space::held::Held;
 use crate::space::home::Env;
 use crate::space::path::resolved;
@@ -73,6 +74,9 @@ pub struct Space {
     /// The library of its environment. None when holofs has no record of it.
     #[serde(skip)]
     pub library: Option<String>,
+    /// Why its last mount was given up. None while it is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<Ended>,
     /// The record of its mount's daemon.
     #[serde(skip)]
     pub run: Option<RunInfo>,
@@ -280,6 +284,7 @@ impl<'e> Survey<'e> {
         let (upper_bytes, is_all) = bytes_below(&state_dir.join("upper"), entries);
         let mut space = Space {
             is_mounted: mount.is_some() && state != SpaceState::Stale,
+            given_up: mount.is_none().then(|| read_ended(&state_dir)).flatten(),
             run,
             upper_bytes,
             upper_bytes_at_least: !is_all,

@@ -5,6 +5,7 @@
 //!   lock        flock, held for the life of a mount
 //!   state.json  which catalog the changes are based on
 //!   run.json    the running daemon; true only while `lock` is held
+//!   ended.json  why the last mount was given up; removed by the next mount
 //!   stats.json  the sums of the counters of all mounts
 //!   runs        the runs that use the mount; see `session::users`
 //!   log         the daemon's log, and log.old the one before it
@@ -27,6 +28,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::ended::{self, Ended};
 use super::record::{self, Basis, SpaceRecord, write_json};
 use super::run::{self, RunInfo, read_run};
 use super::upper::entry::{self, OnDisk};
@@ -48,6 +50,8 @@ pub struct StateDir {
     _lock: File,
     /// The upper was created just now, so it has no entries and no attributes.
     is_new: bool,
+    /// `ended.json` was there. So a mount of another space need not try to remove it.
+    has_ended: bool,
 }
 
 impl StateDir {
@@ -74,8 +78,8 @@ impl StateDir {
         for sub in ["upper", "work", "reloc"] {
             opened.make_dir(OsStr::new(sub), Trust::Owned)?;
         }
-        let dir = StateDir { path: path.to_owned(), _lock: lock, is_new };
-        dir.sweep();
+        let mut dir = StateDir { path: path.to_owned(), _lock: lock, is_new, has_ended: false };
+        dir.has_ended = dir.sweep();
         Ok(dir)
     }
 
@@ -205,7 +209,19 @@ impl StateDir {
     /// # Errors
     /// When `run.json` cannot be written.
     pub fn write_run(&self, run: &RunInfo) -> Result<(), SpaceError> {
-        write_json(&self.path, run::FILE, run, Durability::CacheOnly)
+        write_json(&self.path, run::FILE, run, Durability::CacheOnly)?;
+        if self.has_ended {
+            remove(&self.path.join(ended::FILE))?;
+        }
+        Ok(())
+    }
+
+    /// Records why the mount is given up. The next mount removes the record.
+    ///
+    /// # Errors
+    /// When `ended.json` cannot be written.
+    pub fn write_ended(&self, ended: &Ended) -> Result<(), SpaceError> {
+        write_json(&self.path, ended::FILE, ended, Durability::CacheOnly)
     }
 
     /// Removes the record of the running daemon.
@@ -214,11 +230,7 @@ impl StateDir {
     /// When `run.json` exists and cannot be removed.
     pub fn remove_run(&self) -> Result<(), SpaceError> {
         tracing::info!(pid = std::process::id(), "the mount has ended");
-        let path = self.path.join(run::FILE);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(&path)(error)),
-            _ => Ok(()),
-        }
+        remove(&self.path.join(run::FILE))
     }
 
     /// Empties the directory, then records `basis`. Between the two steps the old record describes an empty upper. The
@@ -266,15 +278,27 @@ impl StateDir {
         sync_dir(&self.path)
     }
 
-    /// Removes dropped directories. What cannot be removed stays until the next time; nothing reads it.
-    fn sweep(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+    /// Removes dropped directories. What cannot be removed stays until the next time; nothing reads it. Returns whether
+    /// there is an `ended.json`.
+    fn sweep(&self) -> bool {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return true };
+        let mut has_ended = false;
         for entry in entries.flatten() {
+            has_ended |= entry.file_name() == ended::FILE;
             let is_trash = entry.file_name().as_encoded_bytes().starts_with(TRASH.as_bytes());
             if is_trash && let Err(error) = tree::remove(rustix::fs::CWD, entry.path().as_path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot remove dropped changes");
             }
         }
+        has_ended
+    }
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), SpaceError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpaceError::io(path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -452,6 +452,27 @@ for_both_users! {
         mounted.unmount();
     }
 
+    fn worker_that_dies_after_the_end_is_replaced_by_one_that_cleans_up() {
+        // The call by which the changes are dropped, which is the last thing that a worker does.
+        if !may_trace() || !cfg!(target_arch = "x86_64") {
+            return;
+        }
+        let world = World::sample();
+        let mounted = world.mount_with("s", &["--ephemeral"]);
+        mounted.kill_worker();
+        std::fs::write(mounted.at("new"), b"new").unwrap();
+        let trace = Trace::injecting(mounted.server(), world.path(), "inject=rename:signal=SIGKILL:when=1");
+        std::process::Command::new("fusermount3").arg("-u").arg(mounted.path()).status().unwrap();
+        let log = mounted.state().join("log");
+        let (record, upper) = (mounted.state().join("run.json"), mounted.upper("new"));
+        mounted.has_ended();
+        drop(trace);
+        assert!(!record.exists() && !upper.exists());
+        let log = std::fs::read_to_string(log).unwrap();
+        assert_eq!(log.matches("this one takes its place").count(), 2, "{log}");
+        assert_eq!(world.json(["--json", "status", "s"]).get("given_up"), None);
+    }
+
     fn worker_killed_at_a_call_is_not_noticed() {
         with_lab(kill_worker_at_calls);
     }
@@ -463,4 +484,32 @@ for_both_users! {
     fn daemon_killed_at_a_call_leaves_before_or_after() {
         with_lab(kill_at_calls);
     }
+}
+
+#[test]
+fn worker_that_dies_before_it_answers_is_named() {
+    // Under strace, an ordinary user's fusermount3 is not setuid.
+    if !crate::common::as_user::is_root() || !may_trace() {
+        return;
+    }
+    let world = World::sample();
+    let holofs = world.holofs();
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-e", "trace=socketpair"]);
+    command.args(["-e", "inject=socketpair:signal=SIGSEGV:when=1"]).arg(holofs.get_program());
+    command.arg("mount").arg(world.home()).arg("s");
+    for (name, value) in holofs.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    let said = world.json(["--json", "status", "s"]);
+    assert_eq!(said["given_up"]["why"], "its process died before it answered", "{said}");
+    assert_eq!(said["given_up"]["cause"], "SIGSEGV", "{said}");
+    assert!(world.mounts().is_empty());
+    world.mount("s").unmount();
+    assert_eq!(world.json(["--json", "status", "s"]).get("given_up"), None);
 }

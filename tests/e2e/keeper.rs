@@ -102,6 +102,34 @@ fn send(pid: i32, signal: Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
+/// Whether a signal waits at a process.
+fn has_pending(pid: i32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (signal.as_raw() - 1)) != 0
+}
+
+/// Checks that `status` and `list` say why the mount was given up.
+#[track_caller]
+fn gave_up(world: &World, why: &str, cause: &str) {
+    let said = status(world, "s");
+    let given_up = &said["given_up"];
+    assert_eq!((&given_up["why"], &given_up["cause"]), (&why.into(), &cause.into()), "{said}");
+    assert!(given_up["at"].as_u64().is_some_and(|at| at > 1_600_000_000), "{said}");
+    let listed = world.json(["--json", "list"]);
+    assert_eq!(listed.as_object().unwrap().values().next().unwrap()["given_up"], *given_up, "{listed}");
+    let text = world.run(["status", "s"]).stdout;
+    assert!(text.lines().any(|line| line.starts_with("Given up") && line.contains(why)), "{text}");
+    let text = world.run(["list"]).stdout;
+    assert!(text.contains("unmounted, given up"), "{text}");
+}
+
+#[track_caller]
+fn has_not_given_up(world: &World) {
+    let said = status(world, "s");
+    assert_eq!(said.get("given_up"), None, "{said}");
+}
+
 for_both_users! {
     fn a_file_without_a_name_stays_open() {
         let world = World::sample();
@@ -223,7 +251,30 @@ for_both_users! {
         let log = log_of(&mounted);
         assert!(log.contains("given up") && log.contains("SIGABRT"), "{log}");
         mounted.has_ended();
+        gave_up(&world, "its process crashed five times in ten seconds", "SIGABRT");
+        let again = world.mount("s");
+        assert_eq!(std::fs::read(again.at("new")).unwrap(), b"new");
+        has_not_given_up(&world);
+        again.unmount();
+        has_not_given_up(&world);
+    }
+
+    fn worker_that_dies_while_it_ends_the_mount_is_named() {
+        let world = World::sample();
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), "new").unwrap();
+        mounted.kill_worker();
+        assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+        mounted.stop();
+        let worker = mounted.server();
+        send(mounted.pid(), Signal::TERM);
+        // The signal is pending at the stopped worker when the keeper has passed it on.
+        wait_until("the keeper to pass it on", || has_pending(worker, Signal::TERM));
+        send(worker, Signal::KILL);
+        mounted.has_ended();
+        gave_up(&world, "its process died while the mount was ending", "SIGKILL");
         assert_eq!(std::fs::read(world.mount("s").at("new")).unwrap(), b"new");
+        has_not_given_up(&world);
     }
 
     fn mount_goes_on_without_its_keeper() {
