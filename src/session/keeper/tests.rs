@@ -3,6 +3,7 @@ use std::process::Command;
 use super::*;
 
 /// How a shell that runs `command` ends.
+#[expect(clippy::zombie_processes, reason = "waitpid(2) reaps it")]
 fn ended(command: &str) -> WaitStatus {
     let child = Command::new("sh").args(["-c", command]).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
