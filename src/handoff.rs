@@ -1,7 +1,7 @@
 //! What a worker leaves to the one that takes its place.
 //!
 //! A *worker* is the process that serves a mount. The *keeper* starts it, and starts the next one when it dies
-//! (`session::keeper`). All workers of a mount share this memory and one table of descriptors: a descriptor that a worker
+//! (`session::mount::keeper`). All workers of a mount share this memory and one table of descriptors: a descriptor that a worker
 //! opened stays open under its number when the worker dies.
 //!
 //! A worker can be killed at any instant. So a record here has a state word, which is written last (`Release`) and read

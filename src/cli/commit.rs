@@ -10,7 +10,7 @@ use super::record::{blueprint, print, progress};
 use super::values::seconds;
 use super::{Context, cancel_on_signals};
 use crate::record::Target;
-use crate::session::commit::Commit;
+use crate::session::changes::commit::Commit;
 
 #[derive(Debug, clap::Args)]
 #[command(

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::exit::{Failure, OK};
 use super::{Context, output};
-use crate::session::fork::fork;
+use crate::session::changes::fork::fork;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The new space has the same environment and the same changes, as of one instant. The

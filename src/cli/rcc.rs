@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use crate::session::activation::ActivationFlags;
+use crate::session::run::activation::ActivationFlags;
 
 /// Flags that have no effect.
 const IGNORED: [&str; 5] = ["--no-retry-build", "--bundled", "--robocorp", "--sema4ai", "--liveonly"];

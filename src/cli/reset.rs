@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::exit::{Failure, OK};
 use super::{Context, output};
 use crate::session::changes::Changed;
-use crate::session::reset::reset;
+use crate::session::changes::reset::reset;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Each path shows again what the environment has there. What was added is removed. The

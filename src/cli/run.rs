@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::exit::{Failure, code_of_run, describe};
 use super::{Context, mount, output};
-use crate::session::activation::ActivationFlags;
+use crate::session::run::activation::ActivationFlags;
 use crate::session::run::{self, Finished, Job, RunRequest};
 use crate::settings::Flags;
 

@@ -7,10 +7,10 @@ use super::exit::{Failure, OK, describe};
 use super::{Context, output};
 use crate::activate::deduplicated;
 use crate::activate::format::{Format, written};
-use crate::session::activation::ActivationFlags;
 use crate::session::choice::Choice;
 use crate::session::request::MountRequest;
-use crate::session::variables::{self, VariablesRequest};
+use crate::session::run::activation::ActivationFlags;
+use crate::session::run::variables::{self, VariablesRequest};
 
 #[derive(Debug, clap::Args)]
 #[command(

@@ -96,7 +96,7 @@ pub fn compile(
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<Compiled, Error> {
     let sources = sources(index).map_err(LibraryError::from)?;
-    let mounted = super::start(plan, describe)?;
+    let mounted = super::mount::start(plan, describe)?;
     if mounted.reused || mounted.restored.is_some() {
         let identity = plan.space.identity.to_string();
         return Err(SpaceError::Busy { identity, pid: Some(mounted.pid) }.into());

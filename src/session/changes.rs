@@ -3,15 +3,20 @@
 //! It works on mounted and on unmounted spaces. The upper is read directly: every change that a mount has reported as done
 //! is there. Stores to maps are not reported; the kernel is asked to write them back first.
 
+pub mod commit;
+pub mod fork;
+pub mod reset;
+mod writeback;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compose;
 use super::end::write_out;
 use super::error::Error;
+use super::mount::compose;
 use super::spaces::{SpaceState, Survey};
 use crate::library::LibraryError;
 use crate::library::catalogs::{CatalogName, this_platform};

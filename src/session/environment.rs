@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::compose;
 use super::error::Error;
+use super::mount::compose;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;
 use crate::library::catalogs::CatalogName;

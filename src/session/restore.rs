@@ -20,12 +20,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::arrival;
-use super::compose;
 use super::error::Error;
+use super::mount::arrival;
+use super::mount::compose;
+use super::mount::serve::Mounted;
 use super::registry;
 use super::request::MountPlan;
-use super::serve::Mounted;
 use crate::library::catalog;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::digest::Hex;
@@ -122,7 +122,7 @@ pub fn restore(
             no_reflink: how.no_reflink(),
             entries: index.len(),
             relocated: index.relocated_files(),
-            restored_ms: super::serve::millis(started),
+            restored_ms: super::mount::serve::millis(started),
             changes,
             report,
         })
@@ -170,7 +170,7 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         entries: restored.entries,
         relocated: restored.relocated,
         pid: std::process::id(),
-        mounted_ms: super::serve::millis(started),
+        mounted_ms: super::mount::serve::millis(started),
         missing_blobs: 0,
         reused: false,
         restored: Some(error.to_string()),

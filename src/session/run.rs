@@ -1,20 +1,22 @@
 //! Runs a program in a space: mounts it, starts the program with the variables of the space, and unmounts at the end.
 //!
 //! What can fail without the mount is checked before it: the robot, its task, the file of variables, the directory. A space
-//! that was mounted before stays mounted, and so does one that another run still uses (`session::users`).
+//! that was mounted before stays mounted, and so does one that another run still uses ([`users`]).
 //!
 //! Invariant: from the first step to the last no signal ends this process, so a mount that was made here is ended here.
+
+pub mod activation;
+mod child;
+pub mod users;
+pub mod variables;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::activation::{Activated, Activation, ActivationError, ActivationFlags};
-use super::child::{self, Ended};
 use super::end::{How, unmount};
 use super::request::{MountPlan, MountRequest};
-use super::users::User;
 use super::{Describe, Error, Mounted, registry};
 use crate::activate::Variable;
 use crate::activate::program::{Found, find};
@@ -28,6 +30,9 @@ use crate::space::state::StateDir;
 use crate::space::{MountpointProblem, SpaceError};
 use crate::sys::signals::Signals;
 use crate::sys::{plain, private_ns};
+use activation::{Activated, Activation, ActivationError, ActivationFlags};
+use child::Ended;
+use users::User;
 
 /// How long the daemon may take to end.
 const ENDING: Duration = Duration::from_secs(10);
@@ -249,7 +254,7 @@ fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, Op
     let state_dir = plan.state_dir();
     let deadline = Instant::now() + plan.lock_timeout;
     loop {
-        let mounted = super::start(plan, describe)?;
+        let mounted = super::mount::start(plan, describe)?;
         // A restored space stays.
         if mounted.restored.is_some() {
             return Ok((mounted, None));

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::report::{Report, ask};
 use super::uid;
 use crate::activate::program::{self, Found};
-use crate::session::helper::Client;
+use crate::session::mount::helper::Client;
 use crate::settings::{MountHelper, Settings};
 use crate::sys::confinement::Confinement;
 use crate::sys::fuse_mount::DEVICE;

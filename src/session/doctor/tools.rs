@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::report::Report;
-use crate::session::activation;
+use crate::session::run::activation;
 use crate::settings::Settings;
 use crate::sys::confinement::Confinement;
 use crate::sys::{plain, process, tree};

@@ -29,8 +29,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::error::Error;
-use super::request::MountPlan;
+use crate::session::error::Error;
+use crate::session::request::MountPlan;
 use crate::settings::MountHelper;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::fuse_mount;
@@ -53,19 +53,23 @@ const ENDING: Duration = Duration::from_secs(1);
 
 /// The descriptors of a new mount.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(in crate::session) struct Device {
     /// `/dev/fuse`, connected to the mount.
-    pub(super) fd: OwnedFd,
+    pub(in crate::session) fd: OwnedFd,
     /// The mount. None if somebody has unmounted it already.
-    pub(super) mount: Option<MountEntry>,
+    pub(in crate::session) mount: Option<MountEntry>,
     /// Registers backing files, in passthrough mode.
-    pub(super) backings: Option<Arc<dyn Backings>>,
+    pub(in crate::session) backings: Option<Arc<dyn Backings>>,
     /// The mount helper's program. The helper registers its own file, too.
-    pub(super) program: Option<PathBuf>,
+    pub(in crate::session) program: Option<PathBuf>,
 }
 
 /// Mounts on a checked directory: by mount(2) if this process may, else by fusermount3 or the mount helper.
-pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options) -> Result<Device, Error> {
+pub(in crate::session) fn acquire(
+    plan: &MountPlan,
+    dir: &Dir,
+    options: &fuse_mount::Options,
+) -> Result<Device, Error> {
     let path = &plan.space.mountpoint;
     let failed = |source| Error::Mount { path: path.clone(), source };
     let made = || fuse_mount::check_place(dir, &options.source).map_err(failed);
@@ -82,14 +86,14 @@ pub(super) fn acquire(plan: &MountPlan, dir: &Dir, options: &fuse_mount::Options
     let fd = fuse_mount::mount(dir, options).map_err(failed)?;
     let mount = made()?;
     let own = is_passthrough.then(|| fd.try_clone()).transpose().map_err(|error| {
-        mount.iter().for_each(super::end::undo_mounts);
+        mount.iter().for_each(crate::session::end::undo_mounts);
         no_passthrough(&error)
     })?;
     let backings = own.map(|own| Arc::new(Direct::new(own)) as Arc<dyn Backings>);
     Ok(Device { fd, mount, backings, program: None })
 }
 
-pub(super) fn has_privilege() -> bool {
+pub(in crate::session) fn has_privilege() -> bool {
     may_mount()
 }
 

@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a new worker is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Task {
+pub(in crate::session) enum Task {
     /// Serves the mount.
     Serve,
     /// Ends the mount, which cannot be served any more.
@@ -51,7 +51,7 @@ pub(super) enum Task {
 
 /// Why a mount is given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Why {
+pub(in crate::session) enum Why {
     /// Its first worker died before it answered.
     NeverAnswered,
     /// Too many crashes.
@@ -75,22 +75,22 @@ impl std::fmt::Display for Why {
 
 /// This process as a worker.
 #[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) task: Task,
+pub(in crate::session) struct Worker {
+    pub(in crate::session) task: Task,
     /// The keeper's process id and start time.
-    pub(super) keeper: (u32, u64),
+    pub(in crate::session) keeper: (u32, u64),
     /// Blocked until [`Worker::unblock`].
     signals: Signals,
 }
 
 impl Worker {
     /// Lets the signals through that end the mount. Called when they are handled.
-    pub(super) fn unblock(&self) {
+    pub(in crate::session) fn unblock(&self) {
         self.signals.unblock();
     }
 
     /// Has the kernel send SIGUSR1 when the keeper dies.
-    pub(super) fn notice_death_of_keeper(&self) {
+    pub(in crate::session) fn notice_death_of_keeper(&self) {
         if let Err(errno) = rustix::process::set_parent_process_death_signal(Some(Signal::USR1)) {
             tracing::debug!(%errno, "the death of the keeper will not be noticed");
         }
@@ -101,13 +101,13 @@ impl Worker {
     }
 
     /// Whether the keeper lives.
-    pub(super) fn has_keeper(&self) -> bool {
+    pub(in crate::session) fn has_keeper(&self) -> bool {
         let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
         parent == Some(self.keeper.0)
     }
 
     /// Tells the keeper that the mount answers.
-    pub(super) fn tell_ready(&self) {
+    pub(in crate::session) fn tell_ready(&self) {
         let keeper = i32::try_from(self.keeper.0).ok().and_then(Pid::from_raw);
         let told = keeper.ok_or(Errno::SRCH).and_then(|pid| rustix::process::kill_process(pid, Signal::USR1));
         if let Err(errno) = told {
@@ -118,18 +118,18 @@ impl Worker {
 
 /// What a worker has taken over.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(in crate::session) struct Taken {
     /// The descriptors of the keeper that are still what they were, sorted. A predecessor may have closed others.
-    pub(super) open: Vec<RawFd>,
+    pub(in crate::session) open: Vec<RawFd>,
     /// The kernel sends unanswered requests again.
-    pub(super) resent: bool,
+    pub(in crate::session) resent: bool,
 }
 
 /// What the keeper tells a service manager.
 #[derive(Debug)]
-pub(super) struct Service {
+pub(in crate::session) struct Service {
     /// The status of a mount that answers.
-    pub(super) ready: String,
+    pub(in crate::session) ready: String,
 }
 
 /// Makes this process the keeper, and returns in each worker. The keeper ends with its last worker, with its exit code.
@@ -137,7 +137,11 @@ pub(super) struct Service {
 ///
 /// # Errors
 /// When the first worker cannot be started.
-pub(super) fn split(handoff: &Handoff, ending: &[c_int], service: Option<Service>) -> Result<Worker, Errno> {
+pub(in crate::session) fn split(
+    handoff: &Handoff,
+    ending: &[c_int],
+    service: Option<Service>,
+) -> Result<Worker, Errno> {
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
     let keeper = (std::process::id(), start_time.ok_or(Errno::NODATA)?);
     let alone = Alone::check()?;
@@ -318,7 +322,10 @@ fn reap(worker: Pid) -> Option<WaitStatus> {
 ///
 /// # Errors
 /// The errno of close_range(2), which needs Linux 5.9.
-pub(super) fn take_over(handoff: &Handoff, device: Option<BorrowedFd<'_>>) -> Result<Taken, Errno> {
+pub(in crate::session) fn take_over(
+    handoff: &Handoff,
+    device: Option<BorrowedFd<'_>>,
+) -> Result<Taken, Errno> {
     // Before the others are closed: the kernel ends the requests that were read from a closed one.
     let resent = device.is_none_or(|device| {
         handoff.opens().settle(|open| waits(open.unique));
@@ -346,7 +353,7 @@ fn waits(unique: u64) -> bool {
 }
 
 /// The name of what ended a worker: a signal, or an exit code.
-pub(super) fn cause_of(status: u32) -> String {
+pub(in crate::session) fn cause_of(status: u32) -> String {
     let status = c_int::try_from(status).unwrap_or_default();
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status);

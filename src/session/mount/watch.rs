@@ -11,13 +11,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::error::Error;
-use super::{end, registry};
+use crate::session::error::Error;
+use crate::session::{end, registry};
 use crate::space::run::{Process, read_run};
 use crate::sys::{fuse_mount, process};
 
 /// Starts the watcher of a daemon. The process must have a single thread.
-pub(super) fn start(daemon: u32, state_dir: &Path) -> Result<(), Error> {
+pub(in crate::session) fn start(daemon: u32, state_dir: &Path) -> Result<(), Error> {
     let failed = |call| Error::os(state_dir, call);
     let pid = i32::try_from(daemon).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
     let daemon = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty())).map_err(failed("pidfd_open"))?;

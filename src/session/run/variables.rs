@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::activation::{Activation, ActivationError, ActivationFlags};
-use super::end::{How, unmount};
-use super::request::{MountPlan, MountRequest};
-use super::{Describe, Error, Mounted, registry, users};
+use super::users;
 use crate::activate::Variable;
 use crate::activate::temp::Temp;
 use crate::blueprint::BlueprintError;
+use crate::session::end::{How, unmount};
+use crate::session::request::{MountPlan, MountRequest};
+use crate::session::{Describe, Error, Mounted, registry};
 use crate::settings::{MountSettings, Settings};
 use crate::space::home::Env;
 
@@ -69,10 +70,10 @@ pub fn variables(
 }
 
 /// Mounts a space, or finds it mounted. A mount that would end with a run stays.
-pub(super) fn mount_to_stay(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
+pub(in crate::session) fn mount_to_stay(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
     let deadline = Instant::now() + plan.lock_timeout;
     loop {
-        let mounted = super::start(plan, describe)?;
+        let mounted = crate::session::mount::start(plan, describe)?;
         if !mounted.reused || users::take_over(&plan.state_dir(), mounted.pid, plan.lock_timeout)? {
             return Ok(mounted);
         }

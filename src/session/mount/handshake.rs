@@ -25,7 +25,7 @@ const REQUEST: usize = 1 << 16;
 ///
 /// # Errors
 /// ENODEV when the mount has ended already, and the errors of the calls.
-pub(super) fn session(
+pub(in crate::session) fn session(
     handoff: &Handoff,
     adapter: Adapter,
     device: BorrowedFd<'_>,

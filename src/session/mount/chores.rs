@@ -14,10 +14,11 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::claim::Claim;
-use super::request::MountPlan;
-use super::{compose, statistics};
+use super::compose;
 use crate::fs::Fs;
 use crate::library::profile::{self, Touched};
+use crate::session::request::MountPlan;
+use crate::session::statistics;
 use crate::settings::Prefetch;
 use crate::sys::process;
 
@@ -31,7 +32,7 @@ const SAVE_PERIOD: Duration = Duration::from_secs(600);
 const FIRST_EVICTION: Duration = Duration::from_secs(60);
 
 /// Finishes the mount: syncs the space's record, writes the files for rcc, starts to prefetch.
-pub(super) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
+pub(in crate::session) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
     // `mount` does not wait for the disk. The first fsync and the first change in the space do.
     let handoff = fs.namespace().handoff();
     let settled = if handoff.is_recorded() { Ok(()) } else { claim.state.settle() };
@@ -54,7 +55,7 @@ pub(super) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> P
 /// Runs until `stopped` is closed. Saves the statistics every ten minutes. A minute after the mount, and then daily, it
 /// brings the cache within its limit and saves the profile, which would be lost if the daemon were killed. Daily it also
 /// renews the usage mark.
-pub(super) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Receiver<()>) {
+pub(in crate::session) fn keep_house(plan: &MountPlan, prefetcher: &Prefetcher, stopped: &Receiver<()>) {
     let (mut wait, mut left, mut saved) = (FIRST_EVICTION, FIRST_EVICTION, None);
     let mut is_first = true;
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
@@ -87,7 +88,7 @@ fn evict(plan: &MountPlan) {
 
 /// Maintains the profile of a mount, and runs the thread that reads through it.
 #[derive(Debug)]
-pub(super) struct Prefetcher {
+pub(in crate::session) struct Prefetcher {
     fs: Arc<Fs>,
     own: PathBuf,
     stop: Arc<AtomicBool>,
@@ -96,7 +97,7 @@ pub(super) struct Prefetcher {
 
 impl Prefetcher {
     /// Starts the thread, if the plan asks for it.
-    pub(super) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
+    pub(in crate::session) fn start(plan: &MountPlan, fs: &Arc<Fs>) -> Self {
         let index = fs.namespace().index();
         let own = profile::place(&plan.env.cache_dir(), &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
@@ -119,7 +120,7 @@ impl Prefetcher {
     }
 
     /// Stops the thread, and adds the files that were read to the profile.
-    pub(super) fn finish(mut self) {
+    pub(in crate::session) fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the prefetching thread panicked");
@@ -129,7 +130,7 @@ impl Prefetcher {
 
     /// Adds the files that were read so far to the profile. Two mounts that do so at once may lose the files of one. That is
     /// acceptable, since a profile is only a hint.
-    pub(super) fn save(&self) {
+    pub(in crate::session) fn save(&self) {
         let index = self.fs.namespace().index();
         let known = known(&self.own, index.catalog_sha256(), index.len());
         let mut new = self.fs.materializer().touched();

@@ -3,9 +3,9 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use super::request::MountPlan;
 use crate::library::digest::Hex;
 use crate::library::index::CatalogInfo;
+use crate::session::request::MountPlan;
 use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
@@ -109,14 +109,14 @@ impl MountPlan {
 pub struct Claim<'a> {
     plan: &'a MountPlan,
     /// Locked as long as this value lives.
-    pub(super) state: StateDir,
+    pub(in crate::session) state: StateDir,
     recorded: SpaceRecord,
     /// The directory above the mountpoint.
     base: Dir,
     /// The checked directory to mount on.
-    pub(super) mountpoint: Dir,
+    pub(in crate::session) mountpoint: Dir,
     /// The directory to which the changes of the space were moved, if rcc had deleted the space.
-    pub(super) aside: Option<PathBuf>,
+    pub(in crate::session) aside: Option<PathBuf>,
     /// The files beside the mountpoint are right already.
     described: bool,
     /// None after [`Claim::publish`].
@@ -128,7 +128,7 @@ pub struct Claim<'a> {
 impl Claim<'_> {
     /// Goes on with a claim of an earlier worker, which may have released rcc's lock. Its descriptor is then closed, and
     /// the number may be in use.
-    pub(super) fn resume(&mut self, is_open: impl Fn(RawFd) -> bool) {
+    pub(in crate::session) fn resume(&mut self, is_open: impl Fn(RawFd) -> bool) {
         if self.lock.as_ref().and_then(MetaLock::fd).is_some_and(|fd| !is_open(fd)) {
             std::mem::forget(self.lock.take());
         }

@@ -15,13 +15,9 @@ use signal_hook::iterator::{Handle, Signals};
 use super::answers;
 use super::chores::{keep_house, settle};
 use super::claim::Claim;
-use super::control::Server;
-use super::end::{UnmountOnDrop, undo_mount_of};
-use super::error::Error;
 use super::helper::{self, Device};
 use super::keeper::{self, Service, Taken, Task, Worker};
-use super::request::MountPlan;
-use super::{compose, handshake, loops, registry, statistics};
+use super::{compose, handshake, loops};
 use crate::fs::Fs;
 use crate::fuse::{self, Adapter, Offer, Serving};
 use crate::handoff::requests::note_crashes;
@@ -29,6 +25,11 @@ use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::types::Ino;
+use crate::session::control::Server;
+use crate::session::end::{UnmountOnDrop, undo_mount_of};
+use crate::session::error::Error;
+use crate::session::request::MountPlan;
+use crate::session::{registry, statistics};
 use crate::settings::{IoMode, Strategy};
 use crate::space::ended::Ended;
 use crate::space::run::{Death, Extra, Process, RunInfo};
@@ -115,7 +116,7 @@ impl Mounted {
     }
 
     /// The mount of a plan that this daemon serves.
-    pub(super) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
+    pub(in crate::session) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
         Self {
             path: run.mountpoint,
             identity: plan.space.identity.to_string(),
@@ -142,26 +143,26 @@ fn is_zero(count: &u32) -> bool {
 }
 
 /// The time since `start` in milliseconds.
-pub(super) fn millis(start: Instant) -> u64 {
+pub(in crate::session) fn millis(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A space with its locks and its index, ready to be mounted. No thread runs yet, so the process may fork.
 #[derive(Debug)]
-pub(super) struct PendingMount<'p> {
-    pub(super) plan: &'p MountPlan,
-    pub(super) index: Arc<Index>,
+pub(in crate::session) struct PendingMount<'p> {
+    pub(in crate::session) plan: &'p MountPlan,
+    pub(in crate::session) index: Arc<Index>,
     /// Holds the space's own lock and, until the mount answers, rcc's. `rcc run` would wait forever for a lock that is
     /// held as long as the mount lives.
-    pub(super) claim: Claim<'p>,
-    pub(super) started: Instant,
-    pub(super) missing_blobs: u32,
+    pub(in crate::session) claim: Claim<'p>,
+    pub(in crate::session) started: Instant,
+    pub(in crate::session) missing_blobs: u32,
 }
 
 impl<'p> PendingMount<'p> {
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered. Returns in the first
     /// worker only ([`keeper`]).
-    pub(super) fn serve(self, ready: &mut (dyn FnMut(&Mounted) + Send)) -> Result<(), Error> {
+    pub(in crate::session) fn serve(self, ready: &mut (dyn FnMut(&Mounted) + Send)) -> Result<(), Error> {
         let plan = self.plan;
         let os = |call| Error::os(plan.state_dir(), call);
         let umask = rustix::process::umask(rustix::fs::Mode::empty()).bits();

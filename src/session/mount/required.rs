@@ -7,9 +7,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::error::Error;
 use super::helper::{Client, has_privilege};
-use super::request::MountRequest;
+use crate::session::error::Error;
+use crate::session::request::MountRequest;
 use crate::settings::{IoMode, MountSettings, Setting, Strategy};
 use crate::sys::{plain, probe, process};
 
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 ///
 /// # Errors
 /// When a requirement contradicts a setting, or cannot be met.
-pub(super) fn apply(
+pub(in crate::session) fn apply(
     request: &MountRequest,
     mut mount: MountSettings,
     mountpoint: &Path,

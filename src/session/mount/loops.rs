@@ -8,7 +8,7 @@ use std::thread;
 use fuser::Config;
 use rustix::fs::{Mode, OFlags};
 
-use super::error::Error;
+use crate::session::error::Error;
 use crate::sys::{self, fuse_mount, process, surroundings};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
@@ -17,7 +17,7 @@ const LOOPS: std::ops::RangeInclusive<usize> = 3..=16;
 
 /// Finds the number of loops while `work` runs: one more than there are processors, or as many as threads can be started.
 /// An error: no thread can be started, or a memory limit leaves less than the loops need.
-pub(super) fn beside_probe<T>(work: impl FnOnce() -> T) -> (Result<usize, Error>, T) {
+pub(in crate::session) fn beside_probe<T>(work: impl FnOnce() -> T) -> (Result<usize, Error>, T) {
     thread::scope(|scope| {
         // One more thread waits for the loops. The probe is one of the threads that it counts.
         let probe = || {
@@ -46,7 +46,7 @@ fn check_loops(loops: usize) -> Result<usize, Error> {
 ///
 /// # Errors
 /// When it does not.
-pub(super) fn check_memory(loops: usize) -> Result<(), Error> {
+pub(in crate::session) fn check_memory(loops: usize) -> Result<(), Error> {
     /// What each loop allocates: a buffer for the largest request, and a stack.
     const EACH: u64 = 18 << 20;
     /// What the rest of the daemon needs: files being unpacked, buffers of copies, threads of requests that wait.
@@ -64,7 +64,7 @@ pub(super) fn check_memory(loops: usize) -> Result<(), Error> {
 }
 
 /// One device descriptor for each loop where /dev/fuse can be opened. A container may not allow that.
-pub(super) fn config(loops: usize) -> Config {
+pub(in crate::session) fn config(loops: usize) -> Config {
     let mut config = Config::default();
     config.n_threads = Some(loops);
     let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());

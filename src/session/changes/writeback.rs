@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::end::write_out;
+use crate::session::end::write_out;
 use crate::space::run::RunInfo;
 use crate::space::upper::walk::Walk;
 use crate::sys::process;
@@ -27,7 +27,11 @@ use crate::sys::process;
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Makes the stores that were made so far part of the upper. Returns whether it was done.
-pub(super) fn hand_over_stores(mountpoint: &Path, upper: BorrowedFd<'_>, daemon: Option<&RunInfo>) -> bool {
+pub(in crate::session) fn hand_over_stores(
+    mountpoint: &Path,
+    upper: BorrowedFd<'_>,
+    daemon: Option<&RunInfo>,
+) -> bool {
     // It starts the writes of all files, so that the waits below overlap.
     if !write_out(mountpoint, daemon) {
         return false;

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::error::Error;
-use super::registry;
+use crate::session::error::Error;
+use crate::session::registry;
 use crate::space::run::{RunInfo, read_run};
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{Access, Dir, GuardedError, Trust};
@@ -31,7 +31,7 @@ const MAX_LEN: u64 = 64;
 
 /// A user of the mount of a space.
 #[derive(Debug)]
-pub(super) struct User {
+pub(in crate::session) struct User {
     /// Locked while the value lives.
     file: File,
     daemon: RunInfo,
@@ -42,7 +42,11 @@ impl User {
     ///
     /// # Errors
     /// When the file cannot be opened, or a run holds the lock alone for longer than `limit`.
-    pub(super) fn join(state_dir: &Path, daemon: u32, limit: Duration) -> Result<Option<Self>, Error> {
+    pub(in crate::session) fn join(
+        state_dir: &Path,
+        daemon: u32,
+        limit: Duration,
+    ) -> Result<Option<Self>, Error> {
         let dir = Dir::open(state_dir, Trust::Owned).map_err(SpaceError::from)?;
         let (file, _) =
             dir.open_or_create(OsStr::new(FILE), Access::Write, 0o600).map_err(SpaceError::from)?;
@@ -69,12 +73,12 @@ impl User {
     }
 
     /// Makes the mount end with its last run.
-    pub(super) fn end_with_runs(&self, state_dir: &Path) -> Result<(), Error> {
+    pub(in crate::session) fn end_with_runs(&self, state_dir: &Path) -> Result<(), Error> {
         self.write(state_dir, &format!("{} {}\n", self.daemon.pid, self.daemon.start_time))
     }
 
     /// Makes the mount stay.
-    pub(super) fn keep(&self, state_dir: &Path) -> Result<(), Error> {
+    pub(in crate::session) fn keep(&self, state_dir: &Path) -> Result<(), Error> {
         self.write(state_dir, "")
     }
 
@@ -87,7 +91,7 @@ impl User {
     }
 
     /// Leaves. True if this was the last user and the mount is to end: then the caller unmounts before it drops the value.
-    pub(super) fn is_last(&self, state_dir: &Path) -> Result<bool, Error> {
+    pub(in crate::session) fn is_last(&self, state_dir: &Path) -> Result<bool, Error> {
         // This gives up the shared lock in any case. The last one that does so gets the lock.
         match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -112,7 +116,7 @@ fn named(state_dir: &Path) -> Result<Option<(u32, u64)>, GuardedError> {
 ///
 /// # Errors
 /// As [`User::join`].
-pub(super) fn take_over(state_dir: &Path, daemon: u32, limit: Duration) -> Result<bool, Error> {
+pub(in crate::session) fn take_over(state_dir: &Path, daemon: u32, limit: Duration) -> Result<bool, Error> {
     match named(state_dir) {
         // No run has ever made a mount of this space.
         Err(error) if error.is_not_found() => return Ok(true),

@@ -7,12 +7,12 @@
 use std::time::{Duration, Instant};
 
 use super::arrival;
-use super::end::{How, unmount};
-use super::error::Error;
-use super::registry;
-use super::request::MountPlan;
 use super::serve::{Mounted, PendingMount};
 use crate::library::index::Index;
+use crate::session::end::{How, unmount};
+use crate::session::error::Error;
+use crate::session::registry;
+use crate::session::request::MountPlan;
 use crate::settings::Prefetch;
 use crate::space::SpaceError;
 use crate::space::held::Held;
@@ -28,7 +28,7 @@ const ENDING: Duration = Duration::from_secs(5);
 
 /// Mounts the space, unless it is mounted, and serves it until the mount ends. Calls `claimed` when this process holds the
 /// locks of the space, and `ready` when the mount answers.
-pub(super) fn begin(
+pub(in crate::session) fn begin(
     plan: &MountPlan,
     started: Instant,
     claimed: &dyn Fn() -> Result<(), Error>,

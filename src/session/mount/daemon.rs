@@ -13,9 +13,9 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::begin::begin;
-use super::error::{Describe, Error, Failure};
-use super::request::MountPlan;
 use super::serve::Mounted;
+use crate::session::error::{Describe, Error, Failure};
+use crate::session::request::MountPlan;
 use crate::space::state::log_of;
 use crate::sys::fuse_mount;
 use crate::sys::guarded::{Dir, Trust};
@@ -41,7 +41,11 @@ type Answer = Result<Mounted, Failure>;
 const MARK: u8 = 0;
 
 /// Forks. The child serves the mount. The parent returns when the child has answered, has failed, or has taken too long.
-pub(super) fn start(plan: &MountPlan, started: Instant, describe: Describe) -> Result<Mounted, Error> {
+pub(in crate::session) fn start(
+    plan: &MountPlan,
+    started: Instant,
+    describe: Describe,
+) -> Result<Mounted, Error> {
     let os = |call| Error::os(plan.state_dir(), call);
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(os("pipe"))?;
     let forked = process::fork().map_err(|errno| match errno {
@@ -116,8 +120,8 @@ fn clear_away(plan: &MountPlan, child: Pid) {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    match super::registry::find(&plan.state_dir()) {
-        Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => super::end::undo_mount(&live),
+    match crate::session::registry::find(&plan.state_dir()) {
+        Ok(Some(live)) if fuse_mount::is_dead(&live.mountpoint) => crate::session::end::undo_mount(&live),
         Ok(_) => {}
         Err(error) => tracing::error!(%error, "the child may have left a dead mount"),
     }

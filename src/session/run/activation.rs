@@ -5,12 +5,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Mounted};
 use crate::activate::env_file::EnvFileError;
 use crate::activate::program::{self, Found};
 use crate::activate::temp::Temp;
 use crate::activate::{self, Facts, Given, Places, Variable, env_file};
 use crate::blueprint::robot::Robot;
+use crate::session::{Error, Mounted};
 use crate::settings::{MountSettings, Settings, SettingsError, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
@@ -48,7 +48,7 @@ pub enum ActivationError {
 
 /// What is known before the space is mounted.
 #[derive(Debug)]
-pub(super) struct Activation<'a> {
+pub(in crate::session) struct Activation<'a> {
     flags: &'a ActivationFlags,
     settings: &'a Settings,
     mount: &'a MountSettings,
@@ -74,7 +74,7 @@ impl<'a> Activation<'a> {
     ///
     /// # Errors
     /// When the file of variables cannot be used, or there is no current directory.
-    pub(super) fn new(
+    pub(in crate::session) fn new(
         flags: &'a ActivationFlags,
         settings: &'a Settings,
         mount: &'a MountSettings,
@@ -90,7 +90,11 @@ impl<'a> Activation<'a> {
     ///
     /// # Errors
     /// When the space cannot be read.
-    pub(super) fn of(&self, mounted: &Mounted, robot: Option<&Robot>) -> Result<Activated, ActivationError> {
+    pub(in crate::session) fn of(
+        &self,
+        mounted: &Mounted,
+        robot: Option<&Robot>,
+    ) -> Result<Activated, ActivationError> {
         let caller = &self.settings.caller;
         let no_bytecode = !self.flags.no_pyc_management && caller.pyc_management.value;
         let own_temp = !self.flags.no_temp_management && caller.temp_management.value;
@@ -137,7 +141,7 @@ impl<'a> Activation<'a> {
     }
 
     /// What a robot without an environment gets, as in rcc: the caller's variables, and the directories of its programs.
-    pub(super) fn plain(&self, robot: &Robot) -> Activated {
+    pub(in crate::session) fn plain(&self, robot: &Robot) -> Activated {
         let caller = self.settings.caller.path.as_deref();
         let path = activate::plain_search_path(caller, &self.env.user7(), &self.cwd, &robot.paths());
         let mut variables = self.extra.clone();
@@ -146,14 +150,14 @@ impl<'a> Activation<'a> {
     }
 
     /// The current directory.
-    pub(super) fn cwd(&self) -> &Path {
+    pub(in crate::session) fn cwd(&self) -> &Path {
         &self.cwd
     }
 }
 
 /// The program rcc: `HOLOFS_RCC`, or the one on `PATH`. Without one, `RCC_EXE` is not set: a program that starts it would
 /// not get what it expects from any other program, and can find out that there is none.
-pub(super) fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
+pub(in crate::session) fn rcc(settings: &Settings, cwd: &Path) -> Option<PathBuf> {
     let caller = &settings.caller;
     let name = caller.rcc.value.as_deref().unwrap_or("rcc".as_ref());
     match program::find(name, caller.path.as_deref().unwrap_or_default(), cwd) {

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::changes::Changed;
-use super::control::{Client, Request};
-use super::error::Error;
 use super::writeback::hand_over_stores;
 use crate::library::index::NodeId;
 use crate::library::name;
+use crate::session::changes::Changed;
+use crate::session::control::{Client, Request};
+use crate::session::error::Error;
 use crate::settings::IoMode;
 use crate::space::SpaceError;
 use crate::space::copy::CopyError;

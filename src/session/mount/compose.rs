@@ -9,9 +9,6 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::bytecode;
-use super::error::Error;
-use super::request::MountPlan;
 use crate::fs::Fs;
 use crate::handoff::Handoff;
 use crate::library::blob::Blobs;
@@ -26,6 +23,9 @@ use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
+use crate::session::bytecode;
+use crate::session::error::Error;
+use crate::session::request::MountPlan;
 use crate::settings::Strategy;
 use crate::space::statistics;
 use crate::sys::filesystem;
@@ -44,13 +44,13 @@ pub fn blob_cache(cache_dir: &Path) -> Result<BlobCache, LibraryError> {
     BlobCache::open(&blob_cache_dir(cache_dir))
 }
 
-pub(super) fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
+pub(in crate::session) fn blob_cache_dir(cache_dir: &Path) -> PathBuf {
     cache_dir.join("blobs")
 }
 
 /// The filesystem of a space, over the directories in its state directory, as an earlier worker left it. `umask` is the
 /// user's.
-pub(super) fn filesystem(
+pub(in crate::session) fn filesystem(
     plan: &MountPlan,
     index: &Arc<Index>,
     umask: u32,
@@ -113,7 +113,7 @@ fn library(plan: &MountPlan, index: &Index, cache_dir: &Path) -> Arc<dyn Library
 
 /// The namespace of a space that is not mounted, over the directories in its state directory. The caller holds the lock of
 /// the space.
-pub(super) fn unmounted(
+pub(in crate::session) fn unmounted(
     state_dir: &Path,
     index: &Arc<Index>,
     source: Source,
@@ -131,7 +131,7 @@ pub(super) fn unmounted(
 }
 
 /// The name that relocation replaces, and the space's name.
-pub(super) fn names(index: &Index, identity: &str) -> Result<Names, Error> {
+pub(in crate::session) fn names(index: &Index, identity: &str) -> Result<Names, Error> {
     let bytes = |name: &str| <[u8; NAME_LEN]>::try_from(name.as_bytes());
     match (bytes(&index.info().identity), bytes(identity)) {
         (Ok(from), Ok(to)) => Ok(Names { from, to }),

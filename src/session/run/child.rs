@@ -47,14 +47,14 @@ impl Ended {
 }
 
 /// Blocks the signals that are passed on. The process must have a single thread.
-pub(super) fn block_signals() -> Signals {
+pub(in crate::session) fn block_signals() -> Signals {
     Signals::block(&[
         SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2, SIGWINCH,
     ])
 }
 
 /// A signal that came while no program was running and asks us to end.
-pub(super) fn asked_to_end(signals: &Signals) -> Result<Option<Ended>, Errno> {
+pub(in crate::session) fn asked_to_end(signals: &Signals) -> Result<Option<Ended>, Errno> {
     while let Some(came) = signals.wait(Some(Duration::ZERO))? {
         if [SIGHUP, SIGINT, SIGQUIT, SIGTERM].contains(&came.signal) {
             return Ok(Some(Ended::Signal(u8::try_from(came.signal).unwrap_or(u8::MAX))));
@@ -67,7 +67,7 @@ pub(super) fn asked_to_end(signals: &Signals) -> Result<Option<Ended>, Errno> {
 ///
 /// # Errors
 /// When it cannot be started, or waited for.
-pub(super) fn run(
+pub(in crate::session) fn run(
     program: &Path,
     words: &[impl AsRef<OsStr>],
     variables: &[Variable],
@@ -145,7 +145,7 @@ fn is_first() -> bool {
 /// As the first process of a container: ends the other processes, which the kernel would kill at our end, so that the
 /// space can be unmounted. The processes that serve the mount stay: `daemon`, and those that it has started
 /// (the worker, which the daemon replaces at any time, and the mount helper).
-pub(super) fn end_others(daemon: u32, signals: &Signals) {
+pub(in crate::session) fn end_others(daemon: u32, signals: &Signals) {
     if !is_first() {
         return;
     }

@@ -11,13 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::error::Error;
-use super::request::MountPlan;
 use crate::library::digest::Digest;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
 use crate::library::locate::Location;
 use crate::library::{Library, LibraryError};
+use crate::session::error::Error;
+use crate::session::request::MountPlan;
 use crate::space::lock::{busy, holder};
 
 /// How often to check whether rcc has finished.
@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`Error::BeingRecorded`] after the timeout, and the errors of the catalog.
-pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
+pub(in crate::session) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
     let (library, lock) = (&*plan.location.library, plan.location.lock());
     let mut known = plan.index.clone();
     let cache_dir = plan.env.cache_dir().join("index");
@@ -76,7 +76,7 @@ pub(super) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> 
 /// Waits up to `timeout` while a process records into a library. Returns whether one did: a catalog that could not be read
 /// before may be complete now.
 #[must_use]
-pub(super) fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
+pub(in crate::session) fn wait_for_recording(library: &Location, timeout: Duration) -> bool {
     let Some(lock) = library.lock() else { return false };
     let was_held = busy(&lock).is_some();
     wait_while_held(&lock, Instant::now() + timeout);
@@ -90,7 +90,7 @@ fn wait_while_held(lock: &Path, deadline: Instant) {
 }
 
 /// The number of the environment's blobs that the library does not have.
-pub(super) fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
+pub(in crate::session) fn missing_blobs(index: &Index, library: &dyn Library) -> u32 {
     // Other errors are reported when the blob is read.
     let is_missing = |digest: &Digest| matches!(library.has_blob(digest), Ok(false));
     let missing = index.digests().into_iter().flatten().flatten().filter(is_missing).count();

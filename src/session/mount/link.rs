@@ -6,11 +6,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::error::Error;
+use crate::session::error::Error;
 use crate::sys::plain;
 
 /// Checks before the mount that the link can be made: its directory exists, and nothing but a link has its name.
-pub(super) fn check(link: &Path, mountpoint: &Path) -> Result<(), Error> {
+pub(in crate::session) fn check(link: &Path, mountpoint: &Path) -> Result<(), Error> {
     let failed = |why: &str| Error::Link { path: link.to_owned(), why: why.to_owned() };
     let Some(above) = link.parent().filter(|_| link.file_name().is_some()) else {
         return Err(failed("it has no name"));
@@ -30,7 +30,7 @@ pub(super) fn check(link: &Path, mountpoint: &Path) -> Result<(), Error> {
 }
 
 /// Makes the link, or lets an existing one lead to the mountpoint.
-pub(super) fn make(link: &Path, mountpoint: &Path) -> Result<(), Error> {
+pub(in crate::session) fn make(link: &Path, mountpoint: &Path) -> Result<(), Error> {
     if std::fs::read_link(link).is_ok_and(|target| target == mountpoint) {
         return Ok(());
     }

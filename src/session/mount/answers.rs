@@ -8,12 +8,12 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use serde_json::Value;
 
-use super::control::{Line, Request};
-use super::error::Refused;
-use super::statistics;
 use crate::fs::Fs;
 use crate::namespace::revert::Stale;
 use crate::namespace::{self, Namespace, Owner};
+use crate::session::control::{Line, Request};
+use crate::session::error::Refused;
+use crate::session::statistics;
 use crate::space::diff::{Pristine, Scan};
 use crate::space::reset::{self, PlanError, Step};
 
@@ -21,7 +21,7 @@ use crate::space::reset::{self, PlanError, Step};
 const CHANGES_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Answers one request.
-pub(super) fn answer(
+pub(in crate::session) fn answer(
     fs: &Fs,
     state_dir: &Path,
     notifier: &Notifier,
@@ -80,7 +80,7 @@ fn reset(fs: &Fs, notifier: &Notifier, paths: &[PathBuf], dry_run: bool) -> Resu
 
 /// Why a reset did not reach its end. Each path is as it was, or reset.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ResetError {
+pub(in crate::session) enum ResetError {
     #[error(transparent)]
     Plan(PlanError),
     #[error("{path}: {source}")]
@@ -89,7 +89,7 @@ pub(super) enum ResetError {
 
 /// Resets paths of a namespace that nobody changes, and returns those that were reset. Adds to `stale` what the kernel has
 /// to ask for again, also after an error.
-pub(super) fn reset_in(
+pub(in crate::session) fn reset_in(
     namespace: &Namespace,
     paths: &[PathBuf],
     dry_run: bool,
