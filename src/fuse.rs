@@ -7,7 +7,6 @@
 //! link texts and listings without a time limit. It opens directories, and in cached mode files, without a request.
 
 mod convert;
-mod known;
 mod opening;
 mod passthrough;
 mod reply;
@@ -21,7 +20,7 @@ use fuser::{InitFlags, KernelConfig, Notifier};
 use crate::fs::Fs;
 use crate::sys::backing::Backings;
 use crate::sys::request_buffer::LARGEST_WRITE;
-pub use known::knows;
+
 use passthrough::Passthrough;
 use workers::{Mount, Workers};
 

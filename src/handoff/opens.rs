@@ -9,7 +9,7 @@
 //!
 //! Three tables:
 //! * *opens*: the request that opened the file, the inode, and the answer. A record is `asked` until the answer was
-//!   written. The next worker asks the kernel whether such a request still waits for its answer (`sys::in_flight`). If
+//!   written. The next worker asks the kernel whether such a request still waits for its answer (`sys::fuse_message`). If
 //!   so, it will come again, and the record goes. If not, the file is open.
 //! * *backings*: the numbers of registered files, also of files that are not open at present.
 //! * *mapped*: inodes whose attributes may change without a request.

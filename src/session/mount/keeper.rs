@@ -24,7 +24,7 @@ use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 use crate::handoff::{Handoff, Phase};
 use crate::sys::process::{self, Alone};
 use crate::sys::signals::Signals;
-use crate::sys::{fuse_notify, in_flight, service};
+use crate::sys::{fuse_message, service};
 
 /// As many crashes in this time end the mount.
 const CRASHES: usize = 5;
@@ -329,7 +329,7 @@ pub(in crate::session) fn take_over(
     // Before the others are closed: the kernel ends the requests that were read from a closed one.
     let resent = device.is_none_or(|device| {
         handoff.opens().settle(|open| waits(open.unique));
-        fuse_notify::resend(device)
+        fuse_message::resend(device)
     });
     let mut open: Vec<RawFd> = handoff
         .first()
@@ -346,7 +346,7 @@ pub(in crate::session) fn take_over(
 
 /// Whether a request waits for its answer. If that cannot be found out, it does not: a file counts as open then.
 fn waits(unique: u64) -> bool {
-    in_flight::is_in_flight_anywhere(unique).unwrap_or_else(|errno| {
+    fuse_message::is_in_flight_anywhere(unique).unwrap_or_else(|errno| {
         tracing::warn!(%errno, "cannot find out which requests wait");
         false
     })

@@ -19,7 +19,7 @@ use super::helper::{self, Device};
 use super::keeper::{self, Service, Taken, Task, Worker};
 use super::{compose, handshake, loops};
 use crate::fs::Fs;
-use crate::fuse::{self, Adapter, Offer, Serving};
+use crate::fuse::{Adapter, Offer, Serving};
 use crate::handoff::requests::note_crashes;
 use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
@@ -34,6 +34,7 @@ use crate::settings::{IoMode, Strategy};
 use crate::space::ended::Ended;
 use crate::space::run::{Death, Extra, Process, RunInfo};
 use crate::sys::backing::Backings;
+use crate::sys::fuse_message;
 use crate::sys::fuse_mount::{self, MountError};
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::mountinfo::MountEntry;
@@ -426,7 +427,7 @@ struct Served<'s> {
 /// Starts to find the entries that an earlier worker told the kernel.
 fn adopt(fs: &Arc<Fs>, device: &Device) {
     match device.fd.try_clone() {
-        Ok(device) => fs.namespace().ask_kernel_by(move |ino| fuse::knows(device.as_fd(), ino)),
+        Ok(device) => fs.namespace().ask_kernel_by(move |ino| fuse_message::knows(device.as_fd(), ino.0)),
         Err(error) => {
             tracing::warn!(%error, "removed files that are open stay on the disk until the mount ends")
         }
