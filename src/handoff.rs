@@ -67,6 +67,8 @@ mod word {
     pub(super) const RECORDED: usize = 13;
     /// The number of the last worker that began to answer, plus 1.
     pub(super) const ANSWERED: usize = 14;
+    /// How many commands hold all changes back.
+    pub(super) const HOLDS: usize = 15;
     /// The bytes of the INIT request; 0 until it is there.
     pub(super) const INIT_LEN: usize = 16;
     pub(super) const INIT: Range<usize> = 17..145;
@@ -85,6 +87,16 @@ pub enum Phase {
     Serving,
     /// It has ended, and its state is being written out. A worker that dies now is not replaced by one that serves.
     Ending,
+}
+
+/// Changes wait for a command until this is dropped.
+#[derive(Debug)]
+pub struct ChangesHeld<'h>(&'h AtomicU64);
+
+impl Drop for ChangesHeld<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// The memory that the workers of one mount share.
@@ -142,6 +154,7 @@ impl Handoff {
 
     /// Counts a worker that starts. Returns how many were started before.
     pub fn begin(&self) -> u64 {
+        self.word(word::HOLDS).store(0, Relaxed);
         self.word(word::WORKERS).fetch_add(1, Relaxed)
     }
 
@@ -189,6 +202,20 @@ impl Handoff {
     pub fn last_death(&self) -> Option<(u32, u64)> {
         let status = self.word(word::DEATH).load(Acquire).checked_sub(1)?;
         Some((u32::try_from(status).ok()?, self.word(word::DEATH_AT).load(Relaxed)))
+    }
+
+    /// Notes that changes wait for a command, until the result is dropped.
+    #[must_use]
+    pub fn hold_changes(&self) -> ChangesHeld<'_> {
+        let holds = self.word(word::HOLDS);
+        holds.fetch_add(1, Relaxed);
+        ChangesHeld(holds)
+    }
+
+    /// Whether changes wait for a command.
+    #[must_use]
+    pub fn holds_changes(&self) -> bool {
+        self.word(word::HOLDS).load(Relaxed) != 0
     }
 
     /// When the space was mounted, in seconds since the epoch. The first worker's answer stays.

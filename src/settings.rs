@@ -186,6 +186,8 @@ pub struct MountSettings {
     pub pycache: Setting<bool>,
     /// The limit of the blob cache, in bytes.
     pub cache_size: Setting<u64>,
+    /// How long the process that serves a mount may answer nothing while requests wait. Zero: as long as it likes.
+    pub hang_timeout: Setting<Duration>,
     /// The mount helper to start.
     pub mount_helper: Setting<MountHelper>,
     /// The patterns of paths that a restore must not share by hard links. Mounts do not use them.
@@ -235,6 +237,9 @@ type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The default limit of the blob cache, in bytes.
 const CACHE_SIZE: u64 = 10 << 30;
+
+/// The default for the time after which a process that answers nothing is replaced.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The default for the longest wait for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -336,6 +341,7 @@ impl MountSettings {
             true => Setting::flag(true),
             false => variable(variables, "HOLOFS_PYCACHE", on_or_off)?.or(file.pycache).unwrap_or_default(),
         };
+        let hang_timeout = variable(variables, "HOLOFS_HANG_TIMEOUT", seconds)?;
         let mount_helper = variables(MountHelper::VARIABLE)
             .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
         Ok(Self {
@@ -345,6 +351,7 @@ impl MountSettings {
             verify,
             pycache,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
+            hang_timeout: hang_timeout.unwrap_or(Setting::built_in(HANG_TIMEOUT)),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
             network: Setting {
@@ -410,6 +417,13 @@ fn on_or_off(text: &str) -> Result<bool, String> {
         "0" | "false" | "no" | "off" => Ok(false),
         _ => Err("expected true or false".to_owned()),
     }
+}
+
+/// Parses a number of seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .map(Duration::from_secs)
+        .map_err(|_| "expected a number of seconds, or 0 for never".to_owned())
 }
 
 /// On, unless a variable turns it off by being set.

@@ -22,6 +22,7 @@ pub mod shared_memory;
 pub mod signals;
 pub mod surroundings;
 pub mod thread;
+pub mod threads;
 pub mod tree;
 pub mod xattr;
 

@@ -166,6 +166,7 @@ impl Workers {
         let mount = Arc::clone(&self.mount);
         self.pool.run(Box::new(move || {
             guarded(mount.metrics(), || work(&mount));
+            mount.namespace().handoff().requests().rest();
         }));
     }
 }

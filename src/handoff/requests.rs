@@ -19,6 +19,8 @@
 //! Limits: the ring holds `SLOTS` threads. A worker starts about ten, so a note lasts for hundreds of workers, and its
 //! request comes back to the first of them. A thread that finds no slot makes no notes.
 
+pub mod progress;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -75,6 +77,8 @@ mod slot {
     pub(super) const WITNESS: usize = 3;
     /// 1 if the worker died of a crash of this thread.
     pub(super) const CRASHED: usize = 4;
+    /// The number of the thread.
+    pub(super) const THREAD: usize = 5;
 }
 
 /// What this process knows beside the shared memory.
@@ -335,6 +339,10 @@ impl<'h> Requests<'h> {
         };
         let found = free.or_else(|| self.next_slot());
         let first = found.map_or(0, |slot| FIRST + slot * SLOT);
+        if let Some(words) = found.and_then(|slot| self.words_of(slot)) {
+            let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+            store(words, slot::THREAD, thread.into());
+        }
         if found.is_none() {
             tracing::warn!(
                 "too many threads: a request that is sent again after a death of the daemon may fail"

@@ -49,6 +49,7 @@ fn defaults_to_dot_robocorp() {
     let mount = settings.mount.unwrap();
     assert_eq!(mount.strategy, Setting::built_in(Strategy::Smart));
     assert_eq!(mount.cache_size, Setting::built_in(10 << 30));
+    assert_eq!(mount.hang_timeout, Setting::built_in(Duration::from_secs(60)));
     assert_eq!(mount.mount_helper, Setting::built_in(MountHelper::Installed));
 }
 
@@ -159,6 +160,15 @@ fn bad_value_names_its_place_and_what_is_expected() {
     }
     let io = complaint(mount("", Flags::default(), &[("HOLOFS_IO", "fast")]));
     assert_eq!(io, "HOLOFS_IO=fast: expected one of auto, cached, passthrough");
+    for value in ["-1", "1.5", "soon"] {
+        let hang = complaint(mount("", Flags::default(), &[("HOLOFS_HANG_TIMEOUT", value)]));
+        assert_eq!(
+            hang,
+            format!("HOLOFS_HANG_TIMEOUT={value}: expected a number of seconds, or 0 for never")
+        );
+    }
+    let never = mount("", Flags::default(), &[("HOLOFS_HANG_TIMEOUT", "0")]).unwrap();
+    assert_eq!(never.hang_timeout, Setting::variable(Duration::ZERO, "HOLOFS_HANG_TIMEOUT"));
     for (yaml, why) in [
         ("\nholotree:\n  restoration-strategy: fast\n", format!("3: fast: {expected}").as_str()),
         ("holotree:\n  restoration-strategy: [copy]\n", "2: expected a text"),

@@ -4,7 +4,7 @@
 //! that died can tell for certain: whether the kernel still knows an inode number, and whether a request still waits.
 #![allow(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -81,7 +81,7 @@ pub fn is_in_flight_anywhere(unique: u64) -> Result<bool, Errno> {
     Ok(open.into_iter().any(|(fd, ..)| {
         // SAFETY: no thread closes the descriptors of a process that died before its successor has begun.
         let device = unsafe { BorrowedFd::borrow_raw(fd) };
-        is_device(device)
+        is_device(fd)
             && is_in_flight(device, unique).unwrap_or_else(|errno| {
                 tracing::debug!(fd, %errno, "cannot ask the kernel for a request");
                 false
@@ -89,7 +89,14 @@ pub fn is_in_flight_anywhere(unique: u64) -> Result<bool, Errno> {
     }))
 }
 
-fn is_device(fd: BorrowedFd<'_>) -> bool {
+/// Whether the descriptor of this number is a FUSE device.
+#[must_use]
+pub fn is_device(fd: RawFd) -> bool {
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: fstat(2) does no harm to a descriptor, whoever owns it, and fails for one that is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     rustix::fs::fstat(fd).is_ok_and(|stat| {
         let number = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && number == DEVICE

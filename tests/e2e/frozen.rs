@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use crate::common::as_user::{is_root, passthrough};
 use crate::common::image::Image;
 use crate::common::library::pattern;
-use crate::common::{Library, World, assert_errno, sh, wait_until};
+use crate::common::{Library, Mounted, World, assert_errno, sh, wait_until};
 
 /// More than any of these commands may take, and less than the time limit of a test's command.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -84,6 +84,36 @@ for_both_users! {
         assert!(world.mounts().is_empty());
         mounted.signal(Signal::CONT);
         mounted.has_ended();
+    }
+
+    /// The next worker would wait for the disk, too.
+    fn worker_that_waits_for_a_frozen_disk_is_not_replaced() {
+        if !is_root() {
+            return;
+        }
+        let image = Image::new("ext4", 64);
+        let world = World::at(image.path());
+        world.add(&Library::sample());
+        let mut command = world.holofs();
+        command.env("HOLOFS_HANG_TIMEOUT", "1").args(["--json", "mount"]).arg(world.home()).arg("s");
+        let mounted = Mounted::by(&world, "s", &mut command);
+        fs::write(mounted.at("new"), b"x").unwrap();
+        let worker = mounted.server();
+        let frozen = Frozen::new(image.path());
+        let waiting: Vec<_> = (0..20)
+            .map(|n| {
+                let path = mounted.at(format!("dir{n}"));
+                std::thread::spawn(move || fs::create_dir(path).unwrap())
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(waiting.iter().all(|thread| !thread.is_finished()), "the disk is frozen");
+        assert_eq!(mounted.worker(), Some(worker));
+        drop(frozen);
+        waiting.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(mounted.worker(), Some(worker));
+        mounted.unmount();
+        fs::remove_dir_all(world.home()).unwrap();
     }
 
     /// Writers that wait for the disk do not block lookups of library entries.

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use op::{OPS, Op, fixture, mark};
 use rustix::process::Signal;
-use trace::{Point, Trace, is_answer, points, was_injected};
+pub use trace::Trace;
+use trace::{Point, is_answer, points, was_injected};
 
 use crate::common::mount::is_running;
 use crate::common::random::Random;
@@ -258,7 +259,7 @@ fn seed() -> u64 {
 }
 
 /// strace may trace processes of its own user, unless the kernel forbids it.
-fn may_trace() -> bool {
+pub fn may_trace() -> bool {
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
     let may = rustix::process::geteuid().is_root() || matches!(scope.trim(), "" | "0");
     if !may {

@@ -26,6 +26,7 @@ mod differential;
 mod doctor;
 mod frozen;
 mod gc;
+mod hang;
 mod helper;
 mod hostile_library;
 mod inject;

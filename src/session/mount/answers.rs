@@ -37,6 +37,7 @@ pub(in crate::session) fn answer(
             Ok(Value::Null)
         }
         Request::Freeze { ms } => {
+            let _held = fs.namespace().handoff().hold_changes();
             let frozen = fs.namespace().freeze(CHANGES_END_WITHIN).ok_or(Refused::Changing)?;
             line.say(Ok(Value::Null)).map_err(|error| Refused::Failed(error.to_string()))?;
             let held = line.wait(Duration::from_millis(ms));
@@ -54,6 +55,7 @@ pub(in crate::session) fn answer(
 
 /// Resets paths of a mounted space, and has the kernel look them up again.
 fn reset(fs: &Fs, notifier: &Notifier, paths: &[PathBuf], dry_run: bool) -> Result<Vec<PathBuf>, Refused> {
+    let _held = fs.namespace().handoff().hold_changes();
     let frozen = fs.namespace().freeze(CHANGES_END_WITHIN).ok_or(Refused::Changing)?;
     let mut stale = Vec::new();
     let done = reset_in(fs.namespace(), paths, dry_run, &mut stale);

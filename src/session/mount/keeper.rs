@@ -7,11 +7,16 @@
 //! Both processes share one table of descriptors. So `/dev/fuse`, the locks and the descriptors in [`Handoff`] stay open
 //! when a worker dies. The next worker first takes over ([`take_over`]): it closes what only its predecessor knew.
 //!
+//! A worker that hangs is killed, and replaced like any other ([`hang`]).
+//!
 //! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. SIGKILL, which
 //! may also be the kernel's when memory is short, is no crash: of such deaths, only a hundred in a row end the mount.
 //!
-//! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker lives.
+//! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker starts
+//! or ends.
 //! What it owns is dropped in no process but the last worker. A worker that ends by itself ends the mount.
+
+mod hang;
 
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -37,6 +42,8 @@ const KILLED: u32 = 100;
 
 /// The pause before a further worker, after one that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
+
+pub(in crate::session) use hang::Watch;
 
 /// What a new worker is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,7 +140,8 @@ pub(in crate::session) struct Service {
 }
 
 /// Makes this process the keeper, and returns in each worker. The keeper ends with its last worker, with its exit code.
-/// `ending` are the signals that end the mount. `service` is None for a daemon.
+/// `ending` are the signals that end the mount. `service` is None for a daemon, and `watch` if a worker
+/// that hangs is not to be replaced.
 ///
 /// # Errors
 /// When the first worker cannot be started.
@@ -141,6 +149,7 @@ pub(in crate::session) fn split(
     handoff: &Handoff,
     ending: &[c_int],
     service: Option<Service>,
+    watch: Option<Watch<'_>>,
 ) -> Result<Worker, Errno> {
     let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
     let keeper = (std::process::id(), start_time.ok_or(Errno::NODATA)?);
@@ -152,8 +161,16 @@ pub(in crate::session) fn split(
     }
     let signals: Vec<c_int> = ending.iter().copied().chain([SIGCHLD, SIGUSR1, SIGUSR2]).collect();
     let signals = Signals::block(&signals);
-    let mut keeper_of =
-        Keeper { handoff, service, signals, asked: None, crashes: [None; CRASHES], silent: 0 };
+    let mut keeper_of = Keeper {
+        handoff,
+        service,
+        signals,
+        watch,
+        asked: None,
+        hung: false,
+        crashes: [None; CRASHES],
+        silent: 0,
+    };
     follow_parent_until_served();
     let mut task = Task::Serve;
     loop {
@@ -183,6 +200,9 @@ struct Keeper<'h> {
     handoff: &'h Handoff,
     service: Option<Service>,
     signals: Signals,
+    watch: Option<Watch<'h>>,
+    /// The worker was killed because it hung.
+    hung: bool,
     /// The signal with which somebody asked for the end of the mount.
     asked: Option<Signal>,
     crashes: [Option<Instant>; CRASHES],
@@ -206,8 +226,15 @@ impl Keeper<'_> {
             if let Some(status) = reap(worker) {
                 return status;
             }
-            // The only error is a set of signals that is none.
-            let Ok(Some(came)) = self.signals.wait(None) else { continue };
+            let came = match self.signals.wait(self.watch.as_ref().map(Watch::every)) {
+                Ok(Some(came)) => came,
+                Ok(None) => {
+                    self.look(worker);
+                    continue;
+                }
+                // The only error is a set of signals that is none.
+                Err(_) => continue,
+            };
             match came.signal {
                 SIGCHLD => {}
                 // The command that waited for the mount has ended. Before the mount answers, this ends the mount.
@@ -232,6 +259,16 @@ impl Keeper<'_> {
         }
     }
 
+    /// Kills the worker if it hangs.
+    fn look(&mut self, worker: Pid) {
+        let Some(watch) = &mut self.watch else { return };
+        if watch.look(self.handoff, worker.as_raw_nonzero().get().unsigned_abs()) {
+            watch.reset();
+            self.hung = true;
+            pass_on(worker, Signal::KILL);
+        }
+    }
+
     /// Decides what follows.
     fn next(&mut self, task: Task, status: WaitStatus) -> Next {
         let phase = self.handoff.phase();
@@ -245,9 +282,11 @@ impl Keeper<'_> {
             _ => {}
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.handoff.note_death(u32::try_from(status.as_raw()).unwrap_or_default(), now);
-        // A worker that ends by itself with an error has crashed.
-        let signal = status.terminating_signal().unwrap_or(libc::SIGABRT);
+        let hung = std::mem::take(&mut self.hung);
+        let hung_flag = if hung { HUNG } else { 0 };
+        self.handoff.note_death(u32::try_from(status.as_raw()).unwrap_or_default() | hung_flag, now);
+        // A worker that ends by itself with an error has crashed. One that hung did so in the requests that it had.
+        let signal = status.terminating_signal().filter(|_| !hung).unwrap_or(libc::SIGABRT);
         self.handoff.requests().worker_died(self.handoff.restarts(), signal);
         if phase == Phase::Starting {
             return Next::Start(Task::GiveUp(Why::NeverAnswered));
@@ -352,8 +391,14 @@ fn waits(unique: u64) -> bool {
     })
 }
 
+/// In the noted status of a worker: it was killed because it hung.
+const HUNG: u32 = 1 << 16;
+
 /// The name of what ended a worker: a signal, or an exit code.
 pub(in crate::session) fn cause_of(status: u32) -> String {
+    if status & HUNG != 0 {
+        return "no answer".to_owned();
+    }
     let status = c_int::try_from(status).unwrap_or_default();
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status);

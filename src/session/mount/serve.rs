@@ -16,7 +16,7 @@ use super::answers;
 use super::chores::{keep_house, settle};
 use super::claim::Claim;
 use super::helper::{self, Device};
-use super::keeper::{self, Service, Taken, Task, Worker};
+use super::keeper::{self, Service, Taken, Task, Watch, Worker};
 use super::{compose, handshake, loops};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
@@ -174,7 +174,10 @@ impl<'p> PendingMount<'p> {
         let undo = UnmountOnDrop { mount: device.mount.clone() };
         let place = plan.space.mountpoint.display();
         let service = plan.request.foreground.then(|| Service { ready: format!("{place} is mounted") });
-        let worker = keeper::split(&handoff, &ending_signals(plan), service).map_err(os("clone"))?;
+        // In the foreground, somebody may be debugging.
+        let limit = if plan.request.foreground { Duration::ZERO } else { plan.settings.hang_timeout.value };
+        let watch = Watch::new(device.fd.as_fd(), limit);
+        let worker = keeper::split(&handoff, &ending_signals(plan), service, watch).map_err(os("clone"))?;
         let is_first = !handoff.is_takeover();
         let done = thread::scope(|scope| {
             let work = || self.work(&worker, &handoff, device, undo, umask, ready);

@@ -27,6 +27,8 @@ impl Lab {
             handoff: &self.handoff,
             service: None,
             signals: Signals::block(&[]),
+            watch: None,
+            hung: false,
             asked: None,
             crashes: [None; CRASHES],
             silent: 0,
