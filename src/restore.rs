@@ -69,11 +69,20 @@ pub struct Restore<'a> {
     /// The mode of new directories. The umask of the process must be 0.
     pub dir_mode: u32,
     /// The number of threads.
-    pub jobs: usize,
+    pub jobs: Jobs,
     /// Ends the restore when it is set.
     pub cancel: &'a AtomicBool,
     /// Told once how many bytes are to be made, and then of the bytes that were made.
     pub progress: &'a (dyn Progress + Sync),
+}
+
+/// How many threads work.
+#[derive(Clone, Copy, Debug)]
+pub struct Jobs {
+    /// While the library comes from a disk, for which most of them wait.
+    pub waiting: usize,
+    /// While it is in memory. More threads would only wait for each other in the filesystem.
+    pub busy: usize,
 }
 
 /// Is told how a restore goes.

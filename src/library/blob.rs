@@ -212,11 +212,28 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn open_raw(&self, digest: &Digest, size: u64) -> Result<File, BlobError> {
-        if let Some(file) = self.ready(digest, size)? {
-            self.hit(size);
+        if let Some(file) = self.cached(digest, size)? {
             return Ok(file);
         }
         self.once(digest, size, |blobs| blobs.fetch(digest, size, Audience::default()))
+    }
+
+    /// The verified copy of a blob in the cache. None if there is none: the library is not read.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn cached(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
+        let found = self.ready(digest, size)?;
+        if found.is_some() {
+            self.hit(size);
+        }
+        Ok(found)
+    }
+
+    /// Whether a stored blob is read without waiting for a disk, as far as its first bytes tell. False if it cannot be opened.
+    #[must_use]
+    pub fn is_in_memory(&self, digest: &Digest) -> bool {
+        self.stored(digest).is_ok_and(|stored| stored.is_in_memory())
     }
 
     /// Fetches a blob, unless another thread has fetched it meanwhile.

@@ -1,12 +1,13 @@
 //! Blobs as a library stores them: compressed or plain, and not verified.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IoSliceMut, Read};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::Advice;
+use rustix::io::ReadWriteFlags;
 
 use super::digest::Digest;
 
@@ -57,6 +58,20 @@ impl StoredBlob {
     /// The errno of `posix_fadvise`.
     pub fn read_ahead(&self) -> io::Result<()> {
         self.advise(Advice::WillNeed)
+    }
+
+    /// Whether the first of the stored bytes are in the page cache. False if that is not known.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        let Some(section) = &self.section else { return false };
+        let mut byte = [0];
+        let read = rustix::io::preadv2(
+            &*section.file,
+            &mut [IoSliceMut::new(&mut byte)],
+            section.at,
+            ReadWriteFlags::NOWAIT,
+        );
+        read == Ok(1)
     }
 
     /// Lets the kernel drop the stored bytes from the page cache.

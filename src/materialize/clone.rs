@@ -99,18 +99,17 @@ impl Cloner {
     /// # Errors
     /// See [`CloneError`]. After an error the content of `to` is undefined.
     pub fn clone_file(&self, from: &File, to: &File, len: u64) -> Result<Method, CloneError> {
-        let pair = (device(from)?, device(to)?);
-        let known = self.refusals.lock().get(&pair).copied().unwrap_or_default();
         if self.strategy == Strategy::Copy {
             copy(from, to, len)?;
             return Ok(Method::Copy);
         }
+        let known = self.known(from, to)?;
         let refused = match known.ficlone {
             Some(errno) => errno,
             None => match rustix::fs::ioctl_ficlone(to, from) {
                 Ok(()) => return Ok(Method::Reflink),
                 Err(errno) if means_unsupported(errno) => {
-                    self.refusals.lock().entry(pair).or_default().ficlone = Some(errno);
+                    self.remember(from, to, |refusals| refusals.ficlone = Some(errno))?;
                     errno
                 }
                 Err(source) => return Err(CloneError::Os { call: "FICLONE", source }),
@@ -123,13 +122,28 @@ impl Cloner {
             match copy_range(from, to, len) {
                 Ok(()) => return Ok(Method::CopyRange),
                 Err(CloneError::Os { source, .. }) if means_unsupported(source) => {
-                    self.refusals.lock().entry(pair).or_default().copy_range = Some(source);
+                    self.remember(from, to, |refusals| refusals.copy_range = Some(source))?;
                 }
                 Err(error) => return Err(error),
             }
         }
         copy(from, to, len)?;
         Ok(Method::Copy)
+    }
+
+    /// What was refused between these filesystems. While nothing was refused anywhere, nobody asks which ones they are.
+    fn known(&self, from: &File, to: &File) -> Result<Refusals, CloneError> {
+        if self.refusals.lock().is_empty() {
+            return Ok(Refusals::default());
+        }
+        let pair = (device(from)?, device(to)?);
+        Ok(self.refusals.lock().get(&pair).copied().unwrap_or_default())
+    }
+
+    fn remember(&self, from: &File, to: &File, set: impl FnOnce(&mut Refusals)) -> Result<(), CloneError> {
+        let pair = (device(from)?, device(to)?);
+        set(self.refusals.lock().entry(pair).or_default());
+        Ok(())
     }
 }
 

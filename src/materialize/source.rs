@@ -114,6 +114,20 @@ impl Source {
         self.blobs.open_raw(&file.digest, file.size).map_err(|source| self.blob_error(file.node, source))
     }
 
+    /// As [`Source::open_blob`], if the blob cache has a copy. The library is not read.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn cached(&self, file: &LowerFile<'_>) -> Result<Option<File>, Error> {
+        self.blobs.cached(&file.digest, file.size).map_err(|source| self.blob_error(file.node, source))
+    }
+
+    /// Whether the blob is read without waiting for a disk.
+    #[must_use]
+    pub fn is_in_memory(&self, file: &LowerFile<'_>) -> bool {
+        self.blobs.is_in_memory(&file.digest)
+    }
+
     /// The bytes of a blob, readable while it is still being unpacked. `failed` is called when the blob turns out to
     /// be bad after bytes of it were read.
     ///
@@ -140,10 +154,17 @@ impl Source {
             written.map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))?;
             return Ok(Method::Copy);
         }
-        let blob = self.open_blob(file)?;
+        self.fill_from(&self.open_blob(file)?, file, to)
+    }
+
+    /// As [`Source::fill`], from the file of [`Source::open_blob`] or [`Source::cached`].
+    ///
+    /// # Errors
+    /// As [`Source::fill`].
+    pub fn fill_from(&self, blob: &File, file: &LowerFile<'_>, to: &File) -> Result<Method, Error> {
         let done = self
             .cloner
-            .clone_file(&blob, to, file.size)
+            .clone_file(blob, to, file.size)
             .map_err(|source| Error::Clone { path: self.path(file.node), source })?;
         self.relocate(file, to)?;
         Ok(done)

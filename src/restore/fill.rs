@@ -1,5 +1,6 @@
 //! Makes the files and links of a batch, each complete with bytes, mode and times.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -10,12 +11,13 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::layout::{Batch, LaidDir};
+use super::layout::{Batch, LaidDir, batches};
 use super::report::{Report, Way};
 use super::sweep::open_dir;
 use super::{Restore, RestoreError, Sharing, TIMES, os};
 use crate::library::NAME_LEN;
 use crate::library::blob::direct::Room;
+use crate::library::digest::Digest;
 use crate::library::index::{NodeId, NodeKind};
 use crate::materialize::clone::Method;
 use crate::materialize::source::LowerFile;
@@ -35,11 +37,28 @@ pub(super) struct Tree<'t> {
     next: AtomicU64,
 }
 
+/// Files to clone whose blobs were not in the cache.
+#[derive(Debug, Default)]
+struct Later {
+    /// Their blobs, which a thread brings into the cache.
+    begun: HashSet<Digest>,
+    /// Each with the position of its directory.
+    files: Vec<(usize, NodeId)>,
+}
+
+/// How many blobs are looked at to learn whether the library is in memory.
+const LOOKED_AT: usize = 32;
+
+/// How many directories a thread gives their times before it takes the next ones.
+const DIRS: usize = 256;
+
 /// What one thread needs. Its report is added to the sum when it ends.
 struct Worker<'r> {
     room: Room,
     report: Report,
     sum: &'r Mutex<Report>,
+    /// None if nothing is left for later.
+    later: Option<&'r Mutex<Later>>,
 }
 
 impl Drop for Worker<'_> {
@@ -58,18 +77,39 @@ impl<'t> Tree<'t> {
     fn temporary(&self) -> Vec<u8> {
         format!(".holofs.{}.{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
     }
-
-    /// Sets the time of every directory, when everything is in it.
-    pub(super) fn set_times(&self) -> Result<(), RestoreError> {
-        for dir in self.dirs {
-            rustix::fs::utimensat(self.root, dir.path.as_slice(), &TIMES, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(os(dir.shown(), "set the times of"))?;
-        }
-        Ok(())
-    }
 }
 
 impl Restore<'_> {
+    /// Sets the time of every directory, when everything is in it.
+    pub(super) fn set_times(&self, tree: &Tree<'_>) -> Result<(), RestoreError> {
+        let batches: Vec<&[LaidDir]> = tree.dirs.chunks(DIRS).collect();
+        let set = |dir: &LaidDir| {
+            rustix::fs::utimensat(tree.root, dir.path.as_slice(), &TIMES, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(os(dir.shown(), "set the times of"))
+        };
+        thread::for_each(&batches, self.jobs.busy, || (), |(), batch| batch.iter().try_for_each(set))
+    }
+
+    /// Makes everything in a new tree, in one pass if the cache has all blobs to clone. A blob that it does not have is
+    /// unpacked on the way, and cloned at the end: cloning waits until the bytes are on the disk.
+    pub(super) fn fill_new(
+        &self,
+        tree: &Tree<'_>,
+        all: &[Batch],
+        report: &mut Report,
+    ) -> Result<(), RestoreError> {
+        let later = Mutex::default();
+        self.fill_with(tree, all, Some(&later), report)?;
+        let mut left = later.into_inner().files;
+        left.sort_unstable();
+        let by_dir = left.chunk_by(|a, b| a.0 == b.0).filter_map(|files| {
+            let (dir, _) = files.first()?;
+            Some((*dir, files.iter().map(|(_, node)| *node).collect()))
+        });
+        let (left, _) = batches(self.index, by_dir)?;
+        self.fill(tree, &left, report)
+    }
+
     /// Makes everything in the batches.
     pub(super) fn fill(
         &self,
@@ -77,9 +117,20 @@ impl Restore<'_> {
         batches: &[Batch],
         report: &mut Report,
     ) -> Result<(), RestoreError> {
+        self.fill_with(tree, batches, None, report)
+    }
+
+    fn fill_with(
+        &self,
+        tree: &Tree<'_>,
+        batches: &[Batch],
+        later: Option<&Mutex<Later>>,
+        report: &mut Report,
+    ) -> Result<(), RestoreError> {
         let sum = Mutex::default();
-        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum };
-        let filled = thread::for_each(batches, self.jobs, worker, |worker: &mut Worker<'_>, batch| {
+        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum, later };
+        let jobs = self.jobs_for(batches)?;
+        let filled = thread::for_each(batches, jobs, worker, |worker: &mut Worker<'_>, batch| {
             let Some(dir) = tree.dirs.get(batch.dir) else { return Ok(()) };
             let at = open_dir(tree.root, &dir.path, OFlags::PATH).map_err(os(dir.shown(), "open"))?;
             for node in &batch.nodes {
@@ -136,7 +187,6 @@ impl Restore<'_> {
         let found = self.index.node(node)?;
         let NodeKind::File { size, perm, digest, relocations } = found.kind else { return Ok(()) };
         let lower = self.source.file(node)?;
-        worker.report.relocated += u64::from(lower.is_relocated());
         if let Sharing::Links(pool) = self.sharing
             && size > 0
             && !lower.is_relocated()
@@ -148,13 +198,28 @@ impl Restore<'_> {
             self.progress.made(size);
             return Ok(());
         }
+        let is_cloned = self.sharing.clones(&lower);
+        let cached = match worker.later {
+            Some(later) if is_cloned => {
+                let cached = self.source.cached(&lower)?;
+                if cached.is_none() {
+                    return self.leave(later, (dir, &lower, digest), worker);
+                }
+                cached
+            }
+            _ => None,
+        };
+        worker.report.relocated += u64::from(lower.is_relocated());
+        let fill = |to: &File| match &cached {
+            Some(blob) => self.source.fill_from(blob, &lower, to),
+            None => self.source.fill(&lower, to),
+        };
         let failed = |call| os(dir.path_of(found.name), call);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(perm & 0o777))
             .map_err(failed("create"))?;
         let file = File::from(file);
-        let is_cloned = self.sharing.clones(&lower);
-        let (way, written) = if is_cloned && self.source.fill(&lower, &file)? == Method::Reflink {
+        let (way, written) = if is_cloned && fill(&file)? == Method::Reflink {
             // A power cut must not leave the file with its size and without its relocations: nobody would notice.
             if lower.is_relocated() {
                 let order = tree.order.get_or_init(|| Order::of(tree.root));
@@ -177,9 +242,53 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// Leaves a file for later, and brings its blob into the cache.
+    fn leave(
+        &self,
+        later: &Mutex<Later>,
+        (dir, file, digest): (&LaidDir, &LowerFile<'_>, Digest),
+        worker: &mut Worker<'_>,
+    ) -> Result<(), RestoreError> {
+        let is_first = {
+            let mut later = later.lock();
+            later.files.push((dir.position, file.node));
+            later.begun.insert(digest)
+        };
+        if is_first { self.prepare_one(file, worker) } else { Ok(()) }
+    }
+
+    fn prepare_one(&self, file: &LowerFile<'_>, worker: &mut Worker<'_>) -> Result<(), RestoreError> {
+        let started = Instant::now();
+        if self.source.prepare(file, self.cancel)? {
+            worker.report.count_cached(file.size, started.elapsed());
+        }
+        self.go_on()
+    }
+
+    /// How many threads make the files of these batches.
+    fn jobs_for(&self, batches: &[Batch]) -> Result<usize, RestoreError> {
+        let step = (batches.len() / LOOKED_AT).max(1);
+        let mut is_known = false;
+        for batch in batches.iter().step_by(step) {
+            for node in &batch.nodes {
+                let NodeKind::File { size, .. } = self.index.node(*node)?.kind else { continue };
+                let file = self.source.file(*node)?;
+                if size == 0 || self.sharing.clones(&file) {
+                    continue;
+                }
+                if !self.source.is_in_memory(&file) {
+                    return Ok(self.jobs.waiting);
+                }
+                is_known = true;
+                break;
+            }
+        }
+        Ok(if is_known { self.jobs.busy } else { self.jobs.waiting })
+    }
+
     /// Unpacks the blobs to clone into the cache, before any is cloned: cloning waits until the bytes are on the disk.
     pub(super) fn prepare(&self, batches: &[Batch], report: &mut Report) -> Result<(), RestoreError> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut wanted = Vec::new();
         for node in batches.iter().flat_map(|batch| &batch.nodes) {
             if let NodeKind::File { size, digest, .. } = self.index.node(*node)?.kind
@@ -192,15 +301,11 @@ impl Restore<'_> {
         // Large ones first, so that no thread begins one when the others have ended.
         wanted.sort_unstable_by(|a, b| b.cmp(a));
         let sum = Mutex::default();
-        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum };
+        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum, later: None };
         let prepared =
-            thread::for_each(&wanted, self.jobs, worker, |worker: &mut Worker<'_>, (size, node)| {
+            thread::for_each(&wanted, self.jobs.waiting, worker, |worker: &mut Worker<'_>, (_, node)| {
                 self.go_on()?;
-                let started = Instant::now();
-                if self.source.prepare(&self.source.file(*node)?, self.cancel)? {
-                    worker.report.count_cached(*size, started.elapsed());
-                }
-                self.go_on()
+                self.prepare_one(&self.source.file(*node)?, worker)
             });
         report.add(&sum.into_inner());
         prepared

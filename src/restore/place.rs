@@ -106,10 +106,9 @@ impl Restore<'_> {
             .collect();
         let (batches, total) = batches(self.index, all?.into_iter())?;
         self.progress.total(total.files, total.bytes);
-        self.prepare(&batches, report)?;
         let tree = Tree::new(root, dirs, false);
-        self.fill(&tree, &batches, report)?;
-        tree.set_times()
+        self.fill_new(&tree, &batches, report)?;
+        self.set_times(&tree)
     }
 
     fn update(
@@ -125,13 +124,13 @@ impl Restore<'_> {
         let dirty = self.sweep(&root, dirs, known.map_or(Trust::Nothing, Trust::Known), report)?;
         let (batches, total) = batches(self.index, dirty.into_iter())?;
         self.progress.total(total.files, total.bytes);
+        let tree = Tree::new(&root, dirs, true);
         if !batches.is_empty() {
             self.prepare(&batches, report)?;
             mark(base, name)?;
+            self.fill(&tree, &batches, report)?;
         }
-        let tree = Tree::new(&root, dirs, true);
-        self.fill(&tree, &batches, report)?;
-        tree.set_times()
+        self.set_times(&tree)
     }
 }
 

@@ -60,7 +60,7 @@ impl Restore<'_> {
             let batches: Vec<&[LaidDir]> = level.chunks(DIRS).collect();
             thread::for_each(
                 &batches,
-                self.jobs,
+                self.jobs.busy,
                 || (),
                 |(), batch| {
                     self.go_on()?;
@@ -104,7 +104,7 @@ impl Restore<'_> {
         let found = Mutex::new((Vec::new(), Report::default()));
         let positions: Vec<usize> = (0..dirs.len()).collect();
         let buffer = || Vec::with_capacity(LISTING);
-        thread::for_each(&positions, self.jobs, buffer, |buffer: &mut Vec<u8>, position| {
+        thread::for_each(&positions, self.jobs.waiting, buffer, |buffer: &mut Vec<u8>, position| {
             self.go_on()?;
             let Some(dir) = dirs.get(*position) else { return Ok::<(), RestoreError>(()) };
             let mut counted = Report::default();

@@ -36,7 +36,7 @@ use crate::materialize::{ReflinkProbe, clone};
 use crate::restore::known::Known;
 use crate::restore::links::{LinkPool, patterns};
 use crate::restore::report::Report;
-use crate::restore::{self, Progress, Restore, Sharing};
+use crate::restore::{self, Jobs, Progress, Restore, Sharing};
 use crate::settings::{Fallback, RestoreStrategy, Strategy};
 use crate::space::held::Kept;
 use crate::space::meta::{self, MetaLock, StagedMeta};
@@ -179,12 +179,12 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
 }
 
 /// Each thread waits for the disk of the library for most of its time, if the blobs are not in the page cache: they are small
-/// files in directories of their own. So there are more threads than processors. See "Restores" in docs/PERFORMANCE.md.
-fn jobs() -> usize {
-    const FOR_EACH: usize = 8;
-    const MOST: usize = 32;
+/// files in directories of their own. So there are many more threads than processors then. If they are, so many threads take a
+/// quarter more processor time on btrfs, waiting for each other. See "Restores" in docs/PERFORMANCE.md.
+fn jobs() -> Jobs {
     let processors = process::processors();
-    processors.max((processors * FOR_EACH).min(MOST))
+    let for_each = |threads: usize, most: usize| processors.max((processors * threads).min(most));
+    Jobs { waiting: for_each(8, 32), busy: for_each(2, 16) }
 }
 
 /// A progress bar, if one is wanted.
@@ -241,7 +241,7 @@ fn restore_to(
         source: &source,
         sharing: &how.sharing,
         dir_mode: 0o750 & !umask,
-        jobs: wishes.jobs.unwrap_or_else(jobs),
+        jobs: wishes.jobs.map_or_else(jobs, |jobs| Jobs { waiting: jobs, busy: jobs }),
         cancel: wishes.cancel,
         progress,
     };
