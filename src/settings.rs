@@ -188,6 +188,9 @@ pub struct MountSettings {
     pub cache_size: Setting<u64>,
     /// How long the process that serves a mount may answer nothing while requests wait. Zero: as long as it likes.
     pub hang_timeout: Setting<Duration>,
+    /// Off with `HOLOFS_TEST_NO_RESEND`, for tests: the kernel is taken for one before Linux 6.9, which cannot send requests
+    /// again.
+    pub resends: bool,
     /// The mount helper to start.
     pub mount_helper: Setting<MountHelper>,
     /// The patterns of paths that a restore must not share by hard links. Mounts do not use them.
@@ -352,6 +355,7 @@ impl MountSettings {
             pycache,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             hang_timeout: hang_timeout.unwrap_or(Setting::built_in(HANG_TIMEOUT)),
+            resends: set(variables, "HOLOFS_TEST_NO_RESEND").is_none(),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
             network: Setting {

@@ -19,6 +19,9 @@ const RESEND: u32 = 7;
 /// The bit of a request's number that marks an interrupt of it.
 const INTERRUPT: u64 = 1;
 
+/// The error of an answer.
+const EINTR: u32 = (-libc::EINTR).cast_unsigned();
+
 /// The device number of `/dev/fuse`.
 const DEVICE: (u32, u32) = (10, 229);
 
@@ -87,6 +90,23 @@ pub fn is_in_flight_anywhere(unique: u64) -> Result<bool, Errno> {
                 false
             })
     }))
+}
+
+/// Answers requests with EINTR, whichever FUSE device of this process they were read from. Those that do not wait any more are
+/// left alone. EINTR says that nobody knows whether they were done: the kernel then forgets the names that a rename or a
+/// removal was about. Returns how many were answered. As [`is_in_flight_anywhere`], for a process that takes the place of another one.
+///
+/// # Errors
+/// When the descriptors of this process cannot be listed.
+pub fn interrupt_anywhere(uniques: &[u64]) -> Result<usize, Errno> {
+    let mut failed = 0;
+    for (fd, ..) in process::open_descriptors()?.into_iter().filter(|(fd, ..)| is_device(*fd)) {
+        // SAFETY: no thread closes the descriptors of a process that died before its successor has begun.
+        let device = unsafe { BorrowedFd::borrow_raw(fd) };
+        let answer = |unique: &&u64| send(device, EINTR, **unique, &[]).is_ok();
+        failed += uniques.iter().filter(answer).count();
+    }
+    Ok(failed)
 }
 
 /// Whether the descriptor of this number is a FUSE device.

@@ -19,9 +19,9 @@ fn mount(world: &World) -> Mounted<'_> {
 
 /// Machine code that never ends: a loop.
 #[cfg(target_arch = "x86_64")]
-const LOOP: &[u8] = &[0xeb, 0xfe];
+pub const LOOP: &[u8] = &[0xeb, 0xfe];
 #[cfg(target_arch = "aarch64")]
-const LOOP: &[u8] = &[0x00, 0x00, 0x00, 0x14];
+pub const LOOP: &[u8] = &[0x00, 0x00, 0x00, 0x14];
 
 /// And one that waits for a lock: futex(&top_of_stack, FUTEX_WAIT_PRIVATE, top_of_stack, NULL), again and again.
 #[cfg(target_arch = "x86_64")]
@@ -38,7 +38,7 @@ const LOCK: &[u8] = &[
 const LOCK: &[u8] = LOOP;
 
 /// Has every loop of the worker run this code when it has read the next request.
-fn spoil(worker: i32, code: &[u8]) {
+pub fn spoil(worker: i32, code: &[u8]) {
     let mut loops: Vec<u64> = Vec::new();
     wait_until("the loops to wait for requests", || {
         loops.clear();

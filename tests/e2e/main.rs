@@ -34,6 +34,7 @@ mod keeper;
 mod mounted;
 mod mounted_again;
 mod neighbours;
+mod no_resend;
 mod once;
 mod opens;
 mod overlayfs;

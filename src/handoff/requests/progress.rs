@@ -34,6 +34,14 @@ impl Requests<'_> {
         }
     }
 
+    /// The requests that the worker before this one worked on, or had worked on last, when it died.
+    #[must_use]
+    pub fn left(self) -> Vec<u64> {
+        let Some(worker) = self.worker.checked_sub(1) else { return Vec::new() };
+        let threads = Self { worker, ..self }.progress().threads.into_iter();
+        threads.map(|serving| serving.request).filter(|request| *request != 0).collect()
+    }
+
     /// What the last worker that was started is doing. Two equal answers say that it has begun no request between them.
     #[must_use]
     pub fn progress(self) -> Progress {
@@ -76,7 +84,9 @@ mod tests {
         assert_eq!(requests.progress().threads.len(), 2);
         requests.rest();
         assert!(requests.progress().threads.iter().any(|thread| thread.request == 0));
+        assert!(requests.begin(8) && requests.left().is_empty());
         handoff.begin();
         assert!(handoff.requests().progress().threads.is_empty(), "of the next worker");
+        assert_eq!(handoff.requests().left(), [6, 8]);
     }
 }

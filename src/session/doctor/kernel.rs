@@ -12,8 +12,9 @@ use crate::sys::fuse_mount::DEVICE;
 use crate::sys::plain;
 use crate::sys::probe::{self, FuseProbe};
 
-/// The first version of Linux with passthrough.
+/// The first version of Linux with passthrough, and with requests that are sent again.
 const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
+const RESEND_SINCE: (u32, u32) = (6, 9);
 
 /// What gives a container FUSE.
 const IN_A_CONTAINER: &str = "docker run --device /dev/fuse --cap-add SYS_ADMIN (and --security-opt apparmor=unconfined); \
@@ -36,7 +37,21 @@ pub(super) fn examine(report: &mut Report, settings: &Settings, confinement: &Co
     }
     let helper = helper(report, settings, may_mount);
     passthrough(report, settings, helper, &release, tried.as_ref());
+    takeover(report, &release);
     user_allow_other(report);
+}
+
+/// Whether programs notice that the process which serves a mount is replaced.
+fn takeover(report: &mut Report, release: &str) {
+    let kind = "takeover";
+    if version(release) < RESEND_SINCE {
+        let message = format!(
+            "Linux {release} is older than 6.9: if the process that serves a mount dies, another one takes its place, but requests that are under way get an error"
+        );
+        report.warn(kind, message, "Linux 6.9, if programs must not notice that");
+    } else {
+        report.ok(kind, "programs do not notice when the process that serves a mount is replaced");
+    }
 }
 
 /// Whether `/dev/fuse` can be used.

@@ -357,19 +357,25 @@ fn reap(worker: Pid) -> Option<WaitStatus> {
 }
 
 /// Closes what only the predecessor knew, and has the kernel send the unanswered requests again. The first step of a
-/// worker that takes the place of another one. Without `device`, the kernel is asked nothing.
+/// worker that takes the place of another one. Without `device`, the kernel is asked nothing. Where it cannot send requests
+/// again, or without `resends`, they get an error: EINTR those that the predecessor is known to have worked on, and
+/// ECONNABORTED the others, from the kernel.
 ///
 /// # Errors
 /// The errno of close_range(2), which needs Linux 5.9.
 pub(in crate::session) fn take_over(
     handoff: &Handoff,
     device: Option<BorrowedFd<'_>>,
+    resends: bool,
 ) -> Result<Taken, Errno> {
     // Before the others are closed: the kernel ends the requests that were read from a closed one.
     let resent = device.is_none_or(|device| {
         handoff.opens().settle(|open| waits(open.unique));
-        fuse_message::resend(device)
+        resends && fuse_message::resend(device)
     });
+    if !resent && let Err(errno) = fuse_message::interrupt_anywhere(&handoff.requests().left()) {
+        tracing::warn!(%errno, "requests that were under way get no answer");
+    }
     let mut open: Vec<RawFd> = handoff
         .first()
         .filter(|(fd, dev, ino)| process::file_of(*fd) == Some((*dev, *ino)))

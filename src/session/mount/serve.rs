@@ -270,7 +270,7 @@ impl<'p> PendingMount<'p> {
     fn take_over(&mut self, worker: &Worker, handoff: &Handoff, device: &Device) -> Result<bool, Error> {
         let plan = self.plan;
         let resent = worker.task == Task::Serve;
-        let taken = keeper::take_over(handoff, resent.then_some(device.fd.as_fd()));
+        let taken = keeper::take_over(handoff, resent.then_some(device.fd.as_fd()), plan.settings.resends);
         let Taken { open, resent } = taken.map_err(Error::os(plan.state_dir(), "close_range for"))?;
         self.claim.resume(|fd| open.binary_search(&fd).is_ok());
         if log_file::is_open() {
