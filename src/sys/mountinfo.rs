@@ -6,8 +6,8 @@
 //! Invariant: paths are unescaped, so that they can be compared with paths from elsewhere.
 
 use std::ffi::OsString;
-use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -96,7 +96,7 @@ fn place(spaces_dir: &Path) -> io::Result<String> {
 /// # Errors
 /// When the table cannot be read.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    Ok(parse(&read()?))
 }
 
 /// All mounts of spaces, of all users.
@@ -104,7 +104,7 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 /// # Errors
 /// As [`mounts`].
 pub fn holofs_mounts() -> io::Result<Vec<MountEntry>> {
-    Ok(mounts()?.into_iter().filter(|m| m.identity().is_some()).collect())
+    Ok(spaces_in(&read()?))
 }
 
 /// This user's mounts of the spaces in `spaces_dir`. A space can have several: bind mounts of the whole, and dead mounts.
@@ -117,8 +117,8 @@ pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         place => place?,
     };
-    let is_of = |m: &MountEntry| m.is_ours() && m.named().is_some_and(|(_, its)| its == place);
-    Ok(mounts()?.into_iter().filter(is_of).collect())
+    let is_of = |m: &MountEntry| m.named().is_some_and(|(_, its)| its == place) && m.is_ours();
+    Ok(spaces_in(&read()?).into_iter().filter(is_of).collect())
 }
 
 /// The topmost mount at exactly `path`.
@@ -126,13 +126,37 @@ pub fn holofs_mounts_of(spaces_dir: &Path) -> io::Result<Vec<MountEntry>> {
 /// # Errors
 /// As [`mounts`].
 pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
-    Ok(mounts()?.into_iter().rfind(|m| m.mountpoint == path))
+    let table = read()?;
+    let is_there = |line: &&[u8]| {
+        let mountpoint = line.split(|&b| b == b' ').nth(4);
+        mountpoint.is_some_and(|field| unescape(field) == path.as_os_str().as_bytes())
+    };
+    Ok(lines(&table).filter(is_there).filter_map(parse_line).last())
+}
+
+fn read() -> io::Result<Vec<u8>> {
+    /// The table of most machines. A file of `/proc` has no length, and is otherwise read in ever larger pieces.
+    const USUAL: usize = 16 << 10;
+    let mut table = Vec::with_capacity(USUAL);
+    std::fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut table)?;
+    Ok(table)
 }
 
 /// Parses the table. Lines that do not match are skipped.
 #[must_use]
 pub fn parse(table: &[u8]) -> Vec<MountEntry> {
-    table.split(|&b| b == b'\n').filter_map(parse_line).collect()
+    lines(table).filter_map(parse_line).collect()
+}
+
+/// The mounts of spaces. A mount scans the table several times, so the other lines are not parsed.
+fn spaces_in(table: &[u8]) -> Vec<MountEntry> {
+    let ours = memchr::memmem::Finder::new(FS_TYPE);
+    let lines = lines(table).filter(|line| ours.find(line).is_some());
+    lines.filter_map(parse_line).filter(|mount| mount.identity().is_some()).collect()
+}
+
+fn lines(table: &[u8]) -> impl Iterator<Item = &[u8]> {
+    table.split(|&b| b == b'\n')
 }
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {

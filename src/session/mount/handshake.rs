@@ -18,8 +18,9 @@ use crate::fuse::Adapter;
 use crate::handoff::Handoff;
 use crate::sys::fd;
 
-/// The smallest buffer from which the kernel accepts a read of the device, and more than an INIT request takes.
-const REQUEST: usize = 1 << 16;
+/// The smallest buffer into which the kernel lets a request be read (`FUSE_MIN_READ_BUFFER`), before INIT has agreed on
+/// longer ones. An INIT request takes about a hundred bytes.
+const REQUEST: usize = 8192;
 
 /// Starts the session of a worker.
 ///
