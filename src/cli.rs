@@ -22,6 +22,7 @@ mod gc;
 mod hash;
 mod help;
 mod import;
+mod keeper;
 mod list;
 mod log;
 mod man;
@@ -36,6 +37,7 @@ mod run;
 mod stats;
 mod status;
 mod unmount;
+mod upgrade;
 mod values;
 mod variables;
 mod warm;
@@ -178,6 +180,8 @@ enum Command {
     Gc(gc::Args),
     /// Print each setting and where it was set
     Config(config::Args),
+    /// Have mounts go on with this version of holofs
+    Upgrade(upgrade::Args),
     /// Examine whether and how well holofs works here
     #[command(visible_alias = "probe")]
     Doctor(doctor::Args),
@@ -206,6 +210,12 @@ pub(crate) struct Context {
 #[must_use]
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    // Before anything changes signals or descriptors.
+    if let [_, command, args @ ..] = args.as_slice()
+        && command == "keeper"
+    {
+        return ExitCode::from(keeper::run(args));
+    }
     let code = match mount8::recognize(&args) {
         None => execute(&args),
         Some(call) => {
@@ -352,6 +362,7 @@ fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
         Command::Shell(args) => run::run_shell(args, &context),
         Command::Variables(args) => variables::run(args, &context),
         Command::Unmount(args) => unmount::run(&args, &context),
+        Command::Upgrade(args) => upgrade::run(&args, &context),
         Command::List(args) => list::run(&args, &context),
         Command::Stats(args) => stats::run(&args, &context),
         Command::Status(args) => status::run(&args, &context),

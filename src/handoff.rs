@@ -54,6 +54,10 @@ mod word {
     pub(super) const MAGIC: usize = 0;
     pub(super) const VERSION: usize = 1;
     pub(super) const WORDS: usize = 2;
+    /// The descriptor of the program that is to go on with the mount, plus 1.
+    pub(super) const UPGRADE: usize = 6;
+    /// How often a program went on with the mount of an earlier one.
+    pub(super) const RESUMED: usize = 7;
     /// Number of workers that were started.
     pub(super) const WORKERS: usize = 8;
     /// How far the mount is: a [`super::Phase`].
@@ -171,6 +175,12 @@ impl Handoff {
         self.word(word::WORKERS).load(Relaxed).saturating_sub(1)
     }
 
+    /// The number of workers that took the place of one that died, and not of one that made room for another program.
+    #[must_use]
+    pub fn replaced(&self) -> u64 {
+        self.restarts().saturating_sub(self.word(word::RESUMED).load(Relaxed))
+    }
+
     /// How far the mount is.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -246,6 +256,33 @@ impl Handoff {
     #[must_use]
     pub fn is_answering(&self) -> bool {
         self.word(word::ANSWERED).load(Acquire) == self.word(word::WORKERS).load(Relaxed)
+    }
+
+    /// Notes the program with which the keeper is to go on, by an open descriptor.
+    pub fn ask_for_upgrade(&self, program: RawFd) {
+        self.word(word::UPGRADE).store(u64::try_from(i64::from(program) + 1).unwrap_or_default(), Release);
+    }
+
+    /// The descriptor of [`Handoff::ask_for_upgrade`], once.
+    #[must_use]
+    pub fn take_upgrade(&self) -> Option<RawFd> {
+        RawFd::try_from(self.word(word::UPGRADE).swap(0, Acquire).checked_sub(1)?).ok()
+    }
+
+    /// Notes that another program goes on: what was open before its first worker is not known yet.
+    pub fn resumed(&self) {
+        self.range(word::FIRST).iter().for_each(|word| word.store(0, Release));
+        self.word(word::RESUMED).fetch_add(1, Relaxed);
+    }
+
+    /// Whether the kernel can send unanswered requests again (`FUSE_HAS_RESEND` in its INIT request).
+    #[must_use]
+    pub fn can_resend(&self) -> bool {
+        /// Where `flags2` is: after the header, two versions, the readahead and `flags`. The flag has number 39.
+        const FLAGS2: usize = 40 + 16;
+        let init = self.init().unwrap_or_default();
+        let flags = init.get(FLAGS2..).and_then(<[u8]>::first_chunk);
+        flags.is_some_and(|flags| u32::from_ne_bytes(*flags) & (1 << 7) != 0)
     }
 
     /// Notes a descriptor that was open before the first worker: its number, device and inode. False when there is no room.
@@ -372,6 +409,33 @@ mod tests {
             assert_eq!(handoff.init().unwrap(), request);
         }
         assert_eq!(handoff.set_init(&[0; 1025]), Err(Errno::MSGSIZE));
+    }
+
+    #[test]
+    fn a_kernel_that_can_resend_says_so_in_its_first_request() {
+        let handoff = Handoff::private().unwrap();
+        assert!(!handoff.can_resend());
+        // A header of 40 bytes; major, minor, readahead, flags; flags2.
+        for (flags2, can) in [(0_u32, false), (1 << 7, true), (!(1 << 7), false), (!0, true)] {
+            let mut request = [0; 104];
+            request[56..60].copy_from_slice(&flags2.to_ne_bytes());
+            handoff.set_init(&request).unwrap();
+            assert_eq!(handoff.can_resend(), can);
+        }
+    }
+
+    #[test]
+    fn another_program_is_no_replacement_of_a_dead_worker() {
+        let handoff = Handoff::private().unwrap();
+        handoff.begin();
+        assert!(handoff.note_first(5, 1, 2));
+        handoff.ask_for_upgrade(7);
+        assert_eq!((handoff.take_upgrade(), handoff.take_upgrade()), (Some(7), None));
+        handoff.resumed();
+        handoff.begin();
+        assert_eq!((handoff.first().count(), handoff.restarts(), handoff.replaced()), (0, 1, 0));
+        handoff.begin();
+        assert_eq!((handoff.restarts(), handoff.replaced()), (2, 1));
     }
 
     #[test]

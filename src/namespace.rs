@@ -64,7 +64,7 @@ pub(crate) mod backing;
 pub(crate) mod change;
 mod copy_up;
 mod dir;
-mod freeze;
+pub mod freeze;
 mod handle;
 mod once;
 pub(crate) mod read;

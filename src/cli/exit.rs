@@ -360,6 +360,7 @@ impl Advice for session::Error {
             Self::NoRcc(_) => try_this(NOT_FOUND, "install rcc, or put it on PATH"),
             Self::NotBuilt(_) => try_this(ENVIRONMENT, "read rcc's messages above"),
             Self::Settings(error) => error.advice(),
+            Self::CannotGoOn(_) => only(FAILED),
             Self::NotOurs(_) => try_this(USAGE, "--verify once, which verifies each blob one time"),
             Self::Link { .. } => try_this(MOUNTPOINT, "another path for --link"),
             Self::UpperDir { .. } => try_this(USAGE, "--upper-dir with a directory that you may write to"),
@@ -426,6 +427,10 @@ impl Advice for session::Error {
             }
             Self::Refused(Refused::Peer) => try_this(FAILED, "run as the user who mounted it"),
             Self::Refused(Refused::Changing) => try_this(BUSY, "try again when the change has ended"),
+            Self::Refused(Refused::Program(_)) => try_this(
+                BUSY,
+                "nothing: the mount goes on as before. To change its program, unmount and mount it",
+            ),
             Self::Refused(Refused::Failed(_)) => only(FAILED),
             Self::Refused(Refused::Reset(refusal)) => match refusal {
                 Refusal::NotThere(_) => try_this(NOT_FOUND, "`holofs diff` lists what was changed"),

@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Spaces", &["list", "status", "path", "stats", "diff", "reset", "commit", "fork", "delete"]),
     ("Libraries", &["catalogs", "check", "warm", "record", "restore", "import", "export", "gc", "bench"]),
     ("As in rcc", &["shell", "variables", "hash", "blueprint"]),
-    ("Machine", &["doctor", "config", "completions", "man"]),
+    ("Machine", &["doctor", "upgrade", "config", "completions", "man"]),
 ];
 
 /// The text of `holofs --help` around the list of commands.
@@ -26,8 +26,7 @@ const BEFORE: &str = "\
 Usage: holofs COMMAND [ARGUMENTS]        In a robot's directory: holofs mount
 ";
 const AFTER: &str = "
-Every command has `--json`, `--silent`, `--debug`, `--home DIR` and more:
-`holofs help COMMAND` explains it. `holofs man` has the exit codes.";
+`holofs help COMMAND` explains each, with `--json` and more; `holofs man` has the exit codes.";
 
 /// The definition of the command line.
 pub(super) fn definition() -> clap::Command {

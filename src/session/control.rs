@@ -75,6 +75,11 @@ pub enum Request {
         /// In milliseconds.
         ms: u64,
     },
+    /// Go on with this program.
+    Upgrade {
+        /// Its path, in bytes.
+        program: Vec<u8>,
+    },
     /// Reset paths, or with none the whole space. The answer has the paths.
     Reset {
         /// Paths below the root, in bytes.

@@ -127,6 +127,9 @@ pub enum Error {
         /// The daemon.
         pid: Option<u32>,
     },
+    /// The mount of an earlier program cannot go on.
+    #[error("{0}")]
+    CannotGoOn(String),
     /// The tree was not restored.
     #[error("{path}: {source}")]
     Restore {
@@ -419,6 +422,9 @@ pub enum Refused {
     /// A change that is in progress takes too long.
     #[error("a change of the space is in progress and does not end")]
     Changing,
+    /// The mount cannot go on with another program.
+    #[error("not upgraded: {0}")]
+    Program(String),
     /// The paths cannot be reset.
     #[error("{0}")]
     Reset(Refusal),

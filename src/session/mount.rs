@@ -17,7 +17,9 @@ mod link;
 mod loops;
 mod plan;
 mod required;
+pub mod resume;
 pub(super) mod serve;
+pub mod upgrade;
 mod watch;
 
 use std::time::Instant;

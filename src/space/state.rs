@@ -23,7 +23,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -81,6 +81,18 @@ impl StateDir {
         let mut dir = StateDir { path: path.to_owned(), _lock: lock, is_new, has_ended: false };
         dir.has_ended = dir.sweep();
         Ok(dir)
+    }
+
+    /// The directory, with the lock that an earlier program of this process took.
+    #[must_use]
+    pub fn resume(path: &Path, lock: File) -> StateDir {
+        StateDir { path: path.to_owned(), _lock: lock, is_new: false, has_ended: false }
+    }
+
+    /// The number of the lock's descriptor.
+    #[must_use]
+    pub fn lock_fd(&self) -> RawFd {
+        self._lock.as_raw_fd()
     }
 
     /// The path of the directory.

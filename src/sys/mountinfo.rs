@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// The filesystem type of holofs's mounts.
 pub const FS_TYPE: &str = "fuse.holofs";
@@ -18,7 +19,7 @@ pub const FS_TYPE: &str = "fuse.holofs";
 const SOURCE_PREFIX: &str = "holofs:";
 
 /// A line of the table.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MountEntry {
     /// The mount id, as in statx(2).
     pub id: u64,

@@ -3,7 +3,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -136,6 +138,62 @@ pub fn close_all_but(kept: &[RawFd]) -> Result<(), Errno> {
     close(from, u32::MAX)
 }
 
+/// Replaces this program by the one behind the descriptor `program`, and ends the other threads. The descriptors `passed`
+/// stay open, and the others are closed. Returns only when that is not possible; nothing has changed then.
+pub fn exec(program: RawFd, args: &[String], passed: &[RawFd]) -> io::Error {
+    passed.iter().for_each(|fd| set_close_on_exec(*fd, false));
+    let error = Command::new(format!("/proc/self/fd/{program}")).arg0("holofs").args(args).exec();
+    passed.iter().for_each(|fd| set_close_on_exec(*fd, true));
+    error
+}
+
+/// Starts a program that gets the descriptors `passed`. No other thread may start a program at the same time, which would
+/// get them, too.
+///
+/// The memory of this process is not copied, as fork(2) does. After a fork, the first write to each page takes a copy, and
+/// the kernel makes none for a process that is being killed: requests that it was just reading would get EIO.
+///
+/// # Errors
+/// As [`Command::spawn`].
+pub fn start_with(command: &mut Command, passed: &[RawFd]) -> io::Result<Child> {
+    passed.iter().for_each(|fd| set_close_on_exec(*fd, false));
+    // The library uses posix_spawn(3), because `command` asks for nothing that needs a fork.
+    let started = command.spawn();
+    passed.iter().for_each(|fd| set_close_on_exec(*fd, true));
+    started
+}
+
+/// Closes all descriptors at the next exec, except standard input, output and error.
+pub fn close_all_on_exec() {
+    let open = open_descriptors().unwrap_or_default().into_iter().map(|(fd, ..)| fd);
+    open.filter(|fd| *fd > 2).for_each(|fd| set_close_on_exec(fd, true));
+}
+
+fn set_close_on_exec(fd: RawFd, closes: bool) {
+    // SAFETY: the call takes no pointers, and changes only what exec does with the descriptor, if it is open.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, if closes { libc::FD_CLOEXEC } else { 0 }) };
+}
+
+/// Owns a descriptor that an earlier program of this process left open. Called once for each.
+#[must_use]
+pub fn inherit(fd: RawFd) -> OwnedFd {
+    // SAFETY: no value owns it, because this program did not open it. If it is not open, its uses fail.
+    unsafe { OwnedFd::from_raw_fd(fd.max(3)) }
+}
+
+/// A further descriptor of the same file as the one with this number.
+///
+/// # Errors
+/// Those of fcntl(2): EBADF if nothing is open under the number.
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes no pointers.
+    match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) } {
+        -1 => Err(last_errno()),
+        // SAFETY: it was made just now, and no other value owns it.
+        new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
+    }
+}
+
 /// The numbers of all open descriptors, and the device and inode of each.
 ///
 /// # Errors
@@ -230,6 +288,29 @@ fn ask_child(
 /// Those of poll(2) and read(2).
 pub fn read_until(pipe: OwnedFd, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
     read_waiting(pipe, deadline, Duration::MAX, &mut || Duration::MAX)
+}
+
+/// Reads a pipe until EOF, or `limit` has passed, or there are `most` bytes.
+///
+/// # Errors
+/// Those of poll(2) and read(2).
+pub fn read_some(pipe: OwnedFd, limit: Duration, most: usize) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + limit;
+    let (mut pipe, mut all, mut piece) = (File::from(pipe), Vec::new(), [0; 512]);
+    while all.len() < most {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => break,
+            Err(Errno::INTR) => continue,
+            ready => ready?,
+        };
+        match pipe.read(&mut piece)? {
+            0 => break,
+            n => all.extend_from_slice(piece.get(..n).unwrap_or_default()),
+        }
+    }
+    Ok(all)
 }
 
 /// As [`read_until`]. Calls `waiting` when nothing has come for the time `first`, and then each time after what it returned.

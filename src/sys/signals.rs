@@ -62,6 +62,12 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, ptr::null_mut()) };
     }
 
+    /// Blocks them again, as [`Signals::block`] did.
+    pub fn block_again(&self) {
+        // SAFETY: the set is initialized, and the call only changes the mask of this thread.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const self.0, ptr::null_mut()) };
+    }
+
     /// Waits until one of the signals comes. None after `limit`.
     ///
     /// # Errors

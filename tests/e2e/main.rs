@@ -55,6 +55,7 @@ mod system;
 mod takeover;
 mod transfer;
 mod typed;
+mod upgrade;
 mod variables;
 mod venv;
 mod verify;

@@ -13,6 +13,7 @@ fn with_server(test: impl FnOnce(&Path)) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             server.serve(&|request, line| match request {
+                Request::Upgrade { .. } => Ok(Value::Null),
                 Request::Ping => Ok(Value::from(7)),
                 Request::Statistics | Request::ResetStatistics => Ok(Value::Null),
                 Request::Reset { .. } => Err(Refused::Changing),

@@ -8,6 +8,8 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use serde_json::Value;
 
+use super::resume::Passing;
+use super::upgrade;
 use crate::fs::Fs;
 use crate::namespace::revert::Stale;
 use crate::namespace::{self, Namespace, Owner};
@@ -25,6 +27,7 @@ pub(in crate::session) fn answer(
     fs: &Fs,
     state_dir: &Path,
     notifier: &Notifier,
+    passing: Option<&Passing>,
     request: Request,
     line: &mut Line,
 ) -> Result<Value, Refused> {
@@ -43,6 +46,14 @@ pub(in crate::session) fn answer(
             let held = line.wait(Duration::from_millis(ms));
             drop(frozen);
             Ok(Value::from(held))
+        }
+        Request::Upgrade { program } => {
+            let program = PathBuf::from(OsString::from_vec(program));
+            let _frozen = upgrade::prepare(fs.namespace(), passing, &program)?;
+            statistics::save(fs, state_dir, &mut None);
+            line.say(Ok(Value::Null)).map_err(|error| Refused::Failed(error.to_string()))?;
+            tracing::info!(program = %program.display(), "the mount goes on with another program");
+            upgrade::leave()
         }
         Request::Reset { paths, dry_run } => {
             let paths: Vec<PathBuf> = paths.into_iter().map(|path| OsString::from_vec(path).into()).collect();

@@ -1,5 +1,6 @@
 //! Takes a space for a mount: its locks, its record, its mountpoint.
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -123,6 +124,22 @@ pub struct Claim<'a> {
     lock: Option<MetaLock>,
     /// The user's umask. The daemon serves with umask 0.
     umask: u32,
+}
+
+impl<'a> Claim<'a> {
+    /// The claim of an earlier program of this process. `base` is the directory above the mountpoint, twice: what was done
+    /// with the two directories of a claim is done.
+    pub(super) fn inherited(
+        plan: &'a MountPlan,
+        recorded: SpaceRecord,
+        base: [Dir; 2],
+        lock: File,
+        umask: u32,
+    ) -> Self {
+        let [base, mountpoint] = base;
+        let state = StateDir::resume(&plan.state_dir(), lock);
+        Self { plan, state, recorded, base, mountpoint, aside: None, described: true, lock: None, umask }
+    }
 }
 
 impl Claim<'_> {

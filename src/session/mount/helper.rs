@@ -13,7 +13,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -62,6 +62,8 @@ pub(in crate::session) struct Device {
     pub(in crate::session) backings: Option<Arc<dyn Backings>>,
     /// The mount helper's program. The helper registers its own file, too.
     pub(in crate::session) program: Option<PathBuf>,
+    /// The number of the helper's socket.
+    pub(in crate::session) socket: Option<RawFd>,
 }
 
 /// Mounts on a checked directory: by mount(2) if this process may, else by fusermount3 or the mount helper.
@@ -81,7 +83,8 @@ pub(in crate::session) fn acquire(
         let mounted = started.and_then(|client| Ok((client.mount(dir.as_fd(), options)?, client)));
         let (fd, client) = mounted.map_err(|error| no_passthrough(&error))?;
         let program = Some(client.program.clone());
-        return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program });
+        let socket = client.socket.as_ref().map(AsRawFd::as_raw_fd);
+        return Ok(Device { fd, mount: made()?, backings: Some(Arc::new(client)), program, socket });
     }
     let fd = fuse_mount::mount(dir, options).map_err(failed)?;
     let mount = made()?;
@@ -90,7 +93,7 @@ pub(in crate::session) fn acquire(
         no_passthrough(&error)
     })?;
     let backings = own.map(|own| Arc::new(Direct::new(own)) as Arc<dyn Backings>);
-    Ok(Device { fd, mount, backings, program: None })
+    Ok(Device { fd, mount, backings, program: None, socket: None })
 }
 
 pub(in crate::session) fn has_privilege() -> bool {
@@ -161,7 +164,8 @@ pub struct Client {
     socket: Option<OwnedFd>,
     /// Locked for a request and its reply.
     line: Mutex<Line>,
-    child: Child,
+    /// None if an earlier program of the keeper started it.
+    child: Option<Child>,
     program: PathBuf,
 }
 
@@ -210,11 +214,17 @@ impl Client {
             .spawn()
             .map_err(cannot)?;
         let line = Mutex::new(Line { next: 1, is_cut: false });
-        let client = Self { socket: Some(ours), line, child, program: path.to_owned() };
+        let client = Self { socket: Some(ours), line, child: Some(child), program: path.to_owned() };
         match client.ask(Request::Hello { version: VERSION }, None)? {
             (Reply::Hello { .. }, _) => Ok(client),
             _ => Err(HelperError::Confused),
         }
+    }
+
+    /// The client of a helper that an earlier program of this process started.
+    pub(super) fn resume(socket: OwnedFd, program: PathBuf) -> Self {
+        let line = Mutex::new(Line { next: 1, is_cut: false });
+        Self { socket: Some(socket), line, child: None, program }
     }
 
     /// The program.
@@ -347,7 +357,8 @@ impl Drop for Client {
     fn drop(&mut self) {
         drop(self.socket.take());
         let deadline = Instant::now() + ENDING;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        let Some(child) = &mut self.child else { return };
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -12,6 +12,9 @@
 //! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. SIGKILL, which
 //! may also be the kernel's when memory is short, is no crash: of such deaths, only a hundred in a row end the mount.
 //!
+//! A worker that finds that its keeper was killed becomes the keeper ([`Worker::become_keeper`]). A worker that makes room
+//! for another program ends with the exit code [`UPGRADE`], and the keeper goes on in that program ([`super::resume`]).
+//!
 //! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker starts
 //! or ends.
 //! What it owns is dropped in no process but the last worker. A worker that ends by itself ends the mount.
@@ -26,6 +29,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 
+use super::resume::Passing;
 use crate::handoff::{Handoff, Phase};
 use crate::sys::process::{self, Alone};
 use crate::sys::signals::Signals;
@@ -44,6 +48,9 @@ const KILLED: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(in crate::session) use hang::Watch;
+
+/// The exit code of a worker that makes room for another program.
+pub(super) const UPGRADE: c_int = 75;
 
 /// What a new worker is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,11 +93,30 @@ pub(in crate::session) struct Worker {
     pub(in crate::session) task: Task,
     /// The keeper's process id and start time.
     pub(in crate::session) keeper: (u32, u64),
+    /// The first worker of a program that goes on with the mount of an earlier one.
+    pub(in crate::session) resumes: bool,
+    /// What another program of the mount gets. None where nothing can be passed on.
+    pub(in crate::session) passing: Option<Passing>,
     /// Blocked until [`Worker::unblock`].
     signals: Signals,
 }
 
 impl Worker {
+    /// Becomes the keeper, by running this program from its beginning. Returns only when that is not possible.
+    pub(super) fn become_keeper(&self, handoff: &Handoff) {
+        let Some(passing) = &self.passing else { return };
+        // They stay pending until the program that begins waits for them.
+        self.signals.block_again();
+        let error = passing.begin_again(handoff);
+        self.signals.unblock();
+        tracing::error!(%error, "cannot become the keeper");
+    }
+
+    /// The program before this one is not needed any more: this worker answers.
+    pub(super) fn forget_earlier(&self) {
+        self.passing.iter().for_each(Passing::forget_earlier);
+    }
+
     /// Lets the signals through that end the mount. Called when they are handled.
     pub(in crate::session) fn unblock(&self) {
         self.signals.unblock();
@@ -140,8 +166,8 @@ pub(in crate::session) struct Service {
 }
 
 /// Makes this process the keeper, and returns in each worker. The keeper ends with its last worker, with its exit code.
-/// `ending` are the signals that end the mount. `service` is None for a daemon, and `watch` if a worker
-/// that hangs is not to be replaced.
+/// `ending` are the signals that end the mount. `service` is None for a daemon, `passing` where the mount cannot go on in
+/// another program, and `watch` if a worker that hangs is not to be replaced.
 ///
 /// # Errors
 /// When the first worker cannot be started.
@@ -150,20 +176,17 @@ pub(in crate::session) fn split(
     ending: &[c_int],
     service: Option<Service>,
     watch: Option<Watch<'_>>,
+    passing: Option<Passing>,
 ) -> Result<Worker, Errno> {
-    let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
-    let keeper = (std::process::id(), start_time.ok_or(Errno::NODATA)?);
-    let alone = Alone::check()?;
-    for (fd, dev, ino) in process::open_descriptors()? {
-        if !handoff.note_first(fd, dev, ino) {
-            return Err(Errno::MFILE);
-        }
-    }
+    let begun = begin(handoff, passing.as_ref());
+    let (keeper, alone) =
+        begun.inspect_err(|_| passing.iter().for_each(|passing| passing.go_back(handoff)))?;
     let signals: Vec<c_int> = ending.iter().copied().chain([SIGCHLD, SIGUSR1, SIGUSR2]).collect();
     let signals = Signals::block(&signals);
     let mut keeper_of = Keeper {
         handoff,
         service,
+        passing,
         signals,
         watch,
         asked: None,
@@ -173,11 +196,12 @@ pub(in crate::session) fn split(
     };
     follow_parent_until_served();
     let mut task = Task::Serve;
+    let mut resumes = handoff.phase() == Phase::Serving;
     loop {
         handoff.begin();
         let worker = loop {
             match alone.fork_sharing_descriptors() {
-                Ok(None) => return Ok(Worker { task, keeper, signals }),
+                Ok(None) => return Ok(Worker { task, keeper, resumes, passing: keeper_of.passing, signals }),
                 Ok(Some(worker)) => break worker,
                 Err(errno) if !handoff.is_takeover() => {
                     signals.unblock();
@@ -187,18 +211,39 @@ pub(in crate::session) fn split(
                 Err(_) => std::thread::sleep(PAUSE),
             }
         };
+        resumes = false;
         let status = keeper_of.wait_for(worker);
         match keeper_of.next(task, status) {
             Next::Start(next) => task = next,
+            Next::Upgrade => keeper_of.upgrade(),
+            Next::GoBack => keeper_of.go_back(),
             Next::Exit(code) => std::process::exit(code),
         }
     }
+}
+
+/// Notes what is open before the first worker. Returns this process: its id and its start time.
+fn begin(handoff: &Handoff, passing: Option<&Passing>) -> Result<((u32, u64), Alone), Errno> {
+    let start_time = process::start_time(rustix::process::getpid().as_raw_nonzero().get());
+    let keeper = (std::process::id(), start_time.ok_or(Errno::NODATA)?);
+    let alone = Alone::check()?;
+    // What an earlier program passed on is not the keeper's.
+    let held: Vec<RawFd> = handoff.held().fds().into_iter().map(|(fd, _)| fd).collect();
+    let clones = passing.map(|passing| &*passing.clones).unwrap_or_default();
+    for (fd, dev, ino) in process::open_descriptors()? {
+        let is_own = !held.contains(&fd) && !clones.contains(&fd) && !handoff.keeps_fd(fd);
+        if is_own && !handoff.note_first(fd, dev, ino) {
+            return Err(Errno::MFILE);
+        }
+    }
+    Ok((keeper, alone))
 }
 
 #[derive(Debug)]
 struct Keeper<'h> {
     handoff: &'h Handoff,
     service: Option<Service>,
+    passing: Option<Passing>,
     signals: Signals,
     watch: Option<Watch<'h>>,
     /// The worker was killed because it hung.
@@ -213,6 +258,10 @@ struct Keeper<'h> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     Start(Task),
+    /// Go on in the program that the worker has noted, if that is possible.
+    Upgrade,
+    /// Go on in the earlier program, if that is possible.
+    GoBack,
     Exit(i32),
 }
 
@@ -269,6 +318,20 @@ impl Keeper<'_> {
         }
     }
 
+    fn upgrade(&self) {
+        if let (Some(passing), Some(program)) = (&self.passing, self.handoff.take_upgrade()) {
+            let error = passing.upgrade(self.handoff, program);
+            tracing::error!(%error, "cannot go on in another program");
+        }
+    }
+
+    fn go_back(&mut self) {
+        if let Some(passing) = &mut self.passing {
+            passing.go_back(self.handoff);
+            passing.earlier = None;
+        }
+    }
+
     /// Decides what follows.
     fn next(&mut self, task: Task, status: WaitStatus) -> Next {
         let phase = self.handoff.phase();
@@ -278,6 +341,7 @@ impl Keeper<'_> {
             // It has said why.
             (Task::Serve, Phase::Starting, Some(code)) => return Next::Exit(code),
             (_, _, Some(0)) => return Next::Exit(0),
+            (Task::Serve, Phase::Serving, Some(UPGRADE)) if self.asked.is_none() => return Next::Upgrade,
             (Task::GiveUp(_) | Task::Finish, _, _) => return Next::Exit(has_failed),
             _ => {}
         }
@@ -310,6 +374,14 @@ impl Keeper<'_> {
             if first.is_some_and(|first| now.duration_since(first) < CRASHES_IN) {
                 return Next::Start(Task::GiveUp(Why::Crashes));
             }
+        }
+        let has_earlier = self.passing.as_ref().is_some_and(|passing| passing.earlier.is_some());
+        if self.handoff.is_answering() {
+            // The worker has closed it.
+            self.passing.iter_mut().for_each(|passing| passing.earlier = None);
+        } else if has_earlier {
+            // No worker of this program has answered.
+            return Next::GoBack;
         }
         if self.handoff.is_answering() {
             self.silent = 0;

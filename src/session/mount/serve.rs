@@ -17,6 +17,7 @@ use super::chores::{keep_house, settle};
 use super::claim::Claim;
 use super::helper::{self, Device};
 use super::keeper::{self, Service, Taken, Task, Watch, Worker};
+use super::resume::{Passed, Passing};
 use super::{compose, handshake, loops};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
@@ -172,15 +173,33 @@ impl<'p> PendingMount<'p> {
         let handoff = Arc::new(Handoff::create().map_err(os("memfd_create for"))?);
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
+        let passed = Passed::of(&self, &device, umask);
+        let passing = Passing::new(&passed, &handoff);
+        self.serve_on(&handoff, device, undo, umask, passing, ready)
+    }
+
+    /// Serves a mount that is made. Returns in the first worker of this program only.
+    pub(super) fn serve_on(
+        self,
+        handoff: &Arc<Handoff>,
+        device: Device,
+        undo: UnmountOnDrop,
+        umask: u32,
+        passing: Option<Passing>,
+        ready: &mut (dyn FnMut(&Mounted) + Send),
+    ) -> Result<(), Error> {
+        let plan = self.plan;
+        let os = |call| Error::os(plan.state_dir(), call);
         let place = plan.space.mountpoint.display();
         let service = plan.request.foreground.then(|| Service { ready: format!("{place} is mounted") });
         // In the foreground, somebody may be debugging.
         let limit = if plan.request.foreground { Duration::ZERO } else { plan.settings.hang_timeout.value };
         let watch = Watch::new(device.fd.as_fd(), limit);
-        let worker = keeper::split(&handoff, &ending_signals(plan), service, watch).map_err(os("clone"))?;
+        let split = keeper::split(handoff, &ending_signals(plan), service, watch, passing);
+        let worker = split.map_err(os("clone"))?;
         let is_first = !handoff.is_takeover();
         let done = thread::scope(|scope| {
-            let work = || self.work(&worker, &handoff, device, undo, umask, ready);
+            let work = || self.work(&worker, handoff, device, undo, umask, ready);
             match thread::Builder::new().name("worker".into()).spawn_scoped(scope, work) {
                 // The panic hook has said why.
                 Ok(thread) => thread.join().unwrap_or_else(|_| std::process::exit(PANICKED)),
@@ -279,14 +298,20 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "the log cannot be opened again");
             }
         }
-        let death = handoff.last_death().map(|(status, _)| keeper::cause_of(status)).unwrap_or_default();
-        let (restarts, pid) = (handoff.restarts(), std::process::id());
-        tracing::warn!(
-            death,
-            restarts,
-            pid,
-            "the process that served this mount died; this one takes its place"
-        );
+        let pid = std::process::id();
+        if worker.resumes {
+            let (keeper, version) = (worker.keeper.0, env!("CARGO_PKG_VERSION"));
+            tracing::info!(version, keeper, pid, "this program goes on with the mount");
+        } else {
+            let death = handoff.last_death().map(|(status, _)| keeper::cause_of(status)).unwrap_or_default();
+            let restarts = handoff.replaced();
+            tracing::warn!(
+                death,
+                restarts,
+                pid,
+                "the process that served this mount died; this one takes its place"
+            );
+        }
         if !resent {
             tracing::warn!("the kernel cannot send requests again: those under way fail");
         }
@@ -331,10 +356,13 @@ impl<'p> PendingMount<'p> {
         }
         let loops =
             thread::Builder::new().name("session".into()).spawn(|| session.run()).map_err(Error::Fuse)?;
-        claim.state.write_run(run)?;
         if handoff.is_takeover() {
+            // Before the record, by which `upgrade` knows that there is no way back.
             handoff.note_answering();
-        } else {
+            worker.forget_earlier();
+        }
+        claim.state.write_run(run)?;
+        if !handoff.is_takeover() {
             // While the loops start.
             if let Err(error) = claim.announce(index.info()) {
                 tracing::warn!(%error, "rcc will not list this space");
@@ -379,7 +407,9 @@ impl<'p> PendingMount<'p> {
             }
             let answering = control.as_ref().map(|server| {
                 let serve = || {
-                    server.serve(&|request, line| answers::answer(fs, &state_dir, &notifier, request, line))
+                    server.serve(&|request, line| {
+                        answers::answer(fs, &state_dir, &notifier, worker.passing.as_ref(), request, line)
+                    })
                 };
                 thread::Builder::new().name("control".into()).spawn_scoped(scope, serve)
             });
@@ -387,7 +417,7 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "no thread for the control socket: no command can ask this mount");
             }
             if started.is_ok() {
-                end_on_signal(&mut signals, plan, worker);
+                end_on_signal(&mut signals, plan, worker, handoff);
             }
             drop(stop);
             control.iter().for_each(Server::stop);
@@ -397,7 +427,7 @@ impl<'p> PendingMount<'p> {
         if let Some(error) = no_thread {
             tracing::warn!(%error, "no thread for housekeeping: the cache may exceed its limit");
             let prefetcher = settle(plan, &mut claim, fs);
-            end_on_signal(&mut signals, plan, worker);
+            end_on_signal(&mut signals, plan, worker, handoff);
             prefetcher.finish();
         }
         match loops.join() {
@@ -542,13 +572,13 @@ fn drop_pages_of_bad_blobs(fs: &Fs, session: &Session<Adapter>) {
 }
 
 /// Unmounts at each signal. Returns when the last loop has ended.
-fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker) {
+fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker, handoff: &Handoff) {
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             if !worker.has_keeper() {
-                tracing::error!(
-                    "the process that keeps this mount was killed: nothing replaces this one if it dies, too"
-                );
+                tracing::warn!("the process that keeps this mount was killed: this one takes its place");
+                worker.become_keeper(handoff);
+                tracing::error!("nobody keeps this mount: it ends if this process dies, too");
             }
             continue;
         }
@@ -589,7 +619,7 @@ fn run_info(
         start_time: keeper_start,
         worker: Some(Process { pid: std::process::id(), start_time }),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        restarts: handoff.restarts(),
+        restarts: handoff.replaced(),
         last_death,
         mountpoint: plan.space.mountpoint.clone(),
         dev: mount.map(|mount| mount.dev.clone()),

@@ -142,6 +142,26 @@ impl<'w> Mounted<'w> {
         worker
     }
 
+    /// Kills the keeper with SIGKILL, and waits until the worker has taken its place and has a worker itself.
+    #[track_caller]
+    pub fn kill_keeper(&mut self) {
+        let keeper = self.pid;
+        let mut worker = None;
+        super::wait_until("a worker", || {
+            worker = self.worker();
+            worker.is_some()
+        });
+        let worker = worker.expect("a worker");
+        send(keeper, Signal::KILL);
+        super::wait_until("the keeper to die", || !is_running(keeper));
+        self.pid = worker;
+        super::wait_until("a new worker", || {
+            let run = std::fs::read_to_string(self.state().join("run.json")).unwrap_or_default();
+            let run: Value = serde_json::from_str(&run).unwrap_or_default();
+            run["pid"] == worker && run["worker"]["pid"].as_i64() == self.worker().map(i64::from)
+        });
+    }
+
     /// Kills the daemon, both processes, with SIGKILL. The dead mount stays.
     #[track_caller]
     pub fn kill(mut self) {

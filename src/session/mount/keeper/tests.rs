@@ -26,6 +26,7 @@ impl Lab {
         Keeper {
             handoff: &self.handoff,
             service: None,
+            passing: None,
             signals: Signals::block(&[]),
             watch: None,
             hung: false,
@@ -104,6 +105,29 @@ fn a_worker_that_dies_while_the_mount_is_to_end_is_not_replaced_by_one_that_serv
     let mut keeper = lab.keeper();
     let next = lab.round(&mut keeper, Task::Serve, true, "kill -KILL $$");
     assert_eq!(next, Next::Start(Task::Finish));
+}
+
+#[test]
+fn a_worker_that_makes_room_for_another_program_did_not_die() {
+    let lab = Lab::new(Phase::Serving);
+    let mut keeper = lab.keeper();
+    for _ in 0..CRASHES {
+        assert_eq!(lab.round(&mut keeper, Task::Serve, true, "exit 75"), Next::Upgrade);
+    }
+    assert_eq!(lab.handoff.last_death(), None);
+    keeper.asked = Some(Signal::TERM);
+    let gives_up = Next::Start(Task::GiveUp(Why::AskedToEnd));
+    assert_eq!(lab.round(&mut keeper, Task::Serve, true, "exit 75"), gives_up);
+}
+
+#[test]
+fn the_earlier_program_goes_on_until_the_new_one_has_answered() {
+    let lab = Lab::new(Phase::Serving);
+    let mut keeper = Keeper { passing: Some(Passing::after(-1)), ..lab.keeper() };
+    assert_eq!(lab.round(&mut keeper, Task::Serve, false, "kill -SEGV $$"), Next::GoBack);
+    assert_eq!(lab.round(&mut keeper, Task::Serve, false, "exit 1"), Next::GoBack);
+    assert_eq!(lab.round(&mut keeper, Task::Serve, true, "kill -KILL $$"), SERVE);
+    assert_eq!(lab.round(&mut keeper, Task::Serve, false, "kill -KILL $$"), SERVE);
 }
 
 #[test]
