@@ -1,12 +1,14 @@
-"""Kills the worker of a mount while programs work in the space. See scripts/takeover.sh."""
+"""Kills or upgrades the worker of a mount while programs work in the space. See scripts/takeover.sh."""
 
 import argparse
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import pwd
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ def arguments():
     parser.add_argument("--user")
     parser.add_argument("--only", default="")
     parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--upgrade", type=Path, metavar="PROGRAM", help="alternate with this program instead of killing")
     parser.add_argument("--pause", type=float, default=0.4, help="longest time between kills in seconds")
     return parser.parse_args()
 
@@ -151,7 +154,14 @@ def main():
     for process in processes:
         process.start()
     time.sleep(1)
+    if args.upgrade:
+        # Under the name by which a worker is found.
+        other = base / "other" / "holofs"
+        other.parent.mkdir()
+        shutil.copy(args.upgrade, other)
+        programs = itertools.cycle([other, args.dir / "holofs"])
     kills, descriptors = [], len(os.listdir(f"/proc/{keeper}/fd"))
+    waits = []
     begin = time.monotonic()
     early = None
     while len(kills) < args.kills:
@@ -163,7 +173,14 @@ def main():
                 break
             continue
         kills.append(time.monotonic())
-        os.kill(worker, signal.SIGKILL)
+        if args.upgrade:
+            said = json.loads(holofs("upgrade", "--json", space, "--program", next(programs)))
+            waits.append(said[0]["ms"])
+            if worker_of(keeper) == worker:
+                early = "the worker is the same after an upgrade"
+                break
+        else:
+            os.kill(worker, signal.SIGKILL)
         if any(not process.is_alive() for process in processes):
             early = "a program has ended"
             break
@@ -171,8 +188,9 @@ def main():
     time.sleep(0.5)
     stop.set()
     failed = early is not None
+    event = "upgrades" if args.upgrade else "kills"
     if early:
-        print(f"after {len(kills)} kills: {early}")
+        print(f"after {len(kills)} {event}: {early}")
     stalls = []
     for _ in processes:
         name, good, what = results.get(timeout=900)
@@ -189,7 +207,10 @@ def main():
         process.join()
     stalls.sort()
     parts = ", ".join(f"p{part} {share(stalls, part / 100) * 1000:.1f}" for part in (50, 90, 99))
-    print(f"stalls of {len(kills)} kills in {took:.0f} s, in ms: {parts}, longest {max(stalls, default=0) * 1000:.1f}")
+    if waits:
+        waits.sort()
+        print(f"an upgrade takes {share(waits, 0.5)} ms (median), at most {waits[-1]} ms")
+    print(f"stalls of {len(kills)} {event} in {took:.0f} s, in ms: {parts}, longest {max(stalls, default=0) * 1000:.1f}")
     now = len(os.listdir(f"/proc/{keeper}/fd"))
     zombies = [pid for pid in children(keeper) if not name_of(pid)]
     print(f"descriptors {descriptors} -> {now}, children without a program: {len(zombies)}")

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::keeper;
 use super::resume::Passing;
@@ -18,6 +19,7 @@ use crate::namespace::freeze::Frozen;
 use crate::session::control::{Client, Request};
 use crate::session::error::{Error, Refused};
 use crate::space::run::{Process, RunInfo, read_run};
+use crate::sys::plain;
 
 /// How long changes that are in progress may take.
 const CHANGES_END_WITHIN: Duration = Duration::from_secs(5);
@@ -42,7 +44,8 @@ pub struct Upgraded {
 /// When the mount refuses, or the new program does not serve in time. The old one then goes on.
 pub fn upgrade(state_dir: &Path, program: &Path, limit: Duration) -> Result<Upgraded, Error> {
     let no = |why: String| Error::Refused(Refused::Program(why));
-    let wanted = std::fs::metadata(program).map_err(|error| no(format!("{}: {error}", program.display())))?;
+    let unreadable = |error| no(format!("{}: {}", program.display(), plain(&error)));
+    let wanted = std::fs::metadata(program).map_err(unreadable)?;
     let runs_it = |run: &RunInfo| {
         let exe = run.worker.map(|worker| std::fs::metadata(format!("/proc/{}/exe", worker.pid)));
         exe.and_then(Result::ok).is_some_and(|exe| (exe.dev(), exe.ino()) == (wanted.dev(), wanted.ino()))
@@ -88,7 +91,8 @@ pub(super) fn prepare<'n>(
     }
     let passing = passing.ok_or_else(|| no("its memory cannot be passed on"))?;
     let opened = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let opened = opened.map_err(|errno| Refused::Program(format!("{}: {errno}", program.display())))?;
+    let failed = |errno: Errno| Refused::Program(format!("{}: {}", program.display(), plain(&errno.into())));
+    let opened = opened.map_err(failed)?;
     passing.rehearse(opened.as_raw_fd()).map_err(Refused::Program)?;
     let frozen = namespace.freeze(CHANGES_END_WITHIN).ok_or(Refused::Changing)?;
     // The keeper has the same table of descriptors, and nothing is closed before it looks.
