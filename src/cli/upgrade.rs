@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::exit::{CONFIG, Failure, NOT_FOUND, OK, failure};
 use super::values::seconds;
 use super::{Context, output};
+use crate::session::Error;
 use crate::session::mount::upgrade::{Upgraded, upgrade};
 use crate::session::spaces::Survey;
 
@@ -63,6 +64,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
         let state_dir = context.env.spaces_dir().join(&space.identity);
         match upgrade(&state_dir, &program, args.timeout) {
             Ok(done) => rows.push(Row { path: space.path, done }),
+            Err(error @ Error::Refused(_)) => {
+                let failure = Failure::from(error);
+                let what = format!("{}: {}", space.path.display(), failure.what);
+                failed.push(Failure { what, ..failure });
+            }
             Err(error) => failed.push(error.into()),
         }
     }

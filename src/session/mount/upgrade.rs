@@ -10,7 +10,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 
 use super::keeper;
 use super::resume::Passing;
@@ -91,8 +90,9 @@ pub(super) fn prepare<'n>(
     }
     let passing = passing.ok_or_else(|| no("its memory cannot be passed on"))?;
     let opened = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let failed = |errno: Errno| Refused::Program(format!("{}: {}", program.display(), plain(&errno.into())));
-    let opened = opened.map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Refused::Program(format!("{}: {}", program.display(), plain(&error)));
+    let opened = opened.map_err(|errno| failed(errno.into()))?;
     passing.rehearse(opened.as_raw_fd()).map_err(Refused::Program)?;
     let frozen = namespace.freeze(CHANGES_END_WITHIN).ok_or(Refused::Changing)?;
     // The keeper has the same table of descriptors, and nothing is closed before it looks.
