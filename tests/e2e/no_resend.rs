@@ -62,6 +62,24 @@ for_both_users! {
         mounted.unmount();
     }
 
+    fn mount_goes_on_in_no_other_program() {
+        let world = World::sample();
+        let mounted = mount(&world);
+        let done = world.run(["upgrade", "s", "--program", "/bin/true"]);
+        assert!(done.code == 12 && done.stderr.contains("Linux 6.9"), "{done:?}");
+        // Without its keeper, the worker goes on as it is.
+        let worker = mounted.server();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(mounted.pid()).unwrap(), rustix::process::Signal::KILL).unwrap();
+        let status = || world.json(["--json", "status", "s"]);
+        crate::common::wait_until("the keeper to die", || status()["kept"] == false);
+        let log = || std::fs::read_to_string(mounted.state().join("log")).unwrap();
+        crate::common::wait_until("the log to say so", || log().contains("nobody keeps this mount"));
+        std::fs::write(mounted.at("new"), "new").unwrap();
+        assert_eq!(status()["worker"], worker);
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        mounted.has_ended();
+    }
+
     fn requests_that_nobody_began_get_an_error_or_their_answer() {
         if !may_trace() {
             return;

@@ -102,9 +102,11 @@ pub(in crate::session) struct Worker {
 }
 
 impl Worker {
-    /// Becomes the keeper, by running this program from its beginning. Returns only when that is not possible.
+    /// Becomes the keeper, by running this program from its beginning. Returns only when that is not possible: also where
+    /// the kernel cannot send requests again.
     pub(super) fn become_keeper(&self, handoff: &Handoff) {
-        let Some(passing) = &self.passing else { return };
+        // Otherwise requests that are under way would fail, of a mount that works.
+        let Some(passing) = self.passing.as_ref().filter(|_| handoff.can_resend()) else { return };
         // They stay pending until the program that begins waits for them.
         self.signals.block_again();
         let error = passing.begin_again(handoff);

@@ -174,7 +174,8 @@ impl<'p> PendingMount<'p> {
         let device = helper::acquire(plan, &self.claim.mountpoint, &mount_options(plan)?)?;
         let undo = UnmountOnDrop { mount: device.mount.clone() };
         let passed = Passed::of(&self, &device, umask);
-        let passing = Passing::new(&passed, &handoff);
+        // Another program needs the requests that were under way.
+        let passing = if plan.settings.resends { Passing::new(&passed, &handoff) } else { None };
         self.serve_on(&handoff, device, undo, umask, passing, ready)
     }
 
@@ -576,7 +577,9 @@ fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker, hando
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             if !worker.has_keeper() {
-                tracing::warn!("the process that keeps this mount was killed: this one takes its place");
+                tracing::warn!(
+                    "the process that keeps this mount was killed: this one takes its place if it can"
+                );
                 worker.become_keeper(handoff);
                 tracing::error!("nobody keeps this mount: it ends if this process dies, too");
             }

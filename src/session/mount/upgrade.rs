@@ -85,10 +85,7 @@ pub(super) fn prepare<'n>(
 ) -> Result<Frozen<'n>, Refused> {
     let no = |why: &str| Refused::Program(why.to_owned());
     let handoff = namespace.handoff();
-    if !handoff.can_resend() {
-        return Err(no("this needs Linux 6.9"));
-    }
-    let passing = passing.ok_or_else(|| no("its memory cannot be passed on"))?;
+    let passing = passing.filter(|_| handoff.can_resend()).ok_or_else(|| no("this needs Linux 6.9"))?;
     let opened = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let failed =
         |error: std::io::Error| Refused::Program(format!("{}: {}", program.display(), plain(&error)));

@@ -209,6 +209,7 @@ impl Passed {
             hardlink_excludes: Setting::flag(Vec::new()),
             network: Setting::flag(Network::default()),
             hang_timeout: Setting::flag(Duration::from_millis(self.hang_timeout_ms)),
+            resends: true,
             warning: None,
         };
         Ok(MountPlan {
