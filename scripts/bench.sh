@@ -24,11 +24,13 @@ need_package mkfs.btrfs btrfs-progs
 need_package git git
 need_package fuse-overlayfs fuse-overlayfs
 need_package strace strace
+need_package readelf binutils
 install_missing
 need_fuse
 need_rust
 
 say "building"
-cargo build --release --quiet --bin holofs --examples
+cargo build --release --quiet --examples
 target=$(realpath "${CARGO_TARGET_DIR:-target}")/release
-exec python3 scripts/bench/main.py --target "$target" "$@"
+build_static
+exec python3 scripts/bench/main.py --target "$target" --holofs "$built/holofs" "$@"

@@ -9,10 +9,10 @@ cd "$(dirname "$0")/.."
 
 prefix=${1:-/usr/local}
 need_fuse
-need_rust
+need_package readelf binutils
+install_missing
 say "building"
-cargo build --release --workspace --quiet
-built=${CARGO_TARGET_DIR:-target}/release
+build_static
 say "installing below $prefix"
 as_root install -D -m 0755 "$built/holofs" "$prefix/bin/holofs"
 install_mount_helper "$built/holofs-mount-helper" "$prefix/libexec/holofs"

@@ -55,6 +55,23 @@ need_rust() {
     export PATH
 }
 
+# build_static: builds the programs as they are installed and packaged, linked statically with glibc, and sets $built to their
+# directory. They run on any distribution, and start half a millisecond sooner. musl would do too, but its standard library
+# is not on every mirror of Rust.
+build_static() {
+    local triple program target
+    need_rust
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+    # With --target, the flags are not those of build scripts and procedural macros, which cannot be static.
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --workspace --quiet --target "$triple"
+    built=$target/$triple/release
+    # A static program has no interpreter.
+    for program in holofs holofs-mount-helper; do
+        ! readelf -l "$built/$program" | grep -q INTERP || die "$program is not static"
+    done
+}
+
 need_fuse() {
     need_package fusermount3 fuse3
     install_missing

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian package and a tarball below target/package, and prints their paths. Installs nothing but what the build needs.
 #   scripts/package.sh [--built DIRECTORY]     package the programs of a finished build, for tests
-# The programs are linked statically with glibc, for the architecture of this machine, so both run on any distribution.
-# musl would do too, but its standard library is not on every mirror of Rust.
+# The programs are linked statically, for the architecture of this machine, so both run on any distribution.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -22,16 +21,8 @@ if [ "${1:-}" = --built ]; then
     compress=gzip
     out=$target/package-test
 else
-    need_rust
-    triple=$(rustc -vV | sed -n 's/^host: //p')
     say "building"
-    # With --target, the flags are not those of build scripts, which cannot be static.
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --workspace --quiet --target "$triple"
-    built=$target/$triple/release
-    # A static program has no interpreter.
-    for program in holofs holofs-mount-helper; do
-        ! readelf -l "$built/$program" | grep -q INTERP || die "$program is not static"
-    done
+    build_static
 fi
 
 say "collecting"
