@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::sys::guarded::GuardedError;
-use crate::yaml::YamlError;
+use crate::yaml::BadFile;
 
 use environment::Environment;
 pub use read::MAX_FILE;
@@ -138,7 +138,7 @@ impl Source {
         } else {
             Environment::from_conda(root, channel)
         };
-        let mut environment = environment.map_err(read::at(path))?;
+        let mut environment = environment.map_err(BadFile::at(path))?;
         for note in &mut environment.notes {
             *note = format!("{}: {note}", path.display());
         }
@@ -160,13 +160,8 @@ pub enum BlueprintError {
     #[error(transparent)]
     Unreadable(#[from] GuardedError),
     /// A file is not what it should be.
-    #[error("{}:{}: {}", path.display(), problem.line, problem.why)]
-    Bad {
-        /// The file.
-        path: PathBuf,
-        /// The line, and what is wrong there.
-        problem: YamlError,
-    },
+    #[error(transparent)]
+    Bad(#[from] BadFile),
     /// Two files want different versions of something.
     #[error("{}: wont choose between dependencies: {known} vs. {added}", path.display())]
     Conflict {

@@ -52,6 +52,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::session::doctor::PATIENCE;
 use crate::settings::{Flags, Product, Settings};
 use crate::space::home::Env;
 use crate::sys::{process, surroundings};
@@ -343,6 +344,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Commit(args) => flags.lock_timeout = args.lock_timeout,
         Command::Import(args) => flags.lock_timeout = args.lock_timeout,
         Command::Gc(args) => flags.cache_size = args.cache_size,
+        Command::Doctor(_) => flags.patience = Some(PATIENCE),
         _ => {}
     }
     Ok(Settings::read(flags)?)

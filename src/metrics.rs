@@ -85,7 +85,7 @@ counters! {
     BlobsRefused = "blobs_refused", "blobs", Stable, alone("holofs_blobs_refused_total"), "Blobs of the library that were missing or corrupt when they were needed.";
     OpensByPassthrough = "opens_passthrough", "opens", Stable, (OPENS, "mode", "passthrough"), "Opens after which the kernel uses the backing file.";
     OpensByCache = "opens_cached", "opens", Stable, (OPENS, "mode", "cached"), "Opens in passthrough mode after which the kernel uses its page cache.";
-    RequestsFailed = "requests_failed", "requests", Stable, alone(""), "Requests that were answered with an error. `errors.NAME` counts those of one errno.";
+    RequestsFailed = "requests_failed", "requests", Stable, alone(""), "Requests that were answered with an error, other than ENODATA and ENOTTY. `errors.NAME` counts those of one errno.";
 }
 
 /// One more than the largest errno of Linux.
@@ -183,7 +183,9 @@ impl Metrics {
 
     /// Counts a request that is answered with an error.
     pub fn request_failed(&self, errno: Errno) {
-        self.add(Counter::RequestsFailed, 1);
+        if !matches!(errno, Errno::NODATA | Errno::NOTTY) {
+            self.add(Counter::RequestsFailed, 1);
+        }
         if let Some(counter) = usize::try_from(errno.raw_os_error()).ok().and_then(|n| self.errors.get(n)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -243,6 +245,15 @@ const ERRNO_NAMES: &str = "EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBAD
 const LARGE_ERRNOS: [(usize, &str); 4] =
     [(61, "ENODATA"), (95, "EOPNOTSUPP"), (116, "ESTALE"), (122, "EDQUOT")];
 
+/// Errnos that are ordinary answers: no such extended attribute, and not a terminal. Programs ask for both all the time.
+const ORDINARY: [&str; 2] = ["ENODATA", "ENOTTY"];
+
+/// Whether an errno says that something went wrong.
+#[must_use]
+pub fn is_alarming(errno: &str) -> bool {
+    !ORDINARY.contains(&errno)
+}
+
 /// The key of the errors with one errno.
 fn error_name(errno: usize) -> String {
     let large = || LARGE_ERRNOS.iter().find(|(number, _)| *number == errno).map(|(_, name)| *name);
@@ -282,6 +293,17 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn ordinary_answers_are_counted_and_are_no_failures() {
+        let metrics = Metrics::default();
+        for errno in [Errno::NODATA, Errno::NOTTY, Errno::NOENT] {
+            metrics.request_failed(errno);
+        }
+        let all = metrics.snapshot();
+        assert_eq!((all["requests_failed"], all["errors.ENODATA"], all["errors.ENOTTY"]), (1, 1, 1));
+        assert!(is_alarming("ENOENT") && !is_alarming("ENODATA") && !is_alarming("ENOTTY"));
+    }
 
     #[test]
     fn counters_and_errors_are_in_the_snapshot_under_their_names() {

@@ -25,7 +25,8 @@ use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 
 use crate::sys::guarded::GuardedError;
-use crate::sys::{lexically_clean, plain};
+use crate::sys::{lexically_clean, plain, process};
+use crate::yaml::BadFile;
 pub use choices::{Fallback, IoMode, MountHelper, Prefetch, Product, RestoreStrategy, Strategy, Verify};
 pub use network::Network;
 
@@ -105,6 +106,8 @@ pub struct Flags {
     pub product: Option<Product>,
     /// `--no-config`
     pub no_config: bool,
+    /// How long rcc's home may take to answer, for a command that must end even if it does not.
+    pub patience: Option<Duration>,
     /// `--home`
     pub robocorp_home: Option<OsString>,
     /// `--controller`
@@ -221,18 +224,22 @@ pub enum SettingsError {
         why: String,
     },
     /// `settings.yaml` is not YAML, or has a bad value.
-    #[error("{}:{line}: {why}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong there.
-        why: String,
-    },
+    #[error(transparent)]
+    File(#[from] BadFile),
     /// `settings.yaml` cannot be read.
     #[error(transparent)]
     Unreadable(#[from] GuardedError),
+    /// rcc's home does not answer, for example because it lies on a network disk.
+    #[error("{}: no answer within {} s", path.display(), limit.as_secs())]
+    Silent {
+        /// The home.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// No process can be started to ask rcc's home.
+    #[error("fork: {}", plain(.0))]
+    NotAsked(std::io::Error),
 }
 
 /// Looks up a variable of the process environment.
@@ -325,6 +332,9 @@ impl Settings {
 
 impl MountSettings {
     fn read(flags: &Flags, variables: Variables<'_>, robocorp_home: &Path) -> Result<Self, SettingsError> {
+        if let Some(limit) = flags.patience {
+            answers(robocorp_home, flags.no_config, limit)?;
+        }
         let file = match flags.no_config {
             true => file::Values::default(),
             false => file::read(&robocorp_home.join("settings.yaml"))?,
@@ -364,6 +374,21 @@ impl MountSettings {
             },
             warning,
         })
+    }
+}
+
+/// Makes sure that the files in rcc's home can be looked at. The process must have a single thread.
+fn answers(robocorp_home: &Path, no_config: bool, limit: Duration) -> Result<(), SettingsError> {
+    let look = || {
+        // What was found does not matter here: this process finds it again.
+        let found = if no_config { None } else { Some(file::read(&robocorp_home.join("settings.yaml"))) };
+        let network = Network::default().with_files_of(robocorp_home);
+        drop((found, network));
+        vec![1]
+    };
+    match process::ask(limit, look).map_err(SettingsError::NotAsked)? {
+        Some(_) => Ok(()),
+        None => Err(SettingsError::Silent { path: robocorp_home.to_owned(), limit }),
     }
 }
 

@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
 
 use libyaml_safer::{EventData, Parser, ScalarStyle};
 
@@ -34,6 +35,24 @@ pub struct YamlError {
     pub line: usize,
     /// What is wrong there.
     pub why: String,
+}
+
+/// A file whose YAML is not what it should be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}:{}: {}", path.display(), problem.line, problem.why)]
+pub struct BadFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, and what is wrong there.
+    pub problem: YamlError,
+}
+
+impl BadFile {
+    /// Turns an error in a document into one in a file.
+    pub fn at(path: &Path) -> impl Fn(YamlError) -> Self {
+        let path = path.to_owned();
+        move |problem| Self { path: path.clone(), problem }
+    }
 }
 
 impl YamlError {

@@ -1,10 +1,10 @@
 //! rcc's `env.json`: a map of names to texts, in JSON or YAML.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Variable;
 use crate::sys::guarded::{self, GuardedError};
-use crate::yaml::{Document, Value, YamlError};
+use crate::yaml::{BadFile, Document, Value, YamlError};
 
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -16,13 +16,8 @@ pub enum EnvFileError {
     #[error(transparent)]
     Unreadable(#[from] GuardedError),
     /// It is not a map of names to texts.
-    #[error("{}:{}: {}", path.display(), problem.line, problem.why)]
-    Bad {
-        /// The file.
-        path: PathBuf,
-        /// The line, and what is wrong there.
-        problem: YamlError,
-    },
+    #[error(transparent)]
+    Bad(#[from] BadFile),
 }
 
 /// Reads a file of variables.
@@ -31,7 +26,7 @@ pub enum EnvFileError {
 /// [`EnvFileError`].
 pub fn read(path: &Path) -> Result<Vec<Variable>, EnvFileError> {
     let bytes = guarded::read_through_link(path, LIMIT)?;
-    parse(&bytes).map_err(|problem| EnvFileError::Bad { path: path.to_owned(), problem })
+    Ok(parse(&bytes).map_err(BadFile::at(path))?)
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Variable>, YamlError> {

@@ -64,7 +64,7 @@ impl Emitter {
 
     fn key(&mut self, indent: usize, key: &str) {
         self.write_indent(indent);
-        self.write_plain(indent + INDENT, key);
+        self.write_text(indent + INDENT, key, false);
         self.indicator(":", false);
         self.indention = false;
     }
@@ -86,8 +86,8 @@ impl Emitter {
 
     fn scalar(&mut self, indent: usize, value: &str) {
         match style(value) {
-            Style::Plain => self.write_plain(indent, value),
-            Style::SingleQuoted => self.write_single_quoted(indent, value),
+            Style::Plain => self.write_text(indent, value, false),
+            Style::SingleQuoted => self.write_text(indent, value, true),
             Style::DoubleQuoted => self.write_double_quoted(indent, value),
             Style::Literal => self.write_literal(indent, value),
         }
@@ -143,38 +143,21 @@ impl Emitter {
         *breaks = false;
     }
 
-    fn write_plain(&mut self, indent: usize, value: &str) {
-        if !self.whitespace {
+    /// A plain text or one in single quotes. Both are broken into lines in the same way.
+    fn write_text(&mut self, indent: usize, value: &str, is_quoted: bool) {
+        if is_quoted {
+            self.indicator("'", true);
+            self.indention = false;
+        } else if !self.whitespace {
             self.put(' ');
         }
-        let (mut spaces, mut breaks) = (false, false);
-        let mut rest = value.chars();
-        while let Some(c) = rest.next() {
-            if c == ' ' {
-                if !spaces && self.column > BEST_WIDTH && !rest.as_str().starts_with(' ') {
-                    self.write_indent(indent);
-                } else {
-                    self.put(c);
-                }
-                spaces = true;
-            } else {
-                spaces &= is_break(c);
-                self.put_text(indent, c, &mut breaks);
-            }
-        }
-        self.whitespace = false;
-        self.indention = false;
-    }
-
-    fn write_single_quoted(&mut self, indent: usize, value: &str) {
-        self.indicator("'", true);
-        self.indention = false;
         let (mut spaces, mut breaks) = (false, false);
         let mut rest = value.chars();
         let mut is_first = true;
         while let Some(c) = rest.next() {
             let next = rest.as_str();
             if c == ' ' {
+                // A plain text neither begins nor ends with a space.
                 let may_break = !is_first && !next.is_empty() && !next.starts_with(' ');
                 if !spaces && self.column > BEST_WIDTH && may_break {
                     self.write_indent(indent);
@@ -184,7 +167,7 @@ impl Emitter {
                 spaces = true;
             } else {
                 spaces &= is_break(c);
-                if c == '\'' {
+                if is_quoted && c == '\'' {
                     if breaks {
                         self.write_indent(indent);
                         breaks = false;
@@ -195,7 +178,10 @@ impl Emitter {
             }
             is_first = false;
         }
-        self.indicator("'", false);
+        if is_quoted {
+            self.indicator("'", false);
+        }
+        self.whitespace = false;
         self.indention = false;
     }
 

@@ -1,10 +1,10 @@
 //! Reads the files that describe robots and environments.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::BlueprintError;
 use crate::sys::guarded;
-use crate::yaml::{Document, YamlError};
+use crate::yaml::{BadFile, Document};
 
 /// The largest file that is read, in bytes. rcc's templates have less than 2,000.
 pub const MAX_FILE: u64 = 1 << 20;
@@ -16,11 +16,5 @@ pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, BlueprintError> {
 
 /// The document of a file with this content.
 pub(super) fn document(path: &Path, bytes: &[u8]) -> Result<Option<Document>, BlueprintError> {
-    Document::parse(bytes).map_err(at(path))
-}
-
-/// Turns an error in a document into one in a file.
-pub(super) fn at(path: &Path) -> impl Fn(YamlError) -> BlueprintError {
-    let path = PathBuf::from(path);
-    move |problem| BlueprintError::Bad { path: path.clone(), problem }
+    Ok(Document::parse(bytes).map_err(BadFile::at(path))?)
 }

@@ -10,7 +10,7 @@ use super::hash::{system_and_processor, this_platform};
 use super::{BlueprintError, read};
 use crate::settings::absolute;
 use crate::sys::lexically_clean;
-use crate::yaml::{Value, YamlError};
+use crate::yaml::{BadFile, Value, YamlError};
 
 /// The name of the file in a robot's directory.
 pub const FILE: &str = "robot.yaml";
@@ -68,7 +68,7 @@ impl Robot {
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<Self, BlueprintError> {
         let mut robot = Self { file: file.to_owned(), ..Self::default() };
         if let Some(root) = read::document(file, bytes)?.as_ref().and_then(|document| document.root()) {
-            robot.fill(root).map_err(read::at(file))?;
+            robot.fill(root).map_err(BadFile::at(file))?;
         }
         Ok(robot)
     }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
+
 use super::exit::{FAILED, Failure, OK, failure};
 use super::values::seconds;
 use super::{Context, output};
@@ -45,12 +47,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let controller = &context.settings.controller.value;
     let mut done: Vec<Deleted> = Vec::new();
     let mut stopped = None;
-    for space in meant.find(&context.env, controller)? {
+    let spaces = meant.find(&context.env, controller)?;
+    let bar = (!args.dryrun).then(|| output::counter(context, "deleting"));
+    let count = || bar.iter().for_each(|bar| bar.inc(1));
+    for space in spaces {
         if args.dryrun {
             done.push(Deleted { id: space.identity, path: space.path, removed: false });
             continue;
         }
-        match delete(&space, &context.env, controller, args.timeout) {
+        match delete(&space, &context.env, controller, args.timeout, &count) {
             Ok(deleted) => done.push(deleted),
             Err(error) => {
                 stopped = Some(Failure::from(error));
@@ -58,6 +63,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             }
         }
     }
+    bar.iter().for_each(ProgressBar::finish_and_clear);
     for left in done.iter().filter(|deleted| !deleted.removed && !args.dryrun) {
         let text = format!("holofs: {} stays: it holds files that are not a space's", left.path.display());
         output::note(context.silent, &text);

@@ -124,8 +124,10 @@ impl Advice for SettingsError {
             Self::NoHome => try_this(CONFIG, "set HOME, or give --home DIRECTORY"),
             Self::NoCurrentDir(_) => only(FAILED),
             Self::Variable { name, .. } => try_this(CONFIG, format!("another value, or unset {name}")),
-            Self::File { .. } => try_this(CONFIG, "correct this line; --no-config ignores the file"),
+            Self::File(_) => try_this(CONFIG, "correct this line; --no-config ignores the file"),
             Self::Unreadable(_) => try_this(CONFIG, "a regular file that you may read, or no file"),
+            Self::Silent { .. } => try_this(CONFIG, "again when the disk answers, or another --home"),
+            Self::NotAsked(_) => only(FAILED),
         }
     }
 }
@@ -477,7 +479,7 @@ pub(super) fn code_of_run(error: Option<&RunError>, rcc: bool) -> u8 {
         (Some(RunError::NotFound(_)), false) => NO_PROGRAM,
         (Some(RunError::NotStarted { .. }), false) => NOT_EXECUTABLE,
         (_, false) => RUN_FAILED,
-        (Some(RunError::Robot(BlueprintError::Unreadable(_) | BlueprintError::Bad { .. })), _) => 1,
+        (Some(RunError::Robot(BlueprintError::Unreadable(_) | BlueprintError::Bad(_))), _) => 1,
         (Some(RunError::Robot(BlueprintError::NoRobot { .. })), _) => 2,
         (Some(RunError::Robot(BlueprintError::NoTask { .. }) | RunError::NothingToRun), _) => 3,
         (Some(RunError::Activation(ActivationError::EnvFile(_))), _) => 5,
@@ -501,7 +503,7 @@ impl Advice for ActivationError {
             Self::EnvFile(EnvFileError::Unreadable(_)) => {
                 try_this(ENVIRONMENT, "a regular file that you may read")
             }
-            Self::EnvFile(EnvFileError::Bad { .. }) => {
+            Self::EnvFile(EnvFileError::Bad(_)) => {
                 try_this(ENVIRONMENT, "a map of names to texts, for example {\"NAME\": \"value\"}")
             }
             Self::Settings(error) => error.advice(),

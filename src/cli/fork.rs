@@ -29,7 +29,11 @@ pub(super) struct Args {
 const NAMED: usize = 3;
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let forked = fork(&context.env, &args.space, &args.new, &context.settings.controller.value)?;
+    let bar = output::counter(context, "copying changes");
+    let controller = &context.settings.controller.value;
+    let forked = fork(&context.env, &args.space, &args.new, controller, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let forked = forked?;
     if !forked.mentions.is_empty() {
         let first: Vec<String> =
             forked.mentions.iter().take(NAMED).map(|path| path.display().to_string()).collect();

@@ -42,7 +42,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     if args.dry_run {
         output::note(context.silent, "holofs: dry run: nothing is changed");
     } else {
-        failed = plan.run(&context.env, &context.settings.controller.value, &options)?;
+        let bar = output::counter(context, "cleaning up");
+        let controller = &context.settings.controller.value;
+        let done = plan.run(&context.env, controller, &options, &|| bar.inc(1));
+        bar.finish_and_clear();
+        failed = done?;
     }
     for kept in &plan.kept {
         let text = format!("holofs: kept changes: {} ({} bytes)", kept.path.display(), kept.bytes);

@@ -180,6 +180,22 @@ pub(super) fn counting_bar(what: &str, silent: bool, total: u64) -> ProgressBar 
     }
 }
 
+/// Counts the entries that a work of unknown size has done. It is drawn when they are counted, because the work may fork, and
+/// so must have a single thread.
+pub(super) fn counter(context: &Context, what: &str) -> ProgressBar {
+    let target = if context.silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    let bar =
+        match ProgressStyle::with_template(&format!("{what} {{spinner}} {{human_pos}} entries, {{elapsed}}"))
+        {
+            Ok(style) => bar.with_style(style),
+            // A plain one will do.
+            Err(_) => bar,
+        };
+    bar.tick();
+    bar
+}
+
 /// A number of bytes with a unit.
 pub(super) fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;

@@ -11,6 +11,7 @@ use super::exit::{Failure, OK};
 use super::output::{self, Column};
 use super::values::interval;
 use super::{Context, cancel_on_signals};
+use crate::metrics::is_alarming;
 use crate::metrics::prometheus::{self, Labelled};
 use crate::metrics::totals::{CorruptFile, Totals};
 use crate::session::spaces::{Space, SpaceState, Survey};
@@ -301,9 +302,15 @@ fn text(row: &Row<'_>) -> Vec<String> {
         grouped(row.blobs.fetched),
         grouped(row.blobs.refused)
     ));
-    let errors: Vec<String> =
-        row.errors.iter().map(|(errno, n)| format!("{errno} {}", grouped(*n))).collect();
-    lines.push(format!("errors {}", if errors.is_empty() { "none".to_owned() } else { errors.join(", ") }));
+    let counted = |wanted: fn(&str) -> bool| -> String {
+        let some = row.errors.iter().filter(|(errno, _)| wanted(errno));
+        some.map(|(errno, n)| format!("{errno} {}", grouped(*n))).collect::<Vec<_>>().join(", ")
+    };
+    let (errors, ordinary) = (counted(is_alarming), counted(|errno| !is_alarming(errno)));
+    lines.push(format!("errors {}", if errors.is_empty() { "none" } else { &errors }));
+    if !ordinary.is_empty() {
+        lines.push(format!("ordinary answers {ordinary} (no such attribute, not a terminal)"));
+    }
     lines.extend(row.corrupt.iter().map(|file| format!("corrupt: {} {}", file.path, file.digest)));
     lines
 }
@@ -321,7 +328,9 @@ fn columns<'a>() -> [Column<Row<'a>>; 11] {
         ("Copied", |row| grouped(row.copy_up.copy_file_range + row.copy_up.copy)),
         ("Served", |row| output::human_bytes(row.bytes.served)),
         ("Cache hits", |row| grouped(row.blobs.cache_hits)),
-        ("Errors", |row| grouped(row.errors.values().sum())),
+        ("Errors", |row| {
+            grouped(row.errors.iter().filter(|(errno, _)| is_alarming(errno)).map(|(_, n)| n).sum())
+        }),
         ("Corrupt", |row| row.corrupt.len().to_string()),
     ]
 }
@@ -355,5 +364,24 @@ mod tests {
         }
         assert!(json["corrupt"].is_array() && json["files"]["opened"].is_null());
         assert!(text(&row).contains(&"relocated 16 of 1,878 (0.9%)".to_owned()));
+    }
+
+    #[test]
+    fn ordinary_answers_are_not_shown_as_errors() {
+        let counters = [("errors.EIO", 2), ("errors.ENODATA", 70), ("errors.ENOTTY", 5)];
+        let counters = counters.map(|(name, n)| (name.to_owned(), n)).into();
+        let counted = (Space::default(), Totals { counters, ..Totals::default() });
+        let row = Row::from(&counted);
+        let lines = text(&row);
+        let has = |wanted: &str| lines.iter().any(|line| line == wanted);
+        assert!(has("errors EIO 2"), "{lines:?}");
+        assert!(
+            has("ordinary answers ENODATA 70, ENOTTY 5 (no such attribute, not a terminal)"),
+            "{lines:?}"
+        );
+        let table = output::table(&columns(), [&row].into_iter());
+        let cells: Vec<&str> = table.last().unwrap().split_whitespace().rev().take(2).collect();
+        assert_eq!(cells, ["0", "2"], "{table:?}");
+        assert_eq!(serde_json::to_value(&row).unwrap()["errors"]["ENODATA"], 70);
     }
 }

@@ -60,7 +60,11 @@ pub const FAMILIES: &[Family] = &[
         "Blobs that were missing or corrupt when they were needed.",
     ),
     counter(super::OPENS, "opens", "Opens that the daemon answered. Label mode: passthrough, cached."),
-    counter(ERRORS, "requests", "Requests that were answered with an error. Label errno: its name."),
+    counter(
+        ERRORS,
+        "requests",
+        "Requests that were answered with an error. Label errno: its name; ENODATA and ENOTTY are ordinary answers.",
+    ),
     gauge("holofs_corrupt_files", "files", "Files that could not be read because their blob is corrupt."),
 ];
 

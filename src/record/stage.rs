@@ -112,7 +112,7 @@ impl<'h> Stage<'h> {
                 )),
             };
         }
-        tree::clear(self.dir.as_fd().try_clone_to_owned()?)?;
+        tree::clear(self.dir.as_fd().try_clone_to_owned()?, &|| ())?;
         Ok(rustix::fs::unlinkat(self.holotree, &self.name, AtFlags::REMOVEDIR)?)
     }
 }

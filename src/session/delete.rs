@@ -104,11 +104,17 @@ fn idle_days(space: &Space) -> Option<u64> {
     Some(SystemTime::now().duration_since(last).unwrap_or_default().as_secs() / 86_400)
 }
 
-/// Deletes a space.
+/// Deletes a space. Calls `each` after the removal of each entry, to show progress.
 ///
 /// # Errors
 /// When processes use it, it belongs to another user, or it cannot be removed.
-pub fn delete(space: &Space, env: &Env, controller: &str, wait: Duration) -> Result<Deleted, Error> {
+pub fn delete(
+    space: &Space,
+    env: &Env,
+    controller: &str,
+    wait: Duration,
+    each: &dyn Fn(),
+) -> Result<Deleted, Error> {
     let identity = Identity::from_name(space.identity.as_bytes())
         .map_err(|source| SpaceError::Name { given: space.identity.clone(), source })?;
     let state_dir = env.state_dir(&identity);
@@ -118,7 +124,7 @@ pub fn delete(space: &Space, env: &Env, controller: &str, wait: Duration) -> Res
         Unmounting::new(env, controller, how, false)?.one(space.path.as_os_str())?;
     }
     let removal =
-        Removal { identity: &identity, place: &space.path, state_dir: &state_dir, lock_timeout: wait };
+        Removal { identity: &identity, place: &space.path, state_dir: &state_dir, lock_timeout: wait, each };
     let removed = removal.run()?;
     Ok(Deleted { id: space.identity.clone(), path: space.path.clone(), removed })
 }

@@ -18,7 +18,7 @@ use super::error::Error;
 use crate::settings::Settings;
 use crate::space::home::Env;
 use crate::sys::confinement::Confinement;
-pub use report::{Answer, Check, Fallback, PathReport, Report, Status};
+pub use report::{Answer, Check, Fallback, PATIENCE, PathReport, Report, Status};
 
 /// What to examine.
 #[derive(Clone, Debug, Default)]

@@ -232,19 +232,26 @@ impl Plan {
         }
     }
 
-    /// Carries the plan out. Returns the errors; the other items are done nevertheless.
+    /// Carries the plan out. Returns the errors; the other items are done nevertheless. Calls `each` after each item, and
+    /// after the removal of each entry of a directory, to show progress.
     ///
     /// # Errors
     /// When the table of mounts cannot be read.
-    pub fn run(&self, env: &Env, controller: &str, options: &Options) -> Result<Vec<Error>, Error> {
+    pub fn run(
+        &self,
+        env: &Env,
+        controller: &str,
+        options: &Options,
+        each: &dyn Fn(),
+    ) -> Result<Vec<Error>, Error> {
         let how = How { lazy: false, force: false, timeout: options.wait };
         let unmounting = Unmounting::new(env, controller, how, false)?;
         let mut failed = Vec::new();
         for item in &self.items {
             let done = match item.what {
                 What::StaleMount => unmounting.one(item.path.as_os_str()).map(drop),
-                What::OrphanState => remove_state(&item.path, options.wait),
-                What::SetAside => locked(&item.path, remove),
+                What::OrphanState => remove_state(&item.path, options.wait, each),
+                What::SetAside => locked(&item.path, |path| remove(path, each)),
                 // Whoever locks the space removes it.
                 What::Leftover if is_in_state(&item.path, env) => locked(&item.path, |_| Ok(())),
                 What::Leftover if is_unfinished(&item.path) => {
@@ -256,15 +263,16 @@ impl Plan {
                 }
                 What::Leftover => match left_of(&item.path) {
                     Some(name) => remove_left(&item.path, name),
-                    None => remove(&item.path),
+                    None => remove(&item.path, each),
                 },
-                What::Index => remove(&item.path),
+                What::Index => remove(&item.path, each),
                 What::Links => links::sweep(&item.path).map_err(|error| SpaceError::from(error).into()),
                 What::Blobs => BlobCache::existing(&item.path)
                     .evict(options.cache_size)
                     .map(drop)
                     .map_err(Error::os(&item.path, "evict")),
             };
+            each();
             failed.extend(done.err());
         }
         Ok(failed)
@@ -284,14 +292,14 @@ fn age(path: &Path) -> u64 {
 }
 
 /// Removes the state of a space that is gone. Its place is looked at again, under the locks.
-fn remove_state(state_dir: &Path, wait: Duration) -> Result<(), Error> {
+fn remove_state(state_dir: &Path, wait: Duration, each: &dyn Fn()) -> Result<(), Error> {
     let name = state_dir.file_name().unwrap_or_default();
     let identity = Identity::from_name(name.as_encoded_bytes())
         .map_err(|source| SpaceError::Name { given: name.to_string_lossy().into_owned(), source })?;
     let record = SpaceRecord::read(state_dir).ok().flatten();
     // Without a record nobody knows where the space was, so only the state is removed.
     let place = record.map_or_else(|| PathBuf::from("/nonexistent"), |record| record.basis.place());
-    Removal { identity: &identity, place: &place, state_dir, lock_timeout: wait }.run()?;
+    Removal { identity: &identity, place: &place, state_dir, lock_timeout: wait, each }.run()?;
     Ok(())
 }
 
@@ -305,6 +313,6 @@ fn locked(path: &Path, work: impl FnOnce(&Path) -> Result<(), Error>) -> Result<
     work(path)
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
-    tree::remove(CWD, path).map_err(Error::os(path, "remove"))
+fn remove(path: &Path, each: &dyn Fn()) -> Result<(), Error> {
+    tree::remove_with(CWD, path, each).map_err(Error::os(path, "remove"))
 }

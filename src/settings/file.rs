@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{Network, RestoreStrategy, SetBy, Setting, SettingsError, choice};
 use crate::sys::guarded;
-use crate::yaml::{Document, Meaning, Value, YamlError};
+use crate::yaml::{BadFile, Document, Meaning, Value, YamlError};
 
 /// The largest file that is read, in bytes. rcc's template has 3,000 bytes.
 const LIMIT: u64 = 1 << 20;
@@ -37,7 +37,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Values, SettingsError> 
             Some(root) => values(path, root),
             None => Ok(Values::default()),
         });
-    found.map_err(|YamlError { line, why }| SettingsError::File { path: path.to_owned(), line, why })
+    Ok(found.map_err(BadFile::at(path))?)
 }
 
 fn values(path: &Path, root: Value<'_>) -> Result<Values, YamlError> {

@@ -32,7 +32,7 @@ fn complaint<T: Debug>(result: Result<T, SettingsError>) -> String {
     let text = error.to_string();
     match error {
         // Without the temporary directory's name.
-        SettingsError::File { path, .. } => text.replace(path.parent().unwrap().to_str().unwrap(), "HOME"),
+        SettingsError::File(bad) => text.replace(bad.path.parent().unwrap().to_str().unwrap(), "HOME"),
         _ => text,
     }
 }

@@ -110,18 +110,19 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Copies what changed since the last pass, and returns how many entries that were. While the upper changes, an entry
+    /// Copies what changed since the last pass, calls `each` after each entry that was looked at, and returns how many entries were copied. While the upper changes, an entry
     /// that cannot be copied is left to a later pass; with `is_last` it is an error.
     ///
     /// # Errors
     /// When the upper cannot be read, or the copy cannot be written.
-    pub fn pass(&mut self, is_last: bool, edit: Edit<'_>) -> Result<usize, CopyError> {
+    pub fn pass(&mut self, is_last: bool, edit: Edit<'_>, each: &dyn Fn()) -> Result<usize, CopyError> {
         self.pass += 1;
         self.linked.clear();
         let mut changed = 0;
         self.look_at_dir(Path::new(""), self.from, c".")?;
         let mut walk = Walk::new(self.from).map_err(at(Path::new("")))?;
         while let Some(visited) = walk.advance() {
+            each();
             let copied = visited
                 .map_err(|error| CopyError { path: PathBuf::new(), source: error.into() })
                 .and_then(|visited| self.visit(&visited, edit));

@@ -200,23 +200,24 @@ pub fn rename_in(index: &Index, node: NodeId, file: &File, old: &[u8], new: &[u8
 }
 
 /// Copies an upper in passes; see the module `copy`. `frozen` is called after the first pass, and returns once nothing changes any
-/// more. `settle` is how often to look again for files that change nevertheless.
+/// more. `settle` is how often to look again for files that change nevertheless. `each` is called for each
+/// entry, to show progress.
 ///
 /// # Errors
 /// Those of copying and of `frozen`. None when files changed again and again.
 pub fn copy<E: From<CopyError>, F>(
     from: &OwnedFd,
     to: OwnedFd,
-    edit: Edit<'_>,
+    (edit, each): (Edit<'_>, &dyn Fn()),
     settle: u32,
     frozen: impl FnOnce() -> Result<F, E>,
 ) -> Result<Option<(Copied, F)>, E> {
     let mut copy = Copy::new(from.as_fd(), to);
-    copy.pass(false, edit)?;
+    copy.pass(false, edit, each)?;
     let frozen = frozen()?;
     let mut left = settle;
     loop {
-        let changed = copy.pass(true, edit)?;
+        let changed = copy.pass(true, edit, each)?;
         if settle == 0 || changed == 0 {
             break;
         }

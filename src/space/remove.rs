@@ -33,7 +33,6 @@ pub const GONE: &str = ".gone.";
 const BESIDE: [&str; 4] = [".use", ".meta.info", ".meta", ".lck"];
 
 /// What is removed.
-#[derive(Debug)]
 pub struct Removal<'a> {
     /// The name of the space's directory.
     pub identity: &'a Identity,
@@ -43,6 +42,20 @@ pub struct Removal<'a> {
     pub state_dir: &'a Path,
     /// How long to wait for rcc's lock.
     pub lock_timeout: Duration,
+    /// Called after the removal of each entry, to show progress.
+    pub each: &'a dyn Fn(),
+}
+
+impl std::fmt::Debug for Removal<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { identity, place, state_dir, lock_timeout, each: _ } = self;
+        f.debug_struct("Removal")
+            .field("identity", identity)
+            .field("place", place)
+            .field("state_dir", state_dir)
+            .field("lock_timeout", lock_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Removal<'_> {
@@ -73,7 +86,7 @@ impl Removal<'_> {
                 let lock = MetaLock::take(&base, &space, self.lock_timeout)?;
                 self.check(&base)?;
                 if let Some(state) = &state {
-                    state.discard_changes()?;
+                    state.discard_changes_with(self.each)?;
                 }
                 let is_gone = self.remove_tree(&base)?;
                 for ending in BESIDE {
@@ -84,7 +97,7 @@ impl Removal<'_> {
             }
         };
         if std::fs::symlink_metadata(self.state_dir).is_ok() {
-            remove_state(self.state_dir)?;
+            remove_state(self.state_dir, self.each)?;
         }
         Ok(is_gone)
     }
@@ -139,7 +152,7 @@ impl Removal<'_> {
                 // By descriptor: somebody may exchange the directory.
                 Ok(dir) => {
                     let dir = dir.as_fd().try_clone_to_owned().map_err(SpaceError::io(self.place))?;
-                    tree::clear(dir).map_err(failed)?;
+                    tree::clear(dir, self.each).map_err(failed)?;
                 }
             }
         }
@@ -153,13 +166,14 @@ impl Removal<'_> {
 
 /// Removes a state directory: at once from the list of spaces, and then from the disk. With `--upper-dir` it is a link, and
 /// the directory to which it leads is removed too.
-fn remove_state(state_dir: &Path) -> Result<(), SpaceError> {
+fn remove_state(state_dir: &Path, each: &dyn Fn()) -> Result<(), SpaceError> {
     let spaces = Dir::open(state_dir.parent().unwrap_or(state_dir), Trust::Private)?;
     let name = state_dir.file_name().unwrap_or_default();
     if let Some(target) = link_target(state_dir) {
         let failed = |errno: Errno| SpaceError::io(&target)(errno.into());
         let above = Dir::open(target.parent().unwrap_or(&target), Trust::Private)?;
-        tree::remove(above.as_fd(), Path::new(target.file_name().unwrap_or_default())).map_err(failed)?;
+        tree::remove_with(above.as_fd(), Path::new(target.file_name().unwrap_or_default()), each)
+            .map_err(failed)?;
         spaces.remove_file(name)?;
         return Ok(spaces.sync()?);
     }
@@ -169,7 +183,7 @@ fn remove_state(state_dir: &Path) -> Result<(), SpaceError> {
     // What an interrupted removal left.
     tree::remove(spaces.as_fd(), Path::new(&gone)).map_err(failed)?;
     spaces.rename(name, &gone)?;
-    tree::remove(spaces.as_fd(), Path::new(&gone)).map_err(failed)?;
+    tree::remove_with(spaces.as_fd(), Path::new(&gone), each).map_err(failed)?;
     Ok(spaces.sync()?)
 }
 

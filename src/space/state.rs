@@ -79,7 +79,7 @@ impl StateDir {
             opened.make_dir(OsStr::new(sub), Trust::Owned)?;
         }
         let mut dir = StateDir { path: path.to_owned(), _lock: lock, is_new, has_ended: false };
-        dir.has_ended = dir.sweep();
+        dir.has_ended = dir.sweep(&|| ());
         Ok(dir)
     }
 
@@ -152,8 +152,16 @@ impl StateDir {
     /// # Errors
     /// When the directory cannot be written. Either all changes are still there, or none.
     pub fn discard_changes(&self) -> Result<(), SpaceError> {
+        self.discard_changes_with(&|| ())
+    }
+
+    /// As [`StateDir::discard_changes`]. Calls `each` after the removal of each entry, to show progress.
+    ///
+    /// # Errors
+    /// As [`StateDir::discard_changes`].
+    pub fn discard_changes_with(&self, each: &dyn Fn()) -> Result<(), SpaceError> {
         self.trash("upper")?;
-        self.sweep();
+        self.sweep(each);
         Ok(())
     }
 
@@ -262,7 +270,7 @@ impl StateDir {
         }
         let durability = if self.is_new { Durability::CacheOnly } else { Durability::DataAndName };
         record.write(&self.path, durability)?;
-        self.sweep();
+        self.sweep(&|| ());
         Ok(record)
     }
 
@@ -292,13 +300,13 @@ impl StateDir {
 
     /// Removes dropped directories. What cannot be removed stays until the next time; nothing reads it. Returns whether
     /// there is an `ended.json`.
-    fn sweep(&self) -> bool {
+    fn sweep(&self, each: &dyn Fn()) -> bool {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return true };
         let mut has_ended = false;
         for entry in entries.flatten() {
             has_ended |= entry.file_name() == ended::FILE;
             let is_trash = entry.file_name().as_encoded_bytes().starts_with(TRASH.as_bytes());
-            if is_trash && let Err(error) = tree::remove(rustix::fs::CWD, entry.path().as_path()) {
+            if is_trash && let Err(error) = tree::remove_with(rustix::fs::CWD, entry.path().as_path(), each) {
                 tracing::warn!(path = %entry.path().display(), %error, "cannot remove dropped changes");
             }
         }

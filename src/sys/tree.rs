@@ -15,21 +15,35 @@ use rustix::path::Arg;
 /// # Errors
 /// The errno of the first removal that failed.
 pub fn remove(dir: impl AsFd, name: impl Arg + Copy) -> Result<(), Errno> {
+    remove_with(dir, name, &|| ())
+}
+
+/// As [`remove`]. Calls `each` after the removal of each entry, to show progress.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_with(dir: impl AsFd, name: impl Arg + Copy, each: &dyn Fn()) -> Result<(), Errno> {
     match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Ok(()) => {
+            each();
+            return Ok(());
+        }
+        Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(errno),
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    clear(rustix::fs::openat(&dir, name, flags, Mode::empty())?)?;
-    rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)
+    clear(rustix::fs::openat(&dir, name, flags, Mode::empty())?, each)?;
+    rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)?;
+    each();
+    Ok(())
 }
 
-/// Removes everything in a directory, which may be open with `O_PATH`.
+/// Removes everything in a directory, which may be open with `O_PATH`. Calls `each` as [`remove_with`] does.
 ///
 /// # Errors
 /// As [`remove`].
-pub fn clear(dir: OwnedFd) -> Result<(), Errno> {
+pub fn clear(dir: OwnedFd, each: &dyn Fn()) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(&dir)?;
     // A directory of the tree may have lost the permissions that this needs. Root needs none.
     if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
@@ -43,7 +57,7 @@ pub fn clear(dir: OwnedFd) -> Result<(), Errno> {
     while let Some(entry) = entries.read() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            remove(entries.fd()?, entry.file_name())?;
+            remove_with(entries.fd()?, entry.file_name(), each)?;
         }
     }
     Ok(())

@@ -176,3 +176,22 @@ fn an_interrupted_deletion_is_completed_by_the_next() {
         assert!(left.iter().all(|name| name.ends_with(".lck")), "{n}: {left:?}");
     }
 }
+
+/// Works that may be long show how far they are, on a terminal only.
+#[test]
+fn long_works_show_progress_on_a_terminal() {
+    let world = World::sample();
+    let mounted = world.mount("s");
+    std::fs::write(mounted.at("made"), b"x").unwrap();
+    mounted.unmount();
+    let binary = crate::common::as_user::holofs_binary();
+    for (words, shown) in [("fork s t", "copying changes"), ("delete t", "deleting"), ("gc", "cleaning up")] {
+        let line = format!("{} {words}", binary.display());
+        let done = crate::common::world::finish(
+            world.command("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm"),
+        );
+        assert!(done.code == 0 && done.stdout.contains(shown), "{words}: {done:?}");
+    }
+    let done = world.run(["delete", "s"]);
+    assert!(done.code == 0 && done.stderr.is_empty(), "{done:?}");
+}

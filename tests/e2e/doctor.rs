@@ -297,3 +297,21 @@ fn environment_of_a_robot_is_looked_for() {
     fs::write(&robot, "condaConfigFile: [\n").unwrap();
     assert_found(&doctor(&world, &["-r", robot.to_str().unwrap()]).1, "environment", "warning", "robot.yaml");
 }
+
+/// rcc's home may lie on a network disk. Here a stopped daemon stands for it.
+#[test]
+fn settings_on_a_disk_that_hangs_do_not_stop_it() {
+    let world = World::sample();
+    let mounted = world.mount("s");
+    let home = world.path().join("other-home");
+    fs::create_dir(&home).unwrap();
+    // Nobody has looked this name up, so the kernel has to ask.
+    std::os::unix::fs::symlink(mounted.at("lib/settings.yaml"), home.join("settings.yaml")).unwrap();
+    mounted.stop();
+    let done = std::panic::catch_unwind(|| examine(world.holofs().arg("doctor").env("ROBOCORP_HOME", &home)));
+    mounted.signal(rustix::process::Signal::CONT);
+    let (code, report) = done.unwrap();
+    assert_eq!(code, 8, "{report}");
+    assert_found(&report, "settings", "fail", "no answer within 4 s");
+    mounted.unmount();
+}

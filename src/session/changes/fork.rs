@@ -72,11 +72,17 @@ enum Quiet {
     Locked,
 }
 
-/// Makes the space `new` from the space `given`.
+/// Makes the space `new` from the space `given`. Calls `each` for each changed entry, to show progress.
 ///
 /// # Errors
 /// See [`Error`]. There is no new space then.
-pub fn fork(env: &Env, given: &OsStr, new: &OsStr, controller: &str) -> Result<Forked, Error> {
+pub fn fork(
+    env: &Env,
+    given: &OsStr,
+    new: &OsStr,
+    controller: &str,
+    each: &dyn Fn(),
+) -> Result<Forked, Error> {
     let space = Changed::open(env, given, controller)?;
     let old = space.record.basis.clone();
     if let Held::Converted { blueprint } = Held::of(&space.state_dir, &space.record, &old.place())? {
@@ -91,7 +97,7 @@ pub fn fork(env: &Env, given: &OsStr, new: &OsStr, controller: &str) -> Result<F
         None => Some(StateDir::open_locked(&space.state_dir)?),
     };
     let made = NewSpace::begin(&env.spaces_dir(), &basis.identity)?;
-    let forked = fill(&space, &made, &basis);
+    let forked = fill(&space, &made, &basis, each);
     drop(locked);
     match forked {
         Ok(forked) => {
@@ -125,7 +131,7 @@ fn basis_of(env: &Env, old: &Basis, new: &OsStr, controller: &str) -> Result<Bas
 }
 
 /// Copies the changes.
-fn fill(space: &Changed, made: &NewSpace, basis: &Basis) -> Result<Forked, Error> {
+fn fill(space: &Changed, made: &NewSpace, basis: &Basis, each: &dyn Fn()) -> Result<Forked, Error> {
     let (old, new) = (space.record.basis.identity.as_bytes(), basis.identity.as_bytes());
     let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, old, new);
     // Before anything waits: a store to a map is written back by a request that would have to wait.
@@ -149,7 +155,7 @@ fn fill(space: &Changed, made: &NewSpace, basis: &Basis) -> Result<Forked, Error
     let io = read_run(&space.state_dir).and_then(|run| run.io);
     let bypasses = space.mounted.is_some() && io != Some(IoMode::Cached);
     let upper = made.upper()?;
-    let copied = copy(&space.upper, upper, &edit, if bypasses { PASSES } else { 0 }, freeze)?;
+    let copied = copy(&space.upper, upper, (&edit, each), if bypasses { PASSES } else { 0 }, freeze)?;
     let Some((copied, held)) = copied else { return Err(Error::KeepsChanging(space.record.basis.place())) };
     let frozen_ms = match held {
         Quiet::Locked => None,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::sys::process;
 
 /// How long one question may take. A disk that does not answer for so long is a finding.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub const PATIENCE: Duration = Duration::from_secs(4);
 
 /// How well something works.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]

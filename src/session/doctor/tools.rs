@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::report::Report;
 use crate::session::run::activation;
-use crate::settings::Settings;
+use crate::settings::{Settings, SettingsError};
 use crate::sys::confinement::Confinement;
 use crate::sys::{plain, process, tree};
 
@@ -22,6 +22,9 @@ pub(super) fn settings(report: &mut Report, settings: &Settings) {
             None => report.ok("settings", "all values are valid"),
             Some(warning) => report.warn("settings", warning.clone(), "`holofs config`"),
         },
+        Err(error @ SettingsError::Silent { .. }) => {
+            report.fail("settings", plain(error), "again when the disk answers, or another --home")
+        }
         Err(error) => report.fail("settings", plain(error), "correct this value"),
     }
 }

@@ -66,7 +66,7 @@ fn later_passes_bring_a_copy_up_to_date() {
     rustix::fs::setxattr(from.join("a"), "user.test", b"value", XattrFlags::empty()).unwrap();
     let root = opened(&from);
     let mut copy = Copy::new(root.as_fd(), opened(&to));
-    assert!(copy.pass(false, &no_edit).unwrap() > 8);
+    assert!(copy.pass(false, &no_edit, &|| ()).unwrap() > 8);
     // Everything that a change can be.
     std::fs::remove_dir_all(from.join("gone")).unwrap();
     std::fs::write(from.join("gone"), "a file now").unwrap();
@@ -76,8 +76,8 @@ fn later_passes_bring_a_copy_up_to_date() {
     std::fs::write(from.join("f"), "changed through one of its names").unwrap();
     std::fs::rename(from.join("a/b"), from.join("c")).unwrap();
     std::thread::sleep(FINENESS * 2);
-    assert!(copy.pass(true, &no_edit).unwrap() > 0);
-    assert_eq!(copy.pass(true, &no_edit).unwrap(), 0);
+    assert!(copy.pass(true, &no_edit, &|| ()).unwrap() > 0);
+    assert_eq!(copy.pass(true, &no_edit, &|| ()).unwrap(), 0);
     copy.finish().unwrap();
     assert_eq!(tree_of(&to), tree_of(&from));
     assert_eq!(
@@ -95,9 +95,9 @@ fn file_that_was_just_written_is_copied_again() {
     std::fs::write(from.join("f"), "1").unwrap();
     let root = opened(&from);
     let mut copy = Copy::new(root.as_fd(), opened(&to));
-    copy.pass(false, &no_edit).unwrap();
+    copy.pass(false, &no_edit, &|| ()).unwrap();
     std::fs::write(from.join("f"), "2").unwrap();
-    copy.pass(true, &no_edit).unwrap();
+    copy.pass(true, &no_edit, &|| ()).unwrap();
     copy.finish().unwrap();
     assert_eq!(std::fs::read(to.join("f")).unwrap(), b"2");
 }
