@@ -191,6 +191,10 @@ pub struct MountSettings {
     pub cache_size: Setting<u64>,
     /// How long the process that serves a mount may answer nothing while requests wait. Zero: as long as it likes.
     pub hang_timeout: Setting<Duration>,
+    /// A daemon is put into a scope of its own of the user's service manager.
+    pub scope: Setting<bool>,
+    /// `XDG_RUNTIME_DIR`: where that service manager is.
+    pub runtime_dir: Option<PathBuf>,
     /// Off with `HOLOFS_TEST_NO_RESEND`, for tests: the kernel is taken for one before Linux 6.9, which cannot send requests
     /// again.
     pub resends: bool,
@@ -365,6 +369,8 @@ impl MountSettings {
             pycache,
             cache_size: Setting::flag_or(flags.cache_size, CACHE_SIZE),
             hang_timeout: hang_timeout.unwrap_or(Setting::built_in(HANG_TIMEOUT)),
+            scope: variable(variables, "HOLOFS_SCOPE", on_or_off)?.unwrap_or_default(),
+            runtime_dir: set(variables, "XDG_RUNTIME_DIR").map(PathBuf::from),
             resends: set(variables, "HOLOFS_TEST_NO_RESEND").is_none(),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),

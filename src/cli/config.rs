@@ -12,8 +12,8 @@ use crate::settings::{SetBy, Setting};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
 (HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_VERIFY, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
-HOLOFS_PRODUCT, HOLOFS_HANG_TIMEOUT, HOLOFS_MOUNT_HELPER, HOLOFS_RCC), a variable of rcc
-(ROBOCORP_HOME or SEMA4AI_HOME, RCC_HOLOTREE_STRATEGY, RCC_NO_PYC_MANAGEMENT,
+HOLOFS_PRODUCT, HOLOFS_HANG_TIMEOUT, HOLOFS_SCOPE, HOLOFS_MOUNT_HELPER, HOLOFS_RCC), a
+variable of rcc (ROBOCORP_HOME or SEMA4AI_HOME, RCC_HOLOTREE_STRATEGY, RCC_NO_PYC_MANAGEMENT,
 RCC_NO_TEMP_MANAGEMENT), settings.yaml in rcc's home, the default. `--no-config` leaves
 settings.yaml out.
 
@@ -59,6 +59,7 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
         row("cache-size", &mount.cache_size, |bytes| (*bytes).into()),
         row("lock-timeout", &settings.lock_timeout, |wait| wait.as_secs_f64().into()),
         row("hang-timeout", &mount.hang_timeout, |limit| limit.as_secs_f64().into()),
+        row("scope", &mount.scope, |is_on| (*is_on).into()),
         row("mount-helper", &mount.mount_helper, |helper| helper.to_string().into()),
         row("hardlink-excludes", &mount.hardlink_excludes, |list| list.as_slice().into()),
         row("rcc", &settings.caller.rcc, |rcc| {

@@ -18,6 +18,7 @@ mod loops;
 mod plan;
 mod required;
 pub mod resume;
+mod scope;
 pub(super) mod serve;
 pub mod upgrade;
 mod watch;

@@ -93,6 +93,22 @@ pub fn descriptors(mounted: &Mounted<'_>) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap().count()
 }
 
+/// The processes that were started for a world and still run.
+fn processes_of(world: &World) -> Vec<i32> {
+    let home = format!("ROBOCORP_HOME={}", world.home().display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<i32>() else { continue };
+        let read = |name| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let environment = read("environ");
+        let mut variables = environment.split(|byte| *byte == 0);
+        if variables.any(|variable| variable == home.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
 /// The last lines of the log of a space.
 pub fn log_of(mounted: &Mounted<'_>) -> String {
     std::fs::read_to_string(mounted.state().join("log")).unwrap()
@@ -187,7 +203,7 @@ for_both_users! {
     }
 
     fn every_end_is_an_end_after_a_death() {
-        let ways = ["unmount", "unmount --force", "TERM to the keeper", "TERM to the worker", "fusermount3", "umount"];
+        let ways = ["unmount", "unmount --lazy", "unmount --force", "TERM to the keeper", "TERM to the worker", "fusermount3", "umount"];
         for way in ways {
             if way == "umount" && !crate::common::as_user::is_root() {
                 continue;
@@ -197,8 +213,13 @@ for_both_users! {
             std::fs::write(mounted.at("new"), "new").unwrap();
             mounted.kill_worker();
             assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+            mounted.kill_worker();
+            assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+            let pids = [mounted.pid(), mounted.server()];
+            assert!(pids.iter().all(|pid| processes_of(&world).contains(pid)));
             match way {
                 "unmount" => assert_eq!(world.run(["unmount", "s"]).code, 0),
+                "unmount --lazy" => assert_eq!(world.run(["unmount", "s", "--lazy"]).code, 0),
                 "unmount --force" => assert_eq!(world.run(["unmount", "s", "--force"]).code, 0),
                 "TERM to the keeper" => send(mounted.pid(), Signal::TERM),
                 "TERM to the worker" => send(mounted.server(), Signal::TERM),
@@ -208,6 +229,7 @@ for_both_users! {
             let (record, upper) = (mounted.state().join("run.json"), mounted.upper("new"));
             mounted.has_ended();
             assert!(!record.exists() && !upper.exists(), "{way}");
+            wait_until(way, || processes_of(&world).is_empty());
         }
     }
 

@@ -31,6 +31,7 @@ mod helper;
 mod hostile_library;
 mod inject;
 mod keeper;
+mod logout;
 mod mounted;
 mod mounted_again;
 mod neighbours;

@@ -13,6 +13,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::begin::begin;
+use super::scope;
 use super::serve::Mounted;
 use crate::session::error::{Describe, Error, Failure};
 use crate::session::request::MountPlan;
@@ -107,10 +108,12 @@ fn wait(read: OwnedFd, plan: &MountPlan, child: Pid) -> Result<Mounted, Error> {
     })
 }
 
-/// Kills a child that did not answer, and unmounts what it may have mounted.
+/// Kills a child that did not answer and its worker, and unmounts what it may have mounted.
 fn clear_away(plan: &MountPlan, child: Pid) {
+    // They are a process group, unless the child has not come to make it.
+    let group = rustix::process::kill_process_group(child, Signal::KILL);
     // A child that waits for a disk ends only when the disk answers.
-    if let Err(errno) = rustix::process::kill_process(child, Signal::KILL) {
+    if let Err(errno) = group.or_else(|_| rustix::process::kill_process(child, Signal::KILL)) {
         tracing::debug!(?child, %errno, "cannot kill the child");
     }
     let deadline = Instant::now() + DYING;
@@ -138,6 +141,11 @@ fn child(plan: &MountPlan, started: Instant, describe: Describe, pipe: OwnedFd) 
         log.map_err(Error::os(log_of(&plan.state_dir()), "open"))
     };
     let served = leave(pipe.as_ref(), plan).and_then(|()| {
+        if plan.settings.scope.value
+            && let Err(why) = scope::enter(plan.settings.runtime_dir.as_deref(), plan.space.identity.as_str())
+        {
+            tracing::warn!("the daemon gets no scope of its own: {why}");
+        }
         begin(plan, started, &open_log, &mut |mounted| {
             send(&mut pipe, &Ok(mounted.clone()));
         })
