@@ -209,6 +209,9 @@ impl Passed {
             hardlink_excludes: Setting::flag(Vec::new()),
             network: Setting::flag(Network::default()),
             hang_timeout: Setting::flag(Duration::from_millis(self.hang_timeout_ms)),
+            // The process stays in the scope that it has.
+            scope: Setting::flag(false),
+            runtime_dir: None,
             resends: true,
             warning: None,
         };
