@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
-use crate::namespace::types::{Attr, Ino, Kind, SetTime, Time};
+use crate::namespace::read::Taken;
+use crate::namespace::types::{Attr, Caller, Ino, Kind, SetTime, Time};
 
 /// Preferred size of I/O that `stat` returns, in bytes.
 const BLOCK_SIZE: u32 = 4096;
@@ -85,6 +86,16 @@ fn time_of(at: SystemTime) -> Time {
     };
     let sec = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
     Time { sec: sign * sec, nsec: since.subsec_nanos() }
+}
+
+/// Who sent a request.
+pub(super) fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+/// Whether a listing has room for more.
+pub(super) fn taken(full: bool) -> Taken {
+    if full { Taken::Full } else { Taken::Yes }
 }
 
 #[cfg(test)]

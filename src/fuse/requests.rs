@@ -15,16 +15,16 @@ use fuser::{
 use rustix::fs::{Access, SeekFrom};
 
 use super::Adapter;
-use super::convert::{self, ino as number};
+use super::convert::{self, caller, ino as number, taken};
 use super::opening::Wanted;
 use super::passthrough::Opened;
 use super::reply::{self, At, ErrorReply};
 use super::workers::{Mount, Wait};
 use crate::fs::{DataLocation, Make};
 use crate::handoff::opens::Handle;
-use crate::namespace::read::{DirEntry, Taken};
+use crate::namespace::read::DirEntry;
 use crate::namespace::rename::RenameMode;
-use crate::namespace::types::{Attr, Caller, Error, Result, SetAttr, upper as call};
+use crate::namespace::types::{Attr, Error, Result, SetAttr, upper as call};
 
 impl Adapter {
     /// Runs an operation on a thread where it may wait, and answers with `send` or with its error.
@@ -72,14 +72,6 @@ impl Adapter {
 
 fn names(ino: INodeNo) -> Wait {
     Wait::Names(number(ino))
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn taken(full: bool) -> Taken {
-    if full { Taken::Full } else { Taken::Yes }
 }
 
 impl Filesystem for Adapter {
