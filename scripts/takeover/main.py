@@ -28,6 +28,7 @@ def arguments():
     parser.add_argument("--only", default="")
     parser.add_argument("--idle", action="store_true")
     parser.add_argument("--upgrade", type=Path, metavar="PROGRAM", help="alternate with this program instead of killing")
+    parser.add_argument("--keepers", action="store_true", help="kill the keeper instead of the worker")
     parser.add_argument("--pause", type=float, default=0.4, help="longest time between kills in seconds")
     return parser.parse_args()
 
@@ -70,8 +71,12 @@ class Holofs:
 
 def children(pid):
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    except FileNotFoundError:
+        # It ends, or its threads do because it runs another program.
+        return []
     return found
 
 
@@ -179,6 +184,15 @@ def main():
             if worker_of(keeper) == worker:
                 early = "the worker is the same after an upgrade"
                 break
+        elif args.keepers:
+            os.kill(keeper, signal.SIGKILL)
+            # The worker takes its place, and starts another one.
+            keeper, deadline = worker, time.monotonic() + 20
+            while worker_of(keeper) is None and time.monotonic() < deadline and Path(f"/proc/{keeper}").exists():
+                time.sleep(0.002)
+            # One that does not answer yet would be lost with its keeper.
+            while json.loads(holofs("status", "--json", space))["pid"] != keeper and time.monotonic() < deadline:
+                time.sleep(0.002)
         else:
             os.kill(worker, signal.SIGKILL)
         if any(not process.is_alive() for process in processes):

@@ -3,14 +3,15 @@
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::common::as_user::holofs_binary;
 use crate::common::mount::{is_running, worker_of};
-use crate::common::{Mounted, World, wait_until};
+use crate::common::{Mounted, World, sh, wait_until};
 use crate::keeper::{StopOnDrop, change_again_and_again, descriptors, log_of, read_again_and_again, status};
 
 /// A second copy of the program, which everybody may run.
@@ -103,6 +104,58 @@ for_both_users! {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", mounted.pid())).unwrap();
         assert!(children.split_whitespace().all(|child| is_running(child.parse().unwrap())), "{children}");
         mounted.unmount();
+    }
+
+    fn every_end_is_an_end_after_an_upgrade() {
+        for way in ["TERM to the keeper", "TERM to the worker", "fusermount3"] {
+            let world = World::sample();
+            let mounted = world.mount_with("s", &["--ephemeral"]);
+            let (_dir, next) = copy();
+            std::fs::write(mounted.at("new"), "new").unwrap();
+            upgrade(&world, &next);
+            assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"new");
+            let term = |pid: i32| kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+            match way {
+                "TERM to the keeper" => term(mounted.pid()),
+                "TERM to the worker" => term(mounted.server()),
+                _ => drop(sh(Command::new("fusermount3").arg("-u").arg(mounted.path()))),
+            }
+            let (record, upper) = (mounted.state().join("run.json"), mounted.upper("new"));
+            mounted.has_ended();
+            assert!(!record.exists() && !upper.exists(), "{way}");
+        }
+    }
+
+    fn foreground_mount_goes_on_in_its_process() {
+        let world = World::sample();
+        let (_dir, next) = copy();
+        let mut command = world.holofs();
+        command.arg("mount").arg(world.home()).args(["s", "--foreground", "--auto-unmount"]);
+        let mut keeper = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let said = || serde_json::from_str::<Value>(&world.run(["--json", "status", "s"]).stdout).unwrap_or_default();
+        wait_until("the mount", || said()["state"] == "mounted");
+        upgrade(&world, &next);
+        assert_eq!(said()["pid"], keeper.id());
+        let exe = std::fs::read_link(format!("/proc/{}/exe", keeper.id())).unwrap();
+        assert_eq!(exe, next);
+        kill_process(Pid::from_raw(keeper.id() as i32).unwrap(), Signal::INT).unwrap();
+        assert_eq!(crate::common::world::wait(&mut keeper, "the foreground mount"), 0);
+        assert!(world.mounts().is_empty());
+    }
+
+    fn run_that_is_upgraded_ends_its_mount() {
+        let world = World::sample();
+        let (_dir, next) = copy();
+        let mut command = world.holofs();
+        let file = world.path().join("runs");
+        let wait = "echo x > $0; while [ -e $0 ]; do sleep 0.01; done; exit 9";
+        command.arg("run").arg(world.home()).args(["s", "--", "sh", "-c", wait]).arg(&file);
+        let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the program", || file.exists());
+        upgrade(&world, &next);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(crate::common::world::wait(&mut run, "the run"), 9);
+        assert!(world.mounts().is_empty());
     }
 
     fn program_that_cannot_go_on_is_refused() {

@@ -31,6 +31,7 @@ use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 
 use super::resume::Passing;
 use crate::handoff::{Handoff, Phase};
+use crate::namespace::Namespace;
 use crate::sys::process::{self, Alone};
 use crate::sys::signals::Signals;
 use crate::sys::{fuse_message, service};
@@ -48,6 +49,10 @@ const KILLED: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(in crate::session) use hang::Watch;
+
+/// How long changes that are in progress may take when a worker becomes the keeper, and when it tries again after that.
+const CHANGES_END_WITHIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The exit code of a worker that makes room for another program.
 pub(super) const UPGRADE: c_int = 75;
@@ -104,14 +109,26 @@ pub(in crate::session) struct Worker {
 impl Worker {
     /// Becomes the keeper, by running this program from its beginning. Returns only when that is not possible: also where
     /// the kernel cannot send requests again.
-    pub(super) fn become_keeper(&self, handoff: &Handoff) {
+    pub(super) fn become_keeper(&self, namespace: &Namespace) {
+        let handoff = namespace.handoff();
         // Otherwise requests that are under way would fail, of a mount that works.
         let Some(passing) = self.passing.as_ref().filter(|_| handoff.can_resend()) else { return };
+        // Changes note descriptors in `handoff`, which must be passed on.
+        let Some(_frozen) = namespace.freeze(CHANGES_END_WITHIN) else {
+            tracing::warn!("a change of the space is in progress and does not end");
+            return self.try_again();
+        };
         // They stay pending until the program that begins waits for them.
         self.signals.block_again();
         let error = passing.begin_again(handoff);
         self.signals.unblock();
         tracing::error!(%error, "cannot become the keeper");
+    }
+
+    /// Has the signal come again by which a worker notices that the keeper was killed.
+    fn try_again(&self) {
+        std::thread::sleep(AGAIN);
+        rustix::process::kill_process(rustix::process::getpid(), Signal::USR1).unwrap_or_default();
     }
 
     /// The program before this one is not needed any more: this worker answers.

@@ -25,6 +25,7 @@ use crate::handoff::requests::note_crashes;
 use crate::handoff::{Handoff, Phase};
 use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
+use crate::namespace::Namespace;
 use crate::namespace::types::Ino;
 use crate::session::control::Server;
 use crate::session::end::{UnmountOnDrop, undo_mount_of};
@@ -418,7 +419,7 @@ impl<'p> PendingMount<'p> {
                 tracing::warn!(%error, "no thread for the control socket: no command can ask this mount");
             }
             if started.is_ok() {
-                end_on_signal(&mut signals, plan, worker, handoff);
+                end_on_signal(&mut signals, plan, worker, fs.namespace());
             }
             drop(stop);
             control.iter().for_each(Server::stop);
@@ -428,7 +429,7 @@ impl<'p> PendingMount<'p> {
         if let Some(error) = no_thread {
             tracing::warn!(%error, "no thread for housekeeping: the cache may exceed its limit");
             let prefetcher = settle(plan, &mut claim, fs);
-            end_on_signal(&mut signals, plan, worker, handoff);
+            end_on_signal(&mut signals, plan, worker, fs.namespace());
             prefetcher.finish();
         }
         match loops.join() {
@@ -573,14 +574,14 @@ fn drop_pages_of_bad_blobs(fs: &Fs, session: &Session<Adapter>) {
 }
 
 /// Unmounts at each signal. Returns when the last loop has ended.
-fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker, handoff: &Handoff) {
+fn end_on_signal(signals: &mut Signals, plan: &MountPlan, worker: &Worker, namespace: &Namespace) {
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             if !worker.has_keeper() {
                 tracing::warn!(
                     "the process that keeps this mount was killed: this one takes its place if it can"
                 );
-                worker.become_keeper(handoff);
+                worker.become_keeper(namespace);
                 tracing::error!("nobody keeps this mount: it ends if this process dies, too");
             }
             continue;
