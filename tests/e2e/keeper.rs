@@ -88,6 +88,29 @@ pub fn change_again_and_again(dir: &Path, stop: &AtomicBool) -> u64 {
     logged
 }
 
+/// Makes files and removes them while they are open, until `stop`, and checks that the last ones have their bytes.
+fn unlink_again_and_again(dir: &Path, stop: &AtomicBool) {
+    std::fs::create_dir(dir).unwrap();
+    let mut open = std::collections::VecDeque::new();
+    for n in 0_u32.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let path = dir.join("unlinked");
+        let mut file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.write_all(&n.to_ne_bytes()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        open.push_back((n, file));
+        if open.len() > 20 {
+            let (n, mut file) = open.pop_front().unwrap();
+            file.rewind().unwrap();
+            let mut bytes = [0; 4];
+            file.read_exact(&mut bytes).unwrap();
+            assert_eq!(u32::from_ne_bytes(bytes), n);
+        }
+    }
+}
+
 /// The descriptors that the keeper and its worker share.
 pub fn descriptors(mounted: &Mounted<'_>) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap().count()
@@ -307,6 +330,7 @@ for_both_users! {
             let _stop = StopOnDrop(&stop);
             let reader = scope.spawn(|| read_again_and_again(&path.join("lib"), &stop, &AtomicU64::new(0)));
             let writer = scope.spawn(|| change_again_and_again(&path.join("dir"), &stop));
+            let unlinker = scope.spawn(|| unlink_again_and_again(&path.join("unlinked"), &stop));
             for _ in 0..3 {
                 mounted.kill_keeper();
                 mounted.kill_worker();
@@ -314,6 +338,7 @@ for_both_users! {
             }
             stop.store(true, Ordering::Relaxed);
             reader.join().unwrap();
+            unlinker.join().unwrap();
             assert!(writer.join().unwrap() > 0);
         });
         std::thread::sleep(Duration::from_millis(200));
