@@ -223,6 +223,24 @@ for_both_users! {
         assert_refused(&world, &mount(&world, &world.home(), &["s"]), 3, &["catalog"]);
     }
 
+    /// Only the blob tells that a relocation is wrong, so the catalog is accepted and the file is refused.
+    fn relocation_where_the_name_is_not_fails_only_its_file() {
+        for size in [100, 300_000] {
+            let world = World::new();
+            let library = Library::sample().file("odd.txt", &vec![b'x'; size]);
+            library.write_edited(&world.hololib(), &world.base(), |catalog| {
+                catalog["tree"]["files"]["odd.txt"]["rewrite"] = json!([3]);
+            });
+            let mounted = world.mount("s");
+            assert_only_this_file_fails(&mounted, "odd.txt");
+            mounted.unmount();
+            let checked = world.run([OsStr::new("check"), world.home().as_os_str()]);
+            assert!(checked.code == 11 && checked.stdout.contains("odd.txt"), "{checked:?}");
+            let restored = world.run(["restore", "auto", "r"]);
+            assert_refused(&world, &restored, 11, &["odd.txt", "relocation at byte 3"]);
+        }
+    }
+
     fn missing_blob_fails_only_its_file() {
         for library in [Library::sample(), Library::sample().raw()] {
             let world = World::with(&library);
