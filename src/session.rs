@@ -32,4 +32,4 @@ pub use end::{How, Unmounting};
 pub use error::{Describe, Error, Failure, Refused};
 pub use holders::Holder;
 pub use mount::mount;
-pub use mount::serve::Mounted;
+pub use mount::mounted::Mounted;

@@ -15,6 +15,7 @@ pub mod helper;
 mod keeper;
 mod link;
 mod loops;
+pub(super) mod mounted;
 mod plan;
 mod required;
 pub mod resume;
@@ -25,7 +26,7 @@ mod watch;
 
 use std::time::Instant;
 
-use serve::Mounted;
+use mounted::Mounted;
 
 use super::error::{Describe, Error};
 use super::request::MountPlan;
@@ -71,7 +72,7 @@ pub fn mount(
 pub(super) fn start(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
     let started = Instant::now();
     let mounted = match daemon::start(plan, started, describe) {
-        Ok(mounted) => Mounted { mounted_ms: serve::millis(started), ..mounted },
+        Ok(mounted) => Mounted { mounted_ms: mounted::millis(started), ..mounted },
         Err(error) => restore::instead(plan, started, error)?,
     };
     if plan.request.auto_unmount && !mounted.reused {

@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::mount::arrival;
 use super::mount::compose;
-use super::mount::serve::Mounted;
+use super::mount::mounted::Mounted;
 use super::registry;
 use super::request::MountPlan;
 use crate::library::catalog;
@@ -122,7 +122,7 @@ pub fn restore(
             no_reflink: how.no_reflink(),
             entries: index.len(),
             relocated: index.relocated_files(),
-            restored_ms: super::mount::serve::millis(started),
+            restored_ms: super::mount::mounted::millis(started),
             changes,
             report,
         })
@@ -170,7 +170,7 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         entries: restored.entries,
         relocated: restored.relocated,
         pid: std::process::id(),
-        mounted_ms: super::mount::serve::millis(started),
+        mounted_ms: super::mount::mounted::millis(started),
         missing_blobs: 0,
         reused: false,
         restored: Some(error.to_string()),

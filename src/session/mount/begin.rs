@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use super::arrival;
-use super::serve::{Mounted, PendingMount};
+use super::mounted::Mounted;
+use super::serve::PendingMount;
 use crate::library::index::Index;
 use crate::session::end::{How, unmount};
 use crate::session::error::Error;

@@ -13,8 +13,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use super::begin::begin;
+use super::mounted::Mounted;
 use super::scope;
-use super::serve::Mounted;
 use crate::session::error::{Describe, Error, Failure};
 use crate::session::request::MountPlan;
 use crate::space::state::log_of;

@@ -2,7 +2,7 @@
 //!
 //! A process that has the descriptors of the mount replaces its own program (exec), so its process id, its children and
 //! its locks stay. It is the keeper at an upgrade, and the worker when its keeper was killed. Two descriptors tell the new
-//! program everything: the memory of [`Handoff`], and a file with the [plan](Passed). Both have a version.
+//! program everything: the memory of [`Handoff`], and a file with the plan (`Passed`). Both have a version.
 //!
 //! A rehearsal ([`rehearse`]) shows before whether the new program understands both and finds what it needs. If it fails all
 //! the same before its first worker answers, it runs the earlier program again, of which it has a descriptor.

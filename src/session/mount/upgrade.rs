@@ -65,7 +65,7 @@ pub fn upgrade(state_dir: &Path, program: &Path, limit: Duration) -> Result<Upgr
                 return Ok(Upgraded {
                     from: before.version,
                     to: now.version,
-                    ms: super::serve::millis(asked),
+                    ms: super::mounted::millis(asked),
                 });
             }
             Some(_) => return Err(no("the new program ended at once".to_owned())),

@@ -1,0 +1,117 @@
+//! What a command says about a mount that it has made, or has found.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::library::index::Index;
+use crate::materialize::ReflinkProbe;
+use crate::session::request::MountPlan;
+use crate::settings::{IoMode, Strategy};
+use crate::space::run::RunInfo;
+
+/// A mount that answers. The keys of `holofs mount --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// The mountpoint.
+    pub path: PathBuf,
+    /// The name of the space's directory.
+    pub identity: String,
+    /// The blueprint of what the space holds.
+    pub blueprint: String,
+    /// The path of the library.
+    pub library: PathBuf,
+    /// The strategy in force. None for a daemon of another version with a strategy that this one does not know.
+    pub strategy: Option<Strategy>,
+    /// The I/O mode in force, as `strategy`.
+    pub io: Option<IoMode>,
+    /// Whether extents can be shared with the library.
+    pub reflink: Option<ReflinkProbe>,
+    /// Number of files, directories and links in the environment.
+    pub entries: u32,
+    /// Number of files with relocations.
+    pub relocated: u32,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Time from the command to the first answer of the mount, in milliseconds.
+    pub mounted_ms: u64,
+    /// Number of blobs that the library does not have. Files with these blobs cannot be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_blobs: u32,
+    /// Bytecode is shown: see [`crate::library::bytecode`].
+    #[serde(default)]
+    pub bytecode: bool,
+    /// The space was mounted already.
+    pub reused: bool,
+    /// Nothing was mounted, for this reason, and the environment was restored as plain files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<String>,
+    /// The directory to which the changes of a space were moved that rcc had deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<PathBuf>,
+}
+
+impl Mounted {
+    /// What the user should know about it.
+    #[must_use]
+    pub fn notes(&self, plan: &MountPlan) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(why) = &self.restored {
+            notes.push(format!("restored (no FUSE): {why}"));
+        }
+        if plan.settings.pycache.value && !self.bytecode && self.restored.is_none() {
+            notes.push(
+                "no bytecode is shown: compile it with `holofs warm --pycache` before the mount".to_owned(),
+            );
+        }
+        if self.missing_blobs > 0 {
+            let count = self.missing_blobs;
+            notes.push(format!(
+                "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
+            ));
+        }
+        if let Some(own) = &plan.space.own {
+            let (count, own) = (self.relocated, own.display());
+            notes.push(format!("{count} files name {own}, on which this space is not mounted"));
+        }
+        if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
+            notes.push(format!(
+                "rcc deleted this space, so a new one was made; the old changes are in {aside}"
+            ));
+        }
+        notes
+    }
+
+    /// The mount of a plan that this daemon serves.
+    pub(in crate::session) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
+        Self {
+            path: run.mountpoint,
+            identity: plan.space.identity.to_string(),
+            blueprint: plan.holds.clone(),
+            library: plan.location.path.clone(),
+            strategy: run.strategy,
+            io: run.io,
+            reflink: run.reflink,
+            entries: index.len(),
+            bytecode: run.extra.as_ref().is_some_and(|extra| extra.bytecode),
+            relocated: index.relocated_files(),
+            pid: run.pid,
+            mounted_ms: millis(started),
+            missing_blobs: 0,
+            reused: false,
+            restored: None,
+            set_aside: None,
+        }
+    }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// The time since `start` in milliseconds.
+pub(in crate::session) fn millis(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
