@@ -11,6 +11,7 @@ pub mod clone;
 pub mod relocate;
 mod relocated;
 pub mod source;
+mod splice;
 pub mod staging;
 
 use std::collections::{HashMap, HashSet};

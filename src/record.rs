@@ -26,6 +26,7 @@ mod store;
 mod tests;
 pub(crate) mod tree;
 pub(crate) mod unfinished;
+mod unplace;
 mod walk;
 
 use std::collections::HashSet;
@@ -45,14 +46,16 @@ pub use self::error::RecordError;
 use self::place::Opened;
 use self::stage::Stage;
 pub(crate) use self::store::Reading;
-use self::store::{Store, Written, replace_synced};
+use self::store::{Store, Written, make_dir, replace_synced};
 use self::tree::{Facts, Kind, Tree};
 use self::unfinished::Mark;
+pub(crate) use self::unplace::Paths;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{Header, write};
 use crate::library::catalogs::this_platform;
 use crate::library::digest::{Digest, DigestKind, Hasher};
 use crate::library::name;
+use crate::sys::guarded::Dir;
 
 /// The library to record into, and how.
 #[derive(Clone, Debug)]
@@ -88,6 +91,22 @@ pub struct RecordOptions {
     pub keep_stage: bool,
     /// Whether to replace an environment of this blueprint that the library has.
     pub replace: bool,
+    /// Whether the path of the stage is long, so that binaries have room for other paths.
+    pub portable: bool,
+}
+
+/// The length in bytes of the path of a portable stage. Whoever writes a script with the path of an interpreter in its first
+/// line does it in another way for such a path, so that it works at any length.
+const PORTABLE: usize = 200;
+
+/// A directory in the holotree in which the path of the stage has [`PORTABLE`] bytes, or more if the holotree's has.
+fn long_dir(place: &Opened, identity: &str) -> Result<Dir, RecordError> {
+    const NAME: &str = "portable";
+    const NAME_MAX: usize = 255;
+    let others = place.holotree.path().as_os_str().len() + identity.len() + "//".len();
+    let len = PORTABLE.saturating_sub(others).clamp(NAME.len(), NAME_MAX);
+    let name = format!("{NAME:_<len$}");
+    Ok(make_dir(&place.holotree, OsStr::new(&name), place.shared)?)
 }
 
 /// What was recorded. Sizes are in bytes.
@@ -144,7 +163,9 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     }
     let home = options.home.as_deref().map(OsStrExt::as_bytes);
     let identity = name::stage_identity(home, &platform.replacen('_', " ", 1));
-    let holotree = &destination.place.holotree;
+    let place = &destination.place;
+    let portable = if options.portable { Some(long_dir(place, identity.as_str())?) } else { None };
+    let holotree = portable.as_ref().unwrap_or(&place.holotree);
     let stage = Stage::make(holotree, OsStr::new(identity.as_str()), options.keep_stage)?;
     stage.run(&options.command, &options.target.cancel)?;
     stage.put_blueprint(blueprint)?;
@@ -152,7 +173,7 @@ pub fn record(options: &RecordOptions) -> Result<Recorded, RecordError> {
     let path = stage.path().to_str();
     let path = path.ok_or_else(|| RecordError::NameNotUtf8 { path: stage.path().into() })?;
     let header = header(identity.as_str(), path, &platform, blueprint);
-    let reading = Reading { stage: identity.as_str().as_bytes(), space: None, origin: None };
+    let reading = Reading { stage: identity.as_str().as_bytes(), space: None, paths: None, origin: None };
     let tree = walk::walk(stage.path())?;
     let recorded = destination.record(&header, &tree, reading, &|| Ok(()), options.replace)?;
     stage.finish()?;

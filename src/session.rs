@@ -20,6 +20,7 @@ mod error;
 pub mod gc;
 mod holders;
 pub mod mount;
+mod placed;
 pub mod registry;
 pub mod request;
 pub mod restore;

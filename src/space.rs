@@ -126,13 +126,21 @@ pub enum SpaceError {
         /// The directory in which it works.
         base: PathBuf,
     },
-    /// The catalog names a directory that does not belong to its library, and the user did not type it.
-    #[error("catalog {catalog}: its spaces belong in {base:?}, which is not a directory of this library")]
-    ForeignBase {
-        /// The catalog.
-        catalog: PathBuf,
-        /// The directory.
-        base: PathBuf,
+    /// A fork needs a path of the length of the other space's.
+    #[error("{path}: the path of a fork of this space must have {len} bytes")]
+    OtherLength {
+        /// The path.
+        path: PathBuf,
+        /// The length of the other space's path.
+        len: usize,
+    },
+    /// An environment cannot be shown at this path.
+    #[error("{path}: {why}")]
+    Unusable {
+        /// The path.
+        path: PathBuf,
+        /// What would not work there.
+        why: &'static str,
     },
     /// The mountpoint cannot be mounted on.
     #[error("{path}: {problem}")]

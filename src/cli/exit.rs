@@ -238,13 +238,11 @@ impl Advice for SpaceError {
             Self::BaseMismatch { base, .. } => {
                 try_this(MOUNTPOINT, format!("a directory in {}, or the name of a space", base.display()))
             }
-            Self::ForeignBase { base, .. } => {
-                let base = base.display();
-                try_this(
-                    MOUNTPOINT,
-                    format!("if you trust it, the path of a directory with a name of 24 bytes in {base}"),
-                )
-            }
+            Self::OtherLength { len, .. } => try_this(MOUNTPOINT, format!("a path of {len} bytes")),
+            Self::Unusable { .. } => try_this(
+                MOUNTPOINT,
+                "another path, or the name of a space: holofs then chooses the directory",
+            ),
             Self::Mountpoint { path, problem } => try_this(MOUNTPOINT, way_out(path, problem)),
             Self::NoCatalog { candidates, .. } if candidates.is_empty() => {
                 try_this(NOT_FOUND, "add an environment to the library with `holofs record` or rcc")
@@ -374,6 +372,14 @@ impl Advice for session::Error {
                 try_this(MOUNTPOINT, "unmount it first, or use another space name")
             }
             Self::OtherOptions { .. } => try_this(MOUNTPOINT, "leave out these options, or unmount it first"),
+            Self::Unsearched { .. } => try_this(LIBRARY, "complete the library: see `holofs check`"),
+            Self::Unpatchable { from, named, .. } => {
+                let fix = format!(
+                    "a path of at most {} bytes, or --foreign with a path to leave these files as they are:",
+                    from.len()
+                );
+                Failure { choices: named.clone(), ..try_this(MOUNTPOINT, fix) }
+            }
             Self::NoReflink { .. } => {
                 try_this(STRATEGY, "--strategy smart, or HOLOFS_HOME on the library's btrfs or xfs")
             }

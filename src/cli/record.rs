@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// Keep the stage directory
     #[arg(long)]
     keep_stage: bool,
+    /// Build in a directory with a long path, so that the environment works at every shorter one
+    #[arg(long)]
+    portable: bool,
     /// Seconds to wait for rcc's lock [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub(super) lock_timeout: Option<Duration>,
@@ -65,6 +68,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         command: args.command,
         keep_stage: args.keep_stage,
         replace: args.force,
+        portable: args.portable,
     });
     if cancel.load(Ordering::Relaxed) && done.is_ok() {
         output::note(context.silent, "the signal came after everything was recorded");

@@ -10,8 +10,10 @@
 
 pub mod cache;
 pub mod compile;
+pub mod find;
 pub mod format;
 pub(crate) mod node;
+pub mod place;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +52,9 @@ pub struct CatalogInfo {
     pub rcc_bytes: u64,
     /// Files with relocations.
     pub rcc_relocations: u64,
+    /// The path at which the environment is shown, if it is not a directory beside `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed: Option<place::Placed>,
 }
 
 #[derive(Debug)]
@@ -168,7 +173,20 @@ impl Index {
                 perm: u32::from(raw.perm.get()),
                 digest: self.digest(b as u32)?,
                 relocations: self.relocations(raw.c.get(), (b >> 32) as u32)?,
+                stored: a,
             },
+            format::PLACED => {
+                let words = self.relocations(raw.c.get(), (b >> 32) as u32)?;
+                let (stored, relocations) =
+                    words.split_first().ok_or(IndexError("a file without its size"))?;
+                NodeKind::File {
+                    size: a,
+                    perm: u32::from(raw.perm.get()),
+                    digest: self.digest(b as u32)?,
+                    relocations,
+                    stored: stored.get(),
+                }
+            }
             format::SYMLINK => NodeKind::Symlink { target: self.string(a as u32, (a >> 32) as u32)? },
             _ => return Err(IndexError("a node of unknown kind")),
         };
@@ -221,7 +239,13 @@ impl Index {
             return Ok(Node { id, parent: of, name: bytecode::DIRECTORY, kind });
         }
         let found = bytecode.of(of).ok_or(NONE)?;
-        let kind = NodeKind::File { size: found.size, perm: 0o644, digest: found.digest, relocations: &[] };
+        let kind = NodeKind::File {
+            size: found.size,
+            perm: 0o644,
+            digest: found.digest,
+            relocations: &[],
+            stored: found.size,
+        };
         Ok(Node { id, parent: NodeId(self.len() + raw.parent.get()), name: found.name, kind })
     }
 

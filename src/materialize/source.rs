@@ -7,6 +7,7 @@
 //! Invariants: the library is only read, and nobody gets the bytes of a relocated file before they are relocated.
 
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 
 use super::clone::{self, CloneError, Cloner, Method};
 use super::relocate::{self, Names, RelocateError};
+use super::splice::{At, Place, Pushing, Same, Splicer};
 use crate::library::Latency;
 use crate::library::blob::direct::{AT_ONCE, Room, Unpacked};
 use crate::library::blob::{BlobError, Blobs, Streamed};
@@ -28,12 +30,17 @@ use crate::sys::{errno_of, fd};
 /// cache. Below this size a cache file (an inode, a rename, a verification) costs more than decompressing again.
 pub const SMALL_FILE: u64 = 128 * 1024;
 
+/// How much of a large file is read at once.
+const PIECE: usize = 256 * 1024;
+
 /// The content of an environment's files, as one space shows them.
 #[derive(Debug)]
 pub struct Source {
     index: Arc<Index>,
     blobs: Arc<Blobs>,
     names: Names,
+    /// The whole paths, if the environment is shown at another path than the one for which it was built.
+    place: Option<Place>,
     cloner: Cloner,
 }
 
@@ -46,6 +53,8 @@ pub struct LowerFile<'a> {
     pub size: u64,
     digest: Digest,
     relocations: Relocations<'a>,
+    /// Size of the blob.
+    stored: u64,
 }
 
 impl LowerFile<'_> {
@@ -63,10 +72,15 @@ impl LowerFile<'_> {
 }
 
 impl Source {
-    /// The files of `index`, with the bytes of `blobs`, relocated as `names` says.
+    /// The files of `index`, with the bytes of `blobs`, relocated as `names` and the index say.
     #[must_use]
     pub fn new(index: Arc<Index>, blobs: Arc<Blobs>, names: Names, strategy: Strategy) -> Self {
-        Self { index, blobs, names, cloner: Cloner::new(strategy) }
+        let info = index.info();
+        let place = info.placed.as_ref().map(|placed| Place {
+            from: info.path.clone().into_bytes(),
+            to: placed.path.clone().into_bytes(),
+        });
+        Self { index, blobs, names, place, cloner: Cloner::new(strategy) }
     }
 
     /// Looks up a regular file.
@@ -75,8 +89,8 @@ impl Source {
     /// When the node is not a regular file, or the index is damaged.
     pub fn file(&self, node: NodeId) -> Result<LowerFile<'_>, Error> {
         match self.index.node(node)?.kind {
-            NodeKind::File { size, digest, relocations, .. } => {
-                Ok(LowerFile { node, size, digest, relocations })
+            NodeKind::File { size, digest, relocations, stored, .. } => {
+                Ok(LowerFile { node, size, digest, relocations, stored })
             }
             NodeKind::Dir { .. } | NodeKind::Symlink { .. } => Err(Error::NotAFile(node)),
         }
@@ -99,8 +113,12 @@ impl Source {
     /// # Errors
     /// When the blob or a relocation is bad.
     pub fn read(&self, file: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
-        let read = self.blobs.read_all(&file.digest, file.size);
+        let read = self.blobs.read_all(&file.digest, file.stored);
         let mut bytes = read.map_err(|source| self.blob_error(file.node, source))?;
+        if let Some(mut splicer) = self.splicer(file, Vec::with_capacity(file.size as usize)) {
+            let spliced = splicer.push(&bytes).and_then(|()| splicer.finish());
+            return spliced.map_err(|source| self.relocate_error(file, source));
+        }
         relocate::patch_bytes(&mut bytes, file.relocations.iter().map(|at| at.get()), &self.names)
             .map_err(|source| self.relocate_error(file, source))?;
         Ok(bytes)
@@ -111,7 +129,7 @@ impl Source {
     /// # Errors
     /// When the blob is bad.
     pub fn open_blob(&self, file: &LowerFile<'_>) -> Result<File, Error> {
-        self.blobs.open_raw(&file.digest, file.size).map_err(|source| self.blob_error(file.node, source))
+        self.blobs.open_raw(&file.digest, file.stored).map_err(|source| self.blob_error(file.node, source))
     }
 
     /// As [`Source::open_blob`], if the blob cache has a copy. The library is not read.
@@ -119,7 +137,7 @@ impl Source {
     /// # Errors
     /// When the cache cannot be read.
     pub fn cached(&self, file: &LowerFile<'_>) -> Result<Option<File>, Error> {
-        self.blobs.cached(&file.digest, file.size).map_err(|source| self.blob_error(file.node, source))
+        self.blobs.cached(&file.digest, file.stored).map_err(|source| self.blob_error(file.node, source))
     }
 
     /// Whether the blob is read without waiting for a disk.
@@ -139,7 +157,7 @@ impl Source {
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Streamed, Error> {
         self.blobs
-            .stream(&file.digest, file.size, failed)
+            .stream(&file.digest, file.stored, failed)
             .map_err(|source| self.blob_error(file.node, source))
     }
 
@@ -162,6 +180,9 @@ impl Source {
     /// # Errors
     /// As [`Source::fill`].
     pub fn fill_from(&self, blob: &File, file: &LowerFile<'_>, to: &File) -> Result<Method, Error> {
+        if self.splice_to(file, blob, At::new(to, 0))? {
+            return Ok(Method::Copy);
+        }
         let done = self
             .cloner
             .clone_file(blob, to, file.size)
@@ -176,8 +197,20 @@ impl Source {
     /// # Errors
     /// As [`Source::fill`].
     pub fn unpack(&self, file: &LowerFile<'_>, to: &File, room: &mut Room) -> Result<(), Error> {
+        if let Some(splicer) = self.splicer(file, BufWriter::with_capacity(PIECE, At::new(to, 0))) {
+            let mut pushing = Pushing::new(splicer);
+            let unpacked = self.blobs.unpack_to(&file.digest, file.stored, &mut pushing);
+            return match (pushing.end(), unpacked) {
+                (_, Err(Unpacked::Blob(source))) => Err(self.blob_error(file.node, source)),
+                (Err(source), _) => Err(self.relocate_error(file, source)),
+                (Ok(_), Err(Unpacked::Write(source))) => Err(self.os_error(file, "write")(errno_of(&source))),
+                (Ok(mut out), Ok(())) => {
+                    out.flush().map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))
+                }
+            };
+        }
         if file.size > AT_ONCE {
-            let unpacked = self.blobs.unpack_to(&file.digest, file.size, &mut &*to);
+            let unpacked = self.blobs.unpack_to(&file.digest, file.stored, &mut &*to);
             return unpacked
                 .map_err(|error| match error {
                     Unpacked::Blob(source) => self.blob_error(file.node, source),
@@ -185,7 +218,7 @@ impl Source {
                 })
                 .and_then(|()| self.relocate(file, to));
         }
-        let read = self.blobs.read_into(&file.digest, file.size, room);
+        let read = self.blobs.read_into(&file.digest, file.stored, room);
         let bytes = read.map_err(|source| self.blob_error(file.node, source))?;
         relocate::patch_bytes(bytes, file.relocations.iter().map(|at| at.get()), &self.names)
             .map_err(|source| self.relocate_error(file, source))?;
@@ -199,6 +232,9 @@ impl Source {
     /// As [`Source::fill`].
     pub(super) fn fill_by_copy(&self, file: &LowerFile<'_>, to: &File) -> Result<(), Error> {
         let blob = self.open_blob(file)?;
+        if self.splice_to(file, &blob, At::new(to, 0))? {
+            return Ok(());
+        }
         clone::copy(&blob, to, file.size)
             .map_err(|source| Error::Clone { path: self.path(file.node), source })?;
         self.relocate(file, to)
@@ -209,7 +245,7 @@ impl Source {
     /// # Errors
     /// When the blob is bad.
     pub fn prepare(&self, file: &LowerFile<'_>, stop: &AtomicBool) -> Result<bool, Error> {
-        let prepared = self.blobs.prepare(&file.digest, file.size, stop);
+        let prepared = self.blobs.prepare(&file.digest, file.stored, stop);
         prepared.map_err(|source| self.blob_error(file.node, source))
     }
 
@@ -218,8 +254,18 @@ impl Source {
     /// # Errors
     /// When the blob or a relocation is bad, or `other` cannot be read.
     pub fn is_in(&self, file: &LowerFile<'_>, other: &File) -> Result<bool, Error> {
-        const PIECE: usize = 256 * 1024;
         let blob = if file.is_small() { None } else { Some(self.open_blob(file)?) };
+        if let Some(blob) = &blob
+            && self.place.is_some()
+            && file.is_relocated()
+        {
+            let mut same = Same { other, at: 0, differs: None };
+            return match (self.splice_to(file, blob, &mut same), same.differs) {
+                (_, Some(Ok(()))) => Ok(false),
+                (_, Some(Err(errno))) => Err(self.os_error(file, "read")(errno)),
+                (compared, None) => compared.map(|_| true),
+            };
+        }
         let small = if blob.is_none() { self.read(file)? } else { Vec::new() };
         let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
         let mut at = 0;
@@ -257,7 +303,7 @@ impl Source {
         let done = if file.is_small() {
             self.blobs.read_ahead(&file.digest)
         } else {
-            self.blobs.prepare(&file.digest, file.size, stop).map(drop)
+            self.blobs.prepare(&file.digest, file.stored, stop).map(drop)
         };
         done.map_err(|source| self.blob_error(node, source))
     }
@@ -266,6 +312,37 @@ impl Source {
     pub(super) fn os_error(&self, file: &LowerFile<'_>, call: &'static str) -> impl FnOnce(Errno) -> Error {
         let node = file.node;
         move |source| Error::Os { path: self.path(node), call, source }
+    }
+
+    /// Makes the bytes of a file of those of its blob, if it is one that names another path. None for all other files.
+    fn splicer<W: Write>(&self, file: &LowerFile<'_>, out: W) -> Option<Splicer<'_, W>> {
+        let place = self.place.as_ref().filter(|_| file.is_relocated())?;
+        // The words belong to the index, as the file's do.
+        let Ok(NodeKind::File { relocations, .. }) = self.index.node(file.node).map(|node| node.kind) else {
+            return None;
+        };
+        Some(Splicer::new(relocations, &self.names, place, out))
+    }
+
+    /// Writes a file that names another path to `out`. Returns whether it is one.
+    fn splice_to(&self, file: &LowerFile<'_>, blob: &File, out: impl Write) -> Result<bool, Error> {
+        let Some(mut splicer) = self.splicer(file, BufWriter::with_capacity(PIECE, out)) else {
+            return Ok(false);
+        };
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        loop {
+            let read = fd::read_full(blob, at, &mut piece).map_err(self.os_error(file, "read"))?;
+            let pushed = splicer.push(piece.get(..read).unwrap_or_default());
+            pushed.map_err(|source| self.relocate_error(file, source))?;
+            at += read as u64;
+            if read < PIECE {
+                break;
+            }
+        }
+        let mut out = splicer.finish().map_err(|source| self.relocate_error(file, source))?;
+        out.flush().map_err(|error| errno_of(&error)).map_err(self.os_error(file, "write"))?;
+        Ok(true)
     }
 
     fn relocate(&self, file: &LowerFile<'_>, to: &File) -> Result<(), Error> {

@@ -69,6 +69,11 @@ pub enum RecordError {
     /// A directory is nested deeper than a catalog may be.
     #[error("{path}: nested too deeply to be recorded")]
     TooDeep { path: PathBuf },
+    /// A binary names the path of its space, and has no room for the path in which the environment was built.
+    #[error(
+        "{path}: it names the path of the space, and the path in which the environment was built is longer"
+    )]
+    DoesNotFit { path: PathBuf },
     /// A process still changes files of the stage.
     #[error("{path}: changed while it was recorded")]
     Changed { path: PathBuf },

@@ -28,6 +28,7 @@ use super::error::RecordError;
 use super::rename::{Names, Renaming};
 use super::search::Search;
 use super::tree::{self, Content, Facts, OnDisk};
+use super::unplace::{self, DoesNotFit, Paths};
 use crate::library::blob::Blobs;
 use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, DigestKind, Hasher};
@@ -256,6 +257,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) stage: &'a [u8],
     /// The name of the space from which files on the disk come. It is replaced by the stage's.
     pub(crate) space: Option<&'a [u8]>,
+    /// The whole paths, if the space is at another one than its catalog says.
+    pub(crate) paths: Option<Paths<'a>>,
     /// The blobs of the library from which the environment comes.
     pub(crate) origin: Option<&'a Blobs>,
 }
@@ -291,13 +294,36 @@ impl Worker<'_> {
         let path = &content.path;
         let (mut file, before) = open(content)?;
         let names = self.reading.space.map(|from| Names { from, to: self.reading.stage });
-        let facts = self.stored(&mut file, names, path)?;
+        let (facts, len) = match self.reversed(&mut file, path)? {
+            Some((content, len)) => (self.stored(&mut Cursor::new(&content), names, path)?, len),
+            None => {
+                file.rewind().map_err(RecordError::io(path))?;
+                let facts = self.stored(&mut file, names, path)?;
+                let len = facts.size;
+                (facts, len)
+            }
+        };
         let after = file.metadata().map_err(RecordError::io(path))?;
         let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        if state(&before) != state(&after) || facts.size != after.len() {
+        if state(&before) != state(&after) || len != after.len() {
             return Err(RecordError::Changed { path: path.clone() });
         }
         Ok(facts)
+    }
+
+    /// A file that names the path of its space, with the path of the stage, and its length before. None for others.
+    fn reversed(&mut self, file: &mut File, path: &Path) -> Result<Option<(Vec<u8>, u64)>, RecordError> {
+        let Some(paths) = self.reading.paths else { return Ok(None) };
+        if !unplace::mentions(file, paths.from, &mut self.piece).map_err(RecordError::io(path))? {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut content)).map_err(RecordError::io(path))?;
+        match paths.reverse(&content) {
+            Ok(Some(reversed)) => Ok(Some((reversed, content.len() as u64))),
+            Ok(None) => Ok(None),
+            Err(DoesNotFit) => Err(RecordError::DoesNotFit { path: path.to_owned() }),
+        }
     }
 
     /// Hashes a content, with its names replaced, and stores its blob.
@@ -422,7 +448,7 @@ pub(super) fn make_dir(above: &Dir, name: &OsStr, shared: bool) -> Result<Dir, G
 mod tests {
     use super::*;
 
-    const READING: Reading<'_> = Reading { stage: b"needle", space: None, origin: None };
+    const READING: Reading<'_> = Reading { stage: b"needle", space: None, paths: None, origin: None };
 
     fn content(path: &Path) -> tree::File {
         let metadata = std::fs::metadata(path).unwrap();

@@ -36,6 +36,7 @@ pub(super) fn options(library: &Path, script: &str) -> RecordOptions {
         command: ["sh", "-euc", script].map(OsString::from).to_vec(),
         keep_stage: false,
         replace: false,
+        portable: false,
     }
 }
 

@@ -185,7 +185,7 @@ impl Restore<'_> {
     ) -> Result<(), RestoreError> {
         let started = Instant::now();
         let found = self.index.node(node)?;
-        let NodeKind::File { size, perm, digest, relocations } = found.kind else { return Ok(()) };
+        let NodeKind::File { size, perm, digest, relocations, .. } = found.kind else { return Ok(()) };
         let lower = self.source.file(node)?;
         if let Sharing::Links(pool) = self.sharing
             && size > 0

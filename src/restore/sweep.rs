@@ -156,7 +156,7 @@ impl Restore<'_> {
                     let text = rustix::fs::readlinkat(&opened, name, Vec::new());
                     text.is_ok_and(|text| text.as_bytes() == *target)
                 }
-                Some(NodeKind::File { size, perm, digest, relocations })
+                Some(NodeKind::File { size, perm, digest, relocations, .. })
                     if file_type == FileType::RegularFile =>
                 {
                     match trust {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::end::write_out;
 use super::error::Error;
 use super::mount::compose;
+use super::placed;
 use super::spaces::{SpaceState, Survey};
 use crate::library::LibraryError;
 use crate::library::catalogs::{CatalogName, this_platform};
@@ -77,6 +78,10 @@ impl Changed {
         let mounted = space.is_mounted.then_some(space.path);
         let cache_dir = env.cache_dir();
         let (index, location) = catalog_of(&record, &cache_dir)?;
+        let index = match record.basis.placed_at() {
+            Some(place) => placed::at(&index, place, location.as_ref(), &cache_dir, None)?,
+            None => Arc::new(index),
+        };
         let path = state_dir.join("upper");
         let upper = upper::open(&path)
             .and_then(|found| {
@@ -87,7 +92,7 @@ impl Changed {
                 })
             })
             .map_err(|source| Error::Changes { path, source })?;
-        Ok(Self { record, state_dir, index: Arc::new(index), upper, mounted, location, cache_dir })
+        Ok(Self { record, state_dir, index, upper, mounted, location, cache_dir })
     }
 
     /// What was changed, in the order of the paths.

@@ -13,6 +13,7 @@ use super::holders::Holder;
 use super::spaces::state::SpaceState;
 use crate::blueprint::BlueprintError;
 use crate::library::LibraryError;
+use crate::library::index::find::FindError;
 use crate::namespace;
 use crate::record::RecordError;
 use crate::restore::RestoreError;
@@ -98,6 +99,26 @@ pub enum Error {
         path: PathBuf,
         /// Each option that is not in force, with the value in force.
         differs: Vec<String>,
+    },
+    /// The files of an environment could not be searched for the path in which it was built.
+    #[error("{path}: the environment cannot be shown there: {source}")]
+    Unsearched {
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: FindError,
+    },
+    /// Some files cannot name another path.
+    #[error("{path}: {count} files would still name {from}")]
+    Unpatchable {
+        /// The path.
+        path: PathBuf,
+        /// The one in which the environment was built.
+        from: String,
+        /// How many files.
+        count: u32,
+        /// The first of them.
+        named: Vec<String>,
     },
     /// `--strategy reflink` is impossible.
     #[error("{path} is {filesystem}: no reflink ({reason})")]

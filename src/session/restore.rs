@@ -67,11 +67,18 @@ pub struct Restored {
     pub entries: u32,
     /// Files with relocations.
     pub relocated: u32,
+    /// Files that name another directory, because no other path fits into them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unpatched: u32,
     pub restored_ms: u64,
     /// The space's changes of earlier mounts, which the restored tree does not show.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<PathBuf>,
     pub report: Report,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What the user can choose about a restore besides the place.
@@ -111,7 +118,7 @@ pub fn restore(
         // Before that, rcc would trust a list of files that are not there.
         staged??.publish()?;
         tell_rcc(plan, &base, umask.bits())?;
-        restore::settle(&base, plan.space.identity.as_str()).map_err(|source| in_space(plan, source))?;
+        restore::settle(&base, dir_name(plan)).map_err(|source| in_space(plan, source))?;
         Ok(Restored {
             path: plan.space.mountpoint.clone(),
             identity: plan.space.identity.to_string(),
@@ -122,6 +129,7 @@ pub fn restore(
             no_reflink: how.no_reflink(),
             entries: index.len(),
             relocated: index.relocated_files(),
+            unpatched: index.info().placed.as_ref().map_or(0, |placed| placed.unpatched),
             restored_ms: super::mount::mounted::millis(started),
             changes,
             report,
@@ -169,6 +177,7 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         bytecode: false,
         entries: restored.entries,
         relocated: restored.relocated,
+        unpatched: restored.unpatched,
         pid: std::process::id(),
         mounted_ms: super::mount::mounted::millis(started),
         missing_blobs: 0,
@@ -245,8 +254,13 @@ fn restore_to(
         cancel: wishes.cancel,
         progress,
     };
-    let report = restore.run(base, plan.space.identity.as_str(), || known(plan));
+    let report = restore.run(base, dir_name(plan), || known(plan));
     Ok((report.map_err(|source| in_space(plan, source))?, how))
+}
+
+/// The name of the space's directory. What is not UTF-8 was refused.
+fn dir_name(plan: &MountPlan) -> &str {
+    plan.space.dir_name().to_str().unwrap_or(plan.space.identity.as_str())
 }
 
 fn in_space(plan: &MountPlan, source: restore::RestoreError) -> Error {
@@ -410,7 +424,15 @@ fn check_free(plan: &MountPlan) -> Result<(), Error> {
 fn check_place(plan: &MountPlan, base: &Dir) -> Result<(), Error> {
     let problem =
         |problem| Error::from(SpaceError::Mountpoint { path: plan.space.mountpoint.clone(), problem });
-    match base.open_dir(OsStr::new(plan.space.identity.as_str()), Trust::Owned) {
+    match base.open_dir(plan.space.dir_name(), Trust::Owned) {
+        // What is in a directory of the user's choice and was not restored there would be removed.
+        Ok(dir) if plan.space.own.is_some() && !dir.is_empty().map_err(SpaceError::from)? => {
+            let restored = meta::recorded(&plan.space.mountpoint);
+            match restored.filter(|restored| Path::new(&restored.path) == plan.space.mountpoint) {
+                Some(_) => Ok(()),
+                None => Err(problem(MountpointProblem::NotEmpty)),
+            }
+        }
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(GuardedError { problem: Problem::NotADirectory(_) | Problem::Os(Errno::NOTDIR), .. }) => {

@@ -58,6 +58,8 @@ impl From<IndexError> for CommitError {
 pub(crate) struct Names<'a> {
     /// The name of the space's directory.
     pub(crate) space: &'a str,
+    /// The path of the space, if its files name that instead of the one that the catalog says.
+    pub(crate) place: Option<&'a str>,
     /// The name of the stage.
     pub(crate) stage: &'a str,
     /// The path of the stage.
@@ -350,7 +352,12 @@ impl<'a> Merge<'a> {
             path: path.into(),
             what: "a link whose text is not UTF-8",
         })?;
-        let text = text.replace(self.names.space, self.names.stage);
+        let Names { space, place, stage, stage_path } = self.names;
+        let below = place.and_then(|place| text.strip_prefix(place));
+        let text = match below.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => format!("{stage_path}{rest}"),
+            None => text.replace(space, stage),
+        };
         Ok(Kind::Link { text, target: Target::File(None) })
     }
 

@@ -24,7 +24,7 @@ use super::state::is_locked;
 use super::upper::walk::Walk;
 use super::upper::{self, UpperError, entry};
 use super::{SpaceError, lock};
-use crate::library::NAME_LEN;
+use crate::library::index::place::{self, Step};
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::sys::fd::read_full;
 use crate::sys::guarded::{Dir, Durability, Trust};
@@ -90,7 +90,7 @@ impl NewSpace {
                 let Some(stat) = visited.stat()? else { continue };
                 let os = |source| UpperError::Os { path: visited.path.to_owned(), call: "read", source };
                 let has = match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::RegularFile if stat.st_size >= NAME_LEN as i64 => {
+                    FileType::RegularFile if stat.st_size >= name.len() as i64 => {
                         let file =
                             entry::open(dir, entry_name, OFlags::RDONLY | OFlags::NOFOLLOW).map_err(os)?;
                         holds(&File::from(file), name.as_bytes()).map_err(os)?
@@ -184,16 +184,35 @@ pub fn remove_unfinished(state_dir: &Path) -> Result<(), SpaceError> {
     remove(&spaces, state_dir.file_name().unwrap_or_default())
 }
 
-/// Writes `new` over `old` at the offsets at which the catalog relocates a node, where `old` still stands.
+/// What changes in the files of a fork: the names of the two spaces, and their paths, of equal length, if the files name
+/// other paths than the catalog says.
+#[derive(Clone, Copy, Debug)]
+pub struct Renamed<'a> {
+    /// The names.
+    pub name: (&'a str, &'a str),
+    /// The paths.
+    pub path: Option<(&'a str, &'a str)>,
+}
+
+/// Writes the new name over the old one at the offsets at which the catalog relocates a node, where the old one still
+/// stands. Likewise the new path.
 ///
 /// # Errors
 /// When the file cannot be read or written.
-pub fn rename_in(index: &Index, node: NodeId, file: &File, old: &[u8], new: &[u8]) -> io::Result<()> {
+pub fn rename_in(index: &Index, node: NodeId, file: &File, renamed: Renamed<'_>) -> io::Result<()> {
     let NodeKind::File { relocations, .. } = index.node(node)?.kind else { return Ok(()) };
-    let mut found = [0; NAME_LEN];
-    for offset in relocations.iter().map(|offset| offset.get()) {
-        if read_full(file, offset, &mut found)? == NAME_LEN && found == *old {
-            file.write_all_at(new, offset)?;
+    let places = match (&index.info().placed, renamed.path) {
+        (Some(placed), Some(_)) => place::places(relocations, index.info().path.len(), placed.path.len()),
+        _ => relocations.iter().map(|offset| (offset.get(), Step::Name)).collect(),
+    };
+    for (offset, step) in places {
+        let (old, new) = match (step, renamed.path) {
+            (Step::Path, Some(path)) => path,
+            _ => renamed.name,
+        };
+        let mut found = vec![0; old.len()];
+        if read_full(file, offset, &mut found)? == old.len() && found == old.as_bytes() {
+            file.write_all_at(new.as_bytes(), offset)?;
         }
     }
     Ok(())
@@ -234,7 +253,7 @@ pub fn copy<E: From<CopyError>, F>(
 fn holds(file: &File, name: &[u8]) -> Result<bool, Errno> {
     const PIECE: usize = 256 * 1024;
     let finder = memchr::memmem::Finder::new(name);
-    let mut buffer = vec![0; PIECE + NAME_LEN];
+    let mut buffer = vec![0; PIECE + name.len()];
     let mut at = 0;
     loop {
         // Pieces overlap, because a name can stand where two of them meet.

@@ -38,7 +38,7 @@ pub fn beside(mountpoint: &Path, ending: &str) -> PathBuf {
 
 /// The name of the file beside the space's directory with this ending.
 fn name_beside(space: &SpacePath, ending: &str) -> OsString {
-    let mut name = OsString::from(space.identity.as_str());
+    let mut name = space.dir_name().to_owned();
     name.push(ending);
     name
 }

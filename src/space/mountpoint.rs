@@ -33,7 +33,7 @@ pub struct Mountpoint {
 /// [`SpaceError::Mountpoint`] if it cannot be mounted on.
 pub fn prepare(base: &Dir, space: &SpacePath) -> Result<Mountpoint, SpaceError> {
     let path = &space.mountpoint;
-    let name = path.file_name().unwrap_or(OsStr::new(space.identity.as_str()));
+    let name = space.dir_name();
     let problem = |problem| SpaceError::Mountpoint { path: path.clone(), problem };
     // An existing mount is found in mountinfo: to access the directory could block.
     if let Ok(Some(mount)) = mountinfo::mount_at(&resolved(path)) {
@@ -118,6 +118,7 @@ mod tests {
             identity: Identity::parse(NAME).unwrap(),
             mountpoint: base.join(NAME),
             own: None,
+            placed: false,
             label: "x".into(),
             controller: "rcc.user".into(),
         }

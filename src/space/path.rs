@@ -1,5 +1,6 @@
 //! A space's names, and the directory in which its environment works.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::library::name::Identity;
@@ -11,8 +12,10 @@ pub struct SpacePath {
     pub identity: Identity,
     /// The directory on which it is mounted, absolute.
     pub mountpoint: PathBuf,
-    /// The directory that its files name, if it is mounted on another one (`--foreign`). rcc does not know such a mount.
+    /// The directory that the catalog names for it, if it is mounted on another one. rcc does not know such a mount.
     pub own: Option<PathBuf>,
+    /// Its files name the mountpoint instead of `own`: the whole path is relocated.
+    pub placed: bool,
     /// The name by which its user knows it (`demo`).
     pub label: String,
     /// The controller as rcc records it (`rcc.user`).
@@ -29,7 +32,14 @@ impl SpacePath {
     /// The directory above the one that its files name. The environment works in this directory only.
     #[must_use]
     pub fn own_base(&self) -> &Path {
-        self.own.as_ref().unwrap_or(&self.mountpoint).parent().unwrap_or(Path::new("/"))
+        let own = self.own.as_ref().filter(|_| !self.placed);
+        own.unwrap_or(&self.mountpoint).parent().unwrap_or(Path::new("/"))
+    }
+
+    /// The name of the directory in [`Self::base`]: the identity, unless it is mounted on another directory.
+    #[must_use]
+    pub fn dir_name(&self) -> &OsStr {
+        self.mountpoint.file_name().unwrap_or(OsStr::new(self.identity.as_str()))
     }
 }
 

@@ -22,6 +22,9 @@ pub(super) const MAX_LEN: u64 = 1 << 20;
 
 /// The version of the format.
 const VERSION: u32 = 1;
+/// The feature of a space whose files name another directory than the catalog says.
+const PLACED: &str = "placed";
+
 /// What the changes of a space are based on.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Basis {
@@ -42,6 +45,9 @@ pub struct Basis {
     /// The directory on which the space is mounted, if it is not the one that its files name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<PathBuf>,
+    /// Its files name that directory: the whole path is relocated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub placed: bool,
     /// The changes are dropped at the end of the mount, or by the next mount if the daemon was killed.
     #[serde(default)]
     pub ephemeral: bool,
@@ -54,9 +60,17 @@ impl Basis {
         self.foreign.clone().unwrap_or_else(|| Path::new(&self.base).join(&self.identity))
     }
 
+    /// The directory that its files name, if that is not the one that the catalog names.
+    #[must_use]
+    pub fn placed_at(&self) -> Option<&Path> {
+        self.foreign.as_deref().filter(|_| self.placed)
+    }
+
     /// Whether changes that were made over `other` are valid over this, too.
     pub(super) fn shows_the_same(&self, other: &Basis) -> bool {
-        self.catalog_sha256 == other.catalog_sha256 && self.base == other.base
+        self.catalog_sha256 == other.catalog_sha256
+            && self.base == other.base
+            && self.placed_at() == other.placed_at()
     }
 
     /// Whether the files beside the mountpoint have the same names in their headers.
@@ -95,7 +109,8 @@ pub struct SpaceRecord {
 
 impl SpaceRecord {
     pub(super) fn new(basis: Basis) -> SpaceRecord {
-        SpaceRecord { version: VERSION, basis, ..SpaceRecord::default() }
+        let incompat = basis.placed.then(|| PLACED.to_owned()).into_iter().collect();
+        SpaceRecord { version: VERSION, basis, incompat, ..SpaceRecord::default() }
     }
 
     /// Whether the files beside the mountpoint were written from this catalog.
@@ -133,7 +148,7 @@ impl SpaceRecord {
         if versioned.version != VERSION {
             return Err(needs(format!("format version {}", versioned.version)));
         }
-        if let Some(feature) = versioned.incompat.into_iter().next() {
+        if let Some(feature) = versioned.incompat.into_iter().find(|feature| feature != PLACED) {
             return Err(needs(feature));
         }
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)

@@ -71,6 +71,7 @@ impl Removal<'_> {
             identity: self.identity.clone(),
             mountpoint: self.place.to_owned(),
             own: None,
+            placed: false,
             label: String::new(),
             controller: String::new(),
         };

@@ -14,6 +14,7 @@ use crate::library::catalog::header::read_header;
 use crate::library::catalogs::{self, CatalogName, this_platform};
 use crate::library::index::Index;
 use crate::library::index::cache::open_known;
+use crate::library::index::place;
 use crate::library::locate::Location;
 use crate::library::name::{self, Identity};
 use crate::settings::absolute;
@@ -52,6 +53,18 @@ impl SpaceArg {
             SpaceArg::Identity(identity) => identity.clone(),
         };
         if env.state_dir(&other).is_dir() { Ok(other) } else { identity }
+    }
+
+    /// The identity of a space on any directory.
+    ///
+    /// # Errors
+    /// When the path is not that of a directory in another one.
+    pub fn anywhere(&self, env: &Env, controller: &str) -> Result<Identity, SpaceError> {
+        match self {
+            // The name of the directory decides only if it can be the name of a space.
+            SpaceArg::Path(path) if path.file_name().is_some() => Ok(foreign_identity(path, env, controller)),
+            _ => self.identity(env, controller),
+        }
     }
 
     /// Parses the argument.
@@ -119,7 +132,7 @@ pub struct Wanted<'a> {
     pub fresh: bool,
     /// `--unmanaged`: a name means the unmanaged space of this name.
     pub unmanaged: bool,
-    /// `--foreign`: the typed path may be any directory.
+    /// `--foreign`: what does not fit the typed path may stay as it is.
     pub foreign: bool,
     /// The name of the space at a typed path.
     pub called: Option<&'a str>,
@@ -146,16 +159,19 @@ pub struct Selected {
 pub fn select(library: &Location, wanted: &Wanted<'_>, env: &Env) -> Result<Selected, SpaceError> {
     let search = Search::new(library, wanted, env)?;
     let (catalog, holds) = search.choose()?;
-    let (base, index) = search.base_for(&catalog)?;
+    let Base { path: base, index, is_ours } = search.base_for(&catalog)?;
     let own = base.join(search.identity.as_str());
     let (label, controller) = search.called(&own);
-    let Search { identity, given, .. } = search;
-    tracing::debug!(%identity, blueprint = catalog.blueprint, "selected");
-    let (mountpoint, own) = match given {
-        SpaceArg::Path(path) if path != own && !is_same_dir_of(&path, &own) => (path, Some(own)),
-        _ => (own, None),
+    let (mountpoint, own) = match &search.given {
+        SpaceArg::Path(path) if *path != own && !is_same_dir_of(path, &own) => (path.clone(), Some(own)),
+        SpaceArg::Path(_) => (own, None),
+        _ if is_ours => (own, None),
+        _ => (env.robocorp_home.join("holotree").join(search.identity.as_str()), Some(own)),
     };
-    let space = SpacePath { identity, mountpoint, own, label, controller };
+    let placed = own.is_some() && search.is_placed(&mountpoint)?;
+    let Search { identity, .. } = search;
+    tracing::debug!(%identity, blueprint = catalog.blueprint, placed, "selected");
+    let space = SpacePath { identity, mountpoint, own, placed, label, controller };
     Ok(Selected { catalog, index, holds, space })
 }
 
@@ -196,6 +212,14 @@ pub fn own_bases(library: &Location, env: &Env) -> Vec<PathBuf> {
     own.into_iter().chain([env.robocorp_home.join("holotree"), env.shared_root.clone()]).collect()
 }
 
+/// The directory above a space.
+struct Base {
+    path: PathBuf,
+    index: Option<Arc<Index>>,
+    /// It is one of [`own_bases`].
+    is_ours: bool,
+}
+
 /// What the user typed, and where it is looked up.
 struct Search<'a> {
     library: &'a Location,
@@ -210,41 +234,55 @@ impl<'a> Search<'a> {
         let given = SpaceArg::parse(wanted.space)?;
         let identity = match &given {
             SpaceArg::Name(name) if wanted.unmanaged => name::unmanaged_identity(wanted.controller, name),
-            SpaceArg::Path(path) if wanted.foreign => match wanted.called {
+            SpaceArg::Path(_) if wanted.foreign => match wanted.called {
                 Some(name) => name::identity(env.home_bytes(), wanted.controller, name),
-                None => foreign_identity(path, env, wanted.controller),
+                None => given.anywhere(env, wanted.controller)?,
             },
             SpaceArg::Name(name) if wanted.foreign => return Err(SpaceError::NotAPath(name.clone())),
-            _ => given.identity(env, wanted.controller)?,
+            _ => given.anywhere(env, wanted.controller)?,
         };
         Ok(Self { library, wanted, env, given, identity })
     }
 
-    /// The directory above a space of a catalog: the one that the catalog names, if the user typed it or it is in
-    /// [`own_bases`]. If a directory has several paths, the result is not the catalog's path, since that could lead to another
-    /// directory a moment later.
-    fn base_for(&self, catalog: &CatalogName) -> Result<(PathBuf, Option<Arc<Index>>), SpaceError> {
-        let (base, index) = self.base_of(catalog)?;
+    /// The directory above a space of a catalog: the one that the catalog names. If it has several paths, the result is the
+    /// one that the user typed or that is in [`own_bases`], since the catalog's could lead to another directory a moment later.
+    fn base_for(&self, catalog: &CatalogName) -> Result<Base, SpaceError> {
+        let (path, index) = self.base_of(catalog)?;
         let known = own_bases(self.library, self.env);
-        if let SpaceArg::Path(given) = &self.given {
-            return match given.parent() {
-                Some(parent) if is_same_dir(parent, &base) => {
-                    Ok((if known.contains(&base) { base } else { parent.to_owned() }, index))
-                }
-                _ if self.wanted.foreign => Ok((base, index)),
-                _ => Err(SpaceError::BaseMismatch { given: given.clone(), base }),
+        let known = known.iter().find(|known| **known == path).or_else(|| {
+            let above = match &self.given {
+                SpaceArg::Path(given) => given.parent(),
+                _ => None,
             };
+            let same = |known: &&PathBuf| above.is_none() && is_same_dir(known, &path);
+            known.iter().find(same)
+        });
+        if let Some(known) = known {
+            return Ok(Base { path: known.clone(), index, is_ours: true });
         }
-        match known
-            .iter()
-            .find(|known| **known == base)
-            .or_else(|| known.iter().find(|k| is_same_dir(k, &base)))
-        {
-            Some(known) => Ok((known.clone(), index)),
-            None => {
-                let catalog = self.library.library.catalog_place(catalog).into();
-                Err(SpaceError::ForeignBase { catalog, base })
+        let typed = match &self.given {
+            SpaceArg::Path(given) => given.parent().filter(|above| is_same_dir(above, &path)),
+            _ => None,
+        };
+        let path = typed.map_or(path, Path::to_owned);
+        Ok(Base { path, index, is_ours: false })
+    }
+
+    /// Whether the files of the space name its mountpoint, which is not the directory that the catalog names.
+    ///
+    /// # Errors
+    /// When an environment cannot be shown there.
+    fn is_placed(&self, mountpoint: &Path) -> Result<bool, SpaceError> {
+        if let Some(kept) = Kept::of(&self.env.state_dir(&self.identity))?.filter(|_| !self.wanted.fresh) {
+            // An earlier version has mounted it, whose changes would not fit.
+            if kept.record.basis.foreign.is_some() && !kept.record.basis.placed {
+                return Ok(false);
             }
+        }
+        match place::unusable(mountpoint) {
+            None => Ok(true),
+            Some(_) if self.wanted.foreign => Ok(false),
+            Some(why) => Err(SpaceError::Unusable { path: mountpoint.to_owned(), why }),
         }
     }
 

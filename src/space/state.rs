@@ -454,7 +454,9 @@ pub fn check_outside(state_dir: &Path, library: &Path) -> Result<(), SpaceError>
 
 fn other_basis(kept: &Basis, wanted: &Basis) -> SpaceError {
     let same_blueprint = kept.blueprint == wanted.blueprint;
-    let (kept_text, wanted_text) = if kept.base != wanted.base {
+    let (kept_text, wanted_text) = if kept.placed_at() != wanted.placed_at() {
+        (kept.place().display().to_string(), wanted.place().display().to_string())
+    } else if kept.base != wanted.base {
         (format!("the holotree {}", kept.base), wanted.base.clone())
     } else if same_blueprint {
         let text = |c: &Basis| format!("catalog {:.12} of blueprint {}", c.catalog_sha256, c.blueprint);

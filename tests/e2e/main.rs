@@ -11,6 +11,7 @@
 #[macro_use]
 mod common;
 
+mod anywhere;
 mod bad_input;
 mod beside_rcc;
 mod blobs;

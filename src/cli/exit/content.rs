@@ -63,6 +63,10 @@ impl Advice for RecordError {
             Self::Lacks { .. } => {
                 try_this(INTEGRITY, "import the archive that has them first, or export the environment again")
             }
+            Self::DoesNotFit { .. } => try_this(
+                ENVIRONMENT,
+                "make the change in a space that is mounted by its name, or at a longer path",
+            ),
             Self::NoRoom { .. } => try_this(FAILED, "free some space"),
             Self::Interrupted => only(INTERRUPTED),
             // The environment is wrong, or the command that should have made it.

@@ -60,7 +60,7 @@ fn every_error_of_a_space_has_its_code() {
         (name(NameError::Empty), USAGE, "another name"),
         (name(NameError::NoDirectory("gone".into())), USAGE, "another name"),
         (SpaceError::BaseMismatch { given: path(), base: "/base".into() }, MOUNTPOINT, "/base"),
-        (SpaceError::ForeignBase { catalog: path(), base: "/base".into() }, MOUNTPOINT, "24 bytes in /base"),
+        (SpaceError::Unusable { path: path(), why: "a space" }, MOUNTPOINT, "name of a space"),
         (mountpoint(MountpointProblem::NoParent("/base".into())), MOUNTPOINT, "mkdir -p /base"),
         (mountpoint(MountpointProblem::NotADirectory), MOUNTPOINT, "move the files away"),
         (mountpoint(MountpointProblem::Restored), MOUNTPOINT, "holofs delete where"),

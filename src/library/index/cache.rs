@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::compile::compile;
 use super::format::VERSION;
-use super::{Index, IndexError};
+use super::{Index, IndexError, find, place};
 use crate::library::bytecode;
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::{CatalogName, CatalogStamp};
@@ -147,9 +147,10 @@ pub fn unneeded(
             needed.insert(note);
         }
     }
-    for sum in sums {
-        needed.insert(index_path(index_dir, &sum));
-        needed.insert(bytecode_dir.join(bytecode::file_name(&sum)));
+    for sum in &sums {
+        needed.insert(index_path(index_dir, sum));
+        needed.insert(index_dir.join(find::name_of(sum)));
+        needed.insert(bytecode_dir.join(bytecode::file_name(sum)));
         needed.insert(profile_dir.join(sum));
     }
     let mut unneeded = Vec::new();
@@ -162,7 +163,10 @@ pub fn unneeded(
             let entry = entry.map_err(LibraryError::io(dir))?;
             let Ok(found) = entry.metadata() else { continue };
             let is_old = found.modified().is_ok_and(|modified| is_past(modified, SETTLED));
-            if found.is_file() && is_old && !needed.contains(&entry.path()) {
+            let is_placed = |name: &str| place::catalog_of(name).is_some_and(|sum| sums.contains(sum));
+            let is_needed =
+                needed.contains(&entry.path()) || entry.file_name().to_str().is_some_and(is_placed);
+            if found.is_file() && is_old && !is_needed {
                 unneeded.push((entry.path(), found.len()));
             }
         }
@@ -206,7 +210,7 @@ fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
 }
 
 /// Opens the index of the catalog with this sum. None if it is missing or damaged. Verifies the body only with `whole`.
-fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
+pub(super) fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index> {
     let opened = Index::open(path).and_then(|index| {
         if Hex(&index.catalog_sha256()).to_string() != sum {
             return Err(IndexError("it is of another catalog").into());

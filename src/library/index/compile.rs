@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::CatalogInfo;
 use super::format::{self, HEADER_SIZE, Header, RawDigest, RawNode, Section};
 use crate::library::catalog::CatalogError::{self, Inconsistent};
 use crate::library::catalog::{Entry, EntryKind, Tree};
@@ -142,32 +143,46 @@ impl Output {
     }
 
     /// Appends the other sections, and puts the header in front.
-    fn finish(mut self, tree: &Tree) -> Result<Vec<u8>, CatalogError> {
-        let mut file = self.file;
-        let since = |file: &Vec<u8>, start: usize| Section {
-            offset: (start as u64).into(),
-            len: ((file.len() - start) as u64).into(),
-        };
-        self.header.nodes = since(&file, HEADER_SIZE);
-        let mut section = |fill: &dyn Fn(&mut Vec<u8>)| {
-            // Sections begin at multiples of 8, so that numbers are aligned in the mapping.
-            file.resize(file.len().next_multiple_of(8), 0);
-            let start = file.len();
-            fill(&mut file);
-            since(&file, start)
-        };
+    fn finish(self, tree: &Tree) -> Result<Vec<u8>, CatalogError> {
         let digests = tree.digests.iter().copied().map(RawDigest::from);
-        self.header.digests =
-            section(&|file| digests.clone().for_each(|digest| file.extend_from_slice(digest.as_bytes())));
-        self.header.relocations =
-            section(&|file| file.extend(tree.relocations.iter().flat_map(|offset| offset.to_le_bytes())));
-        self.header.strings = section(&|file| file.extend_from_slice(&tree.strings));
-        let info = serde_json::to_vec(&tree.info).map_err(|_| Inconsistent("its header"))?;
-        self.header.info = section(&|file| file.extend_from_slice(&info));
-        let (header, body) = file.split_at_mut(HEADER_SIZE);
-        self.header.body_crc = crc32fast::hash(body).into();
-        self.header.seal();
-        header.copy_from_slice(self.header.as_bytes());
-        Ok(file)
+        let digests =
+            |file: &mut Vec<u8>| digests.clone().for_each(|digest| file.extend_from_slice(digest.as_bytes()));
+        let done = assemble(self.header, self.file, &digests, &tree.relocations, &tree.strings, &tree.info);
+        done.ok_or(Inconsistent("its header"))
     }
+}
+
+/// Completes an index: `file` has room for the header, and the nodes. Appends the other sections, and puts the header in
+/// front. None if the catalog's header is no JSON.
+pub(super) fn assemble(
+    mut header: Header,
+    mut file: Vec<u8>,
+    digests: &dyn Fn(&mut Vec<u8>),
+    relocations: &[u64],
+    strings: &[u8],
+    info: &CatalogInfo,
+) -> Option<Vec<u8>> {
+    let since = |file: &Vec<u8>, start: usize| Section {
+        offset: (start as u64).into(),
+        len: ((file.len() - start) as u64).into(),
+    };
+    header.nodes = since(&file, HEADER_SIZE);
+    let mut section = |fill: &dyn Fn(&mut Vec<u8>)| {
+        // Sections begin at multiples of 8, so that numbers are aligned in the mapping.
+        file.resize(file.len().next_multiple_of(8), 0);
+        let start = file.len();
+        fill(&mut file);
+        since(&file, start)
+    };
+    header.digests = section(digests);
+    header.relocations =
+        section(&|file| file.extend(relocations.iter().flat_map(|offset| offset.to_le_bytes())));
+    header.strings = section(&|file| file.extend_from_slice(strings));
+    let info = serde_json::to_vec(info).ok()?;
+    header.info = section(&|file| file.extend_from_slice(&info));
+    let (head, body) = file.split_at_mut(HEADER_SIZE);
+    header.body_crc = crc32fast::hash(body).into();
+    header.seal();
+    head.copy_from_slice(header.as_bytes());
+    Some(file)
 }

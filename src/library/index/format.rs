@@ -4,7 +4,7 @@
 //! header       256 bytes: see `Header`; its last 4 bytes are the CRC-32 of the others
 //! nodes        40 bytes each, breadth first
 //! digests      40 bytes each: kind (1 = SHA-256, 2 = SipHash-128), 7 zero bytes, 32 bytes
-//! relocations  8 bytes each: offsets, ascending for each file
+//! relocations  8 bytes each: offsets, ascending for each file; in an index for another path, words (see `place`)
 //! strings      names and link targets
 //! info         JSON: the catalog's header
 //! ```
@@ -30,6 +30,9 @@ pub const DIR: u32 = 0;
 pub const FILE: u32 = 1;
 /// The kind of a symbolic link's node.
 pub const SYMLINK: u32 = 2;
+/// The kind of a regular file's node in an index for another path, if the file differs from its blob: see
+/// [`super::place`].
+pub const PLACED: u32 = 3;
 
 /// The place of a section in the file, in bytes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -122,6 +125,7 @@ impl Header {
 /// |---|---|---|---|
 /// | directory | first child, number of children << 32 | number of subdirectories | |
 /// | file | size | digest, number of relocations << 32 | first relocation |
+/// | file of another path | size there | digest, number of words << 32 | the first word, which is the size of the blob |
 /// | link | offset of the target, length << 32 | | |
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -49,8 +49,11 @@ pub enum NodeKind<'a> {
         /// Permission bits with setuid, setgid and sticky (07777).
         perm: u32,
         digest: Digest,
-        /// Where the stage's name stands in the file.
+        /// Where the stage's name stands in the file. In an index for another path, the words of the file: see
+        /// [`super::place::Step`]. Empty for a file that equals its blob.
         relocations: Relocations<'a>,
+        /// The size of the blob. It differs from the size of the file only in an index for another path.
+        stored: u64,
     },
     /// A symbolic link.
     Symlink { target: &'a [u8] },

@@ -73,7 +73,7 @@ fn walk(index: &Index) -> Result<Vec<String>, IndexError> {
             NodeKind::Dir { children, subdirs } => {
                 format!("{} {name}/ {children:?} {subdirs}", node.parent.0)
             }
-            NodeKind::File { size, perm, digest, relocations } => {
+            NodeKind::File { size, perm, digest, relocations, .. } => {
                 let offsets: Vec<u64> = relocations.iter().map(|at| at.get()).collect();
                 format!("{} {name} {size} {perm:o} {digest} {offsets:?}", node.parent.0)
             }

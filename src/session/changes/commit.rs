@@ -24,7 +24,7 @@ use crate::library::index::Index;
 use crate::library::index::cache::open_or_compile;
 use crate::library::locate::Location;
 use crate::library::name::sipit_hex;
-use crate::record::{self, Destination, Reading, RecordError, Recorded, Target};
+use crate::record::{self, Destination, Paths, Reading, RecordError, Recorded, Target};
 use crate::session::control::{Client, Request};
 use crate::session::error::Error;
 use crate::session::mount::arrival::missing_blobs;
@@ -153,7 +153,8 @@ impl<'e> Commit<'e> {
         };
         let info = self.index.info();
         let (space, stage) = (self.space.identity.as_str(), info.identity.as_str());
-        let names = Names { space, stage, stage_path: &info.path };
+        let place = self.basis.placed_at().and_then(Path::to_str);
+        let names = Names { space, place, stage, stage_path: &info.path };
         let before = see_at(upper, &self.index).map_err(|error| failed(error.into()))?;
         let tree = if self.is_own_library(destination)? {
             self.check_blobs()?;
@@ -178,7 +179,9 @@ impl<'e> Commit<'e> {
             Err(error) => Err(RecordError::io(upper)(error.into())),
         };
         let header = record::header(stage, &info.path, &info.platform, blueprint);
-        let reading = Reading { stage: stage.as_bytes(), space: Some(space.as_bytes()), origin: Some(blobs) };
+        let paths = place.map(|from| Paths { from: from.as_bytes(), to: info.path.as_bytes() });
+        let reading =
+            Reading { stage: stage.as_bytes(), space: Some(space.as_bytes()), paths, origin: Some(blobs) };
         destination.record(&header, &tree, reading, &unchanged, replace).map_err(|error| failed(error.into()))
     }
 

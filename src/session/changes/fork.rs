@@ -13,13 +13,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::writeback::hand_over_stores;
 use crate::library::index::NodeId;
+use crate::library::index::place::unusable;
 use crate::library::name;
 use crate::session::changes::Changed;
 use crate::session::control::{Client, Request};
@@ -27,7 +28,7 @@ use crate::session::error::Error;
 use crate::settings::IoMode;
 use crate::space::SpaceError;
 use crate::space::copy::CopyError;
-use crate::space::fork::{NewSpace, copy, is_taken, rename_in};
+use crate::space::fork::{NewSpace, Renamed, copy, is_taken, rename_in};
 use crate::space::held::Held;
 use crate::space::home::Env;
 use crate::space::path::resolved;
@@ -114,6 +115,9 @@ pub fn fork(
 /// What the new space's changes are based on.
 fn basis_of(env: &Env, old: &Basis, new: &OsStr, controller: &str) -> Result<Basis, Error> {
     let arg = SpaceArg::parse(new)?;
+    if let Some(place) = old.placed_at() {
+        return placed_basis_of(env, old, place, &arg, controller);
+    }
     let identity = arg.identity(env, controller)?.to_string();
     let label = match &arg {
         SpaceArg::Name(name) => name.clone(),
@@ -130,10 +134,40 @@ fn basis_of(env: &Env, old: &Basis, new: &OsStr, controller: &str) -> Result<Bas
     Ok(Basis { identity, space: label, controller, ephemeral: false, ..old.clone() })
 }
 
+/// What the new space's changes are based on, if the files of the old space name a path of their own. The new path has the same
+/// length: the changes are copied as they are, and the path is written over the old one.
+fn placed_basis_of(
+    env: &Env,
+    old: &Basis,
+    place: &Path,
+    arg: &SpaceArg,
+    controller: &str,
+) -> Result<Basis, Error> {
+    let identity = arg.anywhere(env, controller)?.to_string();
+    let path = match arg {
+        SpaceArg::Path(path) => path.clone(),
+        SpaceArg::Name(_) | SpaceArg::Identity(_) => Path::new(&old.base).join(&identity),
+    };
+    if path.as_os_str().len() != place.as_os_str().len() {
+        let len = place.as_os_str().len();
+        return Err(SpaceError::OtherLength { path, len }.into());
+    }
+    if let Some(why) = unusable(&path) {
+        return Err(SpaceError::Unusable { path, why }.into());
+    }
+    let space = if let SpaceArg::Name(name) = arg { name.clone() } else { identity.clone() };
+    let controller = name::controller_identity(controller);
+    let base = path.parent().unwrap_or(&path).to_string_lossy().into_owned();
+    Ok(Basis { identity, space, controller, base, foreign: Some(path), ephemeral: false, ..old.clone() })
+}
+
 /// Copies the changes.
 fn fill(space: &Changed, made: &NewSpace, basis: &Basis, each: &dyn Fn()) -> Result<Forked, Error> {
-    let (old, new) = (space.record.basis.identity.as_bytes(), basis.identity.as_bytes());
-    let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, old, new);
+    let old = &space.record.basis;
+    // `basis_of` made them of equal length.
+    let path = old.placed_at().and_then(Path::to_str).zip(basis.placed_at().and_then(Path::to_str));
+    let renamed = Renamed { name: (&old.identity, &basis.identity), path };
+    let edit = |node: NodeId, file: &File| rename_in(&space.index, node, file, renamed);
     // Before anything waits: a store to a map is written back by a request that would have to wait.
     let settled = || {
         space.mounted.as_ref().is_none_or(|mountpoint| {
@@ -175,7 +209,7 @@ fn fill(space: &Changed, made: &NewSpace, basis: &Basis, each: &dyn Fn()) -> Res
         copied: copied.copied,
         bytes: copied.bytes,
         frozen_ms,
-        mentions: made.mentions(&space.record.basis.identity)?,
+        mentions: made.mentions(path.map_or(old.identity.as_str(), |(old, _)| old))?,
     })
 }
 

@@ -17,13 +17,14 @@ use crate::library::index::cache::{note_blobs_seen, open_or_compile};
 use crate::library::locate::Location;
 use crate::library::{Library, LibraryError};
 use crate::session::error::Error;
+use crate::session::placed;
 use crate::session::request::MountPlan;
 use crate::space::lock::{busy, holder};
 
 /// How often to check whether rcc has finished.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Opens the plan's index. Waits up to the plan's lock timeout if the environment is being recorded. Also returns the
+/// Opens the plan's index, for the plan's path. Waits up to the plan's lock timeout if the environment is being recorded. Also returns the
 /// number of blobs that are missing although nobody records the environment.
 ///
 /// # Errors
@@ -51,7 +52,7 @@ pub(in crate::session) fn whole_index(plan: &MountPlan) -> Result<(Arc<Index>, u
             if missing == 0 && !index.blobs_seen {
                 note_blobs_seen(library, &plan.catalog, &cache_dir, &index);
             }
-            return Ok((index, missing));
+            return Ok((placed::of_plan(plan, index)?, missing));
         }
         // The lock is free, so the writer has finished since the check. The next check is final.
         let at_work = lock.as_ref().and_then(|lock| Some((lock, busy(lock)?)));

@@ -171,7 +171,8 @@ fn differences(plan: &MountPlan, run: &RunInfo) -> Vec<String> {
         differ("--foreground".to_owned(), &format!("served by process {}", run.pid));
     }
     if plan.space.mountpoint != run.mountpoint && plan.space.own.is_some() {
-        differ("--foreign".to_owned(), &format!("mounted on {}", run.mountpoint.display()));
+        let asked = plan.space.mountpoint.display().to_string();
+        differ(asked, &format!("mounted on {}", run.mountpoint.display()));
     }
     if let Some(dir) = &plan.request.upper_dir {
         let wanted = dir.join(plan.space.identity.as_str());

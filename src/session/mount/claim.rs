@@ -97,6 +97,7 @@ impl MountPlan {
             blueprint: self.catalog.blueprint.clone(),
             base: self.space.own_base().to_string_lossy().into_owned(),
             foreign: self.space.own.is_some().then(|| self.space.mountpoint.clone()),
+            placed: self.space.placed,
             library: self.location.path.to_string_lossy().into_owned(),
             controller: self.space.controller.clone(),
             space: self.space.label.clone(),

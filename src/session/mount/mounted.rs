@@ -32,6 +32,9 @@ pub struct Mounted {
     pub entries: u32,
     /// Number of files with relocations.
     pub relocated: u32,
+    /// Files that name another directory, because no other path fits into them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unpatched: u32,
     /// The daemon's process.
     pub pid: u32,
     /// Time from the command to the first answer of the mount, in milliseconds.
@@ -71,8 +74,9 @@ impl Mounted {
                 "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
             ));
         }
-        if let Some(own) = &plan.space.own {
-            let (count, own) = (self.relocated, own.display());
+        if let Some(own) = plan.space.own.as_ref().filter(|_| !plan.space.placed || self.unpatched > 0) {
+            let count = if plan.space.placed { self.unpatched } else { self.relocated };
+            let own = own.display();
             notes.push(format!("{count} files name {own}, on which this space is not mounted"));
         }
         if let Some(aside) = &self.set_aside {
@@ -97,6 +101,7 @@ impl Mounted {
             entries: index.len(),
             bytecode: run.extra.as_ref().is_some_and(|extra| extra.bytecode),
             relocated: index.relocated_files(),
+            unpatched: index.info().placed.as_ref().map_or(0, |placed| placed.unpatched),
             pid: run.pid,
             mounted_ms: millis(started),
             missing_blobs: 0,

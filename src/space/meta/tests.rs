@@ -14,6 +14,7 @@ fn space_in(base: &Path, name: &str, label: &str) -> SpacePath {
         identity: Identity::from_name(name.as_bytes()).unwrap(),
         mountpoint: base.join(name),
         own: None,
+        placed: false,
         label: label.into(),
         controller: "rcc.user".into(),
     }

@@ -80,6 +80,7 @@ impl Fixture {
             controller: "rcc.recorded".into(),
             space: "recorded".into(),
             foreign: None,
+            placed: false,
             ephemeral: false,
         };
         StateDir::open_locked(&dir).unwrap().adopt(&content, false).unwrap();
@@ -119,15 +120,23 @@ fn path_through_a_link_is_the_canonical_one() {
 }
 
 #[test]
-fn wrong_base_and_wrong_length_are_refused() {
+fn any_other_path_is_relocated_to() {
     let f = Fixture::new(&[(A, &this_platform())]);
-    match f.select(&format!("/elsewhere/{DEMO}"), None) {
-        Err(SpaceError::BaseMismatch { base, .. }) => assert_eq!(base, f.base()),
-        other => panic!("{other:?}"),
-    }
+    let placed = |path: &str| {
+        let space = f.select(path, None).unwrap().space;
+        assert_eq!((space.mountpoint, space.placed), (PathBuf::from(path), true));
+        assert_eq!(space.own, Some(f.base().join(space.identity.as_str())));
+        space.identity
+    };
+    assert_eq!(placed(&format!("/elsewhere/{DEMO}")).as_str(), DEMO);
     let short = f.base().join("short");
-    assert!(matches!(f.select(short.to_str().unwrap(), None), Err(SpaceError::Name { .. })));
+    assert_eq!(placed(short.to_str().unwrap()), placed(short.to_str().unwrap()));
+    assert_ne!(placed("/one/env"), placed("/two/env"));
     assert!(matches!(f.select("/", None), Err(SpaceError::Name { .. })));
+    for odd in ["/a b/env", "/it's/env", "/a:b/env", "/new\nline"] {
+        assert!(matches!(f.select(odd, None), Err(SpaceError::Unusable { .. })), "{odd}");
+    }
+    assert!(!f.select(f.base().join(DEMO).to_str().unwrap(), None).unwrap().space.placed);
 }
 
 #[test]
@@ -213,7 +222,7 @@ fn name_that_is_not_text_is_refused() {
 }
 
 #[test]
-fn a_base_that_nobody_named_is_refused() {
+fn a_base_that_nobody_named_is_not_used() {
     let mut f = Fixture::new(&[(A, &this_platform())]);
     // A library in another directory, whose catalogs name the holotree of this home.
     let copy = f.dir.path().join("copy");
@@ -233,11 +242,11 @@ fn a_base_that_nobody_named_is_refused() {
     assert_eq!(select(&f, "demo").unwrap().space.mountpoint, f.base().join(DEMO));
     // The user has another home.
     f.env.robocorp_home = f.dir.path().join("other");
-    match select(&f, "demo") {
-        Err(SpaceError::ForeignBase { base, .. }) => assert_eq!(base, f.base()),
-        other => panic!("{other:?}"),
+    for space in ["demo", DEMO] {
+        let space = select(&f, space).unwrap().space;
+        assert_eq!(space.mountpoint, f.env.robocorp_home.join("holotree").join(DEMO));
+        assert_eq!((space.placed, space.own), (true, Some(f.base().join(DEMO))));
     }
-    assert!(matches!(select(&f, DEMO), Err(SpaceError::ForeignBase { .. })));
     // The user may type the path.
     let typed = f.base().join(DEMO);
     assert_eq!(select(&f, typed.to_str().unwrap()).unwrap().space.mountpoint, typed);

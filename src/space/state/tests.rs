@@ -12,6 +12,7 @@ fn content(sha: &str, blueprint: &str) -> Basis {
         controller: "rcc.user".into(),
         space: "demo".into(),
         foreign: None,
+        placed: false,
         ephemeral: false,
     }
 }

@@ -34,6 +34,17 @@ pub fn world(name: &str) -> World {
     world
 }
 
+/// A world whose library is the fixture of this name as rcc wrote it: its catalogs name the directory in which it was recorded,
+/// which is not on this machine.
+pub fn moved_here(name: &str) -> World {
+    let world = World::new();
+    copy_tree(&fixtures().join(name).join("home"), &world.home());
+    for dir in ["used", "pids"] {
+        std::fs::create_dir_all(world.hololib().join(dir)).expect("mkdir");
+    }
+    world
+}
+
 /// The path of a golden manifest.
 pub fn golden(fixture: &str, space: &str) -> PathBuf {
     fixtures().join(fixture).join("golden").join(format!("{space}.jsonl"))

@@ -57,6 +57,7 @@ impl Place {
                 mountpoint: path.join("holotree").join(ID),
                 identity,
                 own: None,
+                placed: false,
                 label: "golden-one".into(),
                 controller: "rcc.user".into(),
             },
