@@ -39,9 +39,9 @@ pub(super) struct MountArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The space is mounted on the directory to which rcc would restore it. The command
-prints this directory when the mount is ready. If the space is already mounted with
-the same options, it succeeds too.
+#[command(after_help = "The space is mounted on the path SPACE, or else on the directory to which rcc would
+restore it. The command prints this directory when the mount is ready. If the space is
+already mounted with the same options, it succeeds too.
 
 The environment is the one that the flags choose, else that of the space's changes, else
 that of an earlier mount or restore, else the only one of the library. Without arguments

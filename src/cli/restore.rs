@@ -19,7 +19,7 @@ use crate::settings::{Flags, RestoreStrategy};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "For machines without FUSE. The command makes the tree of plain files that rcc makes, in
-the same directory, and prints that directory. In an existing tree it does what rcc does: it
+the same directory or at any path, and prints that directory. In an existing tree it does what rcc does: it
 removes what does not belong to the environment, and makes what is missing or has another
 size or mode. After an interruption, the next restore completes the tree.
 

@@ -422,7 +422,7 @@ fn runs_anywhere(record: &[&str]) {
         let space = mounted(&world, &place, &[]);
         works(&world, space.path(), &path);
         let home = world.home();
-        let done = world.run(args(&home, "variables", &[&place]));
+        let done = world.run(["variables", "--library", home.to_str().unwrap(), "--space", &place]);
         assert_eq!(done.code, 0, "{done:?}");
         assert!(done.stdout.contains(&format!("VIRTUAL_ENV={place}\n")), "{done:?}");
     }

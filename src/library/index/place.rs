@@ -324,3 +324,50 @@ impl Making<'_> {
         shown(stored, content.paths.len() as u64).ok_or(damaged)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_say_where_and_what() {
+        for (bits, step) in [Step::Name, Step::Path, Step::Nul, Step::Blank].into_iter().enumerate() {
+            assert_eq!(Step::decode(step.at(77).unwrap()), (77, step));
+            assert_eq!(step.at(77).unwrap() >> 62, bits as u64);
+        }
+        assert!(Step::Path.at(1 << 62).is_err());
+    }
+
+    #[test]
+    fn places_in_a_text_move_and_in_a_binary_return() {
+        let words = |steps: &[(u64, Step)]| -> Vec<U64> {
+            steps.iter().map(|(at, step)| step.at(*at).unwrap().into()).collect()
+        };
+        let text = words(&[(2, Step::Path), (50, Step::Name), (80, Step::Path)]);
+        assert_eq!(places(&text, 30, 10), [(2, Step::Path), (30, Step::Name), (60, Step::Path)]);
+        assert_eq!(places(&text, 30, 40), [(2, Step::Path), (60, Step::Name), (90, Step::Path)]);
+        let binary = words(&[(2, Step::Path), (40, Step::Path), (75, Step::Nul), (80, Step::Path)]);
+        assert_eq!(places(&binary, 30, 10), [(2, Step::Path), (20, Step::Path), (80, Step::Path)]);
+    }
+
+    #[test]
+    fn paths_that_scripts_cannot_name() {
+        for good in ["/a", "/srv/env-1.2_x", "/häuser/ü", "/a+b@c,d=e~f"] {
+            assert_eq!(unusable(Path::new(good)), None, "{good}");
+        }
+        for bad in
+            ["/", "a", "/a b", "/a:b", "/a'b", "/a\"b", "/a$b", "/a\nb", "/a\\b", "/a;b", "/a%b", "/a#b"]
+        {
+            assert!(unusable(Path::new(bad)).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_indexes_tell_their_catalog() {
+        let path = path_of("abc", "/srv/env", Path::new("/cache"));
+        assert_eq!(catalog_of(path.file_name().unwrap().to_str().unwrap()), Some("abc"));
+        for other in ["abc.v1.idx", "abc.found", "x.stamp", ".placed"] {
+            assert_eq!(catalog_of(other), None, "{other}");
+        }
+    }
+}

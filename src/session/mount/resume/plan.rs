@@ -26,6 +26,7 @@ use crate::library::name::Identity;
 use crate::session::error::Error;
 use crate::session::mount::helper::Device;
 use crate::session::mount::serve::PendingMount;
+use crate::session::placed;
 use crate::session::request::{MountPlan, MountRequest};
 use crate::settings::{
     IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Strategy, Verify,
@@ -49,6 +50,9 @@ pub(in crate::session) struct Passed {
     identity: String,
     mountpoint: PathBuf,
     own: Option<PathBuf>,
+    /// A program that ignores this refuses the record of the space, which has the feature.
+    #[serde(default)]
+    placed: bool,
     label: String,
     controller: String,
     home: Option<OsString>,
@@ -110,6 +114,7 @@ impl Passed {
             identity: space.identity.to_string(),
             mountpoint: space.mountpoint,
             own: space.own,
+            placed: space.placed,
             label: space.label,
             controller: space.controller,
             home: env.home,
@@ -236,6 +241,7 @@ impl Passed {
                 identity: Identity::from_name(self.identity.as_bytes()).map_err(refused)?,
                 mountpoint: self.mountpoint.clone(),
                 own: self.own.clone(),
+                placed: self.placed,
                 label: self.label.clone(),
                 controller: self.controller.clone(),
             },
@@ -249,7 +255,11 @@ impl Passed {
         let known = open_known(&*plan.location.library, &plan.catalog, &cache).and_then(Result::ok);
         let index = known.filter(is_same).or_else(|| open_by_sum(&self.catalog_sha256, &cache));
         let gone = || std::io::Error::other("the compiled index of the environment is gone");
-        Ok(Arc::new(index.ok_or_else(gone).map_err(LibraryError::io(&cache))?))
+        let index = index.ok_or_else(gone).map_err(LibraryError::io(&cache))?;
+        if !self.placed {
+            return Ok(Arc::new(index));
+        }
+        placed::at(&index, &self.mountpoint, Some(&plan.location), &plan.env.cache_dir(), None)
     }
 }
 
