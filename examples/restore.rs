@@ -71,7 +71,7 @@ fn main() {
 }
 
 fn restore(index: &Index, library: &dyn Library, names: &Names, id: NodeId, path: &Path) {
-    let NodeKind::File { size, perm, digest, relocations } = index.node(id).unwrap().kind else { return };
+    let NodeKind::File { size, perm, digest, relocations, .. } = index.node(id).unwrap().kind else { return };
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap());
     let mut stored = library.blob(&digest).unwrap();
     if digest.is_raw() {
