@@ -106,20 +106,6 @@ for_both_users! {
         assert_eq!(std::fs::read(&mountpoint).unwrap(), b"mine");
     }
 
-    fn wrong_parent_directory() {
-        let world = World::sample();
-        let elsewhere = world.path().join("ea7ce2c_5a1fac3_9fcd2534");
-        let done = mount(&world, &world.home(), &[elsewhere.to_str().unwrap()]);
-        assert_refused(&world, &done, 7, &[world.base().to_str().unwrap()]);
-    }
-
-    fn wrong_name_length() {
-        let world = World::sample();
-        let short = world.base().join("short");
-        let done = mount(&world, &world.home(), &[short.to_str().unwrap()]);
-        assert_refused(&world, &done, 7, &["24"]);
-    }
-
     fn any_name_of_the_right_length() {
         let world = World::sample();
         let path = world.base().join("a-name-of-my-own-choice_");

@@ -186,8 +186,8 @@ for_both_users! {
         ]);
         // The mountpoint of a mount must be right, also when there is no such space yet.
         refuse(&world, &[
-            (&["mount", "auto", "DIR/file"], 7, "24"),
-            (&["restore", "auto", "DIR/file"], 7, "24"),
+            (&["mount", "auto", "DIR/file"], 7, "not a directory"),
+            (&["restore", "auto", "DIR/file"], 7, "not a directory"),
             (&["mount", "auto", "s", "--link", "DIR/file"], 7, "not a symbolic link"),
         ]);
     }
