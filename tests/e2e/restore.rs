@@ -338,7 +338,9 @@ by_both_users! {
         }
         let done = world.run(["restore", "/nowhere", "s"]);
         assert_eq!(done.code, 3, "{done:?}");
-        let done = world.run(["restore", &home, "/elsewhere/x"]);
+        let file = world.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let done = world.run(["restore", &home, file.join("x").to_str().unwrap()]);
         assert_eq!(done.code, 7, "{done:?}");
         std::fs::create_dir_all(world.base()).unwrap();
         let (path, _) = restore(&world, "s", &[]);
