@@ -144,7 +144,8 @@ mod tests {
         let thread = || of(std::process::id()).unwrap().into_iter().find(|thread| thread.id == id).unwrap();
         let mut seen = thread();
         for _ in 0..1000 {
-            if seen.call == Call::Read(fd) {
+            // Both are not read at one instant.
+            if seen.call == Call::Read(fd) && seen.state == 'S' {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(2));
