@@ -121,8 +121,11 @@ for_both_users! {
 
     fn killed_daemon_leaves_no_mount_with_auto_unmount() {
         let world = World::sample();
-        let space = mounted(&world, "s", &["-o", "auto_unmount"]);
+        let mut space = mounted(&world, "s", &["-o", "auto_unmount"]);
         assert_eq!(mounted_again(&world, &["s", "--auto-unmount"]), Some(true));
+        // A mount that goes on in another process is watched, too.
+        (0..2).for_each(|_| space.kill_keeper());
+        assert!(space.at("readme.txt").is_file());
         space.kill();
         wait_until("the dead mount to be unmounted", || world.mounts().is_empty());
         assert_eq!(world.json(["status", "s"])["state"], "unmounted");

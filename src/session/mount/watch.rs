@@ -40,10 +40,13 @@ fn wait(daemon: &OwnedFd, state_dir: &Path) -> i32 {
         while matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], None), Err(Errno::INTR)) {}
     };
     ends(daemon);
-    // The worker goes on if only the keeper was killed.
-    let worker = read_run(state_dir).and_then(|run| run.worker).filter(Process::is_running);
-    let worker = worker.and_then(|worker| i32::try_from(worker.pid).ok()).and_then(Pid::from_raw);
-    if let Some(Ok(worker)) = worker.map(|worker| pidfd_open(worker, PidfdFlags::empty())) {
+    // If only the keeper was killed, the worker goes on, and becomes the keeper.
+    let worker = || {
+        let worker = read_run(state_dir)?.worker.filter(Process::is_running)?;
+        let pid = i32::try_from(worker.pid).ok().and_then(Pid::from_raw)?;
+        pidfd_open(pid, PidfdFlags::empty()).ok()
+    };
+    while let Some(worker) = worker() {
         ends(&worker);
     }
     match registry::find(state_dir) {

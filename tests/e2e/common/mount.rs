@@ -178,13 +178,12 @@ impl<'w> Mounted<'w> {
         if signal != Signal::KILL {
             return send(self.pid, signal);
         }
-        // A stopped keeper starts no other worker.
+        // A stopped keeper starts no other worker. The worker dies first, because it would replace a killed keeper.
         if is_running(self.pid) {
             send(self.pid, Signal::STOP);
         }
-        let worker = self.worker();
+        self.worker().into_iter().for_each(|worker| send(worker, Signal::KILL));
         send(self.pid, Signal::KILL);
-        worker.into_iter().for_each(|worker| send(worker, Signal::KILL));
     }
 
     /// Stops the worker with SIGSTOP, and waits until none of its threads can answer any more.
