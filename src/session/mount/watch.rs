@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -15,6 +16,12 @@ use crate::session::error::Error;
 use crate::session::{end, registry};
 use crate::space::run::{Process, read_run};
 use crate::sys::{fuse_mount, process};
+
+/// How long the device may stay open after the daemon has ended.
+const LAST_ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often to look whether it still is.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Starts the watcher of a daemon. The process must have a single thread.
 pub(in crate::session) fn start(daemon: u32, state_dir: &Path) -> Result<(), Error> {
@@ -49,13 +56,18 @@ fn wait(daemon: &OwnedFd, state_dir: &Path) -> i32 {
     while let Some(worker) = worker() {
         ends(&worker);
     }
-    match registry::find(state_dir) {
-        // Another daemon may have taken the place of the dead mount.
-        Ok(Some(mount)) if fuse_mount::is_dead(&mount.mountpoint) => {
-            end::undo_mount(&mount);
-            0
+    // The mount helper has the device open, and ends a moment after its client.
+    let deadline = Instant::now() + LAST_ENDS_WITHIN;
+    loop {
+        match registry::find(state_dir) {
+            Ok(Some(mount)) if fuse_mount::is_dead(&mount.mountpoint) => {
+                end::undo_mount(&mount);
+                return 0;
+            }
+            // Otherwise another daemon has taken the place of the dead mount.
+            Ok(Some(_)) if Instant::now() < deadline => std::thread::sleep(LOOK),
+            Ok(_) => return 0,
+            Err(_) => return 1,
         }
-        Ok(_) => 0,
-        Err(_) => 1,
     }
 }
