@@ -222,4 +222,41 @@ def names(place, stop):
     return f"{done} rounds of 16 changes"
 
 
-ALL = [fsx, git, sqlite, pip, tail, imports, reads, names]
+def maps(place, stop):
+    """Opens, maps and closes files of its own, in several processes at once. Says which call failed."""
+    paths = [place / f"f{number}" for number in range(100)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"%d\n" % number * 1000)
+    children, done = [], 0
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(map_again_and_again(paths, stop))
+        children.append(pid)
+    for pid in children:
+        same("a program that maps files", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+        done += 1
+    return f"{done} programs"
+
+
+def map_again_and_again(paths, stop):
+    call = ""
+    try:
+        while not stop.is_set():
+            number = random.randrange(len(paths))
+            call = "open"
+            fd = os.open(paths[number], os.O_RDONLY)
+            call = "fstat"
+            same("a size", os.fstat(fd).st_size, len(b"%d\n" % number) * 1000)
+            call = "mmap"
+            with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as pages:
+                os.close(fd)
+                call = "compare"
+                same("content", pages[: 1 << 16] == b"%d\n" % number * 1000, True)
+        return 0
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the result
+        print(f"{call}: {error!r}", file=sys.stderr)
+        return 1
+
+
+ALL = [maps, fsx, git, sqlite, pip, tail, imports, reads, names]
