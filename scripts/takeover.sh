@@ -2,11 +2,11 @@
 # Kills the worker of a mount again and again while programs work in the space, and reports errors and stalls.
 #   scripts/takeover.sh [--kills N] [--io cached|passthrough] [--user NAME] [--only NAME,...] [--idle]
 #     [--upgrade PROGRAM | --keepers]
-# The work: maps of files that are opened again and again, fsx (if it is installed: `cargo install fsx`), git clone and fsck, SQLite with two writers, pip, tail -f, imports,
-# reads of library files, changes of names. The exit status is 0 if no program got an error, and no effect was lost or
-# doubled. --idle leaves only the program that measures stalls. --upgrade does not kill: it has the mount go on with PROGRAM,
-# another build of holofs, and with this one, in turn. --keepers kills the keeper, whose place the worker takes. Removes
-# everything that it makes. Needs the network for pip.
+# The work: files that are mapped again and again, fsx (if it is installed: `cargo install fsx`), git clone and fsck, SQLite with
+# two writers, pip, tail -f, imports, reads of library files, changes of names. The exit status is 0 if no program got an
+# error, and no effect was lost or doubled. --idle leaves only the program that measures stalls. --upgrade does not kill: it
+# has the mount go on with PROGRAM, another build of holofs, and with this one, in turn. --keepers kills the keeper, whose
+# place the worker takes. Removes everything that it makes. Needs the network for pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
