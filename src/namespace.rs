@@ -255,7 +255,8 @@ impl Namespace {
     /// Whether an entry has nothing in the upper, so that reading its attributes waits for no disk.
     #[must_use]
     pub fn is_pure_lower(&self, ino: Ino) -> bool {
-        ino.lower().is_some() && self.table.get(ino).is_none() && !self.adoption.is_pending()
+        // In this order: see `view`.
+        ino.lower().is_some() && !self.adoption.is_pending() && self.table.get(ino).is_none()
     }
 
     /// Closes the descriptors of backing files that are kept for speed only.
@@ -270,12 +271,12 @@ impl Namespace {
     }
 
     fn view(&self, ino: Ino) -> Result<View> {
+        // Before the table: the search may end between both looks, and would have put the node into the table.
+        let may_be_missing = self.adoption.is_pending();
         if let Some(node) = self.table.get(ino) {
             return Ok(View::Node(node));
         }
-        if self.adoption.is_pending()
-            && let Some(node) = self.adopted(ino)?
-        {
+        if may_be_missing && let Some(node) = self.adopted(ino)? {
             return Ok(View::Node(node));
         }
         match ino.lower() {

@@ -382,3 +382,30 @@ fn an_alias_of_a_reset_keeps_its_number() {
         assert_eq!(world.fs.namespace().attr(ino).unwrap().nlink, 0);
     }
 }
+
+/// A request looks whether the search is over, and into the table. The search may end between both looks.
+#[test]
+fn an_entry_is_known_while_the_search_ends() {
+    let mut world = World::usual();
+    let dir = make(&world, Ino::ROOT, "dir", Make::Dir(0o755));
+    let files: Vec<Ino> =
+        (0..20).map(|n| make(&world, dir, &format!("file{n}"), Make::File(0o600))).collect();
+    // So many, because few threads come to look at just this time.
+    for _ in 0..2000 {
+        world = world.takeover();
+        let names = world.fs.namespace();
+        let begin = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                names.adopt();
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    begin.wait();
+                    files.iter().rev().for_each(|file| assert_eq!(names.attr(*file).unwrap().ino, *file));
+                });
+            }
+        });
+    }
+}
