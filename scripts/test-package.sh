@@ -75,7 +75,7 @@ holofs unmount demo >/dev/null
 mkdir "$dir/env"
 printf '%s %s fuse.holofs noauto,space=demo 0 0\n' "$ROBOCORP_HOME" "$dir/env" >"$dir/fstab"
 mount -T "$dir/fstab" "$dir/env"
-is "the space of fstab" test "$(cat "$dir/env/bin/hello")" = "hello from $point"
+is "the space of fstab" test "$(cat "$dir/env/bin/hello")" = "hello from $dir/env"
 umount "$dir/env"
 
 say "the service"
