@@ -72,6 +72,31 @@ build_static() {
     done
 }
 
+# Stores for tests and measurements. They are programs that the scripts run; nothing of them is linked or distributed.
+# need_tool CRATE VERSION FEATURES: builds the program of a crate if it is missing, in HOLOFS_TOOLS, and sets $tool to it.
+need_tool() {
+    local to=${HOLOFS_TOOLS:-$HOME/.cache/holofs-tools}/$1-$2
+    tool=$to/bin/$1
+    [ ! -x "$tool" ] || return 0
+    need_rust
+    say "building $1 $2, once" >&2
+    # Its build directory can be some gigabytes.
+    CARGO_TARGET_DIR=$to/build cargo install --quiet --locked --no-default-features --features "$3" --root "$to" --version "=$2" "$1"
+    rm -rf "$to/build"
+}
+# The light one, for the tests: two minutes on two processors.
+need_s3s() {
+    [ -z "${HOLOFS_TEST_STORE:-}" ] || return 0
+    need_tool s3s-fs 0.12.0 binary
+    export HOLOFS_TEST_STORE=$tool
+}
+# Garage (AGPL-3.0), which keeps objects on several nodes.
+need_garage() {
+    need_package make make
+    install_missing
+    need_tool garage 2.5.0 bundled-libs,sqlite
+}
+
 need_fuse() {
     need_package fusermount3 fuse3
     install_missing

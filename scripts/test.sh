@@ -20,6 +20,7 @@ need_python
 install_missing
 need_fuse
 need_rust
+need_s3s
 
 # The ordinary user of the tests.
 if [ "$(id -u)" = 0 ] && ! id holofs-test >/dev/null 2>&1; then
@@ -40,13 +41,14 @@ fi
 patience=${HOLOFS_TEST_PATIENCE:-3600}
 
 say "building"
-cargo test --workspace --no-run
+features=(--features holofs/remote)
+cargo test --workspace "${features[@]}" --no-run
 say "testing"
 begin_run
 if [ $# -gt 0 ]; then
-    in_run "$patience" cargo test --workspace "$@"
+    in_run "$patience" cargo test --workspace "${features[@]}" "$@"
 else
-    in_run "$patience" cargo test --workspace --no-fail-fast
+    in_run "$patience" cargo test --workspace "${features[@]}" --no-fail-fast
     in_run 300 scripts/test-robot.sh
     in_run 300 scripts/test-package.sh
 fi

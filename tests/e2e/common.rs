@@ -11,6 +11,8 @@ pub mod power;
 pub mod random;
 pub mod rcc;
 pub mod see;
+#[cfg(feature = "remote")]
+pub mod store;
 pub mod world;
 pub mod zip;
 

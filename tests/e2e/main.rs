@@ -46,6 +46,8 @@ mod placement;
 mod power;
 mod record;
 mod reflink;
+#[cfg(feature = "remote")]
+mod remote_store;
 mod restore;
 mod run;
 mod semantics;

@@ -32,6 +32,8 @@ pub struct World {
     before: Vec<OsString>,
     /// Keeps the programs in a place that this user can reach.
     tools: Option<Arc<TempDir>>,
+    /// Further variables of every command.
+    pub variables: Vec<(String, String)>,
 }
 
 /// The result of a command.
@@ -50,7 +52,7 @@ impl World {
 
     /// A world in an existing directory, for example on another filesystem.
     pub fn at(dir: &Path) -> Self {
-        Self { dir: None, path: dir.to_owned(), before: Vec::new(), tools: None }
+        Self { dir: None, path: dir.to_owned(), before: Vec::new(), tools: None, variables: Vec::new() }
     }
 
     /// A world with this library.
@@ -72,7 +74,7 @@ impl World {
 
     fn adopt(dir: TempDir) -> Self {
         let path = dir.path().to_owned();
-        Self { dir: Some(dir), path, before: Vec::new(), tools: None }
+        Self { dir: Some(dir), path, before: Vec::new(), tools: None, variables: Vec::new() }
     }
 
     /// Runs all later commands as an ordinary user, and gives this user everything in the world.
@@ -132,6 +134,7 @@ impl World {
             command.env("HOLOFS_MOUNT_HELPER", installed);
         }
         command.env("HOME", HOME).env("ROBOCORP_HOME", self.home()).env("LANG", "C.UTF-8");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
