@@ -6,7 +6,6 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 
@@ -100,7 +99,6 @@ impl Namespace {
         let ino = present.ino;
         self.set_entry(&dir, state, name.to_bytes(), Entry::Present(present))?;
         let node = self.entry_node(&dir, &name, present, 1);
-        node.is_counted.store(true, Ordering::Relaxed);
         if kind == Kind::Dir {
             *node.dir.write() = Some(DirState::default());
         }

@@ -68,8 +68,8 @@ pub(super) struct Node {
     lookups: AtomicU64,
     /// [`Attr::generation`](super::types::Attr::generation), once it was computed.
     pub(super) generation: OnceLock<u32>,
-    /// All lookups of the entry are counted, because this worker created it.
-    pub(super) is_counted: AtomicBool,
+    /// The entry has no name, and the kernel has said that it does not know its number.
+    is_unknown: AtomicBool,
     /// The directory was put into the queue of `adopt`.
     pub(super) is_queued: AtomicBool,
 }
@@ -163,7 +163,7 @@ impl Node {
             state: Mutex::new(NodeState { places, in_upper, backing_ino, ..NodeState::default() }),
             lookups: AtomicU64::new(0),
             generation: OnceLock::new(),
-            is_counted: AtomicBool::new(false),
+            is_unknown: AtomicBool::new(false),
             is_queued: AtomicBool::new(false),
         })
     }
@@ -289,20 +289,23 @@ impl Table {
     }
 
     /// Whether the kernel may know the number of a node.
+    ///
+    /// After a takeover the counts do not tell, not even for an entry that this worker has created: the kernel may be about
+    /// to forget an earlier entry with the same number.
     pub(super) fn may_be_known(&self, node: &Node) -> bool {
-        (self.is_takeover && !node.is_counted.load(Ordering::Relaxed)) || self.lookups(node) > 0
+        (self.is_takeover && !node.is_unknown.load(Ordering::Relaxed)) || self.lookups(node) > 0
     }
 
-    /// The node of an entry without a name that an earlier worker may have told the kernel.
+    /// The node of an entry without a name, if only the kernel can say whether it still knows the number.
     pub(super) fn doubtful(&self, ino: Ino) -> Option<Arc<Node>> {
         let node = self.get(ino).filter(|_| self.is_takeover)?;
-        (node.is_gone() && !node.is_counted.load(Ordering::Relaxed)).then_some(node)
+        (node.is_gone() && !node.is_unknown.load(Ordering::Relaxed)).then_some(node)
     }
 
     /// Drops the node of an entry without a name, which the kernel does not know any more. There can be no later lookup of
     /// it.
     pub(super) fn is_unknown(&self, node: &Node) {
-        node.is_counted.store(true, Ordering::Relaxed);
+        node.is_unknown.store(true, Ordering::Relaxed);
         self.forget(node.ino, u64::MAX);
     }
 
@@ -504,9 +507,10 @@ mod tests {
             table.forget(ino, 1);
             table.is_unknown(&table.doubtful(ino).unwrap());
             assert!(table.get(ino).is_none());
-            let made = table.acquire(ino, 1, || file(ino));
-            made.is_counted.store(true, Ordering::Relaxed);
-            forget_one_by_one(&table, ino, 1);
+            // The next entry with this number.
+            table.acquire(ino, 1, || file(ino));
+            table.forget(ino, 2);
+            assert!(table.get(ino).is_some());
         }
     }
 

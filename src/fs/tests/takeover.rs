@@ -409,3 +409,22 @@ fn an_entry_is_known_while_the_search_ends() {
         });
     }
 }
+
+/// The worker may ask the kernel about an entry before it gets the kernel's notice that the entry is forgotten. Meanwhile a
+/// new file can get the number.
+#[test]
+fn a_late_forget_does_not_drop_a_new_entry_with_the_same_number() {
+    let world = World::usual();
+    let old = make(&world, Ino::ROOT, "file", Make::File(0o600));
+    world.fs.namespace().unlink(Ino::ROOT, b"file").unwrap();
+    let world = world.takeover();
+    let names = world.fs.namespace();
+    names.ask_kernel_by(move |ino| ino != old);
+    names.adopt();
+    assert_eq!(refused(names.attr(old)), Errno::STALE);
+    let new = make(&world, Ino::ROOT, "file", Make::File(0o600));
+    // Not every filesystem uses the number again at once. It makes no difference to the table.
+    names.forget(new, 1);
+    world.fs.write(new, 0, b"bytes").unwrap();
+    assert_eq!(read(&world, new), b"bytes");
+}
