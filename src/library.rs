@@ -23,6 +23,8 @@ pub(crate) mod look;
 pub(crate) mod memory;
 pub mod name;
 pub mod profile;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub mod stamp;
 pub mod stored;
 pub mod stream;
