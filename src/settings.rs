@@ -13,6 +13,7 @@ mod choices;
 mod file;
 mod installation;
 mod network;
+pub mod remote;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::sys::{lexically_clean, plain, process};
 use crate::yaml::BadFile;
 pub use choices::{Fallback, IoMode, MountHelper, Prefetch, Product, RestoreStrategy, Strategy, Verify};
 pub use network::Network;
+use remote::RemoteSettings;
 
 /// A value, and where it was set.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -130,6 +132,10 @@ pub struct Flags {
     pub pycache: bool,
     /// `--cache-dir`
     pub cache_dir: Option<OsString>,
+    /// `--remote-timeout`
+    pub remote_timeout: Option<Duration>,
+    /// `--offline`
+    pub offline: bool,
 }
 
 /// The settings of every command.
@@ -204,6 +210,8 @@ pub struct MountSettings {
     pub hardlink_excludes: Setting<Vec<String>>,
     /// What rcc's home says about the network, for the programs in a space.
     pub network: Setting<Network>,
+    /// What object stores need.
+    pub remote: RemoteSettings,
     /// A warning about these values, for the user.
     pub warning: Option<String>,
 }
@@ -361,7 +369,10 @@ impl MountSettings {
         let hang_timeout = variable(variables, "HOLOFS_HANG_TIMEOUT", seconds)?;
         let mount_helper = variables(MountHelper::VARIABLE)
             .map(|path| Setting::variable(MountHelper::named(path), MountHelper::VARIABLE));
+        let network =
+            Setting { value: file.network.value.with_files_of(robocorp_home), source: file.network.source };
         Ok(Self {
+            remote: RemoteSettings::read(flags, variables, &network.value)?,
             strategy,
             restore_strategy,
             io,
@@ -374,10 +385,7 @@ impl MountSettings {
             resends: set(variables, "HOLOFS_TEST_NO_RESEND").is_none(),
             mount_helper: mount_helper.unwrap_or_default(),
             hardlink_excludes: file.hardlink_excludes.unwrap_or_default(),
-            network: Setting {
-                value: file.network.value.with_files_of(robocorp_home),
-                source: file.network.source,
-            },
+            network,
             warning,
         })
     }

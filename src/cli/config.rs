@@ -12,10 +12,10 @@ use crate::settings::{SetBy, Setting};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The first of these that sets a value is used: a flag, a variable of holofs
 (HOLOFS_STRATEGY, HOLOFS_IO, HOLOFS_VERIFY, HOLOFS_LOG, HOLOFS_HOME, HOLOFS_CACHE_DIR,
-HOLOFS_PRODUCT, HOLOFS_HANG_TIMEOUT, HOLOFS_SCOPE, HOLOFS_MOUNT_HELPER, HOLOFS_RCC), a
-variable of rcc (ROBOCORP_HOME or SEMA4AI_HOME, RCC_HOLOTREE_STRATEGY, RCC_NO_PYC_MANAGEMENT,
-RCC_NO_TEMP_MANAGEMENT), settings.yaml in rcc's home, the default. `--no-config` leaves
-settings.yaml out.
+HOLOFS_PRODUCT, HOLOFS_HANG_TIMEOUT, HOLOFS_SCOPE, HOLOFS_MOUNT_HELPER, HOLOFS_RCC,
+HOLOFS_REMOTE_TIMEOUT, HOLOFS_OFFLINE), a variable of rcc (ROBOCORP_HOME or
+SEMA4AI_HOME, RCC_HOLOTREE_STRATEGY, RCC_NO_PYC_MANAGEMENT, RCC_NO_TEMP_MANAGEMENT),
+settings.yaml in rcc's home, the default. `--no-config` leaves settings.yaml out.
 
 settings.yaml:
   holotree:
@@ -68,6 +68,12 @@ pub(super) fn run(context: &Context) -> Result<u8, Failure> {
         row("pyc-management", &settings.caller.pyc_management, |is_on| (*is_on).into()),
         row("temp-management", &settings.caller.temp_management, |is_on| (*is_on).into()),
         row("network", &mount.network, |network| serde_json::to_value(network).unwrap_or_default()),
+        row("remote-timeout", &mount.remote.timeout, |limit| limit.as_secs_f64().into()),
+        row("offline", &mount.remote.offline, |is_on| (*is_on).into()),
+        // Their names only: some of them are credentials.
+        row("remote-variables", &Setting { value: mount.remote.names(), source: SetBy::Default }, |names| {
+            names.as_slice().into()
+        }),
         row("log", &settings.log_level, |level| level.to_string().into()),
     ];
     let line = |Row { name, value, source }: &Row| {

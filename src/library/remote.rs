@@ -8,12 +8,17 @@
 //! Invariant: what a store answers is not trusted. Objects are compared with the digest in their name, heads and layouts are
 //! parsed strictly, and no more bytes are taken than were asked for.
 
+pub mod counters;
 pub mod head;
 pub mod layout;
+pub mod store;
 
 use std::io::Read;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
+
+use counters::Counters;
 
 /// The objects below a URL. Each call blocks until the store has answered, or has not answered for the time limit.
 pub trait Objects: Send + Sync + std::fmt::Debug {
@@ -46,6 +51,11 @@ pub trait Objects: Send + Sync + std::fmt::Debug {
 
     /// Ends all connections and threads. The next call makes new ones. For a process that is about to fork.
     fn pause(&self);
+
+    /// What was asked of the store so far. None if nobody counts.
+    fn counters(&self) -> Option<Arc<Counters>> {
+        None
+    }
 }
 
 /// An object in a list.

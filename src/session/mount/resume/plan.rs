@@ -28,6 +28,7 @@ use crate::session::mount::helper::Device;
 use crate::session::mount::serve::PendingMount;
 use crate::session::placed;
 use crate::session::request::{MountPlan, MountRequest};
+use crate::settings::remote::RemoteSettings;
 use crate::settings::{
     IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Strategy, Verify,
 };
@@ -213,6 +214,7 @@ impl Passed {
             mount_helper: Setting::flag(MountHelper::Off),
             hardlink_excludes: Setting::flag(Vec::new()),
             network: Setting::flag(Network::default()),
+            remote: RemoteSettings::inherited(),
             hang_timeout: Setting::flag(Duration::from_millis(self.hang_timeout_ms)),
             // The process stays in the scope that it has.
             scope: Setting::flag(false),
