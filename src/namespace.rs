@@ -430,7 +430,9 @@ impl Namespace {
     fn entry_node(&self, dir: &Node, name: &CStr, present: Present, count: u32) -> Arc<Node> {
         let node = self.table.acquire(present.ino, count, || {
             let in_upper = if present.meta { InUpper::Metadata } else { InUpper::All };
-            Node::new(present.ino, present.origin, present.kind, Vec::new(), in_upper, present.backing_ino)
+            // With its place from the start: the kernel may know the number from an earlier worker, and ask for it now.
+            let place = (dir.ino, name.to_owned());
+            Node::new(present.ino, present.origin, present.kind, vec![place], in_upper, present.backing_ino)
         });
         let mut unpinned = None;
         let mut state = node.state.lock();

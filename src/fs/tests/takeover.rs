@@ -428,3 +428,22 @@ fn a_late_forget_does_not_drop_a_new_entry_with_the_same_number() {
     world.fs.write(new, 0, b"bytes").unwrap();
     assert_eq!(read(&world, new), b"bytes");
 }
+
+/// The search puts an entry into the table. A request that finds it there at once can use it.
+#[test]
+fn an_entry_can_be_used_as_soon_as_it_is_in_the_table() {
+    let mut world = World::usual();
+    let file = make(&world, Ino::ROOT, "file", Make::File(0o600));
+    for _ in 0..1000 {
+        world = world.takeover();
+        let names = world.fs.namespace();
+        let before = names.table_len();
+        std::thread::scope(|scope| {
+            scope.spawn(|| names.adopt());
+            while names.table_len() == before {
+                std::hint::spin_loop();
+            }
+            assert_eq!(names.attr(file).unwrap().ino, file);
+        });
+    }
+}
