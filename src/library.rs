@@ -28,17 +28,21 @@ pub mod remote;
 pub mod stamp;
 pub mod stored;
 pub mod stream;
+pub mod turn;
 pub mod warm;
 pub mod zip;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
 
 use catalog::CatalogError;
 use catalogs::{CatalogName, CatalogStamp, Catalogs};
 use digest::Digest;
 use index::IndexError;
 use stored::{StoredBlob, StoredBlobs};
+use turn::Turn;
 
 use crate::sys::thread::Panicked;
 
@@ -103,6 +107,43 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         Latency::Disk
     }
 
+    /// Waits until nobody else on this machine fetches the blob, or the group that it is in. None for a library from which
+    /// everybody may read at once.
+    ///
+    /// # Errors
+    /// As [`Library::blob`].
+    fn turn(&self, _digest: &Digest, _stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
+        Ok(None)
+    }
+
+    /// A number by which blobs are sorted before many of them are read.
+    fn position(&self, _digest: &Digest) -> u64 {
+        0
+    }
+
+    /// A number for the group that a blob is fetched with. None if it is fetched alone.
+    fn group_of(&self, _digest: &Digest) -> Option<u64> {
+        None
+    }
+
+    /// Whether there is a catalog of this name, without listing all of them. None if that is not known.
+    fn has_catalog(&self, _name: &CatalogName) -> Option<bool> {
+        None
+    }
+
+    /// The profile that came with a catalog.
+    fn profile(&self, _name: &CatalogName) -> Option<PathBuf> {
+        None
+    }
+
+    /// Ends connections and threads, before this process forks. The next read makes new ones.
+    fn pause(&self) {}
+
+    /// How it goes with the store that the library is in. None for a library on this machine.
+    fn contact(&self) -> Option<Contact> {
+        None
+    }
+
     /// Where a catalog is, for messages.
     fn catalog_place(&self, name: &CatalogName) -> String {
         format!("{}/catalog/{name}", self.name())
@@ -121,6 +162,33 @@ pub enum Latency {
     Disk,
     /// As long as a network needs. Such a read must not occupy a thread that other requests need.
     Network,
+}
+
+/// What was asked of a store since this process connected to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Contact {
+    pub requests: u64,
+    /// Received, in bytes.
+    pub bytes: u64,
+    /// Requests that were sent again.
+    pub retries: u64,
+    /// Requests that were given up.
+    pub failures: u64,
+    /// When the store stopped to answer. None if it answers.
+    pub silent_since: Option<SystemTime>,
+}
+
+/// What is wrong with a library in an object store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemoteTrouble {
+    /// The URL cannot be one, or this holofs has no support for it.
+    Url,
+    Missing,
+    Denied,
+    Silent,
+    Refused,
+    /// `--offline`
+    Offline,
 }
 
 /// An error of a library as a whole, or of one of its catalogs.
@@ -149,6 +217,12 @@ pub enum LibraryError {
         place: String,
         /// The reason.
         source: CatalogError,
+    },
+    /// A library in an object store cannot be used. `why` begins with its URL.
+    #[error("{why}")]
+    Remote {
+        why: String,
+        kind: RemoteTrouble,
     },
     /// A compiled index does not hold together.
     #[error(transparent)]

@@ -10,6 +10,7 @@
 
 pub mod direct;
 pub mod error;
+mod group;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use super::digest::Digest;
 use super::memory::{Unkept, is_full, memory_limit};
 use super::stamp::Stamp;
 use super::stored::StoredBlob;
+use super::turn::Fetched;
 use super::stream::{Failed, Filling, Outcome};
 use super::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
@@ -34,8 +36,8 @@ use crate::settings::Verify;
 use crate::sys::fd;
 use crate::sys::thread::{self, Panicked};
 pub use error::BlobError;
-pub(super) use read::{Fault, not_opened, read_through};
-use read::{copy_verified, is_content, read_pieces};
+pub(super) use read::{Fault, is_content, not_opened, read_through};
+use read::{copy_verified, read_pieces};
 
 /// Copies a blob of a library to `out` as it is stored, and compares its content with the digest and with the size in the
 /// catalog. The inner error is that of `out`.
@@ -65,7 +67,7 @@ pub fn copy_stored(
 #[derive(Debug)]
 pub struct Blobs {
     library: Arc<dyn Library>,
-    cache: BlobCache,
+    cache: Arc<BlobCache>,
     /// One lock for each blob that is being fetched. The lock on the map is a leaf lock.
     in_progress: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     /// Blobs that are being streamed. A leaf lock.
@@ -136,7 +138,7 @@ impl Blobs {
     pub fn new(library: Arc<dyn Library>, cache: BlobCache) -> Self {
         Self {
             library,
-            cache,
+            cache: Arc::new(cache),
             in_progress: Mutex::default(),
             streams: Mutex::default(),
             distrusted: Mutex::default(),
@@ -233,7 +235,7 @@ impl Blobs {
     /// Whether a stored blob is read without waiting for a disk, as far as its first bytes tell. False if it cannot be opened.
     #[must_use]
     pub fn is_in_memory(&self, digest: &Digest) -> bool {
-        self.stored(digest).is_ok_and(|stored| stored.is_in_memory())
+        !self.is_far() && self.stored(digest).is_ok_and(|stored| stored.is_in_memory())
     }
 
     /// Fetches a blob, unless another thread has fetched it meanwhile.
@@ -291,6 +293,9 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
+        if self.is_far() {
+            return self.read_cached(digest, size);
+        }
         // The size in the catalog may be a lie, so it does not decide how much is allocated.
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20));
         self.pour(digest, size, &mut self.stored(digest)?, &mut bytes)?;
@@ -357,8 +362,22 @@ impl Blobs {
             self.hit(size);
             return Ok(file);
         }
+        match self.library.latency() {
+            Latency::Disk => self.fetch_from(None, digest, size, audience),
+            Latency::Network => self.fetch_in_turn(digest, size, audience),
+        }
+    }
+
+    /// Fetches a blob from a group that is in memory, or else from the library.
+    fn fetch_from(
+        &self,
+        group: Option<&Fetched>,
+        digest: &Digest,
+        size: u64,
+        audience: Audience<'_>,
+    ) -> Result<File, BlobError> {
         let begun = self.cache.begin().map_err(|source| self.cache_error(digest, source));
-        match begun.and_then(|pending| self.fetch_into(pending, digest, size, audience)) {
+        match begun.and_then(|pending| self.fetch_into(pending, group, digest, size, audience)) {
             // Readers of a stream have the file on the disk already, so it cannot be replaced by one in memory. And what is
             // fetched for later readers is of no use in the memory of this process.
             Err(BlobError::Io { source, .. })
@@ -372,7 +391,7 @@ impl Blobs {
                 let closed_later = self.unkept.lock().make_room(size);
                 drop(closed_later);
                 let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
-                self.fetch_into(pending, digest, size, audience)
+                self.fetch_into(pending, group, digest, size, audience)
             }
             fetched => fetched,
         }
@@ -381,12 +400,16 @@ impl Blobs {
     fn fetch_into(
         &self,
         mut pending: Pending,
+        group: Option<&Fetched>,
         digest: &Digest,
         size: u64,
         audience: Audience<'_>,
     ) -> Result<File, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
-        let mut stored = self.stored(digest)?;
+        let mut stored = match group.and_then(|group| group.stored(digest)) {
+            Some(stored) => stored,
+            None => self.stored(digest)?,
+        };
         if let Some(readers) = audience.readers {
             readers.begin(pending.file.try_clone().map_err(cache_error)?);
         }
@@ -428,8 +451,9 @@ impl Blobs {
     ) -> Result<(), BlobError> {
         let take = &mut |bytes: &[u8]| out.write_all(bytes);
         let read = match self.verify {
-            Verify::Never => read_pieces(stored, digest, Some(size), take),
-            Verify::Once | Verify::Always => read_through(stored, digest, Some(size), take),
+            // Who can change what is in a store is not known.
+            Verify::Never if !self.is_far() => read_pieces(stored, digest, Some(size), take),
+            Verify::Never | Verify::Once | Verify::Always => read_through(stored, digest, Some(size), take),
         };
         read.map_err(|fault| self.fault(digest, fault))?;
         self.metrics.add(Counter::BlobsFetched, 1);

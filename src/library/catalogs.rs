@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::Hex;
 use super::index::CatalogInfo;
 use super::look::Look;
 use super::name::is_hex;
@@ -66,6 +67,14 @@ pub struct CatalogStamp(String);
 impl From<Look> for CatalogStamp {
     fn from(look: Look) -> Self {
         Self(look.to_string())
+    }
+}
+
+impl CatalogStamp {
+    /// For a catalog that is named by the SHA-256 of its bytes.
+    #[must_use]
+    pub fn of_digest(sha256: &[u8; 32]) -> Self {
+        Self(Hex(sha256).to_string())
     }
 }
 

@@ -11,6 +11,9 @@
 pub mod counters;
 pub mod head;
 pub mod layout;
+pub mod library;
+pub mod local;
+mod ranges;
 pub mod store;
 
 use std::io::Read;

@@ -62,6 +62,10 @@ impl Blobs {
         size: u64,
         room: &'r mut Room,
     ) -> Result<&'r mut [u8], BlobError> {
+        if self.is_far() {
+            room.content = self.read_cached(digest, size)?;
+            return Ok(&mut room.content);
+        }
         let read = room.read(&mut self.stored(digest)?, digest, size);
         if read.map_err(|source| self.library_error(digest, source))? {
             self.metrics.add(Counter::BlobsFetched, 1);
@@ -77,6 +81,10 @@ impl Blobs {
     /// # Errors
     /// See [`Unpacked`]. Then `out` may have wrong bytes.
     pub fn unpack_to(&self, digest: &Digest, size: u64, out: &mut dyn Write) -> Result<(), Unpacked> {
+        if self.is_far() {
+            let mut file = self.open_raw(digest, size).map_err(Unpacked::Blob)?;
+            return io::copy(&mut file, out).map(drop).map_err(Unpacked::Write);
+        }
         let mut stored = self.stored(digest).map_err(Unpacked::Blob)?;
         let read = read_through(&mut stored, digest, Some(size), &mut |bytes| out.write_all(bytes));
         read.map_err(|fault| match fault {

@@ -12,7 +12,7 @@ use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 
 /// Whether the content of a file has this digest.
-pub(super) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
+pub(in crate::library) fn is_content(file: &File, digest: &Digest) -> io::Result<bool> {
     let mut hasher = Hasher::new(digest.kind());
     let mut from = StoredBlob::of_file(file.try_clone()?);
     let mut buffer = vec![0u8; 256 * 1024];

@@ -1,13 +1,16 @@
 //! A library that has the bytecode of an environment too.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::Bytecode;
 use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
 use crate::library::digest::Digest;
 use crate::library::stored::{StoredBlob, StoredBlobs};
-use crate::library::{Latency, Library, LibraryError};
+use crate::library::turn::Turn;
+use crate::library::{Contact, Latency, Library, LibraryError};
 
 /// A library, and the bytecode of one of its environments as further blobs.
 #[derive(Debug)]
@@ -62,5 +65,29 @@ impl Library for WithBytecode {
 
     fn latency(&self) -> Latency {
         self.library.latency()
+    }
+
+    fn turn(&self, digest: &Digest, stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
+        if self.bytecode.content(digest).is_some() { Ok(None) } else { self.library.turn(digest, stop) }
+    }
+
+    fn position(&self, digest: &Digest) -> u64 {
+        self.library.position(digest)
+    }
+
+    fn group_of(&self, digest: &Digest) -> Option<u64> {
+        self.library.group_of(digest)
+    }
+
+    fn profile(&self, name: &CatalogName) -> Option<PathBuf> {
+        self.library.profile(name)
+    }
+
+    fn pause(&self) {
+        self.library.pause();
+    }
+
+    fn contact(&self) -> Option<Contact> {
+        self.library.contact()
     }
 }

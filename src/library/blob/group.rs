@@ -1,0 +1,177 @@
+//! Blobs of a library in an object store: they are fetched in groups, and all of them go through the cache.
+//!
+//! Whoever needs a blob takes the turn of its group, looks into the cache again, fetches the group and gets its blob. The
+//! others go into the cache after that, on a thread that holds the turn meanwhile. So whoever waits for the turn finds
+//! them.
+//!
+//! Invariants: a blob gets its name in the cache only after its digest was right. One that is bad is left out, and an error
+//! only of the files that have it: each of their reads asks for the group again.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::read::{not_opened, read_through};
+use super::{Audience, BlobError, Blobs};
+use crate::library::Latency;
+use crate::library::cache::BlobCache;
+use crate::library::digest::Digest;
+use crate::library::turn::Fetched;
+use crate::metrics::{Counter, Metrics};
+use crate::sys::{fd, thread};
+
+/// A group that would take more than this part of the cache's limit drives out what is needed. Only the wanted blob is kept.
+const PART: u64 = 4;
+
+/// Larger blobs are written out at once: a clone of one waits for that.
+const WRITTEN_OUT: u64 = 128 * 1024;
+
+impl Blobs {
+    /// Whether the library is on another machine.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.library.latency() == Latency::Network
+    }
+
+    /// The number of the group that a blob is fetched with. None if it is fetched alone.
+    #[must_use]
+    pub fn group_of(&self, digest: &Digest) -> Option<u64> {
+        self.library.group_of(digest)
+    }
+
+    /// The content of a blob, by way of the cache.
+    pub(super) fn read_cached(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
+        read_all(&self.open_raw(digest, size)?, size).map_err(|source| self.cache_error(digest, source))
+    }
+
+    /// The content of a small blob that is in the cache. None if it has to be fetched.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn read_at_once(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, BlobError> {
+        let Some(file) = self.cached(digest, size)? else { return Ok(None) };
+        read_all(&file, size).map(Some).map_err(|source| self.cache_error(digest, source))
+    }
+
+    /// Fetches a blob and its group, when nobody else does.
+    pub(super) fn fetch_in_turn(
+        &self,
+        digest: &Digest,
+        size: u64,
+        audience: Audience<'_>,
+    ) -> Result<File, BlobError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => {
+                self.metrics.add(Counter::BlobsRefused, 1);
+                BlobError::Missing { digest: *digest, place: self.library.blob_place(digest) }
+            }
+            _ => self.fault(digest, not_opened(source)),
+        };
+        let turn = self.library.turn(digest, audience.stop).map_err(failed)?;
+        let Some(turn) = turn else { return self.fetch_from(None, digest, size, audience) };
+        if let Some(file) = self.confirmed(digest, size)? {
+            self.hit(size);
+            return Ok(file);
+        }
+        if audience.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(self.library_error(digest, io::Error::other("stopped")));
+        }
+        let group = turn.fetch().map_err(failed)?;
+        let file = self.fetch_from(Some(&group), digest, size, audience);
+        if group.members().len() > 1 {
+            let rest = Rest {
+                group,
+                wanted: *digest,
+                cache: Arc::clone(&self.cache),
+                metrics: Arc::clone(&self.metrics),
+            };
+            match audience.stop {
+                Some(stop) => rest.keep(&|| stop.load(Ordering::Relaxed)),
+                None => rest.keep_later(),
+            }
+        }
+        file
+    }
+
+    /// Brings the group of a blob into the cache, or the blob if it is in none. Returns whether something was fetched.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn prepare_group(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<bool, BlobError> {
+        self.prepare(digest, size, stop)
+    }
+}
+
+/// The blobs of a group that nobody has asked for yet.
+struct Rest {
+    group: Fetched,
+    wanted: Digest,
+    cache: Arc<BlobCache>,
+    metrics: Arc<Metrics>,
+}
+
+impl Rest {
+    fn keep_later(self) {
+        if let Err((rest, error)) = thread::spawn_with("group", self, |rest| rest.keep(&|| false)) {
+            tracing::debug!(%error, "no thread for the rest of a group: its reader keeps it");
+            rest.keep(&|| false);
+        }
+    }
+
+    fn keep(&self, stop: &dyn Fn() -> bool) {
+        let members = self.group.members();
+        let bytes = members.iter().fold(0u64, |sum, member| sum.saturating_add(member.size));
+        if !self.cache.keeps(bytes.saturating_mul(PART)) {
+            return;
+        }
+        for member in members.iter().filter(|member| member.digest != self.wanted) {
+            if stop() {
+                return;
+            }
+            match self.keep_one(&member.digest, member.size) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.metrics.add(Counter::BlobsFetched, 1);
+                    self.metrics.add(Counter::FetchedBytes, member.size);
+                }
+                Err(error) => {
+                    // Whoever needs the blobs gets them without the cache.
+                    tracing::debug!(%error, "the rest of a group is not kept");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns whether the blob was kept now.
+    fn keep_one(&self, digest: &Digest, size: u64) -> io::Result<bool> {
+        if self.cache.get(digest, size)?.is_some() {
+            return Ok(false);
+        }
+        let Some(stored) = self.group.stored(digest) else { return Ok(false) };
+        let mut pending = self.cache.begin()?;
+        let read = read_through(stored, digest, Some(size), &mut |bytes| pending.file.write_all(bytes));
+        match read {
+            Ok(_) => {
+                let file = self.cache.commit(pending, digest, size)?;
+                if size > WRITTEN_OUT {
+                    fd::start_writeback(&file);
+                }
+                Ok(true)
+            }
+            Err(super::Fault::Taken(error)) => Err(error),
+            // Its readers are told.
+            Err(fault) => {
+                tracing::debug!(%digest, ?fault, "a blob of a group is bad");
+                Ok(false)
+            }
+        }
+    }
+}
+
+fn read_all(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+    let n = fd::read_full(file, 0, &mut bytes)?;
+    if n as u64 == size { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}

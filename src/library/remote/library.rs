@@ -1,0 +1,567 @@
+//! A library in an object store.
+//!
+//! A mount asks for the list of heads and for one head, and then for catalog, layout and profile at the same time. All of
+//! them are kept ([`super::local`]), so the next mount asks for what can change: the list and the head. Blobs are
+//! fetched when they are read, in the groups of the layout, by whoever has the turn ([`crate::library::turn`]).
+//!
+//! Blobs are found in the layouts that were read, and then in all layouts that are kept. It does not matter which: a
+//! digest says what the blob is. So a mount goes on when its catalog is replaced in the store.
+//!
+//! Invariants: nothing is asked with `--offline`. A library that an earlier command recorded ([`Heads::Known`]) asks for
+//! blobs only. The store is connected on first use, and [`Library::pause`] ends the connections.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest as _, Sha256};
+
+use super::head::{self, HEADS, Head, MAX_HEAD, Object};
+use super::layout::{Entry, Group, Layout};
+use super::local::{self, Local};
+use super::ranges::Ranges;
+use super::{Objects, StoreError};
+use crate::library::cache::BlobCache;
+use crate::library::catalog::limits::MAX_FILE;
+use crate::library::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs};
+use crate::library::digest::Digest;
+use crate::library::memory::LruBySize;
+use crate::library::stored::{StoredBlob, StoredBlobs};
+use crate::library::turn::{Member, Turn, slice};
+use crate::library::{Contact, Latency, Library, LibraryError, RemoteTrouble};
+use crate::sys::fd::read_full;
+
+/// How long a store may take to answer a question whose earlier answer is known.
+const BRIEFLY: Duration = Duration::from_secs(2);
+/// The largest layout in bytes: that of four million blobs.
+const MAX_LAYOUT: u64 = 256 << 20;
+/// The largest profile in bytes.
+const MAX_PROFILE: u64 = 1 << 20;
+/// The largest group in bytes that is fetched as a whole. A larger one is not what `push` makes.
+const MAX_GROUP: u64 = 32 << 20;
+/// Groups in memory, for whoever reads all blobs: in bytes.
+const GROUPS_KEPT: u64 = 64 << 20;
+/// Bytes of groups that are under way at the same time.
+const UNDER_WAY: u64 = 64 << 20;
+
+/// Connects to the store. With a duration, an answer that takes longer is an error; otherwise the user's time limit counts.
+pub type Connect =
+    Box<dyn Fn(Option<Duration>) -> Result<Arc<dyn Objects>, StoreError> + Send + Sync + 'static>;
+
+/// Whether the store is asked which catalogs there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heads {
+    /// Yes.
+    Asked,
+    /// What is known of them counts.
+    Known,
+}
+
+/// How a library is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Use {
+    pub heads: Heads,
+    /// Nothing is asked.
+    pub offline: bool,
+    /// How long a read may wait for the store.
+    pub timeout: Duration,
+}
+
+/// A library below a URL.
+pub struct RemoteLibrary {
+    url: String,
+    local: Local,
+    connect: Connect,
+    how: Use,
+    /// A leaf lock, but for the connecting.
+    store: Mutex<Option<Arc<dyn Objects>>>,
+    /// The store did not answer. Heads that are known are not asked for again.
+    silent: AtomicBool,
+    /// A leaf lock.
+    heads: Mutex<HashMap<CatalogName, Head>>,
+    layouts: RwLock<Layouts>,
+    /// A leaf lock.
+    groups: Arc<Mutex<LruBySize<GroupKey, Arc<Vec<u8>>>>>,
+    under_way: Arc<Mutex<u64>>,
+}
+
+/// The pack of a group, and its offset in the pack.
+type GroupKey = ([u8; 32], u64);
+
+#[derive(Default)]
+struct Layouts {
+    read: Vec<Arc<Layout>>,
+    /// The SHA-256 sums of those of heads.
+    sums: HashSet<[u8; 32]>,
+    /// All that are kept were read.
+    all: bool,
+}
+
+impl std::fmt::Debug for RemoteLibrary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteLibrary").field("url", &self.url).field("how", &self.how).finish_non_exhaustive()
+    }
+}
+
+impl RemoteLibrary {
+    /// The library at `url`, with local copies below `cache_dir`. Asks for nothing yet.
+    ///
+    /// # Errors
+    /// When the directory of the local copies cannot be made, or others may write to it.
+    pub fn open(url: &str, cache_dir: &Path, how: Use, connect: Connect) -> Result<Self, LibraryError> {
+        let url = url.trim_end_matches('/').to_owned();
+        // A command that only looks makes nothing.
+        let local = Local::open(cache_dir, &url, how.heads == Heads::Asked)?;
+        Ok(Self {
+            url,
+            local,
+            connect,
+            how,
+            store: Mutex::default(),
+            silent: AtomicBool::new(false),
+            heads: Mutex::default(),
+            layouts: RwLock::default(),
+            groups: Arc::new(Mutex::new(LruBySize::new(GROUPS_KEPT))),
+            under_way: Arc::default(),
+        })
+    }
+
+    fn store(&self, object: &str) -> Result<Arc<dyn Objects>, StoreError> {
+        if self.how.offline {
+            return Err(StoreError::Offline { object: object.to_owned() });
+        }
+        let mut store = self.store.lock();
+        if let Some(store) = &*store {
+            return Ok(Arc::clone(store));
+        }
+        let connected = (self.connect)(None)?;
+        *store = Some(Arc::clone(&connected));
+        Ok(connected)
+    }
+
+    /// Asks for what can change. None if nobody answers and an earlier answer is known, or counts.
+    fn ask<T>(
+        &self,
+        is_known: bool,
+        question: &dyn Fn(&dyn Objects) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        if self.how.heads == Heads::Known || self.how.offline {
+            return Ok(None);
+        }
+        if !is_known {
+            return question(&*self.store(HEADS)?).map(Some);
+        }
+        if self.silent.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let brief = (self.connect)(Some(BRIEFLY.min(self.how.timeout)))?;
+        let answer = question(&*brief);
+        brief.pause();
+        match answer {
+            Err(StoreError::Unreachable { why, .. }) => {
+                self.silent.store(true, Ordering::Relaxed);
+                tracing::warn!(url = self.url, why, "the store does not answer; using what is known of it");
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
+
+    /// The head of a catalog.
+    fn head(&self, name: &CatalogName) -> Result<Head, StoreError> {
+        if let Some(head) = self.heads.lock().get(name) {
+            return Ok(head.clone());
+        }
+        let object = head::head(name);
+        let known = self.local.head(name);
+        let answer = self.ask(known.is_some(), &|store| store.get(&object, None, MAX_HEAD))?;
+        let head = match (answer, known) {
+            (Some(bytes), _) => {
+                let refused = |why| StoreError::Refused { object: object.clone(), why };
+                let head = Head::parse(&bytes).map_err(|error| refused(error.to_string()))?;
+                self.local.keep_head(name, &head);
+                head
+            }
+            (None, Some(known)) => known,
+            (None, None) if self.how.offline => return Err(StoreError::Offline { object }),
+            (None, None) => return Err(StoreError::NotFound { object }),
+        };
+        self.heads.lock().insert(name.clone(), head.clone());
+        Ok(head)
+    }
+
+    /// Opens an object by its digest: the local copy, or else it is fetched.
+    fn object(&self, cache: &BlobCache, name: &str, object: &Object, limit: u64) -> Result<File, StoreError> {
+        let refused = |why: String| StoreError::Refused { object: name.to_owned(), why };
+        let of_disk = |source| StoreError::Content { object: name.to_owned(), source };
+        if let Some(file) = local::open(cache, &local::digest(object), object.bytes).map_err(of_disk)? {
+            return Ok(file);
+        }
+        if object.bytes > limit {
+            return Err(refused(format!("it has {} bytes, which is too many", object.bytes)));
+        }
+        let bytes = self.store(name)?.get(name, None, object.bytes)?;
+        let sum: [u8; 32] = Sha256::digest(&bytes).into();
+        if bytes.len() as u64 != object.bytes || sum != object.sha256 {
+            return Err(refused("its content is not the one that its name says".to_owned()));
+        }
+        local::keep(cache, object, &bytes).map_err(of_disk)
+    }
+
+    /// The catalog of a head. Layout and profile are fetched at the same time.
+    fn catalog_file(&self, head: &Head) -> Result<File, StoreError> {
+        std::thread::scope(|scope| {
+            let catalog = || {
+                let name = head::catalog(&head.catalog.sha256);
+                self.object(&self.local.catalogs, &name, &head.catalog, MAX_FILE)
+            };
+            let layout = scope.spawn(|| self.read_layout(head));
+            let profile = head.profile.map(|profile| scope.spawn(move || self.profile_file(&profile)));
+            let catalog = catalog();
+            let panicked = |_| StoreError::Refused { object: HEADS.into(), why: "a thread panicked".into() };
+            layout.join().unwrap_or_else(|error| Err(panicked(error)))?;
+            // A profile is a hint.
+            if let Some(Err(error)) = profile.map(|profile| profile.join().unwrap_or_else(|e| Err(panicked(e)))) {
+                tracing::debug!(%error, "no profile");
+            }
+            catalog
+        })
+    }
+
+    fn profile_file(&self, profile: &Object) -> Result<File, StoreError> {
+        self.object(&self.local.profiles, &head::profile(&profile.sha256), profile, MAX_PROFILE)
+    }
+
+    /// Reads the layout of a head, unless that was done.
+    fn read_layout(&self, head: &Head) -> Result<(), StoreError> {
+        if self.layouts.read().sums.contains(&head.layout.sha256) {
+            return Ok(());
+        }
+        let name = head::layout(&head.layout.sha256);
+        let file = self.object(&self.local.layouts, &name, &head.layout, MAX_LAYOUT)?;
+        let layout = Layout::map(&file).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => StoreError::Refused { object: name, why: source.to_string() },
+            _ => StoreError::Content { object: name, source },
+        })?;
+        let mut layouts = self.layouts.write();
+        if layouts.sums.insert(head.layout.sha256) {
+            layouts.read.push(Arc::new(layout));
+        }
+        Ok(())
+    }
+
+    /// Where a blob is.
+    fn find(&self, digest: &Digest) -> Option<(Arc<Layout>, Entry)> {
+        let look = |layouts: &Layouts| {
+            layouts.read.iter().find_map(|layout| Some((Arc::clone(layout), layout.find(digest)?)))
+        };
+        {
+            let layouts = self.layouts.read();
+            if let Some(found) = look(&layouts) {
+                return Some(found);
+            }
+            if layouts.all {
+                return None;
+            }
+        }
+        let mut layouts = self.layouts.write();
+        if !layouts.all {
+            layouts.all = true;
+            layouts.read.extend(self.local.all_layouts().into_iter().map(Arc::new));
+        }
+        look(&layouts)
+    }
+
+    fn fetcher(&self, group: Group) -> Result<Fetcher, StoreError> {
+        let name = head::pack(&group.pack);
+        let waiting = self.how.timeout;
+        let (groups, under_way) = (Arc::clone(&self.groups), Arc::clone(&self.under_way));
+        let key = (group.pack, group.offset);
+        let kept = groups.lock().get(&key);
+        let store = if kept.is_some() { None } else { Some(self.store(&name)?) };
+        Ok(Fetcher { store, kept, name, group, groups, under_way, waiting })
+    }
+
+    fn place(&self, object: &str) -> String {
+        format!("{}/{object}", self.url)
+    }
+
+    fn error(&self, error: StoreError) -> LibraryError {
+        let kind = match &error {
+            StoreError::NotFound { .. } => RemoteTrouble::Missing,
+            StoreError::Denied { .. } => RemoteTrouble::Denied,
+            StoreError::Unreachable { .. } => RemoteTrouble::Silent,
+            StoreError::Refused { .. } => RemoteTrouble::Refused,
+            StoreError::Offline { .. } => RemoteTrouble::Offline,
+            StoreError::Content { source, .. } => {
+                let path = self.local.catalogs.place(&Digest::Sha256([0; 32]));
+                return LibraryError::Io { path, source: io::Error::new(source.kind(), source.to_string()) };
+            }
+        };
+        LibraryError::Remote { why: self.place(&error.to_string()), kind }
+    }
+}
+
+/// What fetches one group.
+struct Fetcher {
+    store: Option<Arc<dyn Objects>>,
+    kept: Option<Arc<Vec<u8>>>,
+    name: String,
+    group: Group,
+    groups: Arc<Mutex<LruBySize<GroupKey, Arc<Vec<u8>>>>>,
+    under_way: Arc<Mutex<u64>>,
+    waiting: Duration,
+}
+
+impl Fetcher {
+    fn fetch(self) -> io::Result<Arc<Vec<u8>>> {
+        let Self { store, kept, name, group, groups, under_way, waiting } = self;
+        let (Some(store), None) = (store, &kept) else { return Ok(kept.unwrap_or_default()) };
+        let _room = Room::take(under_way, group.len, waiting)
+            .ok_or_else(|| StoreError::Unreachable {
+                object: name.clone(),
+                why: "too many reads wait for it".into(),
+            })
+            .map_err(|error| of_store(&error))?;
+        let range = group.offset..group.offset.saturating_add(group.len);
+        let bytes = store.get(&name, Some(range), group.len).map_err(|error| of_store(&error))?;
+        if bytes.len() as u64 != group.len {
+            let why = format!("{name} is truncated");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let bytes = Arc::new(bytes);
+        let dropped_later = groups.lock().put((group.pack, group.offset), Arc::clone(&bytes), group.len);
+        drop(dropped_later);
+        Ok(bytes)
+    }
+}
+
+/// The right to hold bytes of groups that are under way.
+struct Room(Arc<Mutex<u64>>, u64);
+
+impl Room {
+    /// Waits for room. Not by a lock: the keeper must see that this waits for something else than the worker.
+    fn take(taken: Arc<Mutex<u64>>, bytes: u64, timeout: Duration) -> Option<Self> {
+        let begun = std::time::Instant::now();
+        loop {
+            {
+                let mut now = taken.lock();
+                if *now == 0 || now.saturating_add(bytes) <= UNDER_WAY {
+                    *now += bytes;
+                    break;
+                }
+            }
+            if begun.elapsed() >= timeout {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Some(Self(taken, bytes))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *self.0.lock() -= self.1;
+    }
+}
+
+/// An error of a store, as one of reading a blob.
+fn of_store(error: &StoreError) -> io::Error {
+    match error {
+        StoreError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error.to_string()),
+        StoreError::Refused { .. } => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+        StoreError::Content { source, .. } => {
+            source.raw_os_error().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+        }
+        StoreError::Denied { .. } | StoreError::Unreachable { .. } | StoreError::Offline { .. } => {
+            io::Error::new(io::ErrorKind::HostUnreachable, error.to_string())
+        }
+    }
+}
+
+/// As [`of_store`], in the middle of a blob. An error without a number would say that the blob is bad.
+fn in_the_middle(error: &StoreError) -> io::Error {
+    match error {
+        StoreError::NotFound { .. } | StoreError::Refused { .. } => of_store(error),
+        _ => {
+            tracing::error!(%error, "a read of a large file failed");
+            io::Error::from_raw_os_error(libc::EIO)
+        }
+    }
+}
+
+impl Library for RemoteLibrary {
+    fn name(&self) -> &str {
+        &self.url
+    }
+
+    fn catalogs(&self) -> Result<Catalogs, LibraryError> {
+        let path = local::dir_name(&self.local);
+        let known = self.local.heads().map_err(LibraryError::io(path))?;
+        let listed = self.ask(!known.is_empty(), &|store| store.list(HEADS));
+        let names: Vec<(CatalogName, SystemTime)> = match listed.map_err(|error| self.error(error))? {
+            Some(listed) => {
+                let name = |listed: super::Listed| Some((CatalogName::parse(&listed.name)?, listed.modified));
+                listed.into_iter().filter_map(name).collect()
+            }
+            None => known,
+        };
+        let mut entries: Vec<_> =
+            names.into_iter().map(|(name, modified)| CatalogEntry { name, modified }).collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Catalogs { entries, not_files: Vec::new() })
+    }
+
+    fn has_catalog(&self, name: &CatalogName) -> Option<bool> {
+        match self.head(name) {
+            Ok(_) => Some(true),
+            Err(StoreError::NotFound { .. }) => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    fn catalog_stamp(&self, name: &CatalogName) -> io::Result<CatalogStamp> {
+        let head = self.head(name).map_err(|error| of_store(&error))?;
+        Ok(CatalogStamp::of_digest(&head.catalog.sha256))
+    }
+
+    fn open_catalog(&self, name: &CatalogName) -> io::Result<StoredBlob> {
+        let file = self.head(name).and_then(|head| self.catalog_file(&head));
+        file.map(StoredBlob::of_file).map_err(|error| of_store(&error))
+    }
+
+    fn catalog(&self, name: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
+        let head = self.head(name).map_err(|error| self.error(error))?;
+        let file = self.catalog_file(&head).map_err(|error| self.error(error))?;
+        let mut bytes = vec![0; usize::try_from(head.catalog.bytes).unwrap_or(usize::MAX)];
+        let read = read_full(&file, 0, &mut bytes).map_err(io::Error::from);
+        let n = read.map_err(LibraryError::io(self.local.catalogs.place(&local::digest(&head.catalog))))?;
+        bytes.truncate(n);
+        Ok((CatalogStamp::of_digest(&head.catalog.sha256), bytes))
+    }
+
+    fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
+        let (layout, entry) = self.find(digest).ok_or(io::ErrorKind::NotFound)?;
+        let Some((id, offset)) = entry.grouped else {
+            let name = head::blob(digest);
+            let store = self.store(&name).map_err(|error| of_store(&error))?;
+            return Ok(StoredBlob::new(Ranges::new(store, name, entry.stored, in_the_middle), None));
+        };
+        let group = layout.group(id).ok_or(io::ErrorKind::NotFound)?;
+        if group.len > MAX_GROUP {
+            let name = head::pack(&group.pack);
+            let at = group.offset.saturating_add(offset);
+            let store = self.store(&name).map_err(|error| of_store(&error))?;
+            let bytes = store.get(&name, Some(at..at.saturating_add(entry.stored)), entry.stored);
+            let bytes = bytes.map_err(|error| of_store(&error))?;
+            let len = bytes.len();
+            return Ok(slice(&Arc::new(bytes), 0..len));
+        }
+        // Whoever reads all blobs reads the others of the group next.
+        let _turn = self.local.lock(key(&group), self.how.timeout, &|| false);
+        let bytes = self.fetcher(group).map_err(|error| of_store(&error))?.fetch()?;
+        Ok(slice(&bytes, range_of(&entry, offset)))
+    }
+
+    fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
+        Ok(self.find(digest).is_some())
+    }
+
+    fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
+        for catalog in self.catalogs()?.entries {
+            let read = self.head(&catalog.name).and_then(|head| self.read_layout(&head));
+            read.map_err(|error| self.error(error))?;
+        }
+        let layouts: Vec<_> = self.layouts.read().read.clone();
+        let mut blobs: Vec<_> =
+            layouts.iter().flat_map(|layout| layout.entries().map(|entry| (entry.digest, entry.stored))).collect();
+        blobs.sort_unstable();
+        blobs.dedup_by_key(|(digest, _)| *digest);
+        Ok(StoredBlobs { blobs, strays: 0 })
+    }
+
+    fn latency(&self) -> Latency {
+        Latency::Network
+    }
+
+    fn turn(&self, digest: &Digest, stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
+        let Some((layout, entry)) = self.find(digest) else { return Ok(None) };
+        let stop = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let group = entry.grouped.and_then(|(id, _)| layout.group(id)).filter(|group| group.len <= MAX_GROUP);
+        let Some(group) = group else {
+            let key = u64::from_le_bytes(first_bytes(digest.bytes()));
+            return Ok(Some(Turn::alone(self.local.lock(key, self.how.timeout, &stop))));
+        };
+        let lock = self.local.lock(key(&group), self.how.timeout, &stop);
+        let members = layout.in_group(group.id).filter_map(|entry| {
+            let (_, offset) = entry.grouped?;
+            Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })
+        });
+        let fetcher = self.fetcher(group).map_err(|error| of_store(&error))?;
+        Ok(Some(Turn::group(lock, Box::new(move || fetcher.fetch()), members.collect())))
+    }
+
+    fn position(&self, digest: &Digest) -> u64 {
+        match self.find(digest).map(|(_, entry)| entry.grouped) {
+            Some(Some((id, offset))) => (u64::from(id.0) << 32) | offset.min(u64::from(u32::MAX)),
+            Some(None) | None => u64::MAX,
+        }
+    }
+
+    fn group_of(&self, digest: &Digest) -> Option<u64> {
+        let (layout, entry) = self.find(digest)?;
+        let (id, _) = entry.grouped?;
+        layout.group(id).map(|group| key(&group))
+    }
+
+    fn profile(&self, catalog: &CatalogName) -> Option<PathBuf> {
+        let profile = self.head(catalog).ok()?.profile?;
+        let known = local::open(&self.local.profiles, &local::digest(&profile), profile.bytes);
+        if !matches!(known, Ok(Some(_)))
+            && let Err(error) = self.profile_file(&profile)
+        {
+            tracing::debug!(%error, "no profile");
+            return None;
+        }
+        Some(self.local.profiles.place(&local::digest(&profile)))
+    }
+
+    fn pause(&self) {
+        if let Some(store) = self.store.lock().take() {
+            store.pause();
+        }
+    }
+
+    fn contact(&self) -> Option<Contact> {
+        Some(Contact::default())
+    }
+
+    fn catalog_place(&self, name: &CatalogName) -> String {
+        self.place(&head::head(name))
+    }
+
+    fn blob_place(&self, digest: &Digest) -> String {
+        let pack = self.find(digest).and_then(|(layout, entry)| layout.group(entry.grouped?.0));
+        self.place(&pack.map_or_else(|| head::blob(digest), |group| head::pack(&group.pack)))
+    }
+}
+
+fn range_of(entry: &Entry, offset: u64) -> std::ops::Range<usize> {
+    let end = offset.saturating_add(entry.stored);
+    usize::try_from(offset).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX)
+}
+
+/// A number for a group, which is the same in each process.
+fn key(group: &Group) -> u64 {
+    u64::from_le_bytes(first_bytes(&group.pack)).wrapping_add(group.offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20)
+}
+
+fn first_bytes(bytes: &[u8]) -> [u8; 8] {
+    bytes.first_chunk().copied().unwrap_or_default()
+}
