@@ -432,7 +432,7 @@ impl Fs {
     /// Whether writing has to copy up a large file first.
     #[must_use]
     pub fn must_copy_much(&self, ino: Ino) -> bool {
-        matches!(self.namespace.lower_bytes(ino), Ok(Some(lower)) if self.materializer.is_large(lower))
+        matches!(self.namespace.lower_bytes(ino), Ok(Some(lower)) if self.materializer.is_slow(lower))
     }
 }
 

@@ -198,7 +198,12 @@ impl Materializer {
             None => {}
         }
         let lower = self.source.file(node)?;
-        if lower.is_small() && self.source.is_near() { self.fetch_file(&lower).map(Some) } else { Ok(None) }
+        if !lower.is_small() {
+            return Ok(None);
+        }
+        let Some(bytes) = self.source.read_at_once(&lower)? else { return Ok(None) };
+        self.touch(node);
+        Ok(Some(self.keep_bytes(node, bytes)))
     }
 
     /// The bytes of a lower file as this space shows them, for reading. May take as long as fetching the file.
@@ -224,10 +229,8 @@ impl Materializer {
         let node = lower.node;
         self.touch(node);
         if lower.is_small() {
-            let bytes: Arc<[u8]> = self.source.read(lower)?.into();
-            let dropped_later = self.memory.lock().put(node, Arc::clone(&bytes), bytes.len() as u64);
-            drop(dropped_later);
-            return Ok(FileData::Bytes(bytes));
+            let bytes = self.source.read(lower)?;
+            return Ok(self.keep_bytes(node, bytes));
         }
         if lower.is_relocated() {
             return Ok(FileData::File(self.opened(lower)?));
@@ -246,6 +249,14 @@ impl Materializer {
             }
             Streamed::Whole(file) => FileData::File(self.keep(node, Arc::new(file))),
         })
+    }
+
+    /// Keeps the bytes of a small file for further reads.
+    fn keep_bytes(&self, node: NodeId, bytes: Vec<u8>) -> FileData {
+        let bytes: Arc<[u8]> = bytes.into();
+        let dropped_later = self.memory.lock().put(node, Arc::clone(&bytes), bytes.len() as u64);
+        drop(dropped_later);
+        FileData::Bytes(bytes)
     }
 
     /// A file with the bytes of a lower file of any size, for the kernel to read without the daemon.
@@ -310,10 +321,16 @@ impl Materializer {
         self.source.file(node).is_ok_and(|lower| !lower.is_small())
     }
 
+    /// Whether reading a lower file may take long.
+    #[must_use]
+    pub fn is_slow(&self, node: NodeId) -> bool {
+        !self.source.is_near() || self.is_large(node)
+    }
+
     /// Whether [`Materializer::file`] may have to fetch a large file.
     #[must_use]
     pub fn must_fetch_much(&self, node: NodeId) -> bool {
-        self.is_large(node) && !matches!(self.open.lock().peek(&node), Some(Opened::File(_)))
+        self.is_slow(node) && !matches!(self.open.lock().peek(&node), Some(Opened::File(_)))
     }
 
     /// A private copy of the first `len` bytes of a lower file.

@@ -60,7 +60,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     for note in composed.notes.iter().chain(&composed.blueprint.notes) {
         output::note(context.silent, &format!("holofs: {note}"));
     }
-    let catalog = match locate(&args.library, &context.env.hololib()) {
+    let catalog = match locate(&args.library, &context.env.hololib(), &context.env.access()) {
         Ok(library) => wanted::look(&library, &composed, &context.env)?.map(|blueprint| {
             library.library.catalog_place(&CatalogName { blueprint, platform: this_platform() })
         }),

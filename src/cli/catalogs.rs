@@ -56,7 +56,7 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let library = locate(&args.library, &context.env.hololib())?;
+    let library = locate(&args.library, &context.env.hololib(), &context.env.access())?;
     let mut rows = BTreeMap::new();
     for file in list(&*library.library)? {
         match row(&file, &library, args, context) {

@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let library = locate(&args.library, &context.env.hololib())?;
+    let library = locate(&args.library, &context.env.hololib(), &context.env.access())?;
     let jobs = args.jobs.unwrap_or_else(process::processors);
     let bar = |total| output::progress_bar("checking", context.silent, total);
     let mut report = check(&*library.library, &args.blueprint, args.fast, jobs, bar)?;

@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let location = locate(&args.library, &context.env.hololib())?;
+    let location = locate(&args.library, &context.env.hololib(), &context.env.access())?;
     let choice = Choice { robot: args.robot, ..Choice::default() };
     let list = || catalogs::list(&*location.library);
     let chosen: BTreeSet<_> = match args.all {

@@ -36,6 +36,27 @@ pub(super) struct MountArgs {
     /// The directory of compiled indexes and unpacked blobs [default: cache in holofs's home]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<OsString>,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// What commands have in common that read libraries in object stores.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct RemoteArgs {
+    /// Ask no object store: use what is in the cache
+    #[arg(long)]
+    offline: bool,
+    /// Seconds after which a read fails while an object store does not answer [default: 60]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    remote_timeout: Option<Duration>,
+}
+
+impl RemoteArgs {
+    /// Adds these arguments to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        flags.offline = self.offline;
+        flags.remote_timeout = self.remote_timeout;
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -81,6 +102,7 @@ impl MountArgs {
         flags.verify = self.verify;
         flags.pycache = self.pycache;
         flags.cache_dir = self.cache_dir.clone();
+        self.remote.set(flags);
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let library = locate(&args.library, &context.env.hololib())?;
+    let library = locate(&args.library, &context.env.hololib(), &context.env.access())?;
     let controller = &context.settings.controller.value;
     let catalog = select_environment(&library, &args.environment, controller, &context.env)?;
     let cancel = cancel_on_signals()?;

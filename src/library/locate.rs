@@ -7,33 +7,65 @@ use std::sync::Arc;
 
 use super::dir::DirLibrary;
 use super::zip::ZipLibrary;
-use super::{Library, LibraryError};
+use super::{Library, LibraryError, RemoteTrouble};
+use crate::settings::remote::RemoteSettings;
+use crate::sys::guarded;
 
-/// A library, and its place on this machine.
+/// What is needed to reach libraries in object stores.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// holofs's cache directory.
+    pub cache_dir: PathBuf,
+    pub settings: Arc<RemoteSettings>,
+}
+
+/// Where a library is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Directory,
+    Archive,
+    /// In an object store. Its path is a URL.
+    Remote,
+}
+
+/// Whether a library is named by a URL.
+#[must_use]
+pub fn is_url(given: &OsStr) -> bool {
+    given.as_encoded_bytes().windows(3).any(|part| part == b"://")
+}
+
+/// A library, and its place.
 #[derive(Clone, Debug)]
 pub struct Location {
-    /// The directory that holds `catalog/` and `library/`, or the archive. Absolute.
+    /// The directory that holds `catalog/` and `library/`, or the archive, which are absolute; or a URL.
     pub path: PathBuf,
     pub library: Arc<dyn Library>,
-    is_archive: bool,
+    pub kind: Kind,
 }
 
 impl Location {
     /// A library in a directory. Nothing is read yet.
     #[must_use]
     pub fn directory(hololib: PathBuf) -> Self {
-        Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, is_archive: false }
+        Self { library: Arc::new(DirLibrary::new(&hololib)), path: hololib, kind: Kind::Directory }
     }
 
-    fn archive(path: &Path) -> Result<Self, LibraryError> {
-        Ok(Self { library: Arc::new(ZipLibrary::open(path)?), path: path.to_owned(), is_archive: true })
+    /// A library in an archive.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn archive(path: &Path) -> Result<Self, LibraryError> {
+        Ok(Self { library: Arc::new(ZipLibrary::open(path)?), path: path.to_owned(), kind: Kind::Archive })
     }
 
-    /// The library at a path that an earlier mount recorded.
+    /// The library at a path that an earlier mount recorded. A store is not asked for anything but blobs.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn recorded(path: &Path) -> Result<Self, LibraryError> {
+    pub fn recorded(path: &Path, access: &Access) -> Result<Self, LibraryError> {
+        if is_url(path.as_os_str()) {
+            return remote(path.as_os_str(), access, true);
+        }
         if path.is_file() {
             return Self::archive(path);
         }
@@ -43,7 +75,13 @@ impl Location {
     /// The directory in which rcc keeps usage marks. None for an archive, for which rcc keeps none.
     #[must_use]
     pub fn hololib(&self) -> Option<&Path> {
-        (!self.is_archive).then_some(&*self.path)
+        (self.kind == Kind::Directory).then_some(&*self.path)
+    }
+
+    /// The directory or the archive. None for a library that is not on this machine.
+    #[must_use]
+    pub fn on_disk(&self) -> Option<&Path> {
+        (self.kind != Kind::Remote).then_some(&*self.path)
     }
 
     /// The directory in which rcc keeps the spaces of this library. In a shared holotree it is above the library. None for an
@@ -63,12 +101,34 @@ impl Location {
     }
 }
 
+/// The URLs of the libraries of which something is kept in holofs's cache directory.
+#[must_use]
+pub fn known_urls(cache_dir: &Path) -> Vec<PathBuf> {
+    /// The longest URL in bytes.
+    const LONGEST: u64 = 8 << 10;
+    let dirs = std::fs::read_dir(cache_dir.join("remote")).into_iter().flatten().flatten();
+    let url = |dir: std::fs::DirEntry| guarded::read(&dir.path().join("url"), LONGEST).ok();
+    dirs.filter_map(url).filter_map(|url| Some(PathBuf::from(String::from_utf8(url).ok()?))).collect()
+}
+
 /// Opens the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that
 /// fits. `auto` and `-` mean `default`, which is rcc's own.
 ///
 /// # Errors
 /// [`LibraryError::NotALibrary`] with what was found instead, and [`LibraryError::Archive`] when an archive is refused.
-pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
+pub fn locate(given: &OsStr, default: &Path, access: &Access) -> Result<Location, LibraryError> {
+    if is_url(given) { remote(given, access, false) } else { locate_here(given, default) }
+}
+
+/// As [`locate`], on this machine only.
+///
+/// # Errors
+/// As [`locate`]; also for a URL.
+pub fn locate_here(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
+    if is_url(given) {
+        let why = "a URL, where a library on this machine is needed".to_owned();
+        return Err(LibraryError::Remote { why, kind: RemoteTrouble::Url });
+    }
     if given == "auto" || given == "-" {
         return hololib_at(default)
             .filter(holds_library)
@@ -101,6 +161,47 @@ pub fn locate(given: &OsStr, default: &Path) -> Result<Location, LibraryError> {
     }
 }
 
+/// The library at a URL. `is_known`: what an earlier command learned of its catalogs counts.
+#[cfg(feature = "remote")]
+fn remote(given: &OsStr, access: &Access, is_known: bool) -> Result<Location, LibraryError> {
+    use super::remote::StoreError;
+    use super::remote::library::{Heads, RemoteLibrary, Use};
+    use super::remote::store::{Store, checked};
+    use crate::settings::Setting;
+
+    let refused = |why| LibraryError::Remote { why, kind: RemoteTrouble::Url };
+    let text = given.to_str().ok_or_else(|| refused("a URL that is not UTF-8".to_owned()))?;
+    let url = checked(text).map_err(|error| refused(error.to_string()))?;
+    let settings = Arc::clone(&access.settings);
+    let how = Use {
+        heads: if is_known { Heads::Known } else { Heads::Asked },
+        offline: settings.offline.value,
+        timeout: settings.timeout.value,
+    };
+    let to = url.clone();
+    let connect = move |briefly: Option<std::time::Duration>| {
+        let mut settings = RemoteSettings::clone(&settings);
+        if let Some(limit) = briefly {
+            settings.timeout = Setting { value: limit, ..settings.timeout };
+        }
+        Store::open(&to, &settings)
+            .map_err(|error| StoreError::Refused { object: to.clone(), why: error.to_string() })
+    };
+    // What is wrong with the URL or the settings is told now.
+    if !is_known && !how.offline {
+        Store::open(&url, &access.settings).map_err(|error| refused(error.to_string()))?;
+    }
+    let library = RemoteLibrary::open(&url, &access.cache_dir, how, Box::new(connect))?;
+    Ok(Location { path: url.into(), library: Arc::new(library), kind: Kind::Remote })
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote(_: &OsStr, _: &Access, _: bool) -> Result<Location, LibraryError> {
+    // The URL is not repeated: there may be a password in it.
+    let why = "a URL: this holofs was built without support for object stores".to_owned();
+    Err(LibraryError::Remote { why, kind: RemoteTrouble::Url })
+}
+
 fn hololib_at(path: &Path) -> Option<Location> {
     path.join("catalog").is_dir().then(|| Location::directory(path.to_owned()))
 }
@@ -117,6 +218,10 @@ fn not(path: &Path, why: &'static str) -> LibraryError {
 mod tests {
     use super::*;
 
+    fn access() -> Access {
+        Access { cache_dir: "/nowhere".into(), settings: Arc::default() }
+    }
+
     #[test]
     fn each_shape_is_found() {
         let dir = tempfile::tempdir().unwrap();
@@ -125,9 +230,9 @@ mod tests {
             std::fs::create_dir_all(hololib.join("catalog")).unwrap();
             std::fs::create_dir_all(hololib.join("library")).unwrap();
             let given = dir.path().join(inner.split('/').next().unwrap());
-            let found = locate(given.as_os_str(), Path::new("/nowhere")).unwrap();
+            let found = locate(given.as_os_str(), Path::new("/nowhere"), &access()).unwrap();
             assert_eq!((found.holotree(), &found.path), (Some(dir.path().join(holotree)), &hololib));
-            assert_eq!(locate(OsStr::new("auto"), &hololib).unwrap().path, hololib);
+            assert_eq!(locate(OsStr::new("auto"), &hololib, &access()).unwrap().path, hololib);
         }
     }
 
@@ -135,10 +240,10 @@ mod tests {
     fn a_home_whose_library_holds_no_blobs_yet() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("hololib/catalog")).unwrap();
-        let found = locate(dir.path().as_os_str(), Path::new("/nowhere")).unwrap();
+        let found = locate(dir.path().as_os_str(), Path::new("/nowhere"), &access()).unwrap();
         let itself = dir.path().join("hololib");
         assert_eq!(found.path, itself);
-        assert!(locate(itself.as_os_str(), Path::new("/nowhere")).is_err());
+        assert!(locate(itself.as_os_str(), Path::new("/nowhere"), &access()).is_err());
     }
 
     #[test]
@@ -149,7 +254,7 @@ mod tests {
         for (path, word) in
             [(zip.as_path(), "zip"), (dir.path(), "neither"), (Path::new("/nowhere"), "no such")]
         {
-            let error = locate(path.as_os_str(), Path::new("/nowhere")).unwrap_err().to_string();
+            let error = locate(path.as_os_str(), Path::new("/nowhere"), &access()).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

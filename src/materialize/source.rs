@@ -6,6 +6,7 @@
 //!
 //! Invariants: the library is only read, and nobody gets the bytes of a relocated file before they are relocated.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -108,13 +109,30 @@ impl Source {
         self.blobs.latency() == Latency::Disk
     }
 
+    /// All bytes of a small file, if they are near. None if they have to be fetched.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_at_once(&self, file: &LowerFile<'_>) -> Result<Option<Vec<u8>>, Error> {
+        if self.is_near() {
+            return self.read(file).map(Some);
+        }
+        let read = self.blobs.read_at_once(&file.digest, file.stored);
+        let bytes = read.map_err(|source| self.blob_error(file.node, source))?;
+        bytes.map(|bytes| self.shown(file, bytes)).transpose()
+    }
+
     /// All bytes of a file, in memory.
     ///
     /// # Errors
     /// When the blob or a relocation is bad.
     pub fn read(&self, file: &LowerFile<'_>) -> Result<Vec<u8>, Error> {
         let read = self.blobs.read_all(&file.digest, file.stored);
-        let mut bytes = read.map_err(|source| self.blob_error(file.node, source))?;
+        self.shown(file, read.map_err(|source| self.blob_error(file.node, source))?)
+    }
+
+    /// The bytes of a blob as this space shows them.
+    fn shown(&self, file: &LowerFile<'_>, mut bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
         if let Some(mut splicer) = self.splicer(file, Vec::with_capacity(file.size as usize)) {
             let spliced = splicer.push(&bytes).and_then(|()| splicer.finish());
             return spliced.map_err(|source| self.relocate_error(file, source));
@@ -300,12 +318,29 @@ impl Source {
     /// When the blob is bad.
     pub fn warm(&self, node: NodeId, stop: &AtomicBool) -> Result<(), Error> {
         let file = self.file(node)?;
-        let done = if file.is_small() {
+        let done = if file.is_small() && self.is_near() {
             self.blobs.read_ahead(&file.digest)
         } else {
             self.blobs.prepare(&file.digest, file.stored, stop).map(drop)
         };
         done.map_err(|source| self.blob_error(node, source))
+    }
+
+    /// The first files of the groups in which a library in an object store has `files`, each group once and in the order of
+    /// the files. Files that are fetched alone are all there.
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn one_of_each_group(&self, files: &[NodeId]) -> Result<Vec<NodeId>, Error> {
+        let mut seen = HashSet::new();
+        let mut first = Vec::new();
+        for node in files {
+            let Ok(file) = self.file(*node) else { continue };
+            if self.blobs.group_of(&file.digest).is_none_or(|group| seen.insert(group)) {
+                first.push(*node);
+            }
+        }
+        Ok(first)
     }
 
     /// Makes an [`Error::Os`] of a step on a file.

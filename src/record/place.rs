@@ -19,7 +19,7 @@ use super::error::RecordError;
 use super::store::make_dir;
 use crate::library::LibraryError;
 use crate::library::digest::DigestKind;
-use crate::library::locate::locate;
+use crate::library::locate::locate_here;
 use crate::sys::guarded::{Access, Dir, Trust};
 use crate::sys::{fd, lexically_clean};
 
@@ -53,7 +53,7 @@ pub(super) struct Opened {
 /// When something other than a library is there.
 pub(super) fn find(target: &Target) -> Result<Place, RecordError> {
     let (library, default) = (target.library.as_os_str(), target.default_hololib.as_path());
-    let refused = match locate(library, default) {
+    let refused = match locate_here(library, default) {
         Ok(mut found) => {
             found.path = clean(&found.path)?;
             match found.holotree() {
@@ -61,6 +61,7 @@ pub(super) fn find(target: &Target) -> Result<Place, RecordError> {
                 None => LibraryError::NotALibrary { path: found.path, why: "rcc cannot write to it" },
             }
         }
+        Err(refused @ LibraryError::Remote { .. }) => return Err(refused.into()),
         Err(refused) => refused,
     };
     let given = if library == "auto" || library == "-" { default } else { Path::new(library) };

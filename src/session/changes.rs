@@ -77,7 +77,7 @@ impl Changed {
         })?;
         let mounted = space.is_mounted.then_some(space.path);
         let cache_dir = env.cache_dir();
-        let (index, location) = catalog_of(&record, &cache_dir)?;
+        let (index, location) = catalog_of(&record, env)?;
         let index = match record.basis.placed_at() {
             Some(place) => placed::at(&index, place, location.as_ref(), &cache_dir, None)?,
             None => Arc::new(index),
@@ -156,11 +156,11 @@ pub(super) fn pristine_of(upper: impl AsFd) -> Result<Pristine, UpperError> {
 }
 
 /// The index of the catalog that a record names, and the library if it still has that catalog.
-fn catalog_of(record: &SpaceRecord, cache_dir: &Path) -> Result<(Index, Option<Location>), Error> {
+fn catalog_of(record: &SpaceRecord, env: &Env) -> Result<(Index, Option<Location>), Error> {
     let basis = &record.basis;
-    let indexes = cache_dir.join("index");
+    let indexes = env.cache_dir().join("index");
     let name = CatalogName { blueprint: basis.blueprint.clone(), platform: this_platform() };
-    let opened = Location::recorded(Path::new(&basis.library)).and_then(|location| {
+    let opened = Location::recorded(Path::new(&basis.library), &env.access()).and_then(|location| {
         open_or_compile(&*location.library, &name, &indexes).map(|index| (index, location))
     });
     match opened {

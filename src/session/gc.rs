@@ -22,7 +22,7 @@ use super::spaces::{Space, SpaceState, Survey};
 use crate::library::bytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::cache::unneeded;
-use crate::library::locate::Location;
+use crate::library::locate::{Location, is_url, known_urls};
 use crate::library::name::Identity;
 use crate::library::{Library, LibraryError};
 use crate::record::unfinished;
@@ -204,11 +204,15 @@ impl Plan {
     fn indexes(&mut self, env: &Env, records: &[SpaceRecord]) {
         let recorded = records.iter().map(|record| PathBuf::from(&record.basis.library));
         let own = [env.hololib(), env.robocorp_home.join("hololib"), env.shared_root.join("lib")];
-        let paths: BTreeSet<PathBuf> = own.into_iter().chain(recorded).filter(|path| path.exists()).collect();
+        let is_there = |path: &PathBuf| path.exists() || is_url(path.as_os_str());
+        let known = known_urls(&env.cache_dir());
+        let paths: BTreeSet<PathBuf> =
+            own.into_iter().chain(recorded).chain(known).filter(is_there).collect();
+        let access = env.access();
         let sums = records.iter().map(|record| record.basis.catalog_sha256.clone()).collect();
         let find = || -> Result<_, LibraryError> {
             let found: Vec<Location> =
-                paths.iter().map(|path| Location::recorded(path)).collect::<Result<_, _>>()?;
+                paths.iter().map(|path| Location::recorded(path, &access)).collect::<Result<_, _>>()?;
             let has_catalogs = |location: &&Location| {
                 location.hololib().is_none_or(|hololib| hololib.join("catalog").is_dir())
             };
@@ -217,7 +221,7 @@ impl Plan {
             let cache = env.cache_dir();
             unneeded(&libraries, sums, &cache.join("index"), &cache.join("profiles"), &bytecode::dir(&cache))
         };
-        for library in paths.iter().filter_map(|path| Location::recorded(path).ok()) {
+        for library in paths.iter().filter_map(|path| Location::recorded(path, &access).ok()) {
             if let Some((mark, bytes)) = unfinished::find(&library) {
                 self.add(What::Leftover, mark, bytes);
             }

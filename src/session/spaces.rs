@@ -22,7 +22,7 @@ use super::registry::{Registry, unreadable};
 use crate::fs::STATUS_XATTR;
 use crate::library::LibraryError;
 use crate::library::catalogs;
-use crate::library::locate::Location;
+use crate::library::locate::{Location, is_url};
 use crate::library::name::Identity;
 use crate::materialize::ReflinkProbe;
 use crate::metrics::Snapshot;
@@ -374,8 +374,12 @@ fn is_stale(mount: &MountEntry, run: Option<&RunInfo>) -> bool {
 
 /// Whether the library no longer has a space's catalog. False when the library cannot be read.
 fn is_catalog_gone(library: &str, blueprint: &str) -> bool {
-    let catalogs =
-        Location::recorded(Path::new(library)).and_then(|library| catalogs::list(&*library.library));
+    // Nobody asks a store for that.
+    if is_url(OsStr::new(library)) {
+        return false;
+    }
+    let library_at = |path: &Path| if path.is_file() { Location::archive(path) } else { Ok(Location::directory(path.to_owned())) };
+    let catalogs = library_at(Path::new(library)).and_then(|library| catalogs::list(&*library.library));
     match catalogs {
         Ok(catalogs) => catalogs.iter().all(|catalog| catalog.name.blueprint != blueprint),
         Err(LibraryError::Io { source, .. })

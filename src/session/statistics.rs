@@ -58,7 +58,7 @@ pub fn of(space: &Space, env: &Env) -> Result<Totals, Error> {
 /// The totals of a space that was never mounted.
 fn of_space(space: &Space, env: &Env) -> Result<Totals, Error> {
     let Some(library) = &space.library else { return Ok(Totals::default()) };
-    let location = Location::recorded(Path::new(library))?;
+    let location = Location::recorded(Path::new(library), &env.access())?;
     let all = catalogs::list(&*location.library)?;
     let Some(found) = all.into_iter().find(|catalog| catalog.name.blueprint == space.blueprint) else {
         return Ok(Totals::default());

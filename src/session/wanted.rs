@@ -127,6 +127,8 @@ fn text(location: &Location, catalog: &CatalogName, env: &Env) -> Option<String>
 
 /// The home of rcc whose library this is.
 fn home_of<'a>(location: &'a Location, env: &'a Env) -> Result<&'a Path, Error> {
+    // A library in an archive or a store is nobody's.
+    location.hololib().ok_or_else(|| Error::NotRccs(location.path.clone()))?;
     let is_it = |library: &Path| library.canonicalize().ok() == location.path.canonicalize().ok();
     let above = location.path.parent().filter(|home| is_it(&home.join("hololib")));
     if is_it(&env.hololib()) {

@@ -7,8 +7,11 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::library::locate::Access;
 use crate::library::name;
+use crate::settings::remote::RemoteSettings;
 use crate::settings::{Product, Settings};
 use crate::sys::guarded::{Dir, GuardedError, Trust};
 
@@ -35,6 +38,8 @@ pub struct Env {
     pub cache: PathBuf,
     /// The shared holotree, also if this user has not joined it.
     pub shared_root: PathBuf,
+    /// What object stores need.
+    pub remote: Arc<RemoteSettings>,
 }
 
 impl Env {
@@ -47,6 +52,8 @@ impl Env {
             holofs_home: settings.holofs_home.value.clone(),
             cache: settings.cache_dir.value.clone(),
             shared_root: shared_root(settings.product.value),
+            // An error is told by the commands that use the settings of mounts.
+            remote: settings.mount.as_ref().map(|mount| Arc::new(mount.remote.clone())).unwrap_or_default(),
         }
     }
 
@@ -105,6 +112,12 @@ impl Env {
             there(cache.open_dir(OsStr::new(name), Trust::Private))?;
         }
         Ok(())
+    }
+
+    /// What is needed to reach libraries in object stores.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        Access { cache_dir: self.cache.clone(), settings: Arc::clone(&self.remote) }
     }
 
     /// The directory of compiled indexes, unpacked blobs and profiles.

@@ -330,8 +330,13 @@ impl<'a> Search<'a> {
     /// The catalog, and the blueprint of what the space holds with it.
     fn choose(&self) -> Result<(CatalogName, String), SpaceError> {
         let Self { library, wanted, env, given, identity } = self;
-        let catalogs = list(library)?;
         let platform = this_platform();
+        // A store is asked for the one that was typed: a plain web server has no lists.
+        let typed = wanted.blueprint.and_then(|typed| CatalogName::parse(&format!("{typed}v12.{platform}")));
+        let catalogs = match typed.filter(|typed| library.library.has_catalog(typed) == Some(true)) {
+            Some(typed) => vec![typed],
+            None => list(library)?,
+        };
         let here: Vec<&CatalogName> = catalogs.iter().filter(|c| c.platform == platform).collect();
         let unchanged = |catalog: &CatalogName| Ok((catalog.clone(), catalog.blueprint.clone()));
         let find = |blueprint: &str| here.iter().copied().find(|c| c.blueprint == blueprint);

@@ -68,7 +68,7 @@ impl<'e> Commit<'e> {
             }
             (_, Some(record)) => record.basis,
         };
-        let location = Location::recorded(Path::new(&basis.library))?;
+        let location = Location::recorded(Path::new(&basis.library), &env.access())?;
         let found = catalogs::list(&*location.library)?;
         for catalog in found.iter().filter(|catalog| catalog.name.blueprint == basis.blueprint) {
             let cache = env.cache_dir().join("index");
@@ -83,7 +83,8 @@ impl<'e> Commit<'e> {
     /// The library of the space.
     #[must_use]
     pub fn library(&self) -> OsString {
-        self.location.path.clone().into()
+        // Nothing is recorded into an object store.
+        self.location.on_disk().map_or_else(|| self.env.hololib(), Path::to_owned).into()
     }
 
     /// Records the space with this blueprint. With `replace`, it takes the place of another environment of this blueprint.
@@ -187,11 +188,12 @@ impl<'e> Commit<'e> {
 
     /// Whether the space's own library is recorded into.
     fn is_own_library(&self, destination: &Destination<'_>) -> Result<bool, Error> {
+        let Some(own) = self.location.on_disk() else { return Ok(false) };
         let inode = |path: &Path| {
             let found = std::fs::metadata(path).map_err(LibraryError::io(path))?;
             Ok::<_, LibraryError>((found.dev(), found.ino()))
         };
-        Ok(inode(&self.location.path)? == inode(destination.hololib())?)
+        Ok(inode(own)? == inode(destination.hololib())?)
     }
 
     /// The new catalog names the blobs of the old one. A mount has usually looked for them already.

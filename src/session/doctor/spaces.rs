@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::report::{Report, Status, ask};
 use super::shown;
 use crate::library::catalogs;
-use crate::library::locate::locate;
+use crate::library::locate::locate_here;
 use crate::session::choice::Choice;
 use crate::session::spaces::{SpaceState, Survey};
 use crate::session::wanted;
@@ -19,7 +19,7 @@ pub(super) fn library(report: &mut Report, robot: Option<&Path>, env: &Env) -> O
     type Found = Result<(PathBuf, usize), String>;
     let hololib = env.hololib();
     let found = ask(|| -> Found {
-        let location = locate("auto".as_ref(), &hololib).map_err(|error| crate::sys::plain(&error))?;
+        let location = locate_here("auto".as_ref(), &hololib).map_err(|error| crate::sys::plain(&error))?;
         let catalogs = catalogs::list(&*location.library).map_err(|error| crate::sys::plain(&error))?;
         Ok((location.path, catalogs.len()))
     });
@@ -55,7 +55,7 @@ fn environment(report: &mut Report, robot: &Path, hololib: &Path, env: &Env) {
         let composed = choice.compose(env).map_err(|error| crate::sys::plain(&error))?;
         let Some(composed) = composed else { return Err("it names no environment".to_owned()) };
         let hash = composed.blueprint.hash.clone();
-        let location = locate("auto".as_ref(), hololib);
+        let location = locate_here("auto".as_ref(), hololib);
         let has =
             location.is_ok_and(|at| wanted::look(&at, &composed, env).is_ok_and(|found| found.is_some()));
         Ok((hash, has))

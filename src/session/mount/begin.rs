@@ -36,6 +36,8 @@ pub(in crate::session) fn begin(
     ready: &mut (dyn FnMut(&Mounted) + Send),
 ) -> Result<(), Error> {
     let (index, missing_blobs) = arrival::whole_index(plan)?;
+    // This process is going to fork.
+    plan.location.library.pause();
     // The catalog was compiled.
     if plan.index.is_none() {
         process::trim_heap();

@@ -16,11 +16,13 @@ use rustix::io::Errno;
 use super::claim::Claim;
 use super::compose;
 use crate::fs::Fs;
+use crate::library::index::NodeId;
 use crate::library::profile::{self, Touched};
 use crate::session::request::MountPlan;
 use crate::session::statistics;
 use crate::settings::Prefetch;
 use crate::sys::process;
+use crate::sys::thread::{self, Panicked};
 
 /// How often a mount renews the environment's usage mark, so that rcc does not take the environment for unused.
 const USAGE_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -33,6 +35,9 @@ const FIRST_EVICTION: Duration = Duration::from_secs(60);
 
 /// Finishes the mount: syncs the space's record, writes the files for rcc, starts to prefetch.
 pub(in crate::session) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &Arc<Fs>) -> Prefetcher {
+    // A store takes much longer to answer than a program takes to ask for the first files.
+    let is_far = !fs.materializer().source().is_near();
+    let early = is_far.then(|| Prefetcher::start(plan, fs));
     // `mount` does not wait for the disk. The first fsync and the first change in the space do.
     let handoff = fs.namespace().handoff();
     let settled = if handoff.is_recorded() { Ok(()) } else { claim.state.settle() };
@@ -49,7 +54,7 @@ pub(in crate::session) fn settle(plan: &MountPlan, claim: &mut Claim<'_>, fs: &A
     }
     // The list was made from the whole catalog in memory. Without this, each daemon keeps a megabyte of free heap.
     process::trim_heap();
-    Prefetcher::start(plan, fs)
+    early.unwrap_or_else(|| Prefetcher::start(plan, fs))
 }
 
 /// Runs until `stopped` is closed. Saves the statistics every ten minutes. A minute after the mount, and then daily, it
@@ -101,10 +106,16 @@ impl Prefetcher {
         let index = fs.namespace().index();
         let own = profile::place(&plan.env.cache_dir(), &index.catalog_sha256());
         let stop = Arc::new(AtomicBool::new(false));
-        let from = plan.request.prefetch.as_ref().map(|prefetch| match prefetch {
-            Prefetch::Own => own.clone(),
-            Prefetch::From(path) => path.clone(),
-        });
+        let is_far = !fs.materializer().source().is_near();
+        let from = match &plan.request.prefetch {
+            Some(Prefetch::Own) => Some(own.clone()),
+            Some(Prefetch::From(path)) => Some(path.clone()),
+            // What this machine has read before is in its cache, most likely.
+            None if is_far && !plan.settings.remote.offline.value => {
+                plan.location.library.profile(&plan.catalog).or_else(|| Some(own.clone()).filter(|own| own.exists()))
+            }
+            None => None,
+        };
         let thread = from.and_then(|path| {
             let (fs, stop) = (Arc::clone(fs), Arc::clone(&stop));
             let warm = move || warm(&fs, &path, &stop);
@@ -158,6 +169,10 @@ fn known(path: &Path, catalog: [u8; 32], nodes: u32) -> Touched {
 }
 
 fn warm(fs: &Fs, path: &Path, stop: &AtomicBool) {
+    let source = fs.materializer().source();
+    if !source.is_near() {
+        return fetch(fs, path, stop);
+    }
     if let Err(errno) = process::be_idle() {
         tracing::debug!(%errno, "cannot lower the priority of prefetching");
     }
@@ -168,11 +183,39 @@ fn warm(fs: &Fs, path: &Path, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        match fs.materializer().source().warm(*node, stop) {
+        match source.warm(*node, stop) {
             Ok(()) => done += 1,
             // A process that reads the file gets the error.
             Err(error) => tracing::debug!(%error, "not prefetched"),
         }
     }
     tracing::info!(done, of = files.order().len(), "prefetched");
+}
+
+/// Fetches the files of a profile from a store, group by group. Programs wait for them, so this has no low priority.
+fn fetch(fs: &Fs, path: &Path, stop: &AtomicBool) {
+    /// Groups that are under way.
+    const JOBS: usize = 4;
+    let (index, source) = (fs.namespace().index(), fs.materializer().source());
+    let files = known(path, index.catalog_sha256(), index.len());
+    let first = match source.one_of_each_group(files.order()) {
+        Ok(first) => first,
+        Err(error) => {
+            tracing::debug!(%error, "not prefetched");
+            return;
+        }
+    };
+    let one = |(): &mut (), node: &NodeId| {
+        if !stop.load(Ordering::Relaxed)
+            && let Err(error) = source.warm(*node, stop)
+        {
+            // A process that reads the file gets the error.
+            tracing::debug!(%error, "not prefetched");
+        }
+        Ok::<(), Panicked>(())
+    };
+    if let Err(error) = thread::for_each(&first, JOBS, || (), one) {
+        tracing::error!(%error, "prefetching ended early");
+    }
+    tracing::info!(groups = first.len(), files = files.order().len(), "prefetched");
 }

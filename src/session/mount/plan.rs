@@ -60,13 +60,19 @@ impl MountRequest {
         if let Some(dir) = &mut self.upper_dir {
             *dir = absolute(dir)?;
             check_dir(dir)?;
-            check_outside(&dir.join(space.identity.as_str()), &location.path)?;
+            if let Some(path) = location.on_disk() {
+                check_outside(&dir.join(space.identity.as_str()), path)?;
+            }
         }
         if let Some(link) = &mut self.link {
             *link = absolute(link)?;
             link::check(link, &space.mountpoint)?;
         }
-        check_outside(&env.state_dir(&space.identity), &location.path)?;
+        if let Some(path) = location.on_disk() {
+            check_outside(&env.state_dir(&space.identity), path)?;
+        }
+        // The process that serves the mount makes connections of its own.
+        location.library.pause();
         let mount = required::apply(&self, mount.clone(), &space.mountpoint)?;
         Ok(MountPlan {
             request: self,
@@ -93,8 +99,8 @@ impl MountRequest {
         let given = self.library.as_deref().unwrap_or(OsStr::new("auto"));
         let zip = composed.and_then(|composed| composed.robot.as_ref()?.hololib_zip());
         match zip.filter(|_| self.is_auto()) {
-            Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib())?),
-            None => Ok(locate(given, &env.hololib())?),
+            Some(zip) => Ok(locate(zip.as_os_str(), &env.hololib(), &env.access())?),
+            None => Ok(locate(given, &env.hololib(), &env.access())?),
         }
     }
 
@@ -158,6 +164,9 @@ fn check_dir(dir: &Path) -> Result<(), Error> {
 
 /// Checks that nobody else can write to the library. `--verify never` trusts what is there.
 fn check_own(location: &Location) -> Result<(), Error> {
+    if location.on_disk().is_none() {
+        return Err(Error::NotOurs(location.path.clone()));
+    }
     let inner = location.hololib().into_iter().flat_map(|dir| [dir.join("catalog"), dir.join("library")]);
     for path in std::iter::once(location.path.clone()).chain(inner) {
         let found = std::fs::metadata(&path).map_err(LibraryError::io(&path))?;

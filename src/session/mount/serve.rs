@@ -415,8 +415,9 @@ fn try_passthrough(plan: &MountPlan, backings: &dyn Backings) -> std::io::Result
 fn stack_depth(plan: &MountPlan, program: Option<&Path>) -> Result<u32, Error> {
     /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
     const OVERLAYFS: i64 = 0x794c_7630;
-    let dirs = [plan.state_dir(), plan.env.cache_dir(), plan.location.path.clone()];
-    for path in dirs.iter().map(PathBuf::as_path).chain(program) {
+    let dirs = [plan.state_dir(), plan.env.cache_dir()];
+    let library = plan.location.on_disk();
+    for path in dirs.iter().map(PathBuf::as_path).chain(library).chain(program) {
         let stat = rustix::fs::statfs(path).map_err(Error::os(path, "statfs"))?;
         if stat.f_type == OVERLAYFS {
             return Ok(2);

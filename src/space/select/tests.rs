@@ -23,6 +23,7 @@ impl Fixture {
             holofs_home: home.join("holofs"),
             cache: home.join("holofs/cache"),
             shared_root: "/opt/robocorp/ht".into(),
+            remote: Default::default(),
         };
         let fixture = Fixture { dir, env };
         std::fs::create_dir_all(fixture.hololib().join("catalog")).unwrap();

@@ -46,6 +46,7 @@ impl Place {
             holofs_home: path.join("holofs"),
             cache: path.join("holofs/cache"),
             shared_root: "/opt/robocorp/ht".into(),
+            remote: Default::default(),
         };
         let identity = Identity::parse(ID).unwrap();
         MountPlan {

@@ -35,6 +35,9 @@ const LOOKS: u32 = 4;
 /// Threads that no request waits for.
 const BACKGROUND: [&str; 3] = ["housekeeping", "control", "prefetch"];
 
+/// Threads that fetch what requests wait for, while they wait for an object store.
+const FETCHERS: [&str; 3] = ["unpack", "group", "range"];
+
 /// The part of the time that a thread which hangs in a loop has the processor, at least.
 const BUSY: u128 = 15;
 
@@ -156,7 +159,9 @@ fn judge(
                 is_busy
             }
             // A thread without a request waits for something to do.
-            ('S', Call::Event | Call::Read(_)) => works_on_one,
+            ('S', Call::Event | Call::Read(_)) => {
+                works_on_one || FETCHERS.contains(&thread.name.as_str())
+            }
             // For a disk, for another process, for whoever has stopped it, or for something that is not known.
             _ => true,
         } || is_busy && works_on_one;
@@ -251,6 +256,16 @@ mod tests {
         ] {
             let now = [locked.clone(), other];
             assert_eq!(look(Some(&now), &now, true), Look::Waits, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_for_a_store_waits() {
+        let locked = thread(1, 'S', Call::Lock);
+        for name in FETCHERS {
+            let mut fetcher = thread(30, 'S', Call::Read(9));
+            fetcher.name = name.into();
+            assert_eq!(look(Some(&[]), &[locked.clone(), fetcher], false), Look::Waits, "{name}");
         }
     }
 

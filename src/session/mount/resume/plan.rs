@@ -21,7 +21,7 @@ use crate::library::catalogs::CatalogName;
 use crate::library::digest::Hex;
 use crate::library::index::Index;
 use crate::library::index::cache::{open_by_sum, open_known};
-use crate::library::locate::Location;
+use crate::library::locate::{Access, Location, is_url};
 use crate::library::name::Identity;
 use crate::session::error::Error;
 use crate::session::mount::helper::Device;
@@ -30,7 +30,7 @@ use crate::session::placed;
 use crate::session::request::{MountPlan, MountRequest};
 use crate::settings::remote::RemoteSettings;
 use crate::settings::{
-    IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Strategy, Verify,
+    Flags, IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Settings, Strategy, Verify,
 };
 use crate::space::home::Env;
 use crate::space::path::SpacePath;
@@ -82,6 +82,11 @@ pub(in crate::session) struct Passed {
     cache_size: u64,
     lock_timeout_ms: u64,
     hang_timeout_ms: u64,
+    /// An earlier version had no libraries in object stores.
+    #[serde(default)]
+    remote_timeout_ms: Option<u64>,
+    #[serde(default)]
+    offline: bool,
     pub(super) missing_blobs: u32,
     pub(super) umask: u32,
     pub(super) mount: Option<MountEntry>,
@@ -144,6 +149,8 @@ impl Passed {
             cache_size: settings.cache_size.value,
             lock_timeout_ms: millis(plan.lock_timeout),
             hang_timeout_ms: millis(settings.hang_timeout.value),
+            remote_timeout_ms: Some(millis(settings.remote.timeout.value)),
+            offline: settings.remote.offline.value,
             missing_blobs: pending.missing_blobs,
             umask,
             mount: device.mount.clone(),
@@ -204,7 +211,9 @@ impl Passed {
             prefetch: self.prefetch.clone(),
             ..MountRequest::default()
         };
+        let access = Access { cache_dir: self.cache.clone(), settings: Arc::new(self.remote_settings()) };
         let settings = MountSettings {
+            remote: RemoteSettings::clone(&access.settings),
             strategy: Setting::flag(self.strategy),
             restore_strategy: Setting::flag(RestoreStrategy::from(self.strategy)),
             io: Setting::flag(self.io),
@@ -214,7 +223,6 @@ impl Passed {
             mount_helper: Setting::flag(MountHelper::Off),
             hardlink_excludes: Setting::flag(Vec::new()),
             network: Setting::flag(Network::default()),
-            remote: RemoteSettings::inherited(),
             hang_timeout: Setting::flag(Duration::from_millis(self.hang_timeout_ms)),
             // The process stays in the scope that it has.
             scope: Setting::flag(false),
@@ -234,8 +242,9 @@ impl Passed {
                 holofs_home: self.holofs_home.clone(),
                 cache: self.cache.clone(),
                 shared_root: self.shared_root.clone(),
+                remote: Arc::clone(&access.settings),
             },
-            location: Location::recorded(&self.library)?,
+            location: Location::recorded(&self.library, &access)?,
             catalog: CatalogName { blueprint: self.blueprint.clone(), platform: self.platform.clone() },
             index: None,
             holds: self.holds.clone(),
@@ -247,6 +256,24 @@ impl Passed {
                 label: self.label.clone(),
                 controller: self.controller.clone(),
             },
+        })
+    }
+
+    /// What the store of the library needs. Credentials are not passed on: the environment of this process is what it was.
+    fn remote_settings(&self) -> RemoteSettings {
+        if !is_url(self.library.as_os_str()) {
+            return RemoteSettings::default();
+        }
+        let flags = Flags {
+            robocorp_home: Some(self.robocorp_home.clone().into()),
+            remote_timeout: self.remote_timeout_ms.map(Duration::from_millis),
+            offline: self.offline,
+            ..Flags::default()
+        };
+        let read = Settings::read(flags).and_then(|settings| settings.mount);
+        read.map(|mount| mount.remote).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the settings of the object store cannot be read");
+            RemoteSettings::default()
         })
     }
 
