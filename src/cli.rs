@@ -343,6 +343,10 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Record(args) => flags.lock_timeout = args.lock_timeout,
         Command::Commit(args) => flags.lock_timeout = args.lock_timeout,
         Command::Import(args) => flags.lock_timeout = args.lock_timeout,
+        Command::Warm(args) => args.set(&mut flags),
+        Command::Catalogs(args) => args.set(&mut flags),
+        Command::Export(args) => args.set(&mut flags),
+        Command::Check(args) => args.set(&mut flags),
         Command::Gc(args) => flags.cache_size = args.cache_size,
         Command::Doctor(_) => flags.patience = Some(PATIENCE),
         _ => {}

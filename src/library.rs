@@ -35,7 +35,6 @@ pub mod zip;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
 
 use catalog::CatalogError;
 use catalogs::{CatalogName, CatalogStamp, Catalogs};
@@ -44,6 +43,7 @@ use index::IndexError;
 use stored::{StoredBlob, StoredBlobs};
 use turn::Turn;
 
+use crate::metrics::Contact;
 use crate::sys::thread::Panicked;
 
 /// The time that rcc gives every restored file: 2021-01-07T06:13:20Z, in seconds since the epoch.
@@ -164,20 +164,6 @@ pub enum Latency {
     Network,
 }
 
-/// What was asked of a store since this process connected to it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Contact {
-    pub requests: u64,
-    /// Received, in bytes.
-    pub bytes: u64,
-    /// Requests that were sent again.
-    pub retries: u64,
-    /// Requests that were given up.
-    pub failures: u64,
-    /// When the store stopped to answer. None if it answers.
-    pub silent_since: Option<SystemTime>,
-}
-
 /// What is wrong with a library in an object store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RemoteTrouble {
@@ -220,10 +206,7 @@ pub enum LibraryError {
     },
     /// A library in an object store cannot be used. `why` begins with its URL.
     #[error("{why}")]
-    Remote {
-        why: String,
-        kind: RemoteTrouble,
-    },
+    Remote { why: String, kind: RemoteTrouble },
     /// A compiled index does not hold together.
     #[error(transparent)]
     Index(#[from] IndexError),

@@ -12,6 +12,7 @@ pub mod prometheus;
 pub mod totals;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -85,8 +86,32 @@ counters! {
     BlobsRefused = "blobs_refused", "blobs", Stable, alone("holofs_blobs_refused_total"), "Blobs of the library that were missing or corrupt when they were needed.";
     OpensByPassthrough = "opens_passthrough", "opens", Stable, (OPENS, "mode", "passthrough"), "Opens after which the kernel uses the backing file.";
     OpensByCache = "opens_cached", "opens", Stable, (OPENS, "mode", "cached"), "Opens in passthrough mode after which the kernel uses its page cache.";
+    RemoteRequests = "remote_requests", "requests", Unstable, alone("holofs_remote_requests_total"), "Requests to the object store of the library.";
+    RemoteBytes = "remote_bytes", "bytes", Unstable, alone("holofs_remote_bytes_total"), "Bytes that came from the object store.";
+    RemoteRetries = "remote_retries", "requests", Unstable, alone("holofs_remote_retries_total"), "Requests to the object store that failed and were sent again.";
+    RemoteFailures = "remote_failures", "requests", Unstable, alone("holofs_remote_failures_total"), "Requests to the object store that were given up.";
     RequestsFailed = "requests_failed", "requests", Stable, alone(""), "Requests that were answered with an error, other than ENODATA and ENOTTY. `errors.NAME` counts those of one errno.";
 }
+
+/// What was asked of an object store since this process connected to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Contact {
+    pub requests: u64,
+    /// Received, in bytes.
+    pub bytes: u64,
+    /// Requests that were sent again.
+    pub retries: u64,
+    /// Requests that were given up.
+    pub failures: u64,
+    /// Since when the store does not answer, in seconds since the epoch. None if it answers.
+    pub silent_since: Option<u64>,
+}
+
+/// The key of [`Contact::silent_since`] beside the counters. It is there only while the store does not answer.
+pub const SILENT_SINCE: &str = "remote_silent_since";
+
+/// Tells how it goes with an object store. None if there is none.
+type AskContact = Box<dyn Fn() -> Option<Contact> + Send + Sync>;
 
 /// One more than the largest errno of Linux.
 const ERRNOS: usize = 134;
@@ -110,6 +135,8 @@ pub struct Metrics {
     corrupt: Mutex<Vec<CorruptFile>>,
     /// Read when somebody asks for the totals, and so never by a mount that nobody asks.
     earlier: Option<Earlier>,
+    /// None for a library on this machine.
+    contact: OnceLock<AskContact>,
     /// Held while the totals are made, by `stats` and when they are saved. Taken before `corrupt`.
     base: Mutex<Option<Totals>>,
 }
@@ -129,6 +156,7 @@ impl Default for Metrics {
             touched: Box::default(),
             corrupt: Mutex::default(),
             earlier: None,
+            contact: OnceLock::new(),
             base: Mutex::default(),
         }
     }
@@ -146,6 +174,11 @@ impl Metrics {
             earlier: Some(earlier),
             ..Self::default()
         }
+    }
+
+    /// Sets who tells about the object store of the library. Only the first call has an effect.
+    pub fn set_contact(&self, ask: impl Fn() -> Option<Contact> + Send + Sync + 'static) {
+        drop(self.contact.set(Box::new(ask)));
     }
 
     /// Adds to a counter.
@@ -210,6 +243,17 @@ impl Metrics {
         let errors = errors.filter(|(_, n)| *n > 0).map(|(errno, n)| (error_name(errno), n));
         let mut all: Snapshot = counters.chain(errors).collect();
         all.insert("bytes_served".to_owned(), value(&self.served.0));
+        if let Some(contact) = self.contact.get().and_then(|ask| ask()) {
+            for (counter, n) in [
+                (Counter::RemoteRequests, contact.requests),
+                (Counter::RemoteBytes, contact.bytes),
+                (Counter::RemoteRetries, contact.retries),
+                (Counter::RemoteFailures, contact.failures),
+            ] {
+                all.extend(COUNTERS.get(counter as usize).map(|of| (of.name.to_owned(), n)));
+            }
+            all.extend(contact.silent_since.map(|since| (SILENT_SINCE.to_owned(), since)));
+        }
         all
     }
 

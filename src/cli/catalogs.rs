@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use super::Context;
 use super::exit::Failure;
+use super::mount::RemoteArgs;
 use super::output::{self, Column};
 use crate::library::catalogs::{CatalogEntry, list};
 use crate::library::locate::{Location, locate};
 use crate::session::environment::Environment;
+use crate::settings::Flags;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Files and bytes are counted as rcc counts them: files below a link to a directory
@@ -30,6 +32,15 @@ pub(super) struct Args {
     /// Show the N largest files of each environment
     #[arg(short, long, value_name = "N")]
     top: Option<usize>,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl Args {
+    /// Adds these arguments to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.remote.set(flags);
+    }
 }
 
 /// One environment. The keys are rcc's, except `entries`.

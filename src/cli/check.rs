@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::exit::{Failure, INTEGRITY, NOT_FOUND, OK, failure};
+use super::mount::RemoteArgs;
 use super::values::threads;
 use super::{Context, cancel_on_signals, output};
 use crate::library::check::{CheckReport, Corrupt, check};
@@ -10,6 +11,7 @@ use crate::library::digest::Digest;
 use crate::library::locate::locate;
 use crate::record::Target;
 use crate::record::repair::set_aside;
+use crate::settings::Flags;
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +38,15 @@ pub(super) struct Args {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = threads)]
     jobs: Option<usize>,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl Args {
+    /// Adds these arguments to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.remote.set(flags);
+    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 
 use crate::activate::env_file::EnvFileError;
 use crate::blueprint::BlueprintError;
-use crate::library::{LibraryError, RemoteTrouble};
 use crate::library::catalogs::CatalogName;
 use crate::library::name::NameError;
+use crate::library::{LibraryError, RemoteTrouble};
 use crate::namespace;
 use crate::session;
 use crate::session::Refused;
@@ -180,14 +180,19 @@ impl Advice for LibraryError {
                     USAGE,
                     "a library on this machine, or s3://BUCKET/..., gs://, az://, https:// or file:///DIRECTORY with a holofs that has the feature `remote`",
                 ),
-                RemoteTrouble::Missing => try_this(LIBRARY, "another URL or blueprint; `holofs push` puts environments there"),
-                RemoteTrouble::Denied => {
-                    try_this(LIBRARY, "the credentials of the store, in its usual variables and files: docs/REMOTE.md")
+                RemoteTrouble::Missing => {
+                    try_this(LIBRARY, "another URL or blueprint; `holofs push` puts environments there")
                 }
+                RemoteTrouble::Denied => try_this(
+                    LIBRARY,
+                    "the credentials of the store, in its usual variables and files: docs/REMOTE.md",
+                ),
                 RemoteTrouble::Silent => {
                     try_this(LIBRARY, "again later; --offline uses what is in the cache")
                 }
-                RemoteTrouble::Refused => try_this(INTEGRITY, "push the environment again, after finding out who changed the store"),
+                RemoteTrouble::Refused => {
+                    try_this(INTEGRITY, "push the environment again, after finding out who changed the store")
+                }
                 RemoteTrouble::Offline => try_this(LIBRARY, "without --offline, once"),
             },
             Self::Index(_) => try_this(FAILED, "remove the cache of holofs; nothing is lost"),

@@ -5,12 +5,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::exit::{Failure, OK};
+use super::mount::RemoteArgs;
 use super::{Context, cancel_on_signals, output};
 use crate::library::catalogs;
 use crate::library::export::{Exported, export};
 use crate::library::locate::locate;
 use crate::session::choice::Choice;
 use crate::session::wanted;
+use crate::settings::Flags;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The archive has rcc's layout: `rcc holotree import` and `holofs import` read it, and
@@ -36,6 +38,15 @@ pub(super) struct Args {
     /// Export all catalogs
     #[arg(long, conflicts_with_all = ["catalogs", "robot"])]
     all: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl Args {
+    /// Adds these arguments to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.remote.set(flags);
+    }
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 
 use super::exit::{Failure, OK};
+use super::mount::RemoteArgs;
 use super::values::{seconds, threads};
 use super::{Context, cancel_on_signals, output};
 use crate::restore::Progress;
@@ -54,6 +55,8 @@ pub(super) struct Args {
     /// Seconds to wait for rcc's locks [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 /// A strategy of restores, in upper or lower case.
@@ -67,6 +70,7 @@ impl Args {
     pub(super) fn set(&self, flags: &mut Flags) {
         flags.lock_timeout = self.lock_timeout;
         flags.restore_strategy = self.strategy;
+        self.remote.set(flags);
     }
 }
 

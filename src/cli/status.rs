@@ -9,7 +9,7 @@ use super::exit::{Failure, OK};
 use super::list::Row;
 use super::{Context, output};
 use crate::materialize::ReflinkProbe;
-use crate::metrics::Counts;
+use crate::metrics::{COUNTERS, Counter, Counts, SILENT_SINCE, Snapshot};
 use crate::session::spaces::{Detail, Survey};
 
 #[derive(Debug, clap::Args)]
@@ -101,6 +101,7 @@ fn text(status: &Status) -> Vec<String> {
                 .map(|_| "nobody: that process was killed, and nothing replaces the next".to_owned()),
         ),
         ("Served by", row.worker.filter(|_| row.worker != row.pid).map(|pid| format!("process {pid}"))),
+        ("Store", detail.metrics.as_ref().and_then(store)),
         ("Version", row.version.clone()),
         (
             "Restarts",
@@ -132,6 +133,22 @@ fn text(status: &Status) -> Vec<String> {
 
 fn reflink(probe: &ReflinkProbe) -> String {
     format!("{}: {}", if probe.supported { "yes" } else { "no" }, probe.reason)
+}
+
+/// How it goes with the object store of the library. None if there is none.
+fn store(metrics: &Snapshot) -> Option<String> {
+    let get = |counter: Counter| metrics.get(COUNTERS.get(counter as usize)?.name).copied();
+    let (requests, bytes) = (get(Counter::RemoteRequests)?, get(Counter::RemoteBytes)?);
+    if requests == 0 && bytes == 0 {
+        return None;
+    }
+    let bytes = output::human_bytes(bytes);
+    let state = match metrics.get(SILENT_SINCE) {
+        Some(at) => format!("does not answer, for {}", since(Some(*at))),
+        None => "answers".to_owned(),
+    };
+    let (retries, failures) = (get(Counter::RemoteRetries)?, get(Counter::RemoteFailures)?);
+    Some(format!("{state}; {requests} requests, {bytes}, {retries} sent again, {failures} given up"))
 }
 
 fn copied(counts: &Counts) -> String {

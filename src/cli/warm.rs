@@ -1,33 +1,37 @@
 //! `holofs warm`: compiles the index of an environment and unpacks its large files, before a mount needs them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
 use super::exit::{FAILED, Failure, INTEGRITY, INTERRUPTED, MORE_SPACE, OK, describe, failure};
+use super::mount::RemoteArgs;
 use super::values::threads;
 use super::{Context, cancel_on_signals, output};
 use crate::library::LibraryError;
 use crate::library::blob::BlobError;
 use crate::library::bytecode::build::sources;
 use crate::library::catalogs::CatalogName;
-use crate::library::locate::{Location, locate};
+use crate::library::locate::{Location, is_url, locate};
 use crate::library::warm::Warmed;
 use crate::session::bytecode::{self, Compiled};
-use crate::session::environment::Environment;
+use crate::session::environment::{Environment, of_space};
+use crate::settings::Flags;
 use crate::space::select::select_environment;
 use crate::sys::process;
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Compiles the index of the environment and unpacks its large files into the cache that
-all mounts share. Small files are unpacked when they are read. If the command is
-interrupted, it keeps what it has unpacked.
+all mounts share. Small files are unpacked when they are read, and fetched now if the
+library is in an object store. If the command is interrupted, it keeps what it has. With
+a space alone, the environment is that of the space.
 
 Examples:
   holofs warm auto demo
   holofs warm ~/.robocorp adb8c26d --profile
+  holofs warm s3://bucket/envs adb8c26d
   holofs warm auto demo --pycache && holofs run auto demo --pycache -- python task.py"
 )]
 pub(super) struct Args {
@@ -35,7 +39,7 @@ pub(super) struct Args {
     library: OsString,
     /// The environment: the first digits of its blueprint's hash, or a space that has it
     #[arg(value_name = "SPACE|CATALOG")]
-    environment: OsString,
+    environment: Option<OsString>,
     /// Unpack only files that earlier mounts read
     #[arg(long)]
     profile: bool,
@@ -45,12 +49,28 @@ pub(super) struct Args {
     /// Number of threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = threads)]
     jobs: Option<usize>,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl Args {
+    /// Adds these arguments to the flags.
+    pub(super) fn set(&self, flags: &mut Flags) {
+        self.remote.set(flags);
+    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
-    let library = locate(&args.library, &context.env.hololib(), &context.env.access())?;
     let controller = &context.settings.controller.value;
-    let catalog = select_environment(&library, &args.environment, controller, &context.env)?;
+    let (library, catalog) = match &args.environment {
+        None if !is_url(&args.library) => of_space(&args.library, controller, &context.env)?,
+        environment => {
+            let library = locate(&args.library, &context.env.hololib(), &context.env.access())?;
+            let environment = environment.as_deref().unwrap_or(OsStr::new("user"));
+            let catalog = select_environment(&library, environment, controller, &context.env)?;
+            (library, catalog)
+        }
+    };
     let cancel = cancel_on_signals()?;
     let environment = Environment::open(&library, &catalog, &context.env)?;
     let (warming, blobs) = (environment.warming(args.profile)?, environment.blobs()?);

@@ -19,7 +19,7 @@ use super::catalog::{EntryKind, Tree, parse_file};
 use super::catalogs::CatalogName;
 use super::digest::Digest;
 use super::stored::StoredBlobs;
-use super::{Library, LibraryError, NAME_LEN, index};
+use super::{Latency, Library, LibraryError, NAME_LEN, index};
 use crate::sys::thread;
 
 /// The result of a check, with the keys of `holofs check --json`.
@@ -109,6 +109,10 @@ pub fn check(
     let there: BTreeSet<Digest> = blobs.iter().map(|(digest, _)| *digest).collect();
     let mut bad: BTreeSet<Digest> = users.keys().filter(|digest| !there.contains(*digest)).copied().collect();
     report.missing = bad.iter().map(Digest::to_string).collect();
+    if library.latency() == Latency::Network {
+        // Those that are fetched together, one after the other.
+        blobs.sort_by_cached_key(|(digest, _)| library.position(digest));
+    }
     let corrupt = Mutex::new(Vec::new());
     let bar = progress(blobs.iter().map(|(_, stored)| stored).sum());
     let check_blob = |(): &mut (), (digest, stored): &(Digest, u64)| {

@@ -26,7 +26,7 @@ use super::cancellable::Cancellable;
 use super::catalog::{EntryKind, Tree, parse_whole};
 use super::catalogs::CatalogName;
 use super::digest::Digest;
-use super::{Library, LibraryError};
+use super::{Latency, Library, LibraryError};
 use crate::sys::guarded::{Dir, Durability, GuardedError, Problem, Replace, Trust, Writers, odd_kind};
 use crate::sys::process;
 use crate::sys::thread::{self, Panicked};
@@ -107,7 +107,11 @@ pub fn export(
         return Err(GuardedError { path: to.to_owned(), problem: Problem::NotAFile(kind) }.into());
     }
     let progress = progress(blobs.values().map(|blob| blob.size).sum());
-    let blobs: Vec<_> = blobs.into_values().collect();
+    let mut blobs: Vec<_> = blobs.into_values().collect();
+    if library.latency() == Latency::Network {
+        // Those that are fetched together, one after the other.
+        blobs.sort_by_cached_key(|blob| library.position(&blob.digest));
+    }
     let writing = Writing { library, progress: &progress, cancel, to };
     let mut outcome = None;
     let how = Replace { mode: 0o666, writers: Writers::Many, durability: Durability::DataAndName };

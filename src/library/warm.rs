@@ -1,6 +1,6 @@
 //! Unpacks the large blobs of an environment before anybody reads them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -13,6 +13,9 @@ use crate::sys::thread;
 
 /// The largest number of threads.
 const MAX_JOBS: usize = 256;
+
+/// The smallest number of threads that fetch: they wait most of the time.
+const FETCHING: usize = 8;
 
 /// What was unpacked. The keys of `holofs warm --json`.
 #[derive(Debug, Default, Serialize)]
@@ -41,20 +44,20 @@ pub struct Warming<'i> {
 }
 
 impl<'i> Warming<'i> {
-    /// Collects the blobs of those `files` that are larger than `small` bytes.
+    /// Collects the blobs of those `files` that are larger than `small` bytes, or of all.
     ///
     /// # Errors
     /// When the index is damaged.
     pub fn new(
         index: &'i Index,
         files: impl IntoIterator<Item = NodeId>,
-        small: u64,
+        small: Option<u64>,
     ) -> Result<Self, IndexError> {
         let mut seen = HashSet::new();
         let mut wanted = Vec::new();
         for node in files {
             if let NodeKind::File { size, digest, .. } = index.node(node)?.kind
-                && size > small
+                && small.is_none_or(|small| size > small)
                 && seen.insert(digest)
             {
                 wanted.push((digest, size, node));
@@ -87,6 +90,10 @@ impl<'i> Warming<'i> {
             bytes: self.bytes(),
             ..Warmed::default()
         });
+        if blobs.is_far() {
+            self.fetch(blobs, jobs, cancel, done, &warmed)?;
+            return Ok(warmed.into_inner());
+        }
         let unpack = |(): &mut (), (digest, size, node): &(Digest, u64, NodeId)| {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(());
@@ -107,5 +114,49 @@ impl<'i> Warming<'i> {
         };
         thread::for_each(&self.wanted, jobs.min(MAX_JOBS), || (), unpack)?;
         Ok(warmed.into_inner())
+    }
+
+    /// Fetches the blobs from another machine: the first of a group brings the others.
+    fn fetch(
+        &self,
+        blobs: &Blobs,
+        jobs: usize,
+        cancel: &AtomicBool,
+        done: &(dyn Fn(u64) + Sync),
+        warmed: &Mutex<Warmed>,
+    ) -> Result<(), BlobError> {
+        let mut groups: BTreeMap<(Option<u64>, Option<Digest>), Vec<&(Digest, u64, NodeId)>> =
+            BTreeMap::new();
+        for wanted in &self.wanted {
+            let group = blobs.group_of(&wanted.0);
+            let alone = group.is_none().then_some(wanted.0);
+            groups.entry((group, alone)).or_default().push(wanted);
+        }
+        let groups: Vec<_> = groups.into_values().collect();
+        let fetch = |(): &mut (), group: &Vec<&(Digest, u64, NodeId)>| {
+            let mut is_there = Vec::new();
+            for (digest, size, _) in group {
+                is_there.push(blobs.cached(digest, *size)?.is_some());
+            }
+            for ((digest, size, node), was_there) in group.iter().zip(is_there) {
+                if cancel.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let prepared = if was_there { Ok(false) } else { blobs.prepare(digest, *size, cancel) };
+                done(*size);
+                let mut warmed = warmed.lock();
+                match prepared {
+                    Ok(_) if !was_there => {
+                        warmed.fetched += 1;
+                        warmed.bytes_fetched += size;
+                    }
+                    Ok(_) => {}
+                    Err(error @ (BlobError::Io { .. } | BlobError::Panicked(_))) => return Err(error),
+                    Err(error) => warmed.failed.push(format!("{}: {error}", self.index.path_of(*node))),
+                }
+            }
+            Ok(())
+        };
+        thread::for_each(&groups, jobs.clamp(FETCHING, MAX_JOBS), || (), fetch)
     }
 }

@@ -59,6 +59,14 @@ pub const FAMILIES: &[Family] = &[
         "blobs",
         "Blobs that were missing or corrupt when they were needed.",
     ),
+    unstable("holofs_remote_requests_total", "requests", "Requests to the object store of the library."),
+    unstable("holofs_remote_bytes_total", "bytes", "Bytes that came from the object store."),
+    unstable(
+        "holofs_remote_retries_total",
+        "requests",
+        "Requests to the object store that failed and were sent again.",
+    ),
+    unstable("holofs_remote_failures_total", "requests", "Requests to the object store that were given up."),
     counter(super::OPENS, "opens", "Opens that the daemon answered. Label mode: passthrough, cached."),
     counter(
         ERRORS,
@@ -72,6 +80,10 @@ const ERRORS: &str = "holofs_request_errors_total";
 
 const fn gauge(name: &'static str, unit: &'static str, help: &'static str) -> Family {
     Family { name, kind: "gauge", unit, stability: Stability::Stable, help }
+}
+
+const fn unstable(name: &'static str, unit: &'static str, help: &'static str) -> Family {
+    Family { stability: Stability::Unstable, ..counter(name, unit, help) }
 }
 
 const fn counter(name: &'static str, unit: &'static str, help: &'static str) -> Family {

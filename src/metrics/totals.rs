@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Snapshot;
+use super::{SILENT_SINCE, Snapshot};
 
 /// How many corrupt files are listed.
 pub const MOST_CORRUPT: usize = 100;
@@ -59,7 +59,8 @@ impl Totals {
     pub(super) fn with(&self, counters: &Snapshot, touched: &[u64], corrupt: &[CorruptFile]) -> Self {
         let mut sum = self.clone();
         sum.mounts += 1;
-        for (name, n) in counters {
+        // A time cannot be added up.
+        for (name, n) in counters.iter().filter(|(name, _)| *name != SILENT_SINCE) {
             let total = sum.counters.entry(name.clone()).or_default();
             *total = total.saturating_add(*n);
         }

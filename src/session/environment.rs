@@ -1,22 +1,25 @@
 //! An environment of a library: counts, blueprint, largest files and last use, and the files to unpack.
 
+use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::Error;
 use super::mount::compose;
+use super::spaces::Survey;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;
-use crate::library::catalogs::CatalogName;
+use crate::library::catalogs::{CatalogName, this_platform};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind};
-use crate::library::locate::Location;
+use crate::library::locate::{Kind, Location};
 use crate::library::profile;
 use crate::library::warm::Warming;
 use crate::materialize::SMALL_FILE;
 use crate::space::home::Env;
+use crate::space::record::SpaceRecord;
 
 /// The largest blueprint that is read, in bytes.
 const MAX_IDENTITY: u64 = 1 << 20;
@@ -83,7 +86,9 @@ impl<'l> Environment<'l> {
         } else {
             (0..self.index.len()).map(NodeId).collect()
         };
-        Ok(Warming::new(&self.index, files, SMALL_FILE).map_err(LibraryError::from)?)
+        // Small files of a library on this machine are unpacked as fast as they are read from a cache.
+        let small = (self.location.kind != Kind::Remote).then_some(SMALL_FILE);
+        Ok(Warming::new(&self.index, files, small).map_err(LibraryError::from)?)
     }
 
     /// The blobs of the library, unpacked in the blob cache.
@@ -152,6 +157,22 @@ impl<'l> Environment<'l> {
         };
         Ok(find().map_err(LibraryError::from)?)
     }
+}
+
+/// The library and the catalog of a space.
+///
+/// # Errors
+/// When there is no such space, or it has no library.
+pub fn of_space(given: &OsStr, controller: &str, env: &Env) -> Result<(Location, CatalogName), Error> {
+    let space = Survey::new(env)?.find(given, controller, 0)?;
+    let record = SpaceRecord::read(&env.spaces_dir().join(&space.identity))?;
+    let no_space = || Error::NoSpace {
+        given: given.to_string_lossy().into_owned(),
+        identity: Some(space.identity.clone()),
+    };
+    let basis = record.ok_or_else(no_space)?.basis;
+    let location = Location::recorded(Path::new(&basis.library), &env.access())?;
+    Ok((location, CatalogName { blueprint: basis.blueprint, platform: this_platform() }))
 }
 
 /// The first and the last dependencies of a blueprint, or the first lines of a text that has none.

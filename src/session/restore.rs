@@ -181,6 +181,8 @@ pub(super) fn instead(plan: &MountPlan, started: Instant, error: Error) -> Resul
         pid: std::process::id(),
         mounted_ms: super::mount::mounted::millis(started),
         missing_blobs: 0,
+        missing_files: 0,
+        missing_bytes: 0,
         reused: false,
         restored: Some(error.to_string()),
         set_aside: None,

@@ -378,7 +378,9 @@ fn is_catalog_gone(library: &str, blueprint: &str) -> bool {
     if is_url(OsStr::new(library)) {
         return false;
     }
-    let library_at = |path: &Path| if path.is_file() { Location::archive(path) } else { Ok(Location::directory(path.to_owned())) };
+    let library_at = |path: &Path| {
+        if path.is_file() { Location::archive(path) } else { Ok(Location::directory(path.to_owned())) }
+    };
     let catalogs = library_at(Path::new(library)).and_then(|library| catalogs::list(&*library.library));
     match catalogs {
         Ok(catalogs) => catalogs.iter().all(|catalog| catalog.name.blueprint != blueprint),

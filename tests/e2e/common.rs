@@ -8,6 +8,8 @@ pub mod library;
 pub mod manifest;
 pub mod mount;
 pub mod power;
+#[cfg(feature = "remote")]
+pub mod push;
 pub mod random;
 pub mod rcc;
 pub mod see;

@@ -47,6 +47,8 @@ mod power;
 mod record;
 mod reflink;
 #[cfg(feature = "remote")]
+mod remote;
+#[cfg(feature = "remote")]
 mod remote_store;
 mod restore;
 mod run;

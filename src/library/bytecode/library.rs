@@ -10,7 +10,8 @@ use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
 use crate::library::digest::Digest;
 use crate::library::stored::{StoredBlob, StoredBlobs};
 use crate::library::turn::Turn;
-use crate::library::{Contact, Latency, Library, LibraryError};
+use crate::library::{Latency, Library, LibraryError};
+use crate::metrics::Contact;
 
 /// A library, and the bytecode of one of its environments as further blobs.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 
+use super::counters::Counters;
 use super::head::{self, HEADS, Head, MAX_HEAD, Object};
 use super::layout::{Entry, Group, Layout};
 use super::local::{self, Local};
@@ -33,7 +34,8 @@ use crate::library::digest::Digest;
 use crate::library::memory::LruBySize;
 use crate::library::stored::{StoredBlob, StoredBlobs};
 use crate::library::turn::{Member, Turn, slice};
-use crate::library::{Contact, Latency, Library, LibraryError, RemoteTrouble};
+use crate::library::{Latency, Library, LibraryError, RemoteTrouble};
+use crate::metrics::Contact;
 use crate::sys::fd::read_full;
 
 /// How long a store may take to answer a question whose earlier answer is known.
@@ -80,6 +82,10 @@ pub struct RemoteLibrary {
     how: Use,
     /// A leaf lock, but for the connecting.
     store: Mutex<Option<Arc<dyn Objects>>>,
+    /// Those of the store. A leaf lock.
+    counters: Mutex<Option<Arc<Counters>>>,
+    /// For questions whose earlier answers are known. A leaf lock, but for the connecting.
+    brief: Mutex<Option<Arc<dyn Objects>>>,
     /// The store did not answer. Heads that are known are not asked for again.
     silent: AtomicBool,
     /// A leaf lock.
@@ -104,7 +110,10 @@ struct Layouts {
 
 impl std::fmt::Debug for RemoteLibrary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RemoteLibrary").field("url", &self.url).field("how", &self.how).finish_non_exhaustive()
+        f.debug_struct("RemoteLibrary")
+            .field("url", &self.url)
+            .field("how", &self.how)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,6 +132,8 @@ impl RemoteLibrary {
             connect,
             how,
             store: Mutex::default(),
+            counters: Mutex::default(),
+            brief: Mutex::default(),
             silent: AtomicBool::new(false),
             heads: Mutex::default(),
             layouts: RwLock::default(),
@@ -140,6 +151,7 @@ impl RemoteLibrary {
             return Ok(Arc::clone(store));
         }
         let connected = (self.connect)(None)?;
+        *self.counters.lock() = connected.counters();
         *store = Some(Arc::clone(&connected));
         Ok(connected)
     }
@@ -159,10 +171,17 @@ impl RemoteLibrary {
         if self.silent.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let brief = (self.connect)(Some(BRIEFLY.min(self.how.timeout)))?;
-        let answer = question(&*brief);
-        brief.pause();
-        match answer {
+        let brief = {
+            let mut brief = self.brief.lock();
+            match &*brief {
+                Some(brief) => Arc::clone(brief),
+                None => {
+                    let connected = (self.connect)(Some(BRIEFLY.min(self.how.timeout)))?;
+                    Arc::clone(brief.insert(connected))
+                }
+            }
+        };
+        match question(&*brief) {
             Err(StoreError::Unreachable { why, .. }) => {
                 self.silent.store(true, Ordering::Relaxed);
                 tracing::warn!(url = self.url, why, "the store does not answer; using what is known of it");
@@ -226,7 +245,9 @@ impl RemoteLibrary {
             let panicked = |_| StoreError::Refused { object: HEADS.into(), why: "a thread panicked".into() };
             layout.join().unwrap_or_else(|error| Err(panicked(error)))?;
             // A profile is a hint.
-            if let Some(Err(error)) = profile.map(|profile| profile.join().unwrap_or_else(|e| Err(panicked(e)))) {
+            if let Some(Err(error)) =
+                profile.map(|profile| profile.join().unwrap_or_else(|e| Err(panicked(e))))
+            {
                 tracing::debug!(%error, "no profile");
             }
             catalog
@@ -303,7 +324,7 @@ impl RemoteLibrary {
                 return LibraryError::Io { path, source: io::Error::new(source.kind(), source.to_string()) };
             }
         };
-        LibraryError::Remote { why: self.place(&error.to_string()), kind }
+        LibraryError::Remote { why: error.to_string(), kind }
     }
 }
 
@@ -376,9 +397,9 @@ fn of_store(error: &StoreError) -> io::Error {
     match error {
         StoreError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error.to_string()),
         StoreError::Refused { .. } => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
-        StoreError::Content { source, .. } => {
-            source.raw_os_error().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
-        }
+        StoreError::Content { source, .. } => source
+            .raw_os_error()
+            .map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error),
         StoreError::Denied { .. } | StoreError::Unreachable { .. } | StoreError::Offline { .. } => {
             io::Error::new(io::ErrorKind::HostUnreachable, error.to_string())
         }
@@ -479,8 +500,10 @@ impl Library for RemoteLibrary {
             read.map_err(|error| self.error(error))?;
         }
         let layouts: Vec<_> = self.layouts.read().read.clone();
-        let mut blobs: Vec<_> =
-            layouts.iter().flat_map(|layout| layout.entries().map(|entry| (entry.digest, entry.stored))).collect();
+        let mut blobs: Vec<_> = layouts
+            .iter()
+            .flat_map(|layout| layout.entries().map(|entry| (entry.digest, entry.stored)))
+            .collect();
         blobs.sort_unstable();
         blobs.dedup_by_key(|(digest, _)| *digest);
         Ok(StoredBlobs { blobs, strays: 0 })
@@ -533,13 +556,21 @@ impl Library for RemoteLibrary {
     }
 
     fn pause(&self) {
-        if let Some(store) = self.store.lock().take() {
+        for store in [self.store.lock().take(), self.brief.lock().take()].into_iter().flatten() {
             store.pause();
         }
     }
 
     fn contact(&self) -> Option<Contact> {
-        Some(Contact::default())
+        let counters = self.counters.lock().clone()?;
+        let counts = counters.counts();
+        Some(Contact {
+            requests: counts.requests,
+            bytes: counts.received,
+            retries: counts.retries,
+            failures: counts.failures,
+            silent_since: counts.silent_since,
+        })
     }
 
     fn catalog_place(&self, name: &CatalogName) -> String {
@@ -559,9 +590,13 @@ fn range_of(entry: &Entry, offset: u64) -> std::ops::Range<usize> {
 
 /// A number for a group, which is the same in each process.
 fn key(group: &Group) -> u64 {
-    u64::from_le_bytes(first_bytes(&group.pack)).wrapping_add(group.offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20)
+    u64::from_le_bytes(first_bytes(&group.pack))
+        .wrapping_add(group.offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20)
 }
 
 fn first_bytes(bytes: &[u8]) -> [u8; 8] {
     bytes.first_chunk().copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

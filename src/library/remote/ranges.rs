@@ -80,7 +80,10 @@ impl Read for Ranges {
             let answer = coming.recv().map_err(|_| io::Error::from_raw_os_error(libc::EIO))?;
             let bytes = answer.map_err(|error| (self.failed)(&error))?;
             if bytes.len() as u64 != range.end - range.start {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the object is shorter than it was"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the object is shorter than it was",
+                ));
             }
             self.here = Cursor::new(bytes);
             self.ask();

@@ -111,9 +111,11 @@ impl Prefetcher {
             Some(Prefetch::Own) => Some(own.clone()),
             Some(Prefetch::From(path)) => Some(path.clone()),
             // What this machine has read before is in its cache, most likely.
-            None if is_far && !plan.settings.remote.offline.value => {
-                plan.location.library.profile(&plan.catalog).or_else(|| Some(own.clone()).filter(|own| own.exists()))
-            }
+            None if is_far && !plan.settings.remote.offline.value => plan
+                .location
+                .library
+                .profile(&plan.catalog)
+                .or_else(|| Some(own.clone()).filter(|own| own.exists())),
             None => None,
         };
         let thread = from.and_then(|path| {

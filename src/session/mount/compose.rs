@@ -16,7 +16,7 @@ use crate::library::bytecode::library::WithBytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
 use crate::library::locate::Location;
-use crate::library::{Library, LibraryError};
+use crate::library::{Latency, Library, LibraryError};
 use crate::materialize::relocate::{NAME_LEN, Names};
 use crate::materialize::source::Source;
 use crate::materialize::staging::Staging;
@@ -71,7 +71,12 @@ pub(in crate::session) fn filesystem(
         Box::new(move || statistics::earlier(&state_dir, &index))
     };
     let metrics = Arc::new(Metrics::of_environment(index.len(), earlier));
-    let blobs = Blobs::new(library(plan, index, &cache_dir), cache).verified(plan.settings.verify.value);
+    let library = library(plan, index, &cache_dir);
+    if library.latency() == Latency::Network {
+        let library = Arc::clone(&library);
+        metrics.set_contact(move || library.contact());
+    }
+    let blobs = Blobs::new(library, cache).verified(plan.settings.verify.value);
     let blobs = Arc::new(blobs.counted_by(Arc::clone(&metrics)));
     let names = names(index, plan.space.identity.as_str())?;
     let source = Source::new(Arc::clone(index), blobs, names, plan.settings.strategy.value);

@@ -5,7 +5,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::library::index::Index;
+use super::compose;
+use crate::library::cache::BlobCache;
+use crate::library::index::{Index, NodeId, NodeKind};
+use crate::library::locate::Kind;
 use crate::materialize::ReflinkProbe;
 use crate::session::request::MountPlan;
 use crate::settings::{IoMode, Strategy};
@@ -42,6 +45,12 @@ pub struct Mounted {
     /// Number of blobs that the library does not have. Files with these blobs cannot be read.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub missing_blobs: u32,
+    /// With `--offline`, the number of files that are not in the cache and cannot be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_files: u32,
+    /// Their size in bytes.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub missing_bytes: u64,
     /// Bytecode is shown: see [`crate::library::bytecode`].
     #[serde(default)]
     pub bytecode: bool,
@@ -74,6 +83,12 @@ impl Mounted {
                 "the library lacks {count} of the environment's blobs, and files that need them cannot be read: see `holofs check`"
             ));
         }
+        if self.missing_files > 0 {
+            let (files, bytes) = (self.missing_files, self.missing_bytes);
+            notes.push(format!(
+                "{files} files ({bytes} bytes) are not in the cache, and cannot be read offline"
+            ));
+        }
         if let Some(own) = plan.space.own.as_ref().filter(|_| !plan.space.placed || self.unpatched > 0) {
             let count = if plan.space.placed { self.unpatched } else { self.relocated };
             let own = own.display();
@@ -90,7 +105,11 @@ impl Mounted {
 
     /// The mount of a plan that this daemon serves.
     pub(in crate::session) fn of(plan: &MountPlan, index: &Index, run: RunInfo, started: Instant) -> Self {
+        let is_cut_off = plan.settings.remote.offline.value && plan.location.kind == Kind::Remote;
+        let missing = if is_cut_off { not_in_cache(plan, index) } else { (0, 0) };
         Self {
+            missing_files: missing.0,
+            missing_bytes: missing.1,
             path: run.mountpoint,
             identity: plan.space.identity.to_string(),
             blueprint: plan.holds.clone(),
@@ -110,6 +129,25 @@ impl Mounted {
             set_aside: None,
         }
     }
+}
+
+/// The files that are not in the blob cache, and their size in bytes.
+fn not_in_cache(plan: &MountPlan, index: &Index) -> (u32, u64) {
+    let cache = BlobCache::existing(&compose::blob_cache_dir(&plan.env.cache_dir())).pinned();
+    let mut missing = (0, 0);
+    for node in (0..index.len()).map(NodeId) {
+        // A damaged index is told by whoever reads the file.
+        if let Ok(NodeKind::File { size, digest, stored, .. }) = index.node(node).map(|node| node.kind)
+            && !matches!(cache.get(&digest, stored), Ok(Some(_)))
+        {
+            missing = (missing.0 + 1, missing.1 + size);
+        }
+    }
+    missing
+}
+
+fn is_nothing(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 fn is_zero(count: &u32) -> bool {

@@ -159,9 +159,7 @@ fn judge(
                 is_busy
             }
             // A thread without a request waits for something to do.
-            ('S', Call::Event | Call::Read(_)) => {
-                works_on_one || FETCHERS.contains(&thread.name.as_str())
-            }
+            ('S', Call::Event | Call::Read(_)) => works_on_one || FETCHERS.contains(&thread.name.as_str()),
             // For a disk, for another process, for whoever has stopped it, or for something that is not known.
             _ => true,
         } || is_busy && works_on_one;

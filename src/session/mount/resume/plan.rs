@@ -30,7 +30,8 @@ use crate::session::placed;
 use crate::session::request::{MountPlan, MountRequest};
 use crate::settings::remote::RemoteSettings;
 use crate::settings::{
-    Flags, IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Settings, Strategy, Verify,
+    Flags, IoMode, MountHelper, MountSettings, Network, Prefetch, RestoreStrategy, Setting, Settings,
+    Strategy, Verify,
 };
 use crate::space::home::Env;
 use crate::space::path::SpacePath;

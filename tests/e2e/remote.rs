@@ -1,0 +1,165 @@
+//! Mounts of libraries in object stores. The store is a directory (`file://`), so that nothing else is needed.
+
+use std::path::Path;
+use std::process::Command;
+
+use rustix::io::Errno;
+
+use crate::common::library::pattern;
+use crate::common::push::FileStore;
+use crate::common::{Library, Mounted, World, assert_errno, fixture};
+use crate::parity::assert_golden;
+
+/// Takes the library of a world away, and gives the store that it was put into.
+fn pushed(world: &World) -> FileStore {
+    let store = FileStore::push(&world.hololib(), &world.path().join("store"));
+    std::fs::rename(world.hololib(), world.path().join("original")).unwrap();
+    store
+}
+
+#[track_caller]
+fn mount<'w>(world: &'w World, store: &FileStore, space: &str, args: &[&str]) -> Mounted<'w> {
+    Mounted::by(
+        world,
+        space,
+        world.holofs().arg("mount").arg(store.url()).arg(space).args(args).arg("--json"),
+    )
+}
+
+fn sample() -> Library {
+    Library::sample().file("lib/large.so", &pattern(700_000))
+}
+
+for_both_users! {
+    fn a_remote_library_equals_the_local_one() {
+        for (name, space) in [("basic-gz", "golden-one"), ("basic-raw", "golden-one")] {
+            let world = fixture::world(name);
+            let store = pushed(&world);
+            let mounted = mount(&world, &store, space, &[]);
+            assert_golden(&mounted, name, space);
+        }
+    }
+}
+
+for_both_users! {
+    fn what_was_read_is_there_without_the_store() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let mounted = mount(&world, &store, "s", &[]);
+        assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
+        assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
+        let done = Command::new(mounted.at("bin/tool")).arg("x").output().unwrap();
+        assert!(String::from_utf8_lossy(&done.stdout).contains(mounted.identity()), "{done:?}");
+        std::fs::write(mounted.at("readme.txt"), "changed\n").unwrap();
+        let url = store.url();
+        let status = world.json(["status", "s"]);
+        assert_eq!((status["library"].as_str(), status["state"].as_str()), (Some(&*url), Some("mounted")));
+        assert!(status["metrics"]["remote_bytes"].as_u64().unwrap() > 0, "{status}");
+        let gone = store.away();
+        // The worker that comes next asks for nothing before it answers.
+        mounted.kill_worker();
+        assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"changed\n");
+        assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
+        let changes = world.json(["diff", "s"]);
+        assert!(changes.to_string().contains("readme.txt"), "{changes}");
+        mounted.unmount();
+        // Commands about the space do not need the store.
+        for command in [&["list"][..], &["status", "s"], &["stats", "s"], &["diff", "s"], &["gc"], &["reset", "s", "--all"]] {
+            let done = world.run(command);
+            assert_eq!(done.code, 0, "{command:?}: {done:?}");
+        }
+        drop(gone);
+        mount(&world, &store, "s", &[]);
+    }
+
+    fn a_forged_pack_is_an_error_of_its_files_only() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let blob = |path: &str| sample().blob(&world.path().join("original"), path);
+        let bad = std::fs::read(blob("lib/module.py")).unwrap();
+        let pack = store.only("packs");
+        let mut bytes = std::fs::read(&pack).unwrap();
+        let at = bytes.windows(bad.len()).position(|window| window == bad).unwrap();
+        bytes[at + 10] ^= 0xff;
+        std::fs::write(&pack, bytes).unwrap();
+        let large = blob("lib/large.so");
+        let large = store.0.join("blobs").join(large.file_name().unwrap());
+        let len = large.metadata().unwrap().len();
+        std::fs::File::options().write(true).open(&large).unwrap().set_len(len / 2).unwrap();
+        let mounted = mount(&world, &store, "s", &[]);
+        assert_errno(std::fs::read(mounted.at("lib/module.py")), Errno::IO);
+        assert_errno(std::fs::read(mounted.at("lib/large.so")), Errno::IO);
+        for path in ["readme.txt", "lib/data.bin", "lib/deep/er/leaf.txt", "many/a", "many/b", "many/c", "empty"] {
+            std::fs::read(mounted.at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        }
+    }
+
+    fn offline_mounts_what_is_in_the_cache_and_says_what_is_missing() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let url = store.url();
+        let unknown = world.run(["mount", &url, "s", "--offline"]);
+        assert_eq!(unknown.code, 6, "{unknown:?}");
+        mount(&world, &store, "s", &[]).unmount();
+        let _gone = store.away();
+        let done = world.run(["mount", &url, "s", "--offline", "--json"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(world.run(["unmount", "s"]).code, 0);
+        let mounted = mount(&world, &store, "s", &["--offline"]);
+        let said: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        assert!(said["missing_files"].as_u64().unwrap() > 5, "{said}");
+        assert!(done.stderr.contains("not in the cache"), "{done:?}");
+        assert_errno(std::fs::read(mounted.at("lib/large.so")), Errno::IO);
+        assert!(std::fs::metadata(mounted.at("lib/large.so")).unwrap().len() == 700_000);
+    }
+
+    fn warm_makes_a_space_complete() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let warmed = world.json(["warm", &store.url()]);
+        assert_eq!(warmed["fetched"], warmed["blobs"], "{warmed}");
+        let mounted = mount(&world, &store, "s", &[]);
+        let again = world.json(["warm", "s"]);
+        assert_eq!((again["fetched"].as_u64(), &again["blobs"]), (Some(0), &warmed["blobs"]), "{again}");
+        let _gone = store.away();
+        for path in ["readme.txt", "lib/large.so", "lib/data.bin", "lib/deep/er/leaf.txt", "many/d", "empty"] {
+            std::fs::read(mounted.at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        }
+    }
+
+    fn other_commands_read_a_remote_library() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let url = store.url();
+        let catalogs = world.json(["catalogs", &url]);
+        assert!(catalogs.get(sample().hash()).is_some(), "{catalogs}");
+        let checked = world.run(["check", &url]);
+        assert_eq!(checked.code, 0, "{checked:?}");
+        let zip = world.path().join("out.zip");
+        let done = world.run(["export", &url, "-z", zip.to_str().unwrap(), &sample().hash()]);
+        assert_eq!(done.code, 0, "{done:?}");
+        let said = world.run(["run", &url, "r", "--", "cat", "readme.txt"]);
+        assert!(said.code == 0 || said.code == 1, "{said:?}");
+        let restored = world.run(["restore", &url, "plain"]);
+        assert_eq!(restored.code, 0, "{restored:?}");
+        let path = Path::new(restored.stdout.trim());
+        assert_eq!(std::fs::read(path.join("lib/large.so")).unwrap(), pattern(700_000));
+    }
+
+    fn urls_that_cannot_be_used_are_refused() {
+        let world = World::sample();
+        for (url, code) in [
+            ("file:///nonexistent/store", 6),
+            ("ftp://host/x", 2),
+            ("s3://user:secret@bucket/x", 2),
+            ("://", 2),
+        ] {
+            let done = world.run(["mount", url, "s"]);
+            assert_eq!((done.code, done.stdout.as_str()), (code, ""), "{url}: {done:?}");
+            assert!(!done.stderr.contains("secret") && done.stderr.contains("try:"), "{done:?}");
+            assert!(!Path::new("/ftp:").exists() && !Path::new("/s3:").exists());
+        }
+        let done = world.run(["record", "file:///nonexistent/store", "-f", "/dev/null", "--", "true"]);
+        assert_eq!(done.code, 2, "{done:?}");
+    }
+}
