@@ -35,12 +35,14 @@ pub struct Warmed {
     pub failed: Vec<String>,
 }
 
+/// Digest, size, and a file with this content.
+type Wanted = (Digest, u64, NodeId);
+
 /// The blobs to unpack, each once.
 #[derive(Debug)]
 pub struct Warming<'i> {
     index: &'i Index,
-    /// Digest, size, and a file with this content.
-    wanted: Vec<(Digest, u64, NodeId)>,
+    wanted: Vec<Wanted>,
 }
 
 impl<'i> Warming<'i> {
@@ -94,7 +96,7 @@ impl<'i> Warming<'i> {
             self.fetch(blobs, jobs, cancel, done, &warmed)?;
             return Ok(warmed.into_inner());
         }
-        let unpack = |(): &mut (), (digest, size, node): &(Digest, u64, NodeId)| {
+        let unpack = |(): &mut (), (digest, size, node): &Wanted| {
             if cancel.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -125,15 +127,14 @@ impl<'i> Warming<'i> {
         done: &(dyn Fn(u64) + Sync),
         warmed: &Mutex<Warmed>,
     ) -> Result<(), BlobError> {
-        let mut groups: BTreeMap<(Option<u64>, Option<Digest>), Vec<&(Digest, u64, NodeId)>> =
-            BTreeMap::new();
+        let mut groups: BTreeMap<_, Vec<&Wanted>> = BTreeMap::new();
         for wanted in &self.wanted {
             let group = blobs.group_of(&wanted.0);
             let alone = group.is_none().then_some(wanted.0);
             groups.entry((group, alone)).or_default().push(wanted);
         }
         let groups: Vec<_> = groups.into_values().collect();
-        let fetch = |(): &mut (), group: &Vec<&(Digest, u64, NodeId)>| {
+        let fetch = |(): &mut (), group: &Vec<&Wanted>| {
             let mut is_there = Vec::new();
             for (digest, size, _) in group {
                 is_there.push(blobs.cached(digest, *size)?.is_some());
