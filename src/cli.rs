@@ -29,6 +29,7 @@ mod man;
 mod mount;
 mod mount8;
 mod output;
+mod push;
 mod rcc;
 mod record;
 mod reset;
@@ -174,6 +175,8 @@ enum Command {
     Export(export::Args),
     /// Add the environments of archives to a library
     Import(import::Args),
+    /// Put environments of a library into an object store
+    Push(push::Args),
     /// Delete spaces with their changes
     #[command(visible_alias = "del")]
     Delete(delete::Args),
@@ -347,6 +350,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Catalogs(args) => args.set(&mut flags),
         Command::Export(args) => args.set(&mut flags),
         Command::Check(args) => args.set(&mut flags),
+        Command::Push(args) => flags.remote_timeout = args.remote_timeout,
         Command::Gc(args) => flags.cache_size = args.cache_size,
         Command::Doctor(_) => flags.patience = Some(PATIENCE),
         _ => {}
@@ -387,6 +391,7 @@ fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
         Command::Commit(args) => commit::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),
+        Command::Push(args) => push::run(args, &context),
         Command::Delete(args) => delete::run(args, &context),
         Command::Gc(args) => gc::run(&args, &context),
         Command::Config(_) => config::run(&context),

@@ -4,6 +4,8 @@
 //! until it has an exit code and advice.
 
 mod content;
+#[cfg(feature = "remote")]
+mod remote;
 
 use std::fmt::Display;
 use std::io;
@@ -79,6 +81,13 @@ pub fn failure(code: u8, what: impl Into<String>, fix: Option<&str>) -> Failure 
         code,
         restorable: false,
     }
+}
+
+/// A build without the feature `remote` was asked for an object store. The URL is not repeated: there may be a password in it.
+#[cfg(not(feature = "remote"))]
+pub(super) fn without_stores() -> Failure {
+    let fix = "a holofs that was built with `--features remote`";
+    failure(USAGE, "this holofs was built without support for object stores", Some(fix))
 }
 
 /// What the user is told about an error in addition to its text.

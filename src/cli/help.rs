@@ -14,7 +14,10 @@ use super::Cli;
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Use", &["mount", "run", "unmount"]),
     ("Spaces", &["list", "status", "path", "stats", "diff", "reset", "commit", "fork", "delete"]),
-    ("Libraries", &["catalogs", "check", "warm", "record", "restore", "import", "export", "gc", "bench"]),
+    (
+        "Libraries",
+        &["catalogs", "check", "warm", "record", "restore", "import", "export", "push", "gc", "bench"],
+    ),
     ("As in rcc", &["shell", "variables", "hash", "blueprint"]),
     ("Machine", &["doctor", "upgrade", "config", "completions", "man"]),
 ];

@@ -89,12 +89,20 @@ pub fn read(path: &Path, catalog_sha256: &[u8; 32], nodes: u32) -> io::Result<To
 pub fn write(path: &Path, catalog_sha256: &[u8; 32], known: Touched, new: &[NodeId]) -> io::Result<()> {
     let mut all = known;
     new.iter().for_each(|node| all.add(*node));
-    let nodes = all.order().iter().map(|node| node.0).collect();
-    let stored = Stored { catalog: Hex(catalog_sha256).to_string(), nodes };
+    let bytes = to_bytes(catalog_sha256, &all)?;
     if let Some(parent) = path.parent() {
         make_dir(parent).map_err(io::Error::other)?;
     }
-    guarded::replace(path, cached(Durability::CacheOnly), &serde_json::to_vec(&stored)?)
+    guarded::replace(path, cached(Durability::CacheOnly), &bytes)
+}
+
+/// The bytes of a profile.
+///
+/// # Errors
+/// None is known.
+pub fn to_bytes(catalog_sha256: &[u8; 32], files: &Touched) -> serde_json::Result<Vec<u8>> {
+    let nodes = files.order().iter().map(|node| node.0).collect();
+    serde_json::to_vec(&Stored { catalog: Hex(catalog_sha256).to_string(), nodes })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod head;
 pub mod layout;
 pub mod library;
 pub mod local;
+pub mod push;
 mod ranges;
 pub mod store;
 

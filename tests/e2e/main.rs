@@ -44,6 +44,8 @@ mod parity;
 mod passthrough;
 mod placement;
 mod power;
+#[cfg(feature = "remote")]
+mod push;
 mod record;
 mod reflink;
 #[cfg(feature = "remote")]

@@ -81,9 +81,15 @@ fn failed(error: &ClientError, fault: Option<Fault>) -> Failed {
         }
         _ => {}
     }
-    if let Some(Fault { why, may_pass, .. }) = fault {
+    if let Some(Fault { why, may_pass, status, .. }) = fault {
         let why = with_code(why);
-        return if may_pass { Failed::MayPass(why) } else { Failed::Refused(why) };
+        return match status {
+            Some(401 | 403) => Failed::Denied(why),
+            // The answer to a list: there is no such bucket.
+            Some(404) => Failed::NotFound,
+            _ if may_pass => Failed::MayPass(why),
+            _ => Failed::Refused(why),
+        };
     }
     let mut link: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = link {

@@ -28,6 +28,8 @@ pub(super) struct Fault {
     pub(super) why: String,
     /// It may succeed when it is sent again.
     pub(super) may_pass: bool,
+    /// The number of the answer's status, if there was one.
+    pub(super) status: Option<u16>,
     /// It was asked for credentials, and not for an object.
     pub(super) about_credentials: bool,
 }
@@ -71,18 +73,19 @@ impl HttpService for Counting {
                     let status = answer.status();
                     let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
                     let is_fault = status.is_server_error() || status.is_client_error();
-                    is_fault.then(|| (format!("it answers {status}"), may_pass))
+                    is_fault.then(|| (format!("it answers {status}"), may_pass, Some(status.as_u16())))
                 }
-                Err(error) => Some((reason(error), may_pass(error.kind()))),
+                Err(error) => Some((reason(error), may_pass(error.kind()), None)),
             };
-            let fault = fault.map(|(why, may_pass)| match is_metadata {
+            let fault = fault.map(|(why, may_pass, status)| match is_metadata {
                 // The last place that is asked.
                 true => Fault {
                     why: format!("no credentials were found; the metadata service of this machine: {why}"),
                     may_pass: false,
+                    status,
                     about_credentials: true,
                 },
-                false => Fault { why, may_pass, about_credentials: false },
+                false => Fault { why, may_pass, status, about_credentials: false },
             });
             // A request outside of a call: there is nobody who could say why it failed.
             FAULT.try_with(|noted| *noted.lock() = fault).ok();

@@ -1,0 +1,301 @@
+//! Puts environments of a library into an object store.
+//!
+//! For each catalog: plan where its blobs will be ([`plan`]), send those that the store lacks, then the catalog, the layout
+//! and the profile, and the head at last.
+//!
+//! A push that was interrupted is repeated: the same library gives the same packs, and a list of the store tells which it
+//! has. Two pushes at once send the same objects twice, or different ones side by side; each head names whole objects.
+//!
+//! Invariants: a head is written after all that it names. Nothing is sent that was not compared with its digest. A catalog
+//! with a blob that is damaged or missing is not published.
+
+mod order;
+mod plan;
+mod present;
+mod send;
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::ProgressBar;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::head::{self, Head, Object};
+use super::layout::{Layout, LayoutError};
+use super::{Objects, StoreError};
+use crate::library::blob::BlobError;
+use crate::library::catalog::{Tree, parse_whole};
+use crate::library::catalogs::CatalogName;
+use crate::library::digest::Digest;
+use crate::library::index::cache::open_or_compile;
+use crate::library::index::{IndexError, NodeKind};
+use crate::library::{Library, LibraryError, profile};
+use crate::sys::thread::Panicked;
+use plan::{Plan, plan};
+use present::Present;
+use send::{Sending, Sent};
+
+/// Which profile travels with a catalog.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Profile {
+    /// What mounts of this machine read, if any did.
+    Auto,
+    None,
+    /// The profile in this file.
+    File(PathBuf),
+}
+
+/// What is pushed.
+#[derive(Debug)]
+pub struct Push<'a> {
+    pub library: &'a dyn Library,
+    pub catalogs: &'a BTreeSet<CatalogName>,
+    pub profile: Profile,
+    /// holofs's cache directory, with profiles and indexes.
+    pub cache_dir: &'a Path,
+    /// Only tell what would be sent.
+    pub dry_run: bool,
+}
+
+/// What was pushed, with the keys of `holofs push --json`. Sizes are in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Pushed {
+    pub url: String,
+    pub dry_run: bool,
+    pub catalogs: Vec<PushedCatalog>,
+    /// Objects that were sent, heads not counted.
+    pub objects_sent: u64,
+    pub bytes_sent: u64,
+}
+
+/// A pushed catalog.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PushedCatalog {
+    pub catalog: String,
+    pub blueprint: String,
+    /// What became of its head. With `--dry-run`: what would become of it, as far as that is known.
+    pub outcome: Outcome,
+    /// Its blobs.
+    pub blobs: usize,
+    /// Those that neither a pack nor an object of an earlier catalog has.
+    pub blobs_new: usize,
+    /// Their stored size.
+    pub bytes_new: u64,
+    /// Whether a profile belongs to it.
+    pub profile: bool,
+    /// The blobs that the catalog lists for links, and that the library lacks.
+    pub missing_for_links: usize,
+}
+
+/// What became of a head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The store had none of this name.
+    New,
+    /// The store had another one.
+    Replaced,
+    Unchanged,
+}
+
+/// Why a catalog was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// A blob is missing, or is not what its digest says.
+    #[error("catalog {catalog}: {source}")]
+    Blob { catalog: CatalogName, source: BlobError },
+    /// A blob changed or became unreadable while it was sent.
+    #[error("{place}: {source}")]
+    Read { place: String, source: io::Error },
+    #[error("profile {path}: {source}")]
+    Profile { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was made is not a layout.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error("head: {0}")]
+    Head(#[from] serde_json::Error),
+    #[error("interrupted")]
+    Interrupted,
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+/// Pushes catalogs. `progress` makes the progress bar for a number of bytes.
+///
+/// # Errors
+/// See [`PushError`]. Then the catalog that was at hand is not published. Those before it, in the order of names, are.
+pub fn push(
+    store: &dyn Objects,
+    what: &Push<'_>,
+    progress: &dyn Fn(u64) -> ProgressBar,
+    cancel: &AtomicBool,
+) -> Result<Pushed, PushError> {
+    let stored: HashMap<Digest, u64> = what.library.blobs()?.blobs.into_iter().collect();
+    let mut present = Present::find(store, what.catalogs)?;
+    let sent = Sent::default();
+    let mut done = Pushed { url: store.url().to_owned(), dry_run: what.dry_run, ..Pushed::default() };
+    for name in what.catalogs {
+        let found = Found::read(what, name, &stored)?;
+        let plan = plan(&found.blobs, &present.layouts, &present.packs, &present.alone);
+        let bytes_new = plan.new().map(|(.., stored)| stored).sum();
+        let mut pushed = PushedCatalog {
+            catalog: name.to_string(),
+            blueprint: name.blueprint.clone(),
+            outcome: Outcome::New,
+            blobs: found.blobs.len(),
+            blobs_new: plan.new().count(),
+            bytes_new,
+            profile: found.profile.is_some(),
+            missing_for_links: found.missing_for_links,
+        };
+        let known = present.heads.get(name).cloned();
+        if what.dry_run {
+            pushed.outcome = match &known {
+                None => Outcome::New,
+                Some(head) if head.catalog == object(&found.bytes) && bytes_new == 0 => Outcome::Unchanged,
+                Some(_) => Outcome::Replaced,
+            };
+        } else {
+            let bar = progress(bytes_new);
+            let sending = Sending {
+                library: what.library,
+                store,
+                catalog: name,
+                present: &present,
+                progress: &bar,
+                cancel,
+                sent: &sent,
+            };
+            let published = publish(&sending, found, &plan, known.as_ref());
+            bar.finish_and_clear();
+            let (head, layout, outcome) = published?;
+            pushed.outcome = outcome;
+            present.add(name, head, layout);
+        }
+        done.catalogs.push(pushed);
+    }
+    done.objects_sent = sent.objects.load(Ordering::Relaxed);
+    done.bytes_sent = sent.bytes.load(Ordering::Relaxed);
+    Ok(done)
+}
+
+/// Sends what belongs to a catalog, and its head.
+fn publish(
+    sending: &Sending<'_>,
+    found: Found,
+    plan: &Plan,
+    known: Option<&Head>,
+) -> Result<(Head, Layout, Outcome), PushError> {
+    let layout = sending.all(plan)?;
+    // A catalog that no reader takes must not be published.
+    let checked = Layout::parse(layout.clone())?;
+    let profile = found.profile.as_deref();
+    let head = Head {
+        version: head::VERSION,
+        catalog: object(&found.bytes),
+        layout: object(&layout),
+        // Without a profile of this machine, the one that is there goes on to help.
+        profile: profile.map(object).or_else(|| {
+            known.filter(|known| known.catalog == object(&found.bytes)).and_then(|known| known.profile)
+        }),
+    };
+    sending.object(&head::catalog(&head.catalog.sha256), found.bytes)?;
+    sending.object(&head::layout(&head.layout.sha256), layout)?;
+    if let (Some(bytes), Some(profile)) = (found.profile, head.profile) {
+        sending.object(&head::profile(&profile.sha256), bytes)?;
+    }
+    let outcome = match known {
+        Some(known) if *known == head => Outcome::Unchanged,
+        Some(_) => Outcome::Replaced,
+        None => Outcome::New,
+    };
+    if outcome != Outcome::Unchanged {
+        sending.store.put(&head::head(sending.catalog), head.to_bytes()?)?;
+    }
+    Ok((head, checked, outcome))
+}
+
+fn object(bytes: impl AsRef<[u8]>) -> Object {
+    let bytes = bytes.as_ref();
+    Object { sha256: Sha256::digest(bytes).into(), bytes: bytes.len() as u64 }
+}
+
+/// A catalog of the library, with what belongs to it.
+struct Found {
+    bytes: Vec<u8>,
+    /// In the order of packs, each with the size of its stored bytes.
+    blobs: Vec<(order::Wanted, u64)>,
+    profile: Option<Vec<u8>>,
+    missing_for_links: usize,
+}
+
+impl Found {
+    fn read(what: &Push<'_>, name: &CatalogName, stored: &HashMap<Digest, u64>) -> Result<Self, PushError> {
+        let library = what.library;
+        let refused = |source| LibraryError::Catalog { place: library.catalog_place(name), source };
+        let (_, bytes) = library.catalog(name)?;
+        let tree: Tree = parse_whole(&bytes).map_err(refused)?;
+        let sum: [u8; 32] = Sha256::digest(&bytes).into();
+        let (profile, touched) = match profile_of(what, name, &sum)? {
+            Some((bytes, touched)) => (Some(bytes), touched),
+            None => (None, Vec::new()),
+        };
+        let mut blobs = Vec::new();
+        let mut missing_for_links = 0;
+        for wanted in order::order(&tree, &touched) {
+            match stored.get(&wanted.digest) {
+                Some(stored) => blobs.push((wanted, *stored)),
+                None if wanted.is_file => {
+                    let (digest, place) = (wanted.digest, library.blob_place(&wanted.digest));
+                    let source = BlobError::Missing { digest, place };
+                    return Err(PushError::Blob { catalog: name.clone(), source });
+                }
+                None => missing_for_links += 1,
+            }
+        }
+        Ok(Self { bytes, blobs, profile, missing_for_links })
+    }
+}
+
+/// The profile of a catalog, and the digests of its files in the order in which they were read.
+fn profile_of(
+    what: &Push<'_>,
+    name: &CatalogName,
+    sum: &[u8; 32],
+) -> Result<Option<(Vec<u8>, Vec<Digest>)>, PushError> {
+    let path = match &what.profile {
+        Profile::None => return Ok(None),
+        Profile::Auto => profile::place(what.cache_dir, sum),
+        Profile::File(path) => path.clone(),
+    };
+    if what.profile == Profile::Auto && !path.exists() {
+        return Ok(None);
+    }
+    let index = open_or_compile(what.library, name, &what.cache_dir.join("index"))?;
+    let touched = match profile::read(&path, sum, index.len()) {
+        Ok(touched) => touched,
+        Err(error) if what.profile == Profile::Auto => {
+            tracing::warn!(path = %path.display(), %error, "a profile is not used");
+            return Ok(None);
+        }
+        Err(source) => return Err(PushError::Profile { path, source }),
+    };
+    let mut digests = Vec::new();
+    for node in touched.order() {
+        if let NodeKind::File { digest, .. } = index.node(*node)?.kind {
+            digests.push(digest);
+        }
+    }
+    let bytes = profile::to_bytes(sum, &touched)
+        .map_err(|error| PushError::Profile { path, source: error.into() })?;
+    Ok(Some((bytes, digests)))
+}

@@ -1,0 +1,275 @@
+//! Decides where each blob of a catalog will be: where an earlier layout of the store has it, or in new packs.
+//!
+//! The same blobs in the same order always give the same packs, so an interrupted push finds what it has sent.
+
+use std::collections::{HashMap, HashSet};
+
+use super::order::{Class, Wanted};
+use crate::library::digest::Digest;
+use crate::library::remote::layout::{GroupId, Layout};
+
+/// Stored blobs that are larger are objects of their own, in bytes.
+pub(super) const ALONE: u64 = 1 << 20;
+/// The size of a pack, in bytes.
+pub(super) const PACK: u64 = 16 << 20;
+/// The size of the groups of what programs read first.
+const PROFILE_GROUP: u64 = 4 << 20;
+/// The size of the other groups.
+const GROUP: u64 = 512 << 10;
+/// How many bytes of other environments are fetched along, at most, to keep two runs of blobs in one group.
+const GAP: u64 = 32 << 10;
+
+/// A blob with the size of its content and that of the stored bytes.
+pub(super) type Sized = (Digest, u64, u64);
+
+/// A group of a pack that the store has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Known {
+    pub(super) pack: [u8; 32],
+    pub(super) pack_bytes: u64,
+    pub(super) offset: u64,
+    pub(super) blobs: Vec<Sized>,
+}
+
+/// Where the blobs of a catalog will be.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Groups of packs that the store has.
+    pub(super) known: Vec<Known>,
+    /// Objects of their own that the store has.
+    pub(super) known_alone: Vec<Sized>,
+    /// Objects of their own to be sent.
+    pub(super) alone: Vec<Sized>,
+    /// Packs to be sent, each with its groups.
+    pub(super) packs: Vec<Vec<Vec<Sized>>>,
+}
+
+impl Plan {
+    /// The blobs to be read and sent.
+    pub(super) fn new(&self) -> impl Iterator<Item = &Sized> {
+        self.alone.iter().chain(self.packs.iter().flatten().flatten())
+    }
+}
+
+/// Plans the places of blobs, in this order, each with the size of its stored bytes. `layouts` are those of the store, and
+/// `packs` and `alone` what it has: the sizes by digest.
+pub(super) fn plan(
+    blobs: &[(Wanted, u64)],
+    layouts: &[Layout],
+    packs: &HashMap<[u8; 32], u64>,
+    alone: &HashMap<Digest, u64>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut placed = HashSet::new();
+    for (wanted, _) in blobs {
+        if let Some(stored) = alone.get(&wanted.digest) {
+            plan.known_alone.push((wanted.digest, wanted.size, *stored));
+            placed.insert(wanted.digest);
+        }
+    }
+    let needed: HashSet<Digest> = blobs.iter().map(|(wanted, _)| wanted.digest).collect();
+    let shared = |layout: &Layout| layout.entries().filter(|entry| needed.contains(&entry.digest)).count();
+    let mut by_use: Vec<_> = layouts.iter().map(|layout| (shared(layout), layout)).collect();
+    by_use.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
+    for (shared, layout) in by_use {
+        if shared > 0 {
+            reuse(layout, packs, &needed, &mut placed, &mut plan.known);
+        }
+    }
+    let mut packer = Packer::default();
+    for (wanted, stored) in blobs {
+        if !placed.insert(wanted.digest) {
+            continue;
+        }
+        let blob = (wanted.digest, wanted.size, *stored);
+        if *stored > ALONE {
+            plan.alone.push(blob);
+        } else {
+            packer.add(wanted.class, blob);
+        }
+    }
+    plan.packs = packer.finish();
+    plan
+}
+
+/// Takes the runs of needed blobs from the groups of a layout.
+fn reuse(
+    layout: &Layout,
+    packs: &HashMap<[u8; 32], u64>,
+    needed: &HashSet<Digest>,
+    placed: &mut HashSet<Digest>,
+    known: &mut Vec<Known>,
+) {
+    let sizes: HashMap<[u8; 32], u64> = layout.packs().collect();
+    for group in layout.groups() {
+        let Some(bytes) = sizes.get(&group.pack).filter(|bytes| packs.get(&group.pack) == Some(*bytes))
+        else {
+            continue;
+        };
+        for (offset, blobs) in runs(layout, group.id, needed, placed) {
+            placed.extend(blobs.iter().map(|(digest, ..)| *digest));
+            known.push(Known { pack: group.pack, pack_bytes: *bytes, offset: group.offset + offset, blobs });
+        }
+    }
+}
+
+/// The runs of needed blobs in a group, each with its offset in the group. Small gaps between them are included.
+fn runs(
+    layout: &Layout,
+    group: GroupId,
+    needed: &HashSet<Digest>,
+    placed: &HashSet<Digest>,
+) -> Vec<(u64, Vec<Sized>)> {
+    let mut runs: Vec<(u64, Vec<Sized>)> = Vec::new();
+    // The blobs since the last needed one, if they may be included.
+    let mut gap: Option<Vec<Sized>> = None;
+    for entry in layout.in_group(group) {
+        let blob = (entry.digest, entry.size, entry.stored);
+        let offset = entry.grouped.map_or(0, |(_, offset)| offset);
+        let is_free = !placed.contains(&entry.digest);
+        if is_free && needed.contains(&entry.digest) {
+            match (runs.last_mut(), gap.take()) {
+                (Some((_, run)), Some(between)) => {
+                    run.extend(between);
+                    run.push(blob);
+                }
+                _ => runs.push((offset, vec![blob])),
+            }
+            gap = Some(Vec::new());
+        } else {
+            gap = gap.filter(|_| is_free).map(|mut between| {
+                between.push(blob);
+                between
+            });
+            gap = gap.filter(|between| between.iter().map(|(.., stored)| stored).sum::<u64>() <= GAP);
+        }
+    }
+    runs
+}
+
+/// Fills packs.
+#[derive(Default)]
+struct Packer {
+    packs: Vec<Vec<Vec<Sized>>>,
+    pack: Vec<Vec<Sized>>,
+    /// Of the groups in `pack`.
+    pack_bytes: u64,
+    group: Vec<Sized>,
+    group_bytes: u64,
+    class: Option<Class>,
+}
+
+impl Packer {
+    fn add(&mut self, class: Class, blob: Sized) {
+        let limit = if class == Class::Profile { PROFILE_GROUP } else { GROUP };
+        let (.., stored) = blob;
+        if self.class != Some(class) || self.group_bytes + stored > limit {
+            self.end_group();
+            if self.pack_bytes + limit.max(stored) > PACK {
+                self.end_pack();
+            }
+        }
+        self.class = Some(class);
+        self.group_bytes += stored;
+        self.group.push(blob);
+    }
+
+    fn end_group(&mut self) {
+        if !self.group.is_empty() {
+            self.pack.push(std::mem::take(&mut self.group));
+            self.pack_bytes += std::mem::take(&mut self.group_bytes);
+        }
+    }
+
+    fn end_pack(&mut self) {
+        if !self.pack.is_empty() {
+            self.packs.push(std::mem::take(&mut self.pack));
+            self.pack_bytes = 0;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Vec<Vec<Sized>>> {
+        self.end_group();
+        self.end_pack();
+        self.packs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::library::remote::layout::Writer;
+
+    fn digest(n: u32) -> Digest {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&n.to_le_bytes());
+        Digest::Sha256(bytes)
+    }
+
+    fn blob(n: u32, class: Class, stored: u64) -> (Wanted, u64) {
+        (Wanted { digest: digest(n), size: 2 * stored, class, is_file: true }, stored)
+    }
+
+    fn numbers(blobs: &[Sized]) -> Vec<u32> {
+        blobs.iter().map(|(digest, ..)| u32::from_le_bytes(digest.bytes()[..4].try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn packs_and_groups_are_filled_in_order() {
+        const K: u64 = 1 << 10;
+        let mut blobs = vec![blob(1, Class::Profile, 3000 * K / 3), blob(2, Class::Profile, 1000 * K)];
+        blobs.push(blob(3, Class::Profile, ALONE + 1));
+        blobs.extend((10..200).map(|n| blob(n, Class::Usual, 100 * K)));
+        blobs.extend((200..205).map(|n| blob(n, Class::Rare, K)));
+        let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
+        assert_eq!(plan.alone, [(digest(3), 2 * (ALONE + 1), ALONE + 1)]);
+        assert_eq!(numbers(&plan.packs[0][0]), [1, 2]);
+        assert_eq!(numbers(&plan.packs[0][1]), [10, 11, 12, 13, 14]);
+        assert_eq!(numbers(plan.packs.last().unwrap().last().unwrap()), [200, 201, 202, 203, 204]);
+        for pack in &plan.packs {
+            let bytes = |blobs: &[Sized]| blobs.iter().map(|(.., stored)| stored).sum::<u64>();
+            assert!(pack.iter().map(|group| bytes(group)).sum::<u64>() <= PACK);
+            assert!(pack.iter().all(|group| bytes(group) <= PROFILE_GROUP));
+        }
+        assert_eq!(plan.new().count(), blobs.len());
+    }
+
+    /// A layout with one group: numbers of blobs, and their stored sizes.
+    fn layout(pack: u8, blobs: &[(u32, u64)]) -> Layout {
+        let mut writer = Writer::default();
+        let bytes = blobs.iter().map(|(_, stored)| stored).sum();
+        writer.group([pack; 32], bytes, 0, blobs.iter().map(|(n, stored)| (digest(*n), 2 * stored, *stored)));
+        Layout::parse(writer.finish()).unwrap()
+    }
+
+    #[test]
+    fn what_the_store_has_keeps_its_place() {
+        let layouts = [layout(1, &[(90, 10), (1, 10), (91, 20), (2, 10), (92, GAP + 1), (3, 10)])];
+        let wanted: Vec<_> = [1, 2, 3, 4, 5].map(|n| blob(n, Class::Usual, 10)).to_vec();
+        let packs = HashMap::from([([1; 32], 60 + GAP + 1)]);
+        let alone = HashMap::from([(digest(5), 17)]);
+        let found = plan(&wanted, &layouts, &packs, &alone);
+        let places: Vec<_> = found.known.iter().map(|known| (known.offset, numbers(&known.blobs))).collect();
+        assert_eq!(places, [(10, vec![1, 91, 2]), (50 + GAP + 1, vec![3])]);
+        assert_eq!(found.known_alone, [(digest(5), 20, 17)]);
+        assert_eq!(found.packs.concat().concat(), [(digest(4), 20, 10)]);
+        // A pack that is gone, or another one in its place, is of no use.
+        for packs in [HashMap::new(), HashMap::from([([1; 32], 1)])] {
+            assert_eq!(plan(&wanted, &layouts, &packs, &alone).packs.concat().concat().len(), 4);
+        }
+    }
+
+    #[test]
+    fn no_blob_is_placed_twice() {
+        // 90 is in the gaps of both.
+        let layouts =
+            [layout(1, &[(1, 10), (90, 10), (2, 10)]), layout(2, &[(2, 10), (3, 10), (90, 10), (4, 10)])];
+        let wanted: Vec<_> = [1, 2, 3, 4].map(|n| blob(n, Class::Usual, 10)).to_vec();
+        let packs = HashMap::from([([1; 32], 30), ([2; 32], 40)]);
+        let found = plan(&wanted, &layouts, &packs, &HashMap::new());
+        let mut all: Vec<u32> = found.known.iter().flat_map(|known| numbers(&known.blobs)).collect();
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 3, 4, 90]);
+        assert!(found.packs.is_empty());
+    }
+}
