@@ -37,7 +37,6 @@ Examples:
   holofs push auto s3://envs/team adb8c26db4d86a93 --dry-run
   AWS_ENDPOINT_URL=http://127.0.0.1:3900 holofs push auto s3://envs"
 )]
-#[cfg_attr(not(feature = "remote"), expect(dead_code))]
 pub(super) struct Args {
     /// The library, as for mount
     library: OsString,

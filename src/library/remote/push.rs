@@ -146,13 +146,13 @@ pub fn push(
     for name in what.catalogs {
         let found = Found::read(what, name, &stored)?;
         let plan = plan(&found.blobs, &present.layouts, &present.packs, &present.alone);
-        let bytes_new = plan.new().map(|(.., stored)| stored).sum();
+        let bytes_new = plan.to_send().map(|(.., stored)| stored).sum();
         let mut pushed = PushedCatalog {
             catalog: name.to_string(),
             blueprint: name.blueprint.clone(),
             outcome: Outcome::New,
             blobs: found.blobs.len(),
-            blobs_new: plan.new().count(),
+            blobs_new: plan.to_send().count(),
             bytes_new,
             profile: found.profile.is_some(),
             missing_for_links: found.missing_for_links,
@@ -266,12 +266,11 @@ impl Found {
     }
 }
 
+/// The bytes of a profile, and the digests of its files in the order in which they were read.
+type Touched = (Vec<u8>, Vec<Digest>);
+
 /// The profile of a catalog, and the digests of its files in the order in which they were read.
-fn profile_of(
-    what: &Push<'_>,
-    name: &CatalogName,
-    sum: &[u8; 32],
-) -> Result<Option<(Vec<u8>, Vec<Digest>)>, PushError> {
+fn profile_of(what: &Push<'_>, name: &CatalogName, sum: &[u8; 32]) -> Result<Option<Touched>, PushError> {
     let path = match &what.profile {
         Profile::None => return Ok(None),
         Profile::Auto => profile::place(what.cache_dir, sum),

@@ -46,7 +46,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The blobs to be read and sent.
-    pub(super) fn new(&self) -> impl Iterator<Item = &Sized> {
+    pub(super) fn to_send(&self) -> impl Iterator<Item = &Sized> {
         self.alone.iter().chain(self.packs.iter().flatten().flatten())
     }
 }
@@ -231,7 +231,7 @@ mod tests {
             assert!(pack.iter().map(|group| bytes(group)).sum::<u64>() <= PACK);
             assert!(pack.iter().all(|group| bytes(group) <= PROFILE_GROUP));
         }
-        assert_eq!(plan.new().count(), blobs.len());
+        assert_eq!(plan.to_send().count(), blobs.len());
     }
 
     /// A layout with one group: numbers of blobs, and their stored sizes.
