@@ -14,6 +14,7 @@ pub mod totals;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -135,6 +136,9 @@ pub struct Metrics {
     corrupt: Mutex<Vec<CorruptFile>>,
     /// Read when somebody asks for the totals, and so never by a mount that nobody asks.
     earlier: Option<Earlier>,
+    /// When a request was logged last that failed because the store does not answer, in seconds since the epoch, and how
+    /// many have failed since. A leaf lock.
+    silence: Mutex<(u64, u64)>,
     /// None for a library on this machine.
     contact: OnceLock<AskContact>,
     /// Held while the totals are made, by `stats` and when they are saved. Taken before `corrupt`.
@@ -156,6 +160,7 @@ impl Default for Metrics {
             touched: Box::default(),
             corrupt: Mutex::default(),
             earlier: None,
+            silence: Mutex::default(),
             contact: OnceLock::new(),
             base: Mutex::default(),
         }
@@ -179,6 +184,22 @@ impl Metrics {
     /// Sets who tells about the object store of the library. Only the first call has an effect.
     pub fn set_contact(&self, ask: impl Fn() -> Option<Contact> + Send + Sync + 'static) {
         drop(self.contact.set(Box::new(ask)));
+    }
+
+    /// Whether to log a request that failed because the store does not answer: one each minute. Returns how many were not
+    /// logged since the last one.
+    pub fn may_log_silence(&self) -> Option<u64> {
+        /// In seconds.
+        const PERIOD: u64 = 60;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut silence = self.silence.lock();
+        let (last, more) = &mut *silence;
+        if now < last.saturating_add(PERIOD) {
+            *more += 1;
+            return None;
+        }
+        *last = now;
+        Some(std::mem::take(more))
     }
 
     /// Adds to a counter.

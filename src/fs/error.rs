@@ -2,6 +2,8 @@
 //!
 //! The matches are exhaustive, so a new error does not compile until its errno is decided here.
 
+use std::io::ErrorKind;
+
 use rustix::io::Errno;
 
 use crate::library::blob::BlobError;
@@ -68,10 +70,23 @@ pub fn corrupt(error: &Error) -> Option<(&str, String)> {
     }
 }
 
+/// Whether an error says that the object store of the library does not answer.
+#[must_use]
+pub fn is_cut_off(error: &Error) -> bool {
+    match error {
+        Error::Materialize(materialize::Error::Blob { source, .. }) => {
+            matches!(&**source, BlobError::Io { source, .. } if source.kind() == ErrorKind::HostUnreachable)
+        }
+        _ => false,
+    }
+}
+
 fn blob_errno(error: &BlobError) -> Errno {
     match error {
         // Not ENOENT: the file exists, and only its bytes cannot be read.
         BlobError::Missing { .. } | BlobError::Corrupt { .. } | BlobError::Panicked(_) => Errno::IO,
+        // Programs know what to do about EIO.
+        BlobError::Io { source, .. } if source.kind() == ErrorKind::HostUnreachable => Errno::IO,
         BlobError::Io { source, .. } => errno_of(source),
     }
 }

@@ -16,7 +16,7 @@ use rustix::fs::StatVfs;
 use super::convert;
 use super::passthrough::{Answer, Opened};
 use super::workers::{Mount, TTL, guarded};
-use crate::fs::error::{corrupt, errno};
+use crate::fs::error::{corrupt, errno, is_cut_off};
 use crate::fs::{Fs, read_file};
 use crate::handoff::opens::Handle;
 use crate::materialize::FileData;
@@ -79,6 +79,11 @@ pub(super) fn refuse(fs: &Fs, reply: impl ErrorReply, at: At<'_>, error: &Error)
     let At { operation, ino: INodeNo(ino), name, .. } = at;
     let name = &*String::from_utf8_lossy(name);
     match errno {
+        rustix::io::Errno::IO if is_cut_off(error) => {
+            if let Some(more) = fs.metrics().may_log_silence() {
+                tracing::error!(operation, ino, name, %error, more, "failed: the object store does not answer");
+            }
+        }
         rustix::io::Errno::IO => tracing::error!(operation, ino, name, %error, "failed"),
         // A message of its own, because the log is limited by message: a full disk must not hide a bad blob.
         rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => {

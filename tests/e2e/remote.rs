@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::io::Errno;
 
 use crate::common::library::pattern;
-use crate::common::push::FileStore;
+use crate::common::push::{FileStore, WebServer};
 use crate::common::{Library, Mounted, World, assert_errno, fixture};
 use crate::parity::assert_golden;
 
@@ -64,7 +64,7 @@ for_both_users! {
         assert!(changes.to_string().contains("readme.txt"), "{changes}");
         mounted.unmount();
         // Commands about the space do not need the store.
-        for command in [&["list"][..], &["status", "s"], &["stats", "s"], &["diff", "s"], &["gc"], &["reset", "s", "--all"]] {
+        for command in [&["list"][..], &["status", "s"], &["stats", "s"], &["diff", "s"], &["gc"], &["reset", "s"]] {
             let done = world.run(command);
             assert_eq!(done.code, 0, "{command:?}: {done:?}");
         }
@@ -161,5 +161,91 @@ for_both_users! {
         }
         let done = world.run(["record", "file:///nonexistent/store", "-f", "/dev/null", "--", "true"]);
         assert_eq!(done.code, 2, "{done:?}");
+    }
+}
+
+/// A mount from a web server, which has no lists, so the blueprint is typed.
+#[track_caller]
+fn mount_from<'w>(world: &'w World, server: &WebServer, space: &str, args: &[&str]) -> Mounted<'w> {
+    let (url, hash) = (server.url(), many().hash());
+    let mut command = world.holofs();
+    command.args(["mount", &url, space, "--blueprint", &hash, "--json"]).args(args);
+    Mounted::by(world, space, &mut command)
+}
+
+/// Many files in several groups.
+fn many() -> Library {
+    let base = Library::sample().file("lib/large.so", &pattern(700_000));
+    (0..240).fold(base, |library, n| {
+        library.file(&format!("site/{n:03}.py"), format!("VALUE = {n}\n").repeat(20).as_bytes())
+    })
+}
+
+for_both_users! {
+    fn a_store_that_is_silent_blocks_only_who_waits_for_it() {
+        let world = World::with(&many());
+        let store = pushed(&world);
+        let server = WebServer::of(&store);
+        let mounted = mount_from(&world, &server, "s", &["--remote-timeout", "3"]);
+        let asked = server.asked();
+        assert!(asked.len() <= 4, "{asked:?}");
+        assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
+        assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
+        server.be_silent(true);
+        let waiting: Vec<_> = (0..200)
+            .map(|n| {
+                let path = mounted.at(format!("site/{n:03}.py"));
+                std::thread::spawn(move || std::fs::read(path))
+            })
+            .collect();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let started = std::time::Instant::now();
+        // What is cached, and names and attributes, do not wait. The kernel's own cache is asked to forget.
+        for path in ["readme.txt", "lib/large.so"] {
+            let file = std::fs::File::open(mounted.at(path)).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            std::fs::read(mounted.at(path)).unwrap();
+        }
+        let listed = Command::new("ls").arg("-lR").arg(mounted.path()).output().unwrap();
+        assert!(listed.status.success() && listed.stdout.len() > 10_000);
+        std::fs::write(mounted.at("new"), "new").unwrap();
+        assert!(started.elapsed().as_secs() < 2, "{:?}", started.elapsed());
+        assert!(waiting.iter().filter(|waiting| !waiting.is_finished()).count() > 100);
+        for read in waiting {
+            if let Err(error) = read.join().unwrap() {
+                assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+            }
+        }
+        let status = world.json(["status", "s"]);
+        assert!(status["metrics"]["remote_silent_since"].is_u64(), "{status}");
+        assert!(status["restarts"] == 0, "{status}");
+        let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
+        assert_eq!(log.matches("failed: the object store does not answer").count(), 1, "{log}");
+        server.be_silent(false);
+        for n in 0..200 {
+            std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+        }
+    }
+
+    fn several_mounts_fetch_a_group_once() {
+        let world = World::with(&many());
+        let store = pushed(&world);
+        let server = WebServer::of(&store);
+        let spaces: Vec<String> = (0..4).map(|n| format!("s{n}")).collect();
+        let mounts: Vec<_> = spaces.iter().map(|space| mount_from(&world, &server, space, &[])).collect();
+        server.asked();
+        std::thread::scope(|scope| {
+            for mounted in &mounts {
+                scope.spawn(move || {
+                    for n in 0..240 {
+                        std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+                    }
+                });
+            }
+        });
+        let asked = server.asked();
+        // 240 files and some others, four in a group.
+        assert!((60..=70).contains(&asked.len()), "{}", asked.len());
+        assert!(asked.iter().all(|name| name.starts_with("packs/")), "{asked:?}");
     }
 }

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
@@ -368,7 +368,7 @@ struct Room(Arc<Mutex<u64>>, u64);
 impl Room {
     /// Waits for room. Not by a lock: the keeper must see that this waits for something else than the worker.
     fn take(taken: Arc<Mutex<u64>>, bytes: u64, timeout: Duration) -> Option<Self> {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         loop {
             {
                 let mut now = taken.lock();
@@ -411,8 +411,8 @@ fn in_the_middle(error: &StoreError) -> io::Error {
     match error {
         StoreError::NotFound { .. } | StoreError::Refused { .. } => of_store(error),
         _ => {
-            tracing::error!(%error, "a read of a large file failed");
-            io::Error::from_raw_os_error(libc::EIO)
+            tracing::debug!(%error, "a read of a large file failed");
+            io::Error::from_raw_os_error(libc::EHOSTUNREACH)
         }
     }
 }
@@ -516,12 +516,20 @@ impl Library for RemoteLibrary {
     fn turn(&self, digest: &Digest, stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
         let Some((layout, entry)) = self.find(digest) else { return Ok(None) };
         let stop = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let begun = Instant::now();
         let group = entry.grouped.and_then(|(id, _)| layout.group(id)).filter(|group| group.len <= MAX_GROUP);
         let Some(group) = group else {
             let key = u64::from_le_bytes(first_bytes(digest.bytes()));
             return Ok(Some(Turn::alone(self.local.lock(key, self.how.timeout, &stop))));
         };
         let lock = self.local.lock(key(&group), self.how.timeout, &stop);
+        // Whoever had the turn waited in vain for as long as this reader may.
+        if begun.elapsed() >= self.how.timeout.mul_f32(0.9)
+            && self.contact().is_some_and(|contact| contact.silent_since.is_some())
+        {
+            let why = "another read has waited for it".to_owned();
+            return Err(of_store(&StoreError::Unreachable { object: head::pack(&group.pack), why }));
+        }
         let members = layout.in_group(group.id).filter_map(|entry| {
             let (_, offset) = entry.grouped?;
             Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })

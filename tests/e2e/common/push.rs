@@ -1,6 +1,11 @@
 //! Puts a library into a directory in the format of an object store, as `holofs push` does, but with small groups.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use holofs::library::catalogs::CatalogName;
 use holofs::library::digest::Digest;
@@ -107,4 +112,110 @@ fn object(bytes: &[u8]) -> Object {
 
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
+}
+
+/// A web server that gives the objects of a store, and can fall silent. It has no lists.
+#[derive(Debug)]
+pub struct WebServer {
+    port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    root: PathBuf,
+    silent: AtomicBool,
+    ended: AtomicBool,
+    /// The names of the objects that were asked for.
+    asked: std::sync::Mutex<Vec<String>>,
+}
+
+impl WebServer {
+    pub fn of(store: &FileStore) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State { root: store.0.clone(), ..State::default() });
+        let theirs = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                if theirs.ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let state = Arc::clone(&theirs);
+                // A connection that is cut is the client's business.
+                std::thread::spawn(move || serve(&connection.unwrap(), &state).unwrap_or_default());
+            }
+        });
+        Self { port, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Stops to answer, or answers again.
+    pub fn be_silent(&self, silent: bool) {
+        self.state.silent.store(silent, Ordering::Relaxed);
+    }
+
+    /// Takes the names of the objects that were asked for since the last call.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.state.asked.lock().unwrap())
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::Relaxed);
+        self.be_silent(false);
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+    }
+}
+
+fn serve(connection: &TcpStream, state: &State) -> std::io::Result<()> {
+    let mut lines = BufReader::new(connection).lines();
+    loop {
+        let Some(first) = lines.next() else { return Ok(()) };
+        let first = first?;
+        let mut range = None;
+        for line in lines.by_ref() {
+            let line = line?.to_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(bytes) = line.strip_prefix("range: bytes=") {
+                let (from, to) = bytes.split_once('-').unwrap();
+                range = Some(from.parse::<usize>().unwrap()..to.parse::<usize>().unwrap() + 1);
+            }
+        }
+        while state.silent.load(Ordering::Relaxed) && !state.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut words = first.split(' ');
+        let (method, name) = (words.next().unwrap(), words.next().unwrap().trim_start_matches('/'));
+        state.asked.lock().unwrap().push(name.to_owned());
+        let found = std::fs::read(state.root.join(name)).ok();
+        let mut out = connection;
+        let Some(all) = found.filter(|_| method == "GET") else {
+            write!(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
+            continue;
+        };
+        let date = "Last-Modified: Thu, 07 Jan 2021 06:13:20 GMT";
+        match range {
+            Some(range) if range.start < all.len() => {
+                let part = &all[range.start..range.end.min(all.len())];
+                let (from, to, len) = (range.start, range.start + part.len() - 1, all.len());
+                write!(
+                    out,
+                    "HTTP/1.1 206 Partial Content\r\n{date}\r\nContent-Range: bytes {from}-{to}/{len}\r\nContent-Length: {}\r\n\r\n",
+                    part.len()
+                )?;
+                out.write_all(part)?;
+            }
+            _ => {
+                write!(out, "HTTP/1.1 200 OK\r\n{date}\r\nContent-Length: {}\r\n\r\n", all.len())?;
+                out.write_all(&all)?;
+            }
+        }
+    }
 }
