@@ -29,6 +29,7 @@ mod man;
 mod mount;
 mod mount8;
 mod output;
+mod pull;
 mod push;
 mod rcc;
 mod record;
@@ -177,6 +178,8 @@ enum Command {
     Import(import::Args),
     /// Put environments of a library into an object store
     Push(push::Args),
+    /// Add environments of an object store, or of rccremote, to a library
+    Pull(pull::Args),
     /// Delete spaces with their changes
     #[command(visible_alias = "del")]
     Delete(delete::Args),
@@ -350,6 +353,7 @@ fn read_settings(cli: &Cli) -> Result<Settings, Failure> {
         Command::Catalogs(args) => args.set(&mut flags),
         Command::Export(args) => args.set(&mut flags),
         Command::Check(args) => args.set(&mut flags),
+        Command::Pull(args) => args.set(&mut flags),
         Command::Push(args) => flags.remote_timeout = args.remote_timeout,
         Command::Gc(args) => flags.cache_size = args.cache_size,
         Command::Doctor(_) => flags.patience = Some(PATIENCE),
@@ -392,6 +396,7 @@ fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),
         Command::Push(args) => push::run(args, &context),
+        Command::Pull(args) => pull::run(args, &context),
         Command::Delete(args) => delete::run(args, &context),
         Command::Gc(args) => gc::run(&args, &context),
         Command::Config(_) => config::run(&context),

@@ -126,6 +126,12 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The stored size of a blob in bytes, if that is known without reading it. For a library in an object store, of which a
+    /// catalog was read that names the blob.
+    fn stored_size(&self, _digest: &Digest) -> Option<u64> {
+        None
+    }
+
     /// Whether there is a catalog of this name, without listing all of them. None if that is not known.
     fn has_catalog(&self, _name: &CatalogName) -> Option<bool> {
         None

@@ -17,6 +17,8 @@ mod catalog;
 mod error;
 pub mod import;
 mod place;
+#[cfg(feature = "remote")]
+pub mod rccremote;
 mod rename;
 pub mod repair;
 mod search;

@@ -16,7 +16,10 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Spaces", &["list", "status", "path", "stats", "diff", "reset", "commit", "fork", "delete"]),
     (
         "Libraries",
-        &["catalogs", "check", "warm", "record", "restore", "import", "export", "push", "gc", "bench"],
+        &[
+            "catalogs", "check", "warm", "record", "restore", "import", "export", "push", "pull", "gc",
+            "bench",
+        ],
     ),
     ("As in rcc", &["shell", "variables", "hash", "blueprint"]),
     ("Machine", &["doctor", "upgrade", "config", "completions", "man"]),

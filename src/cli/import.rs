@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::exit::{Failure, OK};
 use super::values::seconds;
 use super::{Context, cancel_on_signals, output};
 use crate::record::Target;
-use crate::record::import::{ImportOptions, import};
+use crate::record::import::{ImportOptions, Imported, import};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -34,8 +35,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let cancel = cancel_on_signals()?;
-    let target = Target {
-        library: args.library,
+    let target = target(args.library, cancel, context);
+    let imported = import(&ImportOptions { target, archives: args.archives })?;
+    report(&imported, "imported", context)
+}
+
+/// The library to import into.
+pub(super) fn target(library: OsString, cancel: Arc<AtomicBool>, context: &Context) -> Target {
+    Target {
+        library,
         default_hololib: context.env.hololib(),
         robocorp_home: Some(context.env.robocorp_home.clone()),
         compress: None,
@@ -45,20 +53,23 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         } else {
             |total| output::progress_bar("importing", false, total)
         },
-        cancel: Arc::clone(&cancel),
-    };
-    let imported = import(&ImportOptions { target, archives: args.archives })?;
+        cancel,
+    }
+}
+
+/// Tells what was imported.
+pub(super) fn report(imported: &Imported, done: &str, context: &Context) -> Result<u8, Failure> {
     for catalog in imported.catalogs.iter().filter(|catalog| !catalog.is_at_home) {
         let (name, place) = (&catalog.blueprint, catalog.holotree.display());
         output::note(context.silent, &format!("holofs: the environment {name} works in {place} only"));
     }
     if context.json {
-        output::print_json(&imported)?;
+        output::print_json(imported)?;
     } else {
         output::note(
             context.silent,
             &format!(
-                "imported {} catalogs; {} of {} blobs new ({})",
+                "{done} {} catalogs; {} of {} blobs new ({})",
                 imported.catalogs.len(),
                 imported.blobs_new,
                 imported.blobs_total,

@@ -99,6 +99,10 @@ pub enum RecordError {
     /// A blob of the library from which the environment comes cannot be read.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// A server does not give what it was asked for.
+    #[cfg(feature = "remote")]
+    #[error(transparent)]
+    Server(#[from] crate::library::remote::StoreError),
     #[error(transparent)]
     Panicked(#[from] Panicked),
 }

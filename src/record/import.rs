@@ -1,4 +1,4 @@
-//! Imports environments from zip archives that rcc or holofs exported, and from robot bundles.
+//! Imports environments from zip archives that rcc or holofs exported, from robot bundles, and from any other library.
 //!
 //! Everything that can be known beforehand is checked before anything is written: the archives, their catalogs, the kind
 //! of the library, that each blob of a catalog is in an archive or in the library, and the space on the disk. Then blobs
@@ -14,7 +14,7 @@
 //! partial file under a name that readers use.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -37,12 +37,14 @@ use crate::library::catalog::{CatalogError, EntryKind, Header, Tree, parse_whole
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::{Digest, DigestKind};
 use crate::library::zip::ZipLibrary;
-use crate::library::{Library, LibraryError};
+use crate::library::{Latency, Library, LibraryError};
 use crate::sys::guarded::{Access, Dir, GuardedError, PART, Problem};
 use crate::sys::{process, thread};
 
 /// How often blobs are stored if another process removes what was stored.
 const ATTEMPTS: u32 = 3;
+/// How many groups of blobs are fetched at once from a library that is not on this machine.
+const FETCHES: usize = 8;
 /// How many bytes are written at once.
 const PIECE: usize = 256 << 10;
 
@@ -108,10 +110,32 @@ struct Catalog {
 /// # Errors
 /// See [`RecordError`]. Then no catalog of the library has changed. It may have new blobs that no catalog names.
 pub fn import(options: &ImportOptions) -> Result<Imported, RecordError> {
-    let target = &options.target;
-    let place = place::find(target)?;
+    let place = place::find(&options.target)?;
     let archives = options.archives.iter().map(|path| open(path, &place)).collect::<Result<Vec<_>, _>>()?;
-    let catalogs = catalogs(&archives)?;
+    let sources: Vec<&dyn Library> = archives.iter().map(|archive| archive as &dyn Library).collect();
+    import_from(&options.target, place, &sources, None)
+}
+
+/// Imports these environments of a library.
+///
+/// # Errors
+/// As [`import`].
+pub fn pull(
+    target: &Target,
+    source: &dyn Library,
+    chosen: &BTreeSet<CatalogName>,
+) -> Result<Imported, RecordError> {
+    import_from(target, place::find(target)?, &[source], Some(chosen))
+}
+
+/// Imports the chosen environments of all sources, or all of them.
+pub(super) fn import_from(
+    target: &Target,
+    place: Place,
+    sources: &[&dyn Library],
+    chosen: Option<&BTreeSet<CatalogName>>,
+) -> Result<Imported, RecordError> {
+    let catalogs = catalogs(sources, chosen)?;
     let kind = kind(&catalogs);
     let opened = place.open()?;
     let lock = opened.lock(target.lock_timeout, &target.cancel)?;
@@ -120,7 +144,7 @@ pub fn import(options: &ImportOptions) -> Result<Imported, RecordError> {
     let _mark = Mark::make(&opened.catalog)?;
     let written = Written::default();
     let store = Store::new(&opened.library, kind, opened.shared, &written);
-    let importing = Importing { target, opened: &opened, store: &store, archives: &archives };
+    let importing = Importing { target, opened: &opened, store: &store, sources };
     let mut done = importing.run(&catalogs)?;
     drop(lock);
     done.library = place.hololib;
@@ -153,14 +177,21 @@ fn open(path: &Path, place: &Place) -> Result<ZipLibrary, RecordError> {
     }
 }
 
-/// The catalogs of all archives. Of two with the same name the last counts, as in rcc.
-fn catalogs(archives: &[ZipLibrary]) -> Result<BTreeMap<CatalogName, Catalog>, RecordError> {
+/// The catalogs of all sources. Of two with the same name the last counts, as in rcc.
+fn catalogs(
+    sources: &[&dyn Library],
+    chosen: Option<&BTreeSet<CatalogName>>,
+) -> Result<BTreeMap<CatalogName, Catalog>, RecordError> {
     let mut catalogs = BTreeMap::new();
-    for archive in archives {
-        for entry in archive.catalogs()?.entries {
-            let name = entry.name;
-            let (_, bytes) = archive.catalog(&name)?;
-            let refused = |source| LibraryError::Catalog { place: archive.catalog_place(&name), source };
+    for source in sources {
+        let names: Vec<CatalogName> = match chosen {
+            Some(chosen) => chosen.iter().cloned().collect(),
+            None => source.catalogs()?.entries.into_iter().map(|entry| entry.name).collect(),
+        };
+        for name in names {
+            let (_, bytes) = source.catalog(&name)?;
+            let refused =
+                |reason| LibraryError::Catalog { place: source.catalog_place(&name), source: reason };
             let mut tree = parse_whole(&bytes).map_err(refused)?;
             name.complete(&mut tree.info).map_err(|why| refused(CatalogError::BadHeader(why)))?;
             catalogs.insert(name, Catalog { bytes, tree });
@@ -175,7 +206,7 @@ fn kind(catalogs: &BTreeMap<CatalogName, Catalog>) -> Option<DigestKind> {
 }
 
 /// A file that has no name, so that nothing is left of it, in a directory of the library.
-fn nameless(dir: &Dir) -> io::Result<File> {
+pub(super) fn nameless(dir: &Dir) -> io::Result<File> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     loop {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -202,14 +233,14 @@ fn has_room(dir: &Dir, needed: u64) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// A blob of an archive.
+/// A blob of a source.
 struct Packed<'a> {
     digest: Digest,
     /// The size of its content in bytes.
     size: u64,
     /// Its stored size in bytes.
     stored: u64,
-    archive: &'a ZipLibrary,
+    source: &'a dyn Library,
 }
 
 /// What the steps under the lock share.
@@ -217,7 +248,7 @@ struct Importing<'a> {
     target: &'a Target,
     opened: &'a Opened,
     store: &'a Store<'a>,
-    archives: &'a [ZipLibrary],
+    sources: &'a [&'a dyn Library],
 }
 
 impl Importing<'_> {
@@ -255,11 +286,18 @@ impl Importing<'_> {
     /// [`RecordError::Lacks`] when a file of a catalog has its blob neither in an archive nor in the library.
     fn wanted(&self, catalogs: &BTreeMap<CatalogName, Catalog>) -> Result<Wanted<'_>, RecordError> {
         let mut stored = BTreeMap::new();
-        for archive in self.archives {
-            for (digest, size) in archive.blobs()?.blobs {
-                stored.entry(digest).or_insert((archive, size));
+        for source in self.sources.iter().filter(|source| source.latency() == Latency::Disk) {
+            for (digest, size) in source.blobs()?.blobs {
+                stored.entry(digest).or_insert((*source, size));
             }
         }
+        // To list all blobs of a distant library would take a request for each of its catalogs.
+        let distant: Vec<_> =
+            self.sources.iter().filter(|source| source.latency() == Latency::Network).collect();
+        let find = |digest: &Digest| {
+            let known = stored.get(digest).copied();
+            known.or_else(|| distant.iter().find_map(|source| Some((**source, source.stored_size(digest)?))))
+        };
         let mut packed = BTreeMap::new();
         let mut total = 0;
         for (name, Catalog { tree, .. }) in catalogs {
@@ -272,9 +310,9 @@ impl Importing<'_> {
             for (is_file, (digest, size)) in
                 files.map(|file| (true, file)).chain(linked.map(|link| (false, link)))
             {
-                match stored.get(&digest) {
-                    Some((archive, stored)) => {
-                        packed.entry(digest).or_insert(Packed { digest, size, stored: *stored, archive });
+                match find(&digest) {
+                    Some((source, stored)) => {
+                        packed.entry(digest).or_insert(Packed { digest, size, stored, source });
                     }
                     None if is_file => {
                         lacking.insert(digest, size);
@@ -325,14 +363,21 @@ impl Importing<'_> {
         let bytes = missing.iter().map(|blob| blob.stored).sum();
         has_room(&self.opened.library, bytes)?;
         let progress = (self.target.progress)(bytes);
-        missing.sort_by_key(|blob| std::cmp::Reverse(blob.stored));
+        let (groups, jobs) = if self.sources.iter().any(|source| source.latency() == Latency::Network) {
+            (by_group(missing), process::processors().max(FETCHES))
+        } else {
+            missing.sort_by_key(|blob| std::cmp::Reverse(blob.stored));
+            (missing.into_iter().map(|blob| vec![blob]).collect(), process::processors())
+        };
         let done = thread::for_each(
-            &missing,
-            process::processors(),
+            &groups,
+            jobs,
             || (),
-            |(), blob| {
-                self.store_one(blob)?;
-                progress.inc(blob.stored);
+            |(), group| {
+                for blob in group {
+                    self.store_one(blob)?;
+                    progress.inc(blob.stored);
+                }
                 Ok(())
             },
         );
@@ -345,7 +390,7 @@ impl Importing<'_> {
         let stored = self.store.put(&blob.digest, blob.size, &mut |file| {
             let mut out =
                 Cancellable { out: BufWriter::with_capacity(PIECE, file), cancel: &self.target.cancel };
-            match copy_stored(blob.archive, &blob.digest, blob.size, &mut out) {
+            match copy_stored(blob.source, &blob.digest, blob.size, &mut out) {
                 Ok(written) => written.and_then(|()| out.flush()),
                 Err(error) => {
                     refused = Some(error);
@@ -403,6 +448,25 @@ impl Importing<'_> {
         }
         Ok(written)
     }
+}
+
+/// Blobs that are fetched together, one after the other, so that each group is fetched once. Blobs that are fetched alone, which
+/// are large, come first.
+fn by_group<'p, 'a>(blobs: Vec<&'p Packed<'a>>) -> Vec<Vec<&'p Packed<'a>>> {
+    let mut groups: BTreeMap<u64, Vec<&Packed<'_>>> = BTreeMap::new();
+    let mut alone = Vec::new();
+    for blob in blobs {
+        match blob.source.group_of(&blob.digest) {
+            Some(group) => groups.entry(group).or_default().push(blob),
+            None => alone.push(vec![blob]),
+        }
+    }
+    alone.sort_by_key(|blobs| std::cmp::Reverse(blobs.iter().map(|blob| blob.stored).sum::<u64>()));
+    for group in groups.values_mut() {
+        group.sort_by_key(|blob| blob.source.position(&blob.digest));
+    }
+    alone.extend(groups.into_values());
+    alone
 }
 
 /// The blobs to import, and how many the catalogs name in all.

@@ -45,6 +45,8 @@ mod passthrough;
 mod placement;
 mod power;
 #[cfg(feature = "remote")]
+mod pull;
+#[cfg(feature = "remote")]
 mod push;
 mod record;
 mod reflink;

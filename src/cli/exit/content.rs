@@ -68,6 +68,8 @@ impl Advice for RecordError {
                 "make the change in a space that is mounted by its name, or at a longer path",
             ),
             Self::NoRoom { .. } => try_this(FAILED, "free some space"),
+            #[cfg(feature = "remote")]
+            Self::Server(error) => error.advice(),
             Self::Interrupted => only(INTERRUPTED),
             // The environment is wrong, or the command that should have made it.
             Self::CommandStart { .. }

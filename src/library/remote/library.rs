@@ -551,6 +551,10 @@ impl Library for RemoteLibrary {
         layout.group(id).map(|group| key(&group))
     }
 
+    fn stored_size(&self, digest: &Digest) -> Option<u64> {
+        self.find(digest).map(|(_, entry)| entry.stored)
+    }
+
     fn profile(&self, catalog: &CatalogName) -> Option<PathBuf> {
         let profile = self.head(catalog).ok()?.profile?;
         let known = local::open(&self.local.profiles, &local::digest(&profile), profile.bytes);

@@ -11,6 +11,7 @@ mod fault;
 mod http;
 mod open;
 mod persist;
+pub mod rccremote;
 mod wait;
 
 use std::fmt;
@@ -69,12 +70,7 @@ impl Store {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(url: &str, settings: &RemoteSettings) -> Result<Arc<dyn Objects>, OpenError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            if rustls::crypto::ring::default_provider().install_default().is_err() {
-                tracing::debug!("there is a cryptographic provider already");
-            }
-        });
+        install_provider();
         let counters = Arc::default();
         let client = open::open(url, settings, &counters)?;
         Ok(Arc::new(Self {
@@ -263,6 +259,16 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.pause();
     }
+}
+
+/// Chooses the cryptography of TLS, once in a process.
+fn install_provider() {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::debug!("there is a cryptographic provider already");
+        }
+    });
 }
 
 fn stopped(object: &str, error: &io::Error) -> StoreError {

@@ -22,9 +22,9 @@ use crate::settings::remote::{RemoteSettings, Secret};
 use crate::sys::guarded;
 
 /// The largest bundle of certificates, in bytes.
-const CERTIFICATES: u64 = 8 << 20;
+pub(super) const CERTIFICATES: u64 = 8 << 20;
 /// The longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
