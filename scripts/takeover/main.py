@@ -146,6 +146,9 @@ def main():
         sys.exit(f"process {keeper} has no worker")
     chosen = [f for f in work.ALL if not args.only or f.__name__ in args.only.split(",")]
     chosen = [] if args.idle else chosen
+    if work.fsx in chosen and not shutil.which("fsx"):
+        print("fsx is not installed: left out (cargo install fsx)")
+        chosen.remove(work.fsx)
     if work.pip in chosen:
         wheels = space.parent / "wheels"
         work.call(sys.executable, "-m", "venv", base / "pip")
