@@ -142,6 +142,12 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Where the files of a catalog name the path in which it was built, if somebody has found that out already: the bytes for
+    /// [`index::find::Finds::parse`]. The catalog is named by its SHA-256.
+    fn finds(&self, _catalog: &[u8; 32]) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Ends connections and threads, before this process forks. The next read makes new ones.
     fn pause(&self) {}
 

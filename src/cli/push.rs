@@ -79,7 +79,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     }
     let cancel = cancel_on_signals()?;
     let what = Push {
-        library: &*location.library,
+        library: &location.library,
         catalogs: &chosen,
         profile: match args.profile.to_str() {
             Some("auto") => Profile::Auto,

@@ -2,6 +2,7 @@
 //!
 //! The first mount of an environment elsewhere reads all of its files once, to find where they name that path. What it finds,
 //! and the index for each path, are kept, so that every later mount costs as much as any other. See `library::index::place`.
+//! A library in an object store has what `push` found.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -58,7 +59,12 @@ pub(super) fn at(
             library: String::new(),
             blueprint: index.info().blueprint.clone(),
         })?;
-        let found = search(index, to, location, cache_dir, show)?;
+        let sum = index.catalog_sha256();
+        let known = location.library.finds(&sum).and_then(|bytes| Finds::parse(index, &bytes));
+        let found = match known {
+            Some(found) => found,
+            None => search(index, to, location, cache_dir, show)?,
+        };
         found.write(index, &indexes);
         Ok(found)
     };

@@ -469,3 +469,24 @@ fn a_script_with_a_first_line_that_is_too_long_is_listed() {
     let done = refused(&world, "mount", &[&place], 7, "2 files would still name");
     assert!(done.stderr.contains("bin/tool") && done.stderr.contains("lib/native.bin"), "{done:?}");
 }
+
+/// Whoever shows a pushed environment at another path does not fetch its files to find out where they name the old one.
+#[cfg(feature = "remote")]
+#[test]
+fn a_pushed_environment_is_shown_without_a_search() {
+    let world = fixture::moved_here("basic-gz");
+    let catalog = catalog(&world);
+    let (store, packs) = (world.path().join("store"), world.path().join("packs"));
+    let url = format!("file://{}", store.display());
+    let mut push = world.holofs();
+    let pushed =
+        finish(push.env("HOLOFS_CACHE_DIR", world.path().join("other")).args(["push", "auto", &url]));
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    let place = of_length(&world, recorded_len("basic-gz") - 3);
+    std::fs::rename(store.join("packs"), &packs).unwrap();
+    let mut mount = world.holofs();
+    let space = Mounted::by(&world, &place, mount.args(["mount", &url, &place, "--json"]));
+    std::fs::rename(&packs, store.join("packs")).unwrap();
+    let expected = expected(&world, &catalog, &place, space.output["identity"].as_str().unwrap());
+    assert_same(&expected, &read_tree(space.path()));
+}

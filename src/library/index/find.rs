@@ -97,10 +97,24 @@ impl Finds {
                 return None;
             }
         };
-        let sum = Hex(&index.catalog_sha256()).to_string();
         // A power cut may truncate the file. Then it cannot be parsed, and counts as missing.
-        let found: Finds = serde_json::from_slice(&bytes).ok()?;
+        Self::parse(index, &bytes)
+    }
+
+    /// Reads what a search of this environment has found, on this machine or on another. None if it is anything else.
+    #[must_use]
+    pub fn parse(index: &Index, bytes: &[u8]) -> Option<Self> {
+        let sum = Hex(&index.catalog_sha256()).to_string();
+        let found: Self = serde_json::from_slice(bytes).ok()?;
         (found.version == VERSION && found.catalog == sum && found.fits()).then_some(found)
+    }
+
+    /// What [`Finds::parse`] reads.
+    ///
+    /// # Errors
+    /// None is known: there are no maps and no floating-point numbers in it.
+    pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
     }
 
     /// Whether it has the order that its readers rely on.
@@ -117,7 +131,8 @@ impl Finds {
     /// Keeps it for later mounts.
     pub fn write(&self, index: &Index, cache_dir: &Path) {
         let path = path_of(index, cache_dir);
-        let written = serde_json::to_vec(self)
+        let written = self
+            .to_bytes()
             .map_err(io::Error::from)
             .and_then(|bytes| guarded::replace(&path, cached(Durability::CacheOnly), &bytes));
         if let Err(error) = written {

@@ -36,6 +36,9 @@ pub struct Head {
     /// The files that mounts read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<Object>,
+    /// Where its files name the path in which it was built ([`crate::library::index::find`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finds: Option<Object>,
 }
 
 /// Why a head is refused.
@@ -98,6 +101,12 @@ pub fn profile(sha256: &[u8; 32]) -> String {
     format!("profiles/{}", Hex(sha256))
 }
 
+/// The name of what a search has found.
+#[must_use]
+pub fn finds(sha256: &[u8; 32]) -> String {
+    format!("finds/{}", Hex(sha256))
+}
+
 /// The name of a pack.
 #[must_use]
 pub fn pack(sha256: &[u8; 32]) -> String {
@@ -135,9 +144,10 @@ mod tests {
     #[test]
     fn a_head_is_read_back() {
         let object = |n| Object { sha256: [n; 32], bytes: u64::from(n) };
-        let mut head = Head { version: VERSION, catalog: object(1), layout: object(2), profile: None };
+        let mut head =
+            Head { version: VERSION, catalog: object(1), layout: object(2), profile: None, finds: None };
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
-        head.profile = Some(object(3));
+        (head.profile, head.finds) = (Some(object(3)), Some(object(4)));
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
     }
 

@@ -44,6 +44,8 @@ const BRIEFLY: Duration = Duration::from_secs(2);
 const MAX_LAYOUT: u64 = 256 << 20;
 /// The largest profile in bytes.
 const MAX_PROFILE: u64 = 1 << 20;
+/// The largest list in bytes of where files name a path.
+const MAX_FINDS: u64 = 64 << 20;
 /// The largest group in bytes that is fetched as a whole. A larger one is not what `push` makes.
 const MAX_GROUP: u64 = 32 << 20;
 /// Groups in memory, for whoever reads all blobs: in bytes.
@@ -565,6 +567,27 @@ impl Library for RemoteLibrary {
             return None;
         }
         Some(self.local.profiles.place(&local::digest(&profile)))
+    }
+
+    fn finds(&self, catalog: &[u8; 32]) -> Option<Vec<u8>> {
+        let known = self.heads.lock().values().find(|head| head.catalog.sha256 == *catalog)?.finds;
+        let object = known.filter(|finds| finds.bytes <= MAX_FINDS)?;
+        let name = head::finds(&object.sha256);
+        let got = self.store(&name).and_then(|store| store.get(&name, None, object.bytes));
+        match got {
+            Ok(bytes) if Sha256::digest(&bytes).as_slice() == object.sha256 => Some(bytes),
+            Ok(_) => {
+                tracing::warn!(
+                    object = name,
+                    "it is not what its name says; searching the environment instead"
+                );
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, "searching the environment instead");
+                None
+            }
+        }
     }
 
     fn pause(&self) {

@@ -17,6 +17,7 @@ mod send;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::ProgressBar;
@@ -26,13 +27,16 @@ use sha2::{Digest as _, Sha256};
 use super::head::{self, Head, Object};
 use super::layout::{Layout, LayoutError};
 use super::{Objects, StoreError};
-use crate::library::blob::BlobError;
+use crate::library::blob::{BlobError, Blobs};
+use crate::library::cache::BlobCache;
 use crate::library::catalog::{Tree, parse_whole};
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
+use crate::library::index::find::{FindError, Finds};
 use crate::library::index::{IndexError, NodeKind};
 use crate::library::{Library, LibraryError, profile};
+use crate::sys::process;
 use crate::sys::thread::Panicked;
 use plan::{Plan, plan};
 use present::Present;
@@ -51,7 +55,7 @@ pub enum Profile {
 /// What is pushed.
 #[derive(Debug)]
 pub struct Push<'a> {
-    pub library: &'a dyn Library,
+    pub library: &'a Arc<dyn Library>,
     pub catalogs: &'a BTreeSet<CatalogName>,
     pub profile: Profile,
     /// holofs's cache directory, with profiles and indexes.
@@ -167,7 +171,7 @@ pub fn push(
         } else {
             let bar = progress(bytes_new);
             let sending = Sending {
-                library: what.library,
+                library: &**what.library,
                 store,
                 catalog: name,
                 present: &present,
@@ -207,11 +211,15 @@ fn publish(
         profile: profile.map(object).or_else(|| {
             known.filter(|known| known.catalog == object(&found.bytes)).and_then(|known| known.profile)
         }),
+        finds: Some(object(&found.finds)),
     };
     sending.object(&head::catalog(&head.catalog.sha256), found.bytes)?;
     sending.object(&head::layout(&head.layout.sha256), layout)?;
     if let (Some(bytes), Some(profile)) = (found.profile, head.profile) {
         sending.object(&head::profile(&profile.sha256), bytes)?;
+    }
+    if let Some(finds) = head.finds {
+        sending.object(&head::finds(&finds.sha256), found.finds)?;
     }
     let outcome = match known {
         Some(known) if *known == head => Outcome::Unchanged,
@@ -235,12 +243,15 @@ struct Found {
     /// In the order of packs, each with the size of its stored bytes.
     blobs: Vec<(order::Wanted, u64)>,
     profile: Option<Vec<u8>>,
+    /// Where its files name the path in which it was built. A machine that shows it elsewhere would have to fetch them to
+    /// find out. Empty in a dry run.
+    finds: Vec<u8>,
     missing_for_links: usize,
 }
 
 impl Found {
     fn read(what: &Push<'_>, name: &CatalogName, stored: &HashMap<Digest, u64>) -> Result<Self, PushError> {
-        let library = what.library;
+        let library = &**what.library;
         let refused = |source| LibraryError::Catalog { place: library.catalog_place(name), source };
         let (_, bytes) = library.catalog(name)?;
         let tree: Tree = parse_whole(&bytes).map_err(refused)?;
@@ -262,8 +273,31 @@ impl Found {
                 None => missing_for_links += 1,
             }
         }
-        Ok(Self { bytes, blobs, profile, missing_for_links })
+        let finds = if what.dry_run { Vec::new() } else { finds_of(what, name)? };
+        Ok(Self { bytes, blobs, profile, finds, missing_for_links })
     }
+}
+
+/// Where the files of a catalog name the path in which it was built. Reads all of them, unless that was done before.
+fn finds_of(what: &Push<'_>, name: &CatalogName) -> Result<Vec<u8>, PushError> {
+    let indexes = what.cache_dir.join("index");
+    let index = open_or_compile(&**what.library, name, &indexes)?;
+    let found = match Finds::read(&index, &indexes) {
+        Some(found) => found,
+        None => {
+            let cache = BlobCache::existing(&what.cache_dir.join("blobs"));
+            let blobs = Blobs::new(Arc::clone(what.library), cache);
+            let found = Finds::search(&index, &blobs, process::processors(), &|_| {});
+            let found = found.map_err(|error| match error {
+                FindError::Blob { source, .. } => PushError::Blob { catalog: name.clone(), source },
+                FindError::Index(error) => error.into(),
+                FindError::Panicked(error) => error.into(),
+            })?;
+            found.write(&index, &indexes);
+            found
+        }
+    };
+    Ok(found.to_bytes()?)
 }
 
 /// The bytes of a profile, and the digests of its files in the order in which they were read.
@@ -279,7 +313,7 @@ fn profile_of(what: &Push<'_>, name: &CatalogName, sum: &[u8; 32]) -> Result<Opt
     if what.profile == Profile::Auto && !path.exists() {
         return Ok(None);
     }
-    let index = open_or_compile(what.library, name, &what.cache_dir.join("index"))?;
+    let index = open_or_compile(&**what.library, name, &what.cache_dir.join("index"))?;
     let touched = match profile::read(&path, sum, index.len()) {
         Ok(touched) => touched,
         Err(error) if what.profile == Profile::Auto => {

@@ -62,6 +62,7 @@ impl FileStore {
                 catalog: object(&catalog),
                 layout: object(&layout),
                 profile: None,
+                finds: None,
             };
             store.put(&head::head(&name), &made.to_bytes().unwrap());
         }

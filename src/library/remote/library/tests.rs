@@ -133,6 +133,7 @@ fn store() -> Arc<Memory> {
         catalog: object(b"a catalog"),
         layout: object(&layout),
         profile: Some(object(b"a profile")),
+        finds: None,
     };
     put(head::head(&name()), &head.to_bytes().unwrap());
     store
