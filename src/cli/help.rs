@@ -28,10 +28,9 @@ const GROUPS: [(&str, &[&str]); 5] = [
 /// The text of `holofs --help` around the list of commands.
 const BEFORE: &str = "\
 {about}
-
 Usage: holofs COMMAND [ARGUMENTS]        In a robot's directory: holofs mount
 ";
-const AFTER: &str = "
+const AFTER: &str = "\
 `holofs help COMMAND` explains each, with `--json` and more; `holofs man` has the exit codes.";
 
 /// The definition of the command line.
