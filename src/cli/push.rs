@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// What mounts prefetch: what mounts of this machine read, nothing, or the profile in a file
     #[arg(long, value_name = "auto|none|FILE", default_value = "auto")]
     profile: OsString,
+    /// Send small files again, in packs in the order of the profile
+    #[arg(long)]
+    repack: bool,
     /// Only tell what would be sent
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -87,6 +90,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             _ => Profile::File(args.profile.into()),
         },
         cache_dir: &context.env.cache_dir(),
+        repack: args.repack,
         dry_run: args.dry_run,
     };
     let bar = |total| output::progress_bar("pushing", context.silent, total);

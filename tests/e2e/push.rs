@@ -115,11 +115,11 @@ fn a_library_is_pushed_and_a_repetition_sends_nothing() {
     assert_eq!(done["catalogs"][0]["outcome"], "new", "{done}");
     assert_whole(&dir, &world.hololib());
     let first = objects(&dir);
-    // A head, a catalog, a layout, a large blob, and one pack for all the others.
+    // A head, a catalog, a layout, its places of the old path, a large blob, and one pack for all the others.
     let count = |kind: &str| first.keys().filter(|path| path.starts_with(kind)).count();
-    let counts = ["heads", "catalogs", "layouts", "blobs", "packs", "profiles"].map(count);
-    assert_eq!(counts, [1, 1, 1, 1, 1, 0]);
-    assert_eq!(done["objects_sent"].as_u64(), Some(4));
+    let counts = ["heads", "catalogs", "layouts", "finds", "blobs", "packs", "profiles"].map(count);
+    assert_eq!(counts, [1, 1, 1, 1, 1, 1, 0]);
+    assert_eq!(done["objects_sent"].as_u64(), Some(5));
     let sizes = first.iter().filter(|(path, _)| !path.starts_with("heads"));
     assert_eq!(done["bytes_sent"].as_u64(), Some(sizes.map(|(_, bytes)| bytes.len() as u64).sum()));
     let done = world.run(["push", "auto", &url, &library().hash()[..6]]);
@@ -153,7 +153,7 @@ fn a_second_catalog_sends_what_is_new() {
         (Some(3), Some("new")),
         "{done}"
     );
-    assert_eq!(done["objects_sent"].as_u64(), Some(3), "a pack, a catalog and a layout: {done}");
+    assert_eq!(done["objects_sent"].as_u64(), Some(4), "a pack, a catalog, a layout and finds: {done}");
     assert_whole(&dir, &world.hololib());
     let after = objects(&dir);
     assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)), "objects never change");
@@ -295,6 +295,34 @@ fn a_profile_travels_and_decides_the_order() {
     );
     world.json(["push", "auto", &format!("{url}-3"), "--profile", "none"]);
     assert!(!world.path().join("store-3/profiles").exists());
+}
+
+/// What was pushed before there was a profile is put in its order when that is asked for.
+#[test]
+fn a_later_profile_decides_the_order_with_repack() {
+    let world = World::with(&library());
+    let (dir, url) = store(&world);
+    world.json(["push", "auto", &url]);
+    let space = world.mount("profiled");
+    let read = ["lib/pkg7/file7.py", "lib/pkg2/file102.py"];
+    read.iter().for_each(|path| drop(std::fs::read(space.at(path)).unwrap()));
+    space.unmount();
+    let first_group = || {
+        let layout = layout(&dir, &heads(&dir).into_values().next().unwrap());
+        let first = layout.groups().next().unwrap();
+        layout.in_group(first.id).map(|entry| entry.digest.to_string()).collect::<Vec<_>>()
+    };
+    let again = world.json(["push", "auto", &url]);
+    assert_eq!(again["catalogs"][0]["blobs_new"], 0, "{again}");
+    assert!(first_group().len() > 20);
+    world.json(["push", "auto", &url, "--repack"]);
+    let of = |path: &&str| {
+        library().blob(&world.hololib(), path).file_name().unwrap().to_str().unwrap().to_owned()
+    };
+    let first = first_group();
+    assert!(first.len() < 20 && read.iter().map(of).all(|digest| first.contains(&digest)), "{first:?}");
+    assert_eq!(world.json(["push", "auto", &url, "--repack"])["objects_sent"], 0);
+    assert_whole(&dir, &world.hololib());
 }
 
 /// With a store that checks signatures. A push is killed while the store does not answer, and repeated.

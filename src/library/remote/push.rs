@@ -60,6 +60,8 @@ pub struct Push<'a> {
     pub profile: Profile,
     /// holofs's cache directory, with profiles and indexes.
     pub cache_dir: &'a Path,
+    /// Small blobs go into new packs, in the order of the profile, wherever the store has them.
+    pub repack: bool,
     /// Only tell what would be sent.
     pub dry_run: bool,
 }
@@ -149,7 +151,8 @@ pub fn push(
     let mut done = Pushed { url: store.url().to_owned(), dry_run: what.dry_run, ..Pushed::default() };
     for name in what.catalogs {
         let found = Found::read(what, name, &stored)?;
-        let plan = plan(&found.blobs, &present.layouts, &present.packs, &present.alone);
+        let layouts = if what.repack { &[] } else { &*present.layouts };
+        let plan = plan(&found.blobs, layouts, &present.packs, &present.alone);
         let bytes_new = plan.to_send().map(|(.., stored)| stored).sum();
         let mut pushed = PushedCatalog {
             catalog: name.to_string(),
