@@ -5,6 +5,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
+
+use super::digest::Hex;
 use super::dir::DirLibrary;
 use super::zip::ZipLibrary;
 use super::{Library, LibraryError, RemoteTrouble};
@@ -109,6 +112,14 @@ pub fn known_urls(cache_dir: &Path) -> Vec<PathBuf> {
     let dirs = std::fs::read_dir(cache_dir.join("remote")).into_iter().flatten().flatten();
     let url = |dir: std::fs::DirEntry| guarded::read(&dir.path().join("url"), LONGEST).ok();
     dirs.filter_map(url).filter_map(|url| Some(PathBuf::from(String::from_utf8(url).ok()?))).collect()
+}
+
+/// What is kept of the library at a URL, beside its blobs.
+#[must_use]
+pub fn copies_of(cache_dir: &Path, url: &Path) -> PathBuf {
+    let sum = Sha256::digest(url.as_os_str().as_encoded_bytes());
+    let (short, _) = sum.split_at(8);
+    cache_dir.join("remote").join(Hex(short).to_string())
 }
 
 /// Opens the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that

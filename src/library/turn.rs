@@ -23,6 +23,8 @@ pub struct Turn {
     lock: Option<File>,
     /// None for a blob that is in no group.
     group: Option<(FetchGroup, Vec<Member>)>,
+    /// Shows the library that the turn is not over.
+    alive: Option<Arc<()>>,
 }
 
 /// A blob of a group.
@@ -46,13 +48,13 @@ impl Turn {
     /// The turn for a blob that is in no group. `lock` is released with it.
     #[must_use]
     pub fn alone(lock: Option<File>) -> Self {
-        Self { lock, group: None }
+        Self { lock, group: None, alive: None }
     }
 
-    /// The turn for a group.
+    /// The turn for a group. `alive` is held until all its blobs are dealt with.
     #[must_use]
-    pub fn group(lock: Option<File>, fetch: FetchGroup, members: Vec<Member>) -> Self {
-        Self { lock, group: Some((fetch, members)) }
+    pub fn group(lock: Option<File>, fetch: FetchGroup, members: Vec<Member>, alive: Arc<()>) -> Self {
+        Self { lock, group: Some((fetch, members)), alive: Some(alive) }
     }
 
     /// Fetches the group, if there is one.
@@ -64,7 +66,7 @@ impl Turn {
             Some((fetch, members)) => (fetch()?, members),
             None => (Arc::default(), Vec::new()),
         };
-        Ok(Fetched { _lock: self.lock, bytes, members })
+        Ok(Fetched { _lock: self.lock, _alive: self.alive, bytes, members })
     }
 }
 
@@ -72,6 +74,7 @@ impl Turn {
 #[derive(Debug)]
 pub struct Fetched {
     _lock: Option<File>,
+    _alive: Option<Arc<()>>,
     bytes: Arc<Vec<u8>>,
     members: Vec<Member>,
 }

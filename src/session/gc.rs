@@ -22,7 +22,7 @@ use super::spaces::{Space, SpaceState, Survey};
 use crate::library::bytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::cache::unneeded;
-use crate::library::locate::{Location, is_url, known_urls};
+use crate::library::locate::{Location, copies_of, is_url, known_urls};
 use crate::library::name::Identity;
 use crate::library::{Library, LibraryError};
 use crate::record::unfinished;
@@ -45,6 +45,15 @@ pub struct Options {
     pub cache_size: u64,
     /// How long to wait for a lock.
     pub wait: Duration,
+}
+
+/// After this time, what is kept of a library in an object store goes, unless a space has it.
+const REMOTE_UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The time since a file was written or stamped.
+fn unused_for(path: &Path) -> Duration {
+    let modified = std::fs::metadata(path).and_then(|found| found.modified());
+    modified.ok().and_then(|at| at.elapsed().ok()).unwrap_or_default()
 }
 
 /// The kinds of things that are cleaned up.
@@ -221,6 +230,13 @@ impl Plan {
             let cache = env.cache_dir();
             unneeded(&libraries, sums, &cache.join("index"), &cache.join("profiles"), &bytecode::dir(&cache))
         };
+        let used: BTreeSet<&Path> = records.iter().map(|record| Path::new(&record.basis.library)).collect();
+        for url in known_urls(&env.cache_dir()).iter().filter(|url| !used.contains(url.as_path())) {
+            let dir = copies_of(&env.cache_dir(), url);
+            if unused_for(&dir.join("url")) > REMOTE_UNUSED {
+                self.add(What::Index, dir.clone(), tree::size(&dir));
+            }
+        }
         for library in paths.iter().filter_map(|path| Location::recorded(path, &access).ok()) {
             if let Some((mark, bytes)) = unfinished::find(&library) {
                 self.add(What::Leftover, mark, bytes);

@@ -10,11 +10,18 @@ use std::sync::Arc;
 use super::error::Error;
 use super::mount::compose;
 use super::request::{MountPlan, Show};
+use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;
+use crate::library::index::cache::open_or_compile;
 use crate::library::index::find::Finds;
 use crate::library::index::place;
 use crate::library::locate::Location;
+use crate::space::home::Env;
+use crate::space::path::SpacePath;
 use crate::sys::process;
+
+/// How many contents of a library in an object store are searched at the same time, at least.
+const FETCHING: usize = 8;
 
 /// The index of the plan's environment at the plan's path.
 ///
@@ -35,6 +42,25 @@ pub(super) fn of_plan(plan: &MountPlan, index: Arc<Index>) -> Result<Arc<Index>,
         }),
         _ => Ok(placed),
     }
+}
+
+/// Fetches and finds what [`of_plan`] needs, so that it takes no time.
+///
+/// # Errors
+/// As [`of_plan`], and those of the catalog.
+pub(super) fn ahead(
+    location: &Location,
+    catalog: &CatalogName,
+    space: &SpacePath,
+    env: &Env,
+    show: Option<Show>,
+) -> Result<(), Error> {
+    let cache_dir = env.cache_dir();
+    let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
+    if space.placed {
+        at(&index, &space.mountpoint, Some(location), &cache_dir, show)?;
+    }
+    Ok(())
 }
 
 /// The index of an environment at the path `to`. `location` is its library, if that still has the environment.
@@ -89,7 +115,9 @@ fn search(
             bar.inc(bytes);
         }
     };
-    let found = Finds::search(index, &blobs, process::processors(), &read);
+    // Whoever asks a store waits most of the time.
+    let jobs = if blobs.is_far() { process::processors().max(FETCHING) } else { process::processors() };
+    let found = Finds::search(index, &blobs, jobs, &read);
     if let Some(bar) = &bar {
         bar.finish_and_clear();
     }

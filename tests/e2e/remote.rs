@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::common::library::pattern;
 use crate::common::push::{FileStore, WebServer};
-use crate::common::{Library, Mounted, World, assert_errno, fixture};
+use crate::common::{Library, Mounted, World, assert_errno, fixture, wait_until};
 use crate::parity::assert_golden;
 
 /// Takes the library of a world away, and gives the store that it was put into.
@@ -45,7 +45,7 @@ for_both_users! {
     fn what_was_read_is_there_without_the_store() {
         let world = World::with(&sample());
         let store = pushed(&world);
-        let mounted = mount(&world, &store, "s", &[]);
+        let mut mounted = mount(&world, &store, "s", &[]);
         assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
         assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"hello, space\n");
         let done = Command::new(mounted.at("bin/tool")).arg("x").output().unwrap();
@@ -58,6 +58,7 @@ for_both_users! {
         let gone = store.away();
         // The worker that comes next asks for nothing before it answers.
         mounted.kill_worker();
+        mounted.kill_keeper();
         assert_eq!(std::fs::read(mounted.at("readme.txt")).unwrap(), b"changed\n");
         assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
         let changes = world.json(["diff", "s"]);
@@ -247,5 +248,45 @@ for_both_users! {
         // 240 files and some others, four in a group.
         assert!((60..=70).contains(&asked.len()), "{}", asked.len());
         assert!(asked.iter().all(|name| name.starts_with("packs/")), "{asked:?}");
+    }
+
+    fn a_space_at_another_path() {
+        let world = World::with(&sample());
+        let store = pushed(&world);
+        let elsewhere = world.path().join("els/where");
+        let done = world.run(["mount", &store.url(), elsewhere.to_str().unwrap()]);
+        assert_eq!(done.code, 0, "{done:?}");
+        let conf = std::fs::read_to_string(elsewhere.join("etc/prefix.conf"));
+        let module = std::fs::read(elsewhere.join("lib/module.py"));
+        assert_eq!(world.run(["unmount", elsewhere.to_str().unwrap()]).code, 0);
+        assert!(conf.unwrap().starts_with("prefix=/"));
+        assert_eq!(module.unwrap(), b"VALUE = 42\n");
+    }
+
+    fn what_a_profile_names_is_fetched_before_anybody_asks() {
+        let world = World::with(&many());
+        let auto = world.home();
+        let auto = auto.to_str().unwrap();
+        {
+            let mounted = world.mount("s");
+            for n in 0..40 {
+                std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+            }
+            mounted.unmount();
+        }
+        let store = FileStore(world.path().join("store"));
+        let done = world.run(["push", auto, &store.url()]);
+        assert_eq!(done.code, 0, "{done:?}");
+        std::fs::remove_dir_all(world.state()).unwrap();
+        std::fs::rename(world.hololib(), world.path().join("original")).unwrap();
+        let server = WebServer::of(&store);
+        let mounted = mount_from(&world, &server, "s", &[]);
+        wait_until("the profile is fetched", || server.asked().iter().any(|name| name.starts_with("packs/")));
+        wait_until("it is kept", || world.raw_copies().len() >= 40);
+        server.be_silent(true);
+        for n in 0..40 {
+            std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+        }
+        server.be_silent(false);
     }
 }

@@ -40,6 +40,8 @@ use crate::sys::fd::read_full;
 
 /// How long a store may take to answer a question whose earlier answer is known.
 const BRIEFLY: Duration = Duration::from_secs(2);
+/// How long the threads that fill the cache may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 /// The largest layout in bytes: that of four million blobs.
 const MAX_LAYOUT: u64 = 256 << 20;
 /// The largest profile in bytes.
@@ -49,7 +51,7 @@ const MAX_FINDS: u64 = 64 << 20;
 /// The largest group in bytes that is fetched as a whole. A larger one is not what `push` makes.
 const MAX_GROUP: u64 = 32 << 20;
 /// Groups in memory, for whoever reads all blobs: in bytes.
-const GROUPS_KEPT: u64 = 64 << 20;
+const GROUPS_KEPT: u64 = 16 << 20;
 /// Bytes of groups that are under way at the same time.
 const UNDER_WAY: u64 = 64 << 20;
 
@@ -96,6 +98,8 @@ pub struct RemoteLibrary {
     /// A leaf lock.
     groups: Arc<Mutex<LruBySize<GroupKey, Arc<Vec<u8>>>>>,
     under_way: Arc<Mutex<u64>>,
+    /// Each turn of a group holds a further one.
+    alive: Arc<()>,
 }
 
 /// The pack of a group, and its offset in the pack.
@@ -141,6 +145,7 @@ impl RemoteLibrary {
             layouts: RwLock::default(),
             groups: Arc::new(Mutex::new(LruBySize::new(GROUPS_KEPT))),
             under_way: Arc::default(),
+            alive: Arc::default(),
         })
     }
 
@@ -537,7 +542,12 @@ impl Library for RemoteLibrary {
             Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })
         });
         let fetcher = self.fetcher(group).map_err(|error| of_store(&error))?;
-        Ok(Some(Turn::group(lock, Box::new(move || fetcher.fetch()), members.collect())))
+        Ok(Some(Turn::group(
+            lock,
+            Box::new(move || fetcher.fetch()),
+            members.collect(),
+            Arc::clone(&self.alive),
+        )))
     }
 
     fn position(&self, digest: &Digest) -> u64 {
@@ -591,6 +601,11 @@ impl Library for RemoteLibrary {
     }
 
     fn pause(&self) {
+        // Threads that keep the rest of a group end soon.
+        let begun = Instant::now();
+        while Arc::strong_count(&self.alive) > 1 && begun.elapsed() < ENDING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         for store in [self.store.lock().take(), self.brief.lock().take()].into_iter().flatten() {
             store.pause();
         }

@@ -17,20 +17,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use sha2::{Digest as _, Sha256};
-
 use super::head::{Head, MAX_HEAD, Object};
 use super::layout::Layout;
 use crate::library::LibraryError;
 use crate::library::blob::is_content;
 use crate::library::cache::{BlobCache, Pending};
 use crate::library::catalogs::CatalogName;
-use crate::library::digest::{Digest, Hex};
+use crate::library::digest::Digest;
 use crate::library::index::cache::{cached, make_dir};
+use crate::library::locate::copies_of;
 use crate::library::memory::is_full;
 use crate::library::stamp::Stamp;
 use crate::sys::fd;
-use crate::sys::guarded::{self, Dir, Durability, Trust};
+use crate::sys::guarded::{self, Access, Dir, Durability, Trust};
 
 /// The number of locks. Groups share them by chance, which costs a wait now and then.
 const LOCKS: u64 = 4096;
@@ -54,14 +53,6 @@ pub fn dir(cache_dir: &Path) -> PathBuf {
     cache_dir.join("remote")
 }
 
-/// The directory of one library in it.
-#[must_use]
-pub fn dir_of(cache_dir: &Path, url: &str) -> PathBuf {
-    let sum = Sha256::digest(url);
-    let (short, _) = sum.split_at(8);
-    dir(cache_dir).join(Hex(short).to_string())
-}
-
 impl Local {
     /// The copies of the library at `url`. With `make`, its directories are made.
     ///
@@ -69,7 +60,7 @@ impl Local {
     /// When they cannot be made, or other users may write to them.
     pub(super) fn open(cache_dir: &Path, url: &str, make: bool) -> Result<Self, LibraryError> {
         let all = dir(cache_dir);
-        let dir = dir_of(cache_dir, url);
+        let dir = copies_of(cache_dir, Path::new(url));
         let locks = all.join("locks");
         let place = |name: &str| BlobCache::existing(&dir.join(name));
         let local = Self {
@@ -89,8 +80,10 @@ impl Local {
                 all.open_dir(name, Trust::Private)?.open_dir(OsStr::new("heads"), Trust::Private)
             });
             checked.map_err(|error| LibraryError::io(&all)(io::Error::other(error)))?;
-            if is_new {
-                let path = local.dir.join("url");
+            let path = local.dir.join("url");
+            if !is_new {
+                note_use(&path);
+            } else {
                 let written = guarded::replace(&path, cached(Durability::CacheOnly), url.as_bytes());
                 written.map_err(LibraryError::io(&path))?;
             }
@@ -177,6 +170,20 @@ impl Local {
             tracing::debug!(%error, "no lock: another process may fetch the same blobs");
             None
         })
+    }
+}
+
+/// Shows `gc` that a library is in use.
+fn note_use(path: &Path) {
+    /// How exact that has to be.
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let noted = || -> io::Result<()> {
+        let file = guarded::open_file(path, Access::Write).map_err(io::Error::other)?;
+        let is_old = file.metadata()?.modified()?.elapsed().is_ok_and(|since| since > DAY);
+        if is_old { file.set_modified(SystemTime::now()) } else { Ok(()) }
+    };
+    if let Err(error) = noted() {
+        tracing::debug!(%error, "the use of a remote library is not noted");
     }
 }
 

@@ -13,12 +13,12 @@ use super::arrival::wait_for_recording;
 use super::{link, required};
 use crate::blueprint::robot;
 use crate::library::LibraryError;
-use crate::library::locate::{Location, locate};
+use crate::library::locate::{Kind, Location, locate};
 use crate::session::choice::Composed;
 use crate::session::environment::Environment;
 use crate::session::error::Error;
 use crate::session::request::{MountPlan, MountRequest};
-use crate::session::wanted;
+use crate::session::{placed, wanted};
 use crate::settings::{MountSettings, Prefetch, Settings, Verify, absolute};
 use crate::space::SpaceError;
 use crate::space::home::Env;
@@ -70,6 +70,10 @@ impl MountRequest {
         }
         if let Some(path) = location.on_disk() {
             check_outside(&env.state_dir(&space.identity), path)?;
+        }
+        if location.kind == Kind::Remote {
+            // The daemon answers within a time limit, which a network does not know.
+            placed::ahead(&location, &catalog, &space, env, self.show)?;
         }
         // The process that serves the mount makes connections of its own.
         location.library.pause();

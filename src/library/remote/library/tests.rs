@@ -336,6 +336,27 @@ fn a_large_blob_is_read_by_ranges() {
 }
 
 #[test]
+fn a_cache_with_little_room_keeps_what_is_wanted() {
+    let (store, cache) = (store(), tempfile::tempdir().unwrap());
+    let library = library(&store, cache.path(), how());
+    begin(&library);
+    store.asked();
+    let copies = BlobCache::open(&cache.path().join("blobs")).unwrap().with_limit(500);
+    let blobs = Blobs::new(Arc::clone(&library) as Arc<dyn Library>, copies);
+    for n in (1..=6).chain(1..=6) {
+        assert_eq!(blobs.read_all(&digest(n), size(n)).unwrap(), content(n), "{n}");
+    }
+    // The groups are in memory.
+    assert_eq!(store.asked().len(), 2);
+    let limits = [(250, 2), (50, 0)];
+    for (limit, kept) in limits {
+        BlobCache::existing(&cache.path().join("blobs")).evict(limit).unwrap();
+        let there = (1..=6).filter(|n| blobs.read_at_once(&digest(*n), size(*n)).unwrap().is_some());
+        assert_eq!(there.count(), kept, "{limit}");
+    }
+}
+
+#[test]
 fn nothing_is_asked_for_a_blob_with_offline() {
     let (store, cache) = (store(), tempfile::tempdir().unwrap());
     begin(&library(&store, cache.path(), how()));
