@@ -1,6 +1,7 @@
 //! `holofs warm`: compiles the index of an environment and unpacks its large files, before a mount needs them.
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
@@ -78,14 +79,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, Failure> {
     let jobs = args.jobs.unwrap_or_else(process::processors);
     let warmed = warming.run(&blobs, jobs, &cancel, &|size| bar.inc(size));
     bar.finish_and_clear();
-    let warmed = warmed.map_err(|error| {
-        let fix = (!matches!(error, BlobError::Panicked(_))).then_some(MORE_SPACE);
-        failure(FAILED, error.to_string(), fix)
+    let warmed = warmed.map_err(|error| match &error {
+        BlobError::Io { source, .. } if source.kind() == ErrorKind::HostUnreachable => Failure::from(error),
+        BlobError::Panicked(_) => failure(FAILED, error.to_string(), None),
+        _ => failure(FAILED, error.to_string(), Some(MORE_SPACE)),
     })?;
     if cancel.load(Ordering::Relaxed) {
         let what = format!("interrupted; {} of {} blobs are ready", warmed.fetched, warmed.blobs);
         return Err(failure(INTERRUPTED, what, None));
     }
+    // The compilation forks.
+    library.library.pause();
     let bytecode = if args.pycache {
         Some(compile(&library, &catalog, &environment, jobs, &cancel, context)?)
     } else {

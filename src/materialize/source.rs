@@ -109,6 +109,13 @@ impl Source {
         self.blobs.latency() == Latency::Disk
     }
 
+    /// Ends what waits for a library that is not near, with an error.
+    pub fn pause(&self) {
+        if !self.is_near() {
+            self.blobs.pause();
+        }
+    }
+
     /// All bytes of a small file, if they are near. None if they have to be fetched.
     ///
     /// # Errors

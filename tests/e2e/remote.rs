@@ -265,20 +265,7 @@ for_both_users! {
 
     fn what_a_profile_names_is_fetched_before_anybody_asks() {
         let world = World::with(&many());
-        let auto = world.home();
-        let auto = auto.to_str().unwrap();
-        {
-            let mounted = world.mount("s");
-            for n in 0..40 {
-                std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
-            }
-            mounted.unmount();
-        }
-        let store = FileStore(world.path().join("store"));
-        let done = world.run(["push", auto, &store.url()]);
-        assert_eq!(done.code, 0, "{done:?}");
-        std::fs::remove_dir_all(world.state()).unwrap();
-        std::fs::rename(world.hololib(), world.path().join("original")).unwrap();
+        let store = pushed_with_profile(&world);
         let server = WebServer::of(&store);
         let mounted = mount_from(&world, &server, "s", &[]);
         wait_until("the profile is fetched", || server.asked().iter().any(|name| name.starts_with("packs/")));
@@ -289,4 +276,31 @@ for_both_users! {
         }
         server.be_silent(false);
     }
+
+    fn a_mount_ends_while_the_store_is_silent() {
+        let world = World::with(&many());
+        let store = pushed_with_profile(&world);
+        let server = WebServer::of(&store);
+        server.be_silent_from("packs/");
+        let mounted = mount_from(&world, &server, "s", &[]);
+        wait_until("the mount prefetches", || server.is_silent());
+        let started = std::time::Instant::now();
+        mounted.unmount();
+        assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
+    }
+}
+
+/// Pushes the library of a world with a profile of forty files, and takes the library and the cache away.
+fn pushed_with_profile(world: &World) -> FileStore {
+    let mounted = world.mount("s");
+    for n in 0..40 {
+        std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+    }
+    mounted.unmount();
+    let store = FileStore(world.path().join("store"));
+    let done = world.run(["push", world.home().to_str().unwrap(), &store.url()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    std::fs::remove_dir_all(world.state()).unwrap();
+    std::fs::rename(world.hololib(), world.path().join("original")).unwrap();
+    store
 }

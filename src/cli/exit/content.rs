@@ -89,6 +89,9 @@ impl Advice for BlobError {
         match self {
             Self::Missing { .. } | Self::Corrupt { .. } => try_this(INTEGRITY, CATALOG_AGAIN),
             Self::Io { source, .. } if is_about_writing(source) => try_this(FAILED, MORE_SPACE),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::HostUnreachable => {
+                try_this(LIBRARY, "again when the object store answers; without --offline, if it was given")
+            }
             Self::Io { .. } | Self::Panicked(_) => only(FAILED),
         }
     }

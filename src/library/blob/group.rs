@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::read::{not_opened, read_through};
 use super::{Audience, BlobError, Blobs};
@@ -32,6 +32,11 @@ impl Blobs {
     #[must_use]
     pub fn is_far(&self) -> bool {
         self.library.latency() == Latency::Network
+    }
+
+    /// Ends what waits for the library, with an error. The next read begins anew.
+    pub fn pause(&self) {
+        self.library.pause();
     }
 
     /// The number of the group that a blob is fetched with. None if it is fetched alone.
@@ -92,14 +97,6 @@ impl Blobs {
             }
         }
         file
-    }
-
-    /// Brings the group of a blob into the cache, or the blob if it is in none. Returns whether something was fetched.
-    ///
-    /// # Errors
-    /// See [`BlobError`].
-    pub fn prepare_group(&self, digest: &Digest, size: u64, stop: &AtomicBool) -> Result<bool, BlobError> {
-        self.prepare(digest, size, stop)
     }
 }
 

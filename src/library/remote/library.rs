@@ -601,13 +601,13 @@ impl Library for RemoteLibrary {
     }
 
     fn pause(&self) {
-        // Threads that keep the rest of a group end soon.
+        for store in [self.store.lock().take(), self.brief.lock().take()].into_iter().flatten() {
+            store.pause();
+        }
+        // Threads that keep the rest of a group end soon, and those that waited for the store get an error.
         let begun = Instant::now();
         while Arc::strong_count(&self.alive) > 1 && begun.elapsed() < ENDING {
             std::thread::sleep(Duration::from_millis(1));
-        }
-        for store in [self.store.lock().take(), self.brief.lock().take()].into_iter().flatten() {
-            store.pause();
         }
     }
 

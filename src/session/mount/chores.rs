@@ -135,6 +135,8 @@ impl Prefetcher {
     /// Stops the thread, and adds the files that were read to the profile.
     pub(in crate::session) fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // The thread may wait for a store that does not answer.
+        self.fs.materializer().source().pause();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the prefetching thread panicked");
         }

@@ -127,6 +127,7 @@ struct State {
     root: PathBuf,
     silent: AtomicBool,
     ended: AtomicBool,
+    trap: std::sync::Mutex<Option<String>>,
     /// The names of the objects that were asked for.
     asked: std::sync::Mutex<Vec<String>>,
 }
@@ -159,6 +160,15 @@ impl WebServer {
         self.state.silent.store(silent, Ordering::Relaxed);
     }
 
+    /// Stops to answer as soon as an object is asked for whose name begins so.
+    pub fn be_silent_from(&self, prefix: &str) {
+        *self.state.trap.lock().unwrap() = Some(prefix.to_owned());
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.state.silent.load(Ordering::Relaxed)
+    }
+
     /// Takes the names of the objects that were asked for since the last call.
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.state.asked.lock().unwrap())
@@ -188,6 +198,9 @@ fn serve(connection: &TcpStream, state: &State) -> std::io::Result<()> {
                 let (from, to) = bytes.split_once('-').unwrap();
                 range = Some(from.parse::<usize>().unwrap()..to.parse::<usize>().unwrap() + 1);
             }
+        }
+        if state.trap.lock().unwrap().as_ref().is_some_and(|prefix| first.contains(&format!("/{prefix}"))) {
+            state.silent.store(true, Ordering::Relaxed);
         }
         while state.silent.load(Ordering::Relaxed) && !state.ended.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
