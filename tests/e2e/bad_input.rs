@@ -426,3 +426,22 @@ fn no_fusermount3() {
     assert_refused(&world, &done, 8, &["fusermount3"]);
     assert!(holofs_binary().exists());
 }
+
+/// One line and exit code 2, and nothing is made of the URL.
+#[cfg(not(feature = "remote"))]
+#[test]
+fn urls_need_a_build_for_object_stores() {
+    let world = World::sample();
+    for words in [
+        &["mount", "s3://bucket/secret", "s"][..],
+        &["catalogs", "file:///nowhere"],
+        &["warm", "https://host/x"],
+        &["run", "gs://b", "s", "--", "true"],
+    ] {
+        let done = world.run(words);
+        let code = if words[0] == "run" { 125 } else { 2 };
+        assert_eq!((done.code, done.stdout.as_str()), (code, ""), "{words:?}: {done:?}");
+        assert!(done.stderr.contains("without support for object stores"), "{done:?}");
+        assert!(!done.stderr.contains("secret") && done.stderr.lines().count() == 2, "{done:?}");
+    }
+}
