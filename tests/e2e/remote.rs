@@ -277,6 +277,25 @@ for_both_users! {
         server.be_silent(false);
     }
 
+    fn a_read_that_waits_survives_kill_9_of_the_worker() {
+        let world = World::with(&many());
+        let store = pushed(&world);
+        let server = WebServer::of(&store);
+        let mounted = mount_from(&world, &server, "s", &[]);
+        server.be_silent_from("packs/");
+        let path = mounted.at("site/007.py");
+        let reader = std::thread::spawn(move || std::fs::read_to_string(path));
+        wait_until("the read waits", || server.is_silent());
+        mounted.kill_worker();
+        assert!(!reader.is_finished());
+        server.be_silent_from("nothing");
+        server.be_silent(false);
+        assert_eq!(reader.join().unwrap().unwrap(), "VALUE = 7\n".repeat(20));
+        for n in 0..40 {
+            std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+        }
+    }
+
     fn a_mount_ends_while_the_store_is_silent() {
         let world = World::with(&many());
         let store = pushed_with_profile(&world);
