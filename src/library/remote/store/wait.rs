@@ -3,12 +3,14 @@
 //! A caller waits by read(2) of an eventfd, and not for a lock: the keeper takes a thread that waits for another thread for
 //! hung, and one that waits for the network must not be.
 //!
-//! Invariant: when [`Threads::end`] returns, no thread of these is left, so that the process may fork.
+//! Invariant: when [`Threads::end`] returns, no thread of these is left, so that the process may fork; but for one that the
+//! system does not let go.
 
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,6 +20,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 const WORKERS: usize = 2;
 /// Names are looked up, and files of a `file://` store read, on threads of their own.
 const BLOCKING: usize = 8;
+/// How long the threads may take to end.
+const ENDING: Duration = Duration::from_secs(10);
 /// The name of all threads.
 pub(super) const NAME: &str = "remote";
 
@@ -47,9 +51,12 @@ impl Threads {
         Ok(handle)
     }
 
-    /// Ends all threads. What they were doing fails.
+    /// Ends all threads. What they were doing fails. A thread that the system does not let go, as when a server of names does
+    /// not answer, is left after a while.
     pub(super) fn end(&self) {
-        drop(self.runtime.lock().take());
+        if let Some(runtime) = self.runtime.lock().take() {
+            runtime.shutdown_timeout(ENDING);
+        }
     }
 
     /// Lets the threads do something. The caller can wait for it.
