@@ -64,7 +64,8 @@ build_static() {
     triple=$(rustc -vV | sed -n 's/^host: //p')
     target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
     # With --target, the flags are not those of build scripts and procedural macros, which cannot be static.
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --workspace --quiet --target "$triple"
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --workspace --features holofs/remote --quiet \
+        --target "$triple"
     built=$target/$triple/release
     # A static program has no interpreter.
     for program in holofs holofs-mount-helper; do
