@@ -65,6 +65,9 @@ impl MakeWriter<'_> for Sink {
         if *meta.level() > level && (std::process::id() == pid || !log_file::is_open()) {
             return Box::new(io::sink());
         }
+        if is_detail_of_a_crate(meta) && level < LevelFilter::DEBUG {
+            return Box::new(io::sink());
+        }
         let mut writer = self.make_writer();
         // Debug events were asked for, so they are not limited.
         let Some(limiter) = self.limiter.as_ref().filter(|_| *meta.level() <= Level::INFO) else {
@@ -75,11 +78,17 @@ impl MakeWriter<'_> for Sink {
             Some(0) => writer,
             Some(left_out) => {
                 // If this line cannot be written, neither can the event.
-                drop(writeln!(writer, "dropped {left_out} more events like the next one"));
+                let line = format!("dropped {left_out} more events like the next one");
+                drop(writer.write_all(line.as_bytes()));
                 writer
             }
         }
     }
+}
+
+/// Whether an event is one with which another crate tells how it works. They are many: each retry of a request is one.
+fn is_detail_of_a_crate(meta: &Metadata<'_>) -> bool {
+    *meta.level() >= Level::INFO && !meta.target().starts_with("holofs")
 }
 
 /// A token bucket for each place in the code that logs.

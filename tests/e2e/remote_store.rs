@@ -175,6 +175,10 @@ fn a_dead_store_is_an_error_after_the_time_limit() {
         }
     }
     assert_eq!(std::fs::read(space.at("lib/data.bin")).unwrap(), known);
+    // One line a minute that it is silent, and one that reads fail, however many there are.
+    let log = std::fs::read_to_string(space.state().join("log")).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+    assert_eq!(lines.len(), 2, "{log}");
     store.restart();
     assert_large(read_while(&space, &large(), || ()));
 }
