@@ -64,8 +64,12 @@ build_static() {
     triple=$(rustc -vV | sed -n 's/^host: //p')
     target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
     # With --target, the flags are not those of build scripts and procedural macros, which cannot be static.
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --workspace --features holofs/remote --quiet \
-        --target "$triple"
+    local flags="-C target-feature=+crt-static"
+    RUSTFLAGS=$flags cargo build --release --quiet --target "$triple" --package holofs-mount-helper
+    # At a fixed address. The client of object stores has many tables of addresses, and adjusting them at each start would
+    # take half a millisecond of a mount, and half a megabyte of each daemon.
+    RUSTFLAGS=$flags cargo rustc --release --quiet --target "$triple" --package holofs --bin holofs --features remote \
+        -- -C relocation-model=static
     built=$target/$triple/release
     # A static program has no interpreter.
     for program in holofs holofs-mount-helper; do
