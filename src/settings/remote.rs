@@ -181,13 +181,6 @@ impl RemoteSettings {
         })
     }
 
-    /// The settings of a process that goes on with a mount. It has the environment of the command that began it.
-    #[must_use]
-    pub fn inherited() -> Self {
-        let variables = |name: &str| std::env::var_os(name);
-        Self::read(&Flags::default(), &variables, &Network::default()).unwrap_or_default()
-    }
-
     /// The value of a service's variable. Not to be printed.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<&str> {

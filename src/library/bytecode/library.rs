@@ -84,6 +84,10 @@ impl Library for WithBytecode {
         self.library.profile(name)
     }
 
+    fn finds(&self, catalog: &[u8; 32]) -> Option<Vec<u8>> {
+        self.library.finds(catalog)
+    }
+
     fn pause(&self) {
         self.library.pause();
     }
