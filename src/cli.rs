@@ -33,6 +33,8 @@ mod pull;
 mod push;
 mod rcc;
 mod record;
+#[cfg(feature = "remote")]
+mod remote;
 mod reset;
 mod restore;
 mod run;
@@ -395,8 +397,12 @@ fn run(cli: Cli, rcc: rcc::OfRcc, settings: Settings) -> Result<u8, Failure> {
         Command::Commit(args) => commit::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(args, &context),
-        Command::Push(args) => push::run(args, &context),
-        Command::Pull(args) => pull::run(args, &context),
+        #[cfg(feature = "remote")]
+        Command::Push(args) => remote::run_push(args, &context),
+        #[cfg(feature = "remote")]
+        Command::Pull(args) => remote::run_pull(args, &context),
+        #[cfg(not(feature = "remote"))]
+        Command::Push(_) | Command::Pull(_) => Err(exit::without_stores()),
         Command::Delete(args) => delete::run(args, &context),
         Command::Gc(args) => gc::run(&args, &context),
         Command::Config(_) => config::run(&context),

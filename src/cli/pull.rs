@@ -1,31 +1,9 @@
-//! `holofs pull`.
+//! The arguments of `holofs pull`. See [`super::remote`].
 
-#[cfg(feature = "remote")]
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::Context;
-use super::exit::{self, Failure};
 use super::values::seconds;
-#[cfg(feature = "remote")]
-use super::{cancel_on_signals, import};
-#[cfg(feature = "remote")]
-use crate::library::catalogs;
-#[cfg(feature = "remote")]
-use crate::library::catalogs::{CatalogName, this_platform};
-#[cfg(feature = "remote")]
-use crate::library::locate::locate;
-#[cfg(feature = "remote")]
-use crate::library::remote::store::rccremote::RccRemote;
-#[cfg(feature = "remote")]
-use crate::record::import::pull;
-#[cfg(feature = "remote")]
-use crate::record::rccremote::pull_from_rcc;
-#[cfg(feature = "remote")]
-use crate::session::choice::Choice;
-#[cfg(feature = "remote")]
-use crate::session::wanted;
 use crate::settings::Flags;
 
 #[derive(Debug, clap::Args)]
@@ -43,12 +21,12 @@ Examples:
 )]
 pub(super) struct Args {
     /// The object store, or the rccremote
-    url: OsString,
+    pub(super) url: OsString,
     /// The library: a hololib, a ROBOCORP_HOME, a shared holotree, `auto`, or a directory to be made
-    library: OsString,
+    pub(super) library: OsString,
     /// Catalogs to pull: their names, or the first digits of their blueprints' hashes
     #[arg(value_name = "CATALOG")]
-    catalogs: Vec<String>,
+    pub(super) catalogs: Vec<String>,
     /// Seconds to wait for rcc's lock [default: 30]
     #[arg(long, value_name = "S", value_parser = seconds)]
     lock_timeout: Option<Duration>,
@@ -63,64 +41,4 @@ impl Args {
         flags.lock_timeout = self.lock_timeout;
         flags.remote_timeout = self.remote_timeout;
     }
-}
-
-/// A holofs that cannot do it.
-#[cfg(not(feature = "remote"))]
-pub(super) fn run(_: Args, _: &Context) -> Result<u8, Failure> {
-    Err(exit::without_stores())
-}
-
-#[cfg(feature = "remote")]
-pub(super) fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let settings = &context.settings.mount.as_ref()?.remote;
-    let given = args.url.to_string_lossy().into_owned();
-    let server = RccRemote::named(&given, settings)?;
-    let cancel = cancel_on_signals()?;
-    let target = import::target(args.library, cancel, context);
-    let pulled = match server {
-        Some(server) => {
-            let chosen =
-                args.catalogs.iter().map(|name| catalog_of(name)).collect::<Result<BTreeSet<_>, _>>()?;
-            if chosen.is_empty() {
-                let fix = "the whole hashes of blueprints: `holofs hash` prints that of a robot";
-                return Err(exit::failure(
-                    exit::USAGE,
-                    "an rccremote cannot tell which catalogs it has",
-                    Some(fix),
-                ));
-            }
-            pull_from_rcc(&target, &server, &chosen)?
-        }
-        None => {
-            let location = locate(&args.url, &context.env.hololib(), &context.env.access())?;
-            let chosen: BTreeSet<_> = if args.catalogs.is_empty() {
-                catalogs::list(&*location.library)?.into_iter().map(|entry| entry.name).collect()
-            } else {
-                wanted::catalogs(&location, &args.catalogs, &Choice::default(), &context.env)?
-            };
-            if chosen.is_empty() {
-                let what = format!("{}: no environment is there", location.path.display());
-                return Err(exit::failure(
-                    exit::NOT_FOUND,
-                    what,
-                    Some("`holofs push` puts environments there"),
-                ));
-            }
-            pull(&target, &*location.library, &chosen)?
-        }
-    };
-    import::report(&pulled, "pulled", context)
-}
-
-/// A catalog by its name, or by the whole hash of its blueprint.
-#[cfg(feature = "remote")]
-fn catalog_of(given: &str) -> Result<CatalogName, Failure> {
-    let of_hash = || {
-        CatalogName::parse(&CatalogName { blueprint: given.into(), platform: this_platform() }.to_string())
-    };
-    CatalogName::parse(given).or_else(of_hash).ok_or_else(|| {
-        let what = format!("{given}: not the name of a catalog, and not the hash of a blueprint");
-        exit::failure(exit::USAGE, what, Some("16 hexadecimal digits"))
-    })
 }

@@ -24,6 +24,18 @@ pub struct CatalogName {
     pub platform: String,
 }
 
+/// What became of a catalog that was put into a library or a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// No catalog of this name was there.
+    New,
+    /// Another one of this name was there.
+    Replaced,
+    /// It was there.
+    Unchanged,
+}
+
 impl fmt::Display for CatalogName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{VERSION}{}", self.blueprint, self.platform)

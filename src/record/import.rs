@@ -34,7 +34,7 @@ use crate::library::blob::{BlobError, copy_stored};
 use crate::library::cancellable::Cancellable;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{CatalogError, EntryKind, Header, Tree, parse_whole, write};
-use crate::library::catalogs::CatalogName;
+use crate::library::catalogs::{CatalogName, Outcome};
 use crate::library::digest::{Digest, DigestKind};
 use crate::library::zip::ZipLibrary;
 use crate::library::{Latency, Library, LibraryError};
@@ -85,18 +85,6 @@ pub struct ImportedCatalog {
     pub holotree: PathBuf,
     /// Whether that is the directory of the library's spaces.
     pub is_at_home: bool,
-}
-
-/// What became of an imported catalog.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// The library had none of this name.
-    New,
-    /// The library had another one of this name.
-    Replaced,
-    /// The library had it.
-    Unchanged,
 }
 
 /// A catalog of an archive.

@@ -30,7 +30,7 @@ use super::{Objects, StoreError};
 use crate::library::blob::{BlobError, Blobs};
 use crate::library::cache::BlobCache;
 use crate::library::catalog::{Tree, parse_whole};
-use crate::library::catalogs::CatalogName;
+use crate::library::catalogs::{CatalogName, Outcome};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::find::{FindError, Finds};
@@ -94,17 +94,6 @@ pub struct PushedCatalog {
     pub profile: bool,
     /// The blobs that the catalog lists for links, and that the library lacks.
     pub missing_for_links: usize,
-}
-
-/// What became of a head.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// The store had none of this name.
-    New,
-    /// The store had another one.
-    Replaced,
-    Unchanged,
 }
 
 /// Why a catalog was not published.
