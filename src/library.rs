@@ -116,6 +116,9 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
+    /// Forgets what is kept of the stored bytes of a blob, because they turned out to be bad. The next read asks the store again.
+    fn forget(&self, _digest: &Digest) {}
+
     /// A number by which blobs are sorted before many of them are read.
     fn position(&self, _digest: &Digest) -> u64 {
         0

@@ -55,7 +55,10 @@ pub fn copy_stored(
     match copied.and_then(|stored| copy_verified(stored, &digest, size, out)) {
         Ok(()) => Ok(Ok(())),
         Err(Fault::Taken(error)) => Ok(Err(error)),
-        Err(Fault::Corrupt(why)) => Err(BlobError::Corrupt { digest, place: place(), why }),
+        Err(Fault::Corrupt(why)) => {
+            library.forget(&digest);
+            Err(BlobError::Corrupt { digest, place: place(), why })
+        }
         Err(Fault::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
             Err(BlobError::Missing { digest, place: place() })
         }
@@ -464,6 +467,7 @@ impl Blobs {
     fn fault(&self, digest: &Digest, fault: Fault) -> BlobError {
         match fault {
             Fault::Corrupt(why) => {
+                self.library.forget(digest);
                 self.metrics.add(Counter::BlobsRefused, 1);
                 BlobError::Corrupt { digest: *digest, place: self.library.blob_place(digest), why }
             }

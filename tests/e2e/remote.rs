@@ -79,20 +79,27 @@ for_both_users! {
         let blob = |path: &str| sample().blob(&world.path().join("original"), path);
         let bad = std::fs::read(blob("lib/module.py")).unwrap();
         let pack = store.only("packs");
-        let mut bytes = std::fs::read(&pack).unwrap();
+        let whole = std::fs::read(&pack).unwrap();
+        let mut bytes = whole.clone();
         let at = bytes.windows(bad.len()).position(|window| window == bad).unwrap();
         bytes[at + 10] ^= 0xff;
         std::fs::write(&pack, bytes).unwrap();
         let large = blob("lib/large.so");
         let large = store.0.join("blobs").join(large.file_name().unwrap());
-        let len = large.metadata().unwrap().len();
-        std::fs::File::options().write(true).open(&large).unwrap().set_len(len / 2).unwrap();
+        let whole_large = std::fs::read(&large).unwrap();
+        let file = std::fs::File::options().write(true).open(&large).unwrap();
+        file.set_len(whole_large.len() as u64 / 2).unwrap();
         let mounted = mount(&world, &store, "s", &[]);
         assert_errno(std::fs::read(mounted.at("lib/module.py")), Errno::IO);
         assert_errno(std::fs::read(mounted.at("lib/large.so")), Errno::IO);
         for path in ["readme.txt", "lib/data.bin", "lib/deep/er/leaf.txt", "many/a", "many/b", "many/c", "empty"] {
             std::fs::read(mounted.at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
         }
+        // Whoever mends the store mends the mount.
+        std::fs::write(&pack, whole).unwrap();
+        std::fs::write(&large, whole_large).unwrap();
+        assert_eq!(std::fs::read(mounted.at("lib/module.py")).unwrap(), b"VALUE = 42\n");
+        assert_eq!(std::fs::read(mounted.at("lib/large.so")).unwrap(), pattern(700_000));
     }
 
     fn offline_mounts_what_is_in_the_cache_and_says_what_is_missing() {

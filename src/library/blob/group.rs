@@ -5,7 +5,7 @@
 //! them.
 //!
 //! Invariants: a blob gets its name in the cache only after its digest was right. One that is bad is left out, and an error
-//! only of the files that have it: each of their reads asks for the group again.
+//! only of the files that have it: each of their reads asks the store for the group again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,10 +14,10 @@ use std::sync::atomic::Ordering;
 
 use super::read::{not_opened, read_through};
 use super::{Audience, BlobError, Blobs};
-use crate::library::Latency;
 use crate::library::cache::BlobCache;
 use crate::library::digest::Digest;
 use crate::library::turn::Fetched;
+use crate::library::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, thread};
 
@@ -88,6 +88,7 @@ impl Blobs {
             let rest = Rest {
                 group,
                 wanted: *digest,
+                library: Arc::clone(&self.library),
                 cache: Arc::clone(&self.cache),
                 metrics: Arc::clone(&self.metrics),
             };
@@ -104,6 +105,7 @@ impl Blobs {
 struct Rest {
     group: Fetched,
     wanted: Digest,
+    library: Arc<dyn Library>,
     cache: Arc<BlobCache>,
     metrics: Arc<Metrics>,
 }
@@ -161,6 +163,7 @@ impl Rest {
             // Its readers are told.
             Err(fault) => {
                 tracing::debug!(%digest, ?fault, "a blob of a group is bad");
+                self.library.forget(digest);
                 Ok(false)
             }
         }

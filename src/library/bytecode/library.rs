@@ -72,12 +72,24 @@ impl Library for WithBytecode {
         if self.bytecode.content(digest).is_some() { Ok(None) } else { self.library.turn(digest, stop) }
     }
 
+    fn forget(&self, digest: &Digest) {
+        self.library.forget(digest);
+    }
+
     fn position(&self, digest: &Digest) -> u64 {
         self.library.position(digest)
     }
 
     fn group_of(&self, digest: &Digest) -> Option<u64> {
         self.library.group_of(digest)
+    }
+
+    fn stored_size(&self, digest: &Digest) -> Option<u64> {
+        self.library.stored_size(digest)
+    }
+
+    fn has_catalog(&self, name: &CatalogName) -> Option<bool> {
+        self.library.has_catalog(name)
     }
 
     fn profile(&self, name: &CatalogName) -> Option<PathBuf> {
@@ -94,5 +106,13 @@ impl Library for WithBytecode {
 
     fn contact(&self) -> Option<Contact> {
         self.library.contact()
+    }
+
+    fn catalog_place(&self, name: &CatalogName) -> String {
+        self.library.catalog_place(name)
+    }
+
+    fn blob_place(&self, digest: &Digest) -> String {
+        self.library.blob_place(digest)
     }
 }

@@ -550,6 +550,13 @@ impl Library for RemoteLibrary {
         )))
     }
 
+    fn forget(&self, digest: &Digest) {
+        let Some((layout, entry)) = self.find(digest) else { return };
+        let Some(group) = entry.grouped.and_then(|(id, _)| layout.group(id)) else { return };
+        let dropped_later = self.groups.lock().remove(&(group.pack, group.offset));
+        drop(dropped_later);
+    }
+
     fn position(&self, digest: &Digest) -> u64 {
         match self.find(digest).map(|(_, entry)| entry.grouped) {
             Some(Some((id, offset))) => (u64::from(id.0) << 32) | offset.min(u64::from(u32::MAX)),
