@@ -10,6 +10,7 @@
 pub mod blob;
 pub mod bytecode;
 pub mod cache;
+pub mod cache_dir;
 pub(crate) mod cancellable;
 pub mod catalog;
 pub mod catalogs;
@@ -29,6 +30,7 @@ pub mod stamp;
 pub mod stored;
 pub mod stream;
 pub mod turn;
+pub mod unneeded;
 pub mod warm;
 pub mod zip;
 

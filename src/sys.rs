@@ -30,6 +30,9 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+/// The device through which the kernel talks to a FUSE daemon.
+pub const FUSE_DEVICE: &str = "/dev/fuse";
+
 /// The errno of an I/O error; EIO for an error that did not come from the system.
 #[must_use]
 pub fn errno_of(error: &std::io::Error) -> Errno {

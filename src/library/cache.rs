@@ -23,8 +23,8 @@ use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::LibraryError;
+use super::cache_dir::{left_behind, make_dir, sweep};
 use super::digest::Digest;
-use super::index::cache::{left_behind, make_dir, sweep};
 use super::stamp::Stamp;
 use crate::sys::tree;
 

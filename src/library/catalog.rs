@@ -16,6 +16,7 @@
 mod build;
 mod gunzip;
 pub mod header;
+mod info;
 mod json;
 pub(crate) mod limits;
 #[cfg(test)]
@@ -28,8 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use super::NAME_LEN;
 use super::digest::Digest;
-use super::index::CatalogInfo;
 use super::name::is_hex;
+pub use info::{CatalogInfo, Placed};
 use limits::Limits;
 
 /// The deepest nesting of directories. A path of the kernel's limit (4096 bytes) could have 2048 levels. Real

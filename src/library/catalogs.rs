@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::catalog::CatalogInfo;
 use super::digest::Hex;
-use super::index::CatalogInfo;
 use super::look::Look;
 use super::name::is_hex;
 use super::{Library, LibraryError};

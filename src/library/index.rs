@@ -22,40 +22,15 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
-use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, Unaligned};
 
 use super::bytecode::{self, Bytecode};
+use super::catalog::CatalogInfo;
 use super::digest::Digest;
 use crate::sys::fd;
 use crate::sys::guarded::{self, Access};
 use format::{Header, RawDigest, RawNode, Section};
 pub use node::{IndexError, Node, NodeId, NodeKind, Relocations};
-
-/// The header of a catalog, and rcc's own counts of its entries.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct CatalogInfo {
-    /// The version of rcc that wrote it. Old versions wrote none.
-    pub rcc: String,
-    /// The name of the stage: the 24 bytes that relocation replaces.
-    pub identity: String,
-    /// The path of the stage. Spaces lie in its parent directory.
-    pub path: String,
-    /// Such as `linux_amd64`.
-    pub platform: String,
-    /// The hash of the blueprint, 16 hexadecimal digits.
-    pub blueprint: String,
-    /// Directories. Like the other counts, this includes what rcc lists once more below links to directories.
-    pub rcc_directories: u64,
-    pub rcc_files: u64,
-    /// The sum of the sizes of all files.
-    pub rcc_bytes: u64,
-    /// Files with relocations.
-    pub rcc_relocations: u64,
-    /// The path at which the environment is shown, if it is not a directory beside `path`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub placed: Option<place::Placed>,
-}
 
 #[derive(Debug)]
 pub struct Index {

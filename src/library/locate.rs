@@ -5,14 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-
-use super::digest::Hex;
 use super::dir::DirLibrary;
 use super::zip::ZipLibrary;
 use super::{Library, LibraryError, RemoteTrouble};
 use crate::settings::remote::RemoteSettings;
-use crate::sys::guarded;
 
 /// What is needed to reach libraries in object stores.
 #[derive(Clone, Debug)]
@@ -102,24 +98,6 @@ impl Location {
     pub fn lock(&self) -> Option<PathBuf> {
         self.holotree().map(|holotree| holotree.join("global.lck"))
     }
-}
-
-/// The URLs of the libraries of which something is kept in holofs's cache directory.
-#[must_use]
-pub fn known_urls(cache_dir: &Path) -> Vec<PathBuf> {
-    /// The longest URL in bytes.
-    const LONGEST: u64 = 8 << 10;
-    let dirs = std::fs::read_dir(cache_dir.join("remote")).into_iter().flatten().flatten();
-    let url = |dir: std::fs::DirEntry| guarded::read(&dir.path().join("url"), LONGEST).ok();
-    dirs.filter_map(url).filter_map(|url| Some(PathBuf::from(String::from_utf8(url).ok()?))).collect()
-}
-
-/// What is kept of the library at a URL, beside its blobs.
-#[must_use]
-pub fn copies_of(cache_dir: &Path, url: &Path) -> PathBuf {
-    let sum = Sha256::digest(url.as_os_str().as_encoded_bytes());
-    let (short, _) = sum.split_at(8);
-    cache_dir.join("remote").join(Hex(short).to_string())
 }
 
 /// Opens the library: the first of a hololib, a ROBOCORP_HOME, a shared holotree, a `hololib.zip` and a robot bundle that

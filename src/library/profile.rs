@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cache_dir::{cached, make_dir};
 use super::digest::Hex;
 use super::index::NodeId;
-use super::index::cache::{cached, make_dir};
 use crate::sys::fd;
 use crate::sys::guarded::{self, Durability};
 

@@ -17,10 +17,10 @@ use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use crate::library::catalog::CatalogInfo;
 use crate::library::catalog::limits::MAX_FILE;
 use crate::library::catalog::{Header, header, write};
 use crate::library::digest::Hex;
-use crate::library::index::CatalogInfo;
 use crate::library::look::Look;
 use crate::space::path::SpacePath;
 use crate::space::{SpaceError, lock};

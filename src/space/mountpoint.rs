@@ -108,7 +108,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::library::index::CatalogInfo;
+    use crate::library::catalog::CatalogInfo;
     use crate::library::name::Identity;
 
     const NAME: &str = "ea7ce2c_5a1fac3_ca793c28";

@@ -103,7 +103,7 @@ pub fn clone_fuse_device(device: impl AsFd) -> Result<OwnedFd, Errno> {
     /// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`: `_IOR(229, 0, uint32_t)`.
     const CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let clone = rustix::fs::open(super::fuse_mount::DEVICE, flags, Mode::empty())?;
+    let clone = rustix::fs::open(super::FUSE_DEVICE, flags, Mode::empty())?;
     let mut source = device.as_fd().as_raw_fd().unsigned_abs();
     // SAFETY: the request reads one u32, and `source` lives until the call returns.
     match unsafe { libc::ioctl(clone.as_raw_fd(), CLONE, &raw mut source) } {

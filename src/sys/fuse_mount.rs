@@ -23,10 +23,7 @@ use super::fd::proc_path;
 use super::guarded::Dir;
 use super::mountinfo::{self, FS_TYPE, MountEntry};
 use super::private_ns::may_mount;
-use super::process;
-
-/// The device through which the kernel talks to a FUSE daemon.
-pub const DEVICE: &str = "/dev/fuse";
+use super::{FUSE_DEVICE, process};
 
 /// The options of a mount.
 #[derive(Clone, Debug, Default)]
@@ -48,10 +45,10 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// `/dev/fuse` cannot be opened.
-    #[error("{DEVICE}: {0}")]
+    #[error("{FUSE_DEVICE}: {0}")]
     Device(Errno),
     /// `/dev/fuse` is something else.
-    #[error("{DEVICE}: it is not the device of FUSE")]
+    #[error("{FUSE_DEVICE}: it is not the device of FUSE")]
     AnotherDevice,
     /// This user cannot call mount(2), and fusermount3 is missing.
     #[error("fusermount3 is not installed, and only root can mount without it")]
@@ -112,7 +109,7 @@ fn flag_of(option: &str) -> Option<MountFlags> {
 /// # Errors
 /// See [`MountError`]. Nothing is mounted then.
 pub fn mount(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountError> {
-    let device = rustix::fs::stat(DEVICE).map_err(MountError::Device)?;
+    let device = rustix::fs::stat(FUSE_DEVICE).map_err(MountError::Device)?;
     if !is_fuse(&device) {
         return Err(MountError::AnotherDevice);
     }
@@ -137,7 +134,7 @@ fn mount_directly(mountpoint: &Dir, options: &Options) -> Result<OwnedFd, MountE
         return Err(MountError::Os { call: "mount", source: Errno::PERM });
     }
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(MountError::Device)?;
+    let fd = rustix::fs::open(FUSE_DEVICE, flags, Mode::empty()).map_err(MountError::Device)?;
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={}",
         fd.as_raw_fd(),

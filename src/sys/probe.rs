@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
-use super::fuse_mount::DEVICE;
+use super::FUSE_DEVICE;
 use super::{errno_of, last_errno, mountinfo};
 
 /// A directory and its filesystem.
@@ -155,7 +155,7 @@ fn nameless(dir: &Path) -> Result<File, Refusal> {
 /// # Errors
 /// The errno of open(2).
 pub fn fuse_device() -> Result<OwnedFd, Errno> {
-    rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(FUSE_DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// What the kernel answered to a mount.
@@ -185,7 +185,7 @@ fn private_mount() -> Result<OwnedFd, Refusal> {
     // Else the mount would show up in the namespace that this one was copied from.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(Refusal::of("mount"))?;
-    let fuse = fuse_device().map_err(Refusal::of(DEVICE))?;
+    let fuse = fuse_device().map_err(Refusal::of(FUSE_DEVICE))?;
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", fuse.as_raw_fd());
     let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes())
         .map_err(|_| Refusal::of("mount")(Errno::INVAL))?;

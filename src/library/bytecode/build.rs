@@ -9,8 +9,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Entry, HEADER_SIZE, Header, MAGIC, VERSION, dir, file_name};
 use crate::library::LibraryError;
+use crate::library::cache_dir::cached;
 use crate::library::digest::{Digest, DigestKind, Hasher, Hex};
-use crate::library::index::cache::cached;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind};
 use crate::sys::guarded::{Dir, Durability};
 

@@ -8,25 +8,21 @@
 //! look as in the note. Otherwise the sums are computed again. A damaged index, and one of another version, is compiled
 //! again.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::compile::compile;
 use super::format::VERSION;
-use super::{Index, IndexError, find, place};
-use crate::library::bytecode;
+use super::{Index, IndexError};
+use crate::library::cache_dir::{cached, make_dir, sweep};
 use crate::library::catalog::{self, CatalogError};
 use crate::library::catalogs::{CatalogName, CatalogStamp};
 use crate::library::digest::Hex;
 use crate::library::look::Look;
 use crate::library::{Library, LibraryError};
-use crate::sys::guarded::{self, Durability, PART, Replace, Writers};
+use crate::sys::guarded::{self, Durability, PART};
 
 /// The note about one catalog.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -125,87 +121,19 @@ pub fn note_blobs_seen(library: &dyn Library, name: &CatalogName, cache_dir: &Pa
     }
 }
 
-/// The files in the caches of indexes, profiles and bytecode that none of the known catalogs needs, with their sizes in bytes:
-/// those of catalogs that are gone, indexes of other versions, and temporary files of killed processes. Files
-/// that were written in the last hour may belong to a catalog that is not known yet. `sums` are the SHA-256 sums of further
-/// catalogs that are needed.
-///
-/// # Errors
-/// When the catalogs of a library cannot be listed. Then nobody knows what is needed.
-pub fn unneeded(
-    libraries: &[&dyn Library],
-    mut sums: BTreeSet<String>,
-    index_dir: &Path,
-    profile_dir: &Path,
-    bytecode_dir: &Path,
-) -> Result<Vec<(PathBuf, u64)>, LibraryError> {
-    let mut needed = BTreeSet::new();
-    for library in libraries {
-        for entry in library.catalogs()?.entries {
-            let note = note_path(*library, &entry.name, index_dir);
-            sums.extend(read_note(&note).map(|note| note.catalog_sha256));
-            needed.insert(note);
-        }
-    }
-    for sum in &sums {
-        needed.insert(index_path(index_dir, sum));
-        needed.insert(index_dir.join(find::name_of(sum)));
-        needed.insert(bytecode_dir.join(bytecode::file_name(sum)));
-        needed.insert(profile_dir.join(sum));
-    }
-    let mut unneeded = Vec::new();
-    for dir in [index_dir, profile_dir, bytecode_dir] {
-        let entries = match std::fs::read_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(LibraryError::io(dir))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(LibraryError::io(dir))?;
-            let Ok(found) = entry.metadata() else { continue };
-            let is_old = found.modified().is_ok_and(|modified| is_past(modified, SETTLED));
-            let is_placed = |name: &str| place::catalog_of(name).is_some_and(|sum| sums.contains(sum));
-            let is_needed =
-                needed.contains(&entry.path()) || entry.file_name().to_str().is_some_and(is_placed);
-            if found.is_file() && is_old && !is_needed {
-                unneeded.push((entry.path(), found.len()));
-            }
-        }
-    }
-    unneeded.sort();
-    Ok(unneeded)
-}
-
-/// After this time nobody writes to a file any more.
-const SETTLED: Duration = Duration::from_secs(3600);
-
-fn is_past(time: SystemTime, age: Duration) -> bool {
-    time.elapsed().is_ok_and(|elapsed| elapsed > age)
-}
-
-/// The temporary files in a directory that a killed process left, with their sizes: those with `part` in their name that
-/// nobody has written to for an hour.
-pub(crate) fn left_behind(dir: &Path, part: &str) -> Vec<(PathBuf, u64)> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let left = entries.filter_map(|entry| {
-        let found = entry.metadata().ok()?;
-        let is_left =
-            entry.file_name().to_string_lossy().contains(part) && is_past(found.modified().ok()?, SETTLED);
-        is_left.then(|| (entry.path(), found.len()))
-    });
-    left.collect()
-}
-
 fn look_of(path: &Path) -> std::io::Result<Look> {
     std::fs::metadata(path).map(|found| Look::from(&found))
 }
 
-fn note_path(library: &dyn Library, name: &CatalogName, cache_dir: &Path) -> PathBuf {
+/// The note about a catalog.
+pub(in crate::library) fn note_path(library: &dyn Library, name: &CatalogName, cache_dir: &Path) -> PathBuf {
     let key: [u8; 32] = Sha256::digest(library.catalog_place(name)).into();
     let (key, _) = key.split_at(8);
     cache_dir.join(format!("{}.stamp", Hex(key)))
 }
 
-fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
+/// The index of the catalog with this SHA-256, in hex.
+pub(in crate::library) fn index_path(cache_dir: &Path, sum: &str) -> PathBuf {
     cache_dir.join(format!("{sum}.v{VERSION}.idx"))
 }
 
@@ -231,6 +159,11 @@ pub(super) fn open_checked(path: &Path, sum: &str, whole: bool) -> Option<Index>
 /// The largest size of a note in bytes. It holds a sum and a few numbers.
 const MAX_NOTE: u64 = 64 << 10;
 
+/// The SHA-256 of a catalog, in hex, if this note about it can be read.
+pub(in crate::library) fn noted_sum(note_path: &Path) -> Option<String> {
+    read_note(note_path).map(|note| note.catalog_sha256)
+}
+
 fn read_note(path: &Path) -> Option<Note> {
     let text = guarded::read(path, MAX_NOTE).ok()?;
     let note: Note = serde_json::from_slice(&text).ok()?;
@@ -250,28 +183,4 @@ fn write_note(path: &Path, stamp: CatalogStamp, sum: &str, index: &Path, blobs_s
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), %error, "cannot record that a catalog was compiled");
     }
-}
-
-/// How a file of the cache is written.
-pub(crate) fn cached(durability: Durability) -> Replace {
-    Replace { mode: 0o600, writers: Writers::Many, durability }
-}
-
-/// Removes the temporary files that a process left in a directory when it was killed: those with `part` in their name that
-/// nobody has written to for an hour.
-pub(crate) fn sweep(dir: &Path, part: &str) {
-    for (path, _) in left_behind(dir, part) {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::debug!(%error, "cannot remove a temporary file of the cache");
-        }
-    }
-}
-
-/// Creates a directory of the cache with mode 0700, unless it exists.
-pub(crate) fn make_dir(path: &Path) -> Result<(), LibraryError> {
-    // On a frozen filesystem, mkdir blocks even if the directory exists.
-    if path.is_dir() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(LibraryError::io(path))
 }

@@ -14,12 +14,12 @@ use std::sync::Mutex;
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
 
-use super::cache::cached;
 use super::format::{self, RawDigest};
 use super::{Index, IndexError, NodeId};
 use crate::library::Latency;
 use crate::library::blob::direct::{AT_ONCE, Room, Unpacked};
 use crate::library::blob::{BlobError, Blobs};
+use crate::library::cache_dir::cached;
 use crate::library::digest::Hex;
 use crate::sys::guarded::{self, Durability};
 use crate::sys::thread::{self, Panicked};
@@ -202,7 +202,7 @@ fn path_of(index: &Index, cache_dir: &Path) -> PathBuf {
 }
 
 /// The name of the file of finds of the catalog with this SHA-256.
-pub(super) fn name_of(sum: &str) -> String {
+pub(in crate::library) fn name_of(sum: &str) -> String {
     format!("{sum}.found")
 }
 

@@ -15,16 +15,17 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
-use super::cache::{cached, open_checked};
+use super::cache::open_checked;
 use super::compile::assemble;
 use super::find::{Content, Finds};
 use super::format::{self, HEADER_SIZE, RawNode, VERSION};
 use super::{Index, IndexError, NodeId};
+use crate::library::cache_dir::cached;
+use crate::library::catalog::{CatalogInfo, Placed};
 use crate::library::digest::Hex;
 use crate::library::{LibraryError, NAME_LEN};
 use crate::sys::guarded::{self, Durability};
@@ -43,17 +44,6 @@ const LINE_MAX: u64 = 255;
 
 /// The longest text of a link, in bytes.
 const LINK_MAX: usize = 4095;
-
-/// Where an environment is shown, and what does not fit there.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Placed {
-    /// The path at which the environment is shown.
-    pub path: String,
-    /// The number of unpatched files and links.
-    pub unpatched: u32,
-    /// The first of them, by their paths in the environment.
-    pub named: Vec<String>,
-}
 
 /// A step on the way from a blob to the file, in the order of the bytes of the blob. What is between two steps is copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,7 +148,7 @@ fn path_of(sum: &str, to: &str, cache_dir: &Path) -> PathBuf {
 }
 
 /// The SHA-256 of the catalog of the index for another path that has this name. None for other files.
-pub(super) fn catalog_of(name: &str) -> Option<&str> {
+pub(in crate::library) fn catalog_of(name: &str) -> Option<&str> {
     name.strip_suffix(&format!(".v{VERSION}{ENDING}"))?.split_once('.').map(|(sum, _)| sum)
 }
 
@@ -202,7 +192,7 @@ fn derive(index: &Index, found: &Finds, to: &str) -> Result<Vec<u8>, IndexError>
     header.total_bytes = total.into();
     header.relocated = relocated.into();
     let digests = index.header.digests.of(&index.map)?;
-    let info = super::CatalogInfo { placed: Some(making.placed), ..index.info.clone() };
+    let info = CatalogInfo { placed: Some(making.placed), ..index.info.clone() };
     let Making { words, strings, .. } = making;
     assemble(header, file, &|file| file.extend_from_slice(digests), &words, &strings, &info)
         .ok_or(IndexError("its header cannot be written"))

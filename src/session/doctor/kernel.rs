@@ -7,8 +7,8 @@ use super::uid;
 use crate::activate::program::{self, Found};
 use crate::session::mount::helper::Client;
 use crate::settings::{MountHelper, Settings};
+use crate::sys::FUSE_DEVICE;
 use crate::sys::confinement::Confinement;
-use crate::sys::fuse_mount::DEVICE;
 use crate::sys::plain;
 use crate::sys::probe::{self, FuseProbe};
 
@@ -64,24 +64,32 @@ fn device(report: &mut Report, confinement: &Confinement) -> bool {
     let is_contained = confinement.container.is_some();
     match probe::fuse_device() {
         Ok(_) => {
-            report.ok(kind, format!("{DEVICE} can be opened"));
+            report.ok(kind, format!("{FUSE_DEVICE} can be opened"));
             return true;
         }
         Err(errno @ (Errno::NOENT | Errno::NODEV | Errno::NXIO)) if !has_module() => {
             let fix = if is_contained { "modprobe fuse on the host" } else { "modprobe fuse" };
-            report.fail(kind, format!("{DEVICE}: {}; the kernel has no module fuse", plain(&errno)), fix);
+            report.fail(
+                kind,
+                format!("{FUSE_DEVICE}: {}; the kernel has no module fuse", plain(&errno)),
+                fix,
+            );
         }
         Err(errno @ Errno::NOENT) => {
-            report.fail(kind, format!("{DEVICE}: {}", plain(&errno)), IN_A_CONTAINER);
+            report.fail(kind, format!("{FUSE_DEVICE}: {}", plain(&errno)), IN_A_CONTAINER);
         }
         Err(errno @ Errno::PERM) => {
-            let message = format!("{DEVICE}: {}; the devices cgroup refuses it", plain(&errno));
+            let message = format!("{FUSE_DEVICE}: {}; the devices cgroup refuses it", plain(&errno));
             report.fail(kind, message, IN_A_CONTAINER);
         }
         Err(errno @ Errno::ACCESS) => {
-            report.fail(kind, format!("{DEVICE}: {}", plain(&errno)), format!("chmod 666 {DEVICE}, as root"));
+            report.fail(
+                kind,
+                format!("{FUSE_DEVICE}: {}", plain(&errno)),
+                format!("chmod 666 {FUSE_DEVICE}, as root"),
+            );
         }
-        Err(errno) => report.fail(kind, format!("{DEVICE}: {}", plain(&errno)), "modprobe fuse"),
+        Err(errno) => report.fail(kind, format!("{FUSE_DEVICE}: {}", plain(&errno)), "modprobe fuse"),
     }
     false
 }
@@ -155,7 +163,7 @@ fn mount(
             );
         }
         None if !device => {
-            report.fail(kind, format!("without {DEVICE} nothing can be mounted"), "see fuse-device");
+            report.fail(kind, format!("without {FUSE_DEVICE} nothing can be mounted"), "see fuse-device");
             return false;
         }
         None if uid() == 0 && !confinement.sys_admin => {

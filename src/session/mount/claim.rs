@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use crate::library::catalog::CatalogInfo;
 use crate::library::digest::Hex;
-use crate::library::index::CatalogInfo;
 use crate::session::request::MountPlan;
 use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;

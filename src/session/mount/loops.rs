@@ -9,7 +9,7 @@ use fuser::Config;
 use rustix::fs::{Mode, OFlags};
 
 use crate::session::error::Error;
-use crate::sys::{self, fuse_mount, process, surroundings};
+use crate::sys::{self, FUSE_DEVICE, process, surroundings};
 
 /// The fewest and the most loops. With a single loop each request costs three times as much as with two, see
 /// `docs/PERFORMANCE.md`. More loops than processors only compete for them.
@@ -67,7 +67,7 @@ pub(in crate::session) fn check_memory(loops: usize) -> Result<(), Error> {
 pub(in crate::session) fn config(loops: usize) -> Config {
     let mut config = Config::default();
     config.n_threads = Some(loops);
-    let openable = rustix::fs::open(fuse_mount::DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let openable = rustix::fs::open(FUSE_DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     config.clone_fd = openable.is_ok();
     config
 }
