@@ -36,14 +36,14 @@ pub mod zip;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use catalog::CatalogError;
 use catalogs::{CatalogName, CatalogStamp, Catalogs};
 use digest::Digest;
 use index::IndexError;
 use stored::{StoredBlob, StoredBlobs};
-use turn::Turn;
+use turn::{Turn, Waiting};
 
 use crate::metrics::Contact;
 use crate::sys::thread::Panicked;
@@ -114,8 +114,13 @@ pub trait Library: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// As [`Library::blob`].
-    fn turn(&self, _digest: &Digest, _stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
+    fn turn(&self, _digest: &Digest, _waiting: Waiting<'_>) -> io::Result<Option<Turn>> {
         Ok(None)
+    }
+
+    /// How long somebody who waits for a blob since `since` may go on to wait. None: as long as it takes.
+    fn patience(&self, _since: Instant) -> Option<Duration> {
+        None
     }
 
     /// Forgets what is kept of the stored bytes of a blob, because they turned out to be bad. The next read asks the store again.

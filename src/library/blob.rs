@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -36,6 +37,7 @@ use crate::settings::Verify;
 use crate::sys::fd;
 use crate::sys::thread::{self, Panicked};
 pub use error::BlobError;
+use group::Unanswered;
 pub(super) use read::{Fault, is_content, not_opened, read_through};
 use read::{copy_verified, read_pieces};
 
@@ -84,6 +86,8 @@ pub struct Blobs {
     /// Copies without a name in the cache. A leaf lock.
     unkept: Mutex<Unkept<Digest>>,
     metrics: Arc<Metrics>,
+    /// Blobs for which a reader waited in vain.
+    unanswered: Unanswered,
     /// Held while a copy is made in memory. One copy at a time keeps within the limit on memory.
     in_memory: Mutex<()>,
 }
@@ -100,8 +104,8 @@ struct Unpacking {
 impl Unpacking {
     /// Unpacks the blob, and announces its bytes on the way when `early` is set.
     fn run(mut self, size: u64, early: bool) {
-        let audience = Audience { readers: early.then_some(&*self.to), stop: None };
-        let fetched = self.blobs.once(&self.digest, size, |blobs| blobs.fetch(&self.digest, size, audience));
+        let audience = Audience { readers: early.then_some(&*self.to), ..Audience::default() };
+        let fetched = self.blobs.once(&self.digest, size, audience);
         let fetched = fetched.or_else(|error| {
             tracing::debug!(%error, "a blob was not unpacked");
             self.to.take_back();
@@ -110,9 +114,9 @@ impl Unpacking {
                     self.blobs.distrusted.lock().insert(self.digest);
                     Err(error)
                 }
-                BlobError::Missing { .. } | BlobError::Panicked(_) => Err(error),
                 // On a full disk the blob may still fit into memory, which cannot be streamed.
-                BlobError::Io { .. } => self.blobs.open_raw(&self.digest, size),
+                BlobError::Io { source, .. } if is_full(&source) => self.blobs.open_raw(&self.digest, size),
+                error => Err(error),
             }
         });
         self.outcome = Some(fetched.map(Arc::new).map_err(Arc::new));
@@ -149,6 +153,7 @@ impl Blobs {
             checked: Mutex::default(),
             unkept: Mutex::default(),
             metrics: Arc::default(),
+            unanswered: Unanswered::default(),
             in_memory: Mutex::default(),
         }
     }
@@ -220,7 +225,7 @@ impl Blobs {
         if let Some(file) = self.cached(digest, size)? {
             return Ok(file);
         }
-        self.once(digest, size, |blobs| blobs.fetch(digest, size, Audience::default()))
+        self.once(digest, size, Audience::default())
     }
 
     /// The verified copy of a blob in the cache. None if there is none: the library is not read.
@@ -242,21 +247,17 @@ impl Blobs {
     }
 
     /// Fetches a blob, unless another thread has fetched it meanwhile.
-    fn once(
-        &self,
-        digest: &Digest,
-        size: u64,
-        fetch: impl FnOnce(&Self) -> Result<File, BlobError>,
-    ) -> Result<File, BlobError> {
+    fn once(&self, digest: &Digest, size: u64, audience: Audience<'_>) -> Result<File, BlobError> {
+        if self.is_far() {
+            self.has_waited(digest, audience.since)?;
+        }
         let gate = Arc::clone(self.in_progress.lock().entry(*digest).or_default());
-        let fetched = {
-            let _one_at_a_time = gate.lock();
-            match self.ready(digest, size) {
-                Ok(None) => fetch(self),
-                Ok(Some(file)) => Ok(file),
-                Err(error) => Err(error),
+        let fetched = self.pass(&gate, digest, audience.since).and_then(|_one_at_a_time| {
+            match self.ready(digest, size)? {
+                None => self.fetch(digest, size, audience),
+                Some(file) => Ok(file),
             }
-        };
+        });
         let mut in_progress = self.in_progress.lock();
         // Only the map and this thread have the gate, so no other thread waits at it.
         if Arc::strong_count(&gate) <= 2 {
@@ -276,7 +277,7 @@ impl Blobs {
         if !self.cache.keeps(size) || self.ready(digest, size)?.is_some() {
             return Ok(false);
         }
-        match self.fetch(digest, size, Audience { readers: None, stop: Some(stop) }) {
+        match self.fetch(digest, size, Audience { stop: Some(stop), ..Audience::default() }) {
             Ok(_) => Ok(true),
             Err(_) if stop.load(Ordering::Relaxed) => Ok(false),
             Err(error) => Err(error),
@@ -390,7 +391,7 @@ impl Blobs {
                     && size <= memory_limit() =>
             {
                 tracing::debug!(%digest, "the disk is full; unpacking a blob into memory");
-                let _one_at_a_time = self.in_memory.lock();
+                let _one_at_a_time = self.pass(&self.in_memory, digest, audience.since)?;
                 let closed_later = self.unkept.lock().make_room(size);
                 drop(closed_later);
                 let pending = Pending::in_memory().map_err(|source| self.cache_error(digest, source))?;
@@ -496,12 +497,21 @@ impl Blobs {
 }
 
 /// Who waits for a fetch.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Audience<'a> {
+    /// When the wait began.
+    since: Instant,
     /// The readers of a stream, to whom the bytes are announced.
     readers: Option<&'a Filling>,
     /// Ends the fetch with an error when it is set.
     stop: Option<&'a AtomicBool>,
+}
+
+impl Default for Audience<'_> {
+    /// A reader that comes now.
+    fn default() -> Self {
+        Self { since: Instant::now(), readers: None, stop: None }
+    }
 }
 
 /// A writer that announces the bytes to the readers of a stream.

@@ -20,7 +20,7 @@ pub mod store;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use counters::Counters;
 
@@ -34,6 +34,20 @@ pub trait Objects: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See [`StoreError`].
     fn get(&self, name: &str, range: Option<Range<u64>>, limit: u64) -> Result<Vec<u8>, StoreError>;
+
+    /// As [`Objects::get`], but the store has to begin its answer within `patience`.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn get_within(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        limit: u64,
+        _patience: Duration,
+    ) -> Result<Vec<u8>, StoreError> {
+        self.get(name, range, limit)
+    }
 
     /// The objects in a directory, in no order. An empty list if there is no such directory.
     ///

@@ -11,6 +11,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::digest::Digest;
 use super::stored::StoredBlob;
@@ -18,13 +22,37 @@ use super::stored::StoredBlob;
 /// Fetches the bytes of a group.
 pub type FetchGroup = Box<dyn FnOnce() -> io::Result<Arc<Vec<u8>>> + Send>;
 
+/// Begins to fetch a blob that is in no group.
+pub type FetchAlone = Box<dyn FnOnce() -> io::Result<StoredBlob> + Send>;
+
+/// How long somebody waits for a blob.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting<'a> {
+    /// When that began. The time limit of a library counts from here.
+    pub since: Instant,
+    /// Ends the wait with an error when it is set.
+    pub stop: Option<&'a AtomicBool>,
+}
+
+impl Waiting<'_> {
+    /// Whether the wait is to end with an error.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+}
+
 /// The right to fetch a blob, and the others of its group.
 pub struct Turn {
     lock: Option<File>,
-    /// None for a blob that is in no group.
-    group: Option<(FetchGroup, Vec<Member>)>,
+    what: What,
     /// Shows the library that the turn is not over.
     alive: Option<Arc<()>>,
+}
+
+enum What {
+    Alone(FetchAlone),
+    Group(FetchGroup, Vec<Member>),
 }
 
 /// A blob of a group.
@@ -39,7 +67,10 @@ pub struct Member {
 
 impl std::fmt::Debug for Turn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let members = self.group.as_ref().map_or(0, |(_, members)| members.len());
+        let members = match &self.what {
+            What::Alone(_) => 0,
+            What::Group(_, members) => members.len(),
+        };
         f.debug_struct("Turn").field("lock", &self.lock).field("members", &members).finish()
     }
 }
@@ -47,42 +78,47 @@ impl std::fmt::Debug for Turn {
 impl Turn {
     /// The turn for a blob that is in no group. `lock` is released with it.
     #[must_use]
-    pub fn alone(lock: Option<File>) -> Self {
-        Self { lock, group: None, alive: None }
+    pub fn alone(lock: Option<File>, fetch: FetchAlone) -> Self {
+        Self { lock, what: What::Alone(fetch), alive: None }
     }
 
     /// The turn for a group. `alive` is held until all its blobs are dealt with.
     #[must_use]
     pub fn group(lock: Option<File>, fetch: FetchGroup, members: Vec<Member>, alive: Arc<()>) -> Self {
-        Self { lock, group: Some((fetch, members)), alive: Some(alive) }
+        Self { lock, what: What::Group(fetch, members), alive: Some(alive) }
     }
 
-    /// Fetches the group, if there is one.
+    /// Fetches the group, or begins to fetch the blob that is in none.
     ///
     /// # Errors
     /// As [`super::Library::blob`].
     pub fn fetch(self) -> io::Result<Fetched> {
-        let (bytes, members) = match self.group {
-            Some((fetch, members)) => (fetch()?, members),
-            None => (Arc::default(), Vec::new()),
+        let (alone, bytes, members) = match self.what {
+            What::Alone(fetch) => (Some(fetch()?), Arc::default(), Vec::new()),
+            What::Group(fetch, members) => (None, fetch()?, members),
         };
-        Ok(Fetched { _lock: self.lock, _alive: self.alive, bytes, members })
+        Ok(Fetched { _lock: self.lock, _alive: self.alive, alone: Mutex::new(alone), bytes, members })
     }
 }
 
-/// The blobs of a group in memory, and the turn of the group.
+/// The blobs of a group in memory, or a blob that is in none, and the turn.
 #[derive(Debug)]
 pub struct Fetched {
     _lock: Option<File>,
     _alive: Option<Arc<()>>,
+    /// Until it is taken. A leaf lock.
+    alone: Mutex<Option<StoredBlob>>,
     bytes: Arc<Vec<u8>>,
     members: Vec<Member>,
 }
 
 impl Fetched {
-    /// The stored bytes of a blob. None if it is not in the group.
+    /// The stored bytes of a blob. None if it is not in the group. A blob that is in no group can be taken once.
     #[must_use]
     pub fn stored(&self, digest: &Digest) -> Option<StoredBlob> {
+        if let Some(alone) = self.alone.lock().take() {
+            return Some(alone);
+        }
         let member = self.members.iter().find(|member| member.digest == *digest)?;
         Some(slice(&self.bytes, member.range.clone()))
     }

@@ -1,5 +1,6 @@
 //! Mounts of libraries in object stores. The store is a directory (`file://`), so that nothing else is needed.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -230,8 +231,46 @@ for_both_users! {
         let log = std::fs::read_to_string(mounted.state().join("log")).unwrap();
         assert_eq!(log.matches("failed: the object store does not answer").count(), 1, "{log}");
         server.be_silent(false);
+        // The kernel asks twice for a read that failed, and the second request is not to wait as long again.
+        std::thread::sleep(std::time::Duration::from_millis(300));
         for n in 0..200 {
             std::fs::read(mounted.at(format!("site/{n:03}.py"))).unwrap();
+        }
+    }
+
+    fn a_read_waits_no_longer_than_the_time_limit() {
+        const LIMIT: u64 = 4;
+        let library = many().file("large/a", &pattern(600_000)).file("large/b", &pattern(500_000));
+        let world = World::with(&library);
+        let store = pushed(&world);
+        let server = WebServer::of(&store);
+        let (url, hash, limit) = (server.url(), library.hash(), LIMIT.to_string());
+        let args = ["mount", &url, "s", "--blueprint", &hash, "--json", "--remote-timeout", &limit];
+        let mounted = Mounted::by(&world, "s", world.holofs().args(args));
+        server.be_silent(true);
+        // Several of one group, several of one file, files that are streamed, and some that begin later. A write waits, too.
+        let paths = ["site/000.py", "site/000.py", "site/000.py", "site/001.py", "site/002.py", "site/100.py"];
+        let paths = paths.into_iter().chain(["large/a", "large/a", "large/b", "lib/large.so", "etc/prefix.conf"]);
+        let reads: Vec<_> = paths
+            .enumerate()
+            .map(|(n, path)| {
+                let (path, append) = (mounted.at(path), n == 5);
+                let wait = std::time::Duration::from_millis(n as u64 % 3 * 700);
+                std::thread::spawn(move || {
+                    std::thread::sleep(wait);
+                    let begun = std::time::Instant::now();
+                    let done = match append {
+                        true => append_to(&path),
+                        false => std::fs::read(&path).map(drop),
+                    };
+                    (path, done, begun.elapsed())
+                })
+            })
+            .collect();
+        for read in reads {
+            let (path, done, waited) = read.join().unwrap();
+            assert_errno(done, Errno::IO);
+            assert!(waited.as_secs_f32() < LIMIT as f32 + 3.0, "{}: {waited:?}", path.display());
         }
     }
 
@@ -314,6 +353,10 @@ for_both_users! {
         mounted.unmount();
         assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
     }
+}
+
+fn append_to(path: &Path) -> std::io::Result<()> {
+    std::fs::File::options().append(true).open(path)?.write_all(b"more")
 }
 
 /// Pushes the library of a world with a profile of forty files, and takes the library and the cache away.

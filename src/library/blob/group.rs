@@ -7,22 +7,32 @@
 //! Invariants: a blob gets its name in the cache only after its digest was right. One that is bad is left out, and an error
 //! only of the files that have it: each of their reads asks the store for the group again.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::read::{not_opened, read_through};
 use super::{Audience, BlobError, Blobs};
 use crate::library::cache::BlobCache;
 use crate::library::digest::Digest;
-use crate::library::turn::Fetched;
+use crate::library::turn::{Fetched, Waiting};
 use crate::library::{Latency, Library};
 use crate::metrics::{Counter, Metrics};
 use crate::sys::{fd, thread};
 
 /// A group that would take more than this part of the cache's limit drives out what is needed. Only the wanted blob is kept.
 const PART: u64 = 4;
+
+/// How soon after a read that failed the kernel's second request for it comes.
+const TWICE: Duration = Duration::from_millis(250);
+
+/// How often to look whether the store answers somebody, after the time limit.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Larger blobs are written out at once: a clone of one waits for that.
 const WRITTEN_OUT: u64 = 128 * 1024;
@@ -59,6 +69,40 @@ impl Blobs {
         read_all(&file, size).map(Some).map_err(|source| self.cache_error(digest, source))
     }
 
+    /// Takes a lock that others hold while they fetch. Whoever waits for it longer than for the store gets an error, if the
+    /// store does not answer.
+    pub(super) fn pass<'g>(
+        &self,
+        gate: &'g Mutex<()>,
+        digest: &Digest,
+        since: Instant,
+    ) -> Result<MutexGuard<'g, ()>, BlobError> {
+        loop {
+            let Some(left) = self.library.patience(since) else { return Ok(gate.lock()) };
+            if let Some(passed) = gate.try_lock_for(left.max(LOOK)) {
+                return Ok(passed);
+            }
+            if left.is_zero() && self.is_silent() {
+                self.unanswered.add(digest);
+                let why = "the store does not answer another read, which came before";
+                return Err(self.library_error(digest, io::Error::new(io::ErrorKind::HostUnreachable, why)));
+            }
+        }
+    }
+
+    /// An error for the kernel's second request, if a read of the blob has just waited in vain.
+    pub(super) fn has_waited(&self, digest: &Digest, since: Instant) -> Result<(), BlobError> {
+        if self.unanswered.has(digest, since) && self.is_silent() {
+            let why = "the store did not answer this read just now";
+            return Err(self.library_error(digest, io::Error::new(io::ErrorKind::HostUnreachable, why)));
+        }
+        Ok(())
+    }
+
+    fn is_silent(&self) -> bool {
+        self.library.contact().is_some_and(|contact| contact.silent_since.is_some())
+    }
+
     /// Fetches a blob and its group, when nobody else does.
     pub(super) fn fetch_in_turn(
         &self,
@@ -66,6 +110,17 @@ impl Blobs {
         size: u64,
         audience: Audience<'_>,
     ) -> Result<File, BlobError> {
+        let fetched = self.fetch_now(digest, size, audience);
+        if let Err(BlobError::Io { source, .. }) = &fetched
+            && source.kind() == io::ErrorKind::HostUnreachable
+            && audience.stop.is_none()
+        {
+            self.unanswered.add(digest);
+        }
+        fetched
+    }
+
+    fn fetch_now(&self, digest: &Digest, size: u64, audience: Audience<'_>) -> Result<File, BlobError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => {
                 self.metrics.add(Counter::BlobsRefused, 1);
@@ -73,13 +128,14 @@ impl Blobs {
             }
             _ => self.fault(digest, not_opened(source)),
         };
-        let turn = self.library.turn(digest, audience.stop).map_err(failed)?;
+        let waiting = Waiting { since: audience.since, stop: audience.stop };
+        let turn = self.library.turn(digest, waiting).map_err(failed)?;
         let Some(turn) = turn else { return self.fetch_from(None, digest, size, audience) };
         if let Some(file) = self.confirmed(digest, size)? {
             self.hit(size);
             return Ok(file);
         }
-        if audience.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+        if waiting.is_stopped() {
             return Err(self.library_error(digest, io::Error::other("stopped")));
         }
         let group = turn.fetch().map_err(failed)?;
@@ -98,6 +154,30 @@ impl Blobs {
             }
         }
         file
+    }
+}
+
+/// Blobs for which a reader waited in vain, and when that ended.
+///
+/// The kernel asks twice: it reads ahead, and when that fails, it reads what is needed. Without this, each read would wait
+/// twice.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(
+    /// A leaf lock.
+    Mutex<HashMap<Digest, Instant>>,
+);
+
+impl Unanswered {
+    fn add(&self, digest: &Digest) {
+        let mut all = self.0.lock();
+        all.retain(|_, ended| ended.elapsed() < TWICE);
+        all.insert(*digest, Instant::now());
+    }
+
+    /// Whether a wait that began at `since` came just after one in vain.
+    fn has(&self, digest: &Digest, since: Instant) -> bool {
+        let ended = self.0.lock().get(digest).copied();
+        ended.and_then(|ended| since.checked_duration_since(ended)).is_some_and(|after| after < TWICE)
     }
 }
 

@@ -3,13 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use super::Bytecode;
 use crate::library::catalogs::{CatalogName, CatalogStamp, Catalogs};
 use crate::library::digest::Digest;
 use crate::library::stored::{StoredBlob, StoredBlobs};
-use crate::library::turn::Turn;
+use crate::library::turn::{Turn, Waiting};
 use crate::library::{Latency, Library, LibraryError};
 use crate::metrics::Contact;
 
@@ -68,8 +68,12 @@ impl Library for WithBytecode {
         self.library.latency()
     }
 
-    fn turn(&self, digest: &Digest, stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
-        if self.bytecode.content(digest).is_some() { Ok(None) } else { self.library.turn(digest, stop) }
+    fn turn(&self, digest: &Digest, waiting: Waiting<'_>) -> io::Result<Option<Turn>> {
+        if self.bytecode.content(digest).is_some() { Ok(None) } else { self.library.turn(digest, waiting) }
+    }
+
+    fn patience(&self, since: Instant) -> Option<Duration> {
+        self.library.patience(since)
     }
 
     fn forget(&self, digest: &Digest) {

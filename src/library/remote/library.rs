@@ -33,13 +33,15 @@ use crate::library::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs
 use crate::library::digest::Digest;
 use crate::library::memory::LruBySize;
 use crate::library::stored::{StoredBlob, StoredBlobs};
-use crate::library::turn::{Member, Turn, slice};
+use crate::library::turn::{FetchAlone, Member, Turn, Waiting, slice};
 use crate::library::{Latency, Library, LibraryError, RemoteTrouble};
 use crate::metrics::Contact;
 use crate::sys::fd::read_full;
 
 /// How long a store may take to answer a question whose earlier answer is known.
 const BRIEFLY: Duration = Duration::from_secs(2);
+/// The shortest time limit of a request. Shorter ones would fail in any network.
+const AT_LEAST: Duration = Duration::from_secs(1);
 /// How long the threads that fill the cache may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 /// The largest layout in bytes: that of four million blobs.
@@ -305,14 +307,43 @@ impl RemoteLibrary {
         look(&layouts)
     }
 
-    fn fetcher(&self, group: Group) -> Result<Fetcher, StoreError> {
+    /// How long a request may wait for somebody who waits since `since`. A little at the end of the time limit, too, because
+    /// the wait may have been for others to whom the store answers.
+    fn left(&self, since: Instant) -> Duration {
+        self.how.timeout.saturating_sub(since.elapsed()).max(AT_LEAST.min(self.how.timeout))
+    }
+
+    fn fetcher(&self, group: Group, since: Instant) -> Result<Fetcher, StoreError> {
         let name = head::pack(&group.pack);
-        let waiting = self.how.timeout;
+        let until = Instant::now() + self.left(since);
         let (groups, under_way) = (Arc::clone(&self.groups), Arc::clone(&self.under_way));
         let key = (group.pack, group.offset);
         let kept = groups.lock().get(&key);
         let store = if kept.is_some() { None } else { Some(self.store(&name)?) };
-        Ok(Fetcher { store, kept, name, group, groups, under_way, waiting })
+        Ok(Fetcher { store, kept, name, group, groups, under_way, until })
+    }
+
+    /// What fetches a blob by itself: one that is in no group, or in a group that is too large.
+    fn alone(
+        &self,
+        digest: &Digest,
+        place: Option<(Group, u64)>,
+        stored: u64,
+        since: Instant,
+    ) -> io::Result<FetchAlone> {
+        let name = place.map_or_else(|| head::blob(digest), |(group, _)| head::pack(&group.pack));
+        let store = self.store(&name).map_err(|error| of_store(&error))?;
+        let patience = self.left(since);
+        Ok(Box::new(move || {
+            let Some((group, offset)) = place else {
+                return Ok(StoredBlob::new(Ranges::new(store, name, stored, patience, in_the_middle), None));
+            };
+            let at = group.offset.saturating_add(offset);
+            let bytes = store.get_within(&name, Some(at..at.saturating_add(stored)), stored, patience);
+            let bytes = bytes.map_err(|error| of_store(&error))?;
+            let len = bytes.len();
+            Ok(slice(&Arc::new(bytes), 0..len))
+        }))
     }
 
     fn place(&self, object: &str) -> String {
@@ -343,21 +374,23 @@ struct Fetcher {
     group: Group,
     groups: Arc<Mutex<LruBySize<GroupKey, Arc<Vec<u8>>>>>,
     under_way: Arc<Mutex<u64>>,
-    waiting: Duration,
+    until: Instant,
 }
 
 impl Fetcher {
     fn fetch(self) -> io::Result<Arc<Vec<u8>>> {
-        let Self { store, kept, name, group, groups, under_way, waiting } = self;
+        let Self { store, kept, name, group, groups, under_way, until } = self;
         let (Some(store), None) = (store, &kept) else { return Ok(kept.unwrap_or_default()) };
-        let _room = Room::take(under_way, group.len, waiting)
+        let _room = Room::take(under_way, group.len, until)
             .ok_or_else(|| StoreError::Unreachable {
                 object: name.clone(),
                 why: "too many reads wait for it".into(),
             })
             .map_err(|error| of_store(&error))?;
         let range = group.offset..group.offset.saturating_add(group.len);
-        let bytes = store.get(&name, Some(range), group.len).map_err(|error| of_store(&error))?;
+        let patience = until.saturating_duration_since(Instant::now());
+        let bytes =
+            store.get_within(&name, Some(range), group.len, patience).map_err(|error| of_store(&error))?;
         if bytes.len() as u64 != group.len {
             let why = format!("{name} is truncated");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
@@ -374,8 +407,7 @@ struct Room(Arc<Mutex<u64>>, u64);
 
 impl Room {
     /// Waits for room. Not by a lock: the keeper must see that this waits for something else than the worker.
-    fn take(taken: Arc<Mutex<u64>>, bytes: u64, timeout: Duration) -> Option<Self> {
-        let begun = Instant::now();
+    fn take(taken: Arc<Mutex<u64>>, bytes: u64, until: Instant) -> Option<Self> {
         loop {
             {
                 let mut now = taken.lock();
@@ -384,7 +416,7 @@ impl Room {
                     break;
                 }
             }
-            if begun.elapsed() >= timeout {
+            if Instant::now() >= until {
                 return None;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -475,25 +507,15 @@ impl Library for RemoteLibrary {
     }
 
     fn blob(&self, digest: &Digest) -> io::Result<StoredBlob> {
+        let since = Instant::now();
         let (layout, entry) = self.find(digest).ok_or(io::ErrorKind::NotFound)?;
-        let Some((id, offset)) = entry.grouped else {
-            let name = head::blob(digest);
-            let store = self.store(&name).map_err(|error| of_store(&error))?;
-            return Ok(StoredBlob::new(Ranges::new(store, name, entry.stored, in_the_middle), None));
+        let place = place(&layout, &entry)?;
+        let Some((group, offset)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
+            return self.alone(digest, place, entry.stored, since)?();
         };
-        let group = layout.group(id).ok_or(io::ErrorKind::NotFound)?;
-        if group.len > MAX_GROUP {
-            let name = head::pack(&group.pack);
-            let at = group.offset.saturating_add(offset);
-            let store = self.store(&name).map_err(|error| of_store(&error))?;
-            let bytes = store.get(&name, Some(at..at.saturating_add(entry.stored)), entry.stored);
-            let bytes = bytes.map_err(|error| of_store(&error))?;
-            let len = bytes.len();
-            return Ok(slice(&Arc::new(bytes), 0..len));
-        }
         // Whoever reads all blobs reads the others of the group next.
         let _turn = self.local.lock(key(&group), self.how.timeout, &|| false);
-        let bytes = self.fetcher(group).map_err(|error| of_store(&error))?.fetch()?;
+        let bytes = self.fetcher(group, since).map_err(|error| of_store(&error))?.fetch()?;
         Ok(slice(&bytes, range_of(&entry, offset)))
     }
 
@@ -520,34 +542,31 @@ impl Library for RemoteLibrary {
         Latency::Network
     }
 
-    fn turn(&self, digest: &Digest, stop: Option<&AtomicBool>) -> io::Result<Option<Turn>> {
+    fn turn(&self, digest: &Digest, waiting: Waiting<'_>) -> io::Result<Option<Turn>> {
         let Some((layout, entry)) = self.find(digest) else { return Ok(None) };
-        let stop = || stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let begun = Instant::now();
-        let group = entry.grouped.and_then(|(id, _)| layout.group(id)).filter(|group| group.len <= MAX_GROUP);
-        let Some(group) = group else {
-            let key = u64::from_le_bytes(first_bytes(digest.bytes()));
-            return Ok(Some(Turn::alone(self.local.lock(key, self.how.timeout, &stop))));
+        let lock = |key| self.local.lock(key, self.left(waiting.since), &|| waiting.is_stopped());
+        let place = place(&layout, &entry)?;
+        let Some((group, _)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
+            let lock = lock(u64::from_le_bytes(first_bytes(digest.bytes())));
+            let fetch = self.alone(digest, place, entry.stored, waiting.since)?;
+            return Ok(Some(Turn::alone(lock, fetch)));
         };
-        let lock = self.local.lock(key(&group), self.how.timeout, &stop);
-        // Whoever had the turn waited in vain for as long as this reader may.
-        if begun.elapsed() >= self.how.timeout.mul_f32(0.9)
-            && self.contact().is_some_and(|contact| contact.silent_since.is_some())
-        {
-            let why = "another read has waited for it".to_owned();
-            return Err(of_store(&StoreError::Unreachable { object: head::pack(&group.pack), why }));
-        }
+        let lock = lock(key(&group));
         let members = layout.in_group(group.id).filter_map(|entry| {
             let (_, offset) = entry.grouped?;
             Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })
         });
-        let fetcher = self.fetcher(group).map_err(|error| of_store(&error))?;
+        let fetcher = self.fetcher(group, waiting.since).map_err(|error| of_store(&error))?;
         Ok(Some(Turn::group(
             lock,
             Box::new(move || fetcher.fetch()),
             members.collect(),
             Arc::clone(&self.alive),
         )))
+    }
+
+    fn patience(&self, since: Instant) -> Option<Duration> {
+        Some(self.how.timeout.saturating_sub(since.elapsed()))
     }
 
     fn forget(&self, digest: &Digest) {
@@ -638,6 +657,12 @@ impl Library for RemoteLibrary {
         let pack = self.find(digest).and_then(|(layout, entry)| layout.group(entry.grouped?.0));
         self.place(&pack.map_or_else(|| head::blob(digest), |group| head::pack(&group.pack)))
     }
+}
+
+/// The group of a blob, and its offset there. None if it is in no group.
+fn place(layout: &Layout, entry: &Entry) -> io::Result<Option<(Group, u64)>> {
+    let Some((id, offset)) = entry.grouped else { return Ok(None) };
+    Ok(Some((layout.group(id).ok_or(io::ErrorKind::NotFound)?, offset)))
 }
 
 fn range_of(entry: &Entry, offset: u64) -> std::ops::Range<usize> {

@@ -9,6 +9,7 @@ use std::io::{self, Cursor, Read};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use super::{Objects, StoreError};
 use crate::sys::thread;
@@ -31,6 +32,8 @@ pub(super) struct Ranges {
     next: u64,
     coming: VecDeque<(Range<u64>, Receiver<Answer>)>,
     here: Cursor<Vec<u8>>,
+    /// How long the store may take to begin the answer to the first range.
+    patience: Duration,
     /// Turns an error of the store into one of a file.
     failed: fn(&StoreError) -> io::Error,
 }
@@ -40,9 +43,11 @@ impl Ranges {
         objects: Arc<dyn Objects>,
         name: String,
         size: u64,
+        patience: Duration,
         failed: fn(&StoreError) -> io::Error,
     ) -> Self {
-        Self { objects, name, size, next: 0, coming: VecDeque::new(), here: Cursor::default(), failed }
+        let (coming, here) = (VecDeque::new(), Cursor::default());
+        Self { objects, name, size, next: 0, coming, here, patience, failed }
     }
 
     fn ask(&mut self) {
@@ -52,9 +57,14 @@ impl Ranges {
             self.next = range.end;
             let (send, receive) = sync_channel(1);
             let asked = (Arc::clone(&self.objects), self.name.clone(), range.clone(), send);
-            let ask = |(objects, name, range, send): (Arc<dyn Objects>, String, Range<u64>, _)| {
+            let patience = self.patience;
+            let ask = move |(objects, name, range, send): (Arc<dyn Objects>, String, Range<u64>, _)| {
                 let send: std::sync::mpsc::SyncSender<Answer> = send;
-                let answer = objects.get(&name, Some(range.clone()), range.end - range.start);
+                let len = range.end - range.start;
+                let answer = match range.start {
+                    0 => objects.get_within(&name, Some(range), len, patience),
+                    _ => objects.get(&name, Some(range), len),
+                };
                 // Nobody waits for it if the reader has gone.
                 drop(send.send(answer));
             };

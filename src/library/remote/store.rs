@@ -193,9 +193,19 @@ impl Objects for Store {
     }
 
     fn get(&self, name: &str, range: Option<Range<u64>>, limit: u64) -> Result<Vec<u8>, StoreError> {
+        self.get_within(name, range, limit, self.settings.timeout.value)
+    }
+
+    fn get_within(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        limit: u64,
+        patience: Duration,
+    ) -> Result<Vec<u8>, StoreError> {
         let call = self.call(name)?;
         let object = call.object.clone();
-        self.wait(&object, get(call, range, limit))
+        self.wait(&object, get(call, range, limit, patience))
     }
 
     fn list(&self, dir: &str) -> Result<Vec<Listed>, StoreError> {
@@ -287,7 +297,12 @@ fn sending(limit: Duration, bytes: u64) -> Duration {
     limit.saturating_add(Duration::from_secs(bytes / SLOWEST))
 }
 
-async fn get(call: Call, range: Option<Range<u64>>, limit: u64) -> Result<Vec<u8>, StoreError> {
+async fn get(
+    call: Call,
+    range: Option<Range<u64>>,
+    limit: u64,
+    patience: Duration,
+) -> Result<Vec<u8>, StoreError> {
     let refused = |why: String| StoreError::Refused { object: call.object.clone(), why };
     if let Some(range) = &range {
         let len = range.end.saturating_sub(range.start);
@@ -299,7 +314,7 @@ async fn get(call: Call, range: Option<Range<u64>>, limit: u64) -> Result<Vec<u8
         }
     }
     let mut got = Vec::new();
-    let mut tries = call.persistence.begin();
+    let mut tries = call.persistence.begin_with(patience);
     loop {
         let before = got.len();
         let done = get_once(&call, range.clone(), limit, &mut got, tries.left().min(IDLE)).await;

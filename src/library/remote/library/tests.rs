@@ -240,7 +240,8 @@ fn forged_objects_are_refused_and_damaged_copies_are_fetched_again() {
 /// Waits until the threads that keep the rest of a group have ended.
 fn settle(library: &RemoteLibrary, cache: &Path) {
     for n in 1..=6 {
-        drop(library.turn(&digest(n), None).unwrap());
+        let waiting = Waiting { since: Instant::now(), stop: None };
+        drop(library.turn(&digest(n), waiting).unwrap());
     }
     assert!(cache.exists());
 }

@@ -28,19 +28,26 @@ pub(super) struct Persistence {
 pub(super) struct Tries<'p> {
     of: &'p Persistence,
     start: Instant,
+    /// For how long the store may not answer.
+    limit: Duration,
     pause: Duration,
 }
 
 impl Persistence {
     pub(super) fn begin(&self) -> Tries<'_> {
-        Tries { of: self, start: Instant::now(), pause: FIRST }
+        self.begin_with(self.limit)
+    }
+
+    /// Begins with another time limit.
+    pub(super) fn begin_with(&self, limit: Duration) -> Tries<'_> {
+        Tries { of: self, start: Instant::now(), limit, pause: FIRST }
     }
 }
 
 impl Tries<'_> {
     /// How long the call may go on.
     pub(super) fn left(&self) -> Duration {
-        self.of.limit.saturating_sub(self.start.elapsed()).max(FIRST)
+        self.limit.saturating_sub(self.start.elapsed()).max(FIRST)
     }
 
     /// Waits before the next attempt.
@@ -54,13 +61,14 @@ impl Tries<'_> {
             return Err(failed.about(object));
         };
         counters.silent(&self.of.url, why);
-        let pause = spread(self.pause);
-        if self.start.elapsed() + pause >= self.of.limit {
+        // The last attempt is made at the end of the time.
+        let before_last = self.limit.saturating_sub(self.start.elapsed()).saturating_sub(FIRST);
+        if before_last.is_zero() {
             counters.failed();
             return Err(failed.about(object));
         }
         counters.retried();
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(spread(self.pause).min(before_last)).await;
         self.pause = (self.pause * 2).min(LONGEST);
         Ok(())
     }
