@@ -19,7 +19,7 @@ use holofs::library::index::cache::open_or_compile;
 use holofs::library::index::{Index, NodeId, NodeKind};
 use holofs::library::{catalog, index};
 use holofs::materialize::relocate::{Names, patch_bytes};
-use holofs::session::mount::compose;
+use holofs::session::compose;
 
 const ID: &str = "hea7ce2c_493f813dad24d3t";
 const FILES: u64 = 100_000;

@@ -1,7 +1,7 @@
 //! A mount's life: taking the space, serving it from a daemon, and ending it.
 //!
 //! `cli` parses what was typed, `space` knows where things lie on disk, `fuse` answers the kernel. This layer puts them
-//! together ([`mount::compose`]) and decides when each of them works.
+//! together ([`compose`]) and decides when each of them works.
 //!
 //! Invariants: [`mount()`] returns when the first request would be answered, and its answer is true. A live mount is found
 //! in mountinfo and never by a remembered path, because a mount moves when a directory above it is renamed. However a
@@ -11,6 +11,7 @@ pub mod bench;
 pub mod bytecode;
 pub mod changes;
 pub mod choice;
+pub mod compose;
 pub mod control;
 pub mod delete;
 pub mod doctor;
@@ -26,11 +27,13 @@ pub mod request;
 pub mod restore;
 pub mod run;
 pub mod spaces;
+mod start;
 pub mod statistics;
+mod users;
 pub mod wanted;
 
 pub use end::{How, Unmounting};
 pub use error::{Describe, Error, Failure, Refused};
 pub use holders::Holder;
-pub use mount::mount;
 pub use mount::mounted::Mounted;
+pub use start::mount;

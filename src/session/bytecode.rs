@@ -7,7 +7,6 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -21,7 +20,6 @@ use super::registry;
 use super::request::{MountPlan, MountRequest};
 use crate::activate::Facts;
 use crate::library::LibraryError;
-use crate::library::bytecode::Bytecode;
 use crate::library::bytecode::build::{self, sources};
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::space::SpaceError;
@@ -96,7 +94,7 @@ pub fn compile(
     done: &(dyn Fn(u64) + Sync),
 ) -> Result<Compiled, Error> {
     let sources = sources(index).map_err(LibraryError::from)?;
-    let mounted = super::mount::start(plan, describe)?;
+    let mounted = super::start::start(plan, describe)?;
     if mounted.reused || mounted.restored.is_some() {
         let identity = plan.space.identity.to_string();
         return Err(SpaceError::Busy { identity, pid: Some(mounted.pid) }.into());
@@ -253,13 +251,4 @@ fn remove(plan: &MountPlan) -> Result<(), Error> {
         gone(&path, std::fs::remove_file(&path))?;
     }
     gone(&state_dir, tree::remove(rustix::fs::CWD, state_dir.as_path()).map_err(Into::into))
-}
-
-/// Shows the bytecode of an environment in a mount, if it was compiled.
-pub(super) fn show(index: &Index, cache_dir: &Path) {
-    match Bytecode::open(cache_dir, &index.catalog_sha256()) {
-        Ok(Some(bytecode)) => index.show(Arc::new(bytecode)),
-        Ok(None) => tracing::warn!("no bytecode: the environment was not compiled"),
-        Err(error) => tracing::warn!(%error, "no bytecode: it cannot be used"),
-    }
 }

@@ -14,9 +14,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::compose;
 use super::end::write_out;
 use super::error::Error;
-use super::mount::compose;
 use super::placed;
 use super::spaces::{SpaceState, Survey};
 use crate::library::LibraryError;

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::compose;
 use super::error::Error;
-use super::mount::compose;
 use super::spaces::Survey;
 use crate::library::LibraryError;
 use crate::library::blob::Blobs;

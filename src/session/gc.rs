@@ -14,9 +14,9 @@ use rustix::fs::CWD;
 use serde::Serialize;
 
 use super::bench::made as bench;
+use super::compose::blob_cache_dir;
 use super::end::{How, Unmounting};
 use super::error::Error;
-use super::mount::compose::blob_cache_dir;
 use super::restore::{left_in, left_of, links_dir, remove_left};
 use super::spaces::{Space, SpaceState, Survey};
 use crate::library::bytecode;

@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::compose;
 use super::error::Error;
-use super::mount::compose;
 use super::request::{MountPlan, Show};
 use crate::library::catalogs::CatalogName;
 use crate::library::index::Index;

@@ -20,9 +20,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::compose;
 use super::error::Error;
 use super::mount::arrival;
-use super::mount::compose;
 use super::mount::mounted::Mounted;
 use super::registry;
 use super::request::MountPlan;

@@ -1,13 +1,12 @@
 //! Runs a program in a space: mounts it, starts the program with the variables of the space, and unmounts at the end.
 //!
 //! What can fail without the mount is checked before it: the robot, its task, the file of variables, the directory. A space
-//! that was mounted before stays mounted, and so does one that another run still uses ([`users`]).
+//! that was mounted before stays mounted, and so does one that another run still uses ([`super::users`]).
 //!
 //! Invariant: from the first step to the last no signal ends this process, so a mount that was made here is ended here.
 
 pub mod activation;
 mod child;
-pub mod users;
 pub mod variables;
 
 use std::ffi::{OsStr, OsString};
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::end::{How, unmount};
 use super::request::{MountPlan, MountRequest};
+use super::users::User;
 use super::{Describe, Error, Mounted, registry};
 use crate::activate::Variable;
 use crate::activate::program::{Found, find};
@@ -32,7 +32,6 @@ use crate::sys::signals::Signals;
 use crate::sys::{plain, private_ns};
 use activation::{Activated, Activation, ActivationError, ActivationFlags};
 use child::Ended;
-use users::User;
 
 /// How long the daemon may take to end.
 const ENDING: Duration = Duration::from_secs(10);
@@ -254,7 +253,7 @@ fn join(plan: &MountPlan, keep: bool, describe: Describe) -> Result<(Mounted, Op
     let state_dir = plan.state_dir();
     let deadline = Instant::now() + plan.lock_timeout;
     loop {
-        let mounted = super::mount::start(plan, describe)?;
+        let mounted = super::start::start(plan, describe)?;
         // A restored space stays.
         if mounted.restored.is_some() {
             return Ok((mounted, None));

@@ -7,7 +7,7 @@
 //!   run.json    the running daemon; true only while `lock` is held
 //!   ended.json  why the last mount was given up; removed by the next mount
 //!   stats.json  the sums of the counters of all mounts
-//!   runs        the runs that use the mount; see `session::run::users`
+//!   runs        the runs that use the mount; see `session::users`
 //!   log         the daemon's log, and log.old the one before it
 //!   upper/      the user's changes
 //!   work/       staging

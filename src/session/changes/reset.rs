@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use crate::namespace::Owner;
 use crate::session::changes::Changed;
+use crate::session::compose;
 use crate::session::control::{Client, Request};
 use crate::session::end::write_out;
 use crate::session::error::{Error, Refused};
 use crate::session::mount::answers::{ResetError, reset_in};
-use crate::session::mount::compose;
 use crate::space::diff::Pristine;
 use crate::space::record::Basis;
 use crate::space::reset::{PlanError, Refusal};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use serde_json::Value;
 
-use super::resume::Passing;
+use super::passing::Passing;
 use super::upgrade;
 use crate::fs::Fs;
 use crate::namespace::revert::Stale;

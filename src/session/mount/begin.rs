@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::arrival;
 use super::mounted::Mounted;
-use super::serve::PendingMount;
+use super::pending::PendingMount;
 use crate::library::index::Index;
 use crate::session::end::{How, unmount};
 use crate::session::error::Error;

@@ -14,10 +14,10 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::claim::Claim;
-use super::compose;
 use crate::fs::Fs;
 use crate::library::index::NodeId;
 use crate::library::profile::{self, Touched};
+use crate::session::compose;
 use crate::session::request::MountPlan;
 use crate::session::statistics;
 use crate::settings::Prefetch;

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGCHLD, SIGUSR1, SIGUSR2};
 
-use super::resume::Passing;
+use super::passing::Passing;
 use crate::handoff::{Handoff, Phase};
 use crate::namespace::Namespace;
 use crate::sys::process::{self, Alone};

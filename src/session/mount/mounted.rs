@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::compose;
 use crate::library::cache::BlobCache;
 use crate::library::index::{Index, NodeId, NodeKind};
 use crate::library::locate::Kind;
 use crate::materialize::ReflinkProbe;
+use crate::session::compose;
 use crate::session::request::MountPlan;
 use crate::settings::{IoMode, Strategy};
 use crate::space::run::RunInfo;

@@ -1,32 +1,25 @@
-//! Goes on with a mount in another program.
+//! Goes on with a mount that another program of the same process has made ([`super::passing`]).
 //!
-//! A process that has the descriptors of the mount replaces its own program (exec), so its process id, its children and
-//! its locks stay. It is the keeper at an upgrade, and the worker when its keeper was killed. Two descriptors tell the new
-//! program everything: the memory of [`Handoff`], and a file with the plan (`Passed`). Both have a version.
-//!
-//! A rehearsal ([`rehearse`]) shows before whether the new program understands both and finds what it needs. If it fails all
-//! the same before its first worker answers, it runs the earlier program again, of which it has a descriptor.
+//! If this program fails before its first worker answers, it runs the earlier program again, of which it has a descriptor.
 //!
 //! Limit: a new program that crashes after the exec and before it has forked its worker ends the mount.
 //!
-//! Invariants: descriptors that are not passed on are closed by the exec. The new program owns none of them before nothing
-//! can fail any more, because the earlier one would need them.
-
-mod plan;
+//! Invariant: this program owns none of the descriptors before nothing can fail any more, because the earlier one would
+//! need them.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::process::{Command, Stdio};
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claim::Claim;
 use super::helper::{Client, Device};
 use super::loops;
-use super::serve::PendingMount;
+pub use super::passing::{NO, YES};
+use super::passing::{Passed, Passing, arguments, clones_of};
+use super::pending::PendingMount;
 use crate::handoff::Handoff;
 use crate::library::index::Index;
 use crate::session::end::UnmountOnDrop;
@@ -38,132 +31,6 @@ use crate::space::state::log_of;
 use crate::sys::backing::{Backings, Direct};
 use crate::sys::guarded::{Dir, Trust};
 use crate::sys::{log_file, plain, process};
-pub(super) use plan::Passed;
-
-/// What a program prints that can go on with the mount.
-pub const YES: &str = "holofs can go on";
-
-/// What another one prints before the reason.
-pub const NO: &str = "holofs cannot go on: ";
-
-/// How long a rehearsal may take.
-const REHEARSAL: Duration = Duration::from_secs(5);
-
-/// What the next program of a mount gets: numbers of descriptors that stay open as long as the mount lives.
-#[derive(Clone, Debug)]
-pub(in crate::session) struct Passing {
-    handoff: RawFd,
-    plan: RawFd,
-    /// Those that the plan names.
-    rest: Vec<RawFd>,
-    /// Further descriptors of the device, from which workers of the earlier program have read. The kernel ends these
-    /// requests when they are closed, so the first worker closes them when the requests were sent again.
-    pub(super) clones: Vec<RawFd>,
-    /// The earlier program, until this one answers.
-    pub(super) earlier: Option<RawFd>,
-}
-
-#[cfg(test)]
-impl Passing {
-    /// What a program gets that took the place of the one behind a descriptor.
-    pub(super) fn after(earlier: RawFd) -> Self {
-        Self { handoff: -1, plan: -1, rest: Vec::new(), clones: Vec::new(), earlier: Some(earlier) }
-    }
-}
-
-impl Passing {
-    /// What a mount that this process has made passes on. None where memory cannot be passed on: the mount then cannot go
-    /// on in another program.
-    pub(super) fn new(passed: &Passed, handoff: &Handoff) -> Option<Self> {
-        let handoff = handoff.fd()?.as_raw_fd();
-        let plan = passed
-            .write()
-            .inspect_err(|error| tracing::debug!(%error, "the mount cannot go on in another program"))
-            .ok()?;
-        let rest = passed.descriptors().collect();
-        Some(Self { handoff, plan, rest, clones: Vec::new(), earlier: None })
-    }
-
-    /// Goes on with the program behind a descriptor, and with this one if that fails. Returns only when the program cannot
-    /// be run; nothing has changed then.
-    pub(super) fn upgrade(&self, handoff: &Handoff, program: RawFd) -> std::io::Error {
-        match own_program() {
-            Ok(own) => self.exec(handoff, program, Some(own.as_raw_fd())),
-            Err(errno) => errno.into(),
-        }
-    }
-
-    /// Goes on with this program from its beginning. Returns only when it cannot be run.
-    pub(super) fn begin_again(&self, handoff: &Handoff) -> std::io::Error {
-        match own_program() {
-            Ok(own) => self.exec(handoff, own.as_raw_fd(), None),
-            Err(errno) => errno.into(),
-        }
-    }
-
-    /// Goes on with the earlier program. Returns only when there is none, or it cannot be run.
-    pub(super) fn go_back(&self, handoff: &Handoff) {
-        if let Some(earlier) = self.earlier {
-            let error = self.exec(handoff, earlier, None);
-            tracing::error!(%error, "the earlier program cannot go on");
-        }
-    }
-
-    /// Closes the earlier program. Called once, by the first worker that answers.
-    pub(super) fn forget_earlier(&self) {
-        drop(self.earlier.map(process::inherit));
-    }
-
-    fn exec(&self, handoff: &Handoff, program: RawFd, earlier: Option<RawFd>) -> std::io::Error {
-        let args = arguments(self.handoff, self.plan, earlier);
-        let held = handoff.held().fds().into_iter().map(|(fd, _)| fd);
-        let mut passed = vec![self.handoff, self.plan];
-        passed.extend(self.rest.iter().copied().chain(earlier).chain(handoff.kept_fds()).chain(held));
-        passed.extend(self.rest.first().into_iter().flat_map(|device| clones_of(*device)));
-        process::exec(program, &args, &passed)
-    }
-
-    /// Has the program behind a descriptor do all that can fail before it goes on. Changes nothing.
-    ///
-    /// # Errors
-    /// Why the program cannot go on, in words.
-    pub(super) fn rehearse(&self, program: RawFd) -> Result<(), String> {
-        let cannot = |error: std::io::Error| format!("it cannot be run: {}", plain(&error));
-        let mut command = Command::new(format!("/proc/self/fd/{program}"));
-        command.args(["keeper", "--rehearse"]).args([self.handoff, self.plan].map(|fd| fd.to_string()));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let passed: Vec<RawFd> =
-            [self.handoff, self.plan].into_iter().chain(self.rest.iter().copied()).collect();
-        let mut child = process::start_with(&mut command, &passed).map_err(cannot)?;
-        let said = child.stdout.take().map(|said| process::read_some(said.into(), REHEARSAL, 1 << 12));
-        // It has said what it has to say, or takes too long.
-        child.kill().and_then(|()| child.wait()).map_err(cannot)?;
-        let said = said.transpose().map_err(cannot)?.unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        match said.lines().next() {
-            Some(YES) => Ok(()),
-            Some(line) if line.starts_with(NO) => Err(line.trim_start_matches(NO).to_owned()),
-            _ => Err("it is no holofs that takes over mounts".to_owned()),
-        }
-    }
-}
-
-/// The command line that makes a program go on ([`resume`]).
-fn arguments(handoff: RawFd, plan: RawFd, earlier: Option<RawFd>) -> Vec<String> {
-    let numbers = [handoff, plan].into_iter().chain(earlier).map(|fd| fd.to_string());
-    ["keeper", "--resume"].map(str::to_owned).into_iter().chain(numbers).collect()
-}
-
-fn own_program() -> Result<OwnedFd, Errno> {
-    rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// The other descriptors of the device.
-fn clones_of(device: RawFd) -> Vec<RawFd> {
-    let of = process::file_of(device);
-    let open = process::open_descriptors().unwrap_or_default().into_iter();
-    open.filter(|(fd, dev, ino)| *fd != device && Some((*dev, *ino)) == of).map(|(fd, ..)| fd).collect()
-}
 
 /// Does all of [`resume`] that can fail, and changes nothing.
 ///

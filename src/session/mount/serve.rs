@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{INodeNo, Session, SessionACL};
 use rustix::io::Errno;
@@ -13,12 +13,12 @@ use signal_hook::iterator::{Handle, Signals};
 
 use super::answers;
 use super::chores::{keep_house, settle};
-use super::claim::Claim;
 use super::helper::{self, Device};
 use super::keeper::{self, Service, Taken, Task, Watch, Worker};
 use super::mounted::Mounted;
-use super::resume::{Passed, Passing};
-use super::{compose, handshake, loops};
+use super::passing::{Passed, Passing};
+use super::pending::PendingMount;
+use super::{handshake, loops};
 use crate::fs::Fs;
 use crate::fuse::{Adapter, Offer, Serving};
 use crate::handoff::requests::note_crashes;
@@ -27,6 +27,7 @@ use crate::library::index::Index;
 use crate::materialize::ReflinkProbe;
 use crate::namespace::Namespace;
 use crate::namespace::types::Ino;
+use crate::session::compose;
 use crate::session::control::Server;
 use crate::session::end::{UnmountOnDrop, undo_mount_of};
 use crate::session::error::Error;
@@ -43,18 +44,6 @@ use crate::sys::{log_file, plain, process, request_buffer};
 
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
-
-/// A space with its locks and its index, ready to be mounted. No thread runs yet, so the process may fork.
-#[derive(Debug)]
-pub(in crate::session) struct PendingMount<'p> {
-    pub(in crate::session) plan: &'p MountPlan,
-    pub(in crate::session) index: Arc<Index>,
-    /// Holds the space's own lock and, until the mount answers, rcc's. `rcc run` would wait forever for a lock that is
-    /// held as long as the mount lives.
-    pub(in crate::session) claim: Claim<'p>,
-    pub(in crate::session) started: Instant,
-    pub(in crate::session) missing_blobs: u32,
-}
 
 impl<'p> PendingMount<'p> {
     /// Mounts, and serves until the mount ends. Calls `ready` when the first request would be answered. Returns in the first

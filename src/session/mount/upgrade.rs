@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 
 use super::keeper;
-use super::resume::Passing;
+use super::passing::Passing;
 use crate::namespace::Namespace;
 use crate::namespace::freeze::Frozen;
 use crate::session::control::{Client, Request};

@@ -1,15 +1,15 @@
 //! The variables of a space, for a program that somebody else starts: mounts the space if it is not mounted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::activation::{Activation, ActivationError, ActivationFlags};
-use super::users;
 use crate::activate::Variable;
 use crate::activate::temp::Temp;
 use crate::blueprint::BlueprintError;
 use crate::session::end::{How, unmount};
-use crate::session::request::{MountPlan, MountRequest};
-use crate::session::{Describe, Error, Mounted, registry};
+use crate::session::request::MountRequest;
+use crate::session::start::mount_to_stay;
+use crate::session::{Describe, Error, registry};
 use crate::settings::{MountSettings, Settings};
 use crate::space::home::Env;
 
@@ -67,18 +67,4 @@ pub fn variables(
     let activated = activation.of(&mounted, plan.robot())?;
     activated.temp.into_iter().for_each(Temp::leave);
     Ok(activated.variables)
-}
-
-/// Mounts a space, or finds it mounted. A mount that would end with a run stays.
-pub(in crate::session) fn mount_to_stay(plan: &MountPlan, describe: Describe) -> Result<Mounted, Error> {
-    let deadline = Instant::now() + plan.lock_timeout;
-    loop {
-        let mounted = crate::session::mount::start(plan, describe)?;
-        if !mounted.reused || users::take_over(&plan.state_dir(), mounted.pid, plan.lock_timeout)? {
-            return Ok(mounted);
-        }
-        if Instant::now() > deadline {
-            return Err(Error::no_answer(mounted.path, Some(mounted.pid)));
-        }
-    }
 }

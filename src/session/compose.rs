@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::fs::Fs;
 use crate::handoff::Handoff;
 use crate::library::blob::Blobs;
+use crate::library::bytecode::Bytecode;
 use crate::library::bytecode::library::WithBytecode;
 use crate::library::cache::BlobCache;
 use crate::library::index::Index;
@@ -23,7 +24,6 @@ use crate::materialize::staging::Staging;
 use crate::materialize::{Materializer, ReflinkProbe};
 use crate::metrics::Metrics;
 use crate::namespace::{Namespace, Owner};
-use crate::session::bytecode;
 use crate::session::error::Error;
 use crate::session::request::MountPlan;
 use crate::settings::Strategy;
@@ -107,7 +107,7 @@ pub(in crate::session) fn filesystem(
 /// The library of a mount, with the bytecode of its environment if that is shown.
 fn library(plan: &MountPlan, index: &Index, cache_dir: &Path) -> Arc<dyn Library> {
     if plan.settings.pycache.value {
-        bytecode::show(index, cache_dir);
+        show_bytecode(index, cache_dir);
     }
     let library = Arc::clone(&plan.location.library);
     match index.bytecode() {
@@ -148,4 +148,13 @@ pub(in crate::session) fn names(index: &Index, identity: &str) -> Result<Names, 
 fn open_dir(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::open(path, flags, Mode::empty()).map_err(Error::os(path, "open"))
+}
+
+/// Shows the bytecode of an environment in a mount, if it was compiled.
+fn show_bytecode(index: &Index, cache_dir: &Path) {
+    match Bytecode::open(cache_dir, &index.catalog_sha256()) {
+        Ok(Some(bytecode)) => index.show(Arc::new(bytecode)),
+        Ok(None) => tracing::warn!("no bytecode: the environment was not compiled"),
+        Err(error) => tracing::warn!(%error, "no bytecode: it cannot be used"),
+    }
 }

@@ -25,7 +25,7 @@ use crate::library::locate::{Access, Location, is_url};
 use crate::library::name::Identity;
 use crate::session::error::Error;
 use crate::session::mount::helper::Device;
-use crate::session::mount::serve::PendingMount;
+use crate::session::mount::pending::PendingMount;
 use crate::session::placed;
 use crate::session::request::{MountPlan, MountRequest};
 use crate::settings::remote::RemoteSettings;
@@ -47,7 +47,7 @@ const MAX_LEN: u64 = 1 << 20;
 /// What a mount needs in another program. Its paths, options and settings have the names that they have in
 /// [`MountPlan`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::session) struct Passed {
+pub(in crate::session::mount) struct Passed {
     version: u32,
     identity: String,
     mountpoint: PathBuf,
@@ -77,7 +77,7 @@ pub(in crate::session) struct Passed {
     options: Vec<String>,
     prefetch: Option<Prefetch>,
     strategy: Strategy,
-    pub(super) io: IoMode,
+    pub(in crate::session::mount) io: IoMode,
     verify: Verify,
     pycache: bool,
     cache_size: u64,
@@ -88,31 +88,31 @@ pub(in crate::session) struct Passed {
     remote_timeout_ms: Option<u64>,
     #[serde(default)]
     offline: bool,
-    pub(super) missing_blobs: u32,
-    pub(super) umask: u32,
-    pub(super) mount: Option<MountEntry>,
+    pub(in crate::session::mount) missing_blobs: u32,
+    pub(in crate::session::mount) umask: u32,
+    pub(in crate::session::mount) mount: Option<MountEntry>,
     /// The descriptor of the device.
-    pub(super) device: RawFd,
+    pub(in crate::session::mount) device: RawFd,
     /// The descriptor of the lock of the space.
-    pub(super) lock: RawFd,
-    pub(super) helper: Option<Helper>,
+    pub(in crate::session::mount) lock: RawFd,
+    pub(in crate::session::mount) helper: Option<Helper>,
     /// The log file is open.
-    pub(super) logs: bool,
+    pub(in crate::session::mount) logs: bool,
 }
 
 /// The mount helper, which goes on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Helper {
+pub(in crate::session::mount) struct Helper {
     /// The version of its protocol.
     version: u16,
-    pub(super) program: PathBuf,
+    pub(in crate::session::mount) program: PathBuf,
     /// The descriptor of the socket.
-    pub(super) socket: RawFd,
+    pub(in crate::session::mount) socket: RawFd,
 }
 
 impl Passed {
     /// What is passed on of a mount that this process has made.
-    pub(in crate::session) fn of(pending: &PendingMount<'_>, device: &Device, umask: u32) -> Self {
+    pub(in crate::session::mount) fn of(pending: &PendingMount<'_>, device: &Device, umask: u32) -> Self {
         let plan = pending.plan;
         let (env, request, settings) = (plan.env.clone(), plan.request.clone(), &plan.settings);
         let space = plan.space.clone();
@@ -167,19 +167,19 @@ impl Passed {
     }
 
     /// The descriptors that it names.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+    pub(in crate::session::mount) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         [self.device, self.lock].into_iter().chain(self.helper.iter().map(|helper| helper.socket))
     }
 
     /// Writes it to a file in memory, which stays open as long as this process. Returns the descriptor.
-    pub(in crate::session) fn write(&self) -> IoResult<RawFd> {
+    pub(in crate::session::mount) fn write(&self) -> IoResult<RawFd> {
         let mut file = File::from(rustix::fs::memfd_create("holofs-plan", MemfdFlags::CLOEXEC)?);
         file.write_all(&serde_json::to_vec(self)?)?;
         Ok(file.into_raw_fd())
     }
 
     /// Reads what [`Passed::write`] of another program wrote.
-    pub(super) fn read(mut file: &File) -> IoResult<Self> {
+    pub(in crate::session::mount) fn read(mut file: &File) -> IoResult<Self> {
         file.rewind()?;
         let mut text = Vec::new();
         file.take(MAX_LEN).read_to_end(&mut text)?;
@@ -198,7 +198,7 @@ impl Passed {
     }
 
     /// The plan of the mount.
-    pub(super) fn plan(&self) -> Result<MountPlan, Error> {
+    pub(in crate::session::mount) fn plan(&self) -> Result<MountPlan, Error> {
         let refused = |_| Error::os(&self.mountpoint, "resume")(rustix::io::Errno::INVAL);
         let request = MountRequest {
             read_only: self.read_only,
@@ -279,7 +279,7 @@ impl Passed {
     }
 
     /// The same index: the numbers of nodes are positions in it.
-    pub(super) fn index(&self, plan: &MountPlan) -> Result<Arc<Index>, Error> {
+    pub(in crate::session::mount) fn index(&self, plan: &MountPlan) -> Result<Arc<Index>, Error> {
         let cache = plan.env.cache_dir().join("index");
         let is_same = |index: &Index| Hex(&index.catalog_sha256()).to_string() == self.catalog_sha256;
         let known = open_known(&*plan.location.library, &plan.catalog, &cache).and_then(Result::ok);
