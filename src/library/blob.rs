@@ -410,6 +410,10 @@ impl Blobs {
         audience: Audience<'_>,
     ) -> Result<File, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
+        if self.is_far() && !pending.in_memory && size > group::WRITTEN_OUT {
+            // A full disk is noticed before anything is fetched in vain.
+            fd::reserve(&pending.file, size).map_err(|errno| cache_error(errno.into()))?;
+        }
         let mut stored = match group.and_then(|group| group.stored(digest)) {
             Some(stored) => stored,
             None => self.stored(digest)?,

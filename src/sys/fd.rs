@@ -154,6 +154,20 @@ pub fn map(file: &File) -> io::Result<memmap2::Mmap> {
     unsafe { memmap2::Mmap::map(file) }
 }
 
+/// Makes sure that the disk has room for the first `size` bytes of a file. A filesystem that cannot tell counts as one with room.
+///
+/// # Errors
+/// `NOSPC` and the other errnos of fallocate(2).
+pub fn reserve(file: &impl AsFd, size: u64) -> Result<(), Errno> {
+    let reserved = rustix::io::retry_on_intr(|| {
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size)
+    });
+    match reserved {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        reserved => reserved,
+    }
+}
+
 /// Starts writeback of a file's dirty pages and does not wait for it, so that a later fsync or clone takes less time. An
 /// error is ignored, because the call is only a hint.
 pub fn start_writeback(file: &impl AsFd) {

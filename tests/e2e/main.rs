@@ -53,6 +53,8 @@ mod reflink;
 #[cfg(feature = "remote")]
 mod remote;
 #[cfg(feature = "remote")]
+mod remote_faults;
+#[cfg(feature = "remote")]
 mod remote_store;
 mod restore;
 mod run;

@@ -15,7 +15,7 @@ use crate::common::{Mounted, World, sh, wait_until};
 use crate::keeper::{StopOnDrop, change_again_and_again, descriptors, log_of, read_again_and_again, status};
 
 /// A second copy of the program, which everybody may run.
-fn copy() -> (tempfile::TempDir, PathBuf) {
+pub fn copy() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let copy = dir.path().join("holofs");
@@ -28,7 +28,7 @@ fn program_of(mounted: &Mounted<'_>) -> PathBuf {
     std::fs::read_link(format!("/proc/{}/exe", mounted.server())).unwrap()
 }
 
-fn upgrade(world: &World, program: &Path) {
+pub fn upgrade(world: &World, program: &Path) {
     let done = world.run(["upgrade", "s", "--program", program.to_str().unwrap()]);
     let version = env!("CARGO_PKG_VERSION");
     assert!(done.code == 0 && done.stdout.ends_with(&format!(" {version} -> {version}\n")), "{done:?}");

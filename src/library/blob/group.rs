@@ -34,8 +34,9 @@ const TWICE: Duration = Duration::from_millis(250);
 /// How often to look whether the store answers somebody, after the time limit.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Larger blobs are written out at once: a clone of one waits for that.
-const WRITTEN_OUT: u64 = 128 * 1024;
+/// For larger blobs the disk has to have room before they are fetched. They are written out at once: a clone of one waits for
+/// that.
+pub(super) const WRITTEN_OUT: u64 = 128 * 1024;
 
 impl Blobs {
     /// Whether the library is on another machine.
