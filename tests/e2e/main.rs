@@ -32,6 +32,7 @@ mod helper;
 mod hostile_library;
 mod inject;
 mod keeper;
+mod layers;
 mod logout;
 mod mounted;
 mod mounted_again;
