@@ -120,9 +120,12 @@ fn no_layer_uses_one_above_it_and_no_modules_use_each_other_in_a_circle() {
     for (from, to) in arrows.iter().filter(|(from, to)| !from.starts_with(to) && !to.starts_with(from)) {
         graph.entry(from).or_default().insert(to);
     }
-    // Takes away whoever uses nobody that is left, until nothing changes.
+    // Takes away whoever uses nobody that is left, or is used by nobody, until nothing changes.
     let mut left: BTreeSet<&Module> = graph.keys().copied().collect();
-    while let Some(done) = left.iter().find(|user| graph[**user].is_disjoint(&left)).copied() {
+    let is_in_none = |module: &Module, left: &BTreeSet<&Module>| {
+        graph[module].is_disjoint(left) || left.iter().all(|user| !graph[user].contains(module))
+    };
+    while let Some(done) = left.iter().find(|module| is_in_none(module, &left)).copied() {
         left.remove(done);
     }
     let arrow = |user: &&Module, part: &Module| format!("{} -> {}", user.join("::"), part.join("::"));
@@ -130,5 +133,5 @@ fn no_layer_uses_one_above_it_and_no_modules_use_each_other_in_a_circle() {
         .iter()
         .flat_map(|user| graph[user].intersection(&left).map(move |part| arrow(user, part)))
         .collect();
-    assert!(circle.is_empty(), "modules use each other in a circle, or use those that do: {circle:#?}");
+    assert!(circle.is_empty(), "modules use each other in a circle: {circle:#?}");
 }
