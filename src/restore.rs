@@ -17,6 +17,7 @@
 //!
 //! This layer knows no locks, no `.meta` and no names of spaces: see `session::restore`.
 
+pub mod earlier;
 mod error;
 mod fill;
 pub mod known;
@@ -34,6 +35,7 @@ use rustix::io::Errno;
 use crate::library::MOTHER_TIME;
 use crate::library::index::Index;
 use crate::materialize::source::Source;
+use earlier::Earlier;
 
 pub use error::RestoreError;
 use links::LinkPool;
@@ -50,10 +52,10 @@ pub(crate) const TIMES: rustix::fs::Timestamps = rustix::fs::Timestamps {
 pub enum Sharing {
     /// All are unpacked from the library.
     Copies,
-    /// Large files are cloned from the blob cache, and small ones unpacked.
+    /// Large files are cloned from the blob cache if that waits for nothing. All others are unpacked.
     Clones,
-    /// All files that are larger than a block are cloned from the blob cache.
-    OnlyClones,
+    /// The same for all files that are larger than a block.
+    AllClones,
     /// Hard links to read-only copies. Files that must not be shared are unpacked.
     Links(LinkPool),
 }
@@ -66,6 +68,8 @@ pub struct Restore<'a> {
     pub source: &'a Source,
     /// How files get their bytes.
     pub sharing: &'a Sharing,
+    /// Another tree of the same environment, whose extents the blob cache can share.
+    pub earlier: Option<&'a Earlier>,
     /// The mode of new directories. The umask of the process must be 0.
     pub dir_mode: u32,
     /// The number of threads.

@@ -26,7 +26,10 @@ size or mode. After an interruption, the next restore completes the tree.
 
 Strategies:
   smart     reflinks of large files where the filesystem can (btrfs, xfs), else copies
-  reflink   reflinks of all files that are larger than a block, or an error
+  reflink   reflinks of all files that are larger than a block, or an error if the filesystem
+            cannot. A file is unpacked nevertheless if its reflink would wait for the disk: so
+            the first restore of an environment takes as long as copies, and later ones share
+            its blocks. --report tells
   hardlink  links to read-only copies that spaces share; root can still write to them. Relocated
             files and those that match hardlink-excludes in settings.yaml are copied
   copy      copies

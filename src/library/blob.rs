@@ -240,6 +240,47 @@ impl Blobs {
         Ok(found)
     }
 
+    /// As [`Blobs::cached`]. A copy that was made before the last boot is verified now.
+    ///
+    /// # Errors
+    /// See [`BlobError`].
+    pub fn kept(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
+        let found = match self.ready(digest, size)? {
+            None => self.confirmed(digest, size)?,
+            ready => ready,
+        };
+        if found.is_some() {
+            self.hit(size);
+        }
+        Ok(found)
+    }
+
+    /// Makes the cache share the extents of a file that may hold the content of a blob, and returns the copy. None if the
+    /// filesystem cannot do that, or if the file holds other bytes: then the cache is as it was.
+    ///
+    /// # Errors
+    /// When the cache cannot be written, or the copy not be read.
+    pub fn adopt(&self, digest: &Digest, size: u64, from: &File) -> Result<Option<File>, BlobError> {
+        let cache_error = |source| self.cache_error(digest, source);
+        if !self.cache.keeps(size) {
+            return Ok(None);
+        }
+        let mut pending = self.cache.begin().map_err(cache_error)?;
+        if !pending.clone_of(from).map_err(cache_error)? {
+            return Ok(None);
+        }
+        // Others may write to `from` at any time. So the clone is verified, which nobody else can open.
+        let found = rustix::fs::fstat(&pending.file).map_err(|errno| cache_error(errno.into()))?;
+        if u64::try_from(found.st_size) != Ok(size)
+            || !is_content(&pending.file, digest).map_err(cache_error)?
+        {
+            return Ok(None);
+        }
+        let file = self.cache.commit(pending, digest, size).map_err(cache_error)?;
+        self.note_checked(digest);
+        Ok(Some(file))
+    }
+
     /// Whether a stored blob is read without waiting for a disk, as far as its first bytes tell. False if it cannot be opened.
     #[must_use]
     pub fn is_in_memory(&self, digest: &Digest) -> bool {

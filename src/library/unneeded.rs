@@ -36,6 +36,8 @@ pub fn unneeded(
         needed.insert(index_dir.join(find::name_of(sum)));
         needed.insert(bytecode_dir.join(bytecode::file_name(sum)));
         needed.insert(profile_dir.join(sum));
+        // The space that was restored last.
+        needed.insert(profile_dir.join(format!("{sum}.restored")));
     }
     let mut unneeded = Vec::new();
     for dir in [index_dir, profile_dir, bytecode_dir] {

@@ -161,8 +161,17 @@ impl Source {
     ///
     /// # Errors
     /// When the cache cannot be read.
-    pub fn cached(&self, file: &LowerFile<'_>) -> Result<Option<File>, Error> {
-        self.blobs.cached(&file.digest, file.stored).map_err(|source| self.blob_error(file.node, source))
+    pub fn kept(&self, file: &LowerFile<'_>) -> Result<Option<File>, Error> {
+        self.blobs.kept(&file.digest, file.stored).map_err(|source| self.blob_error(file.node, source))
+    }
+
+    /// As [`Source::kept`], if the blob cache can share the extents of `from`, which may hold the bytes of the blob.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn adopt(&self, file: &LowerFile<'_>, from: &File) -> Result<Option<File>, Error> {
+        let adopted = self.blobs.adopt(&file.digest, file.stored, from);
+        adopted.map_err(|source| self.blob_error(file.node, source))
     }
 
     /// Whether the blob is read without waiting for a disk.
@@ -200,7 +209,7 @@ impl Source {
         self.fill_from(&self.open_blob(file)?, file, to)
     }
 
-    /// As [`Source::fill`], from the file of [`Source::open_blob`] or [`Source::cached`].
+    /// As [`Source::fill`], from the file of [`Source::open_blob`] or [`Source::kept`].
     ///
     /// # Errors
     /// As [`Source::fill`].

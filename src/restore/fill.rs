@@ -1,6 +1,5 @@
 //! Makes the files and links of a batch, each complete with bytes, mode and times.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -11,18 +10,17 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::layout::{Batch, LaidDir, batches};
+use super::layout::{Batch, LaidDir};
 use super::report::{Report, Way};
 use super::sweep::open_dir;
 use super::{Restore, RestoreError, Sharing, TIMES, os};
 use crate::library::NAME_LEN;
 use crate::library::blob::direct::Room;
-use crate::library::digest::Digest;
 use crate::library::index::{NodeId, NodeKind};
 use crate::materialize::clone::Method;
 use crate::materialize::source::LowerFile;
 use crate::sys::order::Order;
-use crate::sys::thread;
+use crate::sys::{fd, thread};
 
 /// A tree in which files are made.
 #[derive(Debug)]
@@ -37,15 +35,6 @@ pub(super) struct Tree<'t> {
     next: AtomicU64,
 }
 
-/// Files to clone whose blobs were not in the cache.
-#[derive(Debug, Default)]
-struct Later {
-    /// Their blobs, which a thread brings into the cache.
-    begun: HashSet<Digest>,
-    /// Each with the position of its directory.
-    files: Vec<(usize, NodeId)>,
-}
-
 /// How many blobs are looked at to learn whether the library is in memory.
 const LOOKED_AT: usize = 32;
 
@@ -57,8 +46,6 @@ struct Worker<'r> {
     room: Room,
     report: Report,
     sum: &'r Mutex<Report>,
-    /// None if nothing is left for later.
-    later: Option<&'r Mutex<Later>>,
 }
 
 impl Drop for Worker<'_> {
@@ -90,26 +77,6 @@ impl Restore<'_> {
         thread::for_each(&batches, self.jobs.busy, || (), |(), batch| batch.iter().try_for_each(set))
     }
 
-    /// Makes everything in a new tree, in one pass if the cache has all blobs to clone. A blob that it does not have is
-    /// unpacked on the way, and cloned at the end: cloning waits until the bytes are on the disk.
-    pub(super) fn fill_new(
-        &self,
-        tree: &Tree<'_>,
-        all: &[Batch],
-        report: &mut Report,
-    ) -> Result<(), RestoreError> {
-        let later = Mutex::default();
-        self.fill_with(tree, all, Some(&later), report)?;
-        let mut left = later.into_inner().files;
-        left.sort_unstable();
-        let by_dir = left.chunk_by(|a, b| a.0 == b.0).filter_map(|files| {
-            let (dir, _) = files.first()?;
-            Some((*dir, files.iter().map(|(_, node)| *node).collect()))
-        });
-        let (left, _) = batches(self.index, by_dir)?;
-        self.fill(tree, &left, report)
-    }
-
     /// Makes everything in the batches.
     pub(super) fn fill(
         &self,
@@ -117,18 +84,8 @@ impl Restore<'_> {
         batches: &[Batch],
         report: &mut Report,
     ) -> Result<(), RestoreError> {
-        self.fill_with(tree, batches, None, report)
-    }
-
-    fn fill_with(
-        &self,
-        tree: &Tree<'_>,
-        batches: &[Batch],
-        later: Option<&Mutex<Later>>,
-        report: &mut Report,
-    ) -> Result<(), RestoreError> {
         let sum = Mutex::default();
-        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum, later };
+        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum };
         let jobs = self.jobs_for(batches)?;
         let filled = thread::for_each(batches, jobs, worker, |worker: &mut Worker<'_>, batch| {
             let Some(dir) = tree.dirs.get(batch.dir) else { return Ok(()) };
@@ -198,28 +155,21 @@ impl Restore<'_> {
             self.progress.made(size);
             return Ok(());
         }
-        let is_cloned = self.sharing.clones(&lower);
-        let cached = match worker.later {
-            Some(later) if is_cloned => {
-                let cached = self.source.cached(&lower)?;
-                if cached.is_none() {
-                    return self.leave(later, (dir, &lower, digest), worker);
-                }
-                cached
-            }
-            _ => None,
-        };
+        let copy = self.to_clone(dir, found.name, &lower, worker)?;
         worker.report.relocated += u64::from(lower.is_relocated());
-        let fill = |to: &File| match &cached {
-            Some(blob) => self.source.fill_from(blob, &lower, to),
-            None => self.source.fill(&lower, to),
-        };
         let failed = |call| os(dir.path_of(found.name), call);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(perm & 0o777))
             .map_err(failed("create"))?;
         let file = File::from(file);
-        let (way, written) = if is_cloned && fill(&file)? == Method::Reflink {
+        let method = match &copy {
+            Some(copy) => self.source.fill_from(copy, &lower, &file)?,
+            None => {
+                self.source.unpack(&lower, &file, &mut worker.room)?;
+                Method::Copy
+            }
+        };
+        let (way, written) = if method == Method::Reflink {
             // A power cut must not leave the file with its size and without its relocations: nobody would notice.
             if lower.is_relocated() {
                 let order = tree.order.get_or_init(|| Order::of(tree.root));
@@ -227,9 +177,6 @@ impl Restore<'_> {
             }
             (Way::Reflink, (relocations.len() * NAME_LEN) as u64)
         } else {
-            if !is_cloned {
-                self.source.unpack(&lower, &file, &mut worker.room)?;
-            }
             (Way::Copy, size)
         };
         // A write clears the bits above 0777.
@@ -242,27 +189,36 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Leaves a file for later, and brings its blob into the cache.
-    fn leave(
+    /// The copy in the blob cache from which a file is to be cloned. None if there is none, or if the clone would wait
+    /// for the disk: unpacking takes less time.
+    fn to_clone(
         &self,
-        later: &Mutex<Later>,
-        (dir, file, digest): (&LaidDir, &LowerFile<'_>, Digest),
+        dir: &LaidDir,
+        name: &[u8],
+        file: &LowerFile<'_>,
         worker: &mut Worker<'_>,
-    ) -> Result<(), RestoreError> {
-        let is_first = {
-            let mut later = later.lock();
-            later.files.push((dir.position, file.node));
-            later.begun.insert(digest)
-        };
-        if is_first { self.prepare_one(file, worker) } else { Ok(()) }
-    }
-
-    fn prepare_one(&self, file: &LowerFile<'_>, worker: &mut Worker<'_>) -> Result<(), RestoreError> {
-        let started = Instant::now();
-        if self.source.prepare(file, self.cancel)? {
-            worker.report.count_cached(file.size, started.elapsed());
+    ) -> Result<Option<File>, RestoreError> {
+        if !self.sharing.clones(file) {
+            return Ok(None);
         }
-        self.go_on()
+        if let Some(copy) = self.source.kept(file)? {
+            return Ok(fd::is_written_out(&copy).then_some(copy));
+        }
+        let Some(earlier) = self.earlier else { return Ok(None) };
+        let started = Instant::now();
+        if file.is_relocated() {
+            // The earlier tree has other bytes. This file is unpacked twice, for the next trees.
+            if self.source.prepare(file, self.cancel)? {
+                worker.report.count_cached(file.size, file.size, started.elapsed());
+            }
+            return Ok(None);
+        }
+        let Some(from) = earlier.file(&dir.path_bytes(name), file.size) else { return Ok(None) };
+        let adopted = self.source.adopt(file, &from)?;
+        if adopted.is_some() {
+            worker.report.count_cached(file.size, 0, started.elapsed());
+        }
+        Ok(adopted)
     }
 
     /// How many threads make the files of these batches.
@@ -285,31 +241,6 @@ impl Restore<'_> {
         }
         Ok(if is_known { self.jobs.busy } else { self.jobs.waiting })
     }
-
-    /// Unpacks the blobs to clone into the cache, before any is cloned: cloning waits until the bytes are on the disk.
-    pub(super) fn prepare(&self, batches: &[Batch], report: &mut Report) -> Result<(), RestoreError> {
-        let mut seen = HashSet::new();
-        let mut wanted = Vec::new();
-        for node in batches.iter().flat_map(|batch| &batch.nodes) {
-            if let NodeKind::File { size, digest, .. } = self.index.node(*node)?.kind
-                && self.sharing.clones(&self.source.file(*node)?)
-                && seen.insert(digest)
-            {
-                wanted.push((size, *node));
-            }
-        }
-        // Large ones first, so that no thread begins one when the others have ended.
-        wanted.sort_unstable_by(|a, b| b.cmp(a));
-        let sum = Mutex::default();
-        let worker = || Worker { room: Room::default(), report: Report::default(), sum: &sum, later: None };
-        let prepared =
-            thread::for_each(&wanted, self.jobs.waiting, worker, |worker: &mut Worker<'_>, (_, node)| {
-                self.go_on()?;
-                self.prepare_one(&self.source.file(*node)?, worker)
-            });
-        report.add(&sum.into_inner());
-        prepared
-    }
 }
 
 /// The size in bytes up to which a file has nothing to share: a block, or less than one in the metadata of btrfs.
@@ -320,7 +251,7 @@ impl Sharing {
     fn clones(&self, file: &LowerFile<'_>) -> bool {
         match self {
             Self::Clones => !file.is_small(),
-            Self::OnlyClones => file.size > BLOCK,
+            Self::AllClones => file.size > BLOCK,
             Self::Copies | Self::Links(_) => false,
         }
     }

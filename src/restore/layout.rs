@@ -14,8 +14,6 @@ const BYTES: u64 = 4 << 20;
 /// A directory of the tree.
 #[derive(Debug)]
 pub(super) struct LaidDir {
-    /// Its place in the list of directories.
-    pub(super) position: usize,
     pub(super) node: NodeId,
     /// Relative to the root of the tree, which is `.`.
     pub(super) path: Vec<u8>,
@@ -75,7 +73,7 @@ pub(super) fn directories(index: &Index) -> Result<Vec<LaidDir>, RestoreError> {
                 queue.push_back((child, join(&path, found.name)));
             }
         }
-        dirs.push(LaidDir { position: dirs.len(), node, path, children });
+        dirs.push(LaidDir { node, path, children });
     }
     Ok(dirs)
 }

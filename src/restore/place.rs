@@ -107,7 +107,7 @@ impl Restore<'_> {
         let (batches, total) = batches(self.index, all?.into_iter())?;
         self.progress.total(total.files, total.bytes);
         let tree = Tree::new(root, dirs, false);
-        self.fill_new(&tree, &batches, report)?;
+        self.fill(&tree, &batches, report)?;
         self.set_times(&tree)
     }
 
@@ -126,7 +126,6 @@ impl Restore<'_> {
         self.progress.total(total.files, total.bytes);
         let tree = Tree::new(&root, dirs, true);
         if !batches.is_empty() {
-            self.prepare(&batches, report)?;
             mark(base, name)?;
             self.fill(&tree, &batches, report)?;
         }

@@ -45,7 +45,7 @@ pub struct Report {
     pub links: u64,
     /// The earlier restore of this space was interrupted, so everything was made anew.
     pub resumed: bool,
-    /// Blobs that were unpacked into the cache, for reflinks and hard links.
+    /// Blobs of which the cache got a copy, for the next restores. What shares the extents of an earlier tree was not written.
     pub cached: Row,
 }
 
@@ -59,8 +59,8 @@ impl Report {
         row.add(&Row { files: 1, bytes, bytes_written, seconds: took.as_secs_f64() });
     }
 
-    pub(super) fn count_cached(&mut self, bytes: u64, took: Duration) {
-        self.cached.add(&Row { files: 1, bytes, bytes_written: bytes, seconds: took.as_secs_f64() });
+    pub(super) fn count_cached(&mut self, bytes: u64, bytes_written: u64, took: Duration) {
+        self.cached.add(&Row { files: 1, bytes, bytes_written, seconds: took.as_secs_f64() });
     }
 
     /// Adds what another thread did.

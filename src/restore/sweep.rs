@@ -41,7 +41,12 @@ pub(super) enum Trust<'k> {
 
 /// Opens a directory of the tree. No link is followed.
 pub(super) fn open_dir(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    open_below(root, path, flags | OFlags::DIRECTORY)
+}
+
+/// Opens an entry of the tree. No link is followed.
+pub(super) fn open_below(root: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match rustix::fs::openat2(&root, path, flags, Mode::empty(), within) {
         // Seccomp filters of containers may not know openat2(2). The tree is this user's own.

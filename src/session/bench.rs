@@ -175,7 +175,8 @@ impl Bench<'_> {
         }
         step(runs * ways.len() as u64, "");
         for (how, way) in ways {
-            // The first run of a way that fills a cache is another thing than those that use it.
+            // The first run of a way that fills a cache is another thing than those that use it. By reflink, the cache gets
+            // the blocks of the last copy then.
             let has_first = !matches!(way, Way::Rcc | Way::Restore("copy"));
             let mut timed = Vec::new();
             for run in 0..runs + u64::from(has_first) {

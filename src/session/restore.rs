@@ -31,8 +31,10 @@ use crate::library::catalog::limits::MAX_FILE;
 use crate::library::digest::Hex;
 use crate::library::index::Index;
 use crate::library::name::Identity;
+use crate::library::profile;
 use crate::materialize::source::Source;
 use crate::materialize::{ReflinkProbe, clone};
+use crate::restore::earlier::{Earlier, note_place};
 use crate::restore::known::Known;
 use crate::restore::links::{LinkPool, patterns};
 use crate::restore::report::Report;
@@ -119,6 +121,9 @@ pub fn restore(
         staged??.publish()?;
         tell_rcc(plan, &base, umask.bits())?;
         restore::settle(&base, dir_name(plan)).map_err(|source| in_space(plan, source))?;
+        if how.reflink.is_ok() {
+            Earlier::note(&earlier_place(plan, &index), &plan.space.mountpoint);
+        }
         Ok(Restored {
             path: plan.space.mountpoint.clone(),
             identity: plan.space.identity.to_string(),
@@ -242,15 +247,18 @@ fn restore_to(
     let blobs = Arc::new(compose::blobs(&plan.location, cache));
     let names = compose::names(index, plan.space.identity.as_str())?;
     let strategy = match how.sharing {
-        Sharing::OnlyClones => Strategy::Reflink,
+        Sharing::AllClones => Strategy::Reflink,
         Sharing::Clones => Strategy::Smart,
         Sharing::Copies | Sharing::Links(_) => Strategy::Copy,
     };
     let source = Source::new(Arc::clone(index), blobs, names, strategy);
+    let note = earlier_place(plan, index);
+    let earlier = how.reflink.as_ref().ok().and_then(|()| Earlier::find(&note, &plan.space.mountpoint));
     let restore = Restore {
         index,
         source: &source,
         sharing: &how.sharing,
+        earlier: earlier.as_ref(),
         dir_mode: 0o750 & !umask,
         jobs: wishes.jobs.map_or_else(jobs, |jobs| Jobs { waiting: jobs, busy: jobs }),
         cancel: wishes.cancel,
@@ -278,7 +286,7 @@ fn how(plan: &MountPlan, base: &Dir) -> Result<How, Error> {
         (RestoreStrategy::Copy, _) => (Sharing::Copies, false),
         (RestoreStrategy::Smart, Ok(())) => (Sharing::Clones, true),
         (RestoreStrategy::Smart, Err(_)) => (Sharing::Copies, true),
-        (RestoreStrategy::Reflink, Ok(())) => (Sharing::OnlyClones, true),
+        (RestoreStrategy::Reflink, Ok(())) => (Sharing::AllClones, true),
         (RestoreStrategy::Reflink, Err(reason)) => {
             return Err(Error::NoReflink {
                 path: base.path().to_owned(),
@@ -297,6 +305,11 @@ fn how(plan: &MountPlan, base: &Dir) -> Result<How, Error> {
         }
     };
     Ok(How { sharing, reflink, wants_reflinks })
+}
+
+/// Where the space is noted that was restored last from this catalog.
+fn earlier_place(plan: &MountPlan, index: &Index) -> PathBuf {
+    note_place(&profile::place(&plan.env.cache_dir(), &index.catalog_sha256()))
 }
 
 /// The copies of blobs to which `--strategy hardlink` links.
