@@ -544,14 +544,26 @@ impl Library for RemoteLibrary {
 
     fn turn(&self, digest: &Digest, waiting: Waiting<'_>) -> io::Result<Option<Turn>> {
         let Some((layout, entry)) = self.find(digest) else { return Ok(None) };
-        let lock = |key| self.local.lock(key, self.left(waiting.since), &|| waiting.is_stopped());
         let place = place(&layout, &entry)?;
-        let Some((group, _)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
-            let lock = lock(u64::from_le_bytes(first_bytes(digest.bytes())));
+        let Some((group, offset)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
+            let key = u64::from_le_bytes(first_bytes(digest.bytes()));
+            let lock = self.local.lock(key, self.left(waiting.since), &|| waiting.is_stopped());
             let fetch = self.alone(digest, place, entry.stored, waiting.since)?;
             return Ok(Some(Turn::alone(lock, fetch)));
         };
-        let lock = lock(key(&group));
+        // Whoever has fetched a group puts its blobs into the cache, which takes longer than to unpack one of them.
+        let is_reader = waiting.stop.is_none();
+        let in_memory = || self.groups.lock().get(&(group.pack, group.offset)).filter(|_| is_reader);
+        let lock = self.local.lock(key(&group), self.left(waiting.since), &|| {
+            waiting.is_stopped() || in_memory().is_some()
+        });
+        if lock.is_none()
+            && let Some(bytes) = in_memory()
+        {
+            let member = Member { digest: *digest, size: entry.size, range: range_of(&entry, offset) };
+            let alive = Arc::clone(&self.alive);
+            return Ok(Some(Turn::group(None, Box::new(move || Ok(bytes)), vec![member], alive)));
+        }
         let members = layout.in_group(group.id).filter_map(|entry| {
             let (_, offset) = entry.grouped?;
             Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })

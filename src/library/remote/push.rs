@@ -254,7 +254,8 @@ impl Found {
         };
         let mut blobs = Vec::new();
         let mut missing_for_links = 0;
-        for wanted in order::order(&tree, &touched) {
+        let size = |digest: &Digest| stored.get(digest).copied().unwrap_or_default();
+        for wanted in order::order(&tree, &touched, &size) {
             match stored.get(&wanted.digest) {
                 Some(stored) => blobs.push((wanted, *stored)),
                 None if wanted.is_file => {

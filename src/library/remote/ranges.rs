@@ -14,8 +14,9 @@ use std::time::Duration;
 use super::{Objects, StoreError};
 use crate::sys::thread;
 
-/// The first range. Whoever reads the beginning of a file waits for it.
-const FIRST: u64 = 1 << 20;
+/// The first range. Whoever reads the beginning of a file waits for it. Most large files of an environment are native
+/// libraries, which are read as a whole, and are not larger.
+const FIRST: u64 = 4 << 20;
 /// All others.
 const LEN: u64 = 8 << 20;
 /// How many ranges are under way.

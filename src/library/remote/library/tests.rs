@@ -100,7 +100,7 @@ fn large() -> Vec<u8> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     };
-    (0..3_000_000).map(|_| next()).collect()
+    (0..9_000_000).map(|_| next()).collect()
 }
 
 fn object(bytes: &[u8]) -> Object {
@@ -240,7 +240,8 @@ fn forged_objects_are_refused_and_damaged_copies_are_fetched_again() {
 /// Waits until the threads that keep the rest of a group have ended.
 fn settle(library: &RemoteLibrary, cache: &Path) {
     for n in 1..=6 {
-        let waiting = Waiting { since: Instant::now(), stop: None };
+        let stop = AtomicBool::new(false);
+        let waiting = Waiting { since: Instant::now(), stop: Some(&stop) };
         drop(library.turn(&digest(n), waiting).unwrap());
     }
     assert!(cache.exists());
@@ -276,6 +277,24 @@ fn a_group_is_fetched_once_for_all_its_blobs_and_all_daemons() {
     assert!(matches!(blobs.read_all(&digest(4), size(4)), Err(BlobError::Io { .. })));
     store.silent.store(false, Ordering::Relaxed);
     assert_eq!(blobs.read_all(&digest(4), size(4)).unwrap(), content(4));
+}
+
+#[test]
+fn a_reader_does_not_wait_until_all_blobs_of_a_group_are_in_the_cache() {
+    let (store, cache) = (store(), tempfile::tempdir().unwrap());
+    let library = library(&store, cache.path(), Use { timeout: Duration::from_millis(200), ..how() });
+    begin(&library);
+    store.asked();
+    let turn = |n, stop| library.turn(&digest(n), Waiting { since: Instant::now(), stop }).unwrap().unwrap();
+    let stop = AtomicBool::new(false);
+    let fetching = turn(1, Some(&stop)).fetch().unwrap();
+    assert_eq!(fetching.members().len(), 3);
+    // It is found in memory. Whoever has waited for the turn would deal with the whole group.
+    assert_eq!(turn(2, None).fetch().unwrap().members().len(), 1);
+    assert_eq!(blobs(&library, cache.path()).read_all(&digest(2), size(2)).unwrap(), content(2));
+    assert_eq!(store.asked().len(), 1);
+    drop(fetching);
+    assert_eq!(turn(3, None).fetch().unwrap().members().len(), 3);
 }
 
 #[test]

@@ -12,10 +12,10 @@ use crate::library::remote::layout::{GroupId, Layout};
 pub(super) const ALONE: u64 = 1 << 20;
 /// The size of a pack, in bytes.
 pub(super) const PACK: u64 = 16 << 20;
-/// The size of the groups of what programs read first.
-const PROFILE_GROUP: u64 = 4 << 20;
-/// The size of the other groups.
-const GROUP: u64 = 512 << 10;
+/// The largest group of what programs read together.
+const GROUP: u64 = 4 << 20;
+/// The largest group of other blobs.
+const SMALL_GROUP: u64 = 1 << 20;
 /// How many bytes of other environments are fetched along, at most, to keep two runs of blobs in one group.
 const GAP: u64 = 32 << 10;
 
@@ -85,7 +85,7 @@ pub(super) fn plan(
         if *stored > ALONE {
             plan.alone.push(blob);
         } else {
-            packer.add(wanted.class, blob);
+            packer.add(wanted, blob);
         }
     }
     plan.packs = packer.finish();
@@ -156,20 +156,24 @@ struct Packer {
     pack_bytes: u64,
     group: Vec<Sized>,
     group_bytes: u64,
-    class: Option<Class>,
+    unit: Option<(Class, usize)>,
 }
 
 impl Packer {
-    fn add(&mut self, class: Class, blob: Sized) {
-        let limit = if class == Class::Profile { PROFILE_GROUP } else { GROUP };
+    fn add(&mut self, wanted: &Wanted, blob: Sized) {
+        let limit = match wanted.class {
+            Class::Profile | Class::Start | Class::Code => GROUP,
+            Class::Data | Class::Rare => SMALL_GROUP,
+        };
+        let unit = Some((wanted.class, wanted.unit));
         let (.., stored) = blob;
-        if self.class != Some(class) || self.group_bytes + stored > limit {
+        if self.unit != unit || self.group_bytes + stored > limit {
             self.end_group();
             if self.pack_bytes + limit.max(stored) > PACK {
                 self.end_pack();
             }
         }
-        self.class = Some(class);
+        self.unit = unit;
         self.group_bytes += stored;
         self.group.push(blob);
     }
@@ -207,7 +211,7 @@ mod tests {
     }
 
     fn blob(n: u32, class: Class, stored: u64) -> (Wanted, u64) {
-        (Wanted { digest: digest(n), size: 2 * stored, class, is_file: true }, stored)
+        (Wanted { digest: digest(n), size: 2 * stored, class, unit: 0, is_file: true }, stored)
     }
 
     fn numbers(blobs: &[Sized]) -> Vec<u32> {
@@ -219,19 +223,28 @@ mod tests {
         const K: u64 = 1 << 10;
         let mut blobs = vec![blob(1, Class::Profile, 3000 * K / 3), blob(2, Class::Profile, 1000 * K)];
         blobs.push(blob(3, Class::Profile, ALONE + 1));
-        blobs.extend((10..200).map(|n| blob(n, Class::Usual, 100 * K)));
+        blobs.extend((10..200).map(|n| blob(n, Class::Data, 100 * K)));
         blobs.extend((200..205).map(|n| blob(n, Class::Rare, K)));
         let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
         assert_eq!(plan.alone, [(digest(3), 2 * (ALONE + 1), ALONE + 1)]);
         assert_eq!(numbers(&plan.packs[0][0]), [1, 2]);
-        assert_eq!(numbers(&plan.packs[0][1]), [10, 11, 12, 13, 14]);
+        assert_eq!(numbers(&plan.packs[0][1]), (10..20).collect::<Vec<_>>());
         assert_eq!(numbers(plan.packs.last().unwrap().last().unwrap()), [200, 201, 202, 203, 204]);
         for pack in &plan.packs {
             let bytes = |blobs: &[Sized]| blobs.iter().map(|(.., stored)| stored).sum::<u64>();
             assert!(pack.iter().map(|group| bytes(group)).sum::<u64>() <= PACK);
-            assert!(pack.iter().all(|group| bytes(group) <= PROFILE_GROUP));
+            assert!(pack.iter().all(|group| bytes(group) <= GROUP));
         }
         assert_eq!(plan.to_send().count(), blobs.len());
+    }
+
+    #[test]
+    fn a_group_ends_with_its_unit() {
+        let mut blobs: Vec<_> = (0..6).map(|n| blob(n, Class::Code, 10)).collect();
+        blobs.iter_mut().skip(2).for_each(|(wanted, _)| wanted.unit = 1);
+        let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
+        let groups: Vec<_> = plan.packs[0].iter().map(|group| numbers(group)).collect();
+        assert_eq!(groups, [vec![0, 1], vec![2, 3, 4, 5]]);
     }
 
     /// A layout with one group: numbers of blobs, and their stored sizes.
@@ -245,7 +258,7 @@ mod tests {
     #[test]
     fn what_the_store_has_keeps_its_place() {
         let layouts = [layout(1, &[(90, 10), (1, 10), (91, 20), (2, 10), (92, GAP + 1), (3, 10)])];
-        let wanted: Vec<_> = [1, 2, 3, 4, 5].map(|n| blob(n, Class::Usual, 10)).to_vec();
+        let wanted: Vec<_> = [1, 2, 3, 4, 5].map(|n| blob(n, Class::Data, 10)).to_vec();
         let packs = HashMap::from([([1; 32], 60 + GAP + 1)]);
         let alone = HashMap::from([(digest(5), 17)]);
         let found = plan(&wanted, &layouts, &packs, &alone);
@@ -264,7 +277,7 @@ mod tests {
         // 90 is in the gaps of both.
         let layouts =
             [layout(1, &[(1, 10), (90, 10), (2, 10)]), layout(2, &[(2, 10), (3, 10), (90, 10), (4, 10)])];
-        let wanted: Vec<_> = [1, 2, 3, 4].map(|n| blob(n, Class::Usual, 10)).to_vec();
+        let wanted: Vec<_> = [1, 2, 3, 4].map(|n| blob(n, Class::Data, 10)).to_vec();
         let packs = HashMap::from([([1; 32], 30), ([2; 32], 40)]);
         let found = plan(&wanted, &layouts, &packs, &HashMap::new());
         let mut all: Vec<u32> = found.known.iter().flat_map(|known| numbers(&known.blobs)).collect();
