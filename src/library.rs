@@ -158,6 +158,12 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// The bytecode that came with a catalog: the bytes for [`bytecode::travel::unpack`]. Nothing is asked if `known` says
+    /// that this machine has that of the catalog with this SHA-256.
+    fn bytecode(&self, _name: &CatalogName, _known: &dyn Fn(&[u8; 32]) -> bool) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Ends connections and threads, before this process forks. The next read makes new ones.
     fn pause(&self) {}
 

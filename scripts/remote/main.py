@@ -106,7 +106,7 @@ class Machine:
         return json.loads(self.run("stats", space, "--json"))
 
     def python(self, root, code=IMPORT, wait=True):
-        # Compiled files go nowhere, so that each import reads and compiles the sources.
+        # Compiled files go nowhere, so that each import compiles the sources, unless the mount shows bytecode.
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "OPENBLAS_NUM_THREADS": "1",
                        "MPLCONFIGDIR": str(self.bench.place / "mpl")}
         process = subprocess.Popen([str(root / "bin/python3"), "-I", "-B", "-c", code], env=environment,
@@ -245,6 +245,9 @@ class Bench:
         self.measure("push, no profile", push("plain", "--profile", "none"))
         self.measure("push, with the profile", push("profiled", "--profile", "auto"))
         self.measure("push again", push("profiled", "--profile", "auto"))
+        note("compiling the sources")
+        self.builder.run("warm", self.library, self.catalog.name[:16], "--profile", "--pycache")
+        self.measure("push, with the profile and bytecode", push("compiled", "--profile", "auto"))
 
     def imports(self):
         local = self.machine(local=True)
@@ -260,15 +263,15 @@ class Bench:
 
         self.measure("local: mount and import", first(local, self.library))
         local.unmount()
-        for url in ("plain", "profiled"):
+        for url, words in (("plain", ()), ("profiled", ()), ("compiled", ("--pycache",))):
             for turn in range(self.options.rounds):
                 one = self.machine()
-                self.measure(f"mount, {url}", lambda: one.mount(self.url(url), "space") and None)
+                self.measure(f"mount, {url}", lambda: one.mount(self.url(url), "space", *words) and None)
                 one.unmount()
                 one = self.machine()
-                self.measure(f"mount and import, {url}", first(one, self.url(url)))
+                self.measure(f"mount and import, {url}", first(one, self.url(url), *words))
                 one.unmount()
-                self.measure(f"again on the same machine, {url}", first(one, self.url(url)))
+                self.measure(f"again on the same machine, {url}", first(one, self.url(url), *words))
                 one.unmount()
         one = self.machine()
 

@@ -24,7 +24,7 @@ pub(super) struct MountArgs {
     /// When to compare blobs with their digests [default: once]
     #[arg(long, value_name = "once|always|never", hide_possible_values = true, ignore_case = true)]
     verify: Option<Verify>,
-    /// Show the bytecode that `holofs warm --pycache` has compiled into the cache, which --cache-dir can place
+    /// Show the bytecode that `holofs warm --pycache` has compiled into the cache, or that an object store has
     #[arg(long)]
     pycache: bool,
     /// Seconds to wait for rcc's locks [default: 30]

@@ -12,7 +12,8 @@ usual variables and files of each service: AWS_* and ~/.aws, GOOGLE_APPLICATION_
 AZURE_*. AWS_ENDPOINT_URL names another store than Amazon's. Never put them into the URL.
 
 Only what the store lacks is sent, and every blob is verified before. A push that was interrupted
-is repeated. Without CATALOG all environments are pushed.
+is repeated. Without CATALOG all environments are pushed. What `holofs warm --pycache` has compiled
+is pushed too.
 
 Examples:
   holofs push auto s3://envs/team

@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// Unpack only files that earlier mounts read
     #[arg(long)]
     profile: bool,
-    /// Also compile the Python sources, for `mount --pycache`
+    /// Also compile the Python sources, for `mount --pycache` and `push`
     #[arg(long)]
     pycache: bool,
     /// Number of threads [default: one for each processor]

@@ -27,6 +27,7 @@ pub mod build;
 pub mod library;
 #[cfg(test)]
 mod tests;
+pub mod travel;
 
 use std::fmt::Display;
 use std::fs::File;
@@ -197,6 +198,14 @@ impl Bytecode {
         let (at, size) = (found.at.get(), u64::from(found.size.get()));
         let section = Section::part(Arc::clone(&self.file), at, at.checked_add(size)?);
         Some(StoredBlob::new(section.clone(), Some(section)))
+    }
+
+    /// All files, by source, each with its content. A damaged one has none.
+    fn all(&self) -> impl Iterator<Item = (Compiled<'_>, Option<&[u8]>)> {
+        self.entries().unwrap_or_default().iter().filter_map(|entry| {
+            let content = self.part(entry.at, entry.size.get().into());
+            Some((self.compiled(entry)?, content))
+        })
     }
 
     fn among(&self, sources: &std::ops::Range<u32>) -> &[Entry] {

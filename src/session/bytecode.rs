@@ -76,6 +76,7 @@ pub fn request(library: &Path, blueprint: &str) -> MountRequest {
         choice: Choice { blueprint: Some(blueprint.to_owned()), ..Choice::default() },
         read_only: true,
         ephemeral: true,
+        no_profile: true,
         ..MountRequest::default()
     }
 }

@@ -50,6 +50,9 @@ pub struct MountRequest {
     /// The directory of spaces is one that only this run sees. Set by `run`.
     #[arg(skip)]
     pub private_ns: bool,
+    /// What is read is not added to the environment's profile: no robot reads it.
+    #[arg(skip)]
+    pub no_profile: bool,
     /// Drop the changes at unmount
     #[arg(long)]
     pub ephemeral: bool,

@@ -9,10 +9,10 @@ use crate::common::rcc;
 use crate::common::world::{Done, finish};
 use crate::common::{Library, Mounted, World, files_below};
 
-const MODULE: &str = "def place():\n    return place.__code__.co_filename\n\nVALUE = 41\n";
+pub const MODULE: &str = "def place():\n    return place.__code__.co_filename\n\nVALUE = 41\n";
 
 /// An environment whose Python is that of the machine.
-fn library() -> Library {
+pub fn library() -> Library {
     Library::new()
         .named("python")
         .file_mode("bin/python3", 0o755, b"#!/bin/sh\nexec python3 \"$@\"\n")
@@ -25,13 +25,13 @@ fn library() -> Library {
         .file("lib/a.b.py", b"VALUE = 1\n")
 }
 
-fn warm(world: &World) -> serde_json::Value {
+pub fn warm(world: &World) -> serde_json::Value {
     world.json(["warm", world.home().to_str().unwrap(), &library().hash(), "--pycache"])
 }
 
 /// Imports a module, and returns its value, its place, and whether Python used bytecode.
 #[track_caller]
-fn import(world: &World, mounted: &Mounted<'_>) -> (String, String, bool) {
+pub fn import(world: &World, mounted: &Mounted<'_>) -> (String, String, bool) {
     let program = "import sys; sys.path.insert(0, sys.argv[1]); \
                    from package import module; print(module.VALUE, module.place())";
     let mut command = world.command(mounted.at("bin/python3"));
@@ -46,7 +46,7 @@ fn import(world: &World, mounted: &Mounted<'_>) -> (String, String, bool) {
 }
 
 #[track_caller]
-fn expect(world: &World, mounted: &Mounted<'_>, value: &str, is_compiled: bool) {
+pub fn expect(world: &World, mounted: &Mounted<'_>, value: &str, is_compiled: bool) {
     let place = mounted.at("lib/package/module.py");
     let wanted = (value.to_owned(), place.to_str().unwrap().to_owned(), is_compiled);
     assert_eq!(import(world, mounted), wanted);
@@ -69,7 +69,7 @@ fn inodes(root: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
 }
 
 /// The bytecode of a module in a space.
-fn compiled(world: &World, mounted: &Mounted<'_>) -> PathBuf {
+pub fn compiled(world: &World, mounted: &Mounted<'_>) -> PathBuf {
     let program = "import sys, importlib.util; print(importlib.util.cache_from_source(sys.argv[1]))";
     let mut command = world.command(mounted.at("bin/python3"));
     let done = finish(command.args(["-c", program]).arg(mounted.at("lib/package/module.py")));

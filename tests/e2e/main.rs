@@ -54,6 +54,8 @@ mod reflink;
 #[cfg(feature = "remote")]
 mod remote;
 #[cfg(feature = "remote")]
+mod remote_bytecode;
+#[cfg(feature = "remote")]
 mod remote_faults;
 #[cfg(feature = "remote")]
 mod remote_store;

@@ -104,6 +104,10 @@ impl Library for WithBytecode {
         self.library.finds(catalog)
     }
 
+    fn bytecode(&self, name: &CatalogName, known: &dyn Fn(&[u8; 32]) -> bool) -> Option<Vec<u8>> {
+        self.library.bytecode(name, known)
+    }
+
     fn pause(&self) {
         self.library.pause();
     }

@@ -39,6 +39,9 @@ pub struct Head {
     /// Where its files name the path in which it was built ([`crate::library::index::find`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finds: Option<Object>,
+    /// Compiled Python, as it travels ([`crate::library::bytecode::travel`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytecode: Option<Object>,
 }
 
 /// Why a head is refused.
@@ -107,6 +110,12 @@ pub fn finds(sha256: &[u8; 32]) -> String {
     format!("finds/{}", Hex(sha256))
 }
 
+/// The name of the bytecode of a catalog.
+#[must_use]
+pub fn bytecode(sha256: &[u8; 32]) -> String {
+    format!("bytecode/{}", Hex(sha256))
+}
+
 /// The name of a pack.
 #[must_use]
 pub fn pack(sha256: &[u8; 32]) -> String {
@@ -144,10 +153,16 @@ mod tests {
     #[test]
     fn a_head_is_read_back() {
         let object = |n| Object { sha256: [n; 32], bytes: u64::from(n) };
-        let mut head =
-            Head { version: VERSION, catalog: object(1), layout: object(2), profile: None, finds: None };
+        let mut head = Head {
+            version: VERSION,
+            catalog: object(1),
+            layout: object(2),
+            profile: None,
+            finds: None,
+            bytecode: None,
+        };
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
-        (head.profile, head.finds) = (Some(object(3)), Some(object(4)));
+        (head.profile, head.finds, head.bytecode) = (Some(object(3)), Some(object(4)), Some(object(5)));
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
     }
 

@@ -50,6 +50,8 @@ const MAX_LAYOUT: u64 = 256 << 20;
 const MAX_PROFILE: u64 = 1 << 20;
 /// The largest list in bytes of where files name a path.
 const MAX_FINDS: u64 = 64 << 20;
+/// The largest bytecode in bytes.
+const MAX_BYTECODE: u64 = 64 << 20;
 /// The largest group in bytes that is fetched as a whole. A larger one is not what `push` makes.
 const MAX_GROUP: u64 = 32 << 20;
 /// Groups in memory, for whoever reads all blobs: in bytes.
@@ -265,6 +267,25 @@ impl RemoteLibrary {
 
     fn profile_file(&self, profile: &Object) -> Result<File, StoreError> {
         self.object(&self.local.profiles, &head::profile(&profile.sha256), profile, MAX_PROFILE)
+    }
+
+    /// The bytes of an object without which all goes on, only slower.
+    fn hint(&self, name: &str, object: &Object, limit: u64) -> Option<Vec<u8>> {
+        if object.bytes > limit {
+            tracing::warn!(object = name, bytes = object.bytes, "an object is too large, and not used");
+            return None;
+        }
+        match self.store(name).and_then(|store| store.get(name, None, object.bytes)) {
+            Ok(bytes) if Sha256::digest(&bytes).as_slice() == object.sha256 => Some(bytes),
+            Ok(_) => {
+                tracing::warn!(object = name, "an object is not what its name says, and not used");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, "going on without an object");
+                None
+            }
+        }
     }
 
     /// Reads the layout of a head, unless that was done.
@@ -618,24 +639,14 @@ impl Library for RemoteLibrary {
     }
 
     fn finds(&self, catalog: &[u8; 32]) -> Option<Vec<u8>> {
-        let known = self.heads.lock().values().find(|head| head.catalog.sha256 == *catalog)?.finds;
-        let object = known.filter(|finds| finds.bytes <= MAX_FINDS)?;
-        let name = head::finds(&object.sha256);
-        let got = self.store(&name).and_then(|store| store.get(&name, None, object.bytes));
-        match got {
-            Ok(bytes) if Sha256::digest(&bytes).as_slice() == object.sha256 => Some(bytes),
-            Ok(_) => {
-                tracing::warn!(
-                    object = name,
-                    "it is not what its name says; searching the environment instead"
-                );
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%error, "searching the environment instead");
-                None
-            }
-        }
+        let finds = self.heads.lock().values().find(|head| head.catalog.sha256 == *catalog)?.finds?;
+        self.hint(&head::finds(&finds.sha256), &finds, MAX_FINDS)
+    }
+
+    fn bytecode(&self, name: &CatalogName, known: &dyn Fn(&[u8; 32]) -> bool) -> Option<Vec<u8>> {
+        let head = self.head(name).ok()?;
+        let bytecode = head.bytecode.filter(|_| !known(&head.catalog.sha256))?;
+        self.hint(&head::bytecode(&bytecode.sha256), &bytecode, MAX_BYTECODE)
     }
 
     fn pause(&self) {

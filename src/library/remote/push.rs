@@ -28,19 +28,23 @@ use super::head::{self, Head, Object};
 use super::layout::{Layout, LayoutError};
 use super::{Objects, StoreError};
 use crate::library::blob::{BlobError, Blobs};
+use crate::library::bytecode::{Bytecode, travel};
 use crate::library::cache::BlobCache;
 use crate::library::catalog::{Tree, parse_whole};
 use crate::library::catalogs::{CatalogName, Outcome};
 use crate::library::digest::Digest;
 use crate::library::index::cache::open_or_compile;
 use crate::library::index::find::{FindError, Finds};
-use crate::library::index::{IndexError, NodeKind};
+use crate::library::index::{IndexError, NodeId, NodeKind};
 use crate::library::{Library, LibraryError, profile};
 use crate::sys::process;
 use crate::sys::thread::Panicked;
 use plan::{Plan, plan};
 use present::Present;
 use send::{Sending, Sent};
+
+/// Bytecode that would be larger on its way stays here, in bytes: a mount waits for it.
+const MOST_BYTECODE: u64 = 32 << 20;
 
 /// Which profile travels with a catalog.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,6 +96,8 @@ pub struct PushedCatalog {
     pub bytes_new: u64,
     /// Whether a profile belongs to it.
     pub profile: bool,
+    /// The size of its bytecode as it travels. 0 if this machine has none, or too much. Not told in a dry run.
+    pub bytecode_bytes: u64,
     /// The blobs that the catalog lists for links, and that the library lacks.
     pub missing_for_links: usize,
 }
@@ -151,6 +157,7 @@ pub fn push(
             blobs_new: plan.to_send().count(),
             bytes_new,
             profile: found.profile.is_some(),
+            bytecode_bytes: found.bytecode.as_ref().map_or(0, |bytecode| bytecode.len() as u64),
             missing_for_links: found.missing_for_links,
         };
         let known = present.heads.get(name).cloned();
@@ -195,20 +202,23 @@ fn publish(
     // A catalog that no reader takes must not be published.
     let checked = Layout::parse(layout.clone())?;
     let profile = found.profile.as_deref();
+    // What this machine does not have, and the store has of this catalog, goes on to help.
+    let known_too = known.filter(|known| known.catalog == object(&found.bytes));
     let head = Head {
         version: head::VERSION,
         catalog: object(&found.bytes),
         layout: object(&layout),
-        // Without a profile of this machine, the one that is there goes on to help.
-        profile: profile.map(object).or_else(|| {
-            known.filter(|known| known.catalog == object(&found.bytes)).and_then(|known| known.profile)
-        }),
+        profile: profile.map(object).or_else(|| known_too?.profile),
         finds: Some(object(&found.finds)),
+        bytecode: found.bytecode.as_ref().map(object).or_else(|| known_too?.bytecode),
     };
     sending.object(&head::catalog(&head.catalog.sha256), found.bytes)?;
     sending.object(&head::layout(&head.layout.sha256), layout)?;
     if let (Some(bytes), Some(profile)) = (found.profile, head.profile) {
         sending.object(&head::profile(&profile.sha256), bytes)?;
+    }
+    if let (Some(bytes), Some(bytecode)) = (found.bytecode, head.bytecode) {
+        sending.object(&head::bytecode(&bytecode.sha256), bytes)?;
     }
     if let Some(finds) = head.finds {
         sending.object(&head::finds(&finds.sha256), found.finds)?;
@@ -238,6 +248,8 @@ struct Found {
     /// Where its files name the path in which it was built. A machine that shows it elsewhere would have to fetch them to
     /// find out. Empty in a dry run.
     finds: Vec<u8>,
+    /// None in a dry run.
+    bytecode: Option<Vec<u8>>,
     missing_for_links: usize,
 }
 
@@ -248,14 +260,12 @@ impl Found {
         let (_, bytes) = library.catalog(name)?;
         let tree: Tree = parse_whole(&bytes).map_err(refused)?;
         let sum: [u8; 32] = Sha256::digest(&bytes).into();
-        let (profile, touched) = match profile_of(what, name, &sum)? {
-            Some((bytes, touched)) => (Some(bytes), touched),
-            None => (None, Vec::new()),
-        };
+        let touched = profile_of(what, name, &sum)?;
+        let digests = touched.as_ref().map(|touched| &*touched.digests).unwrap_or_default();
         let mut blobs = Vec::new();
         let mut missing_for_links = 0;
         let size = |digest: &Digest| stored.get(digest).copied().unwrap_or_default();
-        for wanted in order::order(&tree, &touched, &size) {
+        for wanted in order::order(&tree, digests, &size) {
             match stored.get(&wanted.digest) {
                 Some(stored) => blobs.push((wanted, *stored)),
                 None if wanted.is_file => {
@@ -266,8 +276,13 @@ impl Found {
                 None => missing_for_links += 1,
             }
         }
-        let finds = if what.dry_run { Vec::new() } else { finds_of(what, name)? };
-        Ok(Self { bytes, blobs, profile, finds, missing_for_links })
+        let (mut finds, mut bytecode) = (Vec::new(), None);
+        if !what.dry_run {
+            finds = finds_of(what, name)?;
+            bytecode = bytecode_of(what, &sum, touched.as_ref().map(|touched| &*touched.nodes));
+        }
+        let profile = touched.map(|touched| touched.bytes);
+        Ok(Self { bytes, blobs, profile, finds, bytecode, missing_for_links })
     }
 }
 
@@ -293,10 +308,27 @@ fn finds_of(what: &Push<'_>, name: &CatalogName) -> Result<Vec<u8>, PushError> {
     Ok(found.to_bytes()?)
 }
 
-/// The bytes of a profile, and the digests of its files in the order in which they were read.
-type Touched = (Vec<u8>, Vec<Digest>);
+/// The bytecode of a catalog, if this machine has compiled it: that of the sources in the profile, or all without one.
+fn bytecode_of(what: &Push<'_>, catalog_sha256: &[u8; 32], only: Option<&[NodeId]>) -> Option<Vec<u8>> {
+    let packed = Bytecode::open(what.cache_dir, catalog_sha256).and_then(|bytecode| match bytecode {
+        Some(bytecode) => travel::pack(&bytecode, only, MOST_BYTECODE),
+        None => Ok(None),
+    });
+    packed.unwrap_or_else(|error| {
+        tracing::warn!(%error, "bytecode is not pushed");
+        None
+    })
+}
 
-/// The profile of a catalog, and the digests of its files in the order in which they were read.
+/// A profile.
+struct Touched {
+    bytes: Vec<u8>,
+    /// Its files, in the order in which they were read, and the digests of them.
+    nodes: Vec<NodeId>,
+    digests: Vec<Digest>,
+}
+
+/// The profile of a catalog.
 fn profile_of(what: &Push<'_>, name: &CatalogName, sum: &[u8; 32]) -> Result<Option<Touched>, PushError> {
     let path = match &what.profile {
         Profile::None => return Ok(None),
@@ -323,5 +355,5 @@ fn profile_of(what: &Push<'_>, name: &CatalogName, sum: &[u8; 32]) -> Result<Opt
     }
     let bytes = profile::to_bytes(sum, &touched)
         .map_err(|error| PushError::Profile { path, source: error.into() })?;
-    Ok(Some((bytes, digests)))
+    Ok(Some(Touched { bytes, nodes: touched.order().to_vec(), digests }))
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::library::bytecode::{Bytecode, travel};
 use crate::library::digest::Digest;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
@@ -23,6 +24,38 @@ use crate::space::lock::{busy, holder};
 
 /// How often to check whether rcc has finished.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// Opens the plan's index as [`whole_index`] does. If the mount is to show bytecode, this machine has none, and the library
+/// in a store has some, that comes meanwhile.
+///
+/// # Errors
+/// As [`whole_index`]. Without bytecode the mount goes on.
+pub(in crate::session) fn environment(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
+    if !plan.settings.pycache.value {
+        return whole_index(plan);
+    }
+    let cache_dir = plan.env.cache_dir();
+    let known = |catalog: &[u8; 32]| matches!(Bytecode::open(&cache_dir, catalog), Ok(Some(_)));
+    let library = &plan.location.library;
+    std::thread::scope(|scope| {
+        let coming = scope.spawn(|| library.bytecode(&plan.catalog, &known));
+        let opened = whole_index(plan)?;
+        match coming.join() {
+            Ok(Some(packed)) => keep(&packed, &opened.0, &cache_dir),
+            Ok(None) => {}
+            Err(_) => tracing::error!("the thread that fetches bytecode panicked"),
+        }
+        Ok(opened)
+    })
+}
+
+/// Keeps bytecode that came from a store for all mounts of this machine.
+fn keep(packed: &[u8], index: &Index, cache_dir: &Path) {
+    match travel::unpack(packed, cache_dir, index) {
+        Ok(written) => tracing::info!(files = written.files, bytes = written.bytes, "bytecode of the store"),
+        Err(error) => tracing::warn!(%error, "the bytecode of the store is not used"),
+    }
+}
 
 /// Opens the plan's index, for the plan's path. Waits up to the plan's lock timeout if the environment is being recorded. Also returns the
 /// number of blobs that are missing although nobody records the environment.

@@ -95,7 +95,8 @@ fn evict(plan: &MountPlan) {
 #[derive(Debug)]
 pub(in crate::session) struct Prefetcher {
     fs: Arc<Fs>,
-    own: PathBuf,
+    /// The profile to which files are added. None if it is left as it is.
+    own: Option<PathBuf>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -129,6 +130,7 @@ impl Prefetcher {
                 }
             }
         });
+        let own = Some(own).filter(|_| !plan.request.no_profile);
         Self { fs: Arc::clone(fs), own, stop, thread }
     }
 
@@ -146,16 +148,17 @@ impl Prefetcher {
     /// Adds the files that were read so far to the profile. Two mounts that do so at once may lose the files of one. That is
     /// acceptable, since a profile is only a hint.
     pub(in crate::session) fn save(&self) {
+        let Some(own) = &self.own else { return };
         let index = self.fs.namespace().index();
-        let known = known(&self.own, index.catalog_sha256(), index.len());
+        let known = known(own, index.catalog_sha256(), index.len());
         let mut new = self.fs.materializer().touched();
         // A profile is of the catalog's own files.
         new.retain(|node| node.0 < index.len());
         if !known.would_grow_by(&new) {
             return;
         }
-        if let Err(error) = profile::write(&self.own, &index.catalog_sha256(), known, &new) {
-            tracing::warn!(path = %self.own.display(), %error, "the profile is not updated");
+        if let Err(error) = profile::write(own, &index.catalog_sha256(), known, &new) {
+            tracing::warn!(path = %own.display(), %error, "the profile is not updated");
         }
     }
 }

@@ -63,6 +63,7 @@ impl FileStore {
                 layout: object(&layout),
                 profile: None,
                 finds: None,
+                bytecode: None,
             };
             store.put(&head::head(&name), &made.to_bytes().unwrap());
         }

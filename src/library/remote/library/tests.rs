@@ -134,6 +134,7 @@ fn store() -> Arc<Memory> {
         layout: object(&layout),
         profile: Some(object(b"a profile")),
         finds: None,
+        bytecode: None,
     };
     put(head::head(&name()), &head.to_bytes().unwrap());
     store

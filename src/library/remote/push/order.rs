@@ -42,7 +42,7 @@ pub(super) struct Wanted {
 }
 
 /// The largest unit of more than one directory, in stored bytes.
-const UNIT: u64 = 16 << 20;
+const UNIT: u64 = 8 << 20;
 /// Units that are smaller together, in stored bytes, become one.
 const SMALL: u64 = 256 << 10;
 
@@ -366,12 +366,12 @@ mod tests {
     fn units_are_directories_that_are_not_too_large() {
         const M: u64 = 1 << 20;
         let tree = tree(&[
-            ("big/a/x.py", 9),
+            ("big/a/x.py", 5),
             ("big/a/y.py", 1),
-            ("big/b/deep/x.py", 8),
+            ("big/b/deep/x.py", 7),
             ("big/top.py", 2),
-            ("mid/x.py", 7),
-            ("mid/y/y.py", 6),
+            ("mid/x.py", 3),
+            ("mid/y/y.py", 4),
             ("s1/x.py", 101),
             ("s2/x.py", 102),
             ("s3/x.py", 103),
@@ -390,6 +390,6 @@ mod tests {
             .map(|range| files[range].iter().map(number).collect::<Vec<_>>())
             .filter(|unit| !unit.is_empty())
             .collect();
-        assert_eq!(found, [vec![2], vec![9, 1], vec![8], vec![7, 6], vec![101, 102], vec![103]]);
+        assert_eq!(found, [vec![2], vec![5, 1], vec![7], vec![3, 4], vec![101, 102], vec![103]]);
     }
 }

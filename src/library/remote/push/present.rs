@@ -21,7 +21,7 @@ const HEADS_READ: usize = 64;
 const MAX_LAYOUT: u64 = 256 << 20;
 
 /// The directories of immutable objects.
-const DIRS: [&str; 6] = ["packs", "blobs", "catalogs", "layouts", "profiles", "finds"];
+const DIRS: [&str; 7] = ["packs", "blobs", "catalogs", "layouts", "profiles", "finds", "bytecode"];
 
 /// What a store has.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub(super) struct Present {
     pub(super) packs: HashMap<[u8; 32], u64>,
     /// The sizes of blobs that are objects of their own.
     pub(super) alone: HashMap<Digest, u64>,
-    /// Names and sizes of catalogs, layouts, profiles and finds.
+    /// Names and sizes of catalogs, layouts, profiles, finds and bytecode.
     others: HashMap<String, u64>,
 }
 
