@@ -575,9 +575,9 @@ impl Library for RemoteLibrary {
         // Whoever has fetched a group puts its blobs into the cache, which takes longer than to unpack one of them.
         let is_reader = waiting.stop.is_none();
         let in_memory = || self.groups.lock().get(&(group.pack, group.offset)).filter(|_| is_reader);
-        let lock = self.local.lock(key(&group), self.left(waiting.since), &|| {
-            waiting.is_stopped() || in_memory().is_some()
-        });
+        let lock = self
+            .local
+            .lock(key(&group), self.left(waiting.since), &|| waiting.is_stopped() || in_memory().is_some());
         if lock.is_none()
             && let Some(bytes) = in_memory()
         {
