@@ -9,7 +9,6 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::plan::ALONE;
 use crate::library::catalog::{EntryKind, Tree};
 use crate::library::digest::Digest;
 
@@ -41,6 +40,8 @@ pub(super) struct Wanted {
     pub(super) is_file: bool,
 }
 
+/// Stored blobs that are larger are objects of their own, in bytes.
+pub(super) const ALONE: u64 = 1 << 20;
 /// The largest unit of more than one directory, in stored bytes.
 const UNIT: u64 = 8 << 20;
 /// Units that are smaller together, in stored bytes, become one.

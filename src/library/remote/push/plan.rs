@@ -4,12 +4,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::order::{Class, Wanted};
+use super::order::{ALONE, Class, Wanted};
 use crate::library::digest::Digest;
 use crate::library::remote::layout::{GroupId, Layout};
 
-/// Stored blobs that are larger are objects of their own, in bytes.
-pub(super) const ALONE: u64 = 1 << 20;
 /// The size of a pack, in bytes.
 pub(super) const PACK: u64 = 16 << 20;
 /// The largest group of what programs read together.
