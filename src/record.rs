@@ -14,6 +14,7 @@
 //! name that readers use.
 
 mod catalog;
+mod contents;
 mod error;
 pub mod import;
 mod place;
@@ -45,9 +46,10 @@ use indicatif::ProgressBar;
 
 pub use self::error::RecordError;
 
+pub(crate) use self::contents::Reading;
+use self::contents::store_all;
 use self::place::Opened;
 use self::stage::Stage;
-pub(crate) use self::store::Reading;
 use self::store::{Store, Written, make_dir, replace_synced};
 use self::tree::{Facts, Kind, Tree};
 use self::unfinished::Mark;
@@ -315,7 +317,7 @@ impl Recording<'_> {
     fn store(&self, tree: &Tree, header: &Header, name: &str) -> Result<Vec<Facts>, RecordError> {
         let progress = (self.target.progress)(tree.files.iter().map(|file| file.content.to_read()).sum());
         let done = |size| progress.inc(size);
-        let facts = self.store.store_all(&tree.files, self.reading, &self.target.cancel, &done);
+        let facts = store_all(self.store, &tree.files, self.reading, &self.target.cancel, &done);
         progress.finish_and_clear();
         let facts = facts?;
         (self.check)()?;
@@ -371,7 +373,7 @@ fn count(tree: &Tree, facts: &[Facts], stage: &str, recorded: &mut Recorded) -> 
                 }
             }
             Kind::File(id) => {
-                let facts = facts.get(id.0).ok_or_else(store::not_hashed)?;
+                let facts = facts.get(id.0).ok_or_else(contents::not_hashed)?;
                 let mut offsets = facts.rewrite.clone();
                 offsets.dedup();
                 recorded.files += 1;
