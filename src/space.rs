@@ -81,9 +81,6 @@ pub enum SpaceError {
         /// The directory in which they should be kept.
         wanted: PathBuf,
     },
-    /// `--foreign` with the name of a space.
-    #[error("{0}: --foreign needs the path of a directory")]
-    NotAPath(String),
     /// The state directory would be inside the library, which holofs never writes.
     #[error("the state directory {state} is inside the library {library}")]
     StateInsideLibrary {

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::activate::env_file::EnvFileError;
 use crate::blueprint::BlueprintError;
 use crate::library::catalogs::CatalogName;
+use crate::library::index::find::FindError;
 use crate::library::name::NameError;
 use crate::library::{LibraryError, RemoteTrouble};
 use crate::namespace;
@@ -249,7 +250,6 @@ impl Advice for SpaceError {
             Self::KeptElsewhere { .. } => {
                 try_this(MOUNTPOINT, "leave out --upper-dir, or delete the space first")
             }
-            Self::NotAPath(_) => try_this(USAGE, "a path with a slash as SPACE"),
             Self::StateInsideLibrary { .. } => {
                 try_this(USAGE, "set HOLOFS_HOME to a directory outside the library")
             }
@@ -401,10 +401,14 @@ impl Advice for session::Error {
                 try_this(MOUNTPOINT, "unmount it first, or use another space name")
             }
             Self::OtherOptions { .. } => try_this(MOUNTPOINT, "leave out these options, or unmount it first"),
+            Self::Unsearched { source: FindError::Blob { others, .. }, .. } if !others.is_empty() => {
+                let fix = "complete the library, see `holofs check`; what else cannot be read:";
+                Failure { choices: others.clone(), ..try_this(LIBRARY, fix) }
+            }
             Self::Unsearched { .. } => try_this(LIBRARY, "complete the library: see `holofs check`"),
             Self::Unpatchable { from, named, .. } => {
                 let fix = format!(
-                    "a path of at most {} bytes, or --foreign with a path to leave these files as they are:",
+                    "a path of at most {} bytes, or --foreign to leave these files as they are:",
                     from.len()
                 );
                 Failure { choices: named.clone(), ..try_this(MOUNTPOINT, fix) }

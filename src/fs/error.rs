@@ -45,7 +45,9 @@ fn materialize_errno(error: &materialize::Error) -> Errno {
         materialize::Error::Index(_) => Errno::IO,
         materialize::Error::NotAFile(_) => Errno::INVAL,
         materialize::Error::Relocate { source, .. } => match source {
-            RelocateError::OutOfBounds { .. } | RelocateError::NameNotThere { .. } => Errno::IO,
+            RelocateError::OutOfBounds { .. }
+            | RelocateError::NameNotThere { .. }
+            | RelocateError::OtherSize { .. } => Errno::IO,
             RelocateError::Io { source, .. } => errno_of(source),
         },
         materialize::Error::Clone { source, .. } => match source {

@@ -34,6 +34,14 @@ pub enum RelocateError {
         /// In bytes.
         offset: u64,
     },
+    /// The file would have another size than the index says.
+    #[error("it has {made} bytes or more, and not {size}")]
+    OtherSize {
+        /// In bytes.
+        made: u64,
+        /// In bytes.
+        size: u64,
+    },
     /// Reading or writing the private file failed.
     #[error("relocation at byte {offset}: {source}")]
     Io {

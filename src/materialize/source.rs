@@ -372,7 +372,7 @@ impl Source {
         let Ok(NodeKind::File { relocations, .. }) = self.index.node(file.node).map(|node| node.kind) else {
             return None;
         };
-        Some(Splicer::new(relocations, &self.names, place, out))
+        Some(Splicer::new(relocations, &self.names, place, file.size, out))
     }
 
     /// Writes a file that names another path to `out`. Returns whether it is one.

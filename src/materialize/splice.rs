@@ -3,8 +3,8 @@
 //! The blob comes in pieces of any size. The words of the index say at which of its bytes a name or path is replaced, or
 //! something is filled up; all else is passed on. So nothing has to be in memory.
 //!
-//! Invariant: a place at which the path or the name of the stage is missing is an error, because then the index and the
-//! blob do not belong together.
+//! Invariant: a place at which the path or the name of the stage is missing is an error, and so is another size than the
+//! index says, because then the index and the blob do not belong together.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -36,16 +36,19 @@ pub(super) struct Splicer<'a, W> {
     at: u64,
     /// How much was passed on.
     made: u64,
+    /// How much is to be passed on in all.
+    size: u64,
     /// The beginning of the name or path that ends in the next piece.
     held: Vec<u8>,
     out: W,
 }
 
 impl<'a, W: Write> Splicer<'a, W> {
-    pub(super) fn new(words: &'a [U64], names: &'a Names, place: &'a Place, out: W) -> Self {
+    /// `size` is what the index says of the file.
+    pub(super) fn new(words: &'a [U64], names: &'a Names, place: &'a Place, size: u64, out: W) -> Self {
         let mut words = words.iter();
         let next = words.next().map(|word| Step::decode(word.get()));
-        Self { words, next, names, place, at: 0, made: 0, held: Vec::new(), out }
+        Self { words, next, names, place, at: 0, made: 0, size, held: Vec::new(), out }
     }
 
     /// Takes the next bytes of the blob.
@@ -98,20 +101,33 @@ impl<'a, W: Write> Splicer<'a, W> {
         self.push(&[])?;
         match self.next {
             Some((offset, _)) => Err(RelocateError::OutOfBounds { offset }),
+            None if self.made != self.size => {
+                Err(RelocateError::OtherSize { made: self.made, size: self.size })
+            }
             None => Ok(self.out),
         }
     }
 
     fn pass(&mut self, bytes: &[u8]) -> Result<(), RelocateError> {
         self.made += bytes.len() as u64;
+        if self.made > self.size {
+            return Err(RelocateError::OtherSize { made: self.made, size: self.size });
+        }
         self.out.write_all(bytes).map_err(|source| RelocateError::Io { offset: self.at, source })
     }
 
     /// Fills up until as much was passed on as was taken.
     fn fill(&mut self, byte: u8) -> Result<(), RelocateError> {
-        let missing = self.at.checked_sub(self.made).and_then(|missing| usize::try_from(missing).ok());
-        let missing = missing.ok_or(RelocateError::NameNotThere { offset: self.at })?;
-        self.pass(&vec![byte; missing])
+        let mut missing =
+            self.at.checked_sub(self.made).ok_or(RelocateError::NameNotThere { offset: self.at })?;
+        // What the index says may be a lie, so not all of it is held in memory.
+        let piece = [byte; 4096];
+        while missing > 0 {
+            let len = usize::try_from(missing).unwrap_or(usize::MAX).min(piece.len());
+            self.pass(piece.get(..len).unwrap_or_default())?;
+            missing -= len as u64;
+        }
+        Ok(())
     }
 }
 
@@ -214,11 +230,20 @@ mod tests {
 
     fn spliced(content: &[u8], words: &[U64], to: &str, piece: usize) -> Result<Vec<u8>, RelocateError> {
         let place = Place { from: b"/b/h720c7a8_493f813dad24d3t".to_vec(), to: to.into() };
-        let mut splicer = Splicer::new(words, &NAMES, &place, Vec::new());
-        for piece in content.chunks(piece) {
-            splicer.push(piece)?;
+        let of_size = |size| {
+            let mut splicer = Splicer::new(words, &NAMES, &place, size, Vec::new());
+            for piece in content.chunks(piece) {
+                splicer.push(piece)?;
+            }
+            splicer.finish()
+        };
+        match of_size(u64::MAX) {
+            Err(RelocateError::OtherSize { made, .. }) => {
+                assert!(of_size(made - 1).is_err());
+                of_size(made)
+            }
+            other => other,
         }
-        splicer.finish()
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub struct MountRequest {
     /// Mount an unmanaged space, which `rcc run --unmanaged` uses without checking it
     #[arg(long)]
     pub unmanaged: bool,
-    /// Mount on the path SPACE even if files cannot name it: binaries have no room for a longer path than their own
+    /// Mount even if files cannot name the path of the space: binaries have no room for a longer path than their own
     #[arg(long)]
     pub foreign: bool,
     /// With --foreign: the name of the space, if it is not to be made of the path. For mount(8).

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::meta::{self, MetaLock};
 use super::path::{SpacePath, resolved};
 use super::state::{StateDir, link_target};
-use super::{MountpointProblem, SpaceError};
+use super::{MountpointProblem, SpaceError, record};
 use crate::library::name::Identity;
 use crate::sys::guarded::{Dir, GuardedError, Problem, Trust};
 use crate::sys::{mountinfo, tree};
@@ -162,6 +162,18 @@ impl Removal<'_> {
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(failed(errno)),
         }
+    }
+}
+
+/// Removes the state directory of a space that is not mounted after all, if it was made for this mount. Otherwise the space
+/// would be listed.
+pub fn undo(state: &StateDir) {
+    let path = state.path();
+    if !state.is_new() || path.join(record::FILE).exists() {
+        return;
+    }
+    if let Err(error) = remove_state(path, &|| ()) {
+        tracing::debug!(path = %path.display(), %error, "the new state directory is not removed");
     }
 }
 

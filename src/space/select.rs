@@ -238,7 +238,6 @@ impl<'a> Search<'a> {
                 Some(name) => name::identity(env.home_bytes(), wanted.controller, name),
                 None => given.anywhere(env, wanted.controller)?,
             },
-            SpaceArg::Name(name) if wanted.foreign => return Err(SpaceError::NotAPath(name.clone())),
             _ => given.anywhere(env, wanted.controller)?,
         };
         Ok(Self { library, wanted, env, given, identity })

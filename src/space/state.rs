@@ -95,6 +95,12 @@ impl StateDir {
         self._lock.as_raw_fd()
     }
 
+    /// Whether the directory was made by opening it.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -13,7 +14,7 @@ use crate::common::fixture::{self, gunzip};
 use crate::common::library::{STAGE, hex, umask};
 use crate::common::manifest::{Line, Manifest, assert_same, read_tree};
 use crate::common::world::{Done, finish};
-use crate::common::{Library, MOTHER_TIME, Mounted, World, rcc};
+use crate::common::{Library, MOTHER_TIME, Mounted, World, assert_errno, rcc};
 
 /// Replaces bytes everywhere.
 fn replaced(content: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
@@ -245,9 +246,15 @@ fn a_missing_blob_is_told_and_nothing_is_mounted() {
     let library = Library::sample();
     let world = World::with(&library);
     std::fs::remove_file(library.blob(&world.hololib(), "lib/module.py")).unwrap();
+    std::fs::write(library.blob(&world.hololib(), "etc/prefix.conf"), "bad").unwrap();
     let place = world.path().join("env").to_str().unwrap().to_owned();
-    refused(&world, "mount", &[&place], 3, "lib/module.py");
+    // All of them are told. Nobody knows what they would be there, so that --foreign does not help.
+    for more in [&[][..], &["--foreign"]] {
+        let done = refused(&world, "mount", &[&[&*place], more].concat(), 3, "lib/module.py");
+        assert!(done.stderr.contains("etc/prefix.conf") && done.stderr.contains("1 other files"), "{done:?}");
+    }
     assert!(world.mounts().is_empty());
+    assert_eq!(world.run(["list"]).stdout.lines().count(), 1);
 }
 
 #[test]
@@ -489,4 +496,127 @@ fn a_pushed_environment_is_shown_without_a_search() {
     std::fs::rename(&packs, store.join("packs")).unwrap();
     let expected = expected(&world, &catalog, &place, space.output["identity"].as_str().unwrap());
     assert_same(&expected, &read_tree(space.path()));
+}
+
+/// The offsets of a catalog may be wrong, and names odd. That is an error of the files that have them.
+#[test]
+fn wrong_offsets_are_errors_of_their_files() {
+    let world = World::new();
+    let own = world.base().join(STAGE).to_str().unwrap().to_owned();
+    let library = naming(&world.base()).file("etc/two\nlines", format!("{own}\n").as_bytes());
+    library.write_edited(&world.hololib(), &world.base(), |catalog| {
+        let tool = &mut catalog["tree"]["subdirs"]["bin"]["files"]["tool"]["rewrite"];
+        let at = tool[0].as_u64().unwrap();
+        *tool = serde_json::json!([at, at + 5, at + 9]);
+        catalog["tree"]["subdirs"]["etc"]["files"]["a.conf"]["rewrite"] = serde_json::json!([3]);
+        catalog["tree"]["subdirs"]["lib"]["files"]["native.bin"]["rewrite"] = serde_json::json!([0]);
+    });
+    for len in [own.len() - 4, own.len(), own.len() + 20] {
+        let place = of_length(&world, len);
+        let space = mounted(&world, &place, &["--foreign"]);
+        for bad in ["bin/tool", "etc/a.conf", "lib/native.bin"] {
+            assert_errno(std::fs::read(space.at(bad)), Errno::IO);
+        }
+        let text = std::fs::read_to_string(space.at("etc/b.conf")).unwrap();
+        assert_eq!(text, format!("path={place}/bin:/usr/bin\n"));
+        assert_eq!(std::fs::read_to_string(space.at("etc/two\nlines")).unwrap(), format!("{place}\n"));
+        assert_eq!(std::fs::read(space.at("plain")).unwrap(), b"nothing\n");
+    }
+}
+
+/// A moved library whose binaries have no room for the new path, by the name of a space.
+#[test]
+fn foreign_takes_a_name() {
+    let world = world_naming();
+    let home = world.path().join("a-home-with-a-much-longer-path-than-the-one-before");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::rename(world.hololib(), home.join("hololib")).unwrap();
+    let command = || {
+        let mut command = world.holofs();
+        command.args(["mount", home.to_str().unwrap(), "moved", "--json"]).env("ROBOCORP_HOME", &home);
+        command
+    };
+    let done = finish(&mut command());
+    assert!(done.code == 7 && done.stderr.contains("lib/native.bin"), "{done:?}");
+    let done = finish(command().arg("--foreign"));
+    assert_eq!(done.code, 0, "{done:?}");
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    let path = Path::new(said["path"].as_str().unwrap());
+    let text = std::fs::read_to_string(path.join("etc/a.conf"));
+    let ended = finish(world.holofs().args(["unmount", "moved"]).env("ROBOCORP_HOME", &home));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(path.starts_with(home.join("holotree")), "{said}");
+    assert_eq!(text.unwrap(), format!("home={}/lib\n", path.display()));
+}
+
+/// What a store says about the places of paths is not trusted.
+#[cfg(feature = "remote")]
+#[test]
+fn lies_about_places_are_errors_of_their_files() {
+    use holofs::library::remote::head::{self, Head, Object};
+
+    let world = world_naming();
+    let store = world.path().join("store");
+    let url = format!("file://{}", store.display());
+    let done = finish(world.holofs().args(["push", "auto", &url]));
+    assert_eq!(done.code, 0, "{done:?}");
+    let heads = store.join("heads");
+    let name = std::fs::read_dir(&heads).unwrap().next().unwrap().unwrap().path();
+    let head = Head::parse(&std::fs::read(&name).unwrap()).unwrap();
+    let true_finds: Value =
+        serde_json::from_slice(&std::fs::read(store.join(head::finds(&head.finds.unwrap().sha256))).unwrap())
+            .unwrap();
+    let huge = u64::MAX;
+    let lies: [fn(&mut Value, u64); 9] = [
+        |content, huge| content["paths"][0] = huge.into(),
+        |content, _| content["paths"][0] = (1u64 << 62).into(),
+        |content, _| content["paths"][0] = 1_000_000.into(),
+        |content, _| content["paths"] = serde_json::json!([0, 1, 2, 3]),
+        |content, _| content["paths"] = vec![0; 200_000].into(),
+        |content, huge| content["line"] = huge.into(),
+        |content, huge| {
+            content["binary"] = true.into();
+            content["ends"] = vec![huge; content["paths"].as_array().unwrap().len()].into();
+        },
+        |content, _| {
+            content["binary"] = true.into();
+            content["ends"] = vec![0; content["paths"].as_array().unwrap().len()].into();
+        },
+        |content, huge| content["digest"] = (huge >> 32).into(),
+    ];
+    for (n, lie) in lies.into_iter().enumerate() {
+        for longer in [false, true] {
+            let mut finds = true_finds.clone();
+            for content in finds["contents"].as_array_mut().unwrap() {
+                lie(content, huge);
+            }
+            let bytes = serde_json::to_vec(&finds).unwrap();
+            let sha256 = Sha256::digest(&bytes).into();
+            std::fs::write(store.join(head::finds(&sha256)), &bytes).unwrap();
+            let finds = Some(Object { sha256, bytes: bytes.len() as u64 });
+            std::fs::write(&name, Head { finds, ..head.clone() }.to_bytes().unwrap()).unwrap();
+            let cache = world.path().join(format!("cache-{n}-{longer}"));
+            let place = of_length(&world, world.path().as_os_str().len() + if longer { 120 } else { 5 });
+            let command = || {
+                let mut command = world.holofs();
+                command.env("HOLOFS_CACHE_DIR", &cache).args(["mount", &url, &place, "--foreign", "--json"]);
+                command
+            };
+            let done = finish(&mut command());
+            assert!(!done.stderr.contains("panicked") && done.code < 100, "{n}: {done:?}");
+            if done.code != 0 {
+                assert!(done.stderr.lines().count() < 4, "{n}: {done:?}");
+                continue;
+            }
+            let space = Mounted::by(&world, &place, &mut command());
+            for path in ["bin/tool", "etc/a.conf", "lib/native.bin"] {
+                let len = std::fs::metadata(space.at(path)).unwrap().len();
+                if let Ok(bytes) = std::fs::read(space.at(path)) {
+                    assert_eq!(bytes.len() as u64, len, "{n}: {path}");
+                }
+            }
+            assert_eq!(std::fs::read(space.at("plain")).unwrap(), b"nothing\n");
+            assert_eq!(world.json(["status", &place])["restarts"], 0);
+        }
+    }
 }

@@ -90,6 +90,8 @@ for_both_users! {
         std::fs::write(mountpoint.join("precious"), b"mine").unwrap();
         let done = mount(&world, &world.home(), &["s"]);
         assert_refused(&world, &done, 7, &["not empty"]);
+        // There is no such space.
+        assert_eq!(world.run(["list"]).stdout.lines().count(), 1);
         assert_eq!(std::fs::read(mountpoint.join("precious")).unwrap(), b"mine");
     }
 

@@ -36,13 +36,15 @@ const LINE: usize = 1024;
 /// Why the files of an environment could not be searched.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// A blob is missing or bad.
-    #[error("{path}: {source}")]
+    /// Blobs are missing or bad.
+    #[error("{path}: {source}{}", and_others(others))]
     Blob {
         /// The path of a file with this content, in the environment.
         path: String,
         /// What is wrong with it.
         source: BlobError,
+        /// The same of other contents: `path: what is wrong`.
+        others: Vec<String>,
     },
     /// The index is damaged.
     #[error(transparent)]
@@ -50,6 +52,10 @@ pub enum FindError {
     /// A thread panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
+}
+
+fn and_others(others: &[String]) -> String {
+    if others.is_empty() { String::new() } else { format!("; and {} other files", others.len()) }
 }
 
 /// Where the path in which an environment was built stands in its files.
@@ -144,7 +150,7 @@ impl Finds {
     /// relocations. `read` is told of each content: its size in bytes.
     ///
     /// # Errors
-    /// When a blob cannot be read: then nobody knows what is in it.
+    /// When blobs are missing or bad: then nobody knows what is in them. All of them are told.
     pub fn search(
         index: &Index,
         blobs: &Blobs,
@@ -154,33 +160,50 @@ impl Finds {
         let wanted = contents(index, blobs.latency() == Latency::Disk)?;
         let path = index.info().path.as_bytes();
         let found = Mutex::new(Vec::new());
+        let bad = Mutex::new(Vec::new());
         let worker = || (Room::default(), Finder::new(path));
         thread::for_each(
             &wanted,
             jobs,
             worker,
             |(room, finder), wanted: &Wanted| -> Result<(), FindError> {
-                let failed = |source| FindError::Blob { path: index.path_of(wanted.node), source };
                 let digest = index.digest(wanted.digest)?;
                 let mut scan = Scan::new(finder);
-                if wanted.size <= AT_ONCE {
-                    scan.update(blobs.read_into(&digest, wanted.size, room).map_err(failed)?);
-                } else {
-                    blobs.unpack_to(&digest, wanted.size, &mut scan).map_err(|error| match error {
-                        Unpacked::Blob(source) => failed(source),
+                let scanned = match wanted.size <= AT_ONCE {
+                    true => blobs.read_into(&digest, wanted.size, room).map(|bytes| scan.update(bytes)),
+                    false => blobs.unpack_to(&digest, wanted.size, &mut scan).map_err(|error| match error {
+                        Unpacked::Blob(source) => source,
                         // A scan takes everything.
-                        Unpacked::Write(source) => {
-                            failed(BlobError::Io { place: "memory".to_owned(), source })
-                        }
-                    })?;
-                }
+                        Unpacked::Write(source) => BlobError::Io { place: "memory".to_owned(), source },
+                    }),
+                };
                 read(wanted.size);
+                match scanned {
+                    Ok(()) => {}
+                    Err(source @ (BlobError::Missing { .. } | BlobError::Corrupt { .. })) => {
+                        let mut bad = bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        bad.push((index.path_of(wanted.node), source));
+                        return Ok(());
+                    }
+                    // That concerns the others, too.
+                    Err(source) => {
+                        let path = index.path_of(wanted.node);
+                        return Err(FindError::Blob { path, source, others: Vec::new() });
+                    }
+                }
                 if let Some(content) = scan.finish(wanted.digest) {
                     found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(content);
                 }
                 Ok(())
             },
         )?;
+        let mut bad = bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bad.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        let mut bad = bad.into_iter();
+        if let Some((path, source)) = bad.next() {
+            let others = bad.map(|(path, source)| format!("{path}: {source}")).collect();
+            return Err(FindError::Blob { path, source, others });
+        }
         let mut contents = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         contents.sort_unstable_by_key(|content| content.digest);
         let catalog = Hex(&index.catalog_sha256()).to_string();

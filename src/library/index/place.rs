@@ -286,7 +286,7 @@ impl Making<'_> {
         steps.extend(names.iter().filter(|name| !in_path(**name)).map(|name| (*name, Step::Name)));
         let mut in_line = 0;
         if let Some(line) = content.line {
-            in_line = content.paths.iter().filter(|at| **at + from <= line).count() as u64;
+            in_line = content.paths.iter().filter(|at| at.saturating_add(from) <= line).count() as u64;
         }
         if content.binary {
             if let Some(line) = content.line.filter(|_| in_line > 0) {

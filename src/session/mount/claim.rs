@@ -12,7 +12,7 @@ use crate::space::meta::MetaLock;
 use crate::space::mountpoint::Mountpoint;
 use crate::space::record::{self, Basis, SpaceRecord};
 use crate::space::state::{StateDir, place_below};
-use crate::space::{SpaceError, meta, mountpoint};
+use crate::space::{SpaceError, meta, mountpoint, remove};
 use crate::sys::guarded::Dir;
 use crate::sys::process;
 
@@ -29,6 +29,20 @@ impl MountPlan {
             place_below(&self.state_dir(), dir)?;
         }
         let state = StateDir::open_locked(&self.state_dir())?;
+        let claimed = self.claim_in(&state, catalog_sha256);
+        match claimed {
+            Ok(Claimed { recorded, base, mountpoint, aside, described, lock }) => {
+                let (lock, umask) = (Some(lock), process::umask());
+                Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
+            }
+            Err(error) => {
+                remove::undo(&state);
+                Err(error)
+            }
+        }
+    }
+
+    fn claim_in(&self, state: &StateDir, catalog_sha256: &[u8; 32]) -> Result<Claimed, SpaceError> {
         // Used by descriptor from here on: somebody may replace the directory at this path.
         let base = mountpoint::open_base(&self.space)?;
         let lock = match self.space.own {
@@ -36,7 +50,7 @@ impl MountPlan {
             None => MetaLock::take(&base, &self.space, self.lock_timeout)?,
         };
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
-        let (recorded, aside) = self.adopt(&state, catalog_sha256).inspect_err(|_| {
+        let (recorded, aside) = self.adopt(state, catalog_sha256).inspect_err(|_| {
             if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
                 tracing::debug!(%error, "the new mountpoint is not removed");
             }
@@ -49,8 +63,7 @@ impl MountPlan {
         let described = self.request.private_ns
             || Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
                 != Held::Catalog { described: false };
-        let (lock, umask) = (Some(lock), process::umask());
-        Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
+        Ok(Claimed { recorded, base, mountpoint, aside, described, lock })
     }
 
     /// Makes the record fit the catalog. The caller holds rcc's lock, so rcc does not change the space meanwhile. If rcc
@@ -104,6 +117,16 @@ impl MountPlan {
             ephemeral: self.request.ephemeral,
         }
     }
+}
+
+/// What a claim holds beside the state directory.
+struct Claimed {
+    recorded: SpaceRecord,
+    base: Dir,
+    mountpoint: Dir,
+    aside: Option<PathBuf>,
+    described: bool,
+    lock: MetaLock,
 }
 
 /// A space that is taken for a mount.

@@ -71,7 +71,7 @@ impl HttpService for Counting {
             let fault = match &answer {
                 Ok(answer) => {
                     let status = answer.status();
-                    let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+                    let may_pass = may_pass_status(status.as_u16());
                     let is_fault = status.is_server_error() || status.is_client_error();
                     is_fault.then(|| (format!("it answers {status}"), may_pass, Some(status.as_u16())))
                 }
@@ -92,6 +92,11 @@ impl HttpService for Counting {
             answer
         })
     }
+}
+
+/// Whether a request with this answer may succeed when it is sent again. What a server has not implemented stays so.
+pub(super) fn may_pass_status(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504 | 506..=599)
 }
 
 pub(super) fn may_pass(kind: HttpErrorKind) -> bool {

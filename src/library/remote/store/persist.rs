@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
 
 use super::fault::Failed;
+use super::http::may_pass_status;
 use crate::library::remote::StoreError;
 use crate::library::remote::counters::Counters;
 
@@ -93,9 +94,7 @@ impl RetryPolicy for Policy {
     {
         Box::pin(async move {
             let may_pass = match context.failure {
-                RetryFailure::Status(status) => {
-                    status.is_server_error() || status.is_success() || matches!(status.as_u16(), 408 | 429)
-                }
+                RetryFailure::Status(status) => status.is_success() || may_pass_status(status.as_u16()),
                 _ => true,
             };
             if !may_pass || context.elapsed >= self.0.limit {

@@ -16,6 +16,7 @@ use reqwest::{Certificate, Client, NoProxy, Proxy, StatusCode};
 use url::Url;
 
 use super::fault::Failed;
+use super::http::may_pass_status;
 use super::open::{CERTIFICATES, CONNECT, OpenError};
 use super::persist::Persistence;
 use super::wait::Threads;
@@ -204,7 +205,7 @@ async fn once(request: reqwest::RequestBuilder, to: &mut Kept) -> Result<(), Wro
         StatusCode::INTERNAL_SERVER_ERROR => {
             return Err(Failed::Refused("it lacks a blob of this catalog".to_owned()).into());
         }
-        _ if status.is_server_error() || matches!(status.as_u16(), 408 | 429) => {
+        _ if may_pass_status(status.as_u16()) => {
             return Err(Failed::MayPass(format!("it answers {status}")).into());
         }
         _ => return Err(Failed::Refused(format!("it answers {status}")).into()),
