@@ -227,7 +227,8 @@ impl Bench<'_> {
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let started = Instant::now();
-        let done = command.output().map_err(|source| BenchError::NotStarted { program, source })?;
+        let done =
+            self.made.run(&mut command).map_err(|source| BenchError::NotStarted { program, source })?;
         let ms = started.elapsed().as_secs_f64() * 1e3;
         if self.wishes.cancel.load(Ordering::Relaxed) {
             return Err(BenchError::Interrupted);

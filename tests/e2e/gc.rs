@@ -239,9 +239,8 @@ fn what_a_killed_benchmark_has_left_goes() {
     bench.kill().unwrap();
     bench.wait().unwrap();
     assert_eq!(homes().len(), 1);
-    wait_until("the end of the command that it had started", || {
-        world.run(["gc"]).code == 0 && homes().is_empty()
-    });
+    // Its lock is also that of the restore that it has started.
+    wait_until("the end of the restore", || world.run(["gc"]).code == 0 && homes().is_empty());
     assert_eq!(spaces(), Vec::<PathBuf>::new());
     assert!(world.mounts().is_empty());
 }

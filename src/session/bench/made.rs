@@ -1,13 +1,14 @@
 //! What a benchmark makes, and its removal: at the end, or by `holofs gc` after the benchmark was killed.
 //!
-//! The home of a benchmark, `bench.<pid>` in holofs's home, is locked while it runs, and lists the directories of its spaces
-//! before they are made.
+//! The home of a benchmark, `bench.<pid>` in holofs's home, is locked while it or a restore that it started runs, and lists
+//! the directories of its spaces before they are made.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use super::super::error::Error;
@@ -16,7 +17,7 @@ use crate::space::home::Env;
 use crate::space::meta::beside;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{Access, Dir, Trust};
-use crate::sys::tree;
+use crate::sys::{process, tree};
 
 const PREFIX: &str = "bench.";
 const LOCK: &str = "lock";
@@ -29,7 +30,7 @@ const BESIDE: [&str; 5] = [".meta", ".meta.info", ".use", ".lck", ".restoring"];
 pub(super) struct Made {
     pub(super) home: PathBuf,
     places: File,
-    _lock: File,
+    lock: File,
 }
 
 impl Made {
@@ -39,12 +40,18 @@ impl Made {
         let lock = lock::take(&dir, LOCK.as_ref(), 0o600, Duration::ZERO)?;
         let lock = lock.map_err(|_| Error::os(&home, "lock")(rustix::io::Errno::WOULDBLOCK))?;
         let places = dir.open_or_create(PLACES.as_ref(), Access::Write, 0o600).map_err(SpaceError::from)?.0;
-        Ok(Self { home, places, _lock: lock })
+        Ok(Self { home, places, lock })
     }
 
     /// Notes the directory of a space that is to be made.
     pub(super) fn add(&mut self, place: &Path) -> io::Result<()> {
         writeln!(self.places, "{}", place.display())
+    }
+
+    /// Runs a command that works in a space. If the benchmark is killed, its home stays locked until the command has ended too.
+    pub(super) fn run(&self, command: &mut Command) -> io::Result<Output> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        process::start_with(command, &[self.lock.as_raw_fd()])?.wait_with_output()
     }
 
     /// Removes everything.
