@@ -109,6 +109,11 @@ pub trait Library: Send + Sync + std::fmt::Debug {
         Latency::Disk
     }
 
+    /// Whether a read of this blob blocks as long as a disk needs, however far the library is.
+    fn is_here(&self, _digest: &Digest) -> bool {
+        self.latency() == Latency::Disk
+    }
+
     /// Waits until nobody else on this machine fetches the blob, or the group that it is in. None for a library from which
     /// everybody may read at once.
     ///

@@ -338,7 +338,7 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_all(&self, digest: &Digest, size: u64) -> Result<Vec<u8>, BlobError> {
-        if self.is_far() {
+        if !self.library.is_here(digest) {
             return self.read_cached(digest, size);
         }
         // The size in the catalog may be a lie, so it does not decide how much is allocated.

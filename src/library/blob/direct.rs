@@ -111,6 +111,20 @@ impl Blobs {
 }
 
 impl Room {
+    /// The verified content of a blob. If None, the blob may still be good.
+    ///
+    /// # Errors
+    /// When the stored bytes cannot be read.
+    pub(super) fn content(
+        &mut self,
+        stored: &mut StoredBlob,
+        digest: &Digest,
+        size: u64,
+    ) -> io::Result<Option<&[u8]>> {
+        let len = self.read(stored, digest, size)?;
+        Ok(len.and_then(|len| self.content.get(..len)))
+    }
+
     /// Reads the blob to the beginning of `content`, and returns its length. If None, the blob may still be good.
     fn read(&mut self, stored: &mut StoredBlob, digest: &Digest, size: u64) -> io::Result<Option<usize>> {
         let Ok(len) = usize::try_from(size.min(AT_ONCE)) else { return Ok(None) };

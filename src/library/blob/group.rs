@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::direct::Room;
 use super::read::{not_opened, read_through};
 use super::{Audience, BlobError, Blobs};
 use crate::library::cache::BlobCache;
@@ -66,6 +67,9 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn read_at_once(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, BlobError> {
+        if self.library.is_here(digest) {
+            return self.read_all(digest, size).map(Some);
+        }
         let Some(file) = self.cached(digest, size)? else { return Ok(None) };
         read_all(&file, size).map(Some).map_err(|source| self.cache_error(digest, source))
     }
@@ -205,11 +209,12 @@ impl Rest {
         if !self.cache.keeps(bytes.saturating_mul(PART)) {
             return;
         }
+        let mut room = Room::default();
         for member in members.iter().filter(|member| member.digest != self.wanted) {
             if stop() {
                 return;
             }
-            match self.keep_one(&member.digest, member.size) {
+            match self.keep_one(&member.digest, member.size, &mut room) {
                 Ok(false) => {}
                 Ok(true) => {
                     self.metrics.add(Counter::BlobsFetched, 1);
@@ -225,15 +230,21 @@ impl Rest {
     }
 
     /// Returns whether the blob was kept now.
-    fn keep_one(&self, digest: &Digest, size: u64) -> io::Result<bool> {
+    fn keep_one(&self, digest: &Digest, size: u64, room: &mut Room) -> io::Result<bool> {
         if self.cache.get(digest, size)?.is_some() {
             return Ok(false);
         }
-        let Some(stored) = self.group.stored(digest) else { return Ok(false) };
+        let Some(mut stored) = self.group.stored(digest) else { return Ok(false) };
         let mut pending = self.cache.begin()?;
-        let read = read_through(stored, digest, Some(size), &mut |bytes| pending.file.write_all(bytes));
+        let read = match room.content(&mut stored, digest, size)? {
+            Some(content) => pending.file.write_all(content).map_err(super::Fault::Taken),
+            None => self.group.stored(digest).map_or(Ok(()), |stored| {
+                let take = &mut |bytes: &[u8]| pending.file.write_all(bytes);
+                read_through(stored, digest, Some(size), take).map(drop)
+            }),
+        };
         match read {
-            Ok(_) => {
+            Ok(()) => {
                 let file = self.cache.commit(pending, digest, size)?;
                 if size > WRITTEN_OUT {
                     fd::start_writeback(&file);

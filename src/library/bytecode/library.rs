@@ -64,6 +64,10 @@ impl Library for WithBytecode {
         self.library.blobs()
     }
 
+    fn is_here(&self, digest: &Digest) -> bool {
+        self.library.is_here(digest) || self.bytecode.content(digest).is_some()
+    }
+
     fn latency(&self) -> Latency {
         self.library.latency()
     }

@@ -14,7 +14,7 @@
 //! Python would not compare with its source is refused, so a space that changes a source uses the changed one.
 
 use std::collections::HashSet;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use flate2::Compression;
@@ -31,6 +31,8 @@ use crate::library::index::{Index, IndexError, NodeId, NodeKind};
 
 const MAGIC: [u8; 8] = *b"holofspb";
 const VERSION: u32 = 1;
+/// The most bytecode that is unpacked, in bytes. It is in memory.
+const MOST: u64 = 512 << 20;
 /// The longest tag in bytes.
 const LONGEST_TAG: usize = 64;
 /// What bytecode begins with: Python's number, and flags that say that it is compared with the hash of its source.
@@ -91,30 +93,44 @@ fn tag_of(name: &[u8]) -> Option<&[u8]> {
     name.strip_suffix(b".pyc")?.rsplit(|byte| *byte == b'.').next()
 }
 
-/// Writes packed bytecode where `holofs warm --pycache` would, in place of what is there.
+/// Unpacks bytecode. It is not checked yet.
+///
+/// # Errors
+/// When it cannot be unpacked, or is too large.
+pub fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    GzDecoder::new(packed).take(MOST + 1).read_to_end(&mut unpacked)?;
+    if unpacked.len() as u64 > MOST {
+        return Err(refused("it is larger than bytecode that travels"));
+    }
+    Ok(unpacked)
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Writes unpacked bytecode where `holofs warm --pycache` would, in place of what is there.
 ///
 /// # Errors
 /// When it is not the bytecode of this environment, or the cache cannot be written. What is there stays.
-pub fn unpack(packed: &[u8], cache_dir: &Path, index: &Index) -> Result<Written, LibraryError> {
+pub fn keep(unpacked: &[u8], cache_dir: &Path, index: &Index) -> Result<Written, LibraryError> {
     let catalog = index.catalog_sha256();
     let path = dir(cache_dir).join(file_name(Hex(&catalog)));
     let failed = |error: io::Error| LibraryError::io(&path)(error);
-    let refused = |why| failed(io::Error::new(io::ErrorKind::InvalidData, why));
-    let mut from = BufReader::with_capacity(1 << 16, GzDecoder::new(packed));
-    let mut header = Header::new_zeroed();
-    from.read_exact(header.as_mut_bytes()).map_err(failed)?;
+    let mut rest = unpacked;
+    let header: Header = next(&mut rest).map_err(failed)?;
     if header.magic != MAGIC || header.version.get() != VERSION {
-        return Err(refused("not bytecode, or of another version"));
+        return Err(failed(refused("it is no bytecode, or of another version")));
     }
     if header.catalog_sha256 != catalog {
-        return Err(refused("the bytecode of another catalog"));
+        return Err(failed(refused("it is the bytecode of another catalog")));
     }
-    let mut tag = vec![0; (header.tag.get() as usize).min(LONGEST_TAG)];
-    from.read_exact(&mut tag).map_err(failed)?;
-    let tag = String::from_utf8(tag).map_err(|_| refused("the tag is no text"))?;
-    if tag.is_empty() || !tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
-        return Err(refused("the tag is none of Python's"));
-    }
+    let tag = some(&mut rest, header.tag.get()).map_err(failed)?;
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+    let tag = std::str::from_utf8(tag).ok();
+    let tag = tag.filter(|tag| (1..=LONGEST_TAG).contains(&tag.len()) && tag.as_bytes().iter().all(is_word));
+    let tag = tag.ok_or_else(|| failed(refused("its tag is none of Python's")))?;
     let can_be = sources(index)?;
     let mut bytes = 0;
     for source in &can_be {
@@ -125,23 +141,34 @@ pub fn unpack(packed: &[u8], cache_dir: &Path, index: &Index) -> Result<Written,
     build::write(cache_dir, &catalog, bytes, |builder| {
         let mut before = None;
         for _ in 0..header.count.get() {
-            let mut numbers = [U32::ZERO; 2];
-            from.read_exact(numbers.as_mut_bytes()).map_err(failed)?;
-            let [source, size] = numbers;
+            let [source, size]: [U32; 2] = next(&mut rest).map_err(failed)?;
+            let content = some(&mut rest, size.get()).map_err(failed)?;
             let source = NodeId(source.get());
             if before.replace(source).is_some_and(|before| before >= source)
                 || can_be.binary_search(&source).is_err()
             {
-                return Err(refused("it names a file that is no source"));
+                return Err(failed(refused("it has bytecode of a file that is no source")));
             }
-            let mut content = Vec::new();
-            // Not allocated before it is there.
-            (&mut from).take(size.get().into()).read_to_end(&mut content).map_err(failed)?;
-            if content.len() as u64 != u64::from(size.get()) || content.get(4..8) != Some(FLAGS) {
-                return Err(refused("a file is truncated, or would be used for a changed source"));
+            if content.get(4..8) != Some(FLAGS) {
+                return Err(failed(refused("it has bytecode that is used for a changed source, too")));
             }
-            builder.add(source, index.node(source)?.name, &tag, &content).map_err(failed)?;
+            builder.add(source, index.node(source)?.name, tag, content).map_err(failed)?;
         }
         Ok(())
     })
+}
+
+/// Takes a value from the beginning.
+fn next<T: FromBytes>(rest: &mut &[u8]) -> io::Result<T> {
+    let (value, after) = T::read_from_prefix(rest).map_err(|_| refused("it is truncated"))?;
+    *rest = after;
+    Ok(value)
+}
+
+/// Takes bytes from the beginning.
+fn some<'r>(rest: &mut &'r [u8], len: u32) -> io::Result<&'r [u8]> {
+    let parts = usize::try_from(len).ok().and_then(|len| rest.split_at_checked(len));
+    let (bytes, after) = parts.ok_or_else(|| refused("it is truncated"))?;
+    *rest = after;
+    Ok(bytes)
 }

@@ -7,6 +7,7 @@
 //! Invariants: the lock is never held here, so rcc never waits for a mount. A mount does not start while blobs are still
 //! being written. If blobs are missing and nobody writes them, the mount starts and reports how many.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,10 +39,11 @@ pub(in crate::session) fn environment(plan: &MountPlan) -> Result<(Arc<Index>, u
     let known = |catalog: &[u8; 32]| matches!(Bytecode::open(&cache_dir, catalog), Ok(Some(_)));
     let library = &plan.location.library;
     std::thread::scope(|scope| {
-        let coming = scope.spawn(|| library.bytecode(&plan.catalog, &known));
+        let coming =
+            scope.spawn(|| library.bytecode(&plan.catalog, &known).map(|packed| travel::unpack(&packed)));
         let opened = whole_index(plan)?;
         match coming.join() {
-            Ok(Some(packed)) => keep(&packed, &opened.0, &cache_dir),
+            Ok(Some(unpacked)) => keep(unpacked, &opened.0, &cache_dir),
             Ok(None) => {}
             Err(_) => tracing::error!("the thread that fetches bytecode panicked"),
         }
@@ -50,8 +52,9 @@ pub(in crate::session) fn environment(plan: &MountPlan) -> Result<(Arc<Index>, u
 }
 
 /// Keeps bytecode that came from a store for all mounts of this machine.
-fn keep(packed: &[u8], index: &Index, cache_dir: &Path) {
-    match travel::unpack(packed, cache_dir, index) {
+fn keep(unpacked: io::Result<Vec<u8>>, index: &Index, cache_dir: &Path) {
+    let kept = unpacked.map_err(LibraryError::io("gzip"));
+    match kept.and_then(|unpacked| travel::keep(&unpacked, cache_dir, index)) {
         Ok(written) => tracing::info!(files = written.files, bytes = written.bytes, "bytecode of the store"),
         Err(error) => tracing::warn!(%error, "the bytecode of the store is not used"),
     }
