@@ -9,6 +9,7 @@
 //! parsed strictly, and no more bytes are taken than were asked for.
 
 pub mod counters;
+mod fetch;
 pub mod head;
 pub mod layout;
 pub mod library;
