@@ -23,6 +23,7 @@ def measured(path):
         middle = sorted(found, key=lambda row: row["seconds"])[len(found) // 2]
         return {"requests": middle["GET"] + middle["HEAD"], "bytes": middle["received"]}
     return {"plain": row("mount and import, plain"), "profiled": row("mount and import, profiled"),
+            "compiled": row("mount and import, compiled"),
             "again": row("again on the same machine, profiled")}
 
 
@@ -61,7 +62,7 @@ def main():
           f"{options.store_requests:,.0f} requests/s and {options.store_gbit:g} Gbit/s, a node has {options.node_gbit:g} Gbit/s\n")
     print("| profile | cache | requests | GB from the store | requests/s | Gbit/s | the last has everything |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for kind, name in (("plain", "no"), ("profiled", "yes")):
+    for kind, name in (("plain", "no"), ("profiled", "yes"), ("compiled", "yes, and bytecode")):
         each = one[kind]
         rest = (options.workers - nodes) * again["requests"], (options.workers - nodes) * again["bytes"]
         cases = [
