@@ -245,9 +245,10 @@ impl Blobs {
     /// # Errors
     /// See [`BlobError`].
     pub fn kept(&self, digest: &Digest, size: u64) -> Result<Option<File>, BlobError> {
-        let found = match self.ready(digest, size)? {
+        let unkept = self.unkept.lock().get(digest);
+        let found = match unkept {
+            Some(file) => Some(reopened(&file).map_err(|source| self.cache_error(digest, source))?),
             None => self.confirmed(digest, size)?,
-            ready => ready,
         };
         if found.is_some() {
             self.hit(size);

@@ -8,13 +8,14 @@
 //! Programs may have written to the files since. Invariants: a file that does not look as it was restored is left out, and
 //! the bytes of a clone are compared with the digest before anybody uses them ([`Blobs::adopt`]).
 //!
-//! Limits: only the tree that was restored last is known. A relocated file has other bytes than its blob, so the cache gets
+//! Limits: only the tree that was restored last is known, and used only for trees in the same directory. A relocated file has other bytes than its blob, so the cache gets
 //! its blob from the library.
 //!
 //! [`Blobs::adopt`]: crate::library::blob::Blobs::adopt
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
@@ -23,7 +24,7 @@ use super::sweep::open_below;
 use crate::library::MOTHER_TIME;
 use crate::library::cache_dir::{cached, make_dir};
 use crate::sys::fd;
-use crate::sys::guarded::{self, Dir, Durability, GuardedError, Trust};
+use crate::sys::guarded::{self, Dir, Durability, Trust};
 
 /// The longest path in bytes, `PATH_MAX`.
 const LONGEST: u64 = 4096;
@@ -33,27 +34,31 @@ const LONGEST: u64 = 4096;
 pub struct Earlier(Dir);
 
 impl Earlier {
-    /// Opens the tree that was restored last, as the note at `place` says. None if it is gone, or is `this` tree.
+    /// The place of the tree that was restored last, as the note says.
     #[must_use]
-    pub fn find(place: &Path, this: &Path) -> Option<Self> {
-        let found = guarded::read(place, LONGEST).and_then(|path| {
-            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-            if path == this { Ok(None) } else { Dir::open(path, Trust::Owned).map(Some) }
-        });
-        found.map_or_else(
-            |error: GuardedError| {
-                tracing::debug!(%error, "there is no earlier space of this environment");
-                None
-            },
-            |dir| dir.map(Self),
-        )
+    pub fn noted(note: &Path) -> Option<PathBuf> {
+        let path = guarded::read(note, LONGEST);
+        if let Err(error) = &path {
+            tracing::debug!(%error, "no earlier space of this environment is known");
+        }
+        Some(PathBuf::from(OsString::from_vec(path.ok()?)))
     }
 
-    /// Notes at `place` that this tree was restored.
-    pub fn note(place: &Path, this: &Path) {
-        let made = place.parent().map_or(Ok(()), make_dir).map_err(std::io::Error::other);
+    /// Opens a tree. None if it is gone. Nothing may be mounted there: opening it could wait for a daemon.
+    #[must_use]
+    pub fn open(base: &Dir, name: &OsStr) -> Option<Self> {
+        let opened = base.open_dir(name, Trust::Owned);
+        if let Err(error) = &opened {
+            tracing::debug!(%error, "the earlier space of this environment is not used");
+        }
+        opened.ok().map(Self)
+    }
+
+    /// Notes that this tree was restored.
+    pub fn note(note: &Path, this: &Path) {
+        let made = note.parent().map_or(Ok(()), make_dir).map_err(std::io::Error::other);
         let bytes = this.as_os_str().as_bytes();
-        let noted = made.and_then(|()| guarded::replace(place, cached(Durability::CacheOnly), bytes));
+        let noted = made.and_then(|()| guarded::replace(note, cached(Durability::CacheOnly), bytes));
         if let Err(error) = noted {
             tracing::debug!(%error, "the next restore will not share extents with this space");
         }

@@ -252,8 +252,7 @@ fn restore_to(
         Sharing::Copies | Sharing::Links(_) => Strategy::Copy,
     };
     let source = Source::new(Arc::clone(index), blobs, names, strategy);
-    let note = earlier_place(plan, index);
-    let earlier = how.reflink.as_ref().ok().and_then(|()| Earlier::find(&note, &plan.space.mountpoint));
+    let earlier = how.reflink.as_ref().ok().and_then(|()| earlier(plan, base, index));
     let restore = Restore {
         index,
         source: &source,
@@ -305,6 +304,23 @@ fn how(plan: &MountPlan, base: &Dir) -> Result<How, Error> {
         }
     };
     Ok(How { sharing, reflink, wants_reflinks })
+}
+
+/// The space that was restored last from this catalog, if it is another one in the same directory.
+fn earlier(plan: &MountPlan, base: &Dir, index: &Index) -> Option<Earlier> {
+    let this = &plan.space.mountpoint;
+    let path = Earlier::noted(&earlier_place(plan, index))?;
+    if path == *this || path.parent() != this.parent() {
+        return None;
+    }
+    match mountinfo::mount_at(&resolved(&path)) {
+        Ok(None) => Earlier::open(base, path.file_name()?),
+        Ok(Some(_)) => None,
+        Err(error) => {
+            tracing::debug!(%error, "whether the earlier space is mounted is not known, so it is not used");
+            None
+        }
+    }
 }
 
 /// Where the space is noted that was restored last from this catalog.

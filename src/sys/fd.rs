@@ -272,6 +272,24 @@ mod tests {
     }
 
     #[test]
+    fn written_bytes_are_not_on_the_disk_before_a_sync() {
+        use std::io::Write;
+        const EXT4: i64 = 0xef53;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 300_000]).unwrap();
+        // A tmpfs has no disk.
+        if rustix::fs::fstatfs(&file).unwrap().f_type == EXT4 {
+            assert!(!is_written_out(&file));
+        }
+        file.sync_all().unwrap();
+        let has_cachestat = is_written_out(&file);
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or_default());
+        let is_new = (numbers.next(), numbers.next()) >= (Some(6), Some(5));
+        assert!(has_cachestat || !is_new, "{release}");
+    }
+
+    #[test]
     fn another_device_number_is_forgiven() {
         assert_eq!(holder_in(TABLE, 1, 1, 78), Some(99));
         assert_eq!(holder_in(TABLE, 1, 1, 79), None);
