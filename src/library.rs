@@ -205,6 +205,8 @@ pub enum RemoteTrouble {
     Missing,
     Denied,
     Silent,
+    /// Its certificate is not trusted.
+    Untrusted,
     Refused,
     /// `--offline`
     Offline,

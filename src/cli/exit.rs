@@ -125,6 +125,8 @@ fn only(code: u8) -> Failure {
 }
 
 pub(super) const MORE_SPACE: &str = "free some space, or set HOLOFS_HOME to a directory with more";
+const CERTIFICATE: &str =
+    "check the address; add the certificate of the store's authority to ca-bundle.pem in ROBOCORP_HOME";
 const CATALOG_AGAIN: &str =
     "record the environment again with --force, or import it; `holofs check` looks at the whole library";
 
@@ -200,6 +202,7 @@ impl Advice for LibraryError {
                 RemoteTrouble::Silent => {
                     try_this(LIBRARY, "again later; --offline uses what is in the cache")
                 }
+                RemoteTrouble::Untrusted => try_this(LIBRARY, CERTIFICATE),
                 RemoteTrouble::Refused => {
                     try_this(INTEGRITY, "push the environment again, after finding out who changed the store")
                 }

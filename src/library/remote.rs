@@ -99,6 +99,9 @@ pub enum StoreError {
     /// The store did not answer in time, or answered with errors that may pass.
     #[error("{object}: the store does not answer: {why}")]
     Unreachable { object: String, why: String },
+    /// Whoever answers at the address of the store has no certificate that is trusted.
+    #[error("{object}: whoever answers there is not trusted: {why}")]
+    Untrusted { object: String, why: String },
     /// The answer is not what was asked for.
     #[error("{object}: {why}")]
     Refused { object: String, why: String },

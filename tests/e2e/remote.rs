@@ -55,6 +55,7 @@ for_both_users! {
         let status = world.json(["status", "s"]);
         assert_eq!((status["library"].as_str(), status["state"].as_str()), (Some(&*url), Some("mounted")));
         assert!(status["metrics"]["remote_bytes"].as_u64().unwrap() > 0, "{status}");
+        assert!(status["metrics"]["remote_requests"].as_u64().unwrap() > 0, "{status}");
         let gone = store.away();
         // The worker that comes next asks for nothing before it answers.
         mounted.kill_worker();

@@ -1,7 +1,8 @@
 //! The advice for errors of object stores.
 
 use super::{
-    Advice, CATALOG_AGAIN, CONFIG, FAILED, Failure, INTEGRITY, INTERRUPTED, LIBRARY, USAGE, only, try_this,
+    Advice, CATALOG_AGAIN, CERTIFICATE, CONFIG, FAILED, Failure, INTEGRITY, INTERRUPTED, LIBRARY, USAGE,
+    only, try_this,
 };
 use crate::library::remote::StoreError;
 use crate::library::remote::push::PushError;
@@ -40,6 +41,7 @@ impl Advice for StoreError {
             Self::Unreachable { .. } => {
                 try_this(LIBRARY, "again when it answers, or a longer --remote-timeout")
             }
+            Self::Untrusted { .. } => try_this(LIBRARY, CERTIFICATE),
             Self::Offline { .. } => try_this(LIBRARY, "without --offline and HOLOFS_OFFLINE, once"),
             Self::Refused { .. } => only(LIBRARY),
             Self::Content { .. } => only(FAILED),

@@ -91,9 +91,10 @@ pub(super) fn of_store(error: &StoreError) -> io::Error {
         StoreError::Content { source, .. } => source
             .raw_os_error()
             .map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error),
-        StoreError::Denied { .. } | StoreError::Unreachable { .. } | StoreError::Offline { .. } => {
-            io::Error::new(io::ErrorKind::HostUnreachable, error.to_string())
-        }
+        StoreError::Denied { .. }
+        | StoreError::Unreachable { .. }
+        | StoreError::Untrusted { .. }
+        | StoreError::Offline { .. } => io::Error::new(io::ErrorKind::HostUnreachable, error.to_string()),
     }
 }
 

@@ -372,6 +372,7 @@ impl RemoteLibrary {
             StoreError::NotFound { .. } => RemoteTrouble::Missing,
             StoreError::Denied { .. } => RemoteTrouble::Denied,
             StoreError::Unreachable { .. } => RemoteTrouble::Silent,
+            StoreError::Untrusted { .. } => RemoteTrouble::Untrusted,
             StoreError::Refused { .. } => RemoteTrouble::Refused,
             StoreError::Offline { .. } => RemoteTrouble::Offline,
             StoreError::Content { source, .. } => {

@@ -132,6 +132,7 @@ impl Store {
         let mut part = first;
         let mut sent = Ok(());
         while !part.is_empty() {
+            call.count();
             let bytes = part.len() as u64;
             let send = upload.0.put_part(PutPayload::from(part));
             let limit = sending(self.settings.timeout.value, bytes).saturating_mul(2);
@@ -185,6 +186,15 @@ struct Call {
     /// For messages.
     object: String,
     persistence: Persistence,
+}
+
+impl Call {
+    /// Counts a request to a directory. Those to servers are counted where they are sent.
+    fn count(&self) {
+        if self.client.scheme == ObjectStoreScheme::Local {
+            self.persistence.counters.request();
+        }
+    }
 }
 
 impl Objects for Store {
@@ -344,6 +354,7 @@ async fn get_once(
     got: &mut Vec<u8>,
     idle: Duration,
 ) -> Result<(), Failed> {
+    call.count();
     let wanted = range.map(|range| range.start + got.len() as u64..range.end);
     let options = GetOptions::default().with_range(wanted.clone());
     let result = noted(idle, call.client.store.get_opts(&call.path, options)).await?;
@@ -386,6 +397,7 @@ async fn list(call: Call) -> Result<Vec<Listed>, StoreError> {
     loop {
         // Several requests, if it is long.
         let limit = tries.left().saturating_add(IDLE);
+        call.count();
         let failed = match noted(limit, client.store.list_with_delimiter(Some(path))).await {
             Ok(found) => {
                 persistence.counters.answered();
@@ -414,6 +426,7 @@ async fn put(call: Call, bytes: Vec<u8>) -> Result<(), StoreError> {
     let payload = PutPayload::from(bytes);
     let mut tries = persistence.begin();
     loop {
+        call.count();
         match noted(sending(persistence.limit, len), client.store.put(path, payload.clone())).await {
             Ok(_) => {
                 persistence.counters.answered();

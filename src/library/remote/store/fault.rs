@@ -9,7 +9,7 @@ use object_store::Error as ClientError;
 use object_store::client::HttpError;
 use parking_lot::Mutex;
 
-use super::http::{FAULT, Fault, may_pass, reason};
+use super::http::{FAULT, Fault, is_untrusted, may_pass, reason};
 use crate::library::remote::StoreError;
 
 /// Why an attempt failed. The texts hold nothing secret.
@@ -19,6 +19,8 @@ pub(super) enum Failed {
     Denied(String),
     /// Another attempt may succeed.
     MayPass(String),
+    /// The other end has no certificate that is trusted.
+    Untrusted(String),
     Refused(String),
 }
 
@@ -26,7 +28,7 @@ impl Failed {
     pub(super) fn why(&self) -> &str {
         match self {
             Self::NotFound => "there is no such object",
-            Self::Denied(why) | Self::MayPass(why) | Self::Refused(why) => why,
+            Self::Denied(why) | Self::MayPass(why) | Self::Untrusted(why) | Self::Refused(why) => why,
         }
     }
 
@@ -37,6 +39,7 @@ impl Failed {
             Self::NotFound => StoreError::NotFound { object },
             Self::Denied(why) => StoreError::Denied { object, why },
             Self::MayPass(why) => StoreError::Unreachable { object, why },
+            Self::Untrusted(why) => StoreError::Untrusted { object, why },
             Self::Refused(why) => StoreError::Refused { object, why },
         }
     }
@@ -51,7 +54,10 @@ pub(super) async fn noted<T>(
     match FAULT.scope(Arc::clone(&noted), tokio::time::timeout(limit, answer)).await {
         Err(_) => {
             let before = noted.lock().take().map(|fault: Fault| fault.why);
-            Err(Failed::MayPass(before.unwrap_or_else(|| "no answer in time".to_owned())))
+            match before {
+                Some(why) if is_untrusted(&why) => Err(Failed::Untrusted(why)),
+                before => Err(Failed::MayPass(before.unwrap_or_else(|| "no answer in time".to_owned()))),
+            }
         }
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
@@ -69,6 +75,11 @@ fn failed(error: &ClientError, fault: Option<Fault>) -> Failed {
     };
     if let Some(Fault { why, about_credentials: true, .. }) = fault {
         return Failed::Denied(why);
+    }
+    if let Some(Fault { why, .. }) = &fault
+        && is_untrusted(why)
+    {
+        return Failed::Untrusted(why.clone());
     }
     match error {
         ClientError::NotFound { .. } => return Failed::NotFound,

@@ -99,6 +99,11 @@ pub(super) fn may_pass_status(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502..=504 | 506..=599)
 }
 
+/// Whether a reason is that of the TLS library for a certificate that it does not trust. The client hides its type.
+pub(super) fn is_untrusted(why: &str) -> bool {
+    why.contains("invalid peer certificate")
+}
+
 pub(super) fn may_pass(kind: HttpErrorKind) -> bool {
     !matches!(kind, HttpErrorKind::Unknown)
 }

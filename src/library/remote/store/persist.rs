@@ -57,9 +57,16 @@ impl Tries<'_> {
     /// When there is to be none.
     pub(super) async fn after(&mut self, failed: Failed, object: &str) -> Result<(), StoreError> {
         let counters = &self.of.counters;
-        let Failed::MayPass(why) = &failed else {
-            counters.answered();
-            return Err(failed.about(object));
+        let why = match &failed {
+            Failed::MayPass(why) => why,
+            Failed::Untrusted(_) => {
+                counters.failed();
+                return Err(failed.about(object));
+            }
+            Failed::NotFound | Failed::Denied(_) | Failed::Refused(_) => {
+                counters.answered();
+                return Err(failed.about(object));
+            }
         };
         counters.silent(&self.of.url, why);
         // The last attempt is made at the end of the time.
