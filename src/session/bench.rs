@@ -13,7 +13,7 @@ pub(super) mod made;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -227,8 +227,8 @@ impl Bench<'_> {
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let started = Instant::now();
-        let done =
-            self.made.run(&mut command).map_err(|source| BenchError::NotStarted { program, source })?;
+        let done = self.made.lock.try_clone().and_then(|lock| command.stdin(lock).output());
+        let done = done.map_err(|source| BenchError::NotStarted { program, source })?;
         let ms = started.elapsed().as_secs_f64() * 1e3;
         if self.wishes.cancel.load(Ordering::Relaxed) {
             return Err(BenchError::Interrupted);
@@ -242,7 +242,7 @@ impl Bench<'_> {
         }
         let written = match way {
             Way::Mount => {
-                end_mount(&place, &self.program, &self.made.home, &self.plan.env);
+                end_mount(&place, &self.program, &self.made.home, &self.made.lock, &self.plan.env);
                 0
             }
             Way::Restore(_) => written(&serde_json::from_slice(&done.stdout).unwrap_or_default()),
@@ -263,10 +263,7 @@ impl Bench<'_> {
     fn rcc(&self, space: &str) -> Command {
         let mut command = Command::new(self.wishes.against.as_deref().unwrap_or(OsStr::new("rcc")));
         command.args(["holotree", "variables", "--no-build", "--space", space, "conda.yaml"]);
-        command
-            .env("ROBOCORP_HOME", &self.plan.env.robocorp_home)
-            .current_dir(&self.made.home)
-            .stdin(Stdio::null());
+        command.env("ROBOCORP_HOME", &self.plan.env.robocorp_home).current_dir(&self.made.home);
         command
     }
 

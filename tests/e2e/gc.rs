@@ -239,8 +239,8 @@ fn what_a_killed_benchmark_has_left_goes() {
     bench.kill().unwrap();
     bench.wait().unwrap();
     assert_eq!(homes().len(), 1);
-    // Its lock is also that of the restore that it has started.
-    wait_until("the end of the restore", || world.run(["gc"]).code == 0 && homes().is_empty());
+    // The command that it had started has the lock, too.
+    wait_until("the end of that command", || world.run(["gc"]).code == 0 && homes().is_empty());
     assert_eq!(spaces(), Vec::<PathBuf>::new());
     assert!(world.mounts().is_empty());
 }

@@ -1,14 +1,14 @@
 //! What a benchmark makes, and its removal: at the end, or by `holofs gc` after the benchmark was killed.
 //!
-//! The home of a benchmark, `bench.<pid>` in holofs's home, is locked while it or a restore that it started runs, and lists
-//! the directories of its spaces before they are made.
+//! The home of a benchmark, `bench.<pid>` in holofs's home, is locked while it or a command that it started runs, and lists
+//! the directories of its spaces before they are made. The commands get the lock as their standard input: nothing else that
+//! they inherit stays open in all of them, and a daemon closes it when it has mounted.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::super::error::Error;
@@ -17,7 +17,7 @@ use crate::space::home::Env;
 use crate::space::meta::beside;
 use crate::space::{SpaceError, lock};
 use crate::sys::guarded::{Access, Dir, Trust};
-use crate::sys::{process, tree};
+use crate::sys::tree;
 
 const PREFIX: &str = "bench.";
 const LOCK: &str = "lock";
@@ -30,7 +30,7 @@ const BESIDE: [&str; 5] = [".meta", ".meta.info", ".use", ".lck", ".restoring"];
 pub(super) struct Made {
     pub(super) home: PathBuf,
     places: File,
-    lock: File,
+    pub(super) lock: File,
 }
 
 impl Made {
@@ -48,15 +48,9 @@ impl Made {
         writeln!(self.places, "{}", place.display())
     }
 
-    /// Runs a command that works in a space. If the benchmark is killed, its home stays locked until the command has ended too.
-    pub(super) fn run(&self, command: &mut Command) -> io::Result<Output> {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        process::start_with(command, &[self.lock.as_raw_fd()])?.wait_with_output()
-    }
-
     /// Removes everything.
     pub(super) fn remove(self, program: &Path, env: &Env) {
-        if let Err(error) = remove(&self.home, program, env) {
+        if let Err(error) = remove(&self.home, &self.lock, program, env) {
             tracing::warn!(%error, "cannot remove what the benchmark made");
         }
     }
@@ -88,10 +82,10 @@ pub(crate) fn is_home(path: &Path) -> bool {
 /// When something cannot be removed.
 pub(crate) fn remove_left(home: &Path, env: &Env) -> Result<(), Error> {
     let dir = Dir::open(home, Trust::Private).map_err(SpaceError::from)?;
-    let Ok(_lock) = lock::take(&dir, LOCK.as_ref(), 0o600, Duration::ZERO)? else { return Ok(()) };
+    let Ok(lock) = lock::take(&dir, LOCK.as_ref(), 0o600, Duration::ZERO)? else { return Ok(()) };
     let program =
         std::env::current_exe().map_err(|source| SpaceError::Io { path: home.to_owned(), source })?;
-    remove(home, &program, env)
+    remove(home, &lock, &program, env)
 }
 
 /// Makes a command work in the home of a benchmark.
@@ -100,19 +94,19 @@ pub(super) fn in_home(command: &mut Command, home: &Path, env: &Env) {
     for inherited in ["HOLOFS_STRATEGY", "RCC_HOLOTREE_STRATEGY", "HOLOFS_CACHE_DIR"] {
         command.env_remove(inherited);
     }
-    command.stdin(Stdio::null());
 }
 
 /// Unmounts a space of a benchmark, and drops its changes.
-pub(super) fn end_mount(place: &Path, program: &Path, home: &Path, env: &Env) {
+pub(super) fn end_mount(place: &Path, program: &Path, home: &Path, lock: &File, env: &Env) {
     let mut command = Command::new(program);
     in_home(command.arg("unmount").arg(place).arg("--discard"), home, env);
-    if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    if let Err(error) = lock.try_clone().and_then(|lock| command.stdin(lock).status()) {
         tracing::warn!(%error, place = %place.display(), "cannot unmount a space of the benchmark");
     }
 }
 
-fn remove(home: &Path, program: &Path, env: &Env) -> Result<(), Error> {
+fn remove(home: &Path, lock: &File, program: &Path, env: &Env) -> Result<(), Error> {
     for place in places(home) {
         let (Some(base), Some(name)) = (place.parent(), place.file_name()) else { continue };
         if lock::busy(&beside(&place, ".lck")).is_some() {
@@ -120,7 +114,7 @@ fn remove(home: &Path, program: &Path, env: &Env) -> Result<(), Error> {
             return Err(SpaceError::LockTimeout { path, pid: None, waited: Duration::ZERO }.into());
         }
         if is_mounted(&place) {
-            end_mount(&place, program, home, env);
+            end_mount(&place, program, home, lock, env);
         }
         let base = match Dir::open(base, Trust::Shared) {
             Err(error) if error.is_not_found() => continue,
