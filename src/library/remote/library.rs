@@ -65,9 +65,9 @@ pub type Connect =
 /// Whether the store is asked which catalogs there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Heads {
-    /// Yes.
+    /// The store is asked.
     Asked,
-    /// What is known of them counts.
+    /// Only the heads that this machine keeps are used.
     Known,
 }
 
@@ -87,30 +87,30 @@ pub struct RemoteLibrary {
     local: Local,
     connect: Connect,
     how: Use,
-    /// A leaf lock, but for the connecting.
+    /// Leaf lock, except that it is held while the client is made.
     store: Mutex<Option<Arc<dyn Objects>>>,
-    /// Those of the store. A leaf lock.
+    /// The request counters of `store`. Leaf lock.
     counters: Mutex<Option<Arc<Counters>>>,
-    /// For questions whose earlier answers are known. A leaf lock, but for the connecting.
+    /// A client with a short time limit, for objects of which this machine has a copy. Lock as for `store`.
     brief: Mutex<Option<Arc<dyn Objects>>>,
-    /// The store did not answer. Heads that are known are not asked for again.
+    /// The store did not answer. Heads of which this machine has a copy are not asked for again.
     silent: AtomicBool,
-    /// A leaf lock.
+    /// Leaf lock.
     heads: Mutex<HashMap<CatalogName, Head>>,
     layouts: RwLock<Layouts>,
-    /// A leaf lock.
+    /// The groups that were fetched last. Leaf lock.
     groups: Arc<Mutex<LruBySize<GroupKey, Arc<Vec<u8>>>>>,
     under_way: Arc<Mutex<u64>>,
-    /// Each turn of a group holds a further one.
+    /// Each turn of a group has a clone. The reference count tells [`Library::pause`] whether a turn is left.
     alive: Arc<()>,
 }
 
 #[derive(Default)]
 struct Layouts {
     read: Vec<Arc<Layout>>,
-    /// The SHA-256 sums of those of heads.
+    /// The SHA-256 digests of the layouts that heads name.
     sums: HashSet<[u8; 32]>,
-    /// All that are kept were read.
+    /// The layouts that this machine keeps were read, too.
     all: bool,
 }
 
