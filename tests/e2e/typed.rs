@@ -61,7 +61,6 @@ for_both_users! {
             (&["mount", "auto", "s", "--fallback", "maybe"], 2, "none, restore"),
             (&["mount", "auto", "s", "--verify", "sometimes"], 2, "once, always, never"),
             (&["mount", "auto", "s", "--upper-dir", "DIR/file"], 2, "not a directory"),
-            (&["mount", "auto", "s", "--foreign"], 2, "path"),
             (&["mount", "auto", ""], 2, "SPACE: the name is empty"),
             (&["--product", "x", "list"], 2, "robocorp, sema4ai"),
             (&["unmount"], 2, "SPACE"),
