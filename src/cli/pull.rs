@@ -1,4 +1,4 @@
-//! The arguments of `holofs pull`. See [`super::remote`].
+//! The arguments of `holofs pull`. See `cli::remote`.
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The arguments of `holofs push`. See [`super::remote`].
+//! The arguments of `holofs push`. See `cli::remote`.
 
 use std::ffi::OsString;
 use std::time::Duration;

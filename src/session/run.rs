@@ -1,7 +1,7 @@
 //! Runs a program in a space: mounts it, starts the program with the variables of the space, and unmounts at the end.
 //!
 //! What can fail without the mount is checked before it: the robot, its task, the file of variables, the directory. A space
-//! that was mounted before stays mounted, and so does one that another run still uses ([`super::users`]).
+//! that was mounted before stays mounted, and so does one that another run still uses (`session::users`).
 //!
 //! Invariant: from the first step to the last no signal ends this process, so a mount that was made here is ended here.
 

@@ -1,7 +1,7 @@
 //! `--require-reflink` and `--require-passthrough`: what holofs otherwise does without becomes an error, before anything is
 //! mounted.
 //!
-//! Whether extents can be shared is tried by every mount, in [`super::compose`]. Whether the kernel takes backing files is
+//! Whether extents can be shared is tried by every mount, in [`crate::session::compose`]. Whether the kernel takes backing files is
 //! known only from a mount, so one is made in a mount namespace that ends at once; an ordinary user asks the mount helper.
 
 use std::path::Path;

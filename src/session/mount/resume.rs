@@ -1,4 +1,4 @@
-//! Goes on with a mount that another program of the same process has made ([`super::passing`]).
+//! Goes on with a mount that another program of the same process has made (`passing`).
 //!
 //! If this program fails before its first worker answers, it runs the earlier program again, of which it has a descriptor.
 //!
