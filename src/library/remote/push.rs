@@ -1,6 +1,6 @@
 //! Puts environments of a library into an object store.
 //!
-//! For each catalog: plan where its blobs will be ([`mod@plan`]), send those that the store lacks, then the catalog, the layout
+//! For each catalog: plan where its blobs will be (`plan`), send those that the store lacks, then the catalog, the layout
 //! and the profile, and the head at last.
 //!
 //! A push that was interrupted is repeated: the same library gives the same packs, and a list of the store tells which it
