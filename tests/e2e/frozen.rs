@@ -207,10 +207,10 @@ for_both_users! {
             readers.extend((1..READERS).map(read));
             std::thread::sleep(Duration::from_millis(500));
             assert!(readers.iter().all(|reader| !reader.is_finished()), "the disk is frozen");
-            // In passthrough mode the open waits as well, and each open holds a thread.
+            // In passthrough mode the open waits as well, and each open holds a thread. On a busy machine the requests may
+            // have started threads that have no work now: these end after some seconds.
             if !passthrough() {
-                let now = threads();
-                assert!(now.len() <= with_one + 2, "{with_one} threads with one reader, now {now:?}");
+                wait_until("the readers hold no thread each", || threads().len() <= with_one + 2);
             }
             let other = mounted.at("lib/deep/er/leaf.txt");
             let other = within("a read of another file", move || fs::read(other).unwrap());
