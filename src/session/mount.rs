@@ -3,6 +3,7 @@
 //! `plan` decides what is mounted and where, `begin` takes the space, `daemon` starts the process that stays, `keeper`
 //! has it replaced when it dies, and `serve` answers the kernel.
 
+mod ahead;
 pub(super) mod answers;
 pub(super) mod arrival;
 pub(super) mod begin;

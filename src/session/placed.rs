@@ -44,7 +44,7 @@ pub(super) fn of_plan(plan: &MountPlan, index: Arc<Index>) -> Result<Arc<Index>,
     }
 }
 
-/// Fetches and finds what [`of_plan`] needs, so that it takes no time.
+/// Fetches and finds what [`of_plan`] needs, so that it takes no time. Returns the index of the catalog.
 ///
 /// # Errors
 /// As [`of_plan`], and those of the catalog.
@@ -54,13 +54,13 @@ pub(super) fn ahead(
     space: &SpacePath,
     env: &Env,
     show: Option<Show>,
-) -> Result<(), Error> {
+) -> Result<Index, Error> {
     let cache_dir = env.cache_dir();
     let index = open_or_compile(&*location.library, catalog, &cache_dir.join("index"))?;
     if space.placed {
         at(&index, &space.mountpoint, Some(location), &cache_dir, show)?;
     }
-    Ok(())
+    Ok(index)
 }
 
 /// The index of an environment at the path `to`. `location` is its library, if that still has the environment.

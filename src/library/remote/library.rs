@@ -38,6 +38,7 @@ use crate::library::turn::{FetchAlone, Member, Turn, Waiting, slice};
 use crate::library::{Latency, Library, LibraryError, RemoteTrouble};
 use crate::metrics::Contact;
 use crate::sys::fd::read_full;
+use crate::sys::thread::{self, Panicked};
 
 /// How long a store may take to answer a question whose earlier answer is known.
 const BRIEFLY: Duration = Duration::from_secs(2);
@@ -241,24 +242,21 @@ impl RemoteLibrary {
 
     /// The catalog of a head. Layout and profile are fetched at the same time.
     fn catalog_file(&self, head: &Head) -> Result<File, StoreError> {
-        std::thread::scope(|scope| {
-            let catalog = || {
-                let name = head::catalog(&head.catalog.sha256);
-                self.object(&self.local.catalogs, &name, &head.catalog, MAX_FILE)
-            };
-            let layout = scope.spawn(|| self.read_layout(head));
-            let profile = head.profile.map(|profile| scope.spawn(move || self.profile_file(&profile)));
-            let catalog = catalog();
-            let panicked = |_| StoreError::Refused { object: HEADS.into(), why: "a thread panicked".into() };
-            layout.join().unwrap_or_else(|error| Err(panicked(error)))?;
-            // A profile is a hint.
-            if let Some(Err(error)) =
-                profile.map(|profile| profile.join().unwrap_or_else(|e| Err(panicked(e))))
-            {
-                tracing::debug!(%error, "no profile");
-            }
-            catalog
-        })
+        let catalog = || {
+            let name = head::catalog(&head.catalog.sha256);
+            self.object(&self.local.catalogs, &name, &head.catalog, MAX_FILE)
+        };
+        let profile = || head.profile.as_ref().map(|profile| self.profile_file(profile)).transpose();
+        let catalog_and_profile = || thread::beside("profile", profile, catalog);
+        let ((catalog, profile), layout) =
+            thread::beside("layout", || self.read_layout(head), catalog_and_profile);
+        let panicked = |error: Panicked| StoreError::Refused { object: HEADS.into(), why: error.to_string() };
+        layout.map_err(panicked)??;
+        // A profile is a hint.
+        if let Err(error) = profile.map_err(panicked).and_then(|profile| profile) {
+            tracing::debug!(%error, "no profile");
+        }
+        catalog
     }
 
     fn profile_file(&self, profile: &Object) -> Result<File, StoreError> {

@@ -7,12 +7,10 @@
 //! Invariants: the lock is never held here, so rcc never waits for a mount. A mount does not start while blobs are still
 //! being written. If blobs are missing and nobody writes them, the mount starts and reports how many.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::library::bytecode::{Bytecode, travel};
 use crate::library::digest::Digest;
 use crate::library::index::Index;
 use crate::library::index::cache::{note_blobs_seen, open_or_compile};
@@ -25,40 +23,6 @@ use crate::space::lock::{busy, holder};
 
 /// How often to check whether rcc has finished.
 const RETRY: Duration = Duration::from_millis(50);
-
-/// Opens the plan's index as [`whole_index`] does. If the mount is to show bytecode, this machine has none, and the library
-/// in a store has some, that comes meanwhile.
-///
-/// # Errors
-/// As [`whole_index`]. Without bytecode the mount goes on.
-pub(in crate::session) fn environment(plan: &MountPlan) -> Result<(Arc<Index>, u32), Error> {
-    if !plan.settings.pycache.value {
-        return whole_index(plan);
-    }
-    let cache_dir = plan.env.cache_dir();
-    let known = |catalog: &[u8; 32]| matches!(Bytecode::open(&cache_dir, catalog), Ok(Some(_)));
-    let library = &plan.location.library;
-    std::thread::scope(|scope| {
-        let coming =
-            scope.spawn(|| library.bytecode(&plan.catalog, &known).map(|packed| travel::unpack(&packed)));
-        let opened = whole_index(plan)?;
-        match coming.join() {
-            Ok(Some(unpacked)) => keep(unpacked, &opened.0, &cache_dir),
-            Ok(None) => {}
-            Err(_) => tracing::error!("the thread that fetches bytecode panicked"),
-        }
-        Ok(opened)
-    })
-}
-
-/// Keeps bytecode that came from a store for all mounts of this machine.
-fn keep(unpacked: io::Result<Vec<u8>>, index: &Index, cache_dir: &Path) {
-    let kept = unpacked.map_err(LibraryError::io("gzip"));
-    match kept.and_then(|unpacked| travel::keep(&unpacked, cache_dir, index)) {
-        Ok(written) => tracing::info!(files = written.files, bytes = written.bytes, "bytecode of the store"),
-        Err(error) => tracing::warn!(%error, "the bytecode of the store is not used"),
-    }
-}
 
 /// Opens the plan's index, for the plan's path. Waits up to the plan's lock timeout if the environment is being recorded. Also returns the
 /// number of blobs that are missing although nobody records the environment.

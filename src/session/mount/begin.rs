@@ -35,7 +35,7 @@ pub(in crate::session) fn begin(
     claimed: &dyn Fn() -> Result<(), Error>,
     ready: &mut (dyn FnMut(&Mounted) + Send),
 ) -> Result<(), Error> {
-    let (index, missing_blobs) = arrival::environment(plan)?;
+    let (index, missing_blobs) = arrival::whole_index(plan)?;
     // This process is going to fork.
     plan.location.library.pause();
     // The catalog was compiled.

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::ahead::fetch_ahead;
 use super::arrival::wait_for_recording;
 use super::{link, required};
 use crate::blueprint::robot;
@@ -72,8 +73,8 @@ impl MountRequest {
             check_outside(&env.state_dir(&space.identity), path)?;
         }
         if location.kind == Kind::Remote {
-            // The daemon answers within a time limit, which a network does not know.
-            placed::ahead(&location, &catalog, &space, env, self.show)?;
+            let open = || placed::ahead(&location, &catalog, &space, env, self.show);
+            fetch_ahead(&*location.library, &catalog, &env.cache_dir(), mount.pycache.value, open)?;
         }
         // The process that serves the mount makes connections of its own.
         location.library.pause();
