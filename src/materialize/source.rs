@@ -19,7 +19,7 @@ use super::clone::{self, CloneError, Cloner, Method};
 use super::relocate::{self, Names, RelocateError};
 use super::splice::{At, Place, Pushing, Same, Splicer};
 use crate::library::Latency;
-use crate::library::blob::direct::{AT_ONCE, Room, Unpacked};
+use crate::library::blob::direct::{Room, Unpacked};
 use crate::library::blob::{BlobError, Blobs, Streamed};
 use crate::library::digest::Digest;
 use crate::library::index::{Index, IndexError, NodeId, NodeKind, Relocations};
@@ -243,7 +243,7 @@ impl Source {
                 }
             };
         }
-        if file.size > AT_ONCE {
+        if !self.blobs.is_read_at_once(file.size, room) {
             let unpacked = self.blobs.unpack_to(&file.digest, file.stored, &mut &*to);
             return unpacked
                 .map_err(|error| match error {

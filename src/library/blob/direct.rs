@@ -11,6 +11,7 @@
 //! one are compared when the last of them has been given to the caller.
 
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use libdeflater::Decompressor;
 
@@ -21,7 +22,13 @@ use crate::library::stored::StoredBlob;
 use crate::metrics::Counter;
 
 /// Blobs up to this size, in bytes, are unpacked at once.
-pub const AT_ONCE: u64 = 4 << 20;
+const AT_ONCE: u64 = 4 << 20;
+/// Larger ones up to this size, as long as the buffers of all threads have room.
+const LARGE: u64 = 16 << 20;
+/// The most bytes that the buffers for larger ones have together.
+const BUFFERS: u64 = 64 << 20;
+/// The bytes that they have.
+static IN_BUFFERS: AtomicU64 = AtomicU64::new(0);
 
 /// The header of a gzip stream without name, comment and extra field, as rcc and holofs write it.
 const HEADER: [u8; 4] = [0x1f, 0x8b, 8, 0];
@@ -35,12 +42,21 @@ pub struct Room {
     stored: Vec<u8>,
     /// The content of the last blob, and after it what earlier ones have left.
     content: Vec<u8>,
+    /// How many bytes of `in_buffers` are those of `content`.
+    large: u64,
+    in_buffers: &'static AtomicU64,
     inflater: Decompressor,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { stored: Vec::new(), content: Vec::new(), inflater: Decompressor::new() }
+        Self::counted_in(&IN_BUFFERS)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.in_buffers.fetch_sub(self.large, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +76,13 @@ pub enum Unpacked {
 }
 
 impl Blobs {
-    /// The verified content of a blob of at most [`AT_ONCE`] bytes, in `room`.
+    /// Whether [`Blobs::read_into`] is for a blob of `size` bytes. `room` gets a buffer for it.
+    #[must_use]
+    pub fn is_read_at_once(&self, size: u64, room: &mut Room) -> bool {
+        size <= AT_ONCE || (!self.is_far() && room.grows_to(size))
+    }
+
+    /// The verified content of a blob, in `room`. For those that [`Blobs::is_read_at_once`] names.
     ///
     /// # Errors
     /// See [`BlobError`].
@@ -111,6 +133,31 @@ impl Blobs {
 }
 
 impl Room {
+    fn counted_in(in_buffers: &'static AtomicU64) -> Self {
+        let inflater = Decompressor::new();
+        Self { stored: Vec::new(), content: Vec::new(), large: 0, in_buffers, inflater }
+    }
+
+    /// Makes a buffer for a blob of more than [`AT_ONCE`] bytes. False if it would be too large, or there is no memory.
+    fn grows_to(&mut self, size: u64) -> bool {
+        let Some(len) = usize::try_from(size).ok().filter(|_| size <= LARGE) else { return false };
+        if self.content.len() >= len {
+            return true;
+        }
+        let more = size.saturating_sub(self.large);
+        let add = |now: u64| now.checked_add(more).filter(|sum| *sum <= BUFFERS);
+        if self.in_buffers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
+            return false;
+        }
+        self.large += more;
+        self.content = Vec::new();
+        if self.content.try_reserve_exact(len).is_err() {
+            return false;
+        }
+        self.content.resize(len, 0);
+        true
+    }
+
     /// The verified content of a blob. If None, the blob may still be good.
     ///
     /// # Errors
@@ -127,7 +174,8 @@ impl Room {
 
     /// Reads the blob to the beginning of `content`, and returns its length. If None, the blob may still be good.
     fn read(&mut self, stored: &mut StoredBlob, digest: &Digest, size: u64) -> io::Result<Option<usize>> {
-        let Ok(len) = usize::try_from(size.min(AT_ONCE)) else { return Ok(None) };
+        let most = (self.content.len() as u64).max(AT_ONCE);
+        let Ok(len) = usize::try_from(size.min(most)) else { return Ok(None) };
         if digest.is_raw() {
             self.content.clear();
             if stored.take(size + 1).read_to_end(&mut self.content)? as u64 != size {
@@ -182,6 +230,18 @@ mod tests {
         for content in [&b""[..], b"x", &[7; 100_000]] {
             assert_eq!(unpacked(&packed(None, content), content.len()).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn the_buffers_for_large_blobs_are_limited() {
+        let in_buffers: &AtomicU64 = Box::leak(Box::default());
+        let [mut one, mut last] = [(); 2].map(|()| Room::counted_in(in_buffers));
+        assert!(!one.grows_to(LARGE + 1));
+        assert!(one.grows_to(AT_ONCE + 1) && one.grows_to(LARGE) && one.grows_to(LARGE));
+        let mut others: Vec<_> = (1..BUFFERS / LARGE).map(|_| Room::counted_in(in_buffers)).collect();
+        assert!(others.iter_mut().all(|room| room.grows_to(LARGE)) && !last.grows_to(AT_ONCE + 1));
+        drop(one);
+        assert!(last.grows_to(AT_ONCE + 1));
     }
 
     #[test]

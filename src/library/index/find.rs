@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::format::{self, RawDigest};
 use super::{Index, IndexError, NodeId};
 use crate::library::Latency;
-use crate::library::blob::direct::{AT_ONCE, Room, Unpacked};
+use crate::library::blob::direct::{Room, Unpacked};
 use crate::library::blob::{BlobError, Blobs};
 use crate::library::cache_dir::cached;
 use crate::library::digest::Hex;
@@ -169,7 +169,7 @@ impl Finds {
             |(room, finder), wanted: &Wanted| -> Result<(), FindError> {
                 let digest = index.digest(wanted.digest)?;
                 let mut scan = Scan::new(finder);
-                let scanned = match wanted.size <= AT_ONCE {
+                let scanned = match blobs.is_read_at_once(wanted.size, room) {
                     true => blobs.read_into(&digest, wanted.size, room).map(|bytes| scan.update(bytes)),
                     false => blobs.unpack_to(&digest, wanted.size, &mut scan).map_err(|error| match error {
                         Unpacked::Blob(source) => source,
