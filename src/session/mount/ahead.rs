@@ -49,3 +49,97 @@ fn keep(unpacked: io::Result<Vec<u8>>, index: &Index, cache_dir: &Path) {
         Err(error) => tracing::warn!(%error, "the bytecode of the store is not used"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::library::catalogs::{CatalogStamp, Catalogs};
+    use crate::library::digest::Digest;
+    use crate::library::stored::{StoredBlob, StoredBlobs};
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A library whose bytecode takes as long as its catalog.
+    #[derive(Debug)]
+    struct Slow {
+        has_catalog: bool,
+        begun: Mutex<Sender<()>>,
+        catalog: Mutex<Receiver<()>>,
+    }
+
+    impl Library for Slow {
+        fn has_catalog(&self, _: &CatalogName) -> Option<bool> {
+            Some(self.has_catalog)
+        }
+
+        fn bytecode(&self, _: &CatalogName, _: &dyn Fn(&[u8; 32]) -> bool) -> Option<Vec<u8>> {
+            self.begun.lock().send(()).unwrap();
+            self.catalog.lock().recv_timeout(LIMIT).expect("the catalog is asked for meanwhile");
+            None
+        }
+
+        fn name(&self) -> &str {
+            unreachable!()
+        }
+
+        fn catalogs(&self) -> Result<Catalogs, LibraryError> {
+            unreachable!()
+        }
+
+        fn catalog_stamp(&self, _: &CatalogName) -> io::Result<CatalogStamp> {
+            unreachable!()
+        }
+
+        fn open_catalog(&self, _: &CatalogName) -> io::Result<StoredBlob> {
+            unreachable!()
+        }
+
+        fn catalog(&self, _: &CatalogName) -> Result<(CatalogStamp, Vec<u8>), LibraryError> {
+            unreachable!()
+        }
+
+        fn blob(&self, _: &Digest) -> io::Result<StoredBlob> {
+            unreachable!()
+        }
+
+        fn has_blob(&self, _: &Digest) -> io::Result<bool> {
+            unreachable!()
+        }
+
+        fn blobs(&self) -> Result<StoredBlobs, LibraryError> {
+            unreachable!()
+        }
+    }
+
+    /// Opens a catalog that is refused in the end. Returns whether bytecode was asked for.
+    fn open(has_catalog: bool, shows_bytecode: bool) -> bool {
+        let ((begun, seen), (tell, catalog)) = (channel(), channel());
+        let library = Slow { has_catalog, begun: Mutex::new(begun), catalog: Mutex::new(catalog) };
+        let name = CatalogName::parse("adb8c26db4d86a93v12.linux_amd64").unwrap();
+        let mut asked = false;
+        let opened = fetch_ahead(&library, &name, Path::new("/nowhere"), shows_bytecode, || {
+            tell.send(()).unwrap();
+            asked =
+                seen.recv_timeout(if has_catalog && shows_bytecode { LIMIT } else { Duration::ZERO }).is_ok();
+            Err(Error::NothingChosen)
+        });
+        assert!(matches!(opened, Err(Error::NothingChosen)));
+        asked
+    }
+
+    #[test]
+    fn bytecode_comes_while_the_catalog_does() {
+        assert!(open(true, true));
+    }
+
+    #[test]
+    fn bytecode_that_nobody_wants_is_not_asked_for() {
+        assert!(!open(true, false));
+        assert!(!open(false, true));
+    }
+}
