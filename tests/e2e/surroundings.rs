@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::common::as_user::{holofs_binary, is_root};
 use crate::common::image::Image;
+use crate::common::library::pattern;
 use crate::common::world::{Done, finish};
 use crate::common::{Library, Mounted, World, assert_errno, sh, wait_until};
 
@@ -92,6 +93,21 @@ for_both_users! {
                 assert!(done.stderr.lines().count() <= 2, "{limit} {done:?}");
                 assert!(world.mounts().is_empty());
             }
+        }
+    }
+
+    /// `ulimit -v`: where there is no memory for large files as a whole, a restore unpacks them piece by piece.
+    fn restore_within_a_memory_limit() {
+        let file = |n: usize| pattern(15_000_000 + n);
+        let library = (0..4).fold(Library::sample(), |library, n| library.file(&format!("large/{n}"), &file(n)));
+        let world = World::with(&library);
+        for limit in ["ulimit -v 250000;", "ulimit -v 200000;", "ulimit -v 160000;"] {
+            let mut command = holofs_after(&world, limit);
+            let restored = finish(command.args(["restore", "--strategy", "copy"]).arg(world.home()).arg("s"));
+            assert_eq!(restored.code, 0, "{limit} {restored:?}");
+            let root = std::path::PathBuf::from(restored.stdout.trim());
+            (0..4).for_each(|n| assert!(fs::read(root.join(format!("large/{n}"))).unwrap() == file(n), "{n}"));
+            fs::remove_dir_all(root.join("large")).unwrap();
         }
     }
 

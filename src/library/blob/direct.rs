@@ -20,6 +20,7 @@ use super::{BlobError, Blobs};
 use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 use crate::metrics::Counter;
+use crate::sys::surroundings;
 
 /// Blobs up to this size, in bytes, are unpacked at once.
 const AT_ONCE: u64 = 4 << 20;
@@ -27,6 +28,8 @@ const AT_ONCE: u64 = 4 << 20;
 const LARGE: u64 = 16 << 20;
 /// The most bytes that the buffers for larger ones have together.
 const BUFFERS: u64 = 64 << 20;
+/// What a limit on memory has to leave, in bytes, when two threads have made such buffers at once.
+const BESIDE: u64 = 64 << 20;
 /// The bytes that they have.
 static IN_BUFFERS: AtomicU64 = AtomicU64::new(0);
 
@@ -144,14 +147,20 @@ impl Room {
         if self.content.len() >= len {
             return true;
         }
+        let stored = most_stored(size);
+        let needed = BESIDE + 2 * (size + stored);
+        if surroundings::memory_room().is_some_and(|room| room < needed) {
+            return false;
+        }
         let more = size.saturating_sub(self.large);
         let add = |now: u64| now.checked_add(more).filter(|sum| *sum <= BUFFERS);
         if self.in_buffers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
             return false;
         }
         self.large += more;
-        self.content = Vec::new();
-        if self.content.try_reserve_exact(len).is_err() {
+        (self.content, self.stored) = (Vec::new(), Vec::new());
+        let stored = usize::try_from(stored).unwrap_or(usize::MAX);
+        if self.content.try_reserve_exact(len).is_err() || self.stored.try_reserve_exact(stored).is_err() {
             return false;
         }
         self.content.resize(len, 0);
@@ -183,8 +192,7 @@ impl Room {
             }
         } else {
             self.stored.clear();
-            // Compressed bytes are hardly longer than the content. A longer file is not what rcc writes.
-            stored.take(size + size / 8 + 1024).read_to_end(&mut self.stored)?;
+            stored.take(most_stored(size)).read_to_end(&mut self.stored)?;
             if self.content.len() < len {
                 self.content.resize(len, 0);
             }
@@ -196,6 +204,12 @@ impl Room {
         let is_blob = content.len() as u64 == size && Hasher::digest(digest.kind(), content) == *digest;
         Ok(is_blob.then_some(len))
     }
+}
+
+/// The most stored bytes of a blob that are read. Compressed bytes are hardly longer than the content: a longer file is not what
+/// rcc writes.
+fn most_stored(size: u64) -> u64 {
+    size.saturating_add(size / 8).saturating_add(1024)
 }
 
 /// Unpacks a gzip stream of one member, which fills `out`. False if it is something else.
