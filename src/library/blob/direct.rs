@@ -26,12 +26,12 @@ use crate::sys::surroundings;
 const AT_ONCE: u64 = 4 << 20;
 /// Larger ones up to this size, as long as the buffers of all threads have room.
 const LARGE: u64 = 16 << 20;
-/// The most bytes that the buffers for larger ones have together.
+/// The most bytes that the buffers for the content of larger ones have together.
 const BUFFERS: u64 = 64 << 20;
+/// The bytes that these buffers have now.
+static IN_BUFFERS: AtomicU64 = AtomicU64::new(0);
 /// What a limit on memory has to leave, in bytes, when two threads have made such buffers at once.
 const BESIDE: u64 = 64 << 20;
-/// The bytes that they have.
-static IN_BUFFERS: AtomicU64 = AtomicU64::new(0);
 
 /// The header of a gzip stream without name, comment and extra field, as rcc and holofs write it.
 const HEADER: [u8; 4] = [0x1f, 0x8b, 8, 0];
@@ -45,7 +45,7 @@ pub struct Room {
     stored: Vec<u8>,
     /// The content of the last blob, and after it what earlier ones have left.
     content: Vec<u8>,
-    /// How many bytes of `in_buffers` are those of `content`.
+    /// How many bytes of `in_buffers` are those of `content`. 0 if it is for blobs of up to [`AT_ONCE`] bytes.
     large: u64,
     in_buffers: &'static AtomicU64,
     inflater: Decompressor,
@@ -144,7 +144,7 @@ impl Room {
     /// Makes a buffer for a blob of more than [`AT_ONCE`] bytes. False if it would be too large, or there is no memory.
     fn grows_to(&mut self, size: u64) -> bool {
         let Some(len) = usize::try_from(size).ok().filter(|_| size <= LARGE) else { return false };
-        if self.content.len() >= len {
+        if self.large >= size {
             return true;
         }
         let stored = most_stored(size);
@@ -152,18 +152,18 @@ impl Room {
         if surroundings::memory_room().is_some_and(|room| room < needed) {
             return false;
         }
-        let more = size.saturating_sub(self.large);
+        let more = size - self.large;
         let add = |now: u64| now.checked_add(more).filter(|sum| *sum <= BUFFERS);
         if self.in_buffers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
             return false;
         }
-        self.large += more;
         (self.content, self.stored) = (Vec::new(), Vec::new());
         let stored = usize::try_from(stored).unwrap_or(usize::MAX);
         if self.content.try_reserve_exact(len).is_err() || self.stored.try_reserve_exact(stored).is_err() {
+            self.in_buffers.fetch_sub(std::mem::take(&mut self.large) + more, Ordering::Relaxed);
             return false;
         }
-        self.content.resize(len, 0);
+        self.large = size;
         true
     }
 
@@ -183,7 +183,7 @@ impl Room {
 
     /// Reads the blob to the beginning of `content`, and returns its length. If None, the blob may still be good.
     fn read(&mut self, stored: &mut StoredBlob, digest: &Digest, size: u64) -> io::Result<Option<usize>> {
-        let most = (self.content.len() as u64).max(AT_ONCE);
+        let most = self.large.max(AT_ONCE);
         let Ok(len) = usize::try_from(size.min(most)) else { return Ok(None) };
         if digest.is_raw() {
             self.content.clear();
