@@ -265,9 +265,9 @@ fn wait_for_daemon(path: &Path, daemon: &RunInfo, source: &str, how: How) -> Res
         return Ok(());
     }
     let (holders, left) = if how.force {
-        // The keeper first, which would start another worker.
+        // With the worker that the keeper has by now. If the keeper was killed, the worker that is recorded is the keeper.
         for process in daemon.processes() {
-            match process::kill(process.pid, process.start_time) {
+            match process::kill_with_children(process.pid, process.start_time) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(Error::os(path, "kill")(errno)),
             }

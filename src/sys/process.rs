@@ -445,19 +445,46 @@ fn stat(pid: i32) -> Option<String> {
     (!rest.starts_with(['Z', 'X'])).then(|| rest.to_owned())
 }
 
-/// Kills the process with this id and start time.
+/// How long a process may take to stop. It takes that long only on a machine where it gets no processor time.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Kills the process with this id and start time, and its children. It is stopped before the first of them dies, so it does
+/// not replace that one. It dies last, so no child learns of its death and takes its place.
 ///
 /// # Errors
 /// ESRCH when that process has ended, and EPERM.
-pub fn kill(pid: u32, started: u64) -> Result<(), Errno> {
-    let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
-    let pid = Pid::from_raw(raw).ok_or(Errno::SRCH)?;
-    // By a pidfd, so that the id cannot be reused between the check and the signal.
-    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    if start_time(raw) != Some(started) {
-        return Err(Errno::SRCH);
+pub fn kill_with_children(pid: u32, started: u64) -> Result<(), Errno> {
+    let process = open(pid, started)?;
+    rustix::process::pidfd_send_signal(&process, Signal::STOP)?;
+    // It may be about to start a child.
+    let deadline = Instant::now() + STOPS_WITHIN;
+    while !matches!(condition(pid), Condition::Stopped | Condition::Gone) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for (child, started) in children(pid) {
+        let killed = open(child, started)
+            .and_then(|process| rustix::process::pidfd_send_signal(process, Signal::KILL));
+        if let Err(errno) = killed {
+            tracing::debug!(child, %errno, "the child of a process that is killed is not killed");
+        }
     }
     rustix::process::pidfd_send_signal(process, Signal::KILL)
+}
+
+/// A pidfd of the process with this id and start time: the id cannot be reused between this check and a signal.
+fn open(pid: u32, started: u64) -> Result<OwnedFd, Errno> {
+    let raw = i32::try_from(pid).map_err(|_| Errno::SRCH)?;
+    let process = rustix::process::pidfd_open(Pid::from_raw(raw).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+    if start_time(raw) == Some(started) { Ok(process) } else { Err(Errno::SRCH) }
+}
+
+/// The children of a process, without zombies: the id and the start time of each. Not every kernel has a list of them, so
+/// all processes are looked at.
+fn children(pid: u32) -> Vec<(u32, u64)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let children = all.filter(|child| parent(*child) == Some(pid));
+    children.filter_map(|child| Some((child.unsigned_abs(), start_time(child)?))).collect()
 }
 
 /// Why a process possibly does not answer.
@@ -511,6 +538,27 @@ mod tests {
     fn this_process_has_a_start_time() {
         assert!(start_time(i32::try_from(std::process::id()).unwrap()).is_some());
         assert_eq!(start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn children_are_killed_with_their_parent() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & sleep 1000 & echo; wait"]).stdout(std::process::Stdio::piped());
+        let mut parent = command.spawn().unwrap();
+        let mut line = [0];
+        parent.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        let of = |pid: u32| start_time(i32::try_from(pid).unwrap());
+        let (pid, started) = (parent.id(), of(parent.id()).unwrap());
+        assert_eq!(kill_with_children(pid, started + 1), Err(Errno::SRCH));
+        let children = children(pid);
+        assert_eq!(children.len(), 2);
+        kill_with_children(pid, started).unwrap();
+        parent.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while children.iter().any(|(child, started)| of(*child) == Some(*started)) {
+            assert!(Instant::now() < deadline, "a child lives on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

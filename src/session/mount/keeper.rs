@@ -12,7 +12,8 @@
 //! Limits: five crashes in ten seconds, or five workers in a row that did not come to answer, end the mount. SIGKILL, which
 //! may also be the kernel's when memory is short, is no crash: of such deaths, only a hundred in a row end the mount.
 //!
-//! A worker that finds that its keeper was killed becomes the keeper ([`Worker::become_keeper`]). A worker that makes room
+//! A worker that finds that its keeper was killed becomes the keeper ([`Worker::become_keeper`]). So whoever ends a daemon by
+//! force must leave neither the time to replace the other: [`process::kill_with_children`]. A worker that makes room
 //! for another program ends with the exit code [`UPGRADE`], and the keeper goes on in that program ([`super::resume`]).
 //!
 //! Invariants: the keeper has one thread, reads no request, and neither opens nor closes a descriptor while a worker starts
