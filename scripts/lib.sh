@@ -154,10 +154,60 @@ in_run() {
     return "$status"
 }
 
+# in_tests SECONDS COMMAND...: as in_run, for a command that runs Rust tests. When the script ends and has failed, end_run shows
+# again what the failed tests said.
+in_tests() {
+    local status=0 tee
+    exec 3> >(exec tee -a "$run_dir/output")
+    tee=$!
+    # The tests do not inherit this descriptor.
+    in_run "$@" >&3 3>&- || status=$?
+    exec 3>&-
+    # A process that a test has left behind may keep the pipe open.
+    for _ in {1..50}; do
+        kill -0 "$tee" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill "$tee" 2>/dev/null || true
+    return "$status"
+}
+
+# failed_tests: prints what each failed test said, as libtest shows it below `failures:`, without the middle of a long message;
+# then the names.
+failed_tests() {
+    [ -e "$run_dir/output" ] || return 0
+    awk '
+        function tell(   i) {
+            if (!inside) return
+            inside = 0
+            while (n && line[n] == "") n--
+            for (i = 1; i <= n; i++) {
+                if (n <= 60 || i <= 40 || i > n - 20) print line[i]
+                if (n > 60 && i == 40) printf "... %d lines are left out ...\n", n - 60
+            }
+            print ""
+        }
+        /^---- .* stdout ----$/ {
+            tell()
+            inside = 1
+            n = 0
+            failed[substr($0, 6, length($0) - 17)] = "failed: "
+        }
+        inside && (/^failures:$/ || /^test result: /) { tell() }
+        inside { line[++n] = $0 }
+        # Its message follows, unless the program of the tests is killed.
+        !inside && /^test .* \.\.\. FAILED$/ { failed[substr($0, 6, length($0) - 16)] = "failed without a message: " }
+        END {
+            tell()
+            for (name in failed) print failed[name] name
+        }
+    ' "$run_dir/output"
+}
+
 # end_run STATUS: removes the run's processes, mounts, loop devices and files, and exits with the status. Leftovers of a run
-# that succeeded make it fail.
+# that succeeded make it fail. The last output of a run of tests that failed is what they said.
 end_run() {
-    local status=$1 left='' found round
+    local status=$1 left='' found round said=''
     trap - EXIT
     trap '' INT TERM HUP
     if [ -n "$run_child" ]; then
@@ -176,6 +226,7 @@ end_run() {
         done
         run_loops | while read -r _ device _; do losetup -d "$device" 2>/dev/null || true; done
     done
+    [ "$status" = 0 ] || said=$(failed_tests)
     chmod -R u+rwX "$run_dir" 2>/dev/null || true
     rm -rf --one-file-system "$run_dir" 2>/dev/null || as_root rm -rf --one-file-system "$run_dir" || true
     if [ -n "$left" ] && [ "$round" = 3 ]; then
@@ -185,6 +236,10 @@ end_run() {
     if [ -n "$left" ] && [ "$status" = 0 ]; then
         printf '%s: left behind by the tests, and removed:\n%s' "$(basename "$0")" "$left" >&2
         status=1
+    fi
+    if [ -n "$said" ]; then
+        say "failed tests" >&2
+        printf '%s\n' "$said" >&2
     fi
     exit "$status"
 }

@@ -2,7 +2,7 @@
 # Installs missing packages on Debian or Ubuntu and runs all tests. Under root many tests run a second time as an ordinary user.
 #   scripts/test.sh [ARGUMENTS FOR CARGO TEST]
 # Stops after HOLOFS_TEST_PATIENCE seconds (default: 3600). Removes all processes, mounts, loop devices and files of the run,
-# also after an interrupt.
+# also after an interrupt. If tests fail, the last output is what they said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -46,9 +46,9 @@ cargo test --workspace "${features[@]}" --no-run
 say "testing"
 begin_run
 if [ $# -gt 0 ]; then
-    in_run "$patience" cargo test --workspace "${features[@]}" "$@"
+    in_tests "$patience" cargo test --workspace "${features[@]}" "$@"
 else
-    in_run "$patience" cargo test --workspace "${features[@]}" --no-fail-fast
+    in_tests "$patience" cargo test --workspace "${features[@]}" --no-fail-fast
     in_run 300 scripts/test-robot.sh
     in_run 300 scripts/test-package.sh
 fi

@@ -150,13 +150,11 @@ pub fn again(test: &str, who: Who, by_passthrough: bool, body: fn()) {
     command.env("HOLOFS_TEST_TOOLS", tools.path()).env("RUST_BACKTRACE", "1").current_dir("/");
     let out = command.output().expect("setpriv (util-linux) is installed");
     let output = String::from_utf8_lossy(&out.stdout);
-    print!("{output}");
-    assert!(
-        out.status.success() && output.contains("1 passed"),
-        "{test}: {}\n{output}{}",
-        out.status,
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let said = format!("{output}{}", String::from_utf8_lossy(&out.stderr));
+    // Indented, so that nobody takes it for the output of this harness.
+    let said: String = said.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(out.status.success() && output.contains("1 passed"), "{test}: {}\n{said}", out.status);
+    print!("{said}");
 }
 
 /// The arguments that make `setpriv` run as an ordinary user: `holofs-test`, which `scripts/test.sh` makes, or
