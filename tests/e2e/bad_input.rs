@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::common::as_user::{as_user_args, holofs_binary, root_or_skip, tools};
 use crate::common::library::STAGE;
 use crate::common::world::{Done, finish};
-use crate::common::{Library, Mounted, World, assert_errno};
+use crate::common::{Library, Mounted, World, apart, assert_errno};
 
 type Edit = fn(&mut Value);
 
@@ -370,7 +370,7 @@ fn without_dev_fuse(world: &World, who: &str) -> Done {
 fn where_dev_has(world: &World, who: &str, make: &str) -> Done {
     let hide = format!("mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && {make} && exec \"$@\"");
     let mut command = world.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &hide, "sh"]);
+    apart(&mut command, world.path()).args(["sh", "-c", &hide, "sh"]);
     let tools = tools();
     if who == "ordinary" {
         command.arg("setpriv").args(as_user_args()).arg("--");

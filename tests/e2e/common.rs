@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 pub use as_user::passthrough;
 pub use library::Library;
 pub use mount::Mounted;
-pub use world::World;
+pub use world::{World, apart};
 
 /// The mtime of everything that rcc restores, in seconds since the epoch.
 pub const MOTHER_TIME: i64 = 1_610_000_000;

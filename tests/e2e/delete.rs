@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::common::as_user::holofs_binary;
 use crate::common::rcc::{beside, restore};
 use crate::common::world::finish;
-use crate::common::{Library, World, files_below};
+use crate::common::{Library, World, apart, files_below};
 
 /// The directory of a space.
 fn place(world: &World, space: &str) -> PathBuf {
@@ -140,7 +140,7 @@ fn files_that_are_not_a_spaces_stay() {
     }
     let script = r#"mount --bind "$1" "$2" && exec "$3" delete demo"#;
     let mut command = world.command("unshare");
-    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+    apart(&mut command, world.path()).args(["sh", "-c", script, "sh"]);
     let done = finish(command.arg(&precious).arg(path.join("lib/deep")).arg(holofs_binary()));
     assert_eq!((done.code, done.stdout.as_str()), (7, ""), "{done:?}");
     assert!(precious.join("file").exists() && path.join("readme.txt").exists());

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::common::as_user::{as_user_args, is_root, root_or_skip};
 use crate::common::image::Image;
 use crate::common::world::{Done, finish};
-use crate::common::{World, files_below, sh};
+use crate::common::{World, apart, files_below, sh};
 
 fn examine(command: &mut Command) -> (i32, Value) {
     let done = finish(command.arg("--json"));
@@ -134,12 +134,9 @@ fn disk_without_user_attributes_cannot_hold_spaces() {
             place.display(),
             binary.display()
         );
-        finish(
-            world
-                .command("unshare")
-                .args(["-m", "sh", "-c", &script])
-                .env("HOLOFS_HOME", place.join("state")),
-        )
+        let mut command = world.command("unshare");
+        apart(&mut command, world.path()).args(["sh", "-c", &script]);
+        finish(command.env("HOLOFS_HOME", place.join("state")))
     };
     let done = run("doctor --json");
     let report = serde_json::from_str(&done.stdout).unwrap();
@@ -212,7 +209,7 @@ fn missing_fuse_is_said_with_the_way_out() {
         let binary = crate::common::as_user::holofs_binary();
         let binary = binary.display().to_string();
         let script = format!("{}; exec {binary} doctor --json", prepare.replace("BINARY", &binary));
-        examine(world.command("unshare").args(["-m", "sh", "-c", &script, "sh"]))
+        examine(apart(&mut world.command("unshare"), world.path()).args(["sh", "-c", &script, "sh"]))
     };
     let (code, report) = run("mount -t tmpfs none /dev");
     assert_eq!(code, 8);

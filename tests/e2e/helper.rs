@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::common::as_user::mount_helper;
 use crate::common::world::reachable_tempdir;
-use crate::common::{World, sh, wait_until};
+use crate::common::{World, apart, sh, wait_until};
 use raw::{Helper, SEQUENCE, directory, hello, line_of, mount};
 
 mod raw;
@@ -556,7 +556,8 @@ fn concurrent_mounts_respect_mount_max() {
     std::fs::write(&conf, "").unwrap();
     std::fs::set_permissions(&conf, Permissions::from_mode(0o666)).unwrap();
     let mut body = Command::new("unshare");
-    body.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/fuse.conf && exec setpriv \"$@\""]).arg(&conf);
+    let script = "mount --bind \"$0\" /etc/fuse.conf && exec setpriv \"$@\"";
+    apart(&mut body, tools.path()).args(["sh", "-c", script]).arg(&conf);
     body.args(as_user_args()).arg("--").arg(tools.path().join("e2e"));
     body.args(["helper::mounts_at_once", "--exact", "--ignored", "--nocapture"]);
     body.env("HOLOFS_TEST_TOOLS", tools.path()).current_dir("/");

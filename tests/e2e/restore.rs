@@ -15,7 +15,7 @@ use crate::common::library::{pattern, umask};
 use crate::common::manifest::{Line, Manifest, assert_same, read_golden, read_tree};
 use crate::common::random::Random;
 use crate::common::world::{Done, finish};
-use crate::common::{Library, MOTHER_TIME, World, files_below, fixture, rcc, sh};
+use crate::common::{Library, MOTHER_TIME, World, apart, files_below, fixture, rcc, sh};
 
 /// The blueprints of `two-catalogs`.
 const A: &str = "adb8c26db4d86a93";
@@ -452,7 +452,7 @@ fn mount_falls_back_to_a_restore() {
             "mount -t tmpfs none \"$1\" && touch \"$1/null\" && mount --bind /dev/null \"$1/null\" &&
             mount --move \"$1\" /dev && shift && exec \"$@\"";
         let mut command = world.command("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&dev);
+        apart(&mut command, world.path()).args(["sh", "-c", script, "sh"]).arg(&dev);
         finish(command.arg(holofs_binary()).args(args))
     };
     let home = world.home();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::as_user::{as_user_args, root_or_skip, tools};
 use crate::common::world::{Done, finish};
-use crate::common::{Library, World, files_below, sh};
+use crate::common::{Library, World, apart, files_below, sh};
 
 /// Where rcc has it.
 const SHARED: &str = "/opt/robocorp/ht";
@@ -39,7 +39,7 @@ impl<'w> Users<'w> {
         let (id, tools) = (&self.ids[user], tools());
         let home = self.world.path().join(id);
         let mut command = std::process::Command::new("unshare");
-        command.args(["-m", "--propagation", "private", "sh", "-c", IN_PLACE]).current_dir("/");
+        apart(&mut command, self.world.path()).args(["sh", "-c", IN_PLACE]).current_dir("/");
         let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
         command.env_clear().env("PATH", path).env("HT", self.world.path().join("ht"));
         command.env("HOME", &home).env("ROBOCORP_HOME", home.join("rc"));
@@ -180,7 +180,7 @@ fn private_namespace_keeps_no_other_space_mounted() {
         "$2" unmount other --timeout 1; code=$?
         echo >go; wait; exit $code"#;
     let mut command = world.command("unshare");
-    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+    apart(&mut command, world.path()).args(["sh", "-c", script, "sh"]);
     let done = finish(command.arg(world.path()).arg(world.holofs().get_program()));
     assert_eq!(done.code, 0, "{done:?}");
 }

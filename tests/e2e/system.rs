@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::common::as_user::{holofs_binary, root_or_skip};
 use crate::common::world::{Done, finish, wait};
-use crate::common::{World, sh, wait_until};
+use crate::common::{World, apart, sh, wait_until};
 
 /// A socket like that of a service manager.
 fn notify_socket(world: &World) -> UnixDatagram {
@@ -74,7 +74,7 @@ fn with_programs(world: &World, prepare: &str, script: &str) -> Done {
          {script}"
     );
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation=private", "sh", "-c", &begin, "sh"]);
+    apart(&mut command, world.path()).args(["sh", "-c", &begin, "sh"]);
     command.arg(&new).arg(world.home()).arg(world.path().join("env")).arg(holofs_binary());
     command.env("ROBOCORP_HOME", world.home()).env("HOME", "/root").current_dir(world.path());
     finish(command.stdin(Stdio::null()))

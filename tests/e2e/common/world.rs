@@ -249,6 +249,15 @@ pub fn wait(child: &mut Child, shown: &str) -> i32 {
     }
 }
 
+/// Has `unshare` run the program that follows in a mount namespace of its own, without the spaces that are mounted outside of
+/// the directory `world`. Copies of those would keep other tests from unmounting them.
+pub fn apart<'c>(unshare: &'c mut Command, world: &Path) -> &'c mut Command {
+    const APART: &str = r#"others=$(awk -v own="$0/" '/ - fuse\.holofs / && index($5, own) != 1 { print $5 }' /proc/self/mountinfo)
+[ -z "$others" ] || umount -l $others 2>/dev/null
+exec "$@""#;
+    unshare.args(["--mount", "--propagation", "private", "sh", "-c", APART]).arg(world)
+}
+
 /// A temporary directory that every user can enter, on a real disk, because an upper needs user attributes.
 pub fn reachable_tempdir(prefix: &str) -> TempDir {
     // `scripts/test.sh` sets a directory of its own, to clean up after a run that was interrupted.

@@ -7,23 +7,17 @@ use std::process::{Child, Command};
 use super::{SPACE, assert_refused, mount, soon};
 use crate::common::as_user::root_or_skip;
 use crate::common::world::finish;
-use crate::common::{Mounted, World, wait_until};
+use crate::common::{Mounted, World, apart, wait_until};
 use crate::inject::may_trace;
 
 /// A process whose own mount namespace has a copy of one mount. Unmounting elsewhere does not reach that copy.
 struct Elsewhere(Child);
 
-/// Unmounts the spaces of other tests in the new namespace; otherwise it would keep them busy.
-const ONLY_ONE: &str = r#"for at in $(awk '/ - fuse\.holofs / { print $5 }' /proc/self/mountinfo); do
-    [ "$at" = "$1" ] || umount -l "$at"
-done
-exec sleep 1000"#;
-
 impl Elsewhere {
-    fn with(mounted: &Mounted<'_>) -> Self {
+    fn of(world: &World) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", ONLY_ONE, "sh"]);
-        let child = command.arg(mounted.path()).spawn().expect("unshare (util-linux) is installed");
+        let command = apart(&mut command, world.path()).args(["sleep", "1000"]);
+        let child = command.spawn().expect("unshare (util-linux) is installed");
         let (own, its) = ("/proc/self/ns/mnt", format!("/proc/{}/ns/mnt", child.id()));
         wait_until("another mount namespace", || {
             let comm = std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
@@ -80,7 +74,7 @@ fn unmount_names_processes_in_other_mount_namespaces() {
     let world = World::sample();
     let mounted = world.mount(SPACE);
     change(&mounted);
-    let elsewhere = Elsewhere::with(&mounted);
+    let elsewhere = Elsewhere::of(&world);
     // The second time nothing is mounted here, but the space is still busy.
     for _ in 0..2 {
         let done = soon(&world, &["unmount", SPACE]);
@@ -103,7 +97,7 @@ fn force_ends_mounts_in_other_mount_namespaces() {
         let world = World::sample();
         let mounted = world.mount(SPACE);
         change(&mounted);
-        let elsewhere = Elsewhere::with(&mounted);
+        let elsewhere = Elsewhere::of(&world);
         if unmounted_before {
             assert_eq!(soon(&world, &["unmount", SPACE]).code, 12);
         }
