@@ -165,13 +165,15 @@ impl Removal<'_> {
     }
 }
 
-/// Removes the state directory of a space that is not mounted after all, if it was made for this mount. Otherwise the space
-/// would be listed.
+/// Whether nothing of a space was there before its state directory was opened. Asked before the record is written.
+#[must_use]
+pub fn is_of_new_space(state: &StateDir) -> bool {
+    state.is_new() && !state.path().join(record::FILE).exists()
+}
+
+/// Removes the state directory of a new space that is not mounted after all. Otherwise the space would be listed.
 pub fn undo(state: &StateDir) {
     let path = state.path();
-    if !state.is_new() || path.join(record::FILE).exists() {
-        return;
-    }
     if let Err(error) = remove_state(path, &|| ()) {
         tracing::debug!(path = %path.display(), %error, "the new state directory is not removed");
     }

@@ -68,7 +68,20 @@ fn requirements_are_errors_before_the_mount() {
     refused(&["--require-passthrough", "--io", "cached"], None, 2, "--io is cached");
     let (_, report) = doctor_of(&world);
     if report["fallbacks"].to_string().contains("reflink") {
+        let left =
+            || (world.json(["list"]), std::fs::read_dir(world.state().join("spaces")).unwrap().count());
         refused(&["--require-reflink"], None, 9, "FICLONE");
+        // Nothing is left of a new space that was never mounted, and an old one is kept.
+        assert_eq!(left(), (serde_json::json!({}), 0));
+        assert!(!world.base().join("ea7ce2c_5a1fac3_1c4d015e").exists());
+        let mounted = world.mount("s");
+        std::fs::write(mounted.at("new"), "text").unwrap();
+        mounted.unmount();
+        refused(&["--require-reflink"], None, 9, "FICLONE");
+        assert_eq!(left().1, 1);
+        let mounted = world.mount("s");
+        assert_eq!(std::fs::read(mounted.at("new")).unwrap(), b"text");
+        mounted.unmount();
         // A mount that fell back is not one that the requirement accepts.
         let mounted = world.mount("s");
         let again = world.run(["mount", home, "s", "--require-reflink"]);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::library::catalog::CatalogInfo;
 use crate::library::digest::Hex;
+use crate::session::registry;
 use crate::session::request::MountPlan;
 use crate::space::held::{Held, Kept};
 use crate::space::meta::MetaLock;
@@ -29,14 +30,29 @@ impl MountPlan {
             place_below(&self.state_dir(), dir)?;
         }
         let state = StateDir::open_locked(&self.state_dir())?;
+        let is_new = remove::is_of_new_space(&state);
         let claimed = self.claim_in(&state, catalog_sha256);
         match claimed {
-            Ok(Claimed { recorded, base, mountpoint, aside, described, lock }) => {
+            Ok(Claimed { recorded, base, mountpoint, made, aside, described, lock }) => {
                 let (lock, umask) = (Some(lock), process::umask());
-                Ok(Claim { plan: self, state, recorded, base, mountpoint, aside, described, lock, umask })
+                let new = is_new.then_some(New { mountpoint: made });
+                Ok(Claim {
+                    plan: self,
+                    state,
+                    recorded,
+                    base,
+                    mountpoint,
+                    aside,
+                    described,
+                    lock,
+                    umask,
+                    new,
+                })
             }
             Err(error) => {
-                remove::undo(&state);
+                if is_new {
+                    remove::undo(&state);
+                }
                 Err(error)
             }
         }
@@ -51,8 +67,8 @@ impl MountPlan {
         };
         let Mountpoint { dir: mountpoint, made } = mountpoint::prepare(&base, &self.space)?;
         let (recorded, aside) = self.adopt(state, catalog_sha256).inspect_err(|_| {
-            if made && let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
-                tracing::debug!(%error, "the new mountpoint is not removed");
+            if made {
+                self.remove_mountpoint();
             }
         })?;
         if let Some(feature) = recorded.ro_compat.first().filter(|_| !self.request.read_only) {
@@ -63,7 +79,13 @@ impl MountPlan {
         let described = self.request.private_ns
             || Held::of(&self.state_dir(), &recorded, &self.space.mountpoint)?
                 != Held::Catalog { described: false };
-        Ok(Claimed { recorded, base, mountpoint, aside, described, lock })
+        Ok(Claimed { recorded, base, mountpoint, made, aside, described, lock })
+    }
+
+    fn remove_mountpoint(&self) {
+        if let Err(error) = std::fs::remove_dir(&self.space.mountpoint) {
+            tracing::debug!(%error, "the new mountpoint is not removed");
+        }
     }
 
     /// Makes the record fit the catalog. The caller holds rcc's lock, so rcc does not change the space meanwhile. If rcc
@@ -124,9 +146,18 @@ struct Claimed {
     recorded: SpaceRecord,
     base: Dir,
     mountpoint: Dir,
+    /// The mountpoint is new.
+    made: bool,
     aside: Option<PathBuf>,
     described: bool,
     lock: MetaLock,
+}
+
+/// A space that is new with this mount.
+#[derive(Debug)]
+struct New {
+    /// The mountpoint is new, too.
+    mountpoint: bool,
 }
 
 /// A space that is taken for a mount.
@@ -148,6 +179,23 @@ pub struct Claim<'a> {
     lock: Option<MetaLock>,
     /// The user's umask. The daemon serves with umask 0.
     umask: u32,
+    /// None for a space that stays: it was there before, or the mount begins to answer.
+    new: Option<New>,
+}
+
+/// A new space whose mount fails before it answers is removed: nobody has seen it, and it would be listed.
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let Some(New { mountpoint }) = self.new.take() else { return };
+        // Programs may use a mount that could not be ended.
+        if !matches!(registry::find(self.state.path()), Ok(None)) {
+            return;
+        }
+        remove::undo(&self.state);
+        if mountpoint {
+            self.plan.remove_mountpoint();
+        }
+    }
 }
 
 impl<'a> Claim<'a> {
@@ -162,7 +210,8 @@ impl<'a> Claim<'a> {
     ) -> Self {
         let [base, mountpoint] = base;
         let state = StateDir::resume(&plan.state_dir(), lock);
-        Self { plan, state, recorded, base, mountpoint, aside: None, described: true, lock: None, umask }
+        let (aside, lock) = (None, None);
+        Self { plan, state, recorded, base, mountpoint, aside, described: true, lock, umask, new: None }
     }
 }
 
@@ -170,9 +219,16 @@ impl Claim<'_> {
     /// Goes on with a claim of an earlier worker, which may have released rcc's lock. Its descriptor is then closed, and
     /// the number may be in use.
     pub(in crate::session) fn resume(&mut self, is_open: impl Fn(RawFd) -> bool) {
+        // Programs may have seen the space, or `status` says why it never answered.
+        self.keep();
         if self.lock.as_ref().and_then(MetaLock::fd).is_some_and(|fd| !is_open(fd)) {
             std::mem::forget(self.lock.take());
         }
+    }
+
+    /// Keeps the space, also if the mount fails. Called before the first request is answered.
+    pub(in crate::session) fn keep(&mut self) {
+        self.new = None;
     }
 
     /// Makes `rcc holotree list` show the space. The time does not depend on the size of the environment, since the list of
@@ -197,6 +253,7 @@ impl Claim<'_> {
     /// # Errors
     /// When the files beside the mountpoint cannot be written. The mount works without them. The lock is released.
     pub fn publish(&mut self) -> Result<(), SpaceError> {
+        self.keep();
         let Some(lock) = self.lock.take() else { return Ok(()) };
         let (plan, pid) = (self.plan, std::process::id());
         tracing::info!(path = %plan.space.mountpoint.display(), blueprint = plan.catalog.blueprint, pid, "mounted");

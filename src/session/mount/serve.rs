@@ -157,6 +157,7 @@ impl<'p> PendingMount<'p> {
             // Somebody has unmounted it already. A mount that has ended is not a failure.
             Err(Error::Fuse(error)) if !device.mount.as_ref().map_or(Ok(false), registry::is_mounted)? => {
                 tracing::info!(%error, "unmounted before the first request");
+                self.claim.keep();
                 if !handoff.is_takeover() {
                     ready(&mounted);
                 }
@@ -236,6 +237,7 @@ impl<'p> PendingMount<'p> {
         let handoff = fs.namespace().handoff();
         let state_dir = plan.state_dir();
         let notifier = session.notifier();
+        claim.keep();
         if handoff.is_takeover() {
             adopt(fs, &device);
         }

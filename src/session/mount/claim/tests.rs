@@ -225,10 +225,25 @@ fn refused_claim_changes_nothing() {
 }
 
 #[test]
-fn feature_that_must_not_be_written_allows_reading() {
+fn new_space_that_never_answers_is_removed_and_an_old_one_is_kept() {
     let place = Place::new();
     let plan = place.plan();
     drop(plan.claim(&place.sum()).unwrap());
+    assert!(!plan.state_dir().exists() && !plan.space.mountpoint.exists());
+    // The directory of the mountpoint was there before.
+    std::fs::create_dir_all(&plan.space.mountpoint).unwrap();
+    drop(plan.claim(&place.sum()).unwrap());
+    assert!(!plan.state_dir().exists() && plan.space.mountpoint.exists());
+    plan.claim(&place.sum()).unwrap().keep();
+    drop(plan.claim(&place.sum()).unwrap());
+    assert!(plan.state_dir().join("state.json").exists() && plan.space.mountpoint.exists());
+}
+
+#[test]
+fn feature_that_must_not_be_written_allows_reading() {
+    let place = Place::new();
+    let plan = place.plan();
+    plan.claim(&place.sum()).unwrap().publish().unwrap();
     let mut recorded = SpaceRecord::read(&plan.state_dir()).unwrap().unwrap();
     recorded.ro_compat.push("packed".into());
     let text = serde_json::to_vec(&recorded).unwrap();
