@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -114,6 +114,20 @@ fn unlink_again_and_again(dir: &Path, stop: &AtomicBool) {
 /// The descriptors that the keeper and its worker share.
 pub fn descriptors(mounted: &Mounted<'_>) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", mounted.pid())).unwrap().count()
+}
+
+/// As [`descriptors`], of a worker that has opened what it needs. On a busy machine it takes a while until the last of it, the
+/// control socket, is there.
+fn settled(mounted: &Mounted<'_>) -> usize {
+    let (mut last, mut since) = (descriptors(mounted), Instant::now());
+    wait_until("the descriptors to stay the same", || {
+        let now = descriptors(mounted);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(500)
+    });
+    last
 }
 
 /// The processes that were started for a world and still run.
@@ -267,8 +281,7 @@ for_both_users! {
         };
         mounted.kill_worker();
         serves();
-        std::thread::sleep(Duration::from_millis(200));
-        let before = descriptors(&mounted);
+        let before = settled(&mounted);
         for _ in 0..25 {
             mounted.kill_worker();
             assert!(std::fs::read(mounted.at("readme.txt")).is_ok());
@@ -341,8 +354,7 @@ for_both_users! {
             unlinker.join().unwrap();
             assert!(writer.join().unwrap() > 0);
         });
-        std::thread::sleep(Duration::from_millis(200));
-        let before = descriptors(&mounted);
+        let before = settled(&mounted);
         (0..3).for_each(|_| mounted.kill_keeper());
         wait_until("the descriptors of dead workers to be closed", || descriptors(&mounted) <= before);
         let said = status(&world, "s");
