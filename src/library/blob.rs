@@ -41,7 +41,7 @@ use group::Unanswered;
 pub(super) use read::{Fault, is_content, not_opened, read_through};
 use read::{copy_verified, read_pieces};
 
-/// Copies a blob of a library to `out` as it is stored, and compares its content with the digest and with the size in the
+/// Copies a blob of a library to `out` as rcc stores it, and compares its content with the digest and with the size in the
 /// catalog. The inner error is that of `out`.
 ///
 /// # Errors
@@ -52,9 +52,32 @@ pub fn copy_stored(
     size: u64,
     out: &mut dyn Write,
 ) -> Result<io::Result<()>, BlobError> {
+    copy(library, digest, |stored| copy_verified(stored, digest, size, out))
+}
+
+/// As [`copy_stored`], but copies the content.
+///
+/// # Errors
+/// As [`copy_stored`].
+#[cfg(feature = "remote")]
+pub(super) fn copy_content(
+    library: &dyn Library,
+    digest: &Digest,
+    size: u64,
+    out: &mut dyn Write,
+) -> Result<io::Result<()>, BlobError> {
+    copy(library, digest, |mut stored| {
+        read_through(&mut stored, digest, Some(size), &mut |bytes| out.write_all(bytes)).map(drop)
+    })
+}
+
+fn copy(
+    library: &dyn Library,
+    digest: &Digest,
+    copy: impl FnOnce(StoredBlob) -> Result<(), Fault>,
+) -> Result<io::Result<()>, BlobError> {
     let (digest, place) = (*digest, || library.blob_place(digest));
-    let copied = library.blob(&digest).map_err(not_opened);
-    match copied.and_then(|stored| copy_verified(stored, &digest, size, out)) {
+    match library.blob(&digest).map_err(not_opened).and_then(copy) {
         Ok(()) => Ok(Ok(())),
         Err(Fault::Taken(error)) => Ok(Err(error)),
         Err(Fault::Corrupt(why)) => {

@@ -217,7 +217,7 @@ impl Writing<'_> {
             let name = format!("library/{}", blob.digest.fan_out().display());
             self.member(zip, &name, |out| match stored.get() {
                 Some(stored) => Ok(out.write_all(stored)),
-                None => self.copy(blob, &mut Cancellable { out, cancel: self.cancel }),
+                None => self.copy(blob, &mut Cancellable { inner: out, cancel: self.cancel }),
             })?;
             self.progress.inc(blob.size);
         }

@@ -14,6 +14,7 @@ pub mod head;
 pub mod layout;
 pub mod library;
 pub mod local;
+mod packing;
 pub mod push;
 mod ranges;
 pub mod store;

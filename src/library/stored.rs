@@ -1,4 +1,4 @@
-//! Blobs as a library stores them: compressed or plain, and not verified.
+//! Blobs as a library gives them: compressed as rcc does, or plain, and not verified.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
@@ -23,6 +23,8 @@ pub struct StoredBlobs {
 /// The stored bytes of one blob or catalog. They can be read once, from the beginning.
 pub struct StoredBlob {
     reader: Box<dyn Read + Send>,
+    /// Whether these bytes are the content, whatever they begin with.
+    is_content: bool,
     /// The part of a file that holds the bytes, if a file does.
     section: Option<Section>,
 }
@@ -36,7 +38,18 @@ impl std::fmt::Debug for StoredBlob {
 impl StoredBlob {
     /// A blob that `reader` reads, from a part of a file or from no file of this machine.
     pub(super) fn new(reader: impl Read + Send + 'static, section: Option<Section>) -> Self {
-        Self { reader: Box::new(reader), section }
+        Self { reader: Box::new(reader), is_content: false, section }
+    }
+
+    /// A blob whose content `reader` reads, of a library that stores blobs otherwise than rcc.
+    #[cfg(feature = "remote")]
+    pub(super) fn of_content(reader: impl Read + Send + 'static) -> Self {
+        Self { is_content: true, ..Self::new(reader, None) }
+    }
+
+    /// Whether the bytes are the content. Otherwise they are stored as rcc does.
+    pub(super) fn is_content(&self) -> bool {
+        self.is_content
     }
 
     /// A blob that is a file of its own.

@@ -8,8 +8,7 @@
 //! releases it when its holder is killed.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::ops::Range;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -19,8 +18,11 @@ use parking_lot::Mutex;
 use super::digest::Digest;
 use super::stored::StoredBlob;
 
-/// Fetches the bytes of a group.
-pub type FetchGroup = Box<dyn FnOnce() -> io::Result<Arc<Vec<u8>>> + Send>;
+/// A group in memory: gives the stored bytes of a member.
+pub type Group = Box<dyn Fn(&Digest) -> Option<StoredBlob> + Send + Sync>;
+
+/// Fetches a group.
+pub type FetchGroup = Box<dyn FnOnce() -> io::Result<Group> + Send>;
 
 /// Begins to fetch a blob that is in no group.
 pub type FetchAlone = Box<dyn FnOnce() -> io::Result<StoredBlob> + Send>;
@@ -61,8 +63,6 @@ pub struct Member {
     pub digest: Digest,
     /// The size of the content in bytes, as far as the library knows.
     pub size: u64,
-    /// The stored bytes, in the group.
-    pub range: Range<usize>,
 }
 
 impl std::fmt::Debug for Turn {
@@ -93,23 +93,28 @@ impl Turn {
     /// # Errors
     /// As [`super::Library::blob`].
     pub fn fetch(self) -> io::Result<Fetched> {
-        let (alone, bytes, members) = match self.what {
-            What::Alone(fetch) => (Some(fetch()?), Arc::default(), Vec::new()),
-            What::Group(fetch, members) => (None, fetch()?, members),
+        let (alone, group, members) = match self.what {
+            What::Alone(fetch) => (Some(fetch()?), None, Vec::new()),
+            What::Group(fetch, members) => (None, Some(fetch()?), members),
         };
-        Ok(Fetched { _lock: self.lock, _alive: self.alive, alone: Mutex::new(alone), bytes, members })
+        Ok(Fetched { _lock: self.lock, _alive: self.alive, alone: Mutex::new(alone), group, members })
     }
 }
 
 /// The blobs of a group in memory, or a blob that is in none, and the turn.
-#[derive(Debug)]
 pub struct Fetched {
     _lock: Option<File>,
     _alive: Option<Arc<()>>,
     /// Until it is taken. A leaf lock.
     alone: Mutex<Option<StoredBlob>>,
-    bytes: Arc<Vec<u8>>,
+    group: Option<Group>,
     members: Vec<Member>,
+}
+
+impl std::fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetched").field("members", &self.members.len()).finish_non_exhaustive()
+    }
 }
 
 impl Fetched {
@@ -119,32 +124,12 @@ impl Fetched {
         if let Some(alone) = self.alone.lock().take() {
             return Some(alone);
         }
-        let member = self.members.iter().find(|member| member.digest == *digest)?;
-        Some(slice(&self.bytes, member.range.clone()))
+        self.group.as_ref()?(digest)
     }
 
     /// All blobs of the group.
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
-    }
-}
-
-/// A part of bytes in memory, as a stored blob.
-pub(super) fn slice(bytes: &Arc<Vec<u8>>, range: Range<usize>) -> StoredBlob {
-    StoredBlob::new(Slice { bytes: Arc::clone(bytes), range }, None)
-}
-
-struct Slice {
-    bytes: Arc<Vec<u8>>,
-    range: Range<usize>,
-}
-
-impl Read for Slice {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut left = self.bytes.get(self.range.clone()).unwrap_or_default();
-        let n = left.read(buffer)?;
-        self.range.start += n;
-        Ok(n)
     }
 }

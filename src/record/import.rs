@@ -377,7 +377,7 @@ impl Importing<'_> {
         let mut refused = None;
         let stored = self.store.put(&blob.digest, blob.size, &mut |file| {
             let mut out =
-                Cancellable { out: BufWriter::with_capacity(PIECE, file), cancel: &self.target.cancel };
+                Cancellable { inner: BufWriter::with_capacity(PIECE, file), cancel: &self.target.cancel };
             match copy_stored(blob.source, &blob.digest, blob.size, &mut out) {
                 Ok(written) => written.and_then(|()| out.flush()),
                 Err(error) => {

@@ -8,9 +8,10 @@ use holofs::library::catalog::parse_file;
 use holofs::library::catalogs::CatalogName;
 use holofs::library::digest::Digest;
 use holofs::library::remote::head::{self, Head};
-use holofs::library::remote::layout::{Entry, Layout};
+use holofs::library::remote::layout::{Entry, Layout, Packing};
 use sha2::{Digest as _, Sha256};
 
+use crate::common::fixture::gunzip;
 use crate::common::library::pattern;
 use crate::common::store::{SECRET, Store};
 use crate::common::{Library, World, files_below, wait_until};
@@ -70,24 +71,23 @@ fn layout(dir: &Path, head: &Head) -> Layout {
 /// The stored bytes of a blob in a store.
 fn stored(dir: &Path, layout: &Layout, entry: &Entry) -> Vec<u8> {
     match entry.grouped {
-        None => std::fs::read(dir.join(head::blob(&entry.digest))).unwrap(),
+        None => std::fs::read(dir.join(head::blob(&entry.blob))).unwrap(),
         Some((group, offset)) => {
             let group = layout.group(group).unwrap();
             let pack = std::fs::read(dir.join(head::pack(&group.pack))).unwrap();
             let start = (group.offset + offset) as usize;
-            pack[start..start + entry.stored as usize].to_vec()
+            pack[start..start + entry.blob.stored as usize].to_vec()
         }
     }
 }
 
-/// Asserts that all objects have the digests of their names, and that each catalog has all of its blobs as the library has
-/// them.
+/// Asserts that all objects have the digests of their names, and that each catalog has all of its blobs with their content.
 #[track_caller]
 fn assert_whole(dir: &Path, hololib: &Path) {
     for (path, bytes) in objects(dir) {
         let (kind, name) =
             (path.parent().unwrap().to_str().unwrap(), path.file_name().unwrap().to_str().unwrap());
-        if !matches!(kind, "heads" | "blobs") {
+        if !matches!(kind, "heads" | "blobs" | "zstd") {
             assert_eq!(crate::common::library::hex(&Sha256::digest(&bytes)), name, "{kind}");
         }
     }
@@ -98,7 +98,14 @@ fn assert_whole(dir: &Path, hololib: &Path) {
         for digest in parse_file(&catalog).unwrap().digests {
             let entry = layout.find(&digest).unwrap_or_else(|| panic!("{digest} of {name}"));
             let blob = std::fs::read(hololib.join("library").join(digest.fan_out())).unwrap();
-            assert!(stored(dir, &layout, &entry) == blob, "{digest} of {name}");
+            let stored = stored(dir, &layout, &entry);
+            match entry.blob.packing {
+                Packing::AsInLibrary => assert!(stored == blob, "{digest} of {name}"),
+                Packing::Zstd => {
+                    let content = if digest.is_raw() { blob } else { gunzip(&blob) };
+                    assert!(zstd::decode_all(&*stored).unwrap() == content, "{digest} of {name}");
+                }
+            }
         }
     }
 }
@@ -117,7 +124,7 @@ fn a_library_is_pushed_and_a_repetition_sends_nothing() {
     let first = objects(&dir);
     // A head, a catalog, a layout, its places of the old path, a large blob, and one pack for all the others.
     let count = |kind: &str| first.keys().filter(|path| path.starts_with(kind)).count();
-    let counts = ["heads", "catalogs", "layouts", "finds", "blobs", "packs", "profiles"].map(count);
+    let counts = ["heads", "catalogs", "layouts", "finds", "zstd", "packs", "profiles"].map(count);
     assert_eq!(counts, [1, 1, 1, 1, 1, 1, 0]);
     assert_eq!(done["objects_sent"].as_u64(), Some(5));
     let sizes = first.iter().filter(|(path, _)| !path.starts_with("heads"));
@@ -135,7 +142,7 @@ fn a_raw_library_is_pushed() {
     world.json(["push", "auto", &url]);
     assert_whole(&dir, &world.hololib());
     let head = heads(&dir).into_values().next().unwrap();
-    assert!(layout(&dir, &head).entries().all(|entry| matches!(entry.digest, Digest::Sip128(_))));
+    assert!(layout(&dir, &head).entries().all(|entry| matches!(entry.blob.digest, Digest::Sip128(_))));
 }
 
 #[test]
@@ -166,7 +173,7 @@ fn a_second_catalog_sends_what_is_new() {
     let done = world.json(["push", "auto", &other]);
     assert_eq!(done["catalogs"].as_array().unwrap().len(), 2);
     assert_whole(&world.path().join("store-2"), &world.hololib());
-    let blobs = |dir: &Path| files_below(&dir.join("blobs"));
+    let blobs = |dir: &Path| files_below(&dir.join("zstd"));
     assert_eq!(blobs(&dir), blobs(&world.path().join("store-2")));
 }
 
@@ -279,7 +286,7 @@ fn a_profile_travels_and_decides_the_order() {
     let head = heads(&dir).into_values().next().unwrap();
     let layout = layout(&dir, &head);
     let first = layout.groups().next().unwrap();
-    let digests: Vec<String> = layout.in_group(first.id).map(|entry| entry.digest.to_string()).collect();
+    let digests: Vec<String> = layout.in_group(first.id).map(|entry| entry.blob.digest.to_string()).collect();
     let of = |path: &&str| {
         library().blob(&world.hololib(), path).file_name().unwrap().to_str().unwrap().to_owned()
     };
@@ -313,7 +320,7 @@ fn a_later_profile_decides_the_order_with_repack() {
     let first_group = || {
         let layout = layout(&dir, &heads(&dir).into_values().next().unwrap());
         let first = layout.groups().next().unwrap();
-        layout.in_group(first.id).map(|entry| entry.digest.to_string()).collect::<Vec<_>>()
+        layout.in_group(first.id).map(|entry| entry.blob.digest.to_string()).collect::<Vec<_>>()
     };
     let again = world.json(["push", "auto", &url]);
     assert_eq!(again["catalogs"][0]["blobs_new"], 0, "{again}");

@@ -185,10 +185,14 @@ impl Room {
     fn read(&mut self, stored: &mut StoredBlob, digest: &Digest, size: u64) -> io::Result<Option<usize>> {
         let most = self.large.max(AT_ONCE);
         let Ok(len) = usize::try_from(size.min(most)) else { return Ok(None) };
-        if digest.is_raw() {
+        let is_packed = !digest.is_raw() && !stored.is_content();
+        if !is_packed {
             self.content.clear();
-            if stored.take(size + 1).read_to_end(&mut self.content)? as u64 != size {
-                return Ok(None);
+            match stored.take(size + 1).read_to_end(&mut self.content) {
+                Ok(n) if n as u64 == size => {}
+                // An error without an errno comes from unpacking.
+                Err(error) if error.raw_os_error().is_some() => return Err(error),
+                Ok(_) | Err(_) => return Ok(None),
             }
         } else {
             self.stored.clear();
@@ -198,7 +202,7 @@ impl Room {
             }
         }
         let content = self.content.get_mut(..len).unwrap_or_default();
-        if !digest.is_raw() && !inflate(&mut self.inflater, &self.stored, content) {
+        if is_packed && !inflate(&mut self.inflater, &self.stored, content) {
             return Ok(None);
         }
         let is_blob = content.len() as u64 == size && Hasher::digest(digest.kind(), content) == *digest;

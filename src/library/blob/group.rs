@@ -238,9 +238,9 @@ impl Rest {
         let mut pending = self.cache.begin()?;
         let read = match room.content(&mut stored, digest, size)? {
             Some(content) => pending.file.write_all(content).map_err(super::Fault::Taken),
-            None => self.group.stored(digest).map_or(Ok(()), |stored| {
+            None => self.group.stored(digest).map_or(Ok(()), |mut stored| {
                 let take = &mut |bytes: &[u8]| pending.file.write_all(bytes);
-                read_through(stored, digest, Some(size), take).map(drop)
+                read_through(&mut stored, digest, Some(size), take).map(drop)
             }),
         };
         match read {

@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Cursor, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 
@@ -24,8 +25,8 @@ pub(in crate::library) fn is_content(file: &File, digest: &Digest) -> io::Result
     }
 }
 
-/// Unpacks stored bytes as rcc does. With a SHA-256 digest they are gzip, or plain if they do not begin like gzip. With a
-/// SipHash digest they are always plain, because a raw library may hold a `.gz` file.
+/// Unpacks bytes that are stored as rcc does. With a SHA-256 digest they are gzip, or plain if they do not begin like gzip.
+/// With a SipHash digest they are always plain, because a raw library may hold a `.gz` file.
 fn unpacked<'a>(mut stored: impl Read + 'a, digest: &Digest) -> io::Result<Box<dyn Read + 'a>> {
     if digest.is_raw() {
         return Ok(Box::new(stored));
@@ -99,13 +100,22 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// See [`Fault`]. Then the bytes that `take` got may be wrong.
 pub(in crate::library) fn read_through(
-    stored: impl Read,
+    stored: &mut StoredBlob,
     digest: &Digest,
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<u64, Fault> {
+    verified(digest, take, |take| read_pieces(stored, digest, size, take))
+}
+
+/// Gives all bytes that `read` gives to `take`, and compares them with the digest.
+fn verified(
+    digest: &Digest,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    read: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<u64, Fault>,
+) -> Result<u64, Fault> {
     let mut hasher = Hasher::new(digest.kind());
-    let total = read_pieces(stored, digest, size, &mut |bytes| {
+    let total = read(&mut |bytes| {
         hasher.update(bytes);
         take(bytes)
     })?;
@@ -118,12 +128,22 @@ pub(in crate::library) fn read_through(
 
 /// As [`read_through`], without a look at the digest.
 pub(super) fn read_pieces(
-    stored: impl Read,
+    stored: &mut StoredBlob,
     digest: &Digest,
     size: Option<u64>,
     take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<u64, Fault> {
-    let mut reader = unpacked(stored, digest).map_err(not_read)?;
+    if stored.is_content() {
+        return pieces_of(stored, size, take);
+    }
+    pieces_of(&mut unpacked(stored, digest).map_err(not_read)?, size, take)
+}
+
+fn pieces_of(
+    mut reader: &mut dyn Read,
+    size: Option<u64>,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<u64, Fault> {
     let mut buffer = vec![0u8; FIRST_PIECE];
     let mut total = 0u64;
     loop {
@@ -151,18 +171,30 @@ pub(super) fn read_pieces(
     Ok(total)
 }
 
-/// Copies the stored bytes of a blob to `out` as they are, and compares their content with the digest and the size.
+/// Copies a blob to `out` as rcc stores it, and compares its content with the digest and the size. Bytes that are stored so
+/// are copied as they are.
 ///
 /// # Errors
 /// See [`Fault`]; also when a blob with a SHA-256 digest is not compressed. Then the bytes in `out` may be wrong.
 pub(crate) fn copy_verified(
-    stored: StoredBlob,
+    mut stored: StoredBlob,
     digest: &Digest,
     size: u64,
     out: &mut dyn Write,
 ) -> Result<(), Fault> {
+    if stored.is_content() {
+        if digest.is_raw() {
+            return read_through(&mut stored, digest, Some(size), &mut |bytes| out.write_all(bytes))
+                .map(drop);
+        }
+        let mut packed = gzip(out);
+        read_through(&mut stored, digest, Some(size), &mut |bytes| packed.write_all(bytes))?;
+        return packed.finish().map(drop).map_err(Fault::Taken);
+    }
     let mut tee = Tee { from: stored, to: out, begins: Vec::new(), failed: None };
-    let read = read_through(&mut tee, digest, Some(size), &mut |_| Ok(()));
+    let read = verified(digest, &mut |_| Ok(()), |take| {
+        pieces_of(&mut unpacked(&mut tee, digest).map_err(not_read)?, Some(size), take)
+    });
     if let Some(error) = tee.failed {
         return Err(Fault::Taken(error));
     }

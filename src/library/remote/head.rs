@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::{Blob, Packing};
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::{Digest, Hex};
 
@@ -12,6 +13,8 @@ use crate::library::digest::{Digest, Hex};
 pub const VERSION: u32 = 1;
 /// The directory of the heads, below the URL.
 pub const HEADS: &str = "heads";
+/// The directory of packed blobs that are objects of their own.
+pub const ZSTD: &str = "zstd";
 /// The largest head in bytes.
 pub const MAX_HEAD: u64 = 64 << 10;
 
@@ -122,10 +125,24 @@ pub fn pack(sha256: &[u8; 32]) -> String {
     format!("packs/{}", Hex(sha256))
 }
 
-/// The name of a blob that is an object of its own.
+/// The name of a blob that is an object of its own. Other programs pack the same content otherwise, so the name of a packed
+/// one tells its size too: a layout never finds an object of another size in its place.
 #[must_use]
-pub fn blob(digest: &Digest) -> String {
-    format!("blobs/{digest}")
+pub fn blob(blob: &Blob) -> String {
+    let Blob { digest, stored, .. } = blob;
+    match blob.packing {
+        Packing::AsInLibrary => format!("blobs/{digest}"),
+        Packing::Zstd => format!("{ZSTD}/{digest}-{stored}"),
+    }
+}
+
+/// The blob of an object in the directory [`ZSTD`]. The size of its content is not known.
+#[must_use]
+pub fn packed_blob(name: &str, bytes: u64) -> Option<Blob> {
+    let (digest, stored) = name.split_once('-')?;
+    let digest = Digest::parse(digest.as_bytes()).ok()?;
+    let blob = Blob { digest, size: 0, stored: stored.parse().ok()?, packing: Packing::Zstd };
+    (blob.stored == bytes).then_some(blob)
 }
 
 mod hex {
@@ -164,6 +181,17 @@ mod tests {
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
         (head.profile, head.finds, head.bytecode) = (Some(object(3)), Some(object(4)), Some(object(5)));
         assert_eq!(Head::parse(&head.to_bytes().unwrap()).unwrap(), head);
+    }
+
+    #[test]
+    fn a_packed_blob_has_its_size_in_its_name() {
+        let digest = Digest::Sha256([7; 32]);
+        let blob = Blob { digest, size: 0, stored: 12, packing: Packing::Zstd };
+        let name = super::blob(&blob);
+        let name = name.strip_prefix("zstd/").unwrap();
+        assert_eq!(packed_blob(name, 12), Some(blob));
+        assert_eq!(packed_blob(name, 13), None);
+        assert_eq!(packed_blob(&digest.to_string(), 12), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io;
 
 use memmap2::Mmap;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::library::digest::Digest;
@@ -29,7 +29,9 @@ use crate::sys::fd;
 
 const MAGIC: [u8; 8] = *b"holofspk";
 /// Raised with every change after which an old layout could be misread.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before: all blobs are as the library stores them.
+const WITHOUT_PACKING: u32 = 1;
 /// In place of a group: the blob is an object of its own.
 const ALONE: u32 = u32::MAX;
 
@@ -54,14 +56,30 @@ pub struct Group {
     pub len: u64,
 }
 
-/// A blob of a layout.
+/// How the bytes in a store become the content of a blob.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Packing {
+    /// As in the library.
+    AsInLibrary,
+    /// A frame of Zstandard with the content.
+    Zstd,
+}
+
+/// A blob as a store has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct Blob {
     pub digest: Digest,
     /// The size of the content in bytes.
     pub size: u64,
     /// The size of the stored bytes.
     pub stored: u64,
+    pub packing: Packing,
+}
+
+/// A blob of a layout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub blob: Blob,
     /// The group, and the offset in the group in bytes. None for an object of its own.
     pub grouped: Option<(GroupId, u64)>,
 }
@@ -105,7 +123,9 @@ struct RawEntry {
     /// Filled with zero bytes if it is shorter.
     digest: [u8; 32],
     /// The length of the digest in bytes: 32 for SHA-256, 16 for SipHash.
-    digest_len: U32,
+    digest_len: U16,
+    /// 0: as in the library. 1: Zstandard.
+    packing: U16,
     group: U32,
     /// In the group.
     offset: U64,
@@ -123,23 +143,35 @@ impl RawEntry {
             }
             _ => return None,
         };
+        let packing = match self.packing.get() {
+            0 => Packing::AsInLibrary,
+            1 => Packing::Zstd,
+            _ => return None,
+        };
         let grouped =
             Some((GroupId(self.group.get()), self.offset.get())).filter(|(group, _)| group.0 != ALONE);
-        Some(Entry { digest, size: self.size.get(), stored: self.stored.get(), grouped })
+        let blob = Blob { digest, size: self.size.get(), stored: self.stored.get(), packing };
+        Some(Entry { blob, grouped })
     }
 
     fn encode(entry: &Entry) -> Self {
+        let blob = &entry.blob;
         let mut digest = [0; 32];
-        let bytes = entry.digest.bytes();
+        let bytes = blob.digest.bytes();
         digest.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         let (group, offset) = entry.grouped.map_or((ALONE, 0), |(GroupId(group), offset)| (group, offset));
         Self {
             digest,
-            digest_len: (bytes.len() as u32).into(),
+            digest_len: (bytes.len() as u16).into(),
+            packing: match blob.packing {
+                Packing::AsInLibrary => 0,
+                Packing::Zstd => 1,
+            }
+            .into(),
             group: group.into(),
             offset: offset.into(),
-            stored: entry.stored.into(),
-            size: entry.size.into(),
+            stored: blob.stored.into(),
+            size: blob.size.into(),
         }
     }
 }
@@ -199,8 +231,9 @@ impl<'l> Tables<'l> {
     fn check(&self) -> Result<(), LayoutError> {
         let mut before = None;
         for raw in self.entries {
-            let entry = raw.decode().ok_or(LayoutError("a digest of unknown kind"))?;
-            if before.replace(entry.digest).is_some_and(|before| before >= entry.digest) {
+            let entry = raw.decode().ok_or(LayoutError("a digest or a packing of unknown kind"))?;
+            let digest = entry.blob.digest;
+            if before.replace(digest).is_some_and(|before| before >= digest) {
                 return Err(LayoutError("its digests are not in order"));
             }
             if let Some((group, _)) = entry.grouped
@@ -228,7 +261,7 @@ impl<'l> Tables<'l> {
                 if entry.grouped != Some((id, at)) {
                     return Err(LayoutError("a blob is not where its group says"));
                 }
-                at = at.checked_add(entry.stored).ok_or(LayoutError("a blob is too large"))?;
+                at = at.checked_add(entry.blob.stored).ok_or(LayoutError("a blob is too large"))?;
                 count += 1;
             }
             if count != raw.count.get() || at != raw.len.get() {
@@ -267,10 +300,15 @@ impl Layout {
         if header.magic != MAGIC {
             return Err(LayoutError("its first bytes are others"));
         }
-        if header.version.get() != VERSION {
-            return Err(LayoutError("another version of the format"));
+        if ![WITHOUT_PACKING, VERSION].contains(&header.version.get()) {
+            return Err(LayoutError("a version of the format that this holofs does not read"));
         }
-        Tables::of(&header, all).ok_or(LayoutError("its length is wrong"))?.check()?;
+        let tables = Tables::of(&header, all).ok_or(LayoutError("its length is wrong"))?;
+        if header.version.get() == WITHOUT_PACKING && tables.entries.iter().any(|raw| raw.packing.get() != 0)
+        {
+            return Err(LayoutError("a packing that its version does not have"));
+        }
+        tables.check()?;
         Ok(Self { bytes, header })
     }
 
@@ -285,7 +323,7 @@ impl Layout {
     pub fn find(&self, digest: &Digest) -> Option<Entry> {
         let entries = self.tables().entries;
         let found =
-            entries.binary_search_by_key(&Some(*digest), |entry| Some(entry.decode()?.digest)).ok()?;
+            entries.binary_search_by_key(&Some(*digest), |entry| Some(entry.decode()?.blob.digest)).ok()?;
         entries.get(found)?.decode()
     }
 
@@ -340,18 +378,17 @@ pub struct Writer {
 
 impl Writer {
     /// Adds a blob that is an object of its own.
-    pub fn alone(&mut self, digest: Digest, size: u64, stored: u64) {
-        self.entries.insert(digest, Entry { digest, size, stored, grouped: None });
+    pub fn alone(&mut self, blob: Blob) {
+        self.entries.insert(blob.digest, Entry { blob, grouped: None });
     }
 
-    /// Adds a group at `offset` of a pack of `pack_bytes` bytes: the blobs in it, in order, each with the size of its content
-    /// and that of the stored bytes. No blob may be added twice.
+    /// Adds a group at `offset` of a pack of `pack_bytes` bytes: the blobs in it, in order. No blob may be added twice.
     pub fn group(
         &mut self,
         pack: [u8; 32],
         pack_bytes: u64,
         offset: u64,
-        blobs: impl IntoIterator<Item = (Digest, u64, u64)>,
+        blobs: impl IntoIterator<Item = Blob>,
     ) {
         let next = self.packs.len() as u32;
         let number = *self.known.entry(pack).or_insert(next);
@@ -361,10 +398,10 @@ impl Writer {
         let id = GroupId(self.groups.len() as u32);
         let first = self.order.len();
         let mut at = 0;
-        for (digest, size, stored) in blobs {
-            self.entries.insert(digest, Entry { digest, size, stored, grouped: Some((id, at)) });
-            self.order.push(digest);
-            at += stored;
+        for blob in blobs {
+            self.entries.insert(blob.digest, Entry { blob, grouped: Some((id, at)) });
+            self.order.push(blob.digest);
+            at += blob.stored;
         }
         self.groups.push(RawGroup {
             pack: number.into(),
@@ -407,13 +444,36 @@ mod tests {
         Digest::Sha256([n; 32])
     }
 
+    fn blob(digest: Digest, size: u64, stored: u64) -> Blob {
+        Blob { digest, size, stored, packing: Packing::Zstd }
+    }
+
     fn written() -> Vec<u8> {
         let mut writer = Writer::default();
-        writer.alone(digest(9), 1000, 700);
-        writer.group([1; 32], 100, 0, [(digest(5), 20, 10), (digest(2), 40, 30)]);
-        writer.group([1; 32], 100, 40, [(digest(7), 70, 60)]);
-        writer.group([2; 32], 5, 0, [(Digest::Sip128([3; 16]), 5, 5), (digest(1), 0, 0)]);
+        writer.alone(blob(digest(9), 1000, 700));
+        writer.group([1; 32], 100, 0, [blob(digest(5), 20, 10), blob(digest(2), 40, 30)]);
+        let as_in_library = Blob { packing: Packing::AsInLibrary, ..blob(digest(7), 70, 60) };
+        writer.group([1; 32], 100, 40, [as_in_library]);
+        writer.group([2; 32], 5, 0, [blob(Digest::Sip128([3; 16]), 5, 5), blob(digest(1), 0, 0)]);
         writer.finish()
+    }
+
+    /// The bytes that version 1 wrote are those of version 2 with blobs as in the library.
+    #[test]
+    fn version_one_is_read_and_knows_no_packing() {
+        let mut writer = Writer::default();
+        writer.alone(Blob { packing: Packing::AsInLibrary, ..blob(digest(9), 1000, 700) });
+        let mut bytes = writer.finish();
+        bytes[8] = 1;
+        assert_eq!(
+            Layout::parse(bytes).unwrap().find(&digest(9)).unwrap().blob.packing,
+            Packing::AsInLibrary
+        );
+        let mut packed = written();
+        packed[8] = 1;
+        assert!(Layout::parse(packed.clone()).is_err());
+        packed[8] = 3;
+        assert!(Layout::parse(packed).unwrap_err().to_string().contains("version"));
     }
 
     #[test]
@@ -421,12 +481,13 @@ mod tests {
         let layout = Layout::parse(written()).unwrap();
         assert_eq!(layout.packs().collect::<Vec<_>>(), [([1; 32], 100), ([2; 32], 5)]);
         let alone = layout.find(&digest(9)).unwrap();
-        assert_eq!((alone.size, alone.stored, alone.grouped), (1000, 700, None));
+        assert_eq!((alone.blob, alone.grouped), (blob(digest(9), 1000, 700), None));
         let second = layout.find(&digest(2)).unwrap();
-        assert_eq!((second.size, second.stored, second.grouped), (40, 30, Some((GroupId(0), 10))));
+        assert_eq!((second.blob, second.grouped), (blob(digest(2), 40, 30), Some((GroupId(0), 10))));
+        assert_eq!(layout.find(&digest(7)).unwrap().blob.packing, Packing::AsInLibrary);
         let group = layout.group(GroupId(1)).unwrap();
         assert_eq!((group.pack, group.offset, group.len), ([1; 32], 40, 60));
-        let digests = |id| layout.in_group(GroupId(id)).map(|entry| entry.digest).collect::<Vec<_>>();
+        let digests = |id| layout.in_group(GroupId(id)).map(|entry| entry.blob.digest).collect::<Vec<_>>();
         assert_eq!(digests(0), [digest(5), digest(2)]);
         assert_eq!(digests(2), [Digest::Sip128([3; 16]), digest(1)]);
         assert_eq!(layout.find(&digest(3)), None);
@@ -447,11 +508,11 @@ mod tests {
                 for group in layout.groups() {
                     let pack = layout.packs().find(|(pack, _)| *pack == group.pack).unwrap();
                     assert!(group.offset + group.len <= pack.1);
-                    let len: u64 = layout.in_group(group.id).map(|entry| entry.stored).sum();
+                    let len: u64 = layout.in_group(group.id).map(|entry| entry.blob.stored).sum();
                     assert_eq!(len, group.len);
                 }
                 for entry in layout.entries() {
-                    assert_eq!(layout.find(&entry.digest), Some(entry));
+                    assert_eq!(layout.find(&entry.blob.digest), Some(entry));
                 }
             }
         }

@@ -24,8 +24,9 @@ use sha2::{Digest as _, Sha256};
 use super::counters::Counters;
 use super::fetch::{Fetcher, GroupKey, in_the_middle, of_store};
 use super::head::{self, HEADS, Head, MAX_HEAD, Object};
-use super::layout::{Entry, Group, Layout};
+use super::layout::{Blob, Entry, Group, Layout};
 use super::local::{self, Local};
+use super::packing::{self, Slice};
 use super::ranges::Ranges;
 use super::{Objects, StoreError};
 use crate::library::cache::BlobCache;
@@ -34,7 +35,7 @@ use crate::library::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs
 use crate::library::digest::Digest;
 use crate::library::memory::LruBySize;
 use crate::library::stored::{StoredBlob, StoredBlobs};
-use crate::library::turn::{FetchAlone, Member, Turn, Waiting, slice};
+use crate::library::turn::{self, FetchAlone, Member, Turn, Waiting};
 use crate::library::{Latency, Library, LibraryError, RemoteTrouble};
 use crate::metrics::Contact;
 use crate::sys::fd::read_full;
@@ -339,25 +340,20 @@ impl RemoteLibrary {
     }
 
     /// What fetches a blob by itself: one that is in no group, or in a group that is too large.
-    fn alone(
-        &self,
-        digest: &Digest,
-        place: Option<(Group, u64)>,
-        stored: u64,
-        since: Instant,
-    ) -> io::Result<FetchAlone> {
-        let name = place.map_or_else(|| head::blob(digest), |(group, _)| head::pack(&group.pack));
+    fn alone(&self, blob: Blob, place: Option<(Group, u64)>, since: Instant) -> io::Result<FetchAlone> {
+        let name = place.map_or_else(|| head::blob(&blob), |(group, _)| head::pack(&group.pack));
         let store = self.store(&name).map_err(|error| of_store(&error))?;
         let patience = self.left(since);
         Ok(Box::new(move || {
+            let stored = blob.stored;
             let Some((group, offset)) = place else {
-                return Ok(StoredBlob::new(Ranges::new(store, name, stored, patience, in_the_middle), None));
+                let ranges = Ranges::new(store, name, stored, patience, in_the_middle);
+                return Ok(packing::unpacked(ranges, blob.packing));
             };
             let at = group.offset.saturating_add(offset);
             let bytes = store.get_within(&name, Some(at..at.saturating_add(stored)), stored, patience);
-            let bytes = bytes.map_err(|error| of_store(&error))?;
-            let len = bytes.len();
-            Ok(slice(&Arc::new(bytes), 0..len))
+            let bytes = Arc::new(bytes.map_err(|error| of_store(&error))?);
+            Ok(member(&bytes, &blob, 0))
         }))
     }
 
@@ -437,12 +433,12 @@ impl Library for RemoteLibrary {
         let (layout, entry) = self.find(digest).ok_or(io::ErrorKind::NotFound)?;
         let place = place(&layout, &entry)?;
         let Some((group, offset)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
-            return self.alone(digest, place, entry.stored, since)?();
+            return self.alone(entry.blob, place, since)?();
         };
         // Whoever reads all blobs reads the others of the group next.
         let _turn = self.local.lock(key(&group), self.how.timeout, &|| false);
         let bytes = self.fetcher(group, since).map_err(|error| of_store(&error))?.fetch()?;
-        Ok(slice(&bytes, range_of(&entry, offset)))
+        Ok(member(&bytes, &entry.blob, offset))
     }
 
     fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
@@ -457,7 +453,7 @@ impl Library for RemoteLibrary {
         let layouts: Vec<_> = self.layouts.read().read.clone();
         let mut blobs: Vec<_> = layouts
             .iter()
-            .flat_map(|layout| layout.entries().map(|entry| (entry.digest, entry.stored)))
+            .flat_map(|layout| layout.entries().map(|entry| (entry.blob.digest, entry.blob.stored)))
             .collect();
         blobs.sort_unstable();
         blobs.dedup_by_key(|(digest, _)| *digest);
@@ -471,10 +467,10 @@ impl Library for RemoteLibrary {
     fn turn(&self, digest: &Digest, waiting: Waiting<'_>) -> io::Result<Option<Turn>> {
         let Some((layout, entry)) = self.find(digest) else { return Ok(None) };
         let place = place(&layout, &entry)?;
-        let Some((group, offset)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
+        let Some((group, _)) = place.filter(|(group, _)| group.len <= MAX_GROUP) else {
             let key = u64::from_le_bytes(first_bytes(digest.bytes()));
             let lock = self.local.lock(key, self.left(waiting.since), &|| waiting.is_stopped());
-            let fetch = self.alone(digest, place, entry.stored, waiting.since)?;
+            let fetch = self.alone(entry.blob, place, waiting.since)?;
             return Ok(Some(Turn::alone(lock, fetch)));
         };
         // Whoever has fetched a group puts its blobs into the cache, which takes longer than to unpack one of them.
@@ -486,19 +482,20 @@ impl Library for RemoteLibrary {
         if lock.is_none()
             && let Some(bytes) = in_memory()
         {
-            let member = Member { digest: *digest, size: entry.size, range: range_of(&entry, offset) };
+            let member = Member { digest: *digest, size: entry.blob.size };
             let alive = Arc::clone(&self.alive);
-            return Ok(Some(Turn::group(None, Box::new(move || Ok(bytes)), vec![member], alive)));
+            let group = move || Ok(in_group(layout, group, bytes));
+            return Ok(Some(Turn::group(None, Box::new(group), vec![member], alive)));
         }
-        let members = layout.in_group(group.id).filter_map(|entry| {
-            let (_, offset) = entry.grouped?;
-            Some(Member { digest: entry.digest, size: entry.size, range: range_of(&entry, offset) })
-        });
+        let members = layout
+            .in_group(group.id)
+            .map(|Entry { blob, .. }| Member { digest: blob.digest, size: blob.size });
+        let members = members.collect();
         let fetcher = self.fetcher(group, waiting.since).map_err(|error| of_store(&error))?;
         Ok(Some(Turn::group(
             lock,
-            Box::new(move || fetcher.fetch()),
-            members.collect(),
+            Box::new(move || Ok(in_group(layout, group, fetcher.fetch()?))),
+            members,
             Arc::clone(&self.alive),
         )))
     }
@@ -528,7 +525,7 @@ impl Library for RemoteLibrary {
     }
 
     fn stored_size(&self, digest: &Digest) -> Option<u64> {
-        self.find(digest).map(|(_, entry)| entry.stored)
+        self.find(digest).map(|(_, entry)| entry.blob.stored)
     }
 
     fn profile(&self, catalog: &CatalogName) -> Option<PathBuf> {
@@ -582,8 +579,11 @@ impl Library for RemoteLibrary {
     }
 
     fn blob_place(&self, digest: &Digest) -> String {
-        let pack = self.find(digest).and_then(|(layout, entry)| layout.group(entry.grouped?.0));
-        self.place(&pack.map_or_else(|| head::blob(digest), |group| head::pack(&group.pack)))
+        let found = self.find(digest).map(|(layout, entry)| match entry.grouped {
+            Some((id, _)) => layout.group(id).map(|group| head::pack(&group.pack)),
+            None => Some(head::blob(&entry.blob)),
+        });
+        self.place(&found.flatten().unwrap_or_else(|| format!("blobs/{digest}")))
     }
 }
 
@@ -593,9 +593,20 @@ fn place(layout: &Layout, entry: &Entry) -> io::Result<Option<(Group, u64)>> {
     Ok(Some((layout.group(id).ok_or(io::ErrorKind::NotFound)?, offset)))
 }
 
-fn range_of(entry: &Entry, offset: u64) -> std::ops::Range<usize> {
-    let end = offset.saturating_add(entry.stored);
-    usize::try_from(offset).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX)
+/// A blob of a group whose bytes are in memory, `offset` bytes from its beginning.
+fn member(group: &Arc<Vec<u8>>, blob: &Blob, offset: u64) -> StoredBlob {
+    let end = offset.saturating_add(blob.stored);
+    let range = usize::try_from(offset).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+    packing::unpacked_slice(Slice { bytes: Arc::clone(group), range }, blob.packing)
+}
+
+/// Gives the blobs of a group whose bytes are in memory.
+fn in_group(layout: Arc<Layout>, group: Group, bytes: Arc<Vec<u8>>) -> turn::Group {
+    Box::new(move |digest| {
+        let entry = layout.find(digest)?;
+        let (id, offset) = entry.grouped?;
+        (id == group.id).then(|| member(&bytes, &entry.blob, offset))
+    })
 }
 
 /// A number for a group, which is the same in each process.

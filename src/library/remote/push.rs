@@ -142,13 +142,13 @@ pub fn push(
 ) -> Result<Pushed, PushError> {
     let stored: HashMap<Digest, u64> = what.library.blobs()?.blobs.into_iter().collect();
     let mut present = Present::find(store, what.catalogs)?;
-    let sent = Sent::default();
+    let (sent, scratch) = (Sent::default(), BlobCache::existing(&what.cache_dir.join("blobs")));
     let mut done = Pushed { url: store.url().to_owned(), dry_run: what.dry_run, ..Pushed::default() };
     for name in what.catalogs {
         let found = Found::read(what, name, &stored)?;
         let layouts = if what.repack { &[] } else { &*present.layouts };
         let plan = plan(&found.blobs, layouts, &present.packs, &present.alone);
-        let bytes_new = plan.to_send().map(|(.., stored)| stored).sum();
+        let bytes_new = plan.to_send().map(|blob| blob.stored).sum();
         let mut pushed = PushedCatalog {
             catalog: name.to_string(),
             blueprint: name.blueprint.clone(),
@@ -174,6 +174,7 @@ pub fn push(
                 store,
                 catalog: name,
                 present: &present,
+                scratch: &scratch,
                 progress: &bar,
                 cancel,
                 sent: &sent,

@@ -1,4 +1,5 @@
-//! Puts a library into a directory in the format of an object store, as `holofs push` does, but with small groups.
+//! Puts a library into a directory in the format of an object store, as `holofs push` does, but with small groups, and with
+//! blobs as the library has them, as the first version of the format did.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use holofs::library::catalogs::CatalogName;
 use holofs::library::digest::Digest;
 use holofs::library::remote::head::{self, Head, Object};
-use holofs::library::remote::layout::Writer;
+use holofs::library::remote::layout::{Blob, Packing, Writer};
 use sha2::{Digest as _, Sha256};
 
 use super::files_below;
@@ -35,21 +36,21 @@ impl FileStore {
             let digest = Digest::parse(path.file_name().unwrap().as_encoded_bytes()).unwrap();
             let stored = std::fs::read(library.join(path)).unwrap();
             let size = if digest.is_raw() { stored.len() } else { gunzip(&stored).len() } as u64;
+            let blob = Blob { digest, size, stored: stored.len() as u64, packing: Packing::AsInLibrary };
             if stored.len() > ALONE {
-                writer.alone(digest, size, stored.len() as u64);
-                store.put(&head::blob(&digest), &stored);
+                writer.alone(blob);
+                store.put(&head::blob(&blob), &stored);
             } else {
-                small.push((digest, size, stored));
+                small.push((blob, stored));
             }
         }
-        let pack: Vec<u8> = small.iter().flat_map(|(_, _, stored)| stored).copied().collect();
+        let pack: Vec<u8> = small.iter().flat_map(|(_, stored)| stored).copied().collect();
         let sum = sha256(&pack);
         store.put(&head::pack(&sum), &pack);
         let mut offset = 0;
         for group in small.chunks(GROUP) {
-            let blobs = group.iter().map(|(digest, size, stored)| (*digest, *size, stored.len() as u64));
-            writer.group(sum, pack.len() as u64, offset, blobs);
-            offset += group.iter().map(|(_, _, stored)| stored.len() as u64).sum::<u64>();
+            writer.group(sum, pack.len() as u64, offset, group.iter().map(|(blob, _)| *blob));
+            offset += group.iter().map(|(blob, _)| blob.stored).sum::<u64>();
         }
         let layout = writer.finish();
         store.put(&head::layout(&sha256(&layout)), &layout);

@@ -7,7 +7,7 @@ use super::*;
 use crate::library::blob::{BlobError, Blobs};
 use crate::library::digest::{DigestKind, Hasher};
 use crate::library::remote::Listed;
-use crate::library::remote::layout::Writer;
+use crate::library::remote::layout::{Packing, Writer};
 
 const NAME: &str = "adb8c26db4d86a93v12.linux_amd64";
 
@@ -107,24 +107,42 @@ fn object(bytes: &[u8]) -> Object {
     Object { sha256: Sha256::digest(bytes).into(), bytes: bytes.len() as u64 }
 }
 
-/// A store with the blobs 1 to 6 in two groups, and a large one.
+fn zstd(content: &[u8]) -> Vec<u8> {
+    let mut packer = packing::packer(Vec::new(), content.len() as u64).unwrap();
+    packer.write_all(content).unwrap();
+    packer.finish().unwrap()
+}
+
+fn large_blob() -> Blob {
+    let (digest, size) = (Hasher::digest(DigestKind::Sha256, &large()), large().len() as u64);
+    Blob { digest, size, stored: zstd(&large()).len() as u64, packing: Packing::Zstd }
+}
+
+/// A store with the blobs 1 to 6 in two groups, every second one as in a library, and a large one.
 fn store() -> Arc<Memory> {
     let store = Arc::new(Memory::default());
     let put = |name: String, bytes: &[u8]| store.put(&name, bytes.to_vec()).unwrap();
-    let stored: Vec<_> = (1..=6).map(|n| (n, packed(&content(n)))).collect();
-    let pack: Vec<u8> = stored.iter().flat_map(|(_, stored)| stored).copied().collect();
+    let pack = |n| match n % 2 {
+        0 => (zstd(&content(n)), Packing::Zstd),
+        _ => (packed(&content(n)), Packing::AsInLibrary),
+    };
+    let stored: Vec<_> = (1..=6).map(|n| (n, pack(n))).collect();
+    let pack: Vec<u8> = stored.iter().flat_map(|(_, (stored, _))| stored).copied().collect();
     let mut writer = Writer::default();
     let mut offset = 0;
     for group in stored.chunks(3) {
-        let blobs = group.iter().map(|(n, stored)| (digest(*n), size(*n), stored.len() as u64));
+        let blobs = group.iter().map(|(n, (stored, packing))| {
+            let stored = stored.len() as u64;
+            Blob { digest: digest(*n), size: size(*n), stored, packing: *packing }
+        });
         writer.group(object(&pack).sha256, pack.len() as u64, offset, blobs);
-        offset += group.iter().map(|(_, stored)| stored.len() as u64).sum::<u64>();
+        offset += group.iter().map(|(_, (stored, _))| stored.len() as u64).sum::<u64>();
     }
-    let (large, alone) = (packed(&large()), Hasher::digest(DigestKind::Sha256, &large()));
-    writer.alone(alone, self::large().len() as u64, large.len() as u64);
+    let alone = large_blob();
+    writer.alone(alone);
     let layout = writer.finish();
     put(head::pack(&object(&pack).sha256), &pack);
-    put(head::blob(&alone), &large);
+    put(head::blob(&alone), &zstd(&large()));
     put(head::layout(&object(&layout).sha256), &layout);
     put(head::catalog(&object(b"a catalog").sha256), b"a catalog");
     put(head::profile(&object(b"a profile").sha256), b"a profile");
@@ -300,39 +318,46 @@ fn a_reader_does_not_wait_until_all_blobs_of_a_group_are_in_the_cache() {
 
 #[test]
 fn a_bad_blob_is_an_error_of_its_files_only() {
+    // One as in a library, and a packed one.
+    for bad in [1, 2] {
+        is_an_error_of_its_files_only(bad);
+    }
+}
+
+fn is_an_error_of_its_files_only(bad: u8) {
     let (store, cache) = (store(), tempfile::tempdir().unwrap());
     let library = library(&store, cache.path(), how());
     begin(&library);
-    let (layout, entry) = library.find(&digest(2)).unwrap();
+    let (layout, entry) = library.find(&digest(bad)).unwrap();
     let (group, offset) = entry.grouped.unwrap();
     let group = layout.group(group).unwrap();
     let pack = head::pack(&group.pack);
     let good = store.objects.lock()[&pack].clone();
     let mut forged = good.clone();
     let at = (group.offset + offset) as usize;
-    forged[at + 12..at + 16].fill(0xa5);
+    forged[at + 8..at + 14].fill(0xa5);
     store.put(&pack, forged).unwrap();
     let blobs = blobs(&library, cache.path());
-    assert!(matches!(blobs.read_all(&digest(2), size(2)), Err(BlobError::Corrupt { .. })));
-    for n in [1, 3, 4, 5, 6] {
+    assert!(matches!(blobs.read_all(&digest(bad), size(bad)), Err(BlobError::Corrupt { .. })));
+    for n in (1..=6).filter(|n| *n != bad) {
         assert_eq!(blobs.read_all(&digest(n), size(n)).unwrap(), content(n), "{n}");
     }
-    assert!(matches!(blobs.read_all(&digest(2), size(2)), Err(BlobError::Corrupt { .. })));
+    assert!(matches!(blobs.read_all(&digest(bad), size(bad)), Err(BlobError::Corrupt { .. })));
     // The store was repaired. What is in memory is a group as it was.
     store.put(&pack, good.clone()).unwrap();
     let again = self::library(&store, cache.path(), how());
     begin(&again);
-    assert_eq!(self::blobs(&again, cache.path()).read_all(&digest(2), size(2)).unwrap(), content(2));
+    assert_eq!(self::blobs(&again, cache.path()).read_all(&digest(bad), size(bad)).unwrap(), content(bad));
     // Truncated, and not there.
-    for bad in [Some(good[..at].to_vec()), None] {
+    for pack_now in [Some(good[..at].to_vec()), None] {
         let other = tempfile::tempdir().unwrap();
-        match bad {
-            Some(bad) => store.put(&pack, bad).unwrap(),
+        match pack_now {
+            Some(cut) => store.put(&pack, cut).unwrap(),
             None => drop(store.objects.lock().remove(&pack)),
         }
         let library = self::library(&store, other.path(), how());
         begin(&library);
-        let error = self::blobs(&library, other.path()).read_all(&digest(2), size(2)).unwrap_err();
+        let error = self::blobs(&library, other.path()).read_all(&digest(bad), size(bad)).unwrap_err();
         assert!(matches!(error, BlobError::Corrupt { .. } | BlobError::Missing { .. }), "{error}");
     }
 }
@@ -351,7 +376,7 @@ fn a_large_blob_is_read_by_ranges() {
     assert!(read == content);
     assert!(store.asked().len() > 1);
     // One range that does not come ends the read.
-    store.objects.lock().insert(head::blob(&digest), vec![0; 1 << 20]);
+    store.objects.lock().insert(head::blob(&large_blob()), vec![0; 1 << 20]);
     let other = tempfile::tempdir().unwrap();
     assert!(blobs(&library, other.path()).open_raw(&digest, size).is_err());
 }
@@ -399,8 +424,12 @@ fn all_blobs_are_listed_and_their_groups_are_read_once() {
     all.sort_by_key(|(digest, _)| library.position(digest));
     for (digest, stored) in &all {
         let mut bytes = Vec::new();
-        library.blob(digest).unwrap().read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes.len() as u64, *stored);
+        let mut blob = library.blob(digest).unwrap();
+        blob.read_to_end(&mut bytes).unwrap();
+        let entry = library.find(digest).unwrap().1.blob;
+        assert_eq!(entry.stored, *stored);
+        assert_eq!(blob.is_content(), entry.packing == Packing::Zstd);
+        assert_eq!(bytes.len() as u64, if blob.is_content() { entry.size } else { *stored });
     }
     let asked = store.asked();
     assert_eq!(asked.iter().filter(|name| name.starts_with("packs/")).count(), 2, "{asked:?}");

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::order::{ALONE, Class, Wanted};
 use crate::library::digest::Digest;
-use crate::library::remote::layout::{GroupId, Layout};
+use crate::library::remote::layout::{Blob, GroupId, Layout, Packing};
 
 /// The size of a pack, in bytes.
 pub(super) const PACK: u64 = 16 << 20;
@@ -17,16 +17,13 @@ const SMALL_GROUP: u64 = 1 << 20;
 /// How many bytes of other environments are fetched along, at most, to keep two runs of blobs in one group.
 const GAP: u64 = 32 << 10;
 
-/// A blob with the size of its content and that of the stored bytes.
-pub(super) type Sized = (Digest, u64, u64);
-
 /// A group of a pack that the store has.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Known {
     pub(super) pack: [u8; 32],
     pub(super) pack_bytes: u64,
     pub(super) offset: u64,
-    pub(super) blobs: Vec<Sized>,
+    pub(super) blobs: Vec<Blob>,
 }
 
 /// Where the blobs of a catalog will be.
@@ -35,38 +32,39 @@ pub(super) struct Plan {
     /// Groups of packs that the store has.
     pub(super) known: Vec<Known>,
     /// Objects of their own that the store has.
-    pub(super) known_alone: Vec<Sized>,
+    pub(super) known_alone: Vec<Blob>,
     /// Objects of their own to be sent.
-    pub(super) alone: Vec<Sized>,
-    /// Packs to be sent, each with its groups.
-    pub(super) packs: Vec<Vec<Vec<Sized>>>,
+    pub(super) alone: Vec<Blob>,
+    /// Packs to be sent, each with its groups. Sizes are those of the library: in the store, blobs are smaller.
+    pub(super) packs: Vec<Vec<Vec<Blob>>>,
 }
 
 impl Plan {
     /// The blobs to be read and sent.
-    pub(super) fn to_send(&self) -> impl Iterator<Item = &Sized> {
+    pub(super) fn to_send(&self) -> impl Iterator<Item = &Blob> {
         self.alone.iter().chain(self.packs.iter().flatten().flatten())
     }
 }
 
 /// Plans the places of blobs, in this order, each with the size of its stored bytes. `layouts` are those of the store, and
-/// `packs` and `alone` what it has: the sizes by digest.
+/// `packs` (with their sizes) and `alone` what it has.
 pub(super) fn plan(
     blobs: &[(Wanted, u64)],
     layouts: &[Layout],
     packs: &HashMap<[u8; 32], u64>,
-    alone: &HashMap<Digest, u64>,
+    alone: &HashMap<Digest, Blob>,
 ) -> Plan {
     let mut plan = Plan::default();
     let mut placed = HashSet::new();
     for (wanted, _) in blobs {
-        if let Some(stored) = alone.get(&wanted.digest) {
-            plan.known_alone.push((wanted.digest, wanted.size, *stored));
+        if let Some(known) = alone.get(&wanted.digest) {
+            plan.known_alone.push(Blob { size: wanted.size, ..*known });
             placed.insert(wanted.digest);
         }
     }
     let needed: HashSet<Digest> = blobs.iter().map(|(wanted, _)| wanted.digest).collect();
-    let shared = |layout: &Layout| layout.entries().filter(|entry| needed.contains(&entry.digest)).count();
+    let shared =
+        |layout: &Layout| layout.entries().filter(|entry| needed.contains(&entry.blob.digest)).count();
     let mut by_use: Vec<_> = layouts.iter().map(|layout| (shared(layout), layout)).collect();
     by_use.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
     for (shared, layout) in by_use {
@@ -79,7 +77,8 @@ pub(super) fn plan(
         if !placed.insert(wanted.digest) {
             continue;
         }
-        let blob = (wanted.digest, wanted.size, *stored);
+        let (digest, size) = (wanted.digest, wanted.size);
+        let blob = Blob { digest, size, stored: *stored, packing: Packing::AsInLibrary };
         if *stored > ALONE {
             plan.alone.push(blob);
         } else {
@@ -105,7 +104,7 @@ fn reuse(
             continue;
         };
         for (offset, blobs) in runs(layout, group.id, needed, placed) {
-            placed.extend(blobs.iter().map(|(digest, ..)| *digest));
+            placed.extend(blobs.iter().map(|blob| blob.digest));
             known.push(Known { pack: group.pack, pack_bytes: *bytes, offset: group.offset + offset, blobs });
         }
     }
@@ -117,15 +116,15 @@ fn runs(
     group: GroupId,
     needed: &HashSet<Digest>,
     placed: &HashSet<Digest>,
-) -> Vec<(u64, Vec<Sized>)> {
-    let mut runs: Vec<(u64, Vec<Sized>)> = Vec::new();
+) -> Vec<(u64, Vec<Blob>)> {
+    let mut runs: Vec<(u64, Vec<Blob>)> = Vec::new();
     // The blobs since the last needed one, if they may be included.
-    let mut gap: Option<Vec<Sized>> = None;
+    let mut gap: Option<Vec<Blob>> = None;
     for entry in layout.in_group(group) {
-        let blob = (entry.digest, entry.size, entry.stored);
+        let blob = entry.blob;
         let offset = entry.grouped.map_or(0, |(_, offset)| offset);
-        let is_free = !placed.contains(&entry.digest);
-        if is_free && needed.contains(&entry.digest) {
+        let is_free = !placed.contains(&blob.digest);
+        if is_free && needed.contains(&blob.digest) {
             match (runs.last_mut(), gap.take()) {
                 (Some((_, run)), Some(between)) => {
                     run.extend(between);
@@ -139,7 +138,7 @@ fn runs(
                 between.push(blob);
                 between
             });
-            gap = gap.filter(|between| between.iter().map(|(.., stored)| stored).sum::<u64>() <= GAP);
+            gap = gap.filter(|between| between.iter().map(|blob| blob.stored).sum::<u64>() <= GAP);
         }
     }
     runs
@@ -148,23 +147,23 @@ fn runs(
 /// Fills packs.
 #[derive(Default)]
 struct Packer {
-    packs: Vec<Vec<Vec<Sized>>>,
-    pack: Vec<Vec<Sized>>,
+    packs: Vec<Vec<Vec<Blob>>>,
+    pack: Vec<Vec<Blob>>,
     /// Of the groups in `pack`.
     pack_bytes: u64,
-    group: Vec<Sized>,
+    group: Vec<Blob>,
     group_bytes: u64,
     unit: Option<(Class, usize)>,
 }
 
 impl Packer {
-    fn add(&mut self, wanted: &Wanted, blob: Sized) {
+    fn add(&mut self, wanted: &Wanted, blob: Blob) {
         let limit = match wanted.class {
             Class::Profile | Class::Start | Class::Code => GROUP,
             Class::Data | Class::Rare => SMALL_GROUP,
         };
         let unit = Some((wanted.class, wanted.unit));
-        let (.., stored) = blob;
+        let stored = blob.stored;
         if self.unit != unit || self.group_bytes + stored > limit {
             self.end_group();
             if self.pack_bytes + limit.max(stored) > PACK {
@@ -190,7 +189,7 @@ impl Packer {
         }
     }
 
-    fn finish(mut self) -> Vec<Vec<Vec<Sized>>> {
+    fn finish(mut self) -> Vec<Vec<Vec<Blob>>> {
         self.end_group();
         self.end_pack();
         self.packs
@@ -212,8 +211,12 @@ mod tests {
         (Wanted { digest: digest(n), size: 2 * stored, class, unit: 0, is_file: true }, stored)
     }
 
-    fn numbers(blobs: &[Sized]) -> Vec<u32> {
-        blobs.iter().map(|(digest, ..)| u32::from_le_bytes(digest.bytes()[..4].try_into().unwrap())).collect()
+    fn sized(n: u32, size: u64, stored: u64) -> Blob {
+        Blob { digest: digest(n), size, stored, packing: Packing::AsInLibrary }
+    }
+
+    fn numbers(blobs: &[Blob]) -> Vec<u32> {
+        blobs.iter().map(|blob| u32::from_le_bytes(blob.digest.bytes()[..4].try_into().unwrap())).collect()
     }
 
     #[test]
@@ -224,12 +227,12 @@ mod tests {
         blobs.extend((10..200).map(|n| blob(n, Class::Data, 100 * K)));
         blobs.extend((200..205).map(|n| blob(n, Class::Rare, K)));
         let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
-        assert_eq!(plan.alone, [(digest(3), 2 * (ALONE + 1), ALONE + 1)]);
+        assert_eq!(plan.alone, [sized(3, 2 * (ALONE + 1), ALONE + 1)]);
         assert_eq!(numbers(&plan.packs[0][0]), [1, 2]);
         assert_eq!(numbers(&plan.packs[0][1]), (10..20).collect::<Vec<_>>());
         assert_eq!(numbers(plan.packs.last().unwrap().last().unwrap()), [200, 201, 202, 203, 204]);
         for pack in &plan.packs {
-            let bytes = |blobs: &[Sized]| blobs.iter().map(|(.., stored)| stored).sum::<u64>();
+            let bytes = |blobs: &[Blob]| blobs.iter().map(|blob| blob.stored).sum::<u64>();
             assert!(pack.iter().map(|group| bytes(group)).sum::<u64>() <= PACK);
             assert!(pack.iter().all(|group| bytes(group) <= GROUP));
         }
@@ -249,7 +252,7 @@ mod tests {
     fn layout(pack: u8, blobs: &[(u32, u64)]) -> Layout {
         let mut writer = Writer::default();
         let bytes = blobs.iter().map(|(_, stored)| stored).sum();
-        writer.group([pack; 32], bytes, 0, blobs.iter().map(|(n, stored)| (digest(*n), 2 * stored, *stored)));
+        writer.group([pack; 32], bytes, 0, blobs.iter().map(|(n, stored)| sized(*n, 2 * stored, *stored)));
         Layout::parse(writer.finish()).unwrap()
     }
 
@@ -258,12 +261,12 @@ mod tests {
         let layouts = [layout(1, &[(90, 10), (1, 10), (91, 20), (2, 10), (92, GAP + 1), (3, 10)])];
         let wanted: Vec<_> = [1, 2, 3, 4, 5].map(|n| blob(n, Class::Data, 10)).to_vec();
         let packs = HashMap::from([([1; 32], 60 + GAP + 1)]);
-        let alone = HashMap::from([(digest(5), 17)]);
+        let alone = HashMap::from([(digest(5), Blob { packing: Packing::Zstd, ..sized(5, 0, 17) })]);
         let found = plan(&wanted, &layouts, &packs, &alone);
         let places: Vec<_> = found.known.iter().map(|known| (known.offset, numbers(&known.blobs))).collect();
         assert_eq!(places, [(10, vec![1, 91, 2]), (50 + GAP + 1, vec![3])]);
-        assert_eq!(found.known_alone, [(digest(5), 20, 17)]);
-        assert_eq!(found.packs.concat().concat(), [(digest(4), 20, 10)]);
+        assert_eq!(found.known_alone, [Blob { packing: Packing::Zstd, ..sized(5, 20, 17) }]);
+        assert_eq!(found.packs.concat().concat(), [sized(4, 20, 10)]);
         // A pack that is gone, or another one in its place, is of no use.
         for packs in [HashMap::new(), HashMap::from([([1; 32], 1)])] {
             assert_eq!(plan(&wanted, &layouts, &packs, &alone).packs.concat().concat().len(), 4);

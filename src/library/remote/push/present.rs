@@ -7,8 +7,8 @@ use sha2::{Digest as _, Sha256};
 use super::PushError;
 use crate::library::catalogs::CatalogName;
 use crate::library::digest::Digest;
-use crate::library::remote::head::{self, HEADS, Head, MAX_HEAD};
-use crate::library::remote::layout::Layout;
+use crate::library::remote::head::{self, HEADS, Head, MAX_HEAD, ZSTD};
+use crate::library::remote::layout::{Blob, Layout, Packing};
 use crate::library::remote::{Listed, Objects, StoreError};
 use crate::sys::thread;
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ const HEADS_READ: usize = 64;
 const MAX_LAYOUT: u64 = 256 << 20;
 
 /// The directories of immutable objects.
-const DIRS: [&str; 7] = ["packs", "blobs", "catalogs", "layouts", "profiles", "finds", "bytecode"];
+const DIRS: [&str; 8] = ["packs", "blobs", ZSTD, "catalogs", "layouts", "profiles", "finds", "bytecode"];
 
 /// What a store has.
 #[derive(Debug, Default)]
@@ -30,8 +30,8 @@ pub(super) struct Present {
     pub(super) layouts: Vec<Layout>,
     /// The sizes of packs, by their SHA-256.
     pub(super) packs: HashMap<[u8; 32], u64>,
-    /// The sizes of blobs that are objects of their own.
-    pub(super) alone: HashMap<Digest, u64>,
+    /// Blobs that are objects of their own. The sizes of their contents are not known.
+    pub(super) alone: HashMap<Digest, Blob>,
     /// Names and sizes of catalogs, layouts, profiles, finds and bytecode.
     others: HashMap<String, u64>,
 }
@@ -64,7 +64,13 @@ impl Present {
                         found.packs.insert(sum, bytes);
                     }
                     ("blobs", Ok(digest)) => {
-                        found.alone.insert(digest, bytes);
+                        let packing = Packing::AsInLibrary;
+                        found.alone.insert(digest, Blob { digest, size: 0, stored: bytes, packing });
+                    }
+                    // After those as in the library, in whose place they are: they are smaller.
+                    (ZSTD, Err(_)) => {
+                        let blob = head::packed_blob(&name, bytes);
+                        found.alone.extend(blob.map(|blob| (blob.digest, blob)));
                     }
                     _ => {
                         found.others.insert(format!("{dir}/{name}"), bytes);
@@ -144,7 +150,7 @@ impl Present {
     pub(super) fn add(&mut self, name: &CatalogName, head: Head, layout: Layout) {
         self.packs.extend(layout.packs());
         let alone = layout.entries().filter(|entry| entry.grouped.is_none());
-        self.alone.extend(alone.map(|entry| (entry.digest, entry.stored)));
+        self.alone.extend(alone.map(|entry| (entry.blob.digest, entry.blob)));
         self.heads.insert(name.clone(), head);
         self.layouts.push(layout);
     }

@@ -1,8 +1,8 @@
-//! Reads blobs, verifies them, and sends them.
+//! Reads blobs, verifies them, packs them and sends them.
 //!
 //! Invariant: nothing is sent that was not compared with its digest. Memory: as many packs as are sent at once.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use indicatif::ProgressBar;
@@ -10,18 +10,21 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::PushError;
-use super::plan::{PACK, Plan, Sized};
+use super::plan::{PACK, Plan};
 use super::present::Present;
 use crate::library::Library;
-use crate::library::blob::copy_stored;
+use crate::library::blob::copy_content;
+use crate::library::cache::BlobCache;
+use crate::library::cancellable::Cancellable;
 use crate::library::catalogs::CatalogName;
-use crate::library::digest::Digest;
-use crate::library::remote::layout::Writer;
-use crate::library::remote::{Objects, StoreError, head};
+use crate::library::remote::layout::{Blob, Packing, Writer};
+use crate::library::remote::{Objects, StoreError, head, packing};
 use crate::sys::thread;
 
 /// How many objects are made and sent at once.
 const IN_FLIGHT: usize = 4;
+/// How many bytes are written at once.
+const PIECE: usize = 256 << 10;
 
 /// What was sent, in numbers.
 #[derive(Debug, Default)]
@@ -43,6 +46,8 @@ pub(super) struct Sending<'a> {
     pub(super) store: &'a dyn Objects,
     pub(super) catalog: &'a CatalogName,
     pub(super) present: &'a Present,
+    /// Where large blobs lie until they are sent.
+    pub(super) scratch: &'a BlobCache,
     pub(super) progress: &'a ProgressBar,
     pub(super) cancel: &'a AtomicBool,
     pub(super) sent: &'a Sent,
@@ -52,15 +57,15 @@ pub(super) struct Sending<'a> {
 struct Packed {
     sum: [u8; 32],
     bytes: u64,
-    /// With the sizes that were read. The library may have changed since they were planned.
-    groups: Vec<(u64, Vec<Sized>)>,
+    /// With the sizes of the packed blobs.
+    groups: Vec<(u64, Vec<Blob>)>,
 }
 
 /// An object to be made.
 enum Work<'p> {
     /// The number of the pack, for its place in the layout.
-    Pack(usize, &'p [Vec<Sized>]),
-    Alone(&'p Sized),
+    Pack(usize, &'p [Vec<Blob>]),
+    Alone(&'p Blob),
 }
 
 impl Sending<'_> {
@@ -82,8 +87,8 @@ impl Sending<'_> {
                         packed.lock().push((*number, pack));
                     }
                     Work::Alone(blob) => {
-                        let stored = self.alone(blob)?;
-                        alone.lock().push((blob.0, blob.1, stored));
+                        let blob = self.alone(blob)?;
+                        alone.lock().push(blob);
                     }
                 }
                 Ok::<(), PushError>(())
@@ -102,22 +107,20 @@ impl Sending<'_> {
         }
         let mut alone = alone.into_inner();
         alone.extend(plan.known_alone.iter().copied());
-        alone.iter().for_each(|(digest, size, stored)| writer.alone(*digest, *size, *stored));
+        alone.into_iter().for_each(|blob| writer.alone(blob));
         Ok(writer.finish())
     }
 
-    fn pack(&self, groups: &[Vec<Sized>]) -> Result<Packed, PushError> {
-        let planned: u64 = groups.iter().flatten().map(|(.., stored)| stored).sum();
+    fn pack(&self, groups: &[Vec<Blob>]) -> Result<Packed, PushError> {
+        let planned: u64 = groups.iter().flatten().map(|blob| blob.stored).sum();
         let mut pack = Vec::with_capacity(usize::try_from(planned.min(PACK)).unwrap_or(0));
         let mut placed = Vec::new();
         for group in groups {
             let offset = pack.len() as u64;
             let mut blobs = Vec::new();
-            for (digest, size, planned) in group {
-                let before = pack.len();
-                self.read(digest, *size, &mut pack)?;
-                blobs.push((*digest, *size, (pack.len() - before) as u64));
-                self.progress.inc(*planned);
+            for planned in group {
+                blobs.push(self.read(planned, &mut pack)?);
+                self.progress.inc(planned.stored);
             }
             placed.push((offset, blobs));
         }
@@ -129,49 +132,53 @@ impl Sending<'_> {
         Ok(Packed { sum, bytes, groups: placed })
     }
 
-    /// Sends a blob as an object of its own. Returns the size of its stored bytes.
-    fn alone(&self, (digest, size, planned): &Sized) -> Result<u64, PushError> {
-        let name = head::blob(digest);
-        let bytes = if *planned <= PACK {
-            let mut stored = Vec::new();
-            self.read(digest, *size, &mut stored)?;
-            let bytes = stored.len() as u64;
-            self.store.put(&name, stored)?;
-            bytes
+    /// Sends a blob as an object of its own.
+    fn alone(&self, planned: &Blob) -> Result<Blob, PushError> {
+        let blob = if planned.stored <= PACK {
+            let mut packed = Vec::new();
+            let blob = self.read(planned, &mut packed)?;
+            self.store.put(&head::blob(&blob), packed)?;
+            blob
         } else {
-            self.large(&name, digest, *size)?
+            self.large(planned)?
         };
-        self.progress.inc(*planned);
-        self.sent.add(bytes);
-        Ok(bytes)
+        self.progress.inc(planned.stored);
+        self.sent.add(blob.stored);
+        Ok(blob)
     }
 
-    /// Sends a blob that does not go into memory. It is read twice: to be verified, and then to be sent. Both times it must be
-    /// the same.
-    fn large(&self, name: &str, digest: &Digest, size: u64) -> Result<u64, PushError> {
-        let mut verified = Summed::default();
-        self.read(digest, size, &mut verified)?;
-        let place = || self.library.blob_place(digest);
-        let failed = |source| PushError::Read { place: place(), source };
-        let stored = self.library.blob(digest).map_err(failed)?;
-        let bytes = verified.bytes;
-        let mut again =
-            Again { stored, read: Summed::default(), verified: Some(verified), cancel: self.cancel };
-        match self.store.put_large(name, &mut again) {
+    /// Sends a blob that does not go into memory. Its packed bytes lie in a file without a name until they are sent.
+    fn large(&self, planned: &Blob) -> Result<Blob, PushError> {
+        let failed = |source| PushError::Read {
+            place: self.scratch.place(&planned.digest).display().to_string(),
+            source,
+        };
+        let mut packed = self.scratch.begin().map_err(failed)?;
+        let blob = self.read(planned, BufWriter::with_capacity(PIECE, &packed.file))?;
+        packed.file.rewind().map_err(failed)?;
+        let mut content = Cancellable { inner: &mut packed.file, cancel: self.cancel };
+        match self.store.put_large(&head::blob(&blob), &mut content) {
             Err(StoreError::Content { source, .. }) => {
                 self.go_on()?;
                 Err(failed(source))
             }
-            done => Ok(done.map(|()| bytes)?),
+            done => Ok(done.map(|()| blob)?),
         }
     }
 
-    fn read(&self, digest: &Digest, size: u64, out: &mut dyn Write) -> Result<(), PushError> {
+    /// Writes the packed bytes of a blob to `out`, and compares its content with its digest.
+    fn read(&self, planned: &Blob, out: impl Write) -> Result<Blob, PushError> {
         self.go_on()?;
-        let copied = copy_stored(self.library, digest, size, out);
-        let catalog = || self.catalog.clone();
-        let written = copied.map_err(|source| PushError::Blob { catalog: catalog(), source })?;
-        written.map_err(|source| PushError::Read { place: self.library.blob_place(digest), source })
+        let Blob { digest, size, .. } = *planned;
+        let failed = |source| PushError::Read { place: self.library.blob_place(&digest), source };
+        let mut out = Counted { out: Cancellable { inner: out, cancel: self.cancel }, bytes: 0 };
+        let mut packer = packing::packer(&mut out, size).map_err(failed)?;
+        let copied = copy_content(self.library, &digest, size, &mut packer);
+        let written = copied.map_err(|source| PushError::Blob { catalog: self.catalog.clone(), source })?;
+        let written = written.and_then(|()| packer.finish()?.flush());
+        self.go_on()?;
+        written.map_err(failed)?;
+        Ok(Blob { digest, size, stored: out.bytes, packing: Packing::Zstd })
     }
 
     /// Sends a catalog, a layout or a profile, unless the store has it.
@@ -190,50 +197,20 @@ impl Sending<'_> {
     }
 }
 
-/// The sum of bytes, and their number.
-#[derive(Default)]
-struct Summed {
-    sum: Sha256,
+/// A writer that counts.
+struct Counted<W> {
+    out: W,
     bytes: u64,
 }
 
-impl Write for Summed {
+impl<W: Write> Write for Counted<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.sum.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
+        let n = self.out.write(bytes)?;
+        self.bytes += n as u64;
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Stored bytes that must be those that were verified. Their end is an error if they are not.
-struct Again<'a, R> {
-    stored: R,
-    read: Summed,
-    /// None after the end.
-    verified: Option<Summed>,
-    cancel: &'a AtomicBool,
-}
-
-impl<R: Read> Read for Again<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(io::Error::other("interrupted"));
-        }
-        let n = self.stored.read(buffer)?;
-        self.read.write_all(buffer.get(..n).unwrap_or_default())?;
-        if n == 0
-            && !buffer.is_empty()
-            && let Some(verified) = self.verified.take()
-        {
-            let read = std::mem::take(&mut self.read);
-            if (read.bytes, read.sum.finalize()) != (verified.bytes, verified.sum.finalize()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "it changed while it was read"));
-            }
-        }
-        Ok(n)
+        self.out.flush()
     }
 }
