@@ -67,6 +67,25 @@ fn a_library_comes_back_whole() {
 }
 
 #[test]
+fn a_raw_library_comes_back_as_it_was() {
+    let world = World::with(&library().raw());
+    let (store, to) = (world.path().join("store"), world.path().join("copy"));
+    let url = format!("file://{}", store.display());
+    world.json(["push", "auto", &url]);
+    world.json(["pull", &url, to.to_str().unwrap()]);
+    let blobs = |hololib: &Path| {
+        let library = hololib.join("library");
+        files_below(&library)
+            .into_iter()
+            .map(|path| (path.clone(), std::fs::read(library.join(path)).unwrap()))
+            .collect()
+    };
+    let (pulled, pushed): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        (blobs(&to.join("hololib")), blobs(&world.hololib()));
+    assert!(pulled == pushed && pushed.len() > 60);
+}
+
+#[test]
 fn what_was_changed_in_the_store_is_not_pulled() {
     for damage in ["pack", "blob", "catalog", "gone"] {
         let (world, dir, url) = pushed();

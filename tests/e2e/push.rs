@@ -1,6 +1,6 @@
 //! `holofs push`: what it puts into an object store, and what it does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -13,8 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::common::fixture::gunzip;
 use crate::common::library::pattern;
+use crate::common::push::FileStore;
 use crate::common::store::{SECRET, Store};
-use crate::common::{Library, World, files_below, wait_until};
+use crate::common::{Library, Mounted, World, files_below, wait_until};
 
 /// Bytes that cannot be compressed.
 fn random(len: usize, seed: u64) -> Vec<u8> {
@@ -332,6 +333,34 @@ fn a_later_profile_decides_the_order_with_repack() {
     let first = first_group();
     assert!(first.len() < 20 && read.iter().map(of).all(|digest| first.contains(&digest)), "{first:?}");
     assert_eq!(world.json(["push", "auto", &url, "--repack"])["objects_sent"], 0);
+    assert_whole(&dir, &world.hololib());
+}
+
+/// The first version of the format had blobs as the library has them.
+#[test]
+fn blobs_of_the_first_version_are_used_until_they_are_packed() {
+    let world = World::with(&library());
+    let (dir, url) = store(&world);
+    FileStore::push(&world.hololib(), &dir);
+    let packings = || {
+        let layout = layout(&dir, &heads(&dir).into_values().next().unwrap());
+        layout.entries().map(|entry| entry.blob.packing).collect::<HashSet<_>>()
+    };
+    assert_eq!(world.json(["push", "auto", &url])["catalogs"][0]["blobs_new"], 0);
+    assert_eq!(packings(), HashSet::from([Packing::AsInLibrary]));
+    assert_whole(&dir, &world.hololib());
+    // Another environment adds packed blobs to them.
+    world.add(&second());
+    world.json(["push", "auto", &url, &second().hash()]);
+    assert_whole(&dir, &world.hololib());
+    let args = ["mount", &url, "second", "--blueprint", &second().hash(), "--json"];
+    let other = Mounted::by(&world, "second", world.holofs().args(args));
+    assert_eq!(std::fs::read(other.at("lib/pkg3/new.py")).unwrap(), random(6000, 1001));
+    assert_eq!(std::fs::read(other.at("lib/pkg3/file3.py")).unwrap(), random(5000, 3));
+    other.unmount();
+    world.json(["push", "auto", &url, &library().hash(), "--repack"]);
+    world.json(["push", "auto", &url, &second().hash(), "--repack"]);
+    assert_eq!(packings(), HashSet::from([Packing::Zstd]));
     assert_whole(&dir, &world.hololib());
 }
 

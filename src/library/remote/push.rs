@@ -25,7 +25,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::head::{self, Head, Object};
-use super::layout::{Layout, LayoutError};
+use super::layout::{Blob, Layout, LayoutError, Packing};
 use super::{Objects, StoreError};
 use crate::library::blob::{BlobError, Blobs};
 use crate::library::bytecode::{Bytecode, travel};
@@ -64,7 +64,8 @@ pub struct Push<'a> {
     pub profile: Profile,
     /// holofs's cache directory, with profiles and indexes.
     pub cache_dir: &'a Path,
-    /// Small blobs go into new packs, in the order of the profile, wherever the store has them.
+    /// Small blobs go into new packs, in the order of the profile, wherever the store has them. Large ones are packed if they
+    /// are not.
     pub repack: bool,
     /// Only tell what would be sent.
     pub dry_run: bool,
@@ -147,7 +148,10 @@ pub fn push(
     for name in what.catalogs {
         let found = Found::read(what, name, &stored)?;
         let layouts = if what.repack { &[] } else { &*present.layouts };
-        let plan = plan(&found.blobs, layouts, &present.packs, &present.alone);
+        let usable = |blob: &Blob| !what.repack || blob.packing == Packing::Zstd;
+        let plan = plan(&found.blobs, layouts, &present.packs, |digest| {
+            present.alone.get(digest).copied().filter(usable)
+        });
         let bytes_new = plan.to_send().map(|blob| blob.stored).sum();
         let mut pushed = PushedCatalog {
             catalog: name.to_string(),

@@ -52,13 +52,13 @@ pub(super) fn plan(
     blobs: &[(Wanted, u64)],
     layouts: &[Layout],
     packs: &HashMap<[u8; 32], u64>,
-    alone: &HashMap<Digest, Blob>,
+    alone: impl Fn(&Digest) -> Option<Blob>,
 ) -> Plan {
     let mut plan = Plan::default();
     let mut placed = HashSet::new();
     for (wanted, _) in blobs {
-        if let Some(known) = alone.get(&wanted.digest) {
-            plan.known_alone.push(Blob { size: wanted.size, ..*known });
+        if let Some(known) = alone(&wanted.digest) {
+            plan.known_alone.push(Blob { size: wanted.size, ..known });
             placed.insert(wanted.digest);
         }
     }
@@ -226,7 +226,7 @@ mod tests {
         blobs.push(blob(3, Class::Profile, ALONE + 1));
         blobs.extend((10..200).map(|n| blob(n, Class::Data, 100 * K)));
         blobs.extend((200..205).map(|n| blob(n, Class::Rare, K)));
-        let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
+        let plan = plan(&blobs, &[], &HashMap::new(), |_| None);
         assert_eq!(plan.alone, [sized(3, 2 * (ALONE + 1), ALONE + 1)]);
         assert_eq!(numbers(&plan.packs[0][0]), [1, 2]);
         assert_eq!(numbers(&plan.packs[0][1]), (10..20).collect::<Vec<_>>());
@@ -243,7 +243,7 @@ mod tests {
     fn a_group_ends_with_its_unit() {
         let mut blobs: Vec<_> = (0..6).map(|n| blob(n, Class::Code, 10)).collect();
         blobs.iter_mut().skip(2).for_each(|(wanted, _)| wanted.unit = 1);
-        let plan = plan(&blobs, &[], &HashMap::new(), &HashMap::new());
+        let plan = plan(&blobs, &[], &HashMap::new(), |_| None);
         let groups: Vec<_> = plan.packs[0].iter().map(|group| numbers(group)).collect();
         assert_eq!(groups, [vec![0, 1], vec![2, 3, 4, 5]]);
     }
@@ -261,15 +261,17 @@ mod tests {
         let layouts = [layout(1, &[(90, 10), (1, 10), (91, 20), (2, 10), (92, GAP + 1), (3, 10)])];
         let wanted: Vec<_> = [1, 2, 3, 4, 5].map(|n| blob(n, Class::Data, 10)).to_vec();
         let packs = HashMap::from([([1; 32], 60 + GAP + 1)]);
-        let alone = HashMap::from([(digest(5), Blob { packing: Packing::Zstd, ..sized(5, 0, 17) })]);
-        let found = plan(&wanted, &layouts, &packs, &alone);
+        let alone = |wanted: &Digest| {
+            (*wanted == digest(5)).then_some(Blob { packing: Packing::Zstd, ..sized(5, 0, 17) })
+        };
+        let found = plan(&wanted, &layouts, &packs, alone);
         let places: Vec<_> = found.known.iter().map(|known| (known.offset, numbers(&known.blobs))).collect();
         assert_eq!(places, [(10, vec![1, 91, 2]), (50 + GAP + 1, vec![3])]);
         assert_eq!(found.known_alone, [Blob { packing: Packing::Zstd, ..sized(5, 20, 17) }]);
         assert_eq!(found.packs.concat().concat(), [sized(4, 20, 10)]);
         // A pack that is gone, or another one in its place, is of no use.
         for packs in [HashMap::new(), HashMap::from([([1; 32], 1)])] {
-            assert_eq!(plan(&wanted, &layouts, &packs, &alone).packs.concat().concat().len(), 4);
+            assert_eq!(plan(&wanted, &layouts, &packs, alone).packs.concat().concat().len(), 4);
         }
     }
 
@@ -280,7 +282,7 @@ mod tests {
             [layout(1, &[(1, 10), (90, 10), (2, 10)]), layout(2, &[(2, 10), (3, 10), (90, 10), (4, 10)])];
         let wanted: Vec<_> = [1, 2, 3, 4].map(|n| blob(n, Class::Data, 10)).to_vec();
         let packs = HashMap::from([([1; 32], 30), ([2; 32], 40)]);
-        let found = plan(&wanted, &layouts, &packs, &HashMap::new());
+        let found = plan(&wanted, &layouts, &packs, |_| None);
         let mut all: Vec<u32> = found.known.iter().flat_map(|known| numbers(&known.blobs)).collect();
         all.sort_unstable();
         assert_eq!(all, [1, 2, 3, 4, 90]);
