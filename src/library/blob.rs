@@ -475,7 +475,7 @@ impl Blobs {
         audience: Audience<'_>,
     ) -> Result<File, BlobError> {
         let cache_error = |source| self.cache_error(digest, source);
-        if self.is_far() && !pending.in_memory && size > group::WRITTEN_OUT {
+        if self.is_far() && !pending.in_memory && size > group::RESERVED {
             // A full disk is noticed before anything is fetched in vain.
             fd::reserve(&pending.file, size).map_err(|errno| cache_error(errno.into()))?;
         }
@@ -504,8 +504,11 @@ impl Blobs {
         let file = self.cache.commit_as(stamp, pending, digest, size).map_err(cache_error)?;
         self.note_checked(digest);
         if fd::has_name(&file).map_err(|errno| cache_error(errno.into()))? {
-            // Cloning a file waits until its bytes are written out.
-            fd::start_writeback(&file);
+            // Cloning a file waits until its bytes are written out. A machine that fetches has other work to do first, and
+            // hardly ever clones what it has just got.
+            if !self.is_far() {
+                fd::start_writeback(&file);
+            }
         } else {
             let kept = Arc::new(reopened(&file).map_err(cache_error)?);
             let closed_later = self.unkept.lock().put(*digest, kept, in_memory);

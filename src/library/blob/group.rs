@@ -35,9 +35,8 @@ const TWICE: Duration = Duration::from_millis(250);
 /// How often to look whether the store answers somebody, after the time limit.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// For larger blobs the disk has to have room before they are fetched. They are written out at once: a clone of one waits for
-/// that.
-pub(super) const WRITTEN_OUT: u64 = 128 * 1024;
+/// For larger blobs the disk has to have room before they are fetched.
+pub(super) const RESERVED: u64 = 128 * 1024;
 
 impl Blobs {
     /// Whether the library is on another machine.
@@ -245,10 +244,7 @@ impl Rest {
         };
         match read {
             Ok(()) => {
-                let file = self.cache.commit(pending, digest, size)?;
-                if size > WRITTEN_OUT {
-                    fd::start_writeback(&file);
-                }
+                self.cache.commit(pending, digest, size)?;
                 Ok(true)
             }
             Err(super::Fault::Taken(error)) => Err(error),
