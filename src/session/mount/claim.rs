@@ -219,8 +219,6 @@ impl Claim<'_> {
     /// Goes on with a claim of an earlier worker, which may have released rcc's lock. Its descriptor is then closed, and
     /// the number may be in use.
     pub(in crate::session) fn resume(&mut self, is_open: impl Fn(RawFd) -> bool) {
-        // Programs may have seen the space, or `status` says why it never answered.
-        self.keep();
         if self.lock.as_ref().and_then(MetaLock::fd).is_some_and(|fd| !is_open(fd)) {
             std::mem::forget(self.lock.take());
         }

@@ -174,6 +174,8 @@ impl<'p> PendingMount<'p> {
     /// the mount may have closed it.
     fn take_over(&mut self, worker: &Worker, handoff: &Handoff, device: &Device) -> Result<bool, Error> {
         let plan = self.plan;
+        // Before anything can fail: programs may have changed the space, or `status` says why it never answered.
+        self.claim.keep();
         let resent = worker.task == Task::Serve;
         let taken = keeper::take_over(handoff, resent.then_some(device.fd.as_fd()), plan.settings.resends);
         let Taken { open, resent } = taken.map_err(Error::os(plan.state_dir(), "close_range for"))?;
