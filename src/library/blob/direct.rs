@@ -15,14 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use libdeflater::Decompressor;
 
-use super::read::{AT_ONCE, Fault, read_through};
+use super::read::{Fault, read_through};
 use super::{BlobError, Blobs};
 use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 use crate::metrics::Counter;
 use crate::sys::surroundings;
 
-/// Blobs that are larger than [`AT_ONCE`], up to this size, as long as the buffers of all threads have room.
+/// Blobs up to this size, in bytes, are unpacked at once.
+const AT_ONCE: u64 = 4 << 20;
+/// Larger ones up to this size, as long as the buffers of all threads have room.
 const LARGE: u64 = 16 << 20;
 /// The most bytes that the buffers for the content of larger ones have together.
 const BUFFERS: u64 = 64 << 20;

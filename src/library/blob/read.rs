@@ -8,7 +8,7 @@ use std::io::{self, BufReader, Cursor, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
-use crate::library::catalog::write::{gzip, gzip_at_once};
+use crate::library::catalog::write::gzip;
 use crate::library::digest::{Digest, Hasher};
 use crate::library::stored::StoredBlob;
 
@@ -45,9 +45,6 @@ fn unpacked<'a>(mut stored: impl Read + 'a, digest: &Digest) -> io::Result<Box<d
 fn wrong_size(found: u64, size: u64) -> String {
     format!("it has {found} bytes, the catalog says {size}")
 }
-
-/// Blobs up to this size, in bytes, are unpacked or packed at once.
-pub(super) const AT_ONCE: u64 = 4 << 20;
 
 /// Why a blob was not read to its end.
 #[derive(Debug)]
@@ -189,11 +186,6 @@ pub(crate) fn copy_verified(
         if digest.is_raw() {
             return read_through(&mut stored, digest, Some(size), &mut |bytes| out.write_all(bytes))
                 .map(drop);
-        }
-        if size <= AT_ONCE {
-            let mut content = Vec::new();
-            read_through(&mut stored, digest, Some(size), &mut |bytes| content.write_all(bytes))?;
-            return gzip_at_once(&content).and_then(|packed| out.write_all(&packed)).map_err(Fault::Taken);
         }
         let mut packed = gzip(out);
         read_through(&mut stored, digest, Some(size), &mut |bytes| packed.write_all(bytes))?;

@@ -8,7 +8,6 @@ use std::io::{self, BufWriter, Write};
 
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
-use libdeflater::{CompressionLvl, Compressor};
 use serde::{Serialize, Serializer};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
@@ -104,20 +103,6 @@ pub(crate) fn write_info(header: &Header, file: &mut File) -> io::Result<()> {
 /// A stream that compresses as Go does: no name, no time, and an unknown operating system in the gzip header.
 pub(crate) fn gzip<W: Write>(out: W) -> GzEncoder<W> {
     GzBuilder::new().operating_system(255).write(out, LEVEL)
-}
-
-/// As [`gzip`], of content that is in memory as a whole, in half the time.
-///
-/// # Errors
-/// None is known: there is such a level, and the bound is always enough.
-pub(crate) fn gzip_at_once(content: &[u8]) -> io::Result<Vec<u8>> {
-    let level = i32::try_from(LEVEL.level()).map_err(io::Error::other)?;
-    let level = CompressionLvl::new(level).map_err(|error| io::Error::other(format!("{error:?}")))?;
-    let mut compressor = Compressor::new(level);
-    let mut out = vec![0; compressor.gzip_compress_bound(content.len())];
-    let len = compressor.gzip_compress(content, &mut out).map_err(io::Error::other)?;
-    out.truncate(len);
-    Ok(out)
 }
 
 /// The Go `FileMode` of an `st_mode`.
