@@ -141,7 +141,7 @@ impl BlobCache {
         size <= self.limit
     }
 
-    fn tmp(&self) -> PathBuf {
+    pub(super) fn tmp(&self) -> PathBuf {
         self.dir.join("tmp")
     }
 

@@ -11,10 +11,13 @@ use holofs::library::remote::head::{self, Head};
 use holofs::library::remote::layout::{Entry, Layout, Packing};
 use sha2::{Digest as _, Sha256};
 
+use crate::common::as_user::root_or_skip;
 use crate::common::fixture::gunzip;
+use crate::common::image::Image;
 use crate::common::library::pattern;
 use crate::common::push::FileStore;
 use crate::common::store::{SECRET, Store};
+use crate::common::world::finish;
 use crate::common::{Library, Mounted, World, files_below, wait_until};
 
 /// Bytes that cannot be compressed.
@@ -252,6 +255,27 @@ fn a_catalog_with_a_bad_blob_is_not_published() {
     }
 }
 
+/// The packed bytes of a large blob lie in the cache until they are sent.
+#[test]
+fn a_cache_without_room_is_named_and_nothing_is_published() {
+    if !root_or_skip() {
+        return;
+    }
+    let world = World::with(&library().file("lib/huge.so", &random(20 << 20, 5)));
+    let (dir, url) = store(&world);
+    let image = Image::new("ext4", 16);
+    let cache = image.path().join("cache");
+    let push = || finish(world.holofs().args(["push", "auto", &url]).env("HOLOFS_CACHE_DIR", &cache));
+    let done = push();
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{done:?}");
+    assert!(done.stderr.contains(&format!("{}/blobs/tmp: ", cache.display())), "{done:?}");
+    assert!(done.stderr.contains("HOLOFS_CACHE_DIR"), "{done:?}");
+    assert!(!dir.join("heads").exists());
+    assert_eq!(files_below(&cache.join("blobs")), [""; 0].map(PathBuf::from));
+    world.json(["push", "auto", &url]);
+    assert_whole(&dir, &world.hololib());
+}
+
 #[test]
 fn what_cannot_be_pushed_is_said_in_one_line() {
     let world = World::sample();
@@ -385,18 +409,16 @@ fn a_killed_push_to_s3_is_repeated() {
     child.kill().unwrap();
     child.wait().unwrap();
     s3.go_on();
-    let done = crate::common::world::finish(&mut command(&["push", "auto", &url, "--json"]));
+    let done = finish(&mut command(&["push", "auto", &url, "--json"]));
     assert_eq!(done.code, 0, "{done:?}");
     assert_whole(&s3.objects(&url), &world.hololib());
-    let done = crate::common::world::finish(&mut command(&["push", "auto", &url, "--debug"]));
+    let done = finish(&mut command(&["push", "auto", &url, "--debug"]));
     assert!(done.code == 0 && done.stderr.contains("0 objects sent"), "{done:?}");
     assert!(!done.stderr.contains(SECRET));
-    let done = crate::common::world::finish(command(&["config", "--json"]).env("AWS_REGION", "somewhere"));
+    let done = finish(command(&["config", "--json"]).env("AWS_REGION", "somewhere"));
     assert!(done.stdout.contains("AWS_SECRET_ACCESS_KEY") && !done.stdout.contains(SECRET), "{done:?}");
     // Wrong credentials.
-    let done = crate::common::world::finish(
-        command(&["push", "auto", &url]).env("AWS_SECRET_ACCESS_KEY", "s3cr3t-other"),
-    );
+    let done = finish(command(&["push", "auto", &url]).env("AWS_SECRET_ACCESS_KEY", "s3cr3t-other"));
     assert_eq!((done.code, done.stdout.as_str()), (3, ""), "{done:?}");
     assert!(done.stderr.contains("access denied") && !done.stderr.contains("s3cr3t"), "{done:?}");
 }

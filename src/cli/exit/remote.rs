@@ -1,8 +1,8 @@
 //! The advice for errors of object stores.
 
 use super::{
-    Advice, CATALOG_AGAIN, CERTIFICATE, CONFIG, FAILED, Failure, INTEGRITY, INTERRUPTED, LIBRARY, USAGE,
-    only, try_this,
+    Advice, CATALOG_AGAIN, CERTIFICATE, CONFIG, FAILED, Failure, INTERRUPTED, LIBRARY, USAGE,
+    is_about_writing, only, try_this,
 };
 use crate::library::remote::StoreError;
 use crate::library::remote::push::PushError;
@@ -54,7 +54,10 @@ impl Advice for PushError {
         match self {
             Self::Library(error) => error.advice(),
             Self::Blob { source, .. } => source.advice(),
-            Self::Read { .. } => try_this(INTEGRITY, "again while nothing else uses the library"),
+            Self::Pack { source, .. } if is_about_writing(source) => {
+                try_this(FAILED, "free some space, or HOLOFS_CACHE_DIR on another disk")
+            }
+            Self::Pack { .. } => only(FAILED),
             Self::Profile { .. } => {
                 try_this(USAGE, "--profile with a profile of this environment, auto or none")
             }

@@ -111,9 +111,9 @@ pub enum PushError {
     /// A blob is missing, or is not what its digest says.
     #[error("catalog {catalog}: {source}")]
     Blob { catalog: CatalogName, source: BlobError },
-    /// A blob changed or became unreadable while it was sent.
+    /// The packed bytes of a blob could not be kept until they are sent: in memory (then `place` is the blob), or in a file.
     #[error("{place}: {source}")]
-    Read { place: String, source: io::Error },
+    Pack { place: String, source: io::Error },
     #[error("profile {path}: {source}")]
     Profile { path: PathBuf, source: io::Error },
     #[error(transparent)]

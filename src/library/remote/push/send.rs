@@ -149,12 +149,10 @@ impl Sending<'_> {
 
     /// Sends a blob that does not go into memory. Its packed bytes lie in a file without a name until they are sent.
     fn large(&self, planned: &Blob) -> Result<Blob, PushError> {
-        let failed = |source| PushError::Read {
-            place: self.scratch.place(&planned.digest).display().to_string(),
-            source,
-        };
+        let failed = |source| PushError::Pack { place: self.scratch.tmp().display().to_string(), source };
         let mut packed = self.scratch.begin().map_err(failed)?;
-        let blob = self.read(planned, BufWriter::with_capacity(PIECE, &packed.file))?;
+        let out = BufWriter::with_capacity(PIECE, &packed.file);
+        let blob = self.packed(planned, out)?.map_err(failed)?;
         packed.file.rewind().map_err(failed)?;
         let mut content = Cancellable { inner: &mut packed.file, cancel: self.cancel };
         match self.store.put_large(&head::blob(&blob), &mut content) {
@@ -166,19 +164,27 @@ impl Sending<'_> {
         }
     }
 
-    /// Writes the packed bytes of a blob to `out`, and compares its content with its digest.
-    fn read(&self, planned: &Blob, out: impl Write) -> Result<Blob, PushError> {
+    /// Adds the packed bytes of a blob to those in memory.
+    fn read(&self, planned: &Blob, out: &mut Vec<u8>) -> Result<Blob, PushError> {
+        let failed = |source| PushError::Pack { place: self.library.blob_place(&planned.digest), source };
+        self.packed(planned, out)?.map_err(failed)
+    }
+
+    /// Writes the packed bytes of a blob to `out`, and compares its content with its digest. The inner error is that of `out`
+    /// or of packing.
+    fn packed(&self, planned: &Blob, out: impl Write) -> Result<io::Result<Blob>, PushError> {
         self.go_on()?;
         let Blob { digest, size, .. } = *planned;
-        let failed = |source| PushError::Read { place: self.library.blob_place(&digest), source };
         let mut out = Counted { out: Cancellable { inner: out, cancel: self.cancel }, bytes: 0 };
-        let mut packer = packing::packer(&mut out, size).map_err(failed)?;
+        let mut packer = match packing::packer(&mut out, size) {
+            Ok(packer) => packer,
+            Err(error) => return Ok(Err(error)),
+        };
         let copied = copy_content(self.library, &digest, size, &mut packer);
         let written = copied.map_err(|source| PushError::Blob { catalog: self.catalog.clone(), source })?;
         let written = written.and_then(|()| packer.finish()?.flush());
         self.go_on()?;
-        written.map_err(failed)?;
-        Ok(Blob { digest, size, stored: out.bytes, packing: Packing::Zstd })
+        Ok(written.map(|()| Blob { digest, size, stored: out.bytes, packing: Packing::Zstd }))
     }
 
     /// Sends a catalog, a layout or a profile, unless the store has it.
