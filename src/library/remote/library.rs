@@ -26,7 +26,7 @@ use super::fetch::{Fetcher, GroupKey, in_the_middle, of_store};
 use super::head::{self, HEADS, Head, MAX_HEAD, Object};
 use super::layout::{Blob, Entry, Group, Layout};
 use super::local::{self, Local};
-use super::packing::{self, Slice};
+use super::packing;
 use super::ranges::Ranges;
 use super::{Objects, StoreError};
 use crate::library::cache::BlobCache;
@@ -35,7 +35,7 @@ use crate::library::catalogs::{CatalogEntry, CatalogName, CatalogStamp, Catalogs
 use crate::library::digest::Digest;
 use crate::library::memory::LruBySize;
 use crate::library::stored::{StoredBlob, StoredBlobs};
-use crate::library::turn::{self, FetchAlone, Member, Turn, Waiting};
+use crate::library::turn::{FetchAlone, Member, Turn, Waiting};
 use crate::library::{Latency, Library, LibraryError, RemoteTrouble};
 use crate::metrics::Contact;
 use crate::sys::fd::read_full;
@@ -353,7 +353,7 @@ impl RemoteLibrary {
             let at = group.offset.saturating_add(offset);
             let bytes = store.get_within(&name, Some(at..at.saturating_add(stored)), stored, patience);
             let bytes = Arc::new(bytes.map_err(|error| of_store(&error))?);
-            Ok(member(&bytes, &blob, 0))
+            Ok(packing::of_bytes(&bytes, &blob, 0))
         }))
     }
 
@@ -438,7 +438,7 @@ impl Library for RemoteLibrary {
         // Whoever reads all blobs reads the others of the group next.
         let _turn = self.local.lock(key(&group), self.how.timeout, &|| false);
         let bytes = self.fetcher(group, since).map_err(|error| of_store(&error))?.fetch()?;
-        Ok(member(&bytes, &entry.blob, offset))
+        Ok(packing::of_bytes(&bytes, &entry.blob, offset))
     }
 
     fn has_blob(&self, digest: &Digest) -> io::Result<bool> {
@@ -484,7 +484,7 @@ impl Library for RemoteLibrary {
         {
             let member = Member { digest: *digest, size: entry.blob.size };
             let alive = Arc::clone(&self.alive);
-            let group = move || Ok(in_group(layout, group, bytes));
+            let group = move || Ok(packing::in_group(layout, group, bytes));
             return Ok(Some(Turn::group(None, Box::new(group), vec![member], alive)));
         }
         let members = layout
@@ -494,7 +494,7 @@ impl Library for RemoteLibrary {
         let fetcher = self.fetcher(group, waiting.since).map_err(|error| of_store(&error))?;
         Ok(Some(Turn::group(
             lock,
-            Box::new(move || Ok(in_group(layout, group, fetcher.fetch()?))),
+            Box::new(move || Ok(packing::in_group(layout, group, fetcher.fetch()?))),
             members,
             Arc::clone(&self.alive),
         )))
@@ -591,22 +591,6 @@ impl Library for RemoteLibrary {
 fn place(layout: &Layout, entry: &Entry) -> io::Result<Option<(Group, u64)>> {
     let Some((id, offset)) = entry.grouped else { return Ok(None) };
     Ok(Some((layout.group(id).ok_or(io::ErrorKind::NotFound)?, offset)))
-}
-
-/// A blob of a group whose bytes are in memory, `offset` bytes from its beginning.
-fn member(group: &Arc<Vec<u8>>, blob: &Blob, offset: u64) -> StoredBlob {
-    let end = offset.saturating_add(blob.stored);
-    let range = usize::try_from(offset).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
-    packing::unpacked_slice(Slice { bytes: Arc::clone(group), range }, blob.packing)
-}
-
-/// Gives the blobs of a group whose bytes are in memory.
-fn in_group(layout: Arc<Layout>, group: Group, bytes: Arc<Vec<u8>>) -> turn::Group {
-    Box::new(move |digest| {
-        let entry = layout.find(digest)?;
-        let (id, offset) = entry.grouped?;
-        (id == group.id).then(|| member(&bytes, &entry.blob, offset))
-    })
 }
 
 /// A number for a group, which is the same in each process.

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use zstd::stream::{read::Decoder, write::Encoder};
 
-use super::layout::Packing;
+use super::layout::{Blob, Group, Layout, Packing};
 use crate::library::stored::StoredBlob;
+use crate::library::turn;
 
 /// The level. The next higher ones take twice the time for one byte in a hundred.
 const LEVEL: i32 = 9;
@@ -34,12 +35,24 @@ pub(super) fn unpacked(stored: impl Read + Send + 'static, packing: Packing) -> 
     }
 }
 
-/// As [`unpacked`], of bytes in memory.
-pub(super) fn unpacked_slice(stored: Slice, packing: Packing) -> StoredBlob {
-    match packing {
+/// A blob of a store, `offset` bytes from the beginning of bytes that are in memory.
+pub(super) fn of_bytes(bytes: &Arc<Vec<u8>>, blob: &Blob, offset: u64) -> StoredBlob {
+    let end = offset.saturating_add(blob.stored);
+    let range = usize::try_from(offset).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(usize::MAX);
+    let stored = Slice { bytes: Arc::clone(bytes), range };
+    match blob.packing {
         Packing::AsInLibrary => StoredBlob::new(stored, None),
         Packing::Zstd => StoredBlob::of_content(Unpacking::Packed(Some(stored))),
     }
+}
+
+/// Gives the blobs of a group whose bytes are in memory.
+pub(super) fn in_group(layout: Arc<Layout>, group: Group, bytes: Arc<Vec<u8>>) -> turn::Group {
+    Box::new(move |digest| {
+        let entry = layout.find(digest)?;
+        let (id, offset) = entry.grouped?;
+        (id == group.id).then(|| of_bytes(&bytes, &entry.blob, offset))
+    })
 }
 
 /// A writer of the content of a blob of `size` bytes. Its packed bytes go to `out`.
@@ -76,9 +89,9 @@ impl<R: BufRead> Read for Unpacking<R> {
 }
 
 /// A part of bytes in memory.
-pub(super) struct Slice {
-    pub(super) bytes: Arc<Vec<u8>>,
-    pub(super) range: Range<usize>,
+struct Slice {
+    bytes: Arc<Vec<u8>>,
+    range: Range<usize>,
 }
 
 impl Read for Slice {
@@ -102,6 +115,7 @@ impl BufRead for Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::library::digest::Digest;
 
     fn packed(content: &[u8]) -> Vec<u8> {
         let mut packer = packer(Vec::new(), content.len() as u64).unwrap();
@@ -111,8 +125,9 @@ mod tests {
 
     fn read(packed: &[u8]) -> io::Result<Vec<u8>> {
         let (mut content, bytes) = (Vec::new(), Arc::new([b"before", packed, b"after"].concat()));
-        let range = 6..6 + packed.len();
-        unpacked_slice(Slice { bytes, range }, Packing::Zstd).read_to_end(&mut content)?;
+        let (digest, stored) = (Digest::Sha256([0; 32]), packed.len() as u64);
+        let blob = Blob { digest, size: 0, stored, packing: Packing::Zstd };
+        of_bytes(&bytes, &blob, 6).read_to_end(&mut content)?;
         let mut again = Vec::new();
         unpacked(io::Cursor::new(packed.to_vec()), Packing::Zstd).read_to_end(&mut again)?;
         assert_eq!(content, again);
