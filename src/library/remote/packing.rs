@@ -18,7 +18,7 @@ use super::layout::{Blob, Group, Layout, Packing};
 use crate::library::stored::StoredBlob;
 use crate::library::turn;
 
-/// The level. The next higher ones take twice the time for one byte in a hundred.
+/// The level. The next higher ones take twice the time for half a percent.
 const LEVEL: i32 = 9;
 /// The largest window, as a power of two in bytes. A reader needs this much memory for each blob that it unpacks.
 const WINDOW: u32 = 23;
