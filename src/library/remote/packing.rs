@@ -1,7 +1,7 @@
 //! How blobs are packed for the store: each is a frame of Zstandard.
 //!
 //! rcc compresses at its fastest level, because a library is written once for each machine. A store is written once and
-//! read by all machines, so more time goes into it: a quarter fewer bytes, which are unpacked in half the time.
+//! read by all machines, so more time goes into it, for a third fewer bytes.
 //!
 //! Each blob has a frame of its own, not each group, so that a later push can use a part of a group.
 //!
